@@ -1,0 +1,119 @@
+"""Every knob once, with its default: the original's published setting where it has one.
+
+Other config files start from `get_config()` here and state only what differs.
+"""
+
+from ml_collections import ConfigDict
+
+# One entry of `data.datasets`. `spec` names a standardisation in vla_jax/data/oxe; `dir` is the
+# version folder that holds dataset_info.json, features.json and the TFRecord shards.
+DATASET = {"spec": "", "dir": "", "weight": 1.0}
+
+
+def get_config() -> ConfigDict:
+    """The defaults: Kosmos-2, policy head, LSTM (RoboVLMs' released setting)."""
+    c = ConfigDict()
+    c.seed = 123  # initial weights, order of the samples, dropout, augmentation
+
+    m = c.model = ConfigDict()
+    m.backbone = ConfigDict(
+        {
+            "name": "kosmos2",  # which VLM: a file in vla_jax/models/backbones
+            "hf_dir": "",  # Hugging Face folder (config.json, *.safetensors, tokenizer); "" = random
+            "arch": ConfigDict(
+                {}, allow_dotted_keys=True
+            ),  # overrides of config.json, same nesting
+        }
+    )
+    m.backbone.arch.unlock()
+    m.structure = ConfigDict(
+        {
+            "kind": "policy_head",  # policy_head: the VLM sees one step, the head sees the window
+            "window": 16,  # W, steps of history
+            "chunk": 10,  # F, actions predicted at every step
+            "latent": 1,  # action tokens a step
+            "cameras": ("primary", "wrist"),  # views the model takes; a missing one is an error
+            "text_len": 32,  # text columns, prompt included; longer prompts are an error
+            # per_row: the action token stands before each row's </s>, whatever the padding, so a
+            # batch of one equals any other. padded_column: the original's training layout.
+            "act_insert": "per_row",
+        }
+    )
+    m.head = ConfigDict(
+        {
+            "kind": "lstm",  # a file in vla_jax/models/heads
+            "hidden": 1024,  # width of the recurrent state
+            "layers": 4,  # recurrent layers
+            "down_sample": "none",  # none: flatten the latents; pooling: max over them
+        }
+    )
+    m.action_dim = 7  # arm dimensions + 1 gripper
+    m.dropout = True  # the backbone's own dropout rates, in training
+    m.dtype = "bfloat16"  # activations; parameters and the loss stay float32
+    m.remat = "full"  # what the backward pass recomputes: full | dots | none
+
+    c.data = ConfigDict(
+        {
+            "datasets": (),  # tuple of dicts like DATASET above
+            "train_split": "train",  # TFDS split
+            "val_split": "val",  # when absent, the last val_fraction of the train trajectories
+            "val_fraction": 0.05,  # see above
+            "normalization": "q99",  # arm scaling: q99 | bounds | normal | none
+            "clip": 1.0,  # then clip to +-clip and stretch to +-1 (RoboVLMs: 0.65)
+            "cache_dir": "",  # where indices live; "" = beside the data, else ~/.cache/vla_jax
+            "index": "auto",  # auto: reuse a valid index; rebuild: make it anew
+            "threads": 2,  # decoding threads a process
+            "prefetch": 4,  # batches kept ready
+            "block": 16384,  # samples per mixture block; proportions are exact over one block
+        }
+    )
+    c.augment = ConfigDict(
+        {
+            "shift": ConfigDict(
+                {}
+            ),  # camera -> pixels of random shift (CALVIN: primary 10, wrist 4)
+            "crop_scale": 1.0,  # area of the random resized crop; 1 = off (OXE: 0.9)
+            "brightness": 0.0,  # additive, +- this (OXE: 0.2)
+            "contrast": 0.0,  # factor 1 +- this (OXE: 0.2)
+            "saturation": 0.0,  # factor 1 +- this (OXE: 0.2)
+            "hue": 0.0,  # +- this turn (OXE: 0.05)
+            "per_frame": False,  # shift: a new draw for every frame (the original) or one a window
+        }
+    )
+    c.augment.shift.unlock()
+    c.optim = ConfigDict(
+        {
+            "learning_rate": 2e-5,  # peak
+            "schedule": "constant",  # constant | cosine (to 0) | half_cosine (to min_scale)
+            "min_scale": 0.01,  # floor of half_cosine, as a share of the peak
+            "warmup_steps": 2500,  # linear from 0
+            "weight_decay": 0.0,  # on every parameter, as in the original
+            "b1": 0.9,  # AdamW
+            "b2": 0.999,  # AdamW
+            "eps": 1e-8,  # AdamW
+            "clip_norm": 1.0,  # global gradient norm; 0 = off (the original's shipped configs)
+            "gripper_weight": 0.01,  # loss = arm Huber + this * gripper BCE
+            "frozen": (),  # path regexes of parameters that do not train, kept in bfloat16
+        }
+    )
+    c.mesh = ConfigDict(
+        {
+            "data": 1,  # replicas of the parameters
+            "fsdp": -1,  # parameters and optimizer split over these
+            "tensor": 1,  # heads and hidden units split over these
+        }
+    )
+    c.train = ConfigDict(
+        {
+            "steps": 50000,  # optimizer steps
+            "batch_size": 128,  # windows a step, over all devices
+            "log_every": 10,  # steps
+            "eval_every": 10000,  # steps; 0 = only at the end
+            "eval_batches": 100,  # validation batches at most
+            "save_every": 5000,  # steps; the last step is always saved
+            "keep": 3,  # newest checkpoints kept
+            "tensorboard": False,  # also write event files to WORKDIR/tensorboard
+            "wandb": "",  # wandb project; "" = off
+        }
+    )
+    return c

@@ -1,0 +1,268 @@
+"""Frozen configuration dataclasses and the one strict step from a config file to them.
+
+Config files (`configs/*.py`) build an `ml_collections.ConfigDict`; `resolve` turns it into a
+`Config` once, at the edge. Nothing below `launch/` sees a ConfigDict. Defaults live in
+`configs/base.py` and nowhere else; here are names, types and legal values.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message lists every problem."""
+
+
+def choice(*options: str) -> Any:
+    """A string field restricted to `options`."""
+    return field(metadata={"choices": options})
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The pretrained VLM: which one, from where, and overrides of its HF config.json."""
+
+    name: str
+    hf_dir: str
+    arch: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StructureConfig:
+    """How history and action meet the VLM."""
+
+    kind: str
+    window: int
+    chunk: int
+    latent: int
+    cameras: tuple[str, ...]
+    text_len: int
+    act_insert: str = choice("per_row", "padded_column")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """How features become actions."""
+
+    kind: str
+    hidden: int
+    layers: int
+    down_sample: str = choice("none", "pooling")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone x structure x head, and how they are computed."""
+
+    backbone: BackboneConfig
+    structure: StructureConfig
+    head: HeadConfig
+    action_dim: int
+    dropout: bool
+    dtype: str = choice("float32", "bfloat16")
+    remat: str = choice("full", "dots", "none")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """One dataset of the mixture."""
+
+    spec: str
+    dir: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The mixture and how trajectories become samples."""
+
+    datasets: tuple[DatasetConfig, ...]
+    train_split: str
+    val_split: str
+    val_fraction: float
+    clip: float
+    cache_dir: str
+    threads: int
+    prefetch: int
+    block: int
+    normalization: str = choice("q99", "bounds", "normal", "none")
+    index: str = choice("auto", "rebuild")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the images, drawn on the device from the sample number."""
+
+    shift: dict[str, int]
+    crop_scale: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    per_frame: bool
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float
+    min_scale: float
+    warmup_steps: int
+    weight_decay: float
+    b1: float
+    b2: float
+    eps: float
+    clip_norm: float
+    gripper_weight: float
+    frozen: tuple[str, ...]
+    schedule: str = choice("constant", "cosine", "half_cosine")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 means all that are left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run and what it writes."""
+
+    steps: int
+    batch_size: int
+    log_every: int
+    eval_every: int
+    eval_batches: int
+    save_every: int
+    keep: int
+    tensorboard: bool
+    wandb: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of a run."""
+
+    seed: int
+    model: ModelConfig
+    data: DataConfig
+    augment: AugmentConfig
+    optim: OptimConfig
+    mesh: MeshConfig
+    train: TrainConfig
+
+
+def resolve(raw: Mapping[str, Any]) -> Config:
+    """ConfigDict or plain nested dict -> `Config`.
+
+    Raises:
+        ConfigError: listing every unknown key (with the nearest legal one), missing key, wrong
+            type and illegal value at once.
+    """
+    raw = raw.to_dict() if hasattr(raw, "to_dict") else raw  # type: ignore[union-attr]
+    problems: list[str] = []
+    config = _build(Config, raw, "", problems)
+    if not problems:
+        problems += _cross_checks(config)
+    if problems:
+        raise ConfigError(f"{len(problems)} problem(s) in the config:\n  " + "\n  ".join(problems))
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Inverse of `resolve`: JSON-serialisable nested dict."""
+    return dataclasses.asdict(config)
+
+
+def _cross_checks(config: Config) -> list[str]:
+    from vla_jax.types import CAMERAS
+
+    structure, data, problems = config.model.structure, config.data, []
+    for camera in structure.cameras:
+        if camera not in CAMERAS:
+            problems.append(f"model.structure.cameras: {camera!r} is none of {list(CAMERAS)}")
+    for camera in config.augment.shift:
+        if camera not in CAMERAS:
+            problems.append(f"augment.shift: {camera!r} is none of {list(CAMERAS)}")
+    if not structure.cameras:
+        problems.append("model.structure.cameras: name at least one camera")
+    if not data.datasets:
+        problems.append("data.datasets: name at least one dataset")
+    positive = {
+        "model.structure.window": structure.window,
+        "model.structure.chunk": structure.chunk,
+        "model.structure.latent": structure.latent,
+        "model.structure.text_len": structure.text_len,
+        "train.batch_size": config.train.batch_size,
+        "train.steps": config.train.steps,
+        "data.clip": data.clip,
+    }
+    problems += [f"{name}: must be positive, not {v}" for name, v in positive.items() if v <= 0]
+    problems += [
+        f"data.datasets[{i}].weight: must be positive, not {d.weight}"
+        for i, d in enumerate(data.datasets)
+        if d.weight <= 0
+    ]
+    if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
+        problems.append("mesh: only one axis may be -1")
+    return problems
+
+
+def _build(cls: type, raw: Any, path: str, problems: list[str]) -> Any:
+    if not isinstance(raw, Mapping):
+        problems.append(f"{path or 'config'}: expected a group of keys, not {raw!r}")
+        return None
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    where = path + "." if path else ""
+    for key in raw:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"legal keys: {sorted(fields)}"
+            problems.append(f"{where}{key}: unknown key; {hint}")
+    values = {}
+    for name, spec in fields.items():
+        if name not in raw:
+            problems.append(f"{where}{name}: missing")
+            continue
+        value = _convert(hints[name], raw[name], where + name, problems)
+        options = spec.metadata.get("choices")
+        if options and value not in options:
+            problems.append(f"{where}{name}: {value!r} is none of {list(options)}")
+        values[name] = value
+    return cls(**values) if len(values) == len(fields) else None
+
+
+def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path, problems)  # type: ignore[arg-type]
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        inner = typing.get_args(hint)[0]
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            problems.append(f"{path}: expected a list, not {value!r}")
+            return ()
+        return tuple(_convert(inner, v, f"{path}[{i}]", problems) for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            problems.append(f"{path}: expected a dict, not {value!r}")
+            return {}
+        return {str(k): v for k, v in value.items()}
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is not Any and (not isinstance(value, hint) or (hint is int and value is True)):
+        problems.append(f"{path}: expected {hint.__name__}, not {value!r}")
+    return value
