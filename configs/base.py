@@ -19,10 +19,9 @@ def get_config() -> ConfigDict:
     m.backbone = ConfigDict(
         {
             "name": "kosmos2",  # which VLM: a file in vla_jax/models/backbones
-            "hf_dir": "",  # Hugging Face folder (config.json, *.safetensors, tokenizer); "" = random
-            "arch": ConfigDict(
-                {}, allow_dotted_keys=True
-            ),  # overrides of config.json, same nesting
+            # Hugging Face folder (config.json, *.safetensors, tokenizer.json); "" = random weights.
+            "hf_dir": "",
+            "arch": ConfigDict({}),  # overrides of the VLM's config.json, same nesting
         }
     )
     m.backbone.arch.unlock()
@@ -69,9 +68,7 @@ def get_config() -> ConfigDict:
     )
     c.augment = ConfigDict(
         {
-            "shift": ConfigDict(
-                {}
-            ),  # camera -> pixels of random shift (CALVIN: primary 10, wrist 4)
+            "shift": ConfigDict({}),  # camera -> pixels of random shift (CALVIN: 10, wrist 4)
             "crop_scale": 1.0,  # area of the random resized crop; 1 = off (OXE: 0.9)
             "brightness": 0.0,  # additive, +- this (OXE: 0.2)
             "contrast": 0.0,  # factor 1 +- this (OXE: 0.2)
