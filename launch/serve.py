@@ -40,7 +40,8 @@ def main() -> int:
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
     except (OSError, ValueError) as error:
         logging.debug("traceback of the error below", exc_info=True)
-        print(f"serve.py: {error}", file=sys.stderr)
+        text = error.strerror if isinstance(error, OSError) and not error.filename else None
+        print(f"serve.py: {text or error}", file=sys.stderr)
         return 1
     return 0
 

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from fakes import CHUNK, CountingPolicy
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as _connect
 
+from tests.serve.fakes import CHUNK, CountingPolicy
 from vla_jax.serve import server, wire
 
 IMAGE: Any = np.full((8, 8, 3), 7, np.uint8)

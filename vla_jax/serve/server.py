@@ -214,12 +214,16 @@ def check_port(host: str, port: int) -> None:
     """Fail now, not after minutes of loading and compiling, if the port cannot be bound.
 
     Raises:
-        OSError: as binding it would.
+        OSError: naming the address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = f"cannot listen on {uri_of(host, port)}: {error.strerror}"
+            raise OSError(error.errno, f"{reason}; choose another --port or --host") from error
 
 
 def run(policy: protocol.Policy, options: ServerOptions, ready: Callable[[str], None]) -> None:
