@@ -1,5 +1,6 @@
 import concurrent.futures
 import http.client
+import inspect
 import socket
 import threading
 import time
@@ -18,7 +19,9 @@ IMAGE: Any = np.full((8, 8, 3), 7, np.uint8)
 
 
 def connect(uri, **options) -> Any:
-    return _connect(uri, compression=None, max_size=None, proxy=None, legacy=True, **options)
+    if "legacy" in inspect.signature(_connect).parameters:  # websockets 17
+        options["legacy"] = True
+    return _connect(uri, compression=None, max_size=None, proxy=None, **options)
 
 
 def obs(prompt: Any = "go", **changes):
