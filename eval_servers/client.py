@@ -68,6 +68,7 @@ class PolicyClient:
         self._request_timeout = request_timeout
         self._options = _connect_options(uri)
         self._socket: Any = None
+        self._greeting = b""
         self._connect()
 
     def infer(self, obs: Dict[str, Any]) -> Dict[str, Any]:
@@ -143,7 +144,8 @@ class PolicyClient:
             left = max(deadline - time.monotonic(), 0.1)
             try:
                 socket = connect(self.uri, open_timeout=min(left, 10.0), **self._options)
-                metadata = wire.unpack(socket.recv(timeout=10.0))
+                greeting: Any = socket.recv(timeout=10.0)
+                metadata = wire.unpack(greeting)
                 break
             except InvalidURI as error:
                 raise PolicyServerError("server {!r}: {}".format(self.uri, error)) from None
@@ -163,14 +165,14 @@ class PolicyClient:
                 )
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
-        if self.metadata and metadata != self.metadata:
+        if self._greeting not in (b"", greeting):
             socket.close()
             raise PolicyServerError(
                 "{} now serves another policy than before: {} instead of {}".format(
                     self.uri, metadata, self.metadata
                 )
             )
-        self.metadata, self._socket = metadata, socket
+        self.metadata, self._greeting, self._socket = metadata, greeting, socket
         return socket
 
 

@@ -20,6 +20,7 @@ from typing import Any, Callable, Deque, Iterable, Iterator, List, Optional, Tup
 log = logging.getLogger(__name__)
 
 MAX_TRIES = 2  # of one job
+_START_SECONDS = 600.0  # for a worker to make its simulator; ray-traced ones compile for minutes
 _GOODBYE_SECONDS = 20.0  # for a worker to close its simulator
 
 
@@ -76,7 +77,7 @@ def run(
         jobs: what to do, in order.
         prepare: job -> the (picklable) message for the handler, called when the job is handed out.
         workers: processes.
-        timeout: seconds a job, or starting a worker, may take before the worker is killed.
+        timeout: seconds a job may take before its worker counts as hung and is killed.
         fatal: exceptions that end the whole run, such as an unreachable policy server.
 
     Raises:
@@ -94,7 +95,7 @@ def run(
                 if worker.ready and worker.job is None and todo:
                     _assign(worker, todo.popleft(), prepare)
             for worker in _reporting(crew, timeout):
-                kind, value = _receive(worker, timeout)
+                kind, value = _receive(worker)
                 if kind == "ready":
                     worker.ready = True
                 elif kind == "fatal":
@@ -136,16 +137,18 @@ def _reporting(crew: List[_Worker], timeout: float) -> List[_Worker]:
     """Workers with something to read, and those past their time."""
     readable = connection.wait([worker.pipe for worker in crew], timeout=min(timeout, 1.0))
     now = time.monotonic()
-    return [w for w in crew if w.pipe in readable or (_busy(w) and now - w.since > timeout)]
+    return [w for w in crew if w.pipe in readable or now - w.since > _patience(w, timeout)]
 
 
-def _busy(worker: _Worker) -> bool:
-    return worker.job is not None or not worker.ready
+def _patience(worker: _Worker, timeout: float) -> float:
+    if not worker.ready:
+        return _START_SECONDS
+    return timeout if worker.job is not None else float("inf")
 
 
-def _receive(worker: _Worker, timeout: float) -> Tuple[str, Any]:
+def _receive(worker: _Worker) -> Tuple[str, Any]:
     if not worker.pipe.poll():
-        return "crash", "no answer within {:g} s".format(timeout)
+        return "crash", "no answer within {:.0f} s".format(time.monotonic() - worker.since)
     try:
         return worker.pipe.recv()
     except (EOFError, OSError):
@@ -161,7 +164,7 @@ def _dismiss(crew: List[_Worker]) -> None:
     for worker in crew:
         if not worker.ready or not worker.pipe.poll(_GOODBYE_SECONDS):
             continue
-        kind, value = _receive(worker, _GOODBYE_SECONDS)
+        kind, value = _receive(worker)
         if kind == "fatal":
             raise PoolError(value)
         worker.process.join(timeout=_GOODBYE_SECONDS)
@@ -170,20 +173,33 @@ def _dismiss(crew: List[_Worker]) -> None:
 def _work(pipe: Any, make_handler: Callable[[], Any], fatal: Tuple) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
+        for report in _reports(pipe, make_handler, fatal):
+            pipe.send(report)
+    except (BrokenPipeError, ConnectionResetError):  # the parent is gone
+        log.debug("nobody listens any more")
+
+
+def _reports(pipe: Any, make_handler: Callable[[], Any], fatal: Tuple) -> Iterator[Tuple[str, Any]]:
+    """What a worker has to say, one message after another, until it is dismissed or fails."""
+    try:
         handler = make_handler()
-        pipe.send(("ready", None))
+        yield "ready", None
         while True:
-            message = pipe.recv()
+            message = _next_message(pipe)
             if message is None:
                 break
-            pipe.send(("result", handler(message)))
+            yield "result", handler(message)
         handler.close()
-        pipe.send(("closed", None))
-    except EOFError:  # the parent is gone
-        return
+        yield "closed", None
     except fatal as error:
-        pipe.send(("fatal", str(error)))
+        yield "fatal", str(error)
     except Exception as error:
-        log.debug("worker failed", exc_info=True)
-        where = traceback.format_exc(limit=-1).strip().splitlines()
-        pipe.send(("crash", "{}: {} ({})".format(type(error).__name__, error, where[1].strip())))
+        where = traceback.format_exc(limit=-1).strip().splitlines()[1].strip()
+        yield "crash", "{}: {} ({})".format(type(error).__name__, error, where)
+
+
+def _next_message(pipe: Any) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:  # the parent is gone, which dismisses as well
+        return None

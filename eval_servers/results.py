@@ -140,9 +140,10 @@ def open_run(out_dir: str, protocol: Dict[str, Any], resume: bool) -> List[Dict[
         ResultsError: the folder holds results and `resume` is off, or they are of another protocol.
     """
     os.makedirs(out_dir, exist_ok=True)
-    protocol = json.loads(json.dumps(protocol))
+    protocol = plain(protocol)
     episodes, record = os.path.join(out_dir, EPISODES), os.path.join(out_dir, PROTOCOL)
-    if not os.path.exists(episodes) or not os.path.exists(record):
+    rows = merge_rows([load_rows(episodes)]) if os.path.exists(episodes) else []
+    if not rows:
         write_score(record, protocol)
         with open(episodes, "w", encoding="utf-8"):
             return []
@@ -150,20 +151,27 @@ def open_run(out_dir: str, protocol: Dict[str, Any], resume: bool) -> List[Dict[
         raise ResultsError(
             "{} holds results already: resume that run, or name another folder".format(out_dir)
         )
-    with open(record, encoding="utf-8") as file:
-        before = json.load(file)
+    try:
+        with open(record, encoding="utf-8") as file:
+            before = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ResultsError("{} cannot be resumed: {}".format(out_dir, error)) from None
     changed = [key for key in {**before, **protocol} if before.get(key) != protocol.get(key)]
     if changed:
         listing = "; ".join(
             "{}: {} then, {} now".format(key, before.get(key), protocol.get(key)) for key in changed
         )
         raise ResultsError("{} is of another run: {}".format(out_dir, listing))
-    rows = merge_rows([load_rows(episodes)])
     beside = episodes + ".tmp"
     with open(beside, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     os.replace(beside, episodes)
     return rows
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON gives it back; numpy numbers and arrays become numbers and lists."""
+    return json.loads(json.dumps(value, default=lambda v: v.tolist()))
 
 
 def load_run(path: str) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:

@@ -240,7 +240,7 @@ def evaluate(
         results.ResultsError: DIR holds other results.
     """
     with PolicyClient(options.server, options.connect_timeout) as client:
-        metadata = client.metadata
+        metadata = results.plain(client.metadata)
         ActionChunks(client, options.execute_steps)  # refuses a k beyond the chunk before spawning
     record = dict(
         protocol,
@@ -297,7 +297,7 @@ class _Handler:
     ) -> None:
         self._options, self._save_video = options, save_video
         self._client = PolicyClient(options.server, options.connect_timeout)
-        if self._client.metadata != metadata:
+        if results.plain(self._client.metadata) != metadata:
             raise PolicyServerError(
                 "{} changed its policy during the evaluation".format(options.server)
             )

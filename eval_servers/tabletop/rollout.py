@@ -131,6 +131,9 @@ def main(arguments: Sequence[str]) -> int:
     except (PolicyServerError, pool.PoolError, OSError, ValueError) as error:
         print("rollout: {}".format(error), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nrollout: interrupted; --resume goes on from here", file=sys.stderr)
+        return 130
     print(
         "success {success_rate:.1%} ({successes}/{episodes}, 95 % interval {wilson_low:.1%} to"
         " {wilson_high:.1%})".format(**score)

@@ -2,6 +2,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eval_servers import results
@@ -142,3 +143,23 @@ def test_command_errors_are_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         results._main(["report", "--run", "nameless", "--out", "x"])
     assert "NAME=DIR" in capsys.readouterr().err
+
+
+def test_a_folder_with_results_is_never_written_over(tmp_path):
+    make_run(tmp_path, [row(0)])
+    (tmp_path / "protocol.json").unlink()
+    for resume in (False, True):
+        with pytest.raises(results.ResultsError, match="resume"):
+            results.open_run(str(tmp_path), {"environment": "fake"}, resume)
+    assert len(results.load_rows(str(tmp_path / "episodes.jsonl"))) == 1
+
+
+def test_a_run_that_ended_before_its_first_episode_may_start_again(tmp_path):
+    assert results.open_run(str(tmp_path), {"a": 1}, resume=False) == []
+    assert results.open_run(str(tmp_path), {"a": 2}, resume=False) == []
+    assert json.loads((tmp_path / "protocol.json").read_text()) == {"a": 2}
+
+
+def test_plain_makes_numpy_json():
+    value = {"mean": np.array([1.0, 2.0]), "n": np.int64(3), "t": (1, 2)}
+    assert results.plain(value) == {"mean": [1.0, 2.0], "n": 3, "t": [1, 2]}

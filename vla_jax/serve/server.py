@@ -167,7 +167,7 @@ class PolicyServer:
         actions = np.asarray(reply[protocol.ACTIONS_KEY])
         if not np.isfinite(actions).all():
             raise FloatingPointError("the actions are not finite; nothing was sent to the robot")
-        return reply, session, time.perf_counter() - start
+        return {**reply, protocol.ACTIONS_KEY: actions}, session, time.perf_counter() - start
 
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
