@@ -101,13 +101,11 @@ def settle(blocks, free):
     for i in sorted(free, key=lambda k: blocks[k, 2]):
         for _ in range(len(blocks)):
             j = support(blocks, i)
-            if j < 0:
-                blocks[i, 2] = BLOCK_HALF
-                break
-            blocks[i, 2] = blocks[j, 2] + 2 * BLOCK_HALF
             away = blocks[i, :2] - blocks[j, :2]
             norm = np.hypot(*away)
-            if norm <= BLOCK_HALF:
+            if j < 0 or norm <= BLOCK_HALF:
                 break
             beside_it = blocks[j, :2] + away / norm * (2 * BLOCK_RADIUS + TOUCH)
             blocks[i, :2] = np.clip(beside_it, BLOCK_LOW, BLOCK_HIGH)
+        j = support(blocks, i)
+        blocks[i, 2] = BLOCK_HALF if j < 0 else blocks[j, 2] + 2 * BLOCK_HALF

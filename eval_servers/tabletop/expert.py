@@ -19,6 +19,7 @@ from eval_servers.tabletop.layout import (
     APERTURE_OPEN,
     BLOCK_HALF,
     BUTTON,
+    BUTTON_TRIP,
     KNOB_HALF,
     PAD_HALF,
     PADS,
@@ -171,6 +172,8 @@ def _put_down(info, held):
 def _press(info, word):
     if info["scene_info"]["led"] == (word == "on"):
         return _rest(info, CLOSE)
+    if info["scene_info"]["button"] >= BUTTON_TRIP:
+        return _rest(info, CLOSE)  # pressed already: it must come up before the next press
     target, _ = _approach(info, BUTTON, WORK_Z["button"], hover=0.08, band=(0.02, 0.06))
     return target, CLOSE
 

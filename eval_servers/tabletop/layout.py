@@ -41,7 +41,7 @@ KNOB_TOP = 0.06
 
 # The tool point is the middle between the two fingertips. Fingers open along the tool's x axis.
 FINGER_HALF = (0.006, 0.012, 0.045)
-FINGER_RADIUS = 0.008
+FINGER_RADIUS = 0.003  # for pushing: a gripped block is just touched
 APERTURE_OPEN = 0.12  # metres between the fingers' inner faces
 APERTURE_RATE = 0.06  # metres a control step
 GRASP_ALONG = 0.028  # how far a block's centre may be off the line between the fingers

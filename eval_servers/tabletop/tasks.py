@@ -140,6 +140,26 @@ def solved_tasks(start_info: Dict[str, Any], info: Dict[str, Any]) -> List[str]:
     return [task for task in TASKS if solved(task, start_info, info)]
 
 
+def startable(task: str, info: Dict[str, Any]) -> bool:
+    """Whether the task makes sense in this state: it can be done and is not done already.
+
+    For choosing the next task of a chain that goes on without a reset.
+
+    Raises:
+        ValueError: if there is no such task.
+    """
+    kind, words = parse(task)
+    scene = info["scene_info"]
+    if kind == "lift":
+        return bool(scene["blocks"][words[0]]["pos"][2] <= LIFT_HEIGHT)
+    if kind == "place":
+        block = scene["blocks"][words[0]]
+        return block["held"] or not on_pad(block["pos"], words[1])
+    if kind == "led":
+        return scene["led"] != (words[0] == "on")
+    return bool(scene["slider"] > 0.5) == (words[0] == "left")
+
+
 def initial_conditions(task: Optional[str], rng: Any) -> Dict[str, Any]:
     """Draw a start state in which `task` is possible and not done; None for any state.
 

@@ -119,7 +119,7 @@ class World:
             if dz <= 0:
                 self._lift(dz)
         self._fingers(int(a[6]))
-        contact.settle(self.blocks, self._free())
+        self._fall()
         self._press()
 
     def get_info(self) -> dict[str, Any]:
@@ -188,19 +188,31 @@ class World:
             discs.append(contact.Disc(x, y, BLOCK_RADIUS, z - BLOCK_HALF, z + BLOCK_HALF))
         return discs
 
+    def _fall(self):
+        """Let what is unsupported fall, and part what then touches.
+
+        Two rounds, since a block that is pushed away may itself lose its support.
+        """
+        for _ in range(2):
+            contact.settle(self.blocks, self._free())
+            parted = contact.push(self.blocks, self._free(), self._discs())
+            if parted is None or (parted == self.blocks).all():
+                return
+            self.blocks = parted
+        contact.settle(self.blocks, self._free())
+
     def _shift(self, dx, dy, turn):
         """Move sideways and turn, pushing what can be pushed; stay if something jams."""
         before = self.blocks.copy(), self.yaw.copy(), self.tool.copy(), self.tool_yaw, self.knob
         low, high = list(TOOL_LOW[:2]), list(TOOL_HIGH[:2])
+        yaw = float(np.mod(self.tool_yaw + turn + np.pi, 2 * np.pi) - np.pi)
         if 0 <= self.held < KNOB:
-            offset = self.blocks[self.held, :2] - self.tool[:2]
+            offset = rotate(self.grip[:2], yaw)
             low = np.maximum(low, BLOCK_LOW - offset)
             high = np.minimum(high, BLOCK_HIGH - offset)
         riders = self._riders()
         self.tool[:2] = np.clip(self.tool[:2] + (dx, dy), low, high)
-        self.tool_yaw = float(
-            np.arctan2(np.sin(self.tool_yaw + turn), np.cos(self.tool_yaw + turn))
-        )
+        self.tool_yaw = yaw
         self._carry(riders)
         if not self._make_room(riders):
             self.blocks, self.yaw, self.tool, self.tool_yaw, self.knob = before
@@ -213,6 +225,7 @@ class World:
             self.tool[:2] + rotate(self.grip[:2], self.tool_yaw), self.tool[2] + self.grip[2]
         )
         self.blocks[riders] += where - self.blocks[self.held]
+        self.blocks[riders, :2] = np.clip(self.blocks[riders, :2], BLOCK_LOW, BLOCK_HIGH)
         self.blocks[self.held] = where
         self.yaw[self.held] = self.tool_yaw + self.grip[3]
 
@@ -324,6 +337,7 @@ class World:
                 self.held, self.aperture = i, 2 * BLOCK_HALF
                 self.grasps[i] += 1
                 self._carry(self._riders())
+                self._shift(0.0, 0.0, 0.0)
                 return
         else:
             across, along = rotate(np.array([self.knob, RAIL_Y]) - self.tool[:2], -self.tool_yaw)
