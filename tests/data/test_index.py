@@ -45,7 +45,7 @@ def test_low_dimensional_arrays_and_text(bridge, tmp_path):
 def test_index_lies_beside_the_data_and_moves_with_it(copy, tmp_path):
     open_index(copy, "train", LOW)
     assert list(copy.glob("vla_index/*/index.json"))
-    moved = shutil.move(copy, tmp_path / "elsewhere")
+    moved = copy.rename(tmp_path / "elsewhere")
     before = next((moved / "vla_index").glob("*/index.json")).stat().st_mtime_ns
     index = open_index(moved, "train", LOW)
     assert next((moved / "vla_index").glob("*/index.json")).stat().st_mtime_ns == before

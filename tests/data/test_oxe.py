@@ -28,7 +28,7 @@ def test_binarise_gripper_equals_a_backward_scan(seed):
 def test_binarise_gripper_worked_example():
     position = np.array([0.5, 1.0, 0.6, 0.02, 0.4, 0.99, 0.3], np.float32)
     found = ops.binarise_gripper(position)
-    np.testing.assert_array_equal(found, np.float32([1, 1, 0, 0, 1, 1, 0.3]))
+    np.testing.assert_array_equal(found, np.array([1, 1, 0, 0, 1, 1, 0.3], np.float32))
 
 
 @pytest.fixture

@@ -79,3 +79,15 @@ def test_from_dir_without_a_tokenizer(tmp_path):
 def test_unknown_token(tokenizer):
     with pytest.raises(KeyError, match="<image>"):
         tokenizer.token_id("<image>")
+
+
+def test_from_dir_converts_a_slow_tokenizer(tmp_path):
+    pytest.importorskip("transformers")
+    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3, "Ġ": 4, "Ġab": 5}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nĠ ab\n")
+    described = {"tokenizer_class": "GPT2Tokenizer", "pad_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
+    ids, mask = Tokenizer.from_dir(tmp_path).encode("ab ab", 4)
+    assert ids.tolist() == [3, 5, 0, 0]
+    assert mask.sum() == 2
