@@ -1,0 +1,166 @@
+"""Random changes of the images, on the device, drawn from each sample's own number.
+
+Legend: b batch · w window · h, x camera's height and width · s the model's size
+
+The draws of a sample depend on the seed, the sample number and the camera, and on nothing else:
+the same pixels come after a restart, on another mesh and in a batch of another size. One draw
+serves all frames of a window, except the shift's where `per_frame` is set.
+
+The order and the definitions are the reference pipelines': crop, brightness, contrast,
+saturation and hue of octo and openvla (dlimp's augmentations, values clipped to [0, 1] after each
+but the crop, which cannot leave it), then the random shift of RoboVLMs' CALVIN loader.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8, UInt32
+
+from vla_jax.config import AugmentConfig
+from vla_jax.models.image import ImageSpec, normalize, preprocess, resize
+from vla_jax.types import CAMERAS, Observation
+
+# Each operation draws from its own key, so switching one on does not move another's draws.
+_CROP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _SHIFT = range(6)
+
+
+def augment(
+    observation: Observation,
+    sample: UInt32[Array, "b 2"],
+    seed: int,
+    config: AugmentConfig,
+    spec: ImageSpec,
+    train: bool,
+) -> Observation:
+    """Resize to the model's size, change at random when training, normalise.
+
+    Args:
+        observation: with uint8 images [b, w, h, x, 3].
+        sample: sample numbers as (high, low) words.
+        seed: of the run.
+        config: which changes and how strong; what is off costs nothing.
+        spec: of the backbone.
+        train: False leaves only `preprocess`.
+
+    Returns:
+        The observation with float32 images [b, w, s, s, 3]. Frames that `image_mask` calls
+        padding are black before normalisation.
+    """
+    images = {}
+    for camera, pixels in observation.images.items():
+        shift = config.shift.get(camera, 0) if train else 0
+        if not train or not (shift or _any(config)):
+            images[camera] = preprocess(pixels, spec)
+            continue
+        keys = jax.vmap(lambda number, i=CAMERAS.index(camera): _key(seed, number, i))(sample)
+        small = resize(pixels, spec.size, spec.size, spec.resample).astype(jnp.float32) / 255.0
+        changed = jax.vmap(lambda key, x, p=shift: _window(key, x, config, p))(keys, small)
+        if config.brightness:  # the only change that lights up a black frame
+            mask = observation.image_mask[camera][..., None, None, None]
+            changed = jnp.where(mask, changed, 0.0)
+        images[camera] = normalize(changed, spec)
+    return replace(observation, images=images)
+
+
+def _any(config: AugmentConfig) -> bool:
+    colour = (config.brightness, config.contrast, config.saturation, config.hue)
+    return config.crop_scale != 1.0 or any(colour)
+
+
+def _key(seed: int, number: UInt32[Array, "2"], camera: int) -> PRNGKeyArray:
+    key = jax.random.fold_in(jax.random.key(seed), number[0])
+    return jax.random.fold_in(jax.random.fold_in(key, number[1]), camera)
+
+
+def _window(
+    key: PRNGKeyArray, x: Float[Array, "w s s 3"], config: AugmentConfig, shift: int
+) -> Float[Array, "w s s 3"]:
+    """All changes of one window of one camera; pixels in [0, 1]."""
+
+    def draw(operation: int, low: float, high: float) -> Array:
+        return jax.random.uniform(jax.random.fold_in(key, operation), (), jnp.float32, low, high)
+
+    if config.crop_scale != 1.0:
+        side = config.crop_scale**0.5
+        corner = jax.random.uniform(jax.random.fold_in(key, _CROP), (2,), maxval=1.0 - side)
+        x = crop_resize(x, corner, side)
+    if config.brightness:
+        x = jnp.clip(x + draw(_BRIGHTNESS, -config.brightness, config.brightness), 0.0, 1.0)
+    if config.contrast:
+        mean = x.mean((-3, -2), keepdims=True)
+        factor = draw(_CONTRAST, 1.0 - config.contrast, 1.0 + config.contrast)
+        x = jnp.clip((x - mean) * factor + mean, 0.0, 1.0)
+    if config.saturation:
+        x = scale_saturation(x, draw(_SATURATION, 1.0 - config.saturation, 1.0 + config.saturation))
+    if config.hue:
+        x = turn_hue(x, draw(_HUE, -config.hue, config.hue))
+    if shift:
+        count = x.shape[0] if config.per_frame else 1
+        place = jax.random.fold_in(key, _SHIFT)
+        offsets = jax.random.randint(place, (count, 2), 0, 2 * shift + 1) - shift
+        x = jax.vmap(move)(x, jnp.broadcast_to(offsets, (x.shape[0], 2)))
+    return x
+
+
+def crop_resize(
+    x: Float[Array, "w s s 3"], corner: Float[Array, "2"], side: float
+) -> Float[Array, "w s s 3"]:
+    """Bilinear enlargement of a square crop to the whole, as `tf.image.crop_and_resize`.
+
+    Args:
+        x: pixels.
+        corner: top and left of the crop, as shares of the image.
+        side: of the crop, as a share of the image.
+    """
+    size = x.shape[-2]
+    grid = jnp.arange(size, dtype=jnp.float32)
+
+    def matrix(start: Array) -> Array:
+        position = (start * (size - 1) + grid * side)[:, None]
+        return jnp.maximum(0.0, 1.0 - jnp.abs(position - grid[None]))
+
+    exact = jax.lax.Precision.HIGHEST
+    x = jnp.einsum("wijc,yi->wyjc", x, matrix(corner[0]), precision=exact)
+    return jnp.einsum("wyjc,xj->wyxc", x, matrix(corner[1]), precision=exact)
+
+
+def scale_saturation(x: Float[Array, "*lead 3"], factor: Array) -> Float[Array, "*lead 3"]:
+    """HSV saturation times `factor`, clipped to [0, 1]; hue and value stay.
+
+    In HSV each channel is v * (1 - s * k) with k set by the hue alone, so scaling s scales each
+    channel's distance to v.
+    """
+    value = x.max(-1, keepdims=True)
+    chroma = value - x.min(-1, keepdims=True)
+    limit = value / jnp.where(chroma > 0, chroma, 1.0)  # the factor at which saturation is 1
+    factor = jnp.where(chroma > 0, jnp.minimum(factor, limit), 1.0)
+    return jnp.clip(value - (value - x) * factor, 0.0, 1.0)
+
+
+def turn_hue(x: Float[Array, "*lead 3"], turn: Array) -> Float[Array, "*lead 3"]:
+    """HSV hue plus `turn` (1 = once around); saturation and value stay."""
+    red, green, blue = x[..., 0], x[..., 1], x[..., 2]
+    value, low = x.max(-1), x.min(-1)
+    chroma = value - low
+    safe = jnp.where(chroma > 0, chroma, 1.0)
+    sixth = jnp.where(
+        value == red,
+        (green - blue) / safe,
+        jnp.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+    )
+    # Smith (1978): the channel at n in (5, 3, 1) is v - chroma * clip(min(k, 4 - k), 0, 1).
+    k = (jnp.asarray((5.0, 3.0, 1.0)) + sixth[..., None] + 6.0 * turn) % 6.0
+    return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
+
+
+def move(x: Float[Array, "s s 3"], offset: Array) -> Float[Array, "s s 3"]:
+    """The image moved by whole pixels; edges repeat, which is a crop of a replicate-padded image.
+
+    Args:
+        x: pixels.
+        offset: int32 [2], rows and columns; pixel (i, j) is taken from (i, j) + offset.
+    """
+    grid = jnp.arange(x.shape[0])
+    rows, columns = (jnp.clip(grid + offset[i], 0, x.shape[0] - 1) for i in range(2))
+    return x[rows][:, columns]
