@@ -134,16 +134,12 @@ def resize(
     return images
 
 
-def normalize(
-    images: Float[Array, "*lead 3"], spec: ImageSpec
-) -> Float[Array, "*lead 3"]:
+def normalize(images: Float[Array, "*lead 3"], spec: ImageSpec) -> Float[Array, "*lead 3"]:
     """[0, 1] -> the backbone's units: subtract the mean, then divide, in float32."""
     return (images - jnp.asarray(spec.mean, jnp.float32)) / jnp.asarray(spec.std, jnp.float32)
 
 
-def preprocess(
-    images: UInt8[Array, "*lead h x 3"], spec: ImageSpec
-) -> Float[Array, "*lead s s 3"]:
+def preprocess(images: UInt8[Array, "*lead h x 3"], spec: ImageSpec) -> Float[Array, "*lead s s 3"]:
     """Resize, scale to [0, 1], normalise: torchvision's Resize, ToTensor, Normalize.
 
     Raises:
@@ -153,4 +149,3 @@ def preprocess(
         raise TypeError(f"images: expected uint8 pixels, not {images.dtype}")
     images = resize(images, spec.size, spec.size, spec.resample)
     return normalize(images.astype(jnp.float32) / 255.0, spec)
-

@@ -21,8 +21,10 @@ from vla_jax.config import AugmentConfig
 from vla_jax.models.image import ImageSpec, normalize, preprocess, resize
 from vla_jax.types import CAMERAS, Observation
 
-# Each operation draws from its own key, so switching one on does not move another's draws.
-_CROP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _SHIFT = range(6)
+# Every window draws one row of uniform numbers, whatever is on: [crop top, crop left, brightness,
+# contrast, saturation, hue, then (rows, columns) of the shift for each frame]. So switching one
+# change on moves no other's draw, and a hash function is compiled once a camera, not once a change.
+_CROP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _SHIFT = 0, 2, 3, 4, 5, 6
 
 
 def augment(
@@ -48,14 +50,16 @@ def augment(
         padding are black before normalisation.
     """
     images = {}
+    draws = {}
+    if train and (config.shift or _colour(config) or config.crop_scale != 1.0):
+        draws = _draw(observation.images, sample, seed)
     for camera, pixels in observation.images.items():
-        shift = config.shift.get(camera, 0) if train else 0
-        if not train or not (shift or _any(config)):
+        shift = config.shift.get(camera, 0)
+        if camera not in draws or not (shift or _colour(config) or config.crop_scale != 1.0):
             images[camera] = preprocess(pixels, spec)
             continue
-        keys = jax.vmap(lambda number, i=CAMERAS.index(camera): _key(seed, number, i))(sample)
         small = resize(pixels, spec.size, spec.size, spec.resample).astype(jnp.float32) / 255.0
-        changed = jax.vmap(lambda key, x, p=shift: _window(key, x, config, p))(keys, small)
+        changed = jax.vmap(lambda u, x, p=shift: _window(u, x, config, p))(draws[camera], small)
         if config.brightness:  # the only change that lights up a black frame
             mask = observation.image_mask[camera][..., None, None, None]
             changed = jnp.where(mask, changed, 0.0)
@@ -63,43 +67,54 @@ def augment(
     return replace(observation, images=images)
 
 
-def _any(config: AugmentConfig) -> bool:
-    colour = (config.brightness, config.contrast, config.saturation, config.hue)
-    return config.crop_scale != 1.0 or any(colour)
+def _colour(config: AugmentConfig) -> bool:
+    return any((config.brightness, config.contrast, config.saturation, config.hue))
 
 
-def _key(seed: int, number: UInt32[Array, "2"], camera: int) -> PRNGKeyArray:
-    key = jax.random.fold_in(jax.random.key(seed), number[0])
-    return jax.random.fold_in(jax.random.fold_in(key, number[1]), camera)
+def _draw(
+    images: dict[str, UInt8[Array, "b w h x 3"]], sample: UInt32[Array, "b 2"], seed: int
+) -> dict[str, Float[Array, "b n"]]:
+    """Uniform numbers in [0, 1) for every sample and camera."""
+
+    def sample_key(number: UInt32[Array, "2"]) -> PRNGKeyArray:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number[0]), number[1])
+
+    def draw(key: PRNGKeyArray, camera: int, count: int) -> Float[Array, "n"]:
+        return jax.random.uniform(jax.random.fold_in(key, camera), (count,))
+
+    keys = jax.vmap(sample_key)(sample)
+    return {
+        camera: jax.vmap(draw, (0, None, None))(keys, CAMERAS.index(camera), count)
+        for camera, x in images.items()
+        for count in [_SHIFT + 2 * x.shape[1]]
+    }
 
 
 def _window(
-    key: PRNGKeyArray, x: Float[Array, "w s s 3"], config: AugmentConfig, shift: int
+    u: Float[Array, "n"], x: Float[Array, "w s s 3"], config: AugmentConfig, shift: int
 ) -> Float[Array, "w s s 3"]:
-    """All changes of one window of one camera; pixels in [0, 1]."""
+    """All changes of one window of one camera, from its draws; pixels in [0, 1]."""
 
-    def draw(operation: int, low: float, high: float) -> Array:
-        return jax.random.uniform(jax.random.fold_in(key, operation), (), jnp.float32, low, high)
+    def around(i: int, centre: float, reach: float) -> Array:
+        return centre + reach * (2.0 * u[i] - 1.0)
 
     if config.crop_scale != 1.0:
         side = config.crop_scale**0.5
-        corner = jax.random.uniform(jax.random.fold_in(key, _CROP), (2,), maxval=1.0 - side)
-        x = crop_resize(x, corner, side)
+        x = crop_resize(x, (1.0 - side) * u[_CROP : _CROP + 2], side)
     if config.brightness:
-        x = jnp.clip(x + draw(_BRIGHTNESS, -config.brightness, config.brightness), 0.0, 1.0)
+        x = jnp.clip(x + around(_BRIGHTNESS, 0.0, config.brightness), 0.0, 1.0)
     if config.contrast:
         mean = x.mean((-3, -2), keepdims=True)
-        factor = draw(_CONTRAST, 1.0 - config.contrast, 1.0 + config.contrast)
-        x = jnp.clip((x - mean) * factor + mean, 0.0, 1.0)
+        x = jnp.clip((x - mean) * around(_CONTRAST, 1.0, config.contrast) + mean, 0.0, 1.0)
     if config.saturation:
-        x = scale_saturation(x, draw(_SATURATION, 1.0 - config.saturation, 1.0 + config.saturation))
+        x = scale_saturation(x, around(_SATURATION, 1.0, config.saturation))
     if config.hue:
-        x = turn_hue(x, draw(_HUE, -config.hue, config.hue))
+        x = turn_hue(x, around(_HUE, 0.0, config.hue))
     if shift:
-        count = x.shape[0] if config.per_frame else 1
-        place = jax.random.fold_in(key, _SHIFT)
-        offsets = jax.random.randint(place, (count, 2), 0, 2 * shift + 1) - shift
-        x = jax.vmap(move)(x, jnp.broadcast_to(offsets, (x.shape[0], 2)))
+        offsets = jnp.floor(u[_SHIFT:].reshape(-1, 2) * (2 * shift + 1)).astype(jnp.int32) - shift
+        if not config.per_frame:
+            offsets = jnp.broadcast_to(offsets[:1], offsets.shape)
+        x = jax.vmap(move)(x, offsets)
     return x
 
 
