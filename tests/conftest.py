@@ -14,3 +14,11 @@ _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vla_j
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 # Tiny programs compile in less than the default second and would never be kept.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def pytest_addoption(parser):
+    # pytest itself has a --fixtures (list fixtures; also reachable as --funcargs): ours replaces it.
+    parser.optparser.conflict_handler = "resolve"
+    group = parser.getgroup("vla_jax")
+    group.addoption("--fixtures", metavar="DIR", help="folder of golden outputs for tests/parity")
+    parser.optparser.conflict_handler = "error"

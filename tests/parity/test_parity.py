@@ -1,0 +1,47 @@
+"""Every golden folder against our code: `pytest tests/parity -s [--fixtures DIR]`."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.parity import kosmos
+from tests.parity.table import Row
+
+Runner = Callable[[Path], Iterator[Row]]
+
+
+def find_runner(folder: Path) -> Runner | str:
+    """The code that runs a folder, or why there is none yet."""
+    path = folder / "config.json"
+    if not (folder / "io.npz").is_file() or not path.is_file():
+        return "no case of this kind yet"
+    config = json.loads(path.read_text())
+    if config.get("model_type") == "kosmos-2":
+        return kosmos.hf
+    if "robovlm_name" in config and "batch/rgb" in np.load(folder / "io.npz").files:
+        return kosmos.supports(config) or kosmos.robo
+    return "no case of this kind yet"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc):
+    folders: list[Path] = metafunc.config.stash[metafunc.config.parity_folders]  # type: ignore[attr-defined]
+    waiting = metafunc.config.stash[metafunc.config.parity_waiting]  # type: ignore[attr-defined]
+    cases = []
+    for folder in folders:
+        runner = find_runner(folder)
+        if isinstance(runner, str):
+            waiting[folder.name] = runner
+        else:
+            cases.append(pytest.param(folder, runner, id=folder.name))
+    metafunc.parametrize(("folder", "runner"), cases)
+
+
+def test_parity(folder: Path, runner: Runner, parity_rows: list[tuple[str, Row]]):
+    rows = list(runner(folder))
+    parity_rows += [(folder.name, row) for row in rows]
+    failed = [row for row in rows if not row.passed]
+    assert rows
+    assert not failed, failed

@@ -1,0 +1,74 @@
+"""Encoded images to pixels; training and serving share it, so they see the same bits."""
+
+import io
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from vla_jax.data.errors import ImageDecodeError
+
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
+
+
+def decode(data: bytes | memoryview) -> UInt8[np.ndarray, "h x 3"]:
+    """A JPEG or PNG as RGB.
+
+    The fast integer DCT with smooth chroma upsampling is what `tf.io.decode_image` does: the same
+    bits as the pipelines the published weights were trained with. The accurate DCT differs by 1.2
+    grey levels on average.
+
+    Raises:
+        ImageDecodeError: the bytes are not a sound image (the caller adds the place).
+    """
+    if bytes(data[:2]) == _JPEG:
+        try:
+            return simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=False)
+        except ValueError as error:
+            raise ImageDecodeError(f"corrupt JPEG: {error}") from error
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        kind = "corrupt PNG" if bytes(data[:4]) == _PNG else "neither JPEG nor PNG"
+        raise ImageDecodeError(f"{kind}: {error}") from error
+
+
+def decode_into(data: bytes | memoryview, out: UInt8[np.ndarray, "h x 3"]) -> None:
+    """Decodes into `out`; an image of another size is squashed to it (Lanczos, antialiased).
+
+    No bytes at all mean no image: `out` becomes black.
+
+    Raises:
+        ImageDecodeError: the bytes are not a sound image.
+    """
+    if not len(data):
+        out[...] = 0
+        return
+    if bytes(data[:2]) == _JPEG and out.flags.c_contiguous:
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            if (height, width) == out.shape[:2]:
+                simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=False, buffer=out)
+                return
+        except ValueError as error:
+            raise ImageDecodeError(f"corrupt JPEG: {error}") from error
+    pixels = decode(data)
+    if pixels.shape != out.shape:
+        size = (out.shape[1], out.shape[0])
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+    out[...] = pixels
+
+
+def image_size(data: bytes | memoryview) -> tuple[int, int]:
+    """Height and width from the header alone.
+
+    Raises:
+        ImageDecodeError: the bytes are not an image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except (UnidentifiedImageError, OSError) as error:
+        raise ImageDecodeError(f"not an image: {error}") from error

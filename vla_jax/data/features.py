@@ -1,0 +1,166 @@
+"""features.json of TFDS: which features an episode has, and how each lies in a record.
+
+Only what RLDS uses: nested FeaturesDict, the `steps` Dataset (or Sequence), Tensor and Scalar with
+encodings none, bytes and zlib, Text, Image, ClassLabel. Anything else is kept as `other`: it is an
+error to ask for it, not to have it. Source: tensorflow_datasets/core/features and feature.proto.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_jax.data import records
+from vla_jax.data.errors import DataError, FeatureError
+
+_CLASS = "tensorflow_datasets.core.features."
+STEPS = "steps/"  # prefix of everything recorded once a step
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One leaf of features.json.
+
+    Attributes:
+        kind: image | tensor | text | other.
+        shape: of one step (or of the episode, outside `steps`); None where it varies.
+        dtype: numpy name; "string" for text.
+        encoding: tensor: none | bytes | zlib; image: jpeg | png | "" (either).
+    """
+
+    kind: str
+    shape: tuple[int | None, ...] = ()
+    dtype: str = "string"
+    encoding: str = "none"
+
+
+def image(height: int, width: int, encoding: str = "jpeg") -> Feature:
+    """An RGB camera."""
+    return Feature("image", (height, width, 3), "uint8", encoding)
+
+
+def tensor(shape: tuple[int, ...] = (), dtype: str = "float32") -> Feature:
+    """Numbers or flags; shape () is a scalar."""
+    return Feature("tensor", shape, dtype, "none")
+
+
+def text() -> Feature:
+    """A UTF-8 string."""
+    return Feature("text")
+
+
+def load_features(path: Path) -> dict[str, Feature]:
+    """features.json -> {slash path: Feature}; step features start with `steps/`.
+
+    Raises:
+        DataError: the file is missing or is not a features.json.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return dict(_flatten(tree, ""))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"not a TFDS features.json ({error})", path) from error
+
+
+def _flatten(node: dict[str, Any], path: str):
+    if "featuresDict" in node:
+        for key, child in node["featuresDict"].get("features", {}).items():
+            yield from _flatten(child, f"{path}/{key}" if path else key)
+    elif "sequence" in node and path == "steps":
+        yield from _flatten(node["sequence"]["feature"], path)
+    elif "image" in node:
+        body = node["image"]
+        encoding = body.get("encodingFormat", "")
+        yield path, Feature("image", _shape(body), body.get("dtype", "uint8"), encoding)
+    elif "text" in node:
+        yield path, Feature("text")
+    elif "tensor" in node:
+        body = node["tensor"]
+        feature = Feature("tensor", _shape(body), body["dtype"], body.get("encoding", "none"))
+        yield path, Feature("text") if feature.dtype == "string" else feature
+    elif "classLabel" in node:
+        yield path, Feature("tensor", (), "int64", "none")
+    else:
+        yield path, Feature("other")
+
+
+def _shape(body: dict[str, Any]) -> tuple[int | None, ...]:
+    sizes = [int(d) for d in body.get("shape", {}).get("dimensions", ())]
+    return tuple(None if size < 0 else size for size in sizes)
+
+
+def to_json(features: Mapping[str, Feature]) -> str:
+    """Inverse of `load_features`, as text."""
+    tree: dict[str, Any] = {}
+    for path, feature in sorted(features.items()):
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = feature
+    return json.dumps(_dict_node(tree), indent=1)
+
+
+def _dict_node(tree: dict[str, Any]) -> dict[str, Any]:
+    children = {}
+    for key, child in tree.items():
+        if isinstance(child, Feature):
+            children[key] = _leaf_node(child)
+        elif key == "steps":
+            sequence = {"feature": _dict_node(child), "length": "-1"}
+            name = _CLASS + "dataset_feature.Dataset"
+            children[key] = {"pythonClassName": name, "sequence": sequence}
+        else:
+            children[key] = _dict_node(child)
+    name = _CLASS + "features_dict.FeaturesDict"
+    return {"pythonClassName": name, "featuresDict": {"features": children}}
+
+
+def _leaf_node(feature: Feature) -> dict[str, Any]:
+    shape = {"dimensions": [str(-1 if d is None else d) for d in feature.shape]}
+    shape = shape if feature.shape else {}
+    if feature.kind == "text":
+        return {"pythonClassName": _CLASS + "text_feature.Text", "text": {}}
+    if feature.kind == "image":
+        body = {"shape": shape, "dtype": feature.dtype, "encodingFormat": feature.encoding}
+        return {"pythonClassName": _CLASS + "image_feature.Image", "image": body}
+    body = {"shape": shape, "dtype": feature.dtype, "encoding": feature.encoding}
+    name = "tensor_feature.Tensor" if feature.shape else "scalar.Scalar"
+    return {"pythonClassName": _CLASS + name, "tensor": body}
+
+
+def decode(record: bytes, field: records.Field, feature: Feature) -> np.ndarray:
+    """All rows of one tensor or text feature: [rows, *shape], text as an object array of str.
+
+    Raises:
+        FeatureError: the record does not hold what features.json says (the caller adds the place).
+    """
+    if feature.kind == "text":
+        spans = records.byte_spans(record, field) if field.kind == records.BYTES else []
+        out = np.empty(len(spans), object)
+        for row, (start, stop) in enumerate(spans):
+            out[row] = record[start:stop].decode("utf-8", errors="replace")
+        return out
+    if feature.kind != "tensor" or None in feature.shape or 0 in feature.shape:
+        raise FeatureError(f"features of kind {feature.kind} {feature.shape} cannot be read")
+    if feature.encoding in ("bytes", "zlib"):
+        blobs = [record[start:stop] for start, stop in records.byte_spans(record, field)]
+        blobs = [zlib.decompress(b) for b in blobs] if feature.encoding == "zlib" else blobs
+        values = np.frombuffer(b"".join(blobs), np.dtype(feature.dtype))
+    elif field.kind == records.FLOAT:
+        values = records.floats(record, field)
+    elif field.kind == records.INT:
+        values = records.ints(record, field)
+    else:
+        raise FeatureError(f"holds no numbers, features.json says {feature.dtype}")
+    shape = tuple(size for size in feature.shape if size is not None)
+    if values.size % math.prod(shape):
+        raise FeatureError(f"{values.size} numbers do not fill rows of shape {shape}")
+    return values.reshape(-1, *shape).astype(feature.dtype, copy=False)

@@ -1,0 +1,247 @@
+"""Batches from a mixture: decoded by a thread pool, kept ready, resumable from one integer.
+
+Global batch k holds samples k*B .. (k+1)*B - 1; a process fills its contiguous share of the rows.
+What a batch holds depends on (mixture, seed, sample number) alone: not on threads, prefetching,
+the number of processes, or where a run was interrupted.
+"""
+
+import concurrent.futures
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from vla_jax.data import trajectory as windows
+from vla_jax.data.buffers import BufferPool
+from vla_jax.data.errors import TextLengthError
+from vla_jax.data.mixture import Mixture, open_datasets
+from vla_jax.data.sampler import MixtureOrder, SequentialOrder
+from vla_jax.types import Actions, Batch, Observation
+
+__all__ = ["Loader", "Mixture", "open_datasets"]
+
+log = logging.getLogger(__name__)
+_TASKS_PER_THREAD = 2  # of a batch; more balance better, fewer cost less
+
+
+class Loader(Iterator[Batch]):
+    """Iterator over batches with numpy leaves; also a context manager.
+
+    With `shuffle` it never ends. Without, every window comes once, in order.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        encode: Callable[[str], tuple[np.ndarray, np.ndarray]],
+        batch_size: int,
+        seed: int,
+        start: int | Mapping[str, Any] = 0,
+        shuffle: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+        threads: int = 2,
+        prefetch: int = 4,
+        pad_last: bool = False,
+    ):
+        """Starts loading.
+
+        Args:
+            mixture: from `open_datasets`.
+            encode: instruction -> (ids int32 [t], mask bool [t]), prompt template included; called
+                once for each distinct instruction.
+            batch_size: windows of the global batch.
+            seed: of the order.
+            start: sample number to go on from, or a `state()`, which is checked first.
+            shuffle: draw from the mixture for ever, or visit every window once.
+            process_index: which share of the rows is this process's.
+            process_count: number of shares.
+            threads: decoding threads.
+            prefetch: batches in preparation or ready.
+            pad_last: without shuffle, fill up the last batch with its last window, all of whose
+                actions are masked, instead of dropping it.
+
+        Raises:
+            ValueError: the batch cannot be split over the processes, `start` is the state of
+                another mixture, or prompts are too long (all are listed).
+        """
+        if batch_size % process_count or not 0 <= process_index < process_count:
+            share = f"process {process_index} of {process_count}"
+            raise ValueError(f"batch_size {batch_size} cannot be split: {share}")
+        self._mixture, self._seed, self._batch_size = mixture, seed, batch_size
+        self._order: MixtureOrder | SequentialOrder = SequentialOrder(mixture.sizes)
+        self._total: int | None = mixture.num_windows
+        if shuffle:
+            self._order = MixtureOrder(mixture.sizes, mixture.weights, seed, mixture.block)
+            self._total = None
+        self._samples = start if isinstance(start, int) else self._checked(start)
+        self._rows = batch_size // process_count
+        self._offset = process_index * self._rows
+        self._pad_last, self._threads = pad_last, max(1, threads)
+        self._text = _encode_all(mixture, encode)
+        self._images = {
+            camera: BufferPool((self._rows, mixture.window, *mixture.image_sizes[camera], 3))
+            for camera in mixture.cameras
+        }
+        self._slots = threading.Semaphore(max(1, prefetch))
+        self._ready: queue.SimpleQueue[tuple[int, Batch | BaseException | None]]
+        self._ready = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._threads, "decode")
+        self._feeder = threading.Thread(target=self._feed, args=(self._samples,), daemon=True)
+        self._feeder.start()
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._closed.is_set():
+            raise StopIteration
+        after, batch = self._ready.get()
+        self._slots.release()
+        if isinstance(batch, Batch):
+            self._samples = after
+            return batch
+        self.close()
+        if batch is None:
+            raise StopIteration
+        raise batch
+
+    def __len__(self) -> int:
+        """Batches of one pass without shuffle."""
+        if self._total is None:
+            raise TypeError("a shuffled loader has no length")
+        whole, rest = divmod(self._total, self._batch_size)
+        return whole + (rest > 0 and self._pad_last)
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the threads; no more batches come."""
+        self._closed.set()
+        self._slots.release()
+        if threading.current_thread() is not self._feeder:
+            self._feeder.join()
+        self._pool.shutdown(cancel_futures=True)
+
+    def state(self) -> dict[str, Any]:
+        """Where to go on after the batch last returned; JSON-serialisable."""
+        return {"samples": self._samples, **self._identity()}
+
+    def _identity(self) -> dict[str, Any]:
+        mixture = self._mixture
+        return {
+            "seed": self._seed,
+            "names": list(mixture.names),
+            "sizes": list(mixture.sizes),
+            "weights": list(mixture.weights),
+            "digest": mixture.digest,
+        }
+
+    def _checked(self, state: Mapping[str, Any]) -> int:
+        """The sample number of a state, if it is one of this mixture and seed."""
+        changed = [
+            f"{key}: was {state.get(key)!r}, is {value!r}"
+            for key, value in self._identity().items()
+            if state.get(key) != value
+        ]
+        if changed:
+            listing = "\n  ".join(changed)
+            raise ValueError(f"the saved position belongs to other data:\n  {listing}")
+        return int(state["samples"])
+
+    def _feed(self, start: int) -> None:
+        """Runs in its own thread: prepares batches while there are free slots."""
+        try:
+            while True:
+                self._slots.acquire()
+                if self._closed.is_set():
+                    return
+                if self._total is not None and self._is_over(start):
+                    self._ready.put((start, None))
+                    return
+                batch = self._assemble(start)
+                start += self._batch_size
+                self._ready.put((start, batch))
+        except Exception as error:  # handed to the consumer, which raises it
+            self._ready.put((start, error))
+
+    def _is_over(self, start: int) -> bool:
+        total = self._total or 0
+        return start >= total if self._pad_last else start + self._batch_size > total
+
+    def _assemble(self, start: int) -> Batch:
+        mixture, rows, window = self._mixture, self._rows, self._mixture.window
+        numbers = np.arange(rows, dtype=np.uint64) + np.uint64(start + self._offset)
+        real = np.ones(rows, bool) if self._total is None else numbers < self._total
+        if self._total is not None:
+            numbers = np.minimum(numbers, np.uint64(self._total - 1))
+        dataset, element = self._order(numbers)
+        trajectory, ends = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+        ids, id_mask = (np.zeros((rows, table.shape[1]), table.dtype) for table in self._text[1:])
+        width = mixture.datasets[0].actions.shape[1]
+        chunk = np.zeros((rows, window, mixture.chunk, width), np.float32)
+        mask = np.zeros((rows, window, mixture.chunk), bool)
+        for d in np.unique(dataset):
+            mine, source = np.flatnonzero(dataset == d), mixture.datasets[d]
+            trajectory[mine], ends[mine] = source.locate(element[mine])
+            parts = source.chunks(trajectory[mine], ends[mine], window, mixture.chunk)
+            chunk[mine], mask[mine] = parts
+            codes = self._text[0][d][source.text[trajectory[mine]]]
+            ids[mine], id_mask[mine] = self._text[1][codes], self._text[2][codes]
+        images, present = self._decode(dataset, trajectory, ends)
+        return Batch(
+            observation=Observation(images, present, ids, id_mask),
+            actions=Actions(chunk, mask & real[:, None, None]),
+            sample=np.stack([numbers >> np.uint64(32), numbers], axis=1).astype(np.uint32),
+            dataset=dataset.astype(np.int32),
+        )
+
+    def _decode(
+        self, dataset: np.ndarray, trajectory: np.ndarray, ends: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """All images of a batch, and which of them exist."""
+        frames, seen = windows.history(ends, self._mixture.window)
+        images = {camera: pool.take() for camera, pool in self._images.items()}
+        present = {camera: seen.copy() for camera in images}
+
+        def work(part: np.ndarray) -> None:
+            for row in part.tolist():
+                source = self._mixture.datasets[dataset[row]]
+                for camera, out in images.items():
+                    found = source.images(camera, int(trajectory[row]), frames[row], out[row])
+                    present[camera][row] &= found
+
+        parts = np.array_split(np.arange(self._rows), self._threads * _TASKS_PER_THREAD)
+        tasks = [self._pool.submit(work, part) for part in parts if len(part)]
+        concurrent.futures.wait(tasks)  # all: a failed batch must not be written to any more
+        for task in tasks:
+            task.result()
+        return images, present
+
+
+def _encode_all(
+    mixture: Mixture, encode: Callable[[str], tuple[np.ndarray, np.ndarray]]
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Tokenises every distinct instruction: (rows of each dataset's texts, ids, masks)."""
+    ids, masks, problems = [], [], []
+    for instruction in mixture.instructions:
+        try:
+            found, mask = encode(instruction)
+            ids.append(np.asarray(found, np.int32))
+            masks.append(np.asarray(mask, bool))
+        except TextLengthError as error:
+            problems.append(str(error))
+    if problems:
+        listing = "\n  ".join(problems[:10])
+        raise TextLengthError(f"{len(problems)} prompts are too long:\n  {listing}")
+    number = {text: i for i, text in enumerate(mixture.instructions)}
+    rows = [np.array([number[text] for text in d.instructions]) for d in mixture.datasets]
+    return rows, np.stack(ids), np.stack(masks)

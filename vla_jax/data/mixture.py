@@ -1,0 +1,180 @@
+"""All datasets of a run, opened together: windows, instructions, statistics, action specs."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vla_jax.config import ConfigError, DataConfig, DatasetConfig, StructureConfig
+from vla_jax.data.dataset import Dataset, open_dataset
+from vla_jax.data.errors import DataError
+from vla_jax.data.normalize import ActionSpec
+from vla_jax.data.oxe import get_spec
+from vla_jax.data.rlds_index import split_names
+from vla_jax.data.spec import DatasetSpec
+from vla_jax.data.stats import statistics as compute_statistics
+
+
+class Mixture:
+    """Opened datasets and the shape of the windows that are drawn from them.
+
+    Attributes:
+        datasets: see `vla_jax.data.dataset.Dataset`; actions are normalised.
+        names: of the datasets; `Batch.dataset` indexes it.
+        weights: of one window of each.
+        sizes: windows of each.
+        num_windows: their sum.
+        instructions: every distinct instruction, sorted.
+        statistics: name -> statistics of the train part, in openvla's schema.
+        action_specs: name -> how model outputs become that robot's actions.
+        window, chunk, cameras: of the model's structure.
+        image_sizes: camera -> (height, width) of the batch's images.
+        block: samples over which the shares come out even.
+        digest: changes when the windows or their order would.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        weights: Sequence[float],
+        statistics: Mapping[str, Any],
+        action_specs: Mapping[str, ActionSpec],
+        structure: StructureConfig,
+        block: int,
+        left_pad: bool,
+        image_size: tuple[int, int] | None,
+    ):
+        """Joins opened datasets; see `open_datasets`."""
+        self.datasets, self.weights = list(datasets), [float(w) for w in weights]
+        self.names = [dataset.name for dataset in datasets]
+        self.statistics, self.action_specs = dict(statistics), dict(action_specs)
+        self.window, self.chunk = structure.window, structure.chunk
+        self.cameras, self.block = tuple(structure.cameras), block
+        self.sizes = [d.count_windows(self.window, left_pad) for d in datasets]
+        self.num_windows = sum(self.sizes)
+        self.instructions = sorted({text for d in datasets for text in d.instructions})
+        self.image_sizes = {c: _canvas(c, datasets, image_size) for c in self.cameras}
+        empty = [name for name, size in zip(self.names, self.sizes, strict=True) if not size]
+        if empty:
+            raise DataError(f"no trajectory of {empty} is as long as the window {self.window}")
+        identity = [
+            [[d.name, d.index.digest, d.starts.tolist()] for d in datasets],
+            [self.weights, self.sizes, self.window, left_pad, block],
+        ]
+        self.digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def open_datasets(
+    config: DataConfig,
+    structure: StructureConfig,
+    action_dim: int,
+    split: Literal["train", "val"],
+    *,
+    statistics: Mapping[str, Any] | None = None,
+    left_pad: bool = True,
+    image_size: tuple[int, int] | None = None,
+) -> Mixture:
+    """Opens every dataset of a config, indexing those that are not indexed yet.
+
+    Args:
+        config: the data section.
+        structure: gives window, chunk and cameras.
+        action_dim: arm dimensions and the gripper.
+        split: "train", or "val": `config.val_split` where a dataset has it, else the last
+            `config.val_fraction` of its train trajectories (which "train" then leaves out).
+        statistics: of the train part, when already at hand (from a checkpoint or the train
+            mixture); otherwise computed, for "val" too.
+        left_pad: also draw windows that reach left of a trajectory's start. RoboVLMs does not.
+        image_size: (height, width) of the images where the datasets of the mixture disagree.
+
+    Raises:
+        ConfigError: an unknown spec, or statistics without a dataset of the mixture.
+        DataError: anything wrong with the data; see `vla_jax.data.errors`.
+    """
+    names = _names(config.datasets)
+    specs = _specs(config.datasets)
+    missing = [name for name in names if statistics is not None and name not in statistics]
+    if missing:
+        known = sorted(statistics or {})
+        raise ConfigError(f"the statistics lack {missing}; they have {known}")
+    found: dict[str, Any] = {}
+    action_specs, datasets = {}, []
+    for name, spec, entry in zip(names, specs, config.datasets, strict=True):
+        sources = _sources(name, entry, config)
+
+        def opened(which: str, name=name, spec=spec, entry=entry, sources=sources) -> Dataset:
+            source, part = sources[which]
+            return open_dataset(
+                name,
+                spec,
+                entry.dir,
+                source,
+                part,
+                structure.cameras,
+                action_dim,
+                config.cache_dir,
+                config.index == "rebuild",
+            )
+
+        if statistics is not None:
+            found[name] = statistics[name]
+            dataset = opened(split)
+        else:
+            dataset = opened("train")
+            found[name] = compute_statistics(dataset.actions, dataset.proprio, len(dataset.lengths))
+            dataset = opened("val") if split == "val" else dataset
+        action_specs[name] = ActionSpec.from_statistics(
+            found[name], config.normalization, config.clip, spec.gripper_env, spec.hz
+        )
+        dataset.normalize(action_specs[name])
+        datasets.append(dataset)
+    weights, block = [entry.weight for entry in config.datasets], config.block
+    return Mixture(datasets, weights, found, action_specs, structure, block, left_pad, image_size)
+
+
+def _sources(
+    name: str, entry: DatasetConfig, config: DataConfig
+) -> dict[str, tuple[str, tuple[float, float]]]:
+    """Where train and val come from: split and share of its trajectories."""
+    if config.val_split in split_names(Path(entry.dir).expanduser()):
+        return {"train": (config.train_split, (0, 1)), "val": (config.val_split, (0, 1))}
+    border = 1 - config.val_fraction
+    return {"train": (config.train_split, (0, border)), "val": (config.train_split, (border, 1))}
+
+
+def _specs(entries: Sequence[DatasetConfig]) -> list[DatasetSpec]:
+    found, problems = [], []
+    for i, entry in enumerate(entries):
+        try:
+            found.append(get_spec(entry.spec))
+        except KeyError as error:
+            problems.append(f"data.datasets[{i}].spec: {error.args[0]}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return found
+
+
+def _names(entries: Sequence[DatasetConfig]) -> list[str]:
+    """The specs' names; a spec that occurs again gets -2, -3, ..."""
+    seen: Counter[str] = Counter()
+    names = []
+    for entry in entries:
+        seen[entry.spec] += 1
+        again = seen[entry.spec]
+        names.append(entry.spec if again == 1 else f"{entry.spec}-{again}")
+    return names
+
+
+def _canvas(
+    camera: str, datasets: Sequence[Dataset], image_size: tuple[int, int] | None
+) -> tuple[int, int]:
+    sizes = {d.name: d.image_sizes[camera] for d in datasets}
+    if len(set(sizes.values())) == 1:
+        return next(iter(sizes.values()))
+    if image_size is None:
+        raise DataError(
+            f"camera {camera!r} has images of different sizes: {sizes}; pass image_size"
+        )
+    return image_size

@@ -1,0 +1,175 @@
+"""Builds the arrays of an `RLDSIndex`: one pass over the shards, large datasets in parallel."""
+
+import concurrent.futures
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from vla_jax.data import features as feature_module
+from vla_jax.data import records
+from vla_jax.data.errors import (
+    CorruptRecordError,
+    DataError,
+    EmptyTrajectoryError,
+    FeatureError,
+    TruncatedShardError,
+)
+from vla_jax.data.features import STEPS, Feature
+
+_PARALLEL_BYTES = 2 << 30  # below this, starting processes costs more than it saves
+
+
+class _Shard(NamedTuple):
+    """What one shard contributes: arrays by file stem, and the texts its codes refer to."""
+
+    arrays: dict[str, np.ndarray]
+    tables: dict[str, list[str]]
+
+
+def index_shards(
+    folder: Path,
+    directory: Path,
+    shards: Mapping[str, int],
+    features: Mapping[str, Feature],
+    low: Sequence[str],
+    check_crc: bool,
+) -> dict[str, Any]:
+    """Writes the arrays into `folder` and returns what index.json says about them.
+
+    Args:
+        folder: an empty folder.
+        directory: where the shards are.
+        shards: shard file name -> number of episodes it should hold.
+        features: all features of the dataset.
+        low: paths of the numeric and text features to copy.
+        check_crc: verify every payload's checksum.
+    """
+    images = sorted(p for p, f in features.items() if f.kind == "image" and p.startswith(STEPS))
+    cameras = {path: f"camera_{i}" for i, path in enumerate(images)}
+    lows = {path: f"low_{i}" for i, path in enumerate(low)}
+    wanted = {path: features[path] for path in low}
+    jobs = [(directory / n, count, cameras, lows, wanted, check_crc) for n, count in shards.items()]
+    columns: dict[str, _Column] = {}
+    tables: dict[str, dict[str, int]] = {p: {} for p in low if features[p].kind == "text"}
+    for number, shard in enumerate(_run(jobs)):
+        for path, table in tables.items():
+            codes = [table.setdefault(s, len(table)) for s in shard.tables[path]]
+            shard.arrays[lows[path]] = np.array(codes, np.int32)[shard.arrays[lows[path]]]
+        shard.arrays["shard"] = np.full(len(shard.arrays["length"]), number, np.int32)
+        for stem, array in shard.arrays.items():
+            if stem not in columns:
+                columns[stem] = _Column(folder / f"{stem}.npy", array)
+            columns[stem].append(array)
+    for column in columns.values():
+        column.close()
+    lengths = np.load(folder / "length.npy")
+    np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    os.unlink(folder / "length.npy")
+    return {
+        "shards": list(shards),
+        "cameras": cameras,
+        "low": lows,
+        "tables": {path: list(table) for path, table in tables.items()},
+    }
+
+
+def _run(jobs: list[tuple]) -> Iterator[_Shard]:
+    workers = min(os.cpu_count() or 1, len(jobs), 16)
+    if workers < 2 or sum(job[0].stat().st_size for job in jobs) < _PARALLEL_BYTES:
+        yield from tqdm(map(_index_shard, jobs), total=len(jobs), desc="index", disable=None)
+        return
+    # spawn: jax has threads by now, and forking a threaded process can deadlock.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+        yield from tqdm(pool.map(_index_shard, jobs), total=len(jobs), desc="index", disable=None)
+
+
+def _index_shard(job: tuple) -> _Shard:
+    path, count, cameras, lows, wanted, check_crc = job
+    lists: dict[str, list] = {"length": []}
+    tables: dict[str, dict[str, int]] = {p: {} for p, f in wanted.items() if f.kind == "text"}
+    episode = -1
+    for episode, (offset, record) in enumerate(records.read_records(path, check_crc)):
+        try:
+            arrays = _index_episode(offset, record, cameras, lows, wanted, tables)
+        except DataError as error:
+            raise type(error)(error.problem, path, episode, error.frame) from error
+        for stem, array in arrays.items():
+            lists.setdefault(stem, []).append(array)
+    if episode + 1 != count:
+        problem = f"holds {episode + 1} episodes, dataset_info.json says {count}"
+        raise TruncatedShardError(problem, path)
+    arrays = {stem: np.concatenate(parts) for stem, parts in lists.items()} if count else {}
+    return _Shard(arrays, {p: list(table) for p, table in tables.items()})
+
+
+def _index_episode(offset, record, cameras, lows, wanted, tables) -> dict[str, np.ndarray]:
+    fields = records.walk_example(record)
+    arrays, rows = {}, {}
+    for path, stem in cameras.items():
+        spans = records.byte_spans(record, _field(fields, path, records.BYTES))
+        arrays[f"{stem}_at"] = spans[:, 0] + offset
+        arrays[f"{stem}_size"] = (spans[:, 1] - spans[:, 0]).astype(np.int32)
+        rows[path] = len(spans)
+    for path, feature in wanted.items():
+        try:
+            values = feature_module.decode(record, _field(fields, path), feature)
+        except FeatureError as error:
+            raise FeatureError(f"feature {path!r}: {error.problem}") from error
+        if feature.kind == "text":
+            table = tables[path]
+            values = np.array([table.setdefault(s, len(table)) for s in values], np.int32)
+        arrays[lows[path]] = values
+        if path.startswith(STEPS):
+            rows[path] = len(values)
+        elif len(values) != 1:
+            raise FeatureError(f"feature {path!r}: {len(values)} values in one episode, not 1")
+    if not rows:
+        raise FeatureError("no step feature is asked for, so the length is unknown")
+    if len(set(rows.values())) > 1:
+        raise CorruptRecordError(f"features of different lengths: {rows}")
+    length = next(iter(rows.values()))
+    if not length:
+        raise EmptyTrajectoryError("the episode has no steps")
+    arrays["length"] = np.array([length], np.int64)
+    return arrays
+
+
+def _field(fields: dict[str, records.Field], path: str, kind: int = 0) -> records.Field:
+    field = fields.get(path)
+    if field is None:
+        raise FeatureError(f"no feature {path!r}; the record has {sorted(fields)}")
+    if kind and field.kind not in (kind, records.EMPTY):
+        raise FeatureError(f"feature {path!r} holds no images")
+    return field
+
+
+class _Column:
+    """An .npy file that grows along its first axis."""
+
+    def __init__(self, path: Path, like: np.ndarray):
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
+        self._like, self._rows = like[:0], 0
+        self._data_at = self._header()
+
+    def _header(self) -> int:
+        # numpy pads the header so that the first axis can grow in place.
+        description = np.lib.format.header_data_from_array_1_0(self._like)
+        description["shape"] = (self._rows, *self._like.shape[1:])
+        self._file.seek(0)
+        np.lib.format.write_array_header_1_0(self._file, description)
+        return self._file.tell()
+
+    def append(self, array: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(array, self._like.dtype).tobytes())
+        self._rows += len(array)
+
+    def close(self) -> None:
+        if self._header() != self._data_at:
+            raise RuntimeError("numpy's header outgrew its padding")
+        self._file.close()

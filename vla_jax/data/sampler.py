@@ -1,0 +1,131 @@
+"""Which window is sample number n: pure functions of (seed, n), so nothing needs to be stored.
+
+Mixture: after n samples dataset d has been drawn floor(C[d+1] n) - floor(C[d] n) times, where C are
+the cumulative shares, counted in whole blocks; within a block the slots are permuted. The k-th
+draw of a dataset is element k mod size of its epoch k div size, permuted anew every epoch. All in
+integers, so that the shares never drift and a seek costs nothing.
+
+Permutations are Feistel networks with cycle walking (Black & Rogaway 2002, "Ciphers with arbitrary
+finite domains"), the round function is the splitmix64 finaliser (Steele et al. 2014).
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+_ROUNDS = 4
+_SHARE_BITS = 40  # resolution of the shares
+_MASK = (1 << 64) - 1
+
+
+def feistel(
+    index: Integer[np.ndarray, "n"], size: int, key: Integer[np.ndarray, "n"]
+) -> Int64[np.ndarray, "n"]:
+    """Images of `index` under a pseudo-random permutation of range(size), one key an element."""
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.stack([_mix(key.astype(np.uint64) + np.uint64(r)) for r in range(_ROUNDS)])
+    value = index.astype(np.uint64)
+    todo = np.arange(len(value))
+    while len(todo):
+        left, right = value[todo] >> half, value[todo] & mask
+        for key_of_round in keys[:, todo]:
+            left, right = right, left ^ (_mix(right + key_of_round) & mask)
+        value[todo] = (left << half) | right
+        todo = todo[value[todo] >= np.uint64(size)]
+    return value.astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _keys(seed: int, stream: int, counter: Integer[np.ndarray, "n"]) -> np.ndarray:
+    """A 64-bit key for each counter, from the seed and the number of the stream."""
+    base = np.array([seed & _MASK, stream & _MASK], np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    word = _mix(_mix(base[:1]) ^ base[1:])
+    return _mix(word + counter.astype(np.uint64) * np.uint64(0xD1342543DE82EF95))
+
+
+class MixtureOrder:
+    """Sample number -> (dataset, window), for ever."""
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, block: int):
+        """Fixes the order.
+
+        Args:
+            sizes: windows of each dataset.
+            weights: relative weight of one window of each dataset, so that equal weights mean every
+                window of the mixture is equally likely (octo: `balance_weights`).
+            seed: of the permutations.
+            block: samples over which the shares come out even.
+
+        Raises:
+            ValueError: a dataset is empty, or its share is below one sample a block.
+        """
+        self.sizes, self.seed, self.block = [int(s) for s in sizes], seed, block
+        mass = np.asarray(weights, np.float64) * np.asarray(sizes, np.float64)
+        if not mass.size or mass.min() <= 0:
+            raise ValueError(f"every dataset needs windows and weight: {sizes=} {weights=}")
+        self.shares = (mass / mass.sum()).tolist()
+        if min(self.shares) * block < 1:
+            need = int(np.ceil(1 / min(self.shares)))
+            raise ValueError(
+                f"the smallest share is below one in {block}: set data.block >= {need}"
+            )
+        scale = 1 << _SHARE_BITS
+        # Python integers: they do not overflow at any sample number.
+        self._edges = [round(float(c) * scale) for c in np.cumsum([0.0, *self.shares])]
+        self._edges[-1] = scale
+
+    def __call__(
+        self, samples: Integer[np.ndarray, "n"]
+    ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+        """Dataset and window of each sample."""
+        blocks, slots = np.divmod(samples.astype(np.int64), self.block)
+        slots = feistel(slots, self.block, _keys(self.seed, 0, blocks))
+        dataset, draw = np.zeros_like(slots), np.zeros_like(slots)
+        for block in np.unique(blocks):
+            here = blocks == block
+            start, stop = (self._cumulative(int(block) + i) for i in (0, 1))
+            edges = [0, *np.cumsum([b - a for a, b in zip(start, stop, strict=True)])]
+            chosen = np.searchsorted(edges, slots[here], side="right") - 1
+            dataset[here] = chosen
+            draw[here] = slots[here] - np.array(edges)[chosen] + np.array(start)[chosen]
+        return dataset, self._window(dataset, draw)
+
+    def _cumulative(self, blocks: int) -> list[int]:
+        """Draws of each dataset in the first `blocks` blocks; they sum to blocks * block."""
+        at = [(edge * blocks * self.block) >> _SHARE_BITS for edge in self._edges]
+        return [b - a for a, b in itertools.pairwise(at)]
+
+    def _window(self, dataset: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        window = np.empty_like(draw)
+        for d in np.unique(dataset):
+            mine = dataset == d
+            epoch, element = np.divmod(draw[mine], self.sizes[d])
+            window[mine] = feistel(element, self.sizes[d], _keys(self.seed, 1 + int(d), epoch))
+        return window
+
+
+class SequentialOrder:
+    """Every window of every dataset once, in order; for evaluation."""
+
+    def __init__(self, sizes: Sequence[int]):
+        """Fixes the order of datasets with these numbers of windows."""
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __call__(
+        self, samples: Integer[np.ndarray, "n"]
+    ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+        """Dataset and window of each sample below `len(self)`."""
+        samples = samples.astype(np.int64)
+        dataset = np.searchsorted(self._starts, samples, side="right") - 1
+        return dataset, samples - self._starts[dataset]

@@ -1,0 +1,144 @@
+"""Prompts to token ids, with the tokenizer of the backbone; it travels inside the checkpoint."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int32
+from tokenizers import AddedToken, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as _Backend
+
+from vla_jax.data.errors import TextLengthError
+
+# Of tokenizers made by `Tokenizer.build`; the order is the id, as in Kosmos-2's vocabulary.
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<grounding>")
+
+
+class Tokenizer:
+    """A Hugging Face `tokenizers` pipeline with fixed-length, right-padded output."""
+
+    def __init__(self, backend: _Backend):
+        """Wraps `backend`; its own padding and truncation are switched off."""
+        padding = backend.padding or {}
+        self.pad_id = int(padding.get("pad_id", backend.token_to_id("<pad>") or 0))
+        pad_token = padding.get("pad_token", backend.id_to_token(self.pad_id) or "<pad>")
+        self._json = _with_padding(backend, self.pad_id, pad_token)
+        self._backend = _Backend.from_str(self._json)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+
+    @classmethod
+    def from_dir(cls, hf_dir: str | Path) -> "Tokenizer":
+        """Reads tokenizer.json of a Hugging Face folder, or converts its slow tokenizer.
+
+        Raises:
+            FileNotFoundError: there is no tokenizer in the folder.
+            ImportError: a conversion is needed and transformers is not installed.
+        """
+        folder = Path(hf_dir).expanduser()
+        path = folder / "tokenizer.json"
+        if path.exists():
+            backend = _Backend.from_file(str(path))
+            pad = _pad_token(folder)
+            if pad and backend.token_to_id(pad) is not None:
+                backend.enable_padding(pad_id=backend.token_to_id(pad), pad_token=pad)
+            return cls(backend)
+        if not folder.is_dir() or not any(folder.glob("*token*")):
+            raise FileNotFoundError(f"{folder}: no tokenizer.json and no other tokenizer files")
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            hint = "pip install 'vla_jax[convert]' to convert the tokenizer files it has"
+            raise ImportError(f"{folder}: no tokenizer.json; {hint}") from error
+        slow = AutoTokenizer.from_pretrained(str(folder))
+        backend = slow.backend_tokenizer
+        if slow.pad_token_id is not None:
+            backend.enable_padding(pad_id=slow.pad_token_id, pad_token=slow.pad_token)
+        return cls(backend)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """Inverse of `to_json`."""
+        return cls(_Backend.from_str(text))
+
+    def to_json(self) -> str:
+        """The whole tokenizer as text."""
+        return self._json
+
+    @classmethod
+    def build(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """A word-level tokenizer over `texts`, for models trained from nothing.
+
+        Words are split at white space and keep their case; the most frequent ones get an id, in
+        order of frequency, then of spelling; the rest are <unk>. Every prompt is `<s> ... </s>`.
+
+        Raises:
+            ValueError: `vocab_size` leaves no room for words.
+        """
+        if vocab_size <= len(SPECIALS):
+            raise ValueError(f"vocab_size {vocab_size} must exceed the {len(SPECIALS)} specials")
+        counts = Counter(word for text in texts for word in text.split() if word not in SPECIALS)
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        words = [*SPECIALS, *ranked[: vocab_size - len(SPECIALS)]]
+        backend = _Backend(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+        backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+        backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        )
+        backend.enable_padding(pad_id=1, pad_token="<pad>")
+        return cls(backend)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def token_id(self, token: str) -> int:
+        """Id of one token.
+
+        Raises:
+            KeyError: the vocabulary lacks it.
+        """
+        number = self._backend.token_to_id(token)
+        if number is None:
+            raise KeyError(f"the tokenizer has no token {token!r}")
+        return number
+
+    def encode(
+        self, text: str, length: int
+    ) -> tuple[Int32[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
+        """Ids padded on the right to `length`, and the mask of real tokens.
+
+        Raises:
+            TextLengthError: `text` needs more columns; says how many more.
+        """
+        found = self._backend.encode(text).ids
+        if len(found) > length:
+            excess = len(found) - length
+            raise TextLengthError(
+                f"{text!r} has {len(found)} tokens, {excess} more than the {length} text columns; "
+                "raise model.structure.text_len"
+            )
+        ids = np.full(length, self.pad_id, np.int32)
+        ids[: len(found)] = found
+        return ids, np.arange(length) < len(found)
+
+
+def _with_padding(backend: _Backend, pad_id: int, pad_token: str) -> str:
+    copy = _Backend.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.enable_padding(pad_id=pad_id, pad_token=pad_token)
+    return copy.to_str()
+
+
+def _pad_token(folder: Path) -> str | None:
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.exists():
+            token = json.loads(path.read_text(encoding="utf-8")).get("pad_token")
+            if token:
+                return token["content"] if isinstance(token, dict) else token
+    return None

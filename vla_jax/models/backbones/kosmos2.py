@@ -1,0 +1,150 @@
+"""Kosmos-2: CLIP ViT, 64 latent queries, causal decoder (microsoft/kosmos-2-patch14-224)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vla_jax.models import weights as w
+from vla_jax.models.backbones.base import Layout, merge_arch
+from vla_jax.models.decoder import Decoder
+from vla_jax.models.image import ImageSpec
+from vla_jax.models.layers import LayerNorm
+from vla_jax.models.resampler import LatentQueryProjection
+from vla_jax.models.vit import VisionTransformer
+
+# config.json of the released model, reduced to what shapes and numbers depend on.
+ARCH: dict[str, Any] = {
+    "model_type": "kosmos-2",
+    "latent_query_num": 64,
+    "vision_config": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "patch_size": 14,
+        "image_size": 224,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "attention_dropout": 0.0,
+    },
+    "text_config": {
+        "vocab_size": 65037,
+        "embed_dim": 2048,
+        "layers": 24,
+        "attention_heads": 32,
+        "ffn_dim": 8192,
+        "activation_function": "gelu",
+        "dropout": 0.1,
+        "attention_dropout": 0.1,
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": 1,
+        "scale_embedding": True,
+    },
+}
+
+# The tokenizer has both <s> and </s>: images go after the first, actions before the last.
+LAYOUT = Layout(bos=1, eos=1)
+PROMPT = "<grounding>An image of a robot {instruction}"
+
+
+def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+    """The released architecture with `overrides` applied; see `base.merge_arch`."""
+    return merge_arch(ARCH, overrides, strict)
+
+
+def image_spec(config: Mapping[str, Any]) -> ImageSpec:
+    """OpenAI-CLIP preprocessing: squash to a square, bicubic, CLIP mean and deviation."""
+    return ImageSpec(
+        size=config["vision_config"]["image_size"],
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        resample="bicubic",
+    )
+
+
+def width(config: Mapping[str, Any]) -> int:
+    """Width of the hidden states the structure works on."""
+    return config["text_config"]["embed_dim"]
+
+
+class Kosmos2(nn.Module):
+    """Legend: b batch · h height = width · q image tokens · n sequence · d text width."""
+
+    config: Any
+    remat: str = "full"
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        vision, text = self.config["vision_config"], self.config["text_config"]
+        self.vision = VisionTransformer(vision, self.remat, self.dtype)
+        self.vision_norm = LayerNorm(vision["layer_norm_eps"], self.dtype)
+        self.projection = LatentQueryProjection(
+            self.config["latent_query_num"],
+            text["embed_dim"],
+            text["attention_heads"],
+            text["attention_dropout"],
+            self.dtype,
+        )
+        self.text = Decoder(text, self.remat, self.dtype)
+
+    def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
+        """Preprocessed images -> image tokens."""
+        x = self.vision_norm(self.vision(images)).astype(jnp.float32)
+        # torch.nn.functional.normalize: norm clamped at 1e-12; safe gradient at zero.
+        norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
+        return self.projection((x / norm).astype(self.dtype))
+
+    def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        """Token ids -> embeddings."""
+        return self.text.embed(ids)
+
+    def __call__(
+        self,
+        embeds: Float[Array, "b n d"],
+        valid: Bool[Array, "b n"],
+        positions: Int[Array, "b n"] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """Spliced embeddings -> last hidden states (after the final norm)."""
+        return self.text(embeds, valid, positions)
+
+    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        """Hidden states -> vocabulary scores."""
+        return self.text.logits(hidden)
+
+
+def weight_map() -> list[w.Weight]:
+    """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
+    vision, text = "vision_model.model.", "text_model.model."
+    v_layer, t_layer = vision + "encoder.layers.{}.", text + "layers.{}."
+    return [
+        w.Weight(vision + "embeddings.class_embedding", "vision/class_token"),
+        w.Weight(vision + "embeddings.patch_embedding.weight", "vision/patch/kernel", "patch"),
+        w.Weight(vision + "embeddings.position_embedding.weight", "vision/positions"),
+        *w.norm(vision + "pre_layrnorm", "vision/pre_norm"),
+        *w.attention(v_layer + "self_attn", "vision/layers/attn"),
+        *w.norm(v_layer + "layer_norm1", "vision/layers/norm1"),
+        *w.pair(v_layer + "mlp.fc1", "vision/layers/mlp/fc1"),
+        *w.pair(v_layer + "mlp.fc2", "vision/layers/mlp/fc2"),
+        *w.norm(v_layer + "layer_norm2", "vision/layers/norm2"),
+        *w.norm(vision + "post_layernorm", "vision_norm"),
+        w.Weight("image_to_text_projection.latent_query", "projection/queries"),
+        *w.pair("image_to_text_projection.dense", "projection/dense"),
+        *w.attention("image_to_text_projection.x_attn", "projection/attn"),
+        w.Weight(text + "embed_tokens.weight", "text/embedding"),
+        w.Weight("text_model.lm_head.weight", "text/embedding", alias=True),
+        *w.attention(t_layer + "self_attn", "text/layers/attn"),
+        *w.norm(t_layer + "self_attn.inner_attn_ln", "text/layers/attn/norm"),
+        *w.norm(t_layer + "self_attn_layer_norm", "text/layers/norm1"),
+        *w.pair(t_layer + "ffn.fc1", "text/layers/mlp/fc1"),
+        *w.norm(t_layer + "ffn.ffn_layernorm", "text/layers/mlp/norm"),
+        *w.pair(t_layer + "ffn.fc2", "text/layers/mlp/fc2"),
+        *w.norm(t_layer + "final_layer_norm", "text/layers/norm2"),
+        *w.norm(text + "layer_norm", "text/norm"),
+    ]
+
+
+# Buffers older dumps contain; they carry nothing.
+IGNORE = (r"embeddings\.position_ids$", r"embed_positions\.weights$")

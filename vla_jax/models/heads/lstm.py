@@ -1,0 +1,91 @@
+"""LSTM policy head (RoboVLMs' LSTMDecoder)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.models import weights as w
+from vla_jax.models.heads.common import ActionOutput, pool_latents, trunk_weights
+from vla_jax.types import Prediction
+
+
+class LSTMLayer(nn.Module):
+    """One layer, torch's gates (i, f, g, o) and both of torch's biases.
+
+    The biases stay apart: their sum is what counts, but each has its own optimizer state, and
+    checkpoints go back out unchanged.
+    """
+
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b w d"], valid: Bool[Array, "b w"]
+    ) -> Float[Array, "b w h"]:
+        """Outputs of every step; the state stays zero until the first valid one."""
+        bound = self.hidden**-0.5
+
+        def uniform(key, shape, dtype=jnp.float32):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        gates = 4 * self.hidden
+        w_x = self.param("input_kernel", uniform, (x.shape[-1], gates)).astype(self.dtype)
+        w_h = self.param("state_kernel", uniform, (self.hidden, gates)).astype(self.dtype)
+        bias = self.param("input_bias", uniform, (gates,))
+        bias = (bias + self.param("state_bias", uniform, (gates,))).astype(self.dtype)
+        # All input products at once: inside the scan only the recurrent product remains.
+        inputs = (x.astype(self.dtype) @ w_x + bias).swapaxes(0, 1)
+
+        def step(carry, scanned):
+            h, c = carry
+            gate, ok = scanned
+            i, f, g, o = jnp.split((gate + h @ w_h).astype(jnp.float32), 4, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = (jax.nn.sigmoid(o) * jnp.tanh(c)).astype(self.dtype)
+            c, h = jnp.where(ok[:, None], c, 0), jnp.where(ok[:, None], h, 0)
+            return (h, c), h
+
+        # The zero state takes its batch layout from the inputs, so a sharded batch stays sharded.
+        zero = jnp.zeros_like(inputs[0, :, : self.hidden])
+        _, outputs = jax.lax.scan(step, (zero, zero.astype(jnp.float32)), (inputs, valid.T))
+        return outputs.swapaxes(0, 1)
+
+
+class LSTMHead(nn.Module):
+    """Legend: b batch · w window · m tokens a step · d features.
+
+    Streaming needs no code of its own: the output at a step is the last output over the features
+    of at most W steps from a zero state, so the caller keeps those and marks which are valid.
+    """
+
+    head: HeadConfig
+    structure: StructureConfig
+    action_dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "b w m d"], valid: Bool[Array, "b w"]) -> Prediction:
+        """Features of a window -> a chunk at each of its steps."""
+        x = pool_latents(features, self.structure.latent, self.head.down_sample)
+        for i in range(self.head.layers):
+            hidden = self.head.hidden * self.structure.latent
+            x = LSTMLayer(hidden, self.dtype, name=f"layer{i}")(x, valid)
+        return ActionOutput(self.structure.chunk, self.action_dim, self.dtype, name="output")(x)
+
+
+def weight_map(head: HeadConfig) -> list[w.Weight]:
+    """RoboVLMs' names; targets relative to `head/`."""
+    rows = []
+    for i in range(head.layers):
+        rows += [
+            w.Weight(f"rnn.weight_ih_l{i}", f"layer{i}/input_kernel", "linear"),
+            w.Weight(f"rnn.weight_hh_l{i}", f"layer{i}/state_kernel", "linear"),
+            w.Weight(f"rnn.bias_ih_l{i}", f"layer{i}/input_bias"),
+            w.Weight(f"rnn.bias_hh_l{i}", f"layer{i}/state_bias"),
+        ]
+    return rows + trunk_weights()
