@@ -17,7 +17,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def pytest_addoption(parser):
-    # pytest itself has a --fixtures (list fixtures; also reachable as --funcargs): ours replaces it.
+    # pytest has a --fixtures of its own (list fixtures; also --funcargs): ours replaces it.
     parser.optparser.conflict_handler = "resolve"
     group = parser.getgroup("vla_jax")
     group.addoption("--fixtures", metavar="DIR", help="folder of golden outputs for tests/parity")

@@ -60,14 +60,40 @@ def test_a_missing_writer_is_a_clear_error(tmp_path, monkeypatch, kwargs, module
 
 
 def test_meter_shares_out_the_time(monkeypatch):
-    clock = iter([0.0, 4.0, 5.0, 7.0])
+    clock = iter([0.0, 4.0, 5.0, 6.0, 8.0, 8.0])
     monkeypatch.setattr(log.time, "perf_counter", lambda: next(clock))
-    meter = log.Meter()
+    meter = log.Meter(step=10, batch_size=8)
     meter.waited(0.5)
     meter.waited(0.5)
-    row = meter.read(batch_size=8)
+    row = meter.read(12)
     assert (row["step_s"], row["samples_per_s"], row["data_wait"], row["wall_s"]) == (2, 4, 0.25, 4)
     assert 10 < row["rss_mb"] < 1e6
-    meter.pause()
-    meter.waited(0.0)
-    assert meter.read(8)["step_s"] == 2
+    meter.waited(3.0)
+    meter.pause(13)  # at 6: one second and step 13 are left out
+    assert meter.read(14) | {"rss_mb": 0} == {
+        "samples_per_s": 4, "step_s": 2, "data_wait": 0, "rss_mb": 0, "wall_s": 8,
+    }  # fmt: skip
+
+
+def test_rows_are_written_late_but_in_order(tmp_path, caplog):
+    shown = {}
+
+    class Bar:
+        def set_postfix(self, **values):
+            shown.update(values)
+
+    with log.RunLog(tmp_path) as run:
+        pending = log.Pending(run, log.Meter(0, 4), Bar())
+        pending.flush()
+        pending.put(1, {"loss": jnp.float32(0.5)})
+        assert rows(tmp_path) == []
+        pending.flush()
+        pending.put(2, {"loss": jnp.float32(0.25)})
+        pending.put(3, {"loss": jnp.float32(jnp.nan)})
+        pending.flush()
+        pending.flush()
+    found = rows(tmp_path)
+    assert [(row["step"], row["loss"]) for row in found] == [(1, 0.5), (2, 0.25), (3, "nan")]
+    assert {"samples_per_s", "step_s", "data_wait", "rss_mb", "wall_s"} < set(found[0])
+    assert "step 3: the loss is nan" in caplog.text
+    assert shown["loss"] == "nan"

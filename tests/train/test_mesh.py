@@ -34,9 +34,9 @@ def test_rules_give_the_published_specs():
         "backbone/text/layers/mlp/fc1/kernel": struct(24, 2048, 8192),
         "backbone/text/layers/mlp/fc2/kernel": struct(24, 8192, 2048),
         "backbone/text/layers/norm1/scale": struct(24, 2048),
-        "backbone/text/embed/embedding": struct(65037, 2048),
-        "head/lstm_0/input/kernel": struct(2048, 4096),
-        "head/lstm_0/recurrent/kernel": struct(1024, 4096),
+        "backbone/text/embedding": struct(65037, 2048),
+        "head/layer0/input_kernel": struct(2048, 4096),
+        "head/layer0/state_kernel": struct(1024, 4096),
     }
     assert list(meshes.param_specs(params, mesh).values()) == [
         P(None, "fsdp", "tensor", None),

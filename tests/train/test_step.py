@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import pytest
 
 from tests.train.toy import Toy, loss, make_batch, make_config
 from vla_jax.config import MeshConfig
+from vla_jax.rules import flatten
 from vla_jax.train import evaluate
 from vla_jax.train.mesh import make_mesh, shard_batch
 from vla_jax.train.optim import make_optimizer
-from vla_jax.train.state import abstract, create, from_params
+from vla_jax.train.state import abstract, create, place
 from vla_jax.train.step import make_train_step
 
 FROZEN = ("backbone/",)
@@ -89,39 +91,50 @@ def test_frozen_parameters_do_not_move_and_have_no_moments():
     assert kept == 2 * sum(x.size for x in trainable.values())
 
 
-def test_loaded_parameters_start_the_same_state_and_misfits_are_all_named():
-    config, _, template, state = set_up((2, 2, 2))
+def test_loaded_parameters_take_the_place_of_random_ones():
+    config, _, template, state = set_up((2, 2, 2), ("vision",))
     optimizer = make_optimizer(config.optim, config.train.steps)
-    host = jax.tree.map(np.asarray, state.params)
-    loaded = from_params(host, optimizer, template, config.seed)
-    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(state), strict=True):
-        assert a.sharding == b.sharding
-        assert a.dtype == b.dtype
-        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            np.testing.assert_array_equal(a, b)
-    del host["head"]["arm"]
-    host["head"]["extra"] = {"kernel": np.zeros(3)}
-    host["head"]["gripper"]["kernel"] = np.zeros((2, 2))
-    with pytest.raises(ValueError, match="3 parameters do not fit") as error:
-        from_params(host, optimizer, template, config.seed)
-    for part in ("missing: head/arm", "unexpected: head/extra", "shape of head/gripper"):
+    host = {
+        "head/arm/kernel": np.ones((16, 12)),
+        "backbone/vision/patch/kernel": np.ones((192, 16)),
+    }
+    loaded = {path: place(template, path, x) for path, x in host.items()}
+    mixed = create(Toy().init, optimizer, template, config.seed, loaded)
+    assert jax.tree.map(lambda x: (x.sharding, x.dtype), mixed) == jax.tree.map(
+        lambda x: (x.sharding, x.dtype), template
+    )
+    random, found = flatten(state.params), flatten(mixed.params)
+    for path, x in found.items():
+        expected = host.get(path, random[path])
+        np.testing.assert_array_equal(np.asarray(x, np.float32), np.asarray(expected, np.float32))
+
+
+def test_loaded_parameters_that_do_not_fit_are_all_named():
+    config, _, template, _ = set_up((2, 2, 2))
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    wrong = {"head/extra/kernel": jnp.zeros(3), "head/gripper/kernel": jnp.zeros((2, 2))}
+    with pytest.raises(ValueError, match="2 loaded parameters do not fit") as error:
+        create(Toy().init, optimizer, template, config.seed, wrong)
+    for part in ("unexpected: head/extra/kernel", "shape of head/gripper/kernel: (2, 2)"):
         assert part in str(error.value)
+    with pytest.raises(ValueError, match=r"head/arm/kernel: shape \(3,\)"):
+        place(template, "head/arm/kernel", np.zeros(3))
 
 
 def test_evaluation_is_exact_over_uneven_batches():
-    size, rows = 19, 8
     config, mesh, template, state = set_up((2, 2, 2))
     baseline = evaluate.Baseline(np.full((2, 6), 0.1, np.float32), np.array([True, False]))
     step = evaluate.make_eval_step(Toy(), loss, config, mesh, template, baseline)
-    batches = [make_batch(i, rows) for i in range(4)]
-    result = evaluate.evaluate(step, state, batches, size, limit=100, mesh=mesh)
-    whole = jax.tree.map(lambda *x: np.concatenate(x)[:size], *batches)
+    batches = [make_batch(i) for i in range(3)]
+    batches[2].actions.mask[3:] = False  # what a loader does to the rows that fill up
+    result = evaluate.evaluate(step, state, batches, mesh)
+    whole = jax.tree.map(lambda *x: np.concatenate(x)[:19], *batches)
     images = {c: jnp.asarray(x, jnp.float32) / 255 for c, x in whole.observation.images.items()}
     mean, std = jnp.asarray(Toy.image.mean), jnp.asarray(Toy.image.std)
     seen = dataclasses.replace(
         whole.observation, images={c: (x - mean) / std for c, x in images.items()}
     )
-    prediction = Toy().apply({"params": jax.tree.map(np.asarray, state.params)}, seen, train=False)
+    prediction = Toy().apply({"params": jax.tree.map(np.asarray, state.params)}, seen)
     prediction = jax.tree.map(np.asarray, prediction)
     mask, target = whole.actions.mask, whole.actions.chunk
     assert result["count"] == mask.sum()
@@ -140,11 +153,32 @@ def test_evaluation_is_exact_over_uneven_batches():
     assert result["baseline_gripper"] == pytest.approx(guess, rel=1e-6)
 
 
-def test_evaluation_stops_at_the_limit_and_refuses_an_empty_split():
+def test_evaluation_survives_an_empty_batch_but_not_an_empty_split():
     config, mesh, template, state = set_up((1, 1, 1))
     step = evaluate.make_eval_step(Toy(), loss, config, mesh, template)
-    batches = [make_batch(i) for i in range(3)]
-    result = evaluate.evaluate(step, state, batches, 24, limit=2, mesh=mesh)
-    assert result["count"] == sum(b.actions.mask.sum() for b in batches[:2])
-    with pytest.raises(ValueError, match="no supervised action"):
-        evaluate.evaluate(step, state, batches, 0, limit=2, mesh=mesh)
+    full, empty = make_batch(0), make_batch(1)
+    empty.actions.mask[:] = False
+    alone = evaluate.evaluate(step, state, [full], mesh)
+    assert evaluate.evaluate(step, state, [empty, full, empty], mesh) == alone
+    for batches in ([], [empty]):
+        with pytest.raises(ValueError, match="no supervised action"):
+            evaluate.evaluate(step, state, batches, mesh)
+
+
+def test_baseline_is_the_mean_action_of_each_dataset():
+    rng = np.random.default_rng(0)
+    actions = [rng.random((n, 7)).astype(np.float32) for n in (5, 9)]
+    actions[0][:, -1], actions[1][:, -1] = [1, 1, 1, 0, 0], 0
+    baseline = evaluate.mean_actions(actions)
+    np.testing.assert_allclose(baseline.arm, [a[:, :-1].mean(0) for a in actions], rtol=1e-6)
+    assert baseline.gripper.tolist() == [True, False]
+
+
+def test_report_writes_what_it_says(tmp_path):
+    result = {"l1_mean": 0.25, "gripper": 0.9, "count": 7, "baseline_l1_mean": 0.5}
+    text = evaluate.report({**result, "baseline_gripper": 0.6}, tmp_path)
+    assert "0.2500" in text
+    assert "0.5000" in text
+    saved = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))
+    assert saved == {**result, "baseline_gripper": 0.6}
+    assert [p.name for p in tmp_path.iterdir()] == ["eval.json"]

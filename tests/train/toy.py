@@ -25,7 +25,7 @@ class Toy:
     def init(self, key: jax.Array) -> dict[str, Any]:
         shapes = {
             "backbone/vision/patch/kernel": (SIZE * SIZE * 3, DIM),
-            "backbone/text/embed/embedding": (VOCAB, DIM),
+            "backbone/text/embedding": (VOCAB, DIM),
             "backbone/text/layers/attn/q/kernel": (LAYERS, DIM, HEADS, HEAD_DIM),
             "backbone/text/layers/attn/o/kernel": (LAYERS, HEADS, HEAD_DIM, DIM),
             "backbone/text/layers/attn/o/bias": (LAYERS, DIM),
@@ -41,14 +41,14 @@ class Toy:
         flat = {p: x.reshape(s) for (p, s), x in zip(shapes.items(), pieces, strict=True)}
         return unflatten(flat)
 
-    def apply(self, variables: Any, observation: Observation, *, train: bool, rngs: Any = None):
+    def apply(self, variables: Any, observation: Observation, *, rngs: Any = None):
         backbone, head = variables["params"]["backbone"], variables["params"]["head"]
         pixels = sum(observation.images[c] for c in CAMERAS)
         rows, window = pixels.shape[:2]
         x = pixels.reshape(rows, window, -1) @ backbone["vision"]["patch"]["kernel"]
-        words = jnp.take(backbone["text"]["embed"]["embedding"], observation.text, axis=0)
+        words = jnp.take(backbone["text"]["embedding"], observation.text, axis=0)
         x = x + (words * observation.text_mask[..., None]).sum(1)[:, None]
-        if train:
+        if rngs:
             keep = jax.random.bernoulli(rngs["dropout"], 0.9, x.shape)
             x = jnp.where(keep, x / 0.9, 0.0)
 
@@ -104,12 +104,11 @@ def _row(n: int, size: int) -> Batch:
 
 def make_config(**changes: Any) -> Config:
     """The base config with a dataset named and dotted keys changed."""
-    raw = base.get_config()
+    raw: Any = base.get_config()
     raw.data.datasets = ({"spec": "toy", "dir": "toy", "weight": 1.0},)
     raw.optim.learning_rate, raw.optim.warmup_steps = 1e-2, 2
     raw.train.steps, raw.train.batch_size = 20, 8
-    raw.augment.shift = {"primary": 1}
-    raw.augment.brightness = 0.1
+    raw.augment.shift, raw.augment.brightness = {"primary": 1}, 0.1
     with raw.unlocked():
         raw.update_from_flattened_dict(changes)
     return resolve(raw)

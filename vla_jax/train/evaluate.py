@@ -23,7 +23,7 @@ from vla_jax.train.state import TrainState
 from vla_jax.train.step import Loss, Metrics, Model
 from vla_jax.types import Actions, Batch
 
-EvalStep = Callable[[TrainState, Batch, Any], Metrics]
+EvalStep = Callable[[TrainState, Batch], Metrics]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class Baseline:
 
     arm: Float[np.ndarray, "n d"]
     gripper: Bool[np.ndarray, "n"]
+
+
+def mean_actions(actions: Sequence[Float[np.ndarray, "t a"]]) -> Baseline:
+    """The baseline of a mixture's training sets, from all their normalised actions."""
+    mean = np.stack([x.mean(0, dtype=np.float64) for x in actions])
+    return Baseline(mean[:, :-1].astype(np.float32), mean[:, -1] > 0.5)
 
 
 def make_eval_step(
@@ -58,17 +64,17 @@ def make_eval_step(
         baseline: adds its sums.
 
     Returns:
-        (state, batch, valid bool [b]) -> sums over the supervised actions of valid rows: "count",
+        (state, batch) -> sums over the supervised actions: "count",
         "l1" [a-1] in normalised units, "gripper" right answers, "loss" and its parts, and
         "baseline_l1", "baseline_gripper".
     """
 
-    def step(state: TrainState, batch: Batch, valid: Bool[Array, "b"]) -> Metrics:
+    def step(state: TrainState, batch: Batch) -> Metrics:
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=False
         )
-        prediction = model.apply({"params": state.params}, observation, train=False)
-        actions = Actions(batch.actions.chunk, batch.actions.mask & valid[:, None, None])
+        prediction = model.apply({"params": state.params}, observation)
+        actions = batch.actions
         total, parts = loss(prediction, actions, config.optim.gripper_weight)
         count = actions.mask.sum(dtype=jnp.float32)
         # An empty mean is 0 / 0 in some losses and must not poison the sum.
@@ -83,10 +89,11 @@ def make_eval_step(
             sums |= {f"baseline_{name}": x for name, x in fixed.items()}
         return sums
 
-    rows = meshes.batch_sharding(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, template)
     return jax.jit(
-        step, in_shardings=(shardings, rows, rows), out_shardings=meshes.replicated(mesh)
+        step,
+        in_shardings=(shardings, meshes.batch_sharding(mesh)),
+        out_shardings=meshes.replicated(mesh),
     )
 
 
@@ -122,28 +129,10 @@ def means(sums: Sequence[Metrics]) -> dict[str, Any]:
 
 
 def evaluate(
-    step: EvalStep, state: TrainState, batches: Iterable[Batch], size: int, limit: int, mesh: Mesh
+    step: EvalStep, state: TrainState, batches: Iterable[Batch], mesh: Mesh
 ) -> dict[str, Any]:
-    """Means over one pass of the validation split, at most `limit` batches of it.
-
-    Args:
-        step: of `make_eval_step`.
-        state: to evaluate.
-        batches: this process's rows, unshuffled from sample 0; may run on past the end.
-        size: samples in the split; rows numbered beyond it are the next pass and do not count.
-        limit: batches at most.
-        mesh: of the run.
-    """
-    sums, seen = [], 0
-    iterator = iter(batches)
-    while seen < size and len(sums) < limit:
-        local = next(iterator)
-        high, low = (np.asarray(local.sample)[:, i].astype(np.int64) for i in range(2))
-        valid = (high << 32) + low < size
-        batch, rows = meshes.shard_batch((local, valid), mesh)
-        sums.append(step(state, batch, rows))
-        seen += rows.shape[0]
-    return means(sums)
+    """Means over `batches` (this process's rows; all actions of padding rows masked)."""
+    return means([step(state, meshes.shard_batch(local, mesh)) for local in batches])
 
 
 def report(result: dict[str, Any], workdir: str | Path) -> str:

@@ -154,41 +154,77 @@ def _open_wandb(project: str, workdir: Path, config: Mapping[str, Any]) -> Any:
 
 
 class Meter:
-    """Wall time and data waiting between two rows of the log."""
+    """Wall time and data waiting between two rows of the log.
 
-    def __init__(self) -> None:
+    Args:
+        step: optimizer steps done so far.
+        batch_size: samples a step.
+    """
+
+    def __init__(self, step: int, batch_size: int):
+        self._batch_size = batch_size
         self._began = time.perf_counter()
-        self._since = self._began
         self._waited = 0.0
-        self._steps = 0
+        self._step, self._since = step, self._began
 
     def waited(self, seconds: float) -> None:
-        """Count one step, which waited this long for its batch."""
+        """Count time spent waiting for a batch."""
         self._waited += seconds
-        self._steps += 1
 
-    def read(self, batch_size: int) -> dict[str, float]:
-        """Values of the steps since the last reading, which start anew.
+    def read(self, step: int) -> dict[str, float]:
+        """Values of the steps since the last reading or pause, now that `step` is finished.
 
         Returns:
             "samples_per_s", "step_s", "data_wait" (share of the time), "rss_mb", "wall_s" (since
-            the process began to train).
+            this process began to train).
         """
-        now = time.perf_counter()
-        span, steps = max(now - self._since, 1e-9), max(self._steps, 1)
+        span = max(time.perf_counter() - self._since, 1e-9)
+        steps = max(step - self._step, 1)
         row = {
-            "samples_per_s": batch_size * self._steps / span,
+            "samples_per_s": self._batch_size * steps / span,
             "step_s": span / steps,
             "data_wait": min(1.0, self._waited / span),
             "rss_mb": rss_mb(),
-            "wall_s": now - self._began,
+            "wall_s": self._since + span - self._began,
         }
-        self._since, self._waited, self._steps = now, 0.0, 0
+        self.pause(step)
         return row
 
-    def pause(self) -> None:
-        """Leave out the time since the last reading (evaluation, saving)."""
-        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+    def pause(self, step: int) -> None:
+        """Leave out what happened since the last reading (evaluation, saving)."""
+        self._step, self._since, self._waited = step, time.perf_counter(), 0.0
+
+
+class Pending:
+    """The row of a step that the device may still be computing.
+
+    It is written after the next step has been dispatched, so that reading it idles no device.
+
+    Args:
+        rows: where to.
+        meter: supplies the times.
+        bar: a tqdm bar to show the loss on.
+    """
+
+    def __init__(self, rows: RunLog, meter: Meter, bar: Any):
+        self._rows, self._meter, self._bar = rows, meter, bar
+        self._held: tuple[int, Mapping[str, Any]] | None = None
+
+    def put(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Hold the metrics (device scalars) of a step; an earlier row goes out first."""
+        self.flush()
+        self._held = step, metrics
+
+    def flush(self) -> None:
+        """Write the row that is held, if there is one; waits for its step."""
+        if self._held is None:
+            return
+        (step, metrics), self._held = self._held, None
+        values = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(values["loss"]):
+            logger.warning("step %d: the loss is %s", step, values["loss"])
+        self._rows.write(step, "train", {**values, **self._meter.read(step)})
+        self._bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
 
 
 def rss_mb() -> float:

@@ -32,21 +32,23 @@ _STACKED = re.compile(r"(^|/)layers/")
 
 # Path regex -> axes of the TRAILING dimensions; leading ones (the scan's) stay whole.
 SHARDING_RULES: tuple[tuple[str, tuple[str | None, ...] | str], ...] = (
-    # One dimension or none: biases, norms, scales, single tokens.
-    (r"/(bias|scale|gamma|beta)$", ()),
+    # Vectors and small tables: biases, norms, learned positions, queries, single tokens.
+    (r"(bias|/scale|positions|queries|_token)$", ()),
     # A recurrent kernel is read at every time step; split, it costs an all-to-all in each
     # (16 measured in one LSTM head's loop, two with it whole).
-    (r"(^|/)recurrent/kernel$", ()),
-    # Attention: q, k, v [d, heads, head_dim], output [heads, head_dim, d].
+    (r"state_kernel$", ()),
+    # Heads [in, out]: too small for tensor parallelism.
+    (r"^head/.*kernel$", ("fsdp", None)),
+    # Attention: q, k, v [d, heads, head width], output [heads, head width, d].
     (r"/(q|k|v)/kernel$", ("fsdp", "tensor", None)),
     (r"/o/kernel$", ("tensor", None, "fsdp")),
-    # Feed-forward in, gate, out.
-    (r"/(fc1|gate|up|wi|wg)/kernel$", ("fsdp", "tensor")),
-    (r"/(fc2|down|wo)/kernel$", ("tensor", "fsdp")),
+    # Feed-forward in and gate, then out.
+    (r"/(fc1|gate|up)/kernel$", ("fsdp", "tensor")),
+    (r"/(fc2|down)/kernel$", ("tensor", "fsdp")),
     # Token tables [v, d]: vocabularies are odd sizes and a split row gathers badly.
-    (r"embed(ding|dings|der)?(/embedding|/kernel)?$", (None, "fsdp")),
-    # Heads' dense layers [in, out].
-    (r"^head/.*kernel$", ("fsdp", None)),
+    (r"embedding$", (None, "fsdp")),
+    # Other projections [in, out].
+    (r"/(patch|dense)/kernel$", (None, "fsdp")),
     (r"", LARGEST),
 )
 

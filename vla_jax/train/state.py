@@ -1,5 +1,6 @@
 """All that a training step reads and writes, and how it comes to lie on the devices."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,75 +92,86 @@ def abstract(
         mesh: where the state will lie.
         min_sharded: see `mesh.param_specs`.
     """
-    shapes = jax.eval_shape(
+    bare = jax.eval_shape(
         lambda key: make_state(split(init(key), frozen), optimizer, 0), jax.random.key(0)
     )
-    shardings = state_shardings(shapes, mesh, min_sharded)
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        bare,
+        state_shardings(bare, mesh, min_sharded),
     )
 
 
 def create(
-    init: Init, optimizer: optax.GradientTransformation, template: TrainState, seed: int
-) -> TrainState:
-    """A state with random weights, born sharded; the same numbers on every mesh."""
-
-    def build(key: jax.Array) -> TrainState:
-        flat = rules.flatten(init(key))
-        return make_state(_divide(flat, template), optimizer, seed)
-
-    # The first half of the key starts the weights, the second (make_state) feeds dropout.
-    key = jax.random.split(jax.random.key(seed))[0]
-    return jax.jit(build, out_shardings=_shardings(template))(key)
-
-
-def from_params(
-    params: Mapping[str, Any],
+    init: Init,
     optimizer: optax.GradientTransformation,
     template: TrainState,
     seed: int,
+    loaded: Mapping[str, jax.Array] | None = None,
 ) -> TrainState:
-    """A state with loaded weights: nested dict of host or device arrays, placed by the template.
+    """The state before the first step, born sharded; the same numbers on every mesh.
+
+    Args:
+        init: key -> nested random parameters.
+        optimizer: see `abstract`.
+        template: of `abstract`.
+        seed: of the run.
+        loaded: slash path -> array (see `place`) that takes the place of a random parameter. The
+            arrays are given up (donated).
 
     Raises:
-        ValueError: naming every missing, unexpected and mis-shaped parameter.
+        ValueError: naming every loaded parameter that is unexpected or mis-shaped.
     """
-    flat = rules.flatten(params)
-    want = {**template.trainable, **template.frozen}
-    problems = [f"missing: {path}" for path in want if path not in flat]
-    problems += [f"unexpected: {path}" for path in flat if path not in want]
+    loaded, want = dict(loaded or {}), {**template.trainable, **template.frozen}
+    problems = [f"unexpected: {path}" for path in loaded if path not in want]
     problems += [
-        f"shape of {path}: {tuple(flat[path].shape)}, the model has {want[path].shape}"
-        for path in want
-        if path in flat and flat[path].shape != want[path].shape
+        f"shape of {path}: {x.shape}, the model has {want[path].shape}"
+        for path, x in loaded.items()
+        if path in want and x.shape != want[path].shape
     ]
     if problems:
-        raise ValueError(f"{len(problems)} parameters do not fit:\n  " + "\n  ".join(problems))
-    placed = _divide({path: _place(flat[path], want[path]) for path in want}, template)
-    finish = jax.jit(
-        lambda parts: make_state(parts, optimizer, seed),
-        out_shardings=_shardings(template),
-        donate_argnums=0,
+        listing = "\n  ".join(problems)
+        raise ValueError(f"{len(problems)} loaded parameters do not fit:\n  {listing}")
+
+    def build(key: jax.Array, loaded: dict[str, jax.Array]) -> TrainState:
+        flat = {**rules.flatten(init(key)), **loaded}
+        parts = Split(
+            {path: flat[path].astype(like.dtype) for path, like in template.trainable.items()},
+            {path: flat[path].astype(like.dtype) for path, like in template.frozen.items()},
+        )
+        return make_state(parts, optimizer, seed)
+
+    shardings = jax.tree.map(lambda x: x.sharding, template)
+    # The first half of the key starts the weights, the second (make_state) feeds dropout.
+    key = jax.random.split(jax.random.key(seed))[0]
+    return jax.jit(build, out_shardings=shardings, donate_argnums=1)(key, loaded)
+
+
+def shapes(template: TrainState) -> dict[str, tuple[int, ...]]:
+    """Slash path -> shape of every parameter."""
+    return {path: x.shape for path, x in {**template.trainable, **template.frozen}.items()}
+
+
+def summary(template: TrainState) -> str:
+    """How many parameters train and how many do not, in words."""
+    train, still = (
+        sum(math.prod(x.shape) for x in part.values())
+        for part in (template.trainable, template.frozen)
     )
-    return finish(placed)
+    return f"{train / 1e6:.2f} M trainable in float32, {still / 1e6:.2f} M frozen in bfloat16"
 
 
-def _shardings(template: TrainState) -> Any:
-    return jax.tree.map(lambda x: x.sharding, template)
+def place(template: TrainState, path: str, value: Any) -> jax.Array:
+    """A loaded parameter (host array) on the devices, in the dtype and where the template says.
 
+    Each process slices and casts only what its devices hold, also out of a memory map.
 
-def _divide(flat: Mapping[str, Any], template: TrainState) -> Split:
-    return Split(
-        {path: flat[path].astype(like.dtype) for path, like in template.trainable.items()},
-        {path: flat[path].astype(like.dtype) for path, like in template.frozen.items()},
-    )
-
-
-def _place(leaf: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
-    if isinstance(leaf, jax.Array):
-        return jax.device_put(leaf.astype(like.dtype), like.sharding)
-    # Each process slices and casts only what its devices hold, also out of a memory map.
+    Raises:
+        ValueError: if its shape is not the template's.
+    """
+    like = {**template.trainable, **template.frozen}[path]
+    if tuple(value.shape) != like.shape:
+        raise ValueError(f"{path}: shape {tuple(value.shape)}, the model has {like.shape}")
     return jax.make_array_from_callback(
-        like.shape, like.sharding, lambda index: np.asarray(leaf[index], like.dtype)
+        like.shape, like.sharding, lambda index: np.asarray(value[index], like.dtype)
     )

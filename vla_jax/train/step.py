@@ -30,8 +30,8 @@ class Model(Protocol):
         """What its image tower takes."""
         ...
 
-    def apply(self, variables: Any, observation: Any, *, train: bool, rngs: Any = None) -> Any:
-        """Preprocessed observation -> `Prediction`."""
+    def apply(self, variables: Any, observation: Any, *, rngs: Any = None) -> Any:
+        """Preprocessed observation -> `Prediction`; an rng named "dropout" turns dropout on."""
         ...
 
 
@@ -59,13 +59,14 @@ def make_train_step(
         # Accumulation would scan over micro-batches here. Split rows as reshape(b / n, n) and
         # swap: reshape(n, b / n) moves every image to another device.
         key = jax.random.fold_in(state.rng, state.step)
+        rngs = {"dropout": key} if config.model.dropout else None
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=True
         )
 
         def objective(trainable: Any) -> tuple[Array, Metrics]:
             variables = {"params": merge(trainable, state.frozen)}
-            prediction = model.apply(variables, observation, train=True, rngs={"dropout": key})
+            prediction = model.apply(variables, observation, rngs=rngs)
             return loss(prediction, batch.actions, config.optim.gripper_weight)
 
         (total, parts), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
