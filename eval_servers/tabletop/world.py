@@ -339,7 +339,7 @@ class World:
         else:
             across, along = rotate(np.array([self.knob, RAIL_Y]) - self.tool[:2], -self.tool_yaw)
             if (
-                abs(along) <= KNOB_HALF[1]
+                abs(along) <= GRASP_ALONG
                 and abs(across) + KNOB_HALF[0] <= self.aperture / 2
                 and self.tool[2] <= KNOB_TOP - 0.01
                 and aperture <= 2 * KNOB_HALF[0]
