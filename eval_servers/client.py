@@ -1,0 +1,254 @@
+"""Client of a policy server: connect, ask for actions, survive a dropped connection.
+
+    client = PolicyClient("ws://127.0.0.1:8000")
+    chunks = ActionChunks(client, execute_steps=1)
+    client.reset()                                   # a new episode: the server forgets its history
+    action = chunks.act({"observation/image": image, "prompt": "lift the red block"})
+
+Works with websockets 12 to 17 on Python 3.8 and later, with this project's server and with any
+other that speaks openpi's wire (metadata on connection, then msgpack request and reply).
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections import deque
+from typing import Any, Deque, Dict, Optional
+from urllib.parse import urlsplit
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.sync.client import connect
+
+from eval_servers import wire
+
+log = logging.getLogger(__name__)
+
+RESET_REPLY = "reset successful"  # RoboArena's answer to the "reset" endpoint
+
+
+class PolicyServerError(RuntimeError):
+    """The server refused the request, cannot be reached, or is no policy server."""
+
+
+class SessionLostError(RuntimeError):
+    """The connection dropped and is up again, but the server has forgotten the episode so far.
+
+    The history went with the connection, so the episode must start over.
+    """
+
+
+class PolicyClient:
+    """One connection, and so one session, on a policy server.
+
+    Attributes:
+        metadata: what the server says of its policy (model, cameras, chunk, action_dim, ...).
+    """
+
+    def __init__(
+        self, uri: str, connect_timeout: float = 60.0, request_timeout: float = 300.0
+    ) -> None:
+        """Connect, waiting for the server to come up.
+
+        Args:
+            uri: ws://host:port
+            connect_timeout: seconds to wait for the server, here and after a dropped connection.
+            request_timeout: seconds to wait for one reply.
+
+        Raises:
+            PolicyServerError: if no policy server answers within `connect_timeout`.
+        """
+        if urlsplit(uri).scheme not in ("ws", "wss"):
+            raise PolicyServerError("server {!r}: write it as ws://host:port".format(uri))
+        self.uri = uri
+        self.metadata: Dict[str, Any] = {}
+        self._connect_timeout = connect_timeout
+        self._request_timeout = request_timeout
+        self._options = _connect_options(uri)
+        self._socket: Any = None
+        self._greeting = b""
+        self._connect()
+
+    def infer(self, obs: Dict[str, Any]) -> Dict[str, Any]:
+        """Actions for one observation: {"actions": float32 [f, a] in robot units, ...}.
+
+        Args:
+            obs: flat, with openpi's keys: "observation/image" uint8 [h, w, 3], ..., "prompt" str.
+
+        Raises:
+            SessionLostError: the connection dropped; it is up again, with an empty history.
+            PolicyServerError: the server refused the observation, or cannot be reached.
+        """
+        reply = self._request(obs)
+        if isinstance(reply, str):
+            self.close()
+            raise PolicyServerError("the policy server refused: {}".format(reply))
+        decoded = wire.unpack(reply)
+        if not isinstance(decoded, dict) or "actions" not in decoded:
+            raise PolicyServerError("the server's reply has no 'actions'; is it a policy server?")
+        return decoded
+
+    def reset(self) -> None:
+        """Start an episode: the server drops this connection's history.
+
+        Raises:
+            SessionLostError, PolicyServerError: as `infer`. After the first the history is empty
+                all the same.
+        """
+        reply = self._request({"endpoint": "reset"})
+        if reply != RESET_REPLY:
+            self.close()
+            text = reply if isinstance(reply, str) else "{} bytes".format(len(reply))
+            raise PolicyServerError("the server does not know 'reset': {}".format(text))
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _request(self, message: Dict[str, Any]) -> Any:
+        data = wire.pack(message)
+        socket = self._socket or self._connect()
+        try:
+            socket.send(data)
+            return socket.recv(timeout=self._request_timeout)
+        except TimeoutError:
+            self.close()
+            raise PolicyServerError(
+                "no reply from {} within {:g} s".format(self.uri, self._request_timeout)
+            ) from None
+        except (ConnectionClosed, OSError) as error:
+            refusal = _last_words(socket)
+            self.close()
+            if refusal:
+                raise PolicyServerError("the policy server refused: {}".format(refusal)) from None
+            log.warning("connection to %s dropped: %s", self.uri, error)
+            self._connect()
+            raise SessionLostError(
+                "the connection to {} dropped ({}); it is up again, but the history of this"
+                " episode is gone: start it over".format(self.uri, error)
+            ) from None
+
+    def _connect(self) -> Any:
+        deadline, pause, reason = time.monotonic() + self._connect_timeout, 0.1, ""
+        while True:
+            left = max(deadline - time.monotonic(), 0.1)
+            try:
+                socket = connect(self.uri, open_timeout=min(left, 10.0), **self._options)
+                greeting: Any = socket.recv(timeout=10.0)
+                metadata = wire.unpack(greeting)
+                break
+            except InvalidURI as error:
+                raise PolicyServerError("server {!r}: {}".format(self.uri, error)) from None
+            except (OSError, ConnectionClosed, InvalidHandshake, EOFError) as error:
+                # Not up yet, starting, full (HTTP 503): all of these may pass.
+                reason = str(error) or type(error).__name__
+            except (ValueError, TypeError) as error:
+                raise PolicyServerError(
+                    "{} answers, but not as a policy server: {}".format(self.uri, error)
+                ) from None
+            if time.monotonic() + pause > deadline:
+                raise PolicyServerError(
+                    "no policy server at {} after {:g} s ({}); start one with: python"
+                    " launch/serve.py --checkpoint=DIR --port={}".format(
+                        self.uri, self._connect_timeout, reason, urlsplit(self.uri).port or 80
+                    )
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+        if self._greeting not in (b"", greeting):
+            socket.close()
+            raise PolicyServerError(
+                "{} now serves another policy than before: {} instead of {}".format(
+                    self.uri, metadata, self.metadata
+                )
+            )
+        self.metadata, self._greeting, self._socket = metadata, greeting, socket
+        return socket
+
+
+class ActionChunks:
+    """Replays the first `execute_steps` actions of a chunk before asking for the next.
+
+    Attributes:
+        round_trip_ms: milliseconds of every request since `reset`, measured here.
+        server_ms: of the same requests, the time inside the policy, as the server reports it.
+    """
+
+    def __init__(self, client: Any, execute_steps: int = 1) -> None:
+        """1 asks at every step, which is how RoboVLMs evaluates.
+
+        Raises:
+            ValueError: if `execute_steps` is not within the chunk that the server's policy gives.
+        """
+        chunk = client.metadata.get("chunk")
+        if execute_steps < 1 or (chunk and execute_steps > chunk):
+            raise ValueError(
+                "execute steps: {} is not in 1..{} (the policy's chunk)".format(
+                    execute_steps, chunk or "chunk"
+                )
+            )
+        self._client = client
+        self._execute_steps = execute_steps
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the actions left over from the last episode, and its timings."""
+        self._queue: Deque[np.ndarray] = deque()
+        self.round_trip_ms: list = []
+        self.server_ms: list = []
+
+    def act(self, obs: Dict[str, Any]) -> np.ndarray:
+        """The next action, float [a]; `obs` is sent only when the replayed part is used up.
+
+        Raises:
+            SessionLostError, PolicyServerError: as `PolicyClient.infer`.
+        """
+        if not self._queue:
+            start = time.perf_counter()
+            reply = self._client.infer(obs)
+            self.round_trip_ms.append((time.perf_counter() - start) * 1e3)
+            infer_ms: Optional[float] = reply.get("server_timing", {}).get("infer_ms")
+            if infer_ms is not None:
+                self.server_ms.append(float(infer_ms))
+            actions = np.asarray(reply["actions"])
+            if actions.ndim != 2 or len(actions) < self._execute_steps:
+                raise PolicyServerError(
+                    "the server sent actions of shape {}; expected [at least {}, action"
+                    " dimension]".format(actions.shape, self._execute_steps)
+                )
+            self._queue.extend(actions[: self._execute_steps])
+        return self._queue.popleft()
+
+
+def _last_words(socket: Any) -> str:
+    """The text frame of a server that closed while this side was still sending, or ""."""
+    try:
+        reply = socket.recv(timeout=1.0)
+    except (ConnectionClosed, OSError):
+        return ""
+    return reply if isinstance(reply, str) else ""
+
+
+def _connect_options(uri: str) -> Dict[str, Any]:
+    """Arguments of `connect` that exist in the installed websockets (12 to 17)."""
+    known = inspect.signature(connect).parameters
+    options: Dict[str, Any] = {"compression": None, "max_size": None}
+    if "ping_interval" in known:
+        # `request_timeout` watches the server instead: some servers of this wire block their
+        # event loop while they compile, and would be given up on.
+        options["ping_interval"] = None
+    if "proxy" in known and urlsplit(uri).hostname in ("localhost", "127.0.0.1", "::1"):
+        options["proxy"] = None
+    if "legacy" in known:
+        options["legacy"] = True
+    return options

@@ -1,0 +1,58 @@
+"""One progress line, without dependencies."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Optional, TextIO
+
+
+class Progress:
+    """`[ 37/200] success 71.2 % (26)  3.1 episodes/s  0:52 left`, rewritten in place on a terminal.
+
+    Elsewhere (a log file) a new line appears at most every 30 seconds, and at the end.
+    """
+
+    def __init__(
+        self, total: int, done: int = 0, successes: int = 0, stream: Optional[TextIO] = None
+    ) -> None:
+        """Start at `done` episodes, of which `successes`; a resumed run starts above zero."""
+        self._total, self._done, self._successes = total, done, successes
+        self._stream = stream or sys.stderr
+        self._start = self._shown = time.monotonic()
+        self._before = done
+
+    def add(self, success: bool) -> None:
+        """Count one episode."""
+        self._done += 1
+        self._successes += bool(success)
+        now = time.monotonic()
+        if self._stream.isatty() or self._done == self._total or now - self._shown > 30.0:
+            self._shown = now
+            end = "" if self._stream.isatty() else "\n"
+            self._stream.write(("\r\x1b[K" if not end else "") + self.line() + end)
+            self._stream.flush()
+
+    def line(self) -> str:
+        """The line as it stands."""
+        seconds = max(time.monotonic() - self._start, 1e-6)
+        rate = (self._done - self._before) / seconds
+        left = (self._total - self._done) / rate if rate else 0.0
+        width = len(str(self._total))
+        return "[{:{w}d}/{}] success {:.1f} % ({})  {:.2g} episodes/s  {}:{:02d} left".format(
+            self._done,
+            self._total,
+            100.0 * self._successes / max(self._done, 1),
+            self._successes,
+            rate,
+            int(left) // 60,
+            int(left) % 60,
+            w=width,
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._stream.isatty():
+            self._stream.write("\n")

@@ -1,0 +1,98 @@
+"""Serve a trained policy to robots and simulators.
+
+    python launch/serve.py --checkpoint=runs/quickstart --port=8000
+
+speaks openpi's websocket protocol, so `openpi_client.websocket_client_policy` and the clients in
+`eval_servers/` connect unmodified. The policy is compiled first; `listening on ws://...` means
+that clients can connect. `curl http://127.0.0.1:8000/healthz` answers OK. Ctrl-C stops it.
+"""
+
+import argparse
+import logging
+import sys
+
+from vla_jax.serve import server
+
+
+def main() -> int:
+    """Parse flags, load, compile, serve; returns the exit status."""
+    flags = _parse_flags()
+    logging.basicConfig(
+        level=logging.DEBUG if flags.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    if not flags.verbose:
+        logging.getLogger("websockets").setLevel(logging.WARNING)
+    options = server.ServerOptions(
+        host=flags.host,
+        port=flags.port,
+        max_message_bytes=round(flags.max_message_mb * 2**20),
+        max_sessions=flags.max_sessions,
+    )
+    try:
+        server.check_port(options.host, options.port)
+        from vla_jax.policy import Policy  # after the flags: --help need not wait for jax
+
+        policy = Policy.from_checkpoint(
+            flags.checkpoint, step=flags.step, dataset=flags.dataset, untrained=flags.untrained
+        )
+        server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
+    except (OSError, ValueError) as error:
+        logging.debug("traceback of the error below", exc_info=True)
+        text = error.strerror if isinstance(error, OSError) and not error.filename else None
+        print(f"serve.py: {text or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="folder that launch/train.py wrote")
+    add("--port", type=int, default=8000, help="TCP port, 0 = any free one (default: 8000)")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="interface to listen on; 0.0.0.0 = all of them, and then anyone who can reach this"
+        " machine can use the policy (default: 127.0.0.1, this machine only)",
+    )
+    add("--step", type=int, metavar="N", help="checkpoint of this step (default: the newest)")
+    add(
+        "--dataset",
+        metavar="KEY",
+        help="dataset whose statistics turn the network's output into robot units; needed when"
+        " the checkpoint was trained on several",
+    )
+    add(
+        "--untrained",
+        action="store_true",
+        help="random weights instead of the trained ones: the baseline of a comparison",
+    )
+    add(
+        "--max-message-mb",
+        type=float,
+        default=16.0,
+        metavar="MIB",
+        help="largest request; two 224x224 cameras take 0.3 (default: 16)",
+    )
+    add(
+        "--max-sessions",
+        type=int,
+        default=64,
+        metavar="N",
+        help="clients at a time; each holds its own history (default: 64)",
+    )
+    add("--verbose", action="store_true", help="log every frame, and tracebacks of errors")
+    flags = parser.parse_args()
+    if not 0 <= flags.port < 65536:
+        parser.error(f"--port: {flags.port} is not in 0..65535")
+    if flags.max_message_mb <= 0 or flags.max_sessions < 1:
+        parser.error("--max-message-mb and --max-sessions: must be positive")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval_servers import report, results, video
+
+
+def make_run(folder, successes, per_task=4, tasks=("lift", "place"), name="fake"):
+    rows = []
+    for index in range(per_task * len(tasks)):
+        task = tasks[index % len(tasks)]
+        success = index // len(tasks) < successes
+        row = {"index": index, "seed": index, "task": task, "instruction": f"<b>{task}</b> & go"}
+        row.update(success=success, steps=9, seconds=1.0, error=None, restarts=0, video=None)
+        row.update(round_trip_ms=[1.0, 2.0], server_ms=[0.5])
+        if index < 2:
+            row["video"] = f"videos/{index}.webp"
+            (folder / "videos").mkdir(parents=True, exist_ok=True)
+            frames = [np.full((16, 32, 3), 9 * i, np.uint8) for i in range(5)]
+            video.save_video(str(folder / row["video"]), frames)
+        rows.append(row)
+    protocol = {"environment": name, "server": {"model": "m", "chunk": 4}, "seeds": [0, 7]}
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    results.write_score(str(folder / "score.json"), results.summarize(rows, protocol))
+    return str(folder)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return {
+        "trained": make_run(tmp_path / "a", 4),
+        "un<trained>": make_run(tmp_path / "b", 1, tasks=("lift", "push"), name="other"),
+    }
+
+
+def make_log(path):
+    rows = [{"step": i, "kind": "train", "loss": 1 / (i + 1), "lr": 0.1} for i in range(50)]
+    rows += [
+        {"step": 25, "kind": "eval", "loss": 0.5},
+        {"step": 30, "kind": "train", "loss": "nan"},
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 5')
+    return str(path)
+
+
+def test_the_page_is_self_contained_and_says_it_all(runs, tmp_path):
+    log = make_log(tmp_path / "log.jsonl")
+    path = report.report(runs, str(tmp_path / "page"), loss_log=log, title="A & B")
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert path == str(tmp_path / "page" / "index.html")
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "<script" not in page
+    assert page.count("data:image/svg+xml") == 2
+    assert page.count("data:image/webp") == 4
+    for text in ("A &amp; B", "100.0&nbsp;%", "8/8 episodes", "2/8 episodes", "4/4 &middot; 51"):
+        assert text in page, text
+    for text in ("un&lt;trained&gt;", "&lt;b&gt;lift&lt;/b&gt; &amp; go", "server.chunk", "1.5 ms"):
+        assert text in page, text
+    assert page.count("<td>&ndash;</td>") == 2  # each run lacks one of the other's tasks
+    assert '<td class="wrap differs">other</td>' in page
+    assert '<td class="wrap" colspan="2">m</td>' in page
+
+
+def test_the_page_needs_neither_log_nor_videos(runs, tmp_path):
+    score = {"only": runs["trained"] + "/score.json"}
+    (tmp_path / "a" / "episodes.jsonl").unlink()
+    report.report(score, str(tmp_path / "page"))
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert page.count("data:image/svg+xml") == 1
+    assert "data:image/webp" not in page
+    assert "Training loss" not in page
+
+
+def test_losses_are_read_whatever_else_the_log_holds(tmp_path):
+    curves = report.read_losses(make_log(tmp_path / "log.jsonl"))
+    assert sorted(curves) == ["eval", "train"]
+    assert len(curves["train"]) == 50
+    assert curves["train"][1] == (1, 0.5)
+    (tmp_path / "empty.jsonl").write_text('{"step": 1}\n[1]\n')
+    with pytest.raises(results.ResultsError, match="no row with a step and a loss"):
+        report.read_losses(str(tmp_path / "empty.jsonl"))
+
+
+def test_report_command(runs, tmp_path, capsys):
+    flags = [item for name, path in runs.items() for item in ("--run", f"{name}={path}")]
+    assert results._main(["report", *flags, "--out", str(tmp_path / "page")]) == 0
+    assert capsys.readouterr().out.strip().endswith("index.html")
+
+
+def test_videos_play_every_frame(tmp_path):
+    from PIL import Image
+
+    frames = [np.full((8, 16, 3), 40 * i, np.uint8) for i in range(4)]
+    video.save_video(str(tmp_path / "v.webp"), frames)
+    film: Any = Image.open(tmp_path / "v.webp")
+    assert (film.size, film.n_frames) == ((16, 8), 4)
+    film.seek(3)
+    assert abs(np.asarray(film.convert("RGB")).mean() - 120) < 4

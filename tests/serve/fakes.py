@@ -1,0 +1,64 @@
+"""Small policies with visible behaviour, to test everything around a real one."""
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from vla_jax.serve.protocol import ObservationError
+
+CHUNK, ACTION_DIM = 4, 7
+
+
+class CountingPolicy:
+    """actions[i] = [session number, steps so far in this session, i, mean of the image, 0...]."""
+
+    def __init__(self, seconds: float = 0.0, fail_on: str = "") -> None:
+        self.metadata = {
+            "model": "counting",
+            "cameras": {"primary": "observation/image"},
+            "chunk": CHUNK,
+            "action_dim": ACTION_DIM,
+            "hz": 10.0,
+        }
+        self.seconds = seconds
+        self.fail_on = fail_on
+        self.warm = False
+        self.sessions = 0
+        self.threads: set[str] = set()
+
+    def warmup(self) -> None:
+        self.warm = True
+
+    def new_session(self) -> dict[str, int]:
+        self.sessions += 1
+        return {"number": self.sessions, "steps": 0}
+
+    def check(self, obs: dict[str, Any]) -> None:
+        problems = []
+        image = obs.get("observation/image")
+        if not isinstance(image, np.ndarray):
+            problems.append("observation/image: missing")
+        elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            problems.append(f"observation/image: {image.dtype} {image.shape}, not uint8 [h, x, 3]")
+        if not isinstance(obs.get("prompt"), str):
+            problems.append("prompt: missing")
+        if problems:
+            legal = "observation/image, prompt"
+            raise ObservationError("; ".join(problems) + f"; legal keys: {legal}")
+
+    def infer(self, session: dict[str, int], obs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        self.threads.add(threading.current_thread().name)
+        if self.fail_on and self.fail_on in obs["prompt"]:
+            raise ArithmeticError(f"told to fail on {self.fail_on!r}")
+        time.sleep(self.seconds)
+        session = {"number": session["number"], "steps": session["steps"] + 1}
+        actions = np.zeros((CHUNK, ACTION_DIM), np.float32)
+        actions[:, 0] = session["number"]
+        actions[:, 1] = session["steps"]
+        actions[:, 2] = np.arange(CHUNK)
+        actions[:, 3] = obs["observation/image"].mean()
+        if obs["prompt"] == "nan":
+            actions[0, 0] = np.nan
+        return {"actions": actions}, session
