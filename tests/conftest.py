@@ -1,10 +1,23 @@
+"""Test environment: eight virtual CPU devices and a compilation cache that outlives the run.
+
+Both must be set before jax is imported, which is why they stand at module level here.
+"""
+
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_FLAG = "--xla_force_host_platform_device_count"
+if _FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vla_jax" / "xla-tests"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+# Tiny programs compile in less than the default second and would never be kept.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def pytest_addoption(parser):
-    # pytest itself has a --fixtures (list fixtures; also reachable as --funcargs): ours replaces it.
+    # pytest has a --fixtures of its own (list fixtures; also --funcargs): ours replaces it.
     parser.optparser.conflict_handler = "resolve"
     group = parser.getgroup("vla_jax")
     group.addoption("--fixtures", metavar="DIR", help="folder of golden outputs for tests/parity")

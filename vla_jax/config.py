@@ -161,14 +161,14 @@ class Config:
     train: TrainConfig
 
 
-def resolve(raw: Mapping[str, Any]) -> Config:
+def resolve(raw: Any) -> Config:
     """ConfigDict or plain nested dict -> `Config`.
 
     Raises:
         ConfigError: listing every unknown key (with the nearest legal one), missing key, wrong
             type and illegal value at once.
     """
-    raw = raw.to_dict() if hasattr(raw, "to_dict") else raw  # type: ignore[union-attr]
+    raw = raw.to_dict() if hasattr(raw, "to_dict") else raw
     problems: list[str] = []
     config = _build(Config, raw, "", problems)
     if not problems:

@@ -6,7 +6,8 @@ support falls within one control step. Sideways, every body is a disc.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
@@ -28,68 +29,77 @@ class Disc(NamedTuple):
     top: float
 
 
-def beside(disc, block):
+def as_disc(block: Sequence[float]) -> Disc:
+    """The cube centred at `block` [3] as a `Disc`."""
+    x, y, z = block
+    return Disc(x, y, BLOCK_RADIUS, z - BLOCK_HALF, z + BLOCK_HALF)
+
+
+def beside(disc: Disc, block: Sequence[float]) -> bool:
     """Whether `disc` overlaps the height range of the cube centred at `block` [3]."""
     return disc.bottom < block[2] + BLOCK_HALF - LEVEL and disc.top > block[2] - BLOCK_HALF + LEVEL
 
 
-def overlap(disc, block):
+def overlap(disc: Disc, block: Sequence[float]) -> float:
     """Horizontal penetration of disc and block in metres; negative when they are apart."""
-    gap = np.hypot(block[0] - disc.x, block[1] - disc.y)
-    return disc.radius + BLOCK_RADIUS - gap
+    return disc.radius + BLOCK_RADIUS - math.hypot(block[0] - disc.x, block[1] - disc.y)
 
 
-def push(blocks, free, discs):
+def push(blocks: np.ndarray, free: Sequence[int], discs: list[Disc]) -> Any:
     """Move free blocks out of the way of the tool's discs and of each other.
 
     Args:
         blocks: float [n, 3] cube centres.
         free: indices of the cubes that may move.
-        discs: what the tool occupies now, `Disc`s.
+        discs: what the tool occupies now.
 
     Returns:
         float [n, 3] the centres afterwards, or None if something is jammed against the rim.
     """
-    blocks = blocks.copy()
+    # Plain floats: numpy's cost a call would be most of a control step.
+    spots = blocks.tolist()
     for _ in range(12):
-        settled = True
+        moved = False
         for i in free:
-            others = [as_disc(blocks[j]) for j in free if j != i]
+            others = [as_disc(spots[j]) for j in free if j != i]
             for rank, disc in enumerate(discs + others):
-                depth = overlap(disc, blocks[i])
-                if depth <= TOUCH or not beside(disc, blocks[i]):
+                depth = overlap(disc, spots[i])
+                if depth <= TOUCH or not beside(disc, spots[i]):
                     continue
-                settled = False
-                away = blocks[i, :2] - (disc.x, disc.y)
-                norm = np.hypot(*away)
-                away = away / norm if norm > 0 else np.array([0.0, -1.0])
+                moved = True
                 # Of two blocks each takes half; the tool does not give way.
                 share = 1.0 if rank < len(discs) else 0.5
-                blocks[i, :2] += away * (depth * share + TOUCH / 2)
-            blocks[i, :2] = np.clip(blocks[i, :2], BLOCK_LOW, BLOCK_HIGH)
-        if settled:
-            return blocks
+                _away(spots[i], (disc.x, disc.y), depth * share + TOUCH / 2)
+        if not moved:
+            return np.array(spots)
     return None
 
 
-def as_disc(block):
-    """The cube centred at `block` [3] as a `Disc`."""
-    return Disc(block[0], block[1], BLOCK_RADIUS, block[2] - BLOCK_HALF, block[2] + BLOCK_HALF)
+def _away(spot, origin, distance):
+    """Move `spot` [3] sideways away from `origin` [2], but not off the table."""
+    dx, dy = spot[0] - origin[0], spot[1] - origin[1]
+    norm = math.hypot(dx, dy)
+    dx, dy = (dx / norm, dy / norm) if norm > 0 else (0.0, -1.0)
+    spot[0] = min(max(spot[0] + dx * distance, BLOCK_LOW[0]), BLOCK_HIGH[0])
+    spot[1] = min(max(spot[1] + dy * distance, BLOCK_LOW[1]), BLOCK_HIGH[1])
 
 
-def support(blocks, i):
-    """Index of the cube that cube `i` would land on, or -1 for the table."""
-    below = [
-        j
-        for j in range(len(blocks))
-        if j != i
-        and blocks[j, 2] < blocks[i, 2] - BLOCK_HALF
-        and overlap(as_disc(blocks[j]), blocks[i]) > TOUCH
-    ]
-    return max(below, key=lambda j: blocks[j, 2]) if below else -1
+def support(blocks: Any, i: int) -> int:
+    """Index of the cube that cube `i` would land on, or -1 for the table.
+
+    Args:
+        blocks: float [n, 3] cube centres.
+        i: index of the cube.
+    """
+    best = -1
+    for j, block in enumerate(blocks):
+        lower = j != i and block[2] < blocks[i][2] - BLOCK_HALF
+        if lower and overlap(as_disc(block), blocks[i]) > TOUCH:
+            best = j if best < 0 or block[2] > blocks[best][2] else best
+    return best
 
 
-def settle(blocks, free):
+def settle(blocks: np.ndarray, free: Sequence[int]) -> None:
     """Let every free cube fall onto what is below it, the lowest first.
 
     A cube whose centre is beyond the edge of its support tips off it and lands beside.
@@ -98,14 +108,16 @@ def settle(blocks, free):
         blocks: float [n, 3] cube centres, changed in place.
         free: indices of the cubes that nothing holds.
     """
-    for i in sorted(free, key=lambda k: blocks[k, 2]):
-        for _ in range(len(blocks)):
-            j = support(blocks, i)
-            away = blocks[i, :2] - blocks[j, :2]
-            norm = np.hypot(*away)
-            if j < 0 or norm <= BLOCK_HALF:
+    spots = blocks.tolist()
+    for i in sorted(free, key=lambda k: spots[k][2]):
+        for _ in range(len(spots)):
+            j = support(spots, i)
+            if j < 0:
                 break
-            beside_it = blocks[j, :2] + away / norm * (2 * BLOCK_RADIUS + TOUCH)
-            blocks[i, :2] = np.clip(beside_it, BLOCK_LOW, BLOCK_HIGH)
-        j = support(blocks, i)
-        blocks[i, 2] = BLOCK_HALF if j < 0 else blocks[j, 2] + 2 * BLOCK_HALF
+            gap = math.hypot(spots[i][0] - spots[j][0], spots[i][1] - spots[j][1])
+            if gap <= BLOCK_HALF:
+                break
+            _away(spots[i], spots[j], 2 * BLOCK_RADIUS - gap + TOUCH)
+        j = support(spots, i)
+        spots[i][2] = BLOCK_HALF if j < 0 else spots[j][2] + 2 * BLOCK_HALF
+    blocks[:] = spots

@@ -20,7 +20,7 @@ from eval_servers.tabletop.layout import (
     BLOCK_HALF,
     BUTTON,
     BUTTON_TRIP,
-    KNOB_HALF,
+    KNOB_TOP,
     PAD_HALF,
     PADS,
     RAIL_LEFT,
@@ -101,25 +101,21 @@ def _approach(info, spot, low, hover=HOVER, band=(0.015, 0.05)):
     return np.append(tool[:2] + way, z), distance
 
 
-def _grasp(info, spot, low, width, top):
-    """Waypoint and gripper command to take the thing of `width` at `spot`."""
+def _grasp(info, spot, low, top):
+    """Waypoint and gripper command to take the thing at `spot` that ends at height `top`."""
     robot = info["robot_info"]
-    z, aperture = robot["tcp_pos"][2], robot["gripper_opening_width"]
+    z, apart = robot["tcp_pos"][2], robot["gripper_opening_width"] > APERTURE_OPEN - 0.01
     target, distance = _approach(info, spot, low)
-    # Fingers that are not apart yet must not come down on the thing; once they have begun to
-    # close around it they may be anywhere down to its width.
-    below = z < top - 0.01
-    if aperture < APERTURE_OPEN - 0.01 and not below:
+    if not apart:  # closed fingers must not come down on the thing
         target[2] = max(target[2], top + 0.02)
-    ready = distance < NEAR and z < low + 0.018 and aperture > width + 1e-3
+    ready = apart and distance < NEAR and z < low + 0.018
     return target, CLOSE if ready else OPEN
 
 
 def _grasp_block(info, colour):
     spot = info["scene_info"]["blocks"][colour]["pos"]
     base = spot[2] - BLOCK_HALF
-    low = base + WORK_Z["block"]
-    return _grasp(info, spot[:2], low, APERTURE_OPEN - 0.01, base + 2 * BLOCK_HALF)
+    return _grasp(info, spot[:2], base + WORK_Z["block"], base + 2 * BLOCK_HALF)
 
 
 def _lift(info, colour):
@@ -188,7 +184,7 @@ def _slide(info, side):
         return np.array([goal_x, RAIL_Y, info["robot_info"]["tcp_pos"][2]]), OPEN if done else CLOSE
     if done:
         return _rest(info)
-    return _grasp(info, (x, RAIL_Y), WORK_Z["knob"], 2 * KNOB_HALF[0], 0.06)
+    return _grasp(info, (x, RAIL_Y), WORK_Z["knob"], KNOB_TOP)
 
 
 def _rest(info, grip=OPEN):

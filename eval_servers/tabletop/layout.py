@@ -36,7 +36,7 @@ LED_TOP = 0.035
 
 RAIL_Y = 0.20
 RAIL_LEFT, RAIL_RIGHT = 0.04, 0.28  # travel of the knob's centre
-KNOB_HALF = (0.014, 0.022)
+KNOB_HALF = (0.03, 0.018)  # as wide as a block: the fingers close on it in one step
 KNOB_TOP = 0.06
 
 # The tool point is the middle between the two fingertips. Fingers open along the tool's x axis.
@@ -44,7 +44,7 @@ FINGER_HALF = (0.006, 0.012, 0.045)
 FINGER_RADIUS = 0.003  # for pushing: a gripped block is just touched
 APERTURE_OPEN = 0.12  # metres between the fingers' inner faces
 APERTURE_RATE = 0.06  # metres a control step
-GRASP_ALONG = 0.028  # how far a block's centre may be off the line between the fingers
+GRASP_ALONG = 0.028  # how far the centre of what is gripped may be off the line between the fingers
 TOOL_LOW = (-0.33, -0.25, 0.012)
 TOOL_HIGH = (0.33, 0.24, 0.30)
 TOOL_SPAWN_LOW = (-0.15, -0.15, 0.14)

@@ -104,7 +104,8 @@ def _flats():
     ]
 
 
-_FLATS = _flats()
+_FLAT_PAINT = [colour for _, colour in _flats()]
+_FLAT_CORNERS = np.stack([corners for corners, _ in _flats()])
 
 
 def _boxes(info, with_palm):
@@ -145,7 +146,7 @@ def _boxes(info, with_palm):
 
 
 def _shadows(info):
-    """Outlines [4, 3] on the table straight below the tool and a block in the air."""
+    """Outlines [n, 4, 3] on the table straight below the tool and a block in the air."""
     robot = info["robot_info"]
     half = layout.BLOCK_HALF
     reach = robot["gripper_opening_width"] / 2 + 2 * layout.FINGER_HALF[0]
@@ -153,7 +154,7 @@ def _shadows(info):
     for block in info["scene_info"]["blocks"].values():
         if block["pos"][2] > half + 1e-3:
             outlines.append(_turned(block["pos"], half, half, block["yaw"]))
-    return outlines
+    return np.stack(outlines)
 
 
 def _turned(centre, half_x, half_y, yaw):
@@ -182,18 +183,28 @@ def _clip_near(seen):
     return np.array(kept).reshape(-1, 3)
 
 
-def _draw_flat(draw, corners, colour, camera, size):
-    seen = _clip_near(_project(corners, camera))
-    if len(seen) >= 3:
-        pixels = size / 2 + camera[2] * size * seen[:, :2] / seen[:, 2:]
-        draw.polygon(pixels.ravel().tolist(), fill=colour)
+def _draw_flats(draw, corners, colours, camera, size):
+    """Draw polygons, corners [n, 4, 3] in the world, in the order given."""
+    seen = _project(corners, camera)
+    whole = (seen[..., 2] >= NEAR).all(axis=1).tolist()
+    pixels = _pixels(seen, camera, size).reshape(len(seen), -1).tolist()
+    for k, colour in enumerate(colours):
+        outline = pixels[k]
+        if not whole[k]:
+            outline = _pixels(_clip_near(seen[k]), camera, size).ravel().tolist()
+        if len(outline) >= 6:
+            draw.polygon(outline, fill=colour)
+
+
+def _pixels(seen, camera, size):
+    """Camera coordinates [..., 3] -> pixels [..., 2]; what is too near is drawn at `NEAR`."""
+    return size / 2 + camera[2] * size * seen[..., :2] / np.maximum(seen[..., 2:], NEAR)
 
 
 def _draw_table(camera, size):
     image = Image.new("RGB", (size, size), SKY)
     draw = ImageDraw.Draw(image)
-    for corners, colour in _FLATS:
-        _draw_flat(draw, corners, colour, camera, size)
+    _draw_flats(draw, _FLAT_CORNERS, _FLAT_PAINT, camera, size)
     return image
 
 
@@ -216,13 +227,14 @@ def _draw_boxes(draw, boxes, camera, size):
     light = np.where(glow[:, None], 1.0, light / (AMBIENT + (1 - AMBIENT) * SUN[2]))
     shades = np.clip(colours[:, None] * light[..., None], 0, 255).astype(int).tolist()
     seen = _project(corners, camera)
-    visible = (seen[..., 2] > NEAR).all(axis=1)
-    flat = size / 2 + camera[2] * size * seen[..., :2] / np.maximum(seen[..., 2:], NEAR)
-    outlines = flat[:, _FACES].reshape(len(centres), len(_FACES), -1).tolist()
+    shown = (facing & (seen[..., 2] > NEAR).all(axis=1)[:, None]).tolist()
+    outlines = (
+        _pixels(seen, camera, size)[:, _FACES].reshape(len(centres), len(_FACES), -1).tolist()
+    )
     distance = np.linalg.norm(centres - camera[0], axis=1)
-    for i in np.argsort(-distance, kind="stable"):
-        if visible[i]:
-            for k in np.flatnonzero(facing[i]):
+    for i in np.argsort(-distance, kind="stable").tolist():
+        for k in range(len(_FACES)):
+            if shown[i][k]:
                 draw.polygon(outlines[i][k], fill=tuple(shades[i][k]))
 
 
@@ -250,7 +262,7 @@ def render(info: dict[str, Any], camera: str, size: int) -> np.ndarray:
     else:
         raise ValueError(f"no camera {camera!r}; cameras: 'static', 'gripper'")
     blend = ImageDraw.Draw(image, "RGBA")
-    for outline in _shadows(info):
-        _draw_flat(blend, outline, SHADOW, view, fine)
+    shadows = _shadows(info)
+    _draw_flats(blend, shadows, [SHADOW] * len(shadows), view, fine)
     _draw_boxes(ImageDraw.Draw(image), _boxes(info, camera == "static"), view, fine)
     return np.asarray(image.reduce(SUPERSAMPLE))

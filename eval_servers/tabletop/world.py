@@ -19,7 +19,6 @@ from eval_servers.tabletop.layout import (
     BLOCK_HALF,
     BLOCK_HIGH,
     BLOCK_LOW,
-    BLOCK_RADIUS,
     BUTTON,
     BUTTON_HALF,
     BUTTON_TOP,
@@ -132,11 +131,11 @@ class World:
         gripped since the reset), `support` ("table", a colour or "gripper")}, `slider` (0 = left
         end, 1 = right end), `led`, `button` (depth in metres).
         """
-        blocks = {}
+        blocks, spots = {}, self.blocks.tolist()
         for i, colour in enumerate(COLOURS):
-            below = contact.support(self.blocks, i)
+            below = contact.support(spots, i)
             blocks[colour] = {
-                "pos": self.blocks[i].tolist(),
+                "pos": spots[i],
                 "yaw": float(self.yaw[i]),
                 "held": self.held == i,
                 "grasps": self.grasps[i],
@@ -167,7 +166,8 @@ class World:
         """Blocks standing on the held one, which travel with it."""
         riders = []
         if 0 <= self.held < KNOB:
-            below = [contact.support(self.blocks, i) for i in range(len(COLOURS))]
+            spots = self.blocks.tolist()
+            below = [contact.support(spots, i) for i in range(len(COLOURS))]
             for i in sorted(self._free(), key=lambda k: self.blocks[k, 2]):
                 rests = abs(self.blocks[i, 2] - self.blocks[below[i], 2] - 2 * BLOCK_HALF) < 1e-6
                 if below[i] >= 0 and rests and (below[i] == self.held or below[i] in riders):
@@ -176,16 +176,13 @@ class World:
 
     def _finger_tips(self):
         arm = rotate((self.aperture / 2 + FINGER_HALF[0], 0.0), self.tool_yaw)
-        return [self.tool[:2] - arm, self.tool[:2] + arm]
+        return [(self.tool[:2] - arm).tolist(), (self.tool[:2] + arm).tolist()]
 
     def _discs(self):
-        top = np.inf
-        discs = [
-            contact.Disc(x, y, FINGER_RADIUS, self.tool[2], top) for x, y in self._finger_tips()
-        ]
+        tip = float(self.tool[2])
+        discs = [contact.Disc(x, y, FINGER_RADIUS, tip, np.inf) for x, y in self._finger_tips()]
         if 0 <= self.held < KNOB:
-            x, y, z = self.blocks[self.held]
-            discs.append(contact.Disc(x, y, BLOCK_RADIUS, z - BLOCK_HALF, z + BLOCK_HALF))
+            discs.append(contact.as_disc(self.blocks[self.held].tolist()))
         return discs
 
     def _fall(self):
@@ -342,7 +339,7 @@ class World:
         else:
             across, along = rotate(np.array([self.knob, RAIL_Y]) - self.tool[:2], -self.tool_yaw)
             if (
-                abs(along) <= KNOB_HALF[1]
+                abs(along) <= GRASP_ALONG
                 and abs(across) + KNOB_HALF[0] <= self.aperture / 2
                 and self.tool[2] <= KNOB_TOP - 0.01
                 and aperture <= 2 * KNOB_HALF[0]

@@ -21,7 +21,9 @@ def pytest_configure(config: pytest.Config):
 def _folders(given: str | None) -> dict[str, Path]:
     """Folder name -> path; by default those shipped, and a development set beside the repo."""
     root = HERE.parents[2]
-    roots = [Path(given)] if given else [root / "tests" / "fixtures", root.parent / "shared/fixtures"]
+    roots = (
+        [Path(given)] if given else [root / "tests" / "fixtures", root.parent / "shared/fixtures"]
+    )
     if given and not Path(given).is_dir():
         raise pytest.UsageError(f"--fixtures {given}: no such folder")
     found: dict[str, Path] = {}

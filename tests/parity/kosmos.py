@@ -245,23 +245,11 @@ def _arch(params: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _load(mapped: Any, model: vla.VLA, theirs: Mapping[str, np.ndarray], part: str = "") -> Any:
     rows, ignore = mapped
-    shapes = {
-        path: leaf.shape
-        for path, leaf in flatten(_abstract(model)).items()
-        if path.startswith(part)
-    }
+    abstract = jax.eval_shape(lambda key: vla.initial_params(model, key), jax.random.key(0))
+    shapes = {path: leaf.shape for path, leaf in flatten(abstract).items() if path.startswith(part)}
     found = {k: v.shape for k, v in theirs.items()}
     flat = maps.load(rows, shapes, found, theirs.__getitem__, lambda _, x: jnp.asarray(x), ignore)
     return unflatten(flat)
-
-
-def _abstract(model: vla.VLA) -> Any:
-    """Shapes of every parameter, without memory."""
-    size, c = model.arch["vision_config"]["image_size"], model.config.structure
-    images = {k: np.zeros((1, c.window, size, size, 3), np.float32) for k in c.cameras}
-    ids = np.zeros((1, 4), np.int32)
-    observation = _observation(images, ids, np.ones((1, 4), bool))
-    return jax.eval_shape(model.init, jax.random.key(0), observation)["params"]
 
 
 def _theirs(rows: list[weights.Weight], tree: Any) -> dict[str, np.ndarray]:

@@ -53,8 +53,11 @@ class Safetensors:
                 self._handles[key] = handle
                 self.shapes[key] = tuple(handle.get_slice(key).get_shape())
         if not problems:
-            problems = [f"{key}: listed in {INDEX}, absent from its file" for key in promised
-                        if key not in self.shapes]
+            problems = [
+                f"{key}: listed in {INDEX}, absent from its file"
+                for key in promised
+                if key not in self.shapes
+            ]
         if problems:
             raise WeightError("\n".join(problems))
 

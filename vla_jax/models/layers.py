@@ -6,6 +6,7 @@ Dropout is on exactly when the caller passes an rng named "dropout" to `apply`; 
 switches between training and inference.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,7 +57,11 @@ class Dense(nn.Module):
             out_axis=tuple(range(self.contract, len(shape))),
         )
         kernel = self.param("kernel", init, shape).astype(self.dtype)
-        x = jnp.tensordot(x.astype(self.dtype), kernel, axes=self.contract)
+        # One plain matrix product: with several batch axes XLA's CPU backward pass is 1.7x slower.
+        lead = x.shape[: x.ndim - self.contract]
+        width = math.prod(inputs)
+        x = x.reshape(-1, width).astype(self.dtype) @ kernel.reshape(width, -1)
+        x = x.reshape(*lead, *self.features)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, tuple(self.features))
             x = x + bias.astype(self.dtype)
@@ -122,11 +127,12 @@ class Attention(nn.Module):
         q = Dense(per_head, dtype=self.dtype, name="q")(queries) * per_head[1] ** -0.5
         k = Dense(per_head, dtype=self.dtype, name="k")(keys)
         v = Dense(per_head, dtype=self.dtype, name="v")(keys)
-        scores = jnp.einsum("bnhk,bmhk->bhnm", q, k).astype(jnp.float32)
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        scores = jnp.einsum("bhnk,bhmk->bhnm", q, k).astype(jnp.float32)
         if mask is not None:
             scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
         weights = Dropout(self.dropout)(jax.nn.softmax(scores, axis=-1)).astype(self.dtype)
-        x = jnp.einsum("bhnm,bmhk->bnhk", weights, v)
+        x = jnp.einsum("bhnm,bhmk->bhnk", weights, v).swapaxes(1, 2)
         if self.sub_norm:
             flat = LayerNorm(self.eps, self.dtype, name="norm")(x.reshape(*x.shape[:2], width))
             x = flat.reshape(x.shape)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from vla_jax.config import ConfigError, ModelConfig
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
+from vla_jax.models.image import ImageSpec
 from vla_jax.types import Observation, Prediction
 
 STRUCTURES = ("policy_head",)
@@ -44,6 +45,11 @@ class VLA(nn.Module):
 
     config: ModelConfig
     arch: Any
+
+    @property
+    def image(self) -> ImageSpec:
+        """What the image tower takes."""
+        return BACKBONES[self.config.backbone.name][0].image_spec(self.arch)
 
     def setup(self):
         c = self.config
@@ -146,6 +152,20 @@ def empty_history(config: ModelConfig, arch: dict[str, Any], batch: int) -> Hist
         features=jnp.zeros(shape, jnp.dtype(config.dtype)),
         valid=jnp.zeros((batch, s.window), bool),
     )
+
+
+def initial_params(model: VLA, key: Array) -> dict[str, Any]:
+    """Random parameters as a plain nested dict; under `eval_shape` their shapes, without memory."""
+    file, _ = BACKBONES[model.config.backbone.name]
+    s, size = model.config.structure, file.image_spec(model.arch).size
+    ones = jnp.ones((1, s.text_len), bool)
+    observation = Observation(
+        images={c: jnp.zeros((1, s.window, size, size, 3)) for c in s.cameras},
+        image_mask={c: jnp.ones((1, s.window), bool) for c in s.cameras},
+        text=ones.astype(jnp.int32),
+        text_mask=ones,
+    )
+    return model.init(key, observation)["params"]
 
 
 def build(config: ModelConfig, arch: dict[str, Any] | None = None) -> VLA:

@@ -1,0 +1,44 @@
+"""A tiny Kosmos-2 with the LSTM head on the tabletop world, from scratch.
+
+python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+Needs the demonstrations of launch/record_demos.py; `make demo` does all of it.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(data: str = "runs/quickstart/data/tabletop/1.0.0") -> ConfigDict:
+    """The argument after the colon is the dataset's folder."""
+    c = base.get_config()
+    m = c.model
+    m.backbone.arch = {
+        "latent_query_num": 8,
+        "vision_config": {
+            "hidden_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 256,
+            "patch_size": 16,
+            "image_size": 64,
+        },
+        "text_config": {
+            "vocab_size": 128,
+            "embed_dim": 128,
+            "layers": 2,
+            "attention_heads": 4,
+            "ffn_dim": 256,
+        },
+    }
+    m.structure.update({"window": 2, "chunk": 4, "text_len": 24})
+    m.head.update({"hidden": 128, "layers": 1})
+    m.update({"dtype": "float32", "remat": "none", "dropout": False})
+    c.data.datasets = ({"spec": "calvin", "dir": data, "weight": 1.0},)
+    # Actions are in [-1, 1] as recorded.
+    c.data.update({"normalization": "none", "threads": 1})
+    c.optim.update({"learning_rate": 1e-3, "schedule": "half_cosine", "warmup_steps": 200})
+    c.optim.update({"gripper_weight": 0.1})
+    c.train.update({"steps": 3000, "batch_size": 64, "eval_every": 0, "save_every": 1000})
+    return c

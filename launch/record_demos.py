@@ -1,0 +1,116 @@
+"""Record demonstrations of the scripted tabletop expert as an RLDS dataset.
+
+    python launch/record_demos.py --out=runs/quickstart/data/tabletop/1.0.0 --episodes=1300
+
+The dataset has CALVIN's features (spec `calvin`), so it trains with `data.datasets = ({"spec":
+"calvin", "dir": OUT},)` and reads with plain TFDS (`tfds.builder_from_directory(OUT)`). Seeds
+count up from 0; evaluation starts at 10000, so no evaluated scene was demonstrated.
+"""
+
+import argparse
+import concurrent.futures
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval_servers.tabletop import tasks
+from eval_servers.tabletop.expert import demonstrations
+from vla_jax.data import features
+from vla_jax.data.writer import RLDSWriter
+
+VAL_EVERY = 25  # one episode in so many is held out
+SHARE = 26  # episodes a worker makes at a time: every task twice
+
+
+def record(out: str | Path, episodes: int, size: int, noise: float, workers: int) -> dict[str, int]:
+    """Write a dataset; returns the episodes and steps of each split.
+
+    Args:
+        out: version folder to make.
+        episodes: attempts; the rare one the expert fails is left out.
+        size: pixels, height = width of both cameras.
+        noise: of the executed actions, in action units; labels stay clean.
+        workers: processes.
+
+    Raises:
+        FileExistsError: if the folder is not empty.
+    """
+    counts = {"train": 0, "val": 0, "steps": 0}
+    with RLDSWriter(out, "tabletop", _features(size), description=__doc__ or "") as writer:
+        for number, episode in enumerate(_episodes(episodes, size, noise, workers)):
+            split = "val" if number % VAL_EVERY == VAL_EVERY - 1 else "train"
+            writer.write(split, episode)
+            counts[split] += 1
+            counts["steps"] += len(episode["steps"]["action"])
+    return counts
+
+
+def _features(size: int) -> dict[str, Any]:
+    scalar = {"is_first": "bool", "is_last": "bool", "is_terminal": "bool"}
+    scalar |= {"reward": "float32", "discount": "float32"}
+    return {
+        "steps": {
+            "observation": {
+                "rgb_static": features.image(size, size),
+                "rgb_gripper": features.image(size, size),
+                "robot_obs": features.tensor((15,)),
+            },
+            "action": features.tensor((7,)),
+            "language_instruction": features.text(),
+            **{name: features.tensor((), dtype) for name, dtype in scalar.items()},
+        },
+        "episode_metadata": {"task": features.text(), "seed": features.tensor((), "int32")},
+    }
+
+
+def _episodes(
+    episodes: int, size: int, noise: float, workers: int
+) -> Iterator[dict[str, Any]]:
+    """In order of their seeds, whatever the number of workers."""
+    shares = [range(i, min(i + SHARE, episodes)) for i in range(0, episodes, SHARE)]
+    context = multiprocessing.get_context("spawn")
+    with (
+        concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
+        tqdm(total=episodes, desc="demonstrations", unit="episode") as bar,
+    ):
+        futures = [pool.submit(_share, share, size, noise) for share in shares]
+        for share, future in zip(shares, futures, strict=True):
+            yield from future.result()
+            bar.update(len(share))
+
+
+def _share(seeds: Sequence[int], size: int, noise: float) -> list[dict[str, Any]]:
+    # Shares start at multiples of the number of tasks, so each goes through them in order.
+    return list(demonstrations(seeds, tasks.TASKS, noise, image_size=size))
+
+
+def main() -> None:
+    """Parse flags and record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", required=True, help="version folder to make, e.g. data/tabletop/1.0.0")
+    parser.add_argument("--episodes", type=int, default=1300, help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=64, help="image side in pixels (default: 64)")
+    parser.add_argument(
+        "--noise", type=float, default=0.25, help="of the executed actions, in action units"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    flags = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    counts = record(flags.out, flags.episodes, flags.size, flags.noise, flags.workers)
+    print(f"{flags.out}: {counts['train']} train and {counts['val']} val episodes, "
+          f"{counts['steps']} steps")
+
+
+if __name__ == "__main__":
+    main()

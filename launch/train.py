@@ -1,0 +1,193 @@
+"""Train a VLA.
+
+    python launch/train.py --config=configs/kosmos_ph.py --workdir=runs/kosmos_ph
+    python launch/train.py --config=... --workdir=... --config.train.batch_size=32
+
+The workdir gets checkpoints/ (all that resuming and serving need), log.jsonl and, at the end,
+eval.json. A run whose workdir holds a checkpoint goes on from it; SIGTERM saves and exits with 0.
+With several processes start the same command in each, under Slurm, Open MPI or on a TPU pod, or
+with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
+"""
+
+import functools
+import itertools
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from vla_jax.config import Config, ConfigError, resolve, to_dict
+from vla_jax.convert import hf
+from vla_jax.data.errors import DataError, TextLengthError
+from vla_jax.data.loader import Loader, open_datasets
+from vla_jax.data.text import Tokenizer
+from vla_jax.models import vla
+from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.weights import WeightError
+from vla_jax.train import checkpoint, evaluate, log, resume, runtime, state
+from vla_jax.train import mesh as meshes
+from vla_jax.train.losses import action_loss
+from vla_jax.train.optim import make_optimizer
+from vla_jax.train.step import make_train_step
+
+CONFIG = config_flags.DEFINE_config_file("config")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+USER_ERRORS = (
+    ConfigError, DataError, TextLengthError, WeightError, FileNotFoundError,
+    checkpoint.CheckpointError, log.LogError,
+)  # fmt: skip
+
+logger = logging.getLogger("train")
+
+
+def train(config: Config, workdir: Path) -> None:
+    """A whole run, or the rest of one."""
+    chief = jax.process_index() == 0
+    stop = runtime.StopSignal()
+
+    # Devices.
+    mesh = meshes.make_mesh(config.mesh)
+    meshes.check_batch(config.train.batch_size, mesh)
+    logger.info("mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
+
+    # The model, and what this run was before, if it was.
+    hf_dir = config.model.backbone.hf_dir
+    model = vla.build(config.model, hf.read_arch(hf_dir, config.model) if hf_dir else None)
+    config = resume.complete(config, model.arch)
+    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
+    start = checkpoints.latest_step() or 0
+    meta: dict[str, Any] = checkpoints.meta() if start else {}
+    for change in resume.check_resume(meta["config"], to_dict(config)) if start else ():
+        logger.warning("changed since step %d: %s", start, change)
+
+    # Data.
+    structure, side = config.model.structure, (model.image.size, model.image.size)
+    opened = functools.partial(
+        open_datasets, config.data, structure, config.model.action_dim, image_size=side
+    )
+    data = opened("train", statistics=meta.get("statistics"))
+    held_out = opened("val", statistics=data.statistics)
+    logger.info("windows: %d to train on, %d held out", data.num_windows, held_out.num_windows)
+
+    # Tokenizer.
+    prompt = BACKBONES[config.model.backbone.name][0].PROMPT
+    prompts = [prompt.format(instruction=text) for text in data.instructions]
+    if meta:
+        tokenizer = Tokenizer.from_json(meta["tokenizer"])
+    elif hf_dir:
+        tokenizer = Tokenizer.from_dir(hf_dir)
+    else:
+        tokenizer = Tokenizer.build(prompts, model.arch["text_config"]["vocab_size"])
+
+    def encode(instruction: str) -> Any:
+        return tokenizer.encode(prompt.format(instruction=instruction), structure.text_len)
+
+    load = functools.partial(
+        Loader,
+        encode=encode,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+
+    # Weights and state.
+    init = functools.partial(vla.initial_params, model)
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    template = state.abstract(init, config.optim.frozen, optimizer, mesh)
+    if start:
+        now, position = checkpoints.restore(template, start)
+        logger.info("resumed at step %d", start)
+    else:
+        position, loaded = 0, {}
+        if hf_dir:
+            place = functools.partial(state.place, template)
+            loaded = hf.load(hf_dir, config.model, state.shapes(template), place)
+        now = state.create(init, optimizer, template, config.seed, loaded)
+        meta = {
+            "statistics": data.statistics,
+            "action_specs": {name: spec.to_json() for name, spec in data.action_specs.items()},
+            "tokenizer": tokenizer.to_json(),
+        }
+    meta["config"] = to_dict(config)
+    logger.info("parameters: %s", state.summary(template))
+
+    # Steps.
+    train_step = make_train_step(model, action_loss, config, mesh, template)
+    baseline = evaluate.mean_actions([dataset.actions for dataset in data.datasets])
+    eval_step = evaluate.make_eval_step(model, action_loss, config, mesh, template, baseline)
+
+    def evaluated() -> dict[str, Any]:
+        # All of the split when it is small enough, else the same random sample every time.
+        most = config.train.eval_batches
+        whole = held_out.num_windows <= most * config.train.batch_size
+        with load(held_out, shuffle=not whole, pad_last=whole) as batches:
+            return evaluate.evaluate(eval_step, now, itertools.islice(batches, most), mesh)
+
+    # Loop.
+    c = config.train
+
+    def due(done: int, every: int) -> bool:
+        return done == c.steps or (every > 0 and done % every == 0)
+
+    rows = log.RunLog(workdir, start, c.tensorboard, c.wandb, meta["config"], active=chief)
+    bar = tqdm(total=c.steps, initial=start, unit="step", disable=not chief)
+    with checkpoints, rows, bar, load(data, start=position) as batches:
+        meter = log.Meter(start, c.batch_size)
+        pending = log.Pending(rows, meter, bar)
+        for done in range(start + 1, c.steps + 1):
+            began = time.perf_counter()
+            local = next(batches)
+            meter.waited(time.perf_counter() - began)
+            now, metrics = train_step(now, meshes.shard_batch(local, mesh))
+            pending.flush()  # of the step before: its numbers are ready, this one's are not
+            if due(done, c.log_every):
+                pending.put(done, metrics)
+            bar.update()
+            leave = stop.at(done)
+            if leave or due(done, c.save_every):
+                pending.flush()
+                checkpoints.save(done, now, batches.state(), meta)
+                meter.pause(done)
+            if leave:
+                logger.warning("stopped at step %d; the same command goes on from there", done)
+                return
+            if done < c.steps and due(done, c.eval_every):
+                pending.flush()
+                rows.write(done, "eval", evaluated())
+                meter.pause(done)
+        pending.flush()
+        result = evaluated()
+        rows.write(c.steps, "eval", result)
+
+    if chief:
+        print(evaluate.report(result, workdir))
+
+
+def main(_: Any) -> None:
+    """Resolve the config, join the other processes, train; users' mistakes end without a trace."""
+    try:
+        if CONFIG.value is None:
+            raise ConfigError("--config: name a config file, e.g. configs/kosmos_ph.py")
+        config = resolve(CONFIG.value)
+        runtime.initialize()
+        chief = jax.process_index() == 0
+        form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        logging.basicConfig(level="INFO" if chief else "WARNING", format=form, force=True)
+        logging.getLogger("absl").setLevel("WARNING")
+        runtime.run(lambda: train(config, Path(WORKDIR.value).expanduser()))
+    except USER_ERRORS as error:
+        logging.debug("traceback of the error below", exc_info=True)
+        sys.exit(f"train.py: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

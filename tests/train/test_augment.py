@@ -1,0 +1,178 @@
+import colorsys
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train.toy import Toy, make_batch, make_config
+from vla_jax.config import AugmentConfig
+from vla_jax.models.image import preprocess
+from vla_jax.train import augment as module
+from vla_jax.train.mesh import make_mesh, shard_batch
+from vla_jax.types import Batch
+
+OFF = AugmentConfig({}, 1.0, 0.0, 0.0, 0.0, 0.0, False)
+ALL = AugmentConfig({"primary": 2, "wrist": 1}, 0.9, 0.2, 0.2, 0.2, 0.05, True)
+
+
+def run(batch: Batch, config: AugmentConfig, seed: int = 3, train: bool = True) -> dict:
+    out = compiled(dataclasses.astuple(config), seed, train)(batch)
+    return {camera: np.asarray(x) for camera, x in out.images.items()}
+
+
+@functools.cache
+def _jit(key: str, seed: int, train: bool):
+    config = AugmentConfig(*eval(key))  # a dict inside a config cannot be a cache key
+    return jax.jit(
+        lambda b: module.augment(b.observation, b.sample, seed, config, Toy.image, train)
+    )
+
+
+def compiled(config: tuple, seed: int, train: bool):
+    return _jit(repr(config), seed, train)
+
+
+def raw(images: np.ndarray) -> np.ndarray:
+    mean, std = np.asarray(Toy.image.mean), np.asarray(Toy.image.std)
+    return images * std + mean
+
+
+def test_switched_off_or_evaluating_is_plain_preprocessing():
+    batch = make_batch(size=12)
+    for images in (run(batch, OFF), run(batch, ALL, train=False)):
+        for camera, x in images.items():
+            expected = preprocess(jnp.asarray(batch.observation.images[camera]), Toy.image)
+            np.testing.assert_allclose(x, expected, rtol=0, atol=5e-7)  # jit may fuse
+
+
+def test_pixels_depend_on_the_sample_number_alone():
+    batch = make_batch(rows=8)
+    whole = run(batch, ALL)
+    mesh = make_mesh(make_config().mesh)
+    spread = run(shard_batch(batch, mesh), ALL)
+    order = np.array([5, 2, 7, 0, 1, 3, 6, 4])
+    shuffled = run(jax.tree.map(lambda x: x[order], batch), ALL)
+    for camera in whole:
+        np.testing.assert_allclose(spread[camera], whole[camera], atol=2e-6)
+        np.testing.assert_allclose(shuffled[camera], whole[camera][order], atol=2e-6)
+
+
+def test_samples_cameras_and_seeds_draw_differently():
+    batch = make_batch(rows=8)
+    same = np.broadcast_to(batch.observation.images["primary"][0], (8, 3, 8, 8, 3)).copy()
+    seen = dict.fromkeys(("primary", "wrist"), np.ones((8, 3), bool))
+    observation = dataclasses.replace(
+        batch.observation, images={"primary": same, "wrist": same}, image_mask=seen
+    )
+    batch = dataclasses.replace(batch, observation=observation)
+    config = dataclasses.replace(OFF, brightness=0.2)
+    images = run(batch, config)
+    draws = [float(x[0].mean()) for camera in images.values() for x in camera]
+    draws += [float(x[0].mean()) for x in run(batch, config, seed=4)["primary"]]
+    assert len(set(draws)) == 24
+    high = dataclasses.replace(batch, sample=batch.sample + np.array([1, 0], np.uint32))
+    assert not np.array_equal(run(high, config)["primary"], images["primary"])
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_shift_is_a_crop_of_the_replicate_padded_image(per_frame):
+    rows, pad = 64, 2
+    batch = make_batch(rows=rows)
+    config = dataclasses.replace(OFF, shift={"wrist": pad}, per_frame=per_frame)
+    images = run(batch, config)
+    np.testing.assert_array_equal(images["primary"], run(batch, OFF)["primary"])
+    before = run(batch, OFF)["wrist"]
+    wide = np.pad(before, [(0, 0), (0, 0), (pad, pad), (pad, pad), (0, 0)], mode="edge")
+    offsets = np.full((rows, 3, 2), -1)
+    for row in range(rows):
+        for frame in range(row % 2, 3):  # padding is black and fits every offset
+            for y, x in np.ndindex(2 * pad + 1, 2 * pad + 1):
+                if np.array_equal(images["wrist"][row, frame], wide[row, frame, y:, x:][:8, :8]):
+                    offsets[row, frame] = y, x
+    assert (offsets[::2] >= 0).all()
+    assert set(np.unique(offsets[::2])) == set(range(2 * pad + 1))
+    together = (offsets[::2] == offsets[::2, :1]).all()
+    assert together != per_frame
+
+
+def test_crop_resize_is_bilinear_sampling_of_the_box():
+    rng = np.random.default_rng(0)
+    x, corner, side = rng.random((2, 8, 8, 3)).astype(np.float32), np.array([0.03, 0.05]), 0.9
+    ours = module.crop_resize(jnp.asarray(x), jnp.asarray(corner, jnp.float32), side)
+    position = [c * 7 + np.arange(8) * side for c in corner]
+    low = [np.floor(p).astype(int) for p in position]
+    high = [np.minimum(i + 1, 7) for i in low]
+    ty, tx = (p - i for p, i in zip(position, low, strict=True))
+    ty, tx = ty[:, None, None], tx[None, :, None]
+    top = x[:, low[0]][:, :, low[1]] * (1 - tx) + x[:, low[0]][:, :, high[1]] * tx
+    bottom = x[:, high[0]][:, :, low[1]] * (1 - tx) + x[:, high[0]][:, :, high[1]] * tx
+    np.testing.assert_allclose(ours, top * (1 - ty) + bottom * ty, atol=1e-5)
+    whole = module.crop_resize(jnp.asarray(x), jnp.zeros(2), 1.0)
+    np.testing.assert_allclose(whole, x, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.8, 1.2, 3.0])
+def test_saturation_scales_in_hsv(factor):
+    pixels = colours()
+    expected = []
+    for p in pixels:
+        h, s, v = colorsys.rgb_to_hsv(*p)
+        expected.append(colorsys.hsv_to_rgb(h, min(s * factor, 1.0), v))
+    np.testing.assert_allclose(
+        module.scale_saturation(pixels, jnp.float32(factor)), expected, atol=2e-6
+    )
+
+
+@pytest.mark.parametrize("turn", [-0.3, -0.05, 0.0, 0.05, 0.7])
+def test_hue_turns_in_hsv(turn):
+    pixels = colours()
+    expected = []
+    for p in pixels:
+        h, s, v = colorsys.rgb_to_hsv(*p)
+        expected.append(colorsys.hsv_to_rgb((h + turn) % 1.0, s, v))
+    np.testing.assert_allclose(module.turn_hue(pixels, jnp.float32(turn)), expected, atol=2e-6)
+
+
+def colours() -> jax.Array:
+    rng = np.random.default_rng(1)
+    special = [[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]]
+    return jnp.asarray(np.concatenate([rng.random((40, 3)), special]), jnp.float32)
+
+
+def test_brightness_and_contrast_draw_within_their_ranges():
+    batch = make_batch(rows=64)
+    grey = np.full_like(batch.observation.images["primary"], 128)
+    grey[..., :4, :] = 100
+    observation = dataclasses.replace(
+        batch.observation,
+        images={"primary": grey},
+        image_mask={"primary": np.ones(grey.shape[:2], bool)},
+    )
+    batch = dataclasses.replace(batch, observation=observation)
+    bright = raw(run(batch, dataclasses.replace(OFF, brightness=0.2))["primary"])
+    delta = bright[:, 0, 0, -1, 0] - 128 / 255
+    np.testing.assert_allclose(bright[:, :, 0, -1] - 128 / 255 - delta[:, None, None], 0, atol=1e-6)
+    assert np.abs(delta).max() <= 0.2
+    assert delta.min() < -0.15
+    assert delta.max() > 0.15
+    contrast = raw(run(batch, dataclasses.replace(OFF, contrast=0.3))["primary"])
+    factor = (contrast[:, 0, 0, -1, 0] - contrast[:, 0, 0, 0, 0]) / (28 / 255)
+    np.testing.assert_allclose(contrast.mean((2, 3)), 114 / 255, atol=1e-5)
+    assert 0.7 <= factor.min() < 0.8
+    assert 1.2 < factor.max() <= 1.3
+
+
+def test_values_stay_in_range_and_padding_stays_black():
+    batch = make_batch(rows=16)
+    extreme = dataclasses.replace(ALL, brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5)
+    for camera, x in run(batch, extreme).items():
+        pixels = raw(x)
+        assert pixels.min() > -1e-5
+        assert pixels.max() < 1 + 1e-5
+        padded = ~batch.observation.image_mask[camera]
+        assert padded.any()
+        np.testing.assert_allclose(pixels[padded], 0, atol=1e-6)
+        assert (pixels[~padded].max((-3, -2, -1)) > 0.1).mean() > 0.9

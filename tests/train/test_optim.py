@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.train.toy import Toy, make_config
+from vla_jax.config import ConfigError
+from vla_jax.train import optim
+
+
+def multipliers(kind: str, warmup: int, steps: int, at: list[int]) -> np.ndarray:
+    config = make_config(**{
+        "optim.schedule": kind, "optim.warmup_steps": warmup, "optim.learning_rate": 2.0
+    }).optim  # fmt: skip
+    schedule = jax.jit(optim.make_schedule(config, steps))
+    return np.array([schedule(step) for step in at]) / 2.0
+
+
+def test_half_cosine_has_the_original_multipliers():
+    at = [0, 50, 100, 325, 550, 775, 1000, 5000]
+    expected = [0, 0.5, 1, 0.855018, 0.505, 0.154982, 0.01, 0.01]
+    np.testing.assert_allclose(multipliers("half_cosine", 100, 1000, at), expected, atol=1e-6)
+
+
+def test_cosine_ends_at_zero_and_constant_holds():
+    at = [0, 10, 20, 70, 120, 121]
+    np.testing.assert_allclose(
+        multipliers("cosine", 20, 120, at), [0, 0.5, 1, 0.5, 0, 0], atol=1e-6
+    )
+    np.testing.assert_allclose(multipliers("constant", 20, 120, at), [0, 0.5, 1, 1, 1, 1])
+    np.testing.assert_allclose(multipliers("constant", 0, 10, [0, 9]), [1, 1])
+
+
+def test_adamw_decays_every_parameter_and_starts_at_rate_zero():
+    config = make_config(**{"optim.weight_decay": 0.1, "optim.clip_norm": 0.0}).optim
+    optimizer = optim.make_optimizer(config, 20)
+    params = {"a/bias": jnp.array([2.0]), "b/kernel": jnp.array([[3.0]])}
+    state, grads = optimizer.init(params), jax.tree.map(jnp.ones_like, params)
+    updates, state = optimizer.update(grads, state, params)
+    assert all(float(u.squeeze()) == 0 for u in updates.values())
+    updates, _ = optimizer.update(grads, state, params)
+    # Constant gradients: the Adam direction is 1; rate at step 1 of 2 warmup steps is half.
+    for path, value in params.items():
+        np.testing.assert_allclose(updates[path], -0.005 * (1 + 0.1 * value), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(1.0, 0.1), (0.0, 10.0)])
+def test_clip_norm_zero_is_off(clip, expected):
+    # With b1 = 0.9 the first moment after one step is a tenth of the clipped gradient.
+    config = make_config(**{"optim.clip_norm": clip}).optim
+    optimizer = optim.make_optimizer(config, 20)
+    grads = {"x": jnp.array([100.0])}
+    _, state = optimizer.update(grads, optimizer.init(grads), grads)
+    np.testing.assert_allclose(optax.tree_utils.tree_get(state, "mu")["x"], expected, rtol=1e-6)
+
+
+def test_split_casts_and_names_what_is_wrong():
+    params = jax.eval_shape(Toy().init, jax.random.key(0))
+    parts = optim.split(params, ("backbone/vision", r"norm/scale$"))
+    assert set(parts.frozen) == {
+        "backbone/vision/patch/kernel",
+        "backbone/text/layers/norm/scale",
+    }
+    assert {x.dtype for x in parts.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in parts.trainable.values()} == {jnp.dtype(jnp.float32)}
+    assert jax.tree.structure(optim.merge(*parts)) == jax.tree.structure(params)
+    with pytest.raises(ConfigError, match="'visoin' matches none of 10"):
+        optim.split(params, ("visoin", "head"))
+    with pytest.raises(ConfigError, match="no parameter to train"):
+        optim.split(params, ("backbone", "head"))

@@ -1,0 +1,184 @@
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train.toy import Toy, loss, make_batch, make_config
+from vla_jax.config import MeshConfig
+from vla_jax.rules import flatten
+from vla_jax.train import evaluate
+from vla_jax.train.mesh import make_mesh, shard_batch
+from vla_jax.train.optim import make_optimizer
+from vla_jax.train.state import abstract, create, place
+from vla_jax.train.step import make_train_step
+
+FROZEN = ("backbone/",)
+
+
+def set_up(shape: tuple[int, int, int], frozen: tuple[str, ...] = ()):
+    config = make_config(**{"optim.frozen": frozen})
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    template = abstract(Toy().init, frozen, optimizer, mesh, min_sharded=64)
+    return config, mesh, template, create(Toy().init, optimizer, template, config.seed)
+
+
+@functools.cache  # compiling is most of these tests' time
+def compiled(shape: tuple[int, int, int], frozen: tuple[str, ...] = ()):
+    config, mesh, template, _ = set_up(shape, frozen)
+    return make_train_step(Toy(), loss, config, mesh, template)
+
+
+def train(shape: tuple[int, int, int], frozen: tuple[str, ...] = (), steps: int = 4):
+    _, mesh, _, state = set_up(shape, frozen)
+    step, rows = compiled(shape, frozen), []
+    for i in range(steps):
+        state, metrics = step(state, shard_batch(make_batch(i), mesh))
+        rows.append({name: float(x) for name, x in metrics.items()})
+    return state, rows
+
+
+def test_loss_does_not_depend_on_the_mesh():
+    _, alone = train((1, 1, 1))
+    for shape in [(2, 2, 2), (8, 1, 1)]:
+        state, rows = train(shape)
+        for name in ("loss", "loss_arm", "loss_gripper", "grad_norm", "lr"):
+            np.testing.assert_allclose([r[name] for r in rows], [r[name] for r in alone], rtol=1e-5)
+        assert int(state.step) == 4
+    assert alone[0]["lr"] == 0
+    assert alone[1]["lr"] == pytest.approx(5e-3)
+
+
+def test_state_lies_where_the_rules_say_and_moments_with_their_parameter():
+    _, _, template, state = set_up((2, 2, 2))
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, template)
+    query = "backbone/text/layers/attn/q/kernel"
+    moments = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    found = [x for path, x in moments if getattr(path[-1], "key", None) == query]
+    assert len(found) == 2
+    for x in [state.trainable[query], *found]:
+        assert x.sharding.spec == jax.P(None, "fsdp", "tensor", None)
+        assert x.addressable_shards[0].data.shape == (2, 8, 2, 4)
+
+
+def test_training_lowers_the_loss():
+    _, mesh, _, state = set_up((2, 2, 2))
+    step, batch = compiled((2, 2, 2)), make_batch()
+    losses = []
+    for _ in range(40):
+        state, metrics = step(state, shard_batch(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_frozen_parameters_do_not_move_and_have_no_moments():
+    *_, before = set_up((2, 2, 2), FROZEN)
+    frozen = {path: np.asarray(x) for path, x in before.frozen.items()}
+    trainable = {path: np.asarray(x) for path, x in before.trainable.items()}
+    after, _ = train((2, 2, 2), FROZEN)
+    assert len(frozen) == 8
+    assert set(after.trainable) == {"head/arm/kernel", "head/gripper/kernel"}
+    for path, x in after.frozen.items():
+        assert x.dtype == jnp.bfloat16
+        assert np.array_equal(np.asarray(x).view(np.uint16), frozen[path].view(np.uint16))
+    for path, x in after.trainable.items():
+        assert not np.array_equal(x, trainable[path])
+    kept = sum(x.size for x in jax.tree.leaves(after.opt_state) if x.ndim)
+    assert kept == 2 * sum(x.size for x in trainable.values())
+
+
+def test_loaded_parameters_take_the_place_of_random_ones():
+    config, _, template, state = set_up((2, 2, 2), ("vision",))
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    host = {
+        "head/arm/kernel": np.ones((16, 12)),
+        "backbone/vision/patch/kernel": np.ones((192, 16)),
+    }
+    loaded = {path: place(template, path, x) for path, x in host.items()}
+    mixed = create(Toy().init, optimizer, template, config.seed, loaded)
+    assert jax.tree.map(lambda x: (x.sharding, x.dtype), mixed) == jax.tree.map(
+        lambda x: (x.sharding, x.dtype), template
+    )
+    random, found = flatten(state.params), flatten(mixed.params)
+    for path, x in found.items():
+        expected = host.get(path, random[path])
+        np.testing.assert_array_equal(np.asarray(x, np.float32), np.asarray(expected, np.float32))
+
+
+def test_loaded_parameters_that_do_not_fit_are_all_named():
+    config, _, template, _ = set_up((2, 2, 2))
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    wrong = {"head/extra/kernel": jnp.zeros(3), "head/gripper/kernel": jnp.zeros((2, 2))}
+    with pytest.raises(ValueError, match="2 loaded parameters do not fit") as error:
+        create(Toy().init, optimizer, template, config.seed, wrong)
+    for part in ("unexpected: head/extra/kernel", "shape of head/gripper/kernel: (2, 2)"):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match=r"head/arm/kernel: shape \(3,\)"):
+        place(template, "head/arm/kernel", np.zeros(3))
+
+
+def test_evaluation_is_exact_over_uneven_batches():
+    config, mesh, template, state = set_up((2, 2, 2))
+    baseline = evaluate.Baseline(np.full((2, 6), 0.1, np.float32), np.array([True, False]))
+    step = evaluate.make_eval_step(Toy(), loss, config, mesh, template, baseline)
+    batches = [make_batch(i) for i in range(3)]
+    batches[2].actions.mask[3:] = False  # what a loader does to the rows that fill up
+    result = evaluate.evaluate(step, state, batches, mesh)
+    whole = jax.tree.map(lambda *x: np.concatenate(x)[:19], *batches)
+    images = {c: jnp.asarray(x, jnp.float32) / 255 for c, x in whole.observation.images.items()}
+    mean, std = jnp.asarray(Toy.image.mean), jnp.asarray(Toy.image.std)
+    seen = dataclasses.replace(
+        whole.observation, images={c: (x - mean) / std for c, x in images.items()}
+    )
+    prediction = Toy().apply({"params": jax.tree.map(np.asarray, state.params)}, seen)
+    prediction = jax.tree.map(np.asarray, prediction)
+    mask, target = whole.actions.mask, whole.actions.chunk
+    assert result["count"] == mask.sum()
+    l1 = np.abs(prediction.arm - target[..., :-1])[mask].mean(0)
+    np.testing.assert_allclose(result["l1"], l1, rtol=1e-5)
+    assert result["l1_mean"] == pytest.approx(l1.mean(), rel=1e-5)
+    right = ((prediction.gripper > 0) == (target[..., -1] > 0.5))[mask].mean()
+    assert result["gripper"] == pytest.approx(right, rel=1e-6)
+    total, parts = loss(prediction, whole.actions, config.optim.gripper_weight)
+    assert result["loss"] == pytest.approx(float(total), rel=1e-5)
+    assert result["loss_arm"] == pytest.approx(float(parts["loss_arm"]), rel=1e-5)
+    fixed = np.abs(0.1 - target[..., :-1])[mask].mean(0)
+    np.testing.assert_allclose(result["baseline_l1"], fixed, rtol=1e-5)
+    always = np.broadcast_to((whole.dataset == 0)[:, None, None], mask.shape)
+    guess = (always == (target[..., -1] > 0.5))[mask].mean()
+    assert result["baseline_gripper"] == pytest.approx(guess, rel=1e-6)
+
+
+def test_evaluation_survives_an_empty_batch_but_not_an_empty_split():
+    config, mesh, template, state = set_up((1, 1, 1))
+    step = evaluate.make_eval_step(Toy(), loss, config, mesh, template)
+    full, empty = make_batch(0), make_batch(1)
+    empty.actions.mask[:] = False
+    alone = evaluate.evaluate(step, state, [full], mesh)
+    assert evaluate.evaluate(step, state, [empty, full, empty], mesh) == alone
+    for batches in ([], [empty]):
+        with pytest.raises(ValueError, match="no supervised action"):
+            evaluate.evaluate(step, state, batches, mesh)
+
+
+def test_baseline_is_the_mean_action_of_each_dataset():
+    rng = np.random.default_rng(0)
+    actions = [rng.random((n, 7)).astype(np.float32) for n in (5, 9)]
+    actions[0][:, -1], actions[1][:, -1] = [1, 1, 1, 0, 0], 0
+    baseline = evaluate.mean_actions(actions)
+    np.testing.assert_allclose(baseline.arm, [a[:, :-1].mean(0) for a in actions], rtol=1e-6)
+    assert baseline.gripper.tolist() == [True, False]
+
+
+def test_report_writes_what_it_says(tmp_path):
+    result = {"l1_mean": 0.25, "gripper": 0.9, "count": 7, "baseline_l1_mean": 0.5}
+    text = evaluate.report({**result, "baseline_gripper": 0.6}, tmp_path)
+    assert "0.2500" in text
+    assert "0.5000" in text
+    saved = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))
+    assert saved == {**result, "baseline_gripper": 0.6}
+    assert [p.name for p in tmp_path.iterdir()] == ["eval.json"]

@@ -1,0 +1,216 @@
+"""Checkpoint -> observation -> actions. Owns history and units; knows no sockets.
+
+Legend: b = 1 · f chunk · a action dimension · h, x image height and width
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vla_jax import config as configuration
+from vla_jax.config import Config
+from vla_jax.data.errors import TextLengthError
+from vla_jax.data.normalize import ActionSpec
+from vla_jax.data.text import Tokenizer
+from vla_jax.models import vla
+from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.image import preprocess
+from vla_jax.serve.protocol import ACTIONS_KEY, IMAGE_KEYS, PROMPT_KEY, ObservationError
+from vla_jax.train import checkpoint
+from vla_jax.types import Observation
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one robot's episode has been so far.
+
+    Attributes:
+        history: action features of the last steps, on the device.
+    """
+
+    history: vla.History
+
+
+class Policy:
+    """A trained VLA that answers one observation at a time.
+
+    Attributes:
+        metadata: what a client needs to know: cameras and their observation keys, chunk length,
+            action dimension, control rate, gripper commands.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        params: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        spec: ActionSpec,
+        dataset: str,
+        step: int | None = None,
+    ):
+        """Wraps parameters that are on the device already.
+
+        Args:
+            config: of the run that trained them; `model.backbone.arch` is complete.
+            params: nested dict.
+            tokenizer: of the run.
+            spec: units of the robot's actions.
+            dataset: whose actions these are, for the metadata.
+            step: of the checkpoint, for the metadata.
+        """
+        self._model = vla.build(config.model)
+        self._structure = config.model.structure
+        self._tokenizer, self._spec = tokenizer, spec
+        file, _ = BACKBONES[config.model.backbone.name]
+        self._image, self._prompt = file.image_spec(self._model.arch), file.PROMPT
+        # Parameters in the compute type: the cast would otherwise be paid at every step.
+        dtype = jnp.dtype(config.model.dtype)
+        self._params = jax.tree.map(lambda x: x.astype(dtype), dict(params))
+        self._step = jax.jit(partial(self._model.apply, method="step"))
+        self._preprocess = jax.jit(partial(preprocess, spec=self._image))
+        self._texts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        choices = (config.model.backbone.name, self._structure.kind, config.model.head.kind)
+        self.metadata = {
+            "model": "/".join(choices),
+            "step": step,
+            "dataset": dataset,
+            "cameras": {camera: IMAGE_KEYS[camera] for camera in self._structure.cameras},
+            "image_size": self._image.size,
+            "window": self._structure.window,
+            "chunk": self._structure.chunk,
+            "action_dim": spec.dim,
+            "hz": spec.hz,
+            "gripper": {"closed": spec.gripper_env[0], "open": spec.gripper_env[1]},
+            "needs_proprio": False,
+        }
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        directory: str | Path,
+        step: int | None = None,
+        dataset: str | None = None,
+        untrained: bool = False,
+    ) -> "Policy":
+        """Loads what `launch/train.py` wrote.
+
+        Args:
+            directory: the run's workdir, or its folder of checkpoints.
+            step: which; None is the newest.
+            dataset: whose statistics to use; may be left out when there is only one.
+            untrained: fresh random weights, as a baseline.
+
+        Raises:
+            CheckpointError: nothing usable there.
+            ValueError: the dataset is not one of the checkpoint's, or must be chosen.
+        """
+        with checkpoint.Checkpoints(directory, read_only=True) as saved:
+            step = saved.steps()[-1] if step is None and saved.steps() else step
+            meta = saved.meta(step)
+            config = configuration.resolve(meta["config"])
+            specs = meta["action_specs"]
+            if dataset is None and len(specs) == 1:
+                dataset = next(iter(specs))
+            if dataset not in specs:
+                chosen = "choose a dataset" if dataset is None else f"no dataset {dataset!r}"
+                raise ValueError(f"{chosen}; the checkpoint has statistics of {sorted(specs)}")
+            params = _untrained(config) if untrained else saved.params(step)
+        return cls(
+            config=config,
+            params=params,
+            tokenizer=Tokenizer.from_json(meta["tokenizer"]),
+            spec=ActionSpec.from_json(specs[dataset]),
+            dataset=dataset,
+            step=0 if untrained else step,
+        )
+
+    def new_session(self) -> Session:
+        """The state before the first step of an episode."""
+        model = self._model
+        return Session(history=vla.empty_history(model.config, model.arch, batch=1))
+
+    def check(self, obs: Mapping[str, Any]) -> None:
+        """Refuse an observation the model cannot use.
+
+        Raises:
+            ObservationError: listing every problem.
+        """
+        problems = []
+        for camera in self._structure.cameras:
+            key = IMAGE_KEYS[camera]
+            image = obs.get(key)
+            if image is None:
+                problems.append(f"{key}: missing ({camera} camera)")
+            elif not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+                kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+                problems.append(f"{key}: expected a uint8 array [h, w, 3], got {kind}")
+            elif image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                problems.append(f"{key}: expected shape [h, w, 3], got {list(image.shape)}")
+        prompt = obs.get(PROMPT_KEY)
+        if not isinstance(prompt, str) or not prompt.strip():
+            problems.append(f"{PROMPT_KEY}: expected the instruction as a non-empty string")
+        else:
+            try:
+                self._encode(prompt)
+            except TextLengthError as error:
+                problems.append(f"{PROMPT_KEY}: {error}")
+        if problems:
+            keys = [*self.metadata["cameras"].values(), PROMPT_KEY]
+            listing = "; ".join(problems)
+            raise ObservationError(f"{listing}. This policy takes {keys}, got {sorted(obs)}")
+
+    def infer(self, session: Session, obs: Mapping[str, Any]) -> tuple[dict[str, Any], Session]:
+        """One control step.
+
+        Args:
+            session: of this episode.
+            obs: a checked observation.
+
+        Returns:
+            {"actions": float32 [f, a] in robot units}, the next session.
+        """
+        images = {
+            camera: self._preprocess(jnp.asarray(obs[IMAGE_KEYS[camera]])[None, None])
+            for camera in self._structure.cameras
+        }
+        ids, mask = self._encode(obs[PROMPT_KEY])
+        present = {camera: jnp.ones((1, 1), bool) for camera in images}
+        observation = Observation(images, present, jnp.asarray(ids)[None], jnp.asarray(mask)[None])
+        prediction, history = self._step({"params": self._params}, observation, session.history)
+        arm = np.asarray(prediction.arm[0, 0], np.float32)
+        is_open = np.asarray(prediction.gripper[0, 0]) > 0
+        return {ACTIONS_KEY: self._spec.to_env(arm, is_open)}, Session(history)
+
+    def warmup(self) -> None:
+        """Compile the step for images of the model's size; other sizes add one small resize."""
+        size = self._image.size
+        obs = {IMAGE_KEYS[c]: np.zeros((size, size, 3), np.uint8) for c in self._structure.cameras}
+        # Twice: the second step's history comes from the device, not from the host.
+        _, session = self.infer(self.new_session(), {**obs, PROMPT_KEY: "warm up"})
+        self.infer(session, {**obs, PROMPT_KEY: "warm up"})
+
+    def _encode(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
+        if instruction not in self._texts:
+            if len(self._texts) >= 1024:  # bounded: clients choose the texts
+                self._texts.clear()
+            prompt = self._prompt.format(instruction=instruction.strip())
+            self._texts[instruction] = self._tokenizer.encode(prompt, self._structure.text_len)
+        return self._texts[instruction]
+
+
+def _untrained(config: Config) -> dict[str, Any]:
+    init = jax.jit(vla.initial_params, static_argnums=(0,))
+    return init(vla.build(config.model), jax.random.key(config.seed))
+
+
+def with_complete_arch(config: Config, arch: Mapping[str, Any]) -> Config:
+    """The config as checkpoints carry it: self-contained, without the Hugging Face folder."""
+    backbone = dataclasses.replace(config.model.backbone, arch=dict(arch))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))

@@ -1,0 +1,149 @@
+"""How good the actions are on held-out windows, beside a policy that ignores what it sees.
+
+Legend: b batch · w window · f chunk · a action dimension · n datasets of the mixture
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
+
+from vla_jax.config import Config
+from vla_jax.train import mesh as meshes
+from vla_jax.train.augment import augment
+from vla_jax.train.state import TrainState
+from vla_jax.train.step import Loss, Metrics, Model
+from vla_jax.types import Actions, Batch
+
+EvalStep = Callable[[TrainState, Batch], Metrics]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The constant policy a trained one must beat: it knows the dataset and nothing else.
+
+    Attributes:
+        arm: float32 [n, a-1], each training set's mean normalised arm action.
+        gripper: bool [n], the gripper state most of its actions have, True = open.
+    """
+
+    arm: Float[np.ndarray, "n d"]
+    gripper: Bool[np.ndarray, "n"]
+
+
+def mean_actions(actions: Sequence[Float[np.ndarray, "t a"]]) -> Baseline:
+    """The baseline of a mixture's training sets, from all their normalised actions."""
+    mean = np.stack([x.mean(0, dtype=np.float64) for x in actions])
+    return Baseline(mean[:, :-1].astype(np.float32), mean[:, -1] > 0.5)
+
+
+def make_eval_step(
+    model: Model,
+    loss: Loss,
+    config: Config,
+    mesh: Mesh,
+    template: TrainState,
+    baseline: Baseline | None = None,
+) -> EvalStep:
+    """Sums over one batch, compiled, so that `means` is exact over any number of them.
+
+    Args:
+        model: see `step.make_train_step`; so are `loss`, `config`, `mesh` and `template`.
+        loss: its parts must be means over the supervised actions.
+        config: of the run.
+        mesh: of the run.
+        template: carries the state's shardings.
+        baseline: adds its sums.
+
+    Returns:
+        (state, batch) -> sums over the supervised actions: "count",
+        "l1" [a-1] in normalised units, "gripper" right answers, "loss" and its parts, and
+        "baseline_l1", "baseline_gripper".
+    """
+
+    def step(state: TrainState, batch: Batch) -> Metrics:
+        observation = augment(
+            batch.observation, batch.sample, config.seed, config.augment, model.image, train=False
+        )
+        prediction = model.apply({"params": state.params}, observation)
+        actions = batch.actions
+        total, parts = loss(prediction, actions, config.optim.gripper_weight)
+        count = actions.mask.sum(dtype=jnp.float32)
+        # An empty mean is 0 / 0 in some losses and must not poison the sum.
+        sums = {
+            k: jnp.where(count > 0, x * count, 0.0) for k, x in {**parts, "loss": total}.items()
+        }
+        sums |= {"count": count, **_errors(prediction.arm, prediction.gripper > 0, actions)}
+        if baseline is not None:
+            arm = jnp.asarray(baseline.arm, jnp.float32)[batch.dataset][:, None, None]
+            is_open = jnp.asarray(baseline.gripper)[batch.dataset][:, None, None]
+            fixed = _errors(arm, is_open, actions)
+            sums |= {f"baseline_{name}": x for name, x in fixed.items()}
+        return sums
+
+    shardings = jax.tree.map(lambda x: x.sharding, template)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, meshes.batch_sharding(mesh)),
+        out_shardings=meshes.replicated(mesh),
+    )
+
+
+def _errors(
+    arm: Float[Array, "..."], is_open: Bool[Array, "..."], actions: Actions
+) -> dict[str, Array]:
+    target, opened = actions.chunk[..., :-1], actions.chunk[..., -1] > 0.5
+    distance = jnp.abs(arm.astype(jnp.float32) - target)
+    return {
+        "l1": jnp.where(actions.mask[..., None], distance, 0.0).sum((0, 1, 2)),
+        "gripper": (actions.mask & (is_open == opened)).sum(dtype=jnp.float32),
+    }
+
+
+def means(sums: Sequence[Metrics]) -> dict[str, Any]:
+    """Sums of the eval step over batches -> means: floats, and lists where one per dimension.
+
+    Adds "l1_mean" and "baseline_l1_mean" over the arm's dimensions.
+
+    Raises:
+        ValueError: if no supervised action was seen.
+    """
+    host = [{name: np.asarray(x, np.float64) for name, x in part.items()} for part in sums]
+    total = {name: np.sum([part[name] for part in host], 0) for name in (host[0] if host else {})}
+    count = float(total.pop("count", 0.0))
+    if count == 0:
+        raise ValueError("evaluation saw no supervised action: is the validation split empty?")
+    result: dict[str, Any] = {name: (x / count).tolist() for name, x in total.items()}
+    for name in ("l1", "baseline_l1"):
+        if name in result:
+            result[f"{name}_mean"] = float(np.mean(result[name]))
+    return {**result, "count": int(count)}
+
+
+def evaluate(
+    step: EvalStep, state: TrainState, batches: Iterable[Batch], mesh: Mesh
+) -> dict[str, Any]:
+    """Means over `batches` (this process's rows; all actions of padding rows masked)."""
+    return means([step(state, meshes.shard_batch(local, mesh)) for local in batches])
+
+
+def report(result: dict[str, Any], workdir: str | Path) -> str:
+    """Write `WORKDIR/eval.json` and say the outcome in two lines."""
+    path = Path(workdir) / "eval.json"
+    beside = path.with_suffix(".json.tmp")
+    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+    return (
+        f"held-out action L1 {result['l1_mean']:.4f}, gripper {result['gripper']:.3f} "
+        f"({result['count']} actions)\n"
+        f"mean action      L1 {result['baseline_l1_mean']:.4f}, "
+        f"gripper {result['baseline_gripper']:.3f}"
+    )

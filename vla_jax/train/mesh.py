@@ -1,0 +1,180 @@
+"""Which device holds what: one mesh, one ordered table of rules, one way in for a batch.
+
+Axes of the mesh: "data" holds replicas of the parameters; "fsdp" splits parameters, gradients
+and optimizer moments; "tensor" splits heads and hidden units. A batch is split over data x fsdp.
+Model code sees none of this: `jax.jit` gets the shardings of its inputs and outputs and the
+compiler places the rest.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vla_jax import rules
+from vla_jax.config import ConfigError, MeshConfig
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+AXES = ("data", "fsdp", "tensor")
+# Below this many elements a parameter that only the last rule catches is not worth a collective.
+MIN_SHARDED = 2**18
+LARGEST = "largest"  # the last rule's value: the largest divisible dimension over fsdp
+# A stack of scanned layers; its leading dimension is the scan's and never split.
+_STACKED = re.compile(r"(^|/)layers/")
+
+# Path regex -> axes of the TRAILING dimensions; leading ones (the scan's) stay whole.
+SHARDING_RULES: tuple[tuple[str, tuple[str | None, ...] | str], ...] = (
+    # Vectors and small tables: biases, norms, learned positions, queries, single tokens.
+    (r"(bias|/scale|positions|queries|_token)$", ()),
+    # A recurrent kernel is read at every time step; split, it costs an all-to-all in each
+    # (16 measured in one LSTM head's loop, two with it whole).
+    (r"state_kernel$", ()),
+    # Heads [in, out]: too small for tensor parallelism.
+    (r"^head/.*kernel$", ("fsdp", None)),
+    # Attention: q, k, v [d, heads, head width], output [heads, head width, d].
+    (r"/(q|k|v)/kernel$", ("fsdp", "tensor", None)),
+    (r"/o/kernel$", ("tensor", None, "fsdp")),
+    # Feed-forward in and gate, then out.
+    (r"/(fc1|gate|up)/kernel$", ("fsdp", "tensor")),
+    (r"/(fc2|down)/kernel$", ("tensor", "fsdp")),
+    # Token tables [v, d]: vocabularies are odd sizes and a split row gathers badly.
+    (r"embedding$", (None, "fsdp")),
+    # Other projections [in, out].
+    (r"/(patch|dense)/kernel$", (None, "fsdp")),
+    (r"", LARGEST),
+)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices; an axis of -1 takes those that the others leave.
+
+    Raises:
+        ConfigError: if the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = [config.data, config.fsdp, config.tensor]
+    if any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
+        raise ConfigError(f"mesh: axes must be positive, at most one -1, not {_show(shape)}")
+    known = math.prod(size for size in shape if size != -1)
+    whole = len(devices) % known == 0 if -1 in shape else len(devices) == known
+    if not whole:
+        asked = f"{known} x n" if -1 in shape else str(known)
+        raise ConfigError(
+            f"mesh: {_show(shape)} asks for {asked} devices, but there are {len(devices)} "
+            f"{devices[0].platform} devices; set one axis to -1 to take what is left"
+        )
+    shape = [len(devices) // known if size == -1 else size for size in shape]
+    # Auto: under the default, Explicit, with_sharding_constraint is an assertion and patch
+    # embedding, sharded gathers and the LSTM scan fail to type.
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(shape), AXES, axis_types=kinds, devices=devices)
+
+
+def _show(shape: Sequence[int]) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds all of it."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def param_specs(
+    params: Mapping[str, Any], mesh: Mesh, min_sharded: int = MIN_SHARDED
+) -> dict[str, PartitionSpec]:
+    """Slash path -> PartitionSpec for a flat dict of arrays or shape structs.
+
+    An axis that does not divide its dimension leaves that dimension whole.
+    """
+    found = rules.match_all(SHARDING_RULES, list(params))
+    specs, caught = {}, []
+    for path, axes in found.items():
+        shape = tuple(params[path].shape)
+        free = len(shape) - bool(_STACKED.search(path))
+        if isinstance(axes, str) or len(axes) > free:  # the last rule, or one for a higher rank
+            axes = _largest(shape, free, mesh.shape["fsdp"], min_sharded)
+            if math.prod(shape) >= min_sharded:
+                caught.append(f"{path} {list(shape)} -> {axes or 'replicated'}")
+        specs[path] = _fit(axes, shape, mesh)
+    if caught:
+        listing = "\n  ".join(caught)
+        logger.info("%d large parameters only the last rule catches:\n  %s", len(caught), listing)
+    return specs
+
+
+def param_shardings(
+    params: Mapping[str, Any], mesh: Mesh, min_sharded: int = MIN_SHARDED
+) -> dict[str, NamedSharding]:
+    """`param_specs` on the mesh."""
+    specs = param_specs(params, mesh, min_sharded)
+    return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
+
+
+def _largest(shape: tuple[int, ...], free: int, size: int, least: int) -> tuple[str | None, ...]:
+    trailing = shape[len(shape) - free :]
+    legal = [i for i, n in enumerate(trailing) if n % size == 0]
+    if math.prod(shape) < least or not legal:
+        return ()
+    best = max(legal, key=lambda i: trailing[i])
+    return tuple("fsdp" if i == best else None for i in range(free))
+
+
+def _fit(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    spec: list[str | None] = [None] * (len(shape) - len(axes)) + list(axes)
+    for i, axis in enumerate(spec):
+        if axis is not None and (mesh.shape[axis] == 1 or shape[i] % mesh.shape[axis]):
+            spec[i] = None
+    return PartitionSpec(*spec) if any(spec) else PartitionSpec()
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data x fsdp; everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Refuse a global batch that devices or processes cannot share evenly.
+
+    Raises:
+        ConfigError: naming the sizes.
+    """
+    rows, processes = mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count()
+    problems = []
+    if batch_size % rows:
+        problems.append(
+            f"train.batch_size: {batch_size} is not a multiple of data x fsdp = {rows} devices"
+        )
+    if batch_size % processes:
+        problems.append(
+            f"train.batch_size: {batch_size} is not a multiple of {processes} processes"
+        )
+    if processes > 1 and len(mesh.local_devices) % mesh.shape["tensor"]:
+        problems.append(
+            f"mesh.tensor: {mesh.shape['tensor']} does not divide the {len(mesh.local_devices)} "
+            "devices of a process; a row of the batch cannot live in two processes"
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def shard_batch(local: T, mesh: Mesh) -> T:
+    """This process's rows -> the global rows, split by `batch_sharding`.
+
+    Args:
+        local: a `Batch`, or any pytree of numpy arrays with rows in dimension 0.
+        mesh: of the run.
+    """
+    sharding = batch_sharding(mesh)
+
+    def place(leaf: Any) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+    return jax.tree.map(place, local)

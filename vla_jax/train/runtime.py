@@ -1,0 +1,103 @@
+"""The process around a run: joining the other processes, being told to stop, dying well."""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from vla_jax.config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# Seconds. Shorter than jax's own (300, 100, 300): a lost peer is noticed in half a minute, and a
+# supervisor can restart all processes (each aborts with SIGABRT).
+_INITIALIZATION, _HEARTBEAT, _SHUTDOWN = 120, 30, 20
+_EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def multi_process(env: Mapping[str, str] | None = None) -> bool:
+    """Whether the environment is that of a run of several processes.
+
+    It is when JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set, or under
+    Slurm, Open MPI or on a TPU pod with more than one task or worker.
+
+    Raises:
+        ConfigError: if only some of the three variables are set.
+    """
+    env = os.environ if env is None else env
+    given = [name for name in _EXPLICIT if env.get(name)]
+    if given and len(given) < len(_EXPLICIT):
+        missing = [name for name in _EXPLICIT if name not in given]
+        raise ConfigError(f"environment: {given} set, but {missing} missing; set all or none")
+    workers = [name for name in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
+    return bool(given) or (
+        # SLURM_PROCID: a task of srun, not the batch script or an interactive shell around it.
+        ("SLURM_PROCID" in env and int(env.get("SLURM_NTASKS") or 1) > 1)
+        or int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1
+        or len(workers) > 1
+    )
+
+
+def initialize() -> None:
+    """Join the other processes, if the environment says that there are any."""
+    if not multi_process():
+        return
+    explicit: dict[str, Any] = {}
+    if os.environ.get(_EXPLICIT[0]):
+        explicit = {
+            "coordinator_address": os.environ[_EXPLICIT[0]],
+            "num_processes": int(os.environ[_EXPLICIT[1]]),
+            "process_id": int(os.environ[_EXPLICIT[2]]),
+        }
+    jax.distributed.initialize(
+        **explicit,
+        initialization_timeout=_INITIALIZATION,
+        heartbeat_timeout_seconds=_HEARTBEAT,
+        shutdown_timeout_seconds=_SHUTDOWN,
+    )
+
+
+class StopSignal:
+    """SIGTERM as a flag that all processes see at the same step.
+
+    With several processes jax's preemption service takes the signal and agrees on the step.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        self._shared = jax.process_count() > 1
+        if not self._shared:
+            signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, *_: object) -> None:
+        self._received = True
+        logger.warning("SIGTERM: saving, then exiting")
+
+    def at(self, step: int) -> bool:
+        """Whether to save and exit after this step; every process asks at every step."""
+        if self._shared:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; of several processes, one that fails takes the others down at once.
+
+    A Python process that raises would wait for its peers in the shutdown barrier, and they for it
+    in a collective, for minutes.
+    """
+    try:
+        main()
+    except BaseException:
+        if jax.distributed.is_initialized() and jax.process_count() > 1:
+            traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+        raise

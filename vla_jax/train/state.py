@@ -1,0 +1,177 @@
+"""All that a training step reads and writes, and how it comes to lie on the devices."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from vla_jax import rules
+from vla_jax.train import mesh as meshes
+from vla_jax.train.optim import Split, merge, split
+
+Init = Callable[[jax.Array], Mapping[str, Any]]  # key -> nested parameters
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """One point of a run.
+
+    Attributes:
+        step: int32 scalar, optimizer steps done.
+        trainable: slash path -> float32 array.
+        frozen: slash path -> bfloat16 array; no gradient, no moments.
+        opt_state: optax state over `trainable`.
+        rng: typed key, the same all run long; each step folds its number in.
+    """
+
+    step: Any
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
+    opt_state: Any
+    rng: Any
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """All parameters as the nested dict the model applies."""
+        return merge(self.trainable, self.frozen)
+
+
+def make_state(parts: Split, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=parts.trainable,
+        frozen=parts.frozen,
+        opt_state=optimizer.init(parts.trainable),
+        rng=jax.random.split(jax.random.key(seed))[1],
+    )
+
+
+def state_shardings(state: TrainState, mesh: Mesh, min_sharded: int = meshes.MIN_SHARDED) -> Any:
+    """A TrainState of shardings for a (possibly abstract) state.
+
+    Optimizer moments are dicts with the parameters' own keys and lie where the parameters lie;
+    all else (counters, the key) is replicated.
+    """
+    whole = meshes.replicated(mesh)
+    where = meshes.param_shardings({**state.trainable, **state.frozen}, mesh, min_sharded)
+
+    def moments(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        key = getattr(path[-1], "key", None) if path else None
+        return where[key] if key in state.trainable else whole
+
+    return TrainState(
+        step=whole,
+        trainable={path: where[path] for path in state.trainable},
+        frozen={path: where[path] for path in state.frozen},
+        opt_state=jax.tree_util.tree_map_with_path(moments, state.opt_state),
+        rng=whole,
+    )
+
+
+def abstract(
+    init: Init,
+    frozen: tuple[str, ...],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    min_sharded: int = meshes.MIN_SHARDED,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state: the template to create, load or restore into.
+
+    Args:
+        init: key -> nested parameters.
+        frozen: path regexes, see `optim.split`.
+        optimizer: over the trainable parameters.
+        mesh: where the state will lie.
+        min_sharded: see `mesh.param_specs`.
+    """
+    bare = jax.eval_shape(
+        lambda key: make_state(split(init(key), frozen), optimizer, 0), jax.random.key(0)
+    )
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        bare,
+        state_shardings(bare, mesh, min_sharded),
+    )
+
+
+def create(
+    init: Init,
+    optimizer: optax.GradientTransformation,
+    template: TrainState,
+    seed: int,
+    loaded: Mapping[str, jax.Array] | None = None,
+) -> TrainState:
+    """The state before the first step, born sharded; the same numbers on every mesh.
+
+    Args:
+        init: key -> nested random parameters.
+        optimizer: see `abstract`.
+        template: of `abstract`.
+        seed: of the run.
+        loaded: slash path -> array (see `place`) that takes the place of a random parameter. The
+            arrays are given up (donated).
+
+    Raises:
+        ValueError: naming every loaded parameter that is unexpected or mis-shaped.
+    """
+    loaded, want = dict(loaded or {}), {**template.trainable, **template.frozen}
+    problems = [f"unexpected: {path}" for path in loaded if path not in want]
+    problems += [
+        f"shape of {path}: {x.shape}, the model has {want[path].shape}"
+        for path, x in loaded.items()
+        if path in want and x.shape != want[path].shape
+    ]
+    if problems:
+        listing = "\n  ".join(problems)
+        raise ValueError(f"{len(problems)} loaded parameters do not fit:\n  {listing}")
+
+    def build(key: jax.Array, loaded: dict[str, jax.Array]) -> TrainState:
+        flat = {**rules.flatten(init(key)), **loaded}
+        parts = Split(
+            {path: flat[path].astype(like.dtype) for path, like in template.trainable.items()},
+            {path: flat[path].astype(like.dtype) for path, like in template.frozen.items()},
+        )
+        return make_state(parts, optimizer, seed)
+
+    shardings = jax.tree.map(lambda x: x.sharding, template)
+    # The first half of the key starts the weights, the second (make_state) feeds dropout.
+    key = jax.random.split(jax.random.key(seed))[0]
+    return jax.jit(build, out_shardings=shardings, donate_argnums=1)(key, loaded)
+
+
+def shapes(template: TrainState) -> dict[str, tuple[int, ...]]:
+    """Slash path -> shape of every parameter."""
+    return {path: x.shape for path, x in {**template.trainable, **template.frozen}.items()}
+
+
+def summary(template: TrainState) -> str:
+    """How many parameters train and how many do not, in words."""
+    train, still = (
+        sum(math.prod(x.shape) for x in part.values())
+        for part in (template.trainable, template.frozen)
+    )
+    return f"{train / 1e6:.2f} M trainable in float32, {still / 1e6:.2f} M frozen in bfloat16"
+
+
+def place(template: TrainState, path: str, value: Any) -> jax.Array:
+    """A loaded parameter (host array) on the devices, in the dtype and where the template says.
+
+    Each process slices and casts only what its devices hold, also out of a memory map.
+
+    Raises:
+        ValueError: if its shape is not the template's.
+    """
+    like = {**template.trainable, **template.frozen}[path]
+    if tuple(value.shape) != like.shape:
+        raise ValueError(f"{path}: shape {tuple(value.shape)}, the model has {like.shape}")
+    return jax.make_array_from_callback(
+        like.shape, like.sharding, lambda index: np.asarray(value[index], like.dtype)
+    )
