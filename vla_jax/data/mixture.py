@@ -130,6 +130,7 @@ def open_datasets(
             found[name], config.normalization, config.clip, spec.gripper_env, spec.hz
         )
         dataset.normalize(action_specs[name])
+        dataset.proprio = None  # no model takes it yet; its statistics are kept
         datasets.append(dataset)
     weights, block = [entry.weight for entry in config.datasets], config.block
     return Mixture(datasets, weights, found, action_specs, structure, block, left_pad, image_size)
