@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-EPISODES = {"trained": 130, "untrained": 52, "swapped": 52}
+RUNS = ("trained", "untrained", "swapped")
+BASELINE = 52  # episodes at most of the two runs that are expected to fail
 
 
 def main() -> None:
@@ -44,14 +45,14 @@ def main() -> None:
     _say("3/5 serve and evaluate")
     shutil.rmtree(results, ignore_errors=True)
     with _server(run) as uri:
-        _rollout(uri, results / "trained")
-        _rollout(uri, results / "swapped", "--swap-instructions")
+        _rollout(uri, results / "trained", flags.episodes)
+        _rollout(uri, results / "swapped", min(flags.episodes, BASELINE), "--swap-instructions")
     _say("4/5 baseline: the same network, untrained")
     with _server(run, "--untrained") as uri:
-        _rollout(uri, results / "untrained")
+        _rollout(uri, results / "untrained", min(flags.episodes, BASELINE))
 
     _say("5/5 report")
-    runs = [f"--run={name}={results / name}" for name in ("trained", "untrained", "swapped")]
+    runs = [f"--run={name}={results / name}" for name in RUNS]
     log, title = run / "log.jsonl", "--title=Tabletop quickstart"
     _python(
         "-m", "eval_servers.results", "report", *runs, "--loss-log", log, title, "--out", report
@@ -68,6 +69,7 @@ def _parse_flags() -> argparse.Namespace:
     )
     parser.add_argument("--workdir", default="runs/quickstart", help="default: %(default)s")
     parser.add_argument("--config", default="configs/quickstart.py", help="default: %(default)s")
+    parser.add_argument("--episodes", type=int, default=130, help="evaluated (default: 130)")
     parser.add_argument("--fresh", action="store_true", help="remove the workdir first")
     parser.add_argument("train", nargs="*", help="flags for launch/train.py, after --")
     return parser.parse_args()
@@ -107,14 +109,13 @@ def _server(run: Path, *flags: str) -> Iterator[str]:
         process.wait()
 
 
-def _rollout(uri: str, out: Path, *flags: str) -> None:
-    episodes = EPISODES[out.name]
+def _rollout(uri: str, out: Path, episodes: int, *flags: str) -> None:
     counts = ["--episodes", episodes, "--workers", os.cpu_count() or 1]
     _python("eval_servers/tabletop/rollout.py", "--server", uri, "--out", out, *counts, *flags)
 
 
 def _score(results: Path, minutes: float) -> dict[str, Any]:
-    scores = {name: json.loads((results / name / "score.json").read_text()) for name in EPISODES}
+    scores = {name: json.loads((results / name / "score.json").read_text()) for name in RUNS}
     trained = scores["trained"]
     return {
         "success_rate": trained["success_rate"],

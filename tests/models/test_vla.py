@@ -167,9 +167,7 @@ def test_remat_changes_nothing(config, params):
 
     expected = gradient("none")
     for remat in ("full", "dots"):
-        for a, b in zip(
-            jax.tree.leaves(expected), jax.tree.leaves(gradient(remat)), strict=True
-        ):
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(gradient(remat)), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -177,9 +175,7 @@ def test_dropout_only_with_an_rng(config, params):
     arch = {"text_config": {**config.backbone.arch["text_config"], "dropout": 0.3}}
     arch["vision_config"] = config.backbone.arch["vision_config"]
     arch["latent_query_num"] = 8
-    config = dataclasses.replace(
-        config, backbone=dataclasses.replace(config.backbone, arch=arch)
-    )
+    config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, arch=arch))
     plain = run(config, params, observe())
     np.testing.assert_array_equal(plain.arm, run(config, params, observe()).arm)
     one = run(config, params, observe(), dropout=jax.random.key(1))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Real
 
 NORMALIZATIONS = ("q99", "bounds", "normal", "none")
 _EPSILON = 1e-8  # as in octo and openvla; keeps near-constant dimensions finite
@@ -102,7 +102,7 @@ class ActionSpec:
         return np.concatenate([arm, action[..., -1:]], axis=-1).astype(np.float32)
 
     def to_env(
-        self, arm: Float[np.ndarray, "*n d"], gripper_open: Float[np.ndarray, "*n"]
+        self, arm: Float[np.ndarray, "*n d"], gripper_open: Real[np.ndarray, "*n"] | Bool[np.ndarray, "*n"]
     ) -> Float[np.ndarray, "*n a"]:
         """What the environment's step() takes.
 
