@@ -1,17 +1,29 @@
 """A tiny Kosmos-2 with the LSTM head on a few real robot trajectories (Bridge V2): a smoke test.
 
-python launch/train.py --config=configs/bridge_smoke.py:DIR --workdir=runs/bridge_smoke
+python launch/train.py --config=configs/bridge_smoke.py --workdir=runs/bridge_smoke
 
-DIR is a version folder of `bridge_dataset` in RLDS, by default the four trajectories the tests
-ship. Ends by printing the held-out action L1 beside that of always predicting the mean action.
+Two CPU cores, about three minutes. Ends with the held-out trajectories' action L1 beside that of
+always predicting the mean action; it must come out lower. Other data: --config=FILE:DIR, where DIR
+is a version folder of `bridge_dataset` in RLDS.
 """
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import base, quickstart
+from configs import quickstart
+
+ROOT = Path(__file__).resolve().parents[1]
+# The 25 trajectories of octo's debug set where it lies beside the repository, else four of them.
+FOLDERS = (ROOT.parent / "shared/data/bridge", ROOT / "tests/fixtures")
 
 
 def get_config(data: str = "") -> ConfigDict:
     """The argument after the colon is the dataset's folder."""
-    c = quickstart.get_config(data)
+    folders = [str(f / "bridge_dataset/1.0.0") for f in FOLDERS if f.is_dir()]
+    c = quickstart.get_config(data or folders[0])
+    c.model.structure.cameras = ("primary",)
+    c.data.datasets[0]["spec"] = "bridge_dataset"
+    # The debug set's "val" holds the same trajectories as its "train": split "train" instead.
+    c.data.update({"val_split": "", "val_fraction": 0.2, "normalization": "q99"})
     return c

@@ -72,9 +72,7 @@ def _features(size: int) -> dict[str, Any]:
     }
 
 
-def _episodes(
-    episodes: int, size: int, noise: float, workers: int
-) -> Iterator[dict[str, Any]]:
+def _episodes(episodes: int, size: int, noise: float, workers: int) -> Iterator[dict[str, Any]]:
     """In order of their seeds, whatever the number of workers."""
     shares = [range(i, min(i + SHARE, episodes)) for i in range(0, episodes, SHARE)]
     context = multiprocessing.get_context("spawn")
@@ -98,7 +96,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", required=True, help="version folder to make, e.g. data/tabletop/1.0.0")
+    parser.add_argument(
+        "--out", required=True, help="version folder to make, e.g. data/tabletop/1.0.0"
+    )
     parser.add_argument("--episodes", type=int, default=1300, help="default: %(default)s")
     parser.add_argument("--size", type=int, default=64, help="image side in pixels (default: 64)")
     parser.add_argument(
@@ -108,8 +108,10 @@ def main() -> None:
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     counts = record(flags.out, flags.episodes, flags.size, flags.noise, flags.workers)
-    print(f"{flags.out}: {counts['train']} train and {counts['val']} val episodes, "
-          f"{counts['steps']} steps")
+    print(
+        f"{flags.out}: {counts['train']} train and {counts['val']} val episodes, "
+        f"{counts['steps']} steps"
+    )
 
 
 if __name__ == "__main__":

@@ -221,6 +221,7 @@ def _build(cls: type, raw: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(raw, Mapping):
         problems.append(f"{path or 'config'}: expected a group of keys, not {raw!r}")
         return None
+    before = len(problems)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     where = path + "." if path else ""
@@ -239,7 +240,7 @@ def _build(cls: type, raw: Any, path: str, problems: list[str]) -> Any:
         if options and value not in options:
             problems.append(f"{where}{name}: {value!r} is none of {list(options)}")
         values[name] = value
-    return cls(**values) if len(values) == len(fields) else None
+    return cls(**values) if len(problems) == before else None
 
 
 def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:

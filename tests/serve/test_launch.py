@@ -1,11 +1,16 @@
+import importlib.util
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from eval_servers.client import PolicyClient
+from tests.serve.fakes import CountingPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -57,3 +62,57 @@ def test_sigterm_ends_the_server_cleanly():
         assert process.wait(timeout=30) == 0
     assert rest == "closed\n"
     client.close()
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    """launch/serve.py's main() with a stand-in policy; calls are recorded."""
+    spec = importlib.util.spec_from_file_location("launch_serve", ROOT / "launch" / "serve.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    calls = {}
+
+    class Policy(CountingPolicy):
+        @classmethod
+        def from_checkpoint(cls, folder, **choices):
+            calls["checkpoint"] = (folder, choices)
+            if folder == "broken":
+                raise ValueError("dataset 'x' is unknown; the checkpoint has ['tabletop']")
+            return cls()
+
+    def run(policy, options, ready):
+        calls["options"] = options
+        ready("ws://somewhere:1")
+
+    monkeypatch.setitem(sys.modules, "vla_jax.policy", SimpleNamespace(Policy=Policy))
+    monkeypatch.setattr(module.server, "run", run)
+
+    def main(*flags):
+        monkeypatch.setattr(sys, "argv", ["serve.py", *flags])
+        return module.main(), calls
+
+    return main
+
+
+def test_flags_reach_the_policy_and_the_server(launch, capsys):
+    flags = ["--checkpoint=runs/a", "--port=0", "--step=300", "--dataset=tabletop", "--untrained"]
+    status, calls = launch(*flags, "--max-message-mb=2", "--max-sessions=3", "--host=0.0.0.0")
+    assert status == 0
+    assert calls["checkpoint"] == (
+        "runs/a", {"step": 300, "dataset": "tabletop", "untrained": True}
+    )  # fmt: skip
+    options = calls["options"]
+    assert (options.host, options.port, options.max_sessions) == ("0.0.0.0", 0, 3)
+    assert options.max_message_bytes == 2 * 2**20
+    assert capsys.readouterr().out == "listening on ws://somewhere:1\n"
+
+
+def test_a_checkpoint_that_does_not_load_is_one_line(launch, capsys):
+    status, calls = launch("--checkpoint=broken", "--port=0")
+    assert status == 1
+    assert "options" not in calls
+    assert calls["checkpoint"][1] == {"step": None, "dataset": None, "untrained": False}
+    expected = "serve.py: dataset 'x' is unknown; the checkpoint has ['tabletop']\n"
+    assert capsys.readouterr().err.endswith(expected)

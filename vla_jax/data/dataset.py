@@ -6,6 +6,7 @@ Axis letters: e trajectories, n frames or samples, w window, f chunk, a action d
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
@@ -18,6 +19,7 @@ from vla_jax.data.normalize import ActionSpec
 from vla_jax.data.rlds_index import RLDSIndex, open_index
 from vla_jax.data.spec import DatasetSpec, Path, Trajectory
 
+Part = Literal["all", "head", "tail"]
 log = logging.getLogger(__name__)
 
 
@@ -193,9 +195,10 @@ def open_dataset(
     spec: DatasetSpec,
     directory: str | FilePath,
     split: str,
-    part: tuple[float, float],
     cameras: Sequence[str],
     action_dim: int,
+    part: Part = "all",
+    held_out: float = 0.0,
     cache_dir: str = "",
     rebuild: bool = False,
 ) -> Dataset:
@@ -206,9 +209,10 @@ def open_dataset(
         spec: how it is standardised.
         directory: version folder.
         split: TFDS split.
-        part: the share of its trajectories to take, from and to, such as (0, 0.95).
         cameras: roles that are needed.
         action_dim: a, which the spec must produce.
+        part: all of its trajectories, all but the last `held_out` ("head"), or those ("tail").
+        held_out: as a share of the trajectories; at least one if any.
         cache_dir: where indices live; see `open_index`.
         rebuild: index anew.
 
@@ -227,12 +231,13 @@ def open_dataset(
         raise FeatureError(f"{name}: {'; '.join(problems)}. It has {sorted(features)}", folder)
     columns = {short: found for short, found in paths.items() if found}
     index = open_index(folder, split, sorted(columns.values()), cache_dir, rebuild)
-    first, stop = (round(index.num_episodes * share) for share in part)
-    if part[0] > 0 and first == stop:
-        first = max(1, stop - 1)  # a validation part is never empty while two trajectories exist
-    if stop <= first:
-        raise DataError(f"{name}: split {split!r} is too small to take {part} of it", folder)
-    return Dataset(name, spec, index, columns, images, range(first, stop), action_dim)
+    total = index.num_episodes
+    held = min(max(1, round(total * held_out)), total - 1) if held_out > 0 else 0
+    parts = {"all": range(total), "head": range(total - held), "tail": range(total - held, total)}
+    if not parts[part]:
+        problem = f"{name}: split {split!r} has {total} trajectories, too few to hold some out"
+        raise DataError(problem + f" ({held_out=})", folder)
+    return Dataset(name, spec, index, columns, images, parts[part], action_dim)
 
 
 def _find_cameras(

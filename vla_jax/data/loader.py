@@ -129,6 +129,7 @@ class Loader(Iterator[Batch]):
         self._slots.release()
         if threading.current_thread() is not self._feeder:
             self._feeder.join()
+        self._ready.put((self._samples, None))  # wakes a consumer in another thread
         self._pool.shutdown(cancel_futures=True)
 
     def state(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vla_jax.config import ConfigError, DataConfig, DatasetConfig, StructureConfig
-from vla_jax.data.dataset import Dataset, open_dataset
+from vla_jax.data.dataset import Dataset, Part, open_dataset
 from vla_jax.data.errors import DataError
 from vla_jax.data.normalize import ActionSpec
 from vla_jax.data.oxe import get_spec
@@ -102,7 +102,7 @@ def open_datasets(
     found: dict[str, Any] = {}
     action_specs, datasets = {}, []
     for name, spec, entry in zip(names, specs, config.datasets, strict=True):
-        sources = _sources(name, entry, config)
+        sources = _sources(entry, config)
 
         def opened(which: str, name=name, spec=spec, entry=entry, sources=sources) -> Dataset:
             source, part = sources[which]
@@ -111,11 +111,12 @@ def open_datasets(
                 spec,
                 entry.dir,
                 source,
-                part,
                 structure.cameras,
                 action_dim,
-                config.cache_dir,
-                config.index == "rebuild",
+                part=part,
+                held_out=config.val_fraction,
+                cache_dir=config.cache_dir,
+                rebuild=config.index == "rebuild",
             )
 
         if statistics is not None:
@@ -129,19 +130,17 @@ def open_datasets(
             found[name], config.normalization, config.clip, spec.gripper_env, spec.hz
         )
         dataset.normalize(action_specs[name])
+        dataset.proprio = None  # no model takes it yet; its statistics are kept
         datasets.append(dataset)
     weights, block = [entry.weight for entry in config.datasets], config.block
     return Mixture(datasets, weights, found, action_specs, structure, block, left_pad, image_size)
 
 
-def _sources(
-    name: str, entry: DatasetConfig, config: DataConfig
-) -> dict[str, tuple[str, tuple[float, float]]]:
-    """Where train and val come from: split and share of its trajectories."""
+def _sources(entry: DatasetConfig, config: DataConfig) -> dict[str, tuple[str, Part]]:
+    """Where train and val come from: a split, and which part of it."""
     if config.val_split in split_names(Path(entry.dir).expanduser()):
-        return {"train": (config.train_split, (0, 1)), "val": (config.val_split, (0, 1))}
-    border = 1 - config.val_fraction
-    return {"train": (config.train_split, (0, border)), "val": (config.train_split, (border, 1))}
+        return {"train": (config.train_split, "all"), "val": (config.val_split, "all")}
+    return {"train": (config.train_split, "head"), "val": (config.train_split, "tail")}
 
 
 def _specs(entries: Sequence[DatasetConfig]) -> list[DatasetSpec]:

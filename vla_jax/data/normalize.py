@@ -102,12 +102,12 @@ class ActionSpec:
         return np.concatenate([arm, action[..., -1:]], axis=-1).astype(np.float32)
 
     def to_env(
-        self, arm: Float[np.ndarray, "*n a-1"], gripper_open: Float[np.ndarray, "*n"]
+        self, arm: Float[np.ndarray, "*n d"], gripper_open: Float[np.ndarray, "*n"]
     ) -> Float[np.ndarray, "*n a"]:
         """What the environment's step() takes.
 
         Args:
-            arm: normalised.
+            arm: normalised; d = a - 1.
             gripper_open: probability, or 0 and 1; above 0.5 is open.
         """
         closed, opened = self.gripper_env

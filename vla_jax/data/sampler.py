@@ -1,14 +1,16 @@
 """Which window is sample number n: pure functions of (seed, n), so nothing needs to be stored.
 
 Mixture: after n samples dataset d has been drawn floor(C[d+1] n) - floor(C[d] n) times, where C are
-the cumulative shares, counted in whole blocks; within a block the slots are permuted. The k-th
-draw of a dataset is element k mod size of its epoch k div size, permuted anew every epoch. All in
-integers, so that the shares never drift and a seek costs nothing.
+the cumulative shares, counted in whole blocks; within a block it is random whose turn it is. The
+k-th draw of a dataset is element k mod size of its epoch k div size, permuted anew every epoch, so
+each window comes once before any comes again. All in integers: the shares never drift, and going to
+any sample costs one block.
 
 Permutations are Feistel networks with cycle walking (Black & Rogaway 2002, "Ciphers with arbitrary
 finite domains"), the round function is the splitmix64 finaliser (Steele et al. 2014).
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -77,6 +79,7 @@ class MixtureOrder:
             raise ValueError(
                 f"the smallest share is below one in {block}: set data.block >= {need}"
             )
+        self._draws = functools.lru_cache(maxsize=2)(self._compute_draws)
         scale = 1 << _SHARE_BITS
         # Python integers: they do not overflow at any sample number.
         self._edges = [round(float(c) * scale) for c in np.cumsum([0.0, *self.shares])]
@@ -87,16 +90,25 @@ class MixtureOrder:
     ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
         """Dataset and window of each sample."""
         blocks, slots = np.divmod(samples.astype(np.int64), self.block)
-        slots = feistel(slots, self.block, _keys(self.seed, 0, blocks))
         dataset, draw = np.zeros_like(slots), np.zeros_like(slots)
         for block in np.unique(blocks):
             here = blocks == block
-            start, stop = (self._cumulative(int(block) + i) for i in (0, 1))
-            edges = [0, *np.cumsum([b - a for a, b in zip(start, stop, strict=True)])]
-            chosen = np.searchsorted(edges, slots[here], side="right") - 1
-            dataset[here] = chosen
-            draw[here] = slots[here] - np.array(edges)[chosen] + np.array(start)[chosen]
+            datasets, draws = self._draws(int(block))
+            dataset[here], draw[here] = datasets[slots[here]], draws[slots[here]]
         return dataset, self._window(dataset, draw)
+
+    def _compute_draws(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """For every slot of a block: its dataset, and the how-manieth draw of it this is."""
+        start, stop = self._cumulative(block), self._cumulative(block + 1)
+        slots = np.arange(self.block)
+        place = feistel(slots, self.block, _keys(self.seed, 0, np.full(self.block, block)))
+        edges = np.cumsum([b - a for a, b in zip(start, stop, strict=True)])
+        dataset = np.searchsorted(edges, place, side="right")
+        draw = np.zeros(self.block, np.int64)
+        for d, drawn in enumerate(start):
+            mine = np.flatnonzero(dataset == d)
+            draw[mine] = drawn + np.arange(len(mine))
+        return dataset, draw
 
     def _cumulative(self, blocks: int) -> list[int]:
         """Draws of each dataset in the first `blocks` blocks; they sum to blocks * block."""

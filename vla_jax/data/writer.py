@@ -190,7 +190,7 @@ def _encode(value: Any, feature: Feature, steps: int | None) -> tuple[int, Any]:
     return (records.FLOAT if floating else records.INT), array.reshape(-1)
 
 
-def _encode_images(frames: Sequence[Any], feature: Feature) -> list[bytes]:
+def _encode_images(frames: Sequence[Any] | np.ndarray, feature: Feature) -> list[bytes]:
     encoded = []
     for frame in frames:
         if isinstance(frame, (bytes, memoryview)):

@@ -37,8 +37,10 @@ _BRIDGE = {"state": "observation/state", "action": "action", "language": "langua
 _BRIDGE_IMAGES = {"primary": "observation/image_0", "secondary": "observation/image_1"}
 
 # SimplerEnv's WidowX takes a gripper command of -1 (closed) or 1 (open).
-BRIDGE_DATASET = DatasetSpec(_BRIDGE_IMAGES, _BRIDGE, bridge, gripper_env=(-1, 1), hz=5)
-BRIDGE_ORIG = DatasetSpec(_BRIDGE_IMAGES, _BRIDGE, bridge_from_second, gripper_env=(-1, 1), hz=5)
+BRIDGE_DATASET = DatasetSpec(_BRIDGE_IMAGES, _BRIDGE, bridge, gripper_env=(-1.0, 1.0), hz=5.0)
+BRIDGE_ORIG = DatasetSpec(
+    _BRIDGE_IMAGES, _BRIDGE, bridge_from_second, gripper_env=(-1.0, 1.0), hz=5.0
+)
 CALVIN = DatasetSpec(
     images={"primary": "observation/rgb_static", "wrist": "observation/rgb_gripper"},
     features={
@@ -48,6 +50,6 @@ CALVIN = DatasetSpec(
         "language": "language_instruction",
     },
     standardise=calvin,
-    gripper_env=(-1, 1),
-    hz=30,
+    gripper_env=(-1.0, 1.0),
+    hz=30.0,
 )

@@ -1,0 +1,48 @@
+# Every target does all its own set-up: a machine needs Python 3.11 or 3.12 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+.PHONY: help demo test test-slow lint bench clean
+
+help:
+	@echo "make demo       record demonstrations, train a tiny VLA, serve and evaluate it (about 15 min, 2 cores)"
+	@echo "make test       lint, types and the test suite"
+	@echo "make test-slow  the tests marked slow: foreign clients, killed runs, many seeds"
+	@echo "make lint       ruff and pyright"
+	@echo "make bench      loader and tabletop benchmarks"
+
+$(BIN)/uv:
+	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f'needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}: make PYTHON=python3.11')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+
+$(VENV)/.demo: setup.py | $(BIN)/uv
+	$(UV) -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: setup.py | $(BIN)/uv
+	$(UV) -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/python launch/demo.py
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/pytest -m "not slow and not gpu and not sim"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow
+
+bench: $(VENV)/.dev
+	$(BIN)/python bench/tabletop.py
+	$(BIN)/python bench/loader.py --data tests/fixtures --window 1 8 --json runs/bench/loader.json
+
+clean:
+	rm -rf $(VENV) runs

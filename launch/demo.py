@@ -1,0 +1,155 @@
+"""The whole way in one command: demonstrations, training, serving, evaluation, report.
+
+    python launch/demo.py          (or: make demo)
+
+Leaves everything under runs/quickstart: the RLDS dataset, the checkpoints, three evaluations
+(trained, untrained, and with every instruction swapped for another task's) and the report page
+runs/quickstart/report/index.html beside score.json. What is there already is used again; --fresh
+starts over.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+EPISODES = {"trained": 130, "untrained": 52, "swapped": 52}
+
+
+def main() -> None:
+    """Run the five stages."""
+    flags = _parse_flags()
+    start = time.monotonic()
+    run = Path(flags.workdir)
+    if flags.fresh:
+        shutil.rmtree(run, ignore_errors=True)
+    dataset, results, report = run / "data/tabletop/1.0.0", run / "results", run / "report"
+
+    _say("1/5 record demonstrations")
+    if not dataset.is_dir():
+        _python("launch/record_demos.py", "--out", dataset)
+
+    _say("2/5 train")
+    _python("launch/train.py", f"--config={flags.config}:{dataset}", "--workdir", run, *flags.train)
+
+    _say("3/5 serve and evaluate")
+    shutil.rmtree(results, ignore_errors=True)
+    with _server(run) as uri:
+        _rollout(uri, results / "trained")
+        _rollout(uri, results / "swapped", "--swap-instructions")
+    _say("4/5 baseline: the same network, untrained")
+    with _server(run, "--untrained") as uri:
+        _rollout(uri, results / "untrained")
+
+    _say("5/5 report")
+    runs = [f"--run={name}={results / name}" for name in ("trained", "untrained", "swapped")]
+    log, title = run / "log.jsonl", "--title=Tabletop quickstart"
+    _python(
+        "-m", "eval_servers.results", "report", *runs, "--loss-log", log, title, "--out", report
+    )
+    score = _score(results, (time.monotonic() - start) / 60)
+    _write(report / "score.json", score)
+    print(_table(score))
+    print(f"report: {report / 'index.html'}")
+
+
+def _parse_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", default="runs/quickstart", help="default: %(default)s")
+    parser.add_argument("--config", default="configs/quickstart.py", help="default: %(default)s")
+    parser.add_argument("--fresh", action="store_true", help="remove the workdir first")
+    parser.add_argument("train", nargs="*", help="flags for launch/train.py, after --")
+    return parser.parse_args()
+
+
+def _python(*arguments: object) -> None:
+    """Run one stage in its own process; stop the demo when it fails."""
+    code = subprocess.call([sys.executable, *map(str, arguments)], cwd=ROOT, env=_environment())
+    if code:
+        sys.exit(f"demo: {arguments[0]} failed with exit status {code}")
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@contextlib.contextmanager
+def _server(run: Path, *flags: str) -> Iterator[str]:
+    """A policy server on a free port; yields its address once it listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "launch/serve.py", "--checkpoint", str(run), f"--port={port}"]
+    process = subprocess.Popen(
+        [*command, *flags], cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("listening on "):
+                break
+        else:
+            sys.exit("demo: the policy server ended before it listened; see its error above")
+        yield line.removeprefix("listening on ").strip()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _rollout(uri: str, out: Path, *flags: str) -> None:
+    episodes = EPISODES[out.name]
+    counts = ["--episodes", episodes, "--workers", os.cpu_count() or 1]
+    _python("eval_servers/tabletop/rollout.py", "--server", uri, "--out", out, *counts, *flags)
+
+
+def _score(results: Path, minutes: float) -> dict[str, Any]:
+    scores = {name: json.loads((results / name / "score.json").read_text()) for name in EPISODES}
+    trained = scores["trained"]
+    return {
+        "success_rate": trained["success_rate"],
+        "episodes": trained["episodes"],
+        "per_task": trained["per_task"],
+        "untrained_success_rate": scores["untrained"]["success_rate"],
+        "swapped_success_rate": scores["swapped"]["success_rate"],
+        "minutes": round(minutes, 2),
+    }
+
+
+def _write(path: Path, value: Any) -> None:
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _table(score: dict[str, Any]) -> str:
+    rows: list[Sequence[Any]] = [("task", "success", "95 % interval")]
+    for task, counts in sorted(score["per_task"].items()):
+        interval = f"{counts['wilson_low']:.2f} - {counts['wilson_high']:.2f}"
+        rows.append((task, f"{counts['successes']}/{counts['episodes']}", interval))
+    lines = [f"{task:<22}{success:>9}   {interval}" for task, success, interval in rows]
+    lines += [
+        f"success {score['success_rate']:.1%} of {score['episodes']} episodes on unseen seeds; "
+        f"untrained {score['untrained_success_rate']:.1%}, "
+        f"instructions swapped {score['swapped_success_rate']:.1%}; "
+        f"{score['minutes']:.1f} minutes"
+    ]
+    return "\n".join(lines)
+
+
+def _say(stage: str) -> None:
+    print(f"\n== {stage}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.base import get_config
+from vla_jax.config import DataConfig, DatasetConfig, StructureConfig
+from vla_jax.data import features
+from vla_jax.data.writer import RLDSWriter
+
+BRIDGE = Path(__file__).parents[1] / "fixtures" / "bridge_dataset" / "1.0.0"
+
+
+@pytest.fixture
+def bridge():
+    return BRIDGE
+
+
+@pytest.fixture
+def data_config(tmp_path):
+    """Builds a DataConfig over (spec, dir, weight) entries; indices go to a temporary folder."""
+
+    def build(*entries, **changes):
+        knobs = get_config().to_dict()["data"]
+        datasets = tuple(DatasetConfig(s, str(d), w) for s, d, w in entries)
+        cache = str(tmp_path / "cache")
+        return DataConfig(**{**knobs, "datasets": datasets, "cache_dir": cache, **changes})
+
+    return build
+
+
+@pytest.fixture
+def structure():
+    def build(window=3, chunk=4, cameras=("primary",)):
+        return StructureConfig("policy_head", window, chunk, 1, tuple(cameras), 16, "per_row")
+
+    return build
+
+
+def write_calvin(folder, lengths, seed=0, size=24, texts=None, splits=("train",), **writer):
+    """A small CALVIN-shaped dataset whose pixels and actions name their episode and step."""
+    described = {
+        "steps": {
+            "observation": {
+                "rgb_static": features.image(size, size, "png"),
+                "rgb_gripper": features.image(8, 12, "jpeg"),
+                "robot_obs": features.tensor((15,)),
+            },
+            "rel_actions": features.tensor((7,)),
+            "language_instruction": features.text(),
+        }
+    }
+    rng = np.random.default_rng(seed)
+    with RLDSWriter(folder, "calvin", described, **writer) as out:
+        for split in splits:
+            for number, length in enumerate(lengths):
+                action = rng.uniform(-1, 1, (length, 7)).astype(np.float32)
+                action[:, 0] = number / 100
+                action[:, 1] = np.arange(length) / 100
+                action[:, 6] = rng.choice([-1, 1], length)
+                static = np.zeros((length, size, size, 3), np.uint8)
+                static[..., 0], static[..., 1] = number, np.arange(length)[:, None, None]
+                steps = {
+                    "observation": {
+                        "rgb_static": static,
+                        "rgb_gripper": rng.integers(0, 255, (length, 8, 12, 3)).astype(np.uint8),
+                        "robot_obs": rng.normal(size=(length, 15)).astype(np.float32),
+                    },
+                    "rel_actions": action,
+                    "language_instruction": texts[number] if texts else f"task {number % 3}",
+                }
+                out.write(split, {"steps": steps})
+    return folder
+
+
+@pytest.fixture
+def calvin(tmp_path):
+    return write_calvin(tmp_path / "calvin" / "1.0.0", [7, 3, 11, 5])

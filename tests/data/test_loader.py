@@ -1,0 +1,317 @@
+import json
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from tests.data.conftest import write_calvin
+from vla_jax.config import ConfigError
+from vla_jax.data import errors, records
+from vla_jax.data.loader import Loader, open_datasets
+from vla_jax.data.text import Tokenizer
+
+LENGTHS = [7, 3, 11, 5]
+
+
+def encode(text):
+    ids = np.full(16, 1, np.int32)
+    ids[: len(text)] = [ord(c) for c in text[:16]]
+    return ids, np.arange(16) < len(text)
+
+
+@pytest.fixture
+def mixture(calvin, data_config, structure):
+    config = data_config(("calvin", calvin, 1.0), normalization="none", val_fraction=0.0)
+    return open_datasets(config, structure(cameras=("primary", "wrist")), 7, "train")
+
+
+def take(mixture, count, **options):
+    with Loader(mixture, encode, 8, 3, **options) as loader:
+        return [next(loader) for _ in range(count)]
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_batch_keeps_the_contract(mixture):
+    (batch,) = take(mixture, 1)
+    seen = batch.observation
+    assert {k: (v.shape, v.dtype.name) for k, v in seen.images.items()} == {
+        "primary": ((8, 3, 24, 24, 3), "uint8"),
+        "wrist": ((8, 3, 8, 12, 3), "uint8"),
+    }
+    assert seen.image_mask["wrist"].shape == (8, 3)
+    assert (seen.text.shape, seen.text.dtype.name) == ((8, 16), "int32")
+    assert (batch.actions.chunk.shape, batch.actions.chunk.dtype.name) == ((8, 3, 4, 7), "float32")
+    assert (batch.actions.mask.shape, batch.actions.mask.dtype.name) == ((8, 3, 4), "bool")
+    assert (batch.sample.shape, batch.sample.dtype.name) == ((8, 2), "uint32")
+    assert batch.sample.tolist() == [[0, n] for n in range(8)]
+    assert (batch.dataset.shape, batch.dataset.dtype.name) == ((8,), "int32")
+    assert seen.proprio is None
+    assert np.isin(batch.actions.chunk[..., 6], [0, 1]).all()
+
+
+def test_pixels_text_and_actions_belong_together(mixture):
+    # Pixels carry (episode, step), and so do the first two action dimensions (in hundredths).
+    visited = set()
+    for batch in take(mixture, 12):
+        pixels = batch.observation.images["primary"]
+        assert (pixels == pixels[:, :, :1, :1]).all()
+        episode, step = pixels[..., 0, 0, 0].astype(int), pixels[..., 0, 0, 1].astype(int)
+        for b in range(8):
+            end = step[b, -1]
+            visited.add((episode[b, -1], end))
+            text = "".join(map(chr, batch.observation.text[b][batch.observation.text_mask[b]]))
+            assert text == f"task {episode[b, 0] % 3}"
+            for j in range(3):
+                frame = end - 2 + j
+                assert batch.observation.image_mask["primary"][b, j] == (frame >= 0)
+                assert step[b, j] == max(frame, 0)
+                for k in range(4):
+                    valid = frame >= 0 and frame + k < LENGTHS[episode[b, 0]]
+                    assert batch.actions.mask[b, j, k] == valid
+                    if valid:
+                        found = batch.actions.chunk[b, j, k, :2] * 100
+                        np.testing.assert_allclose(found, [episode[b, j], frame + k], atol=1e-4)
+    assert visited == {(e, t) for e, length in enumerate(LENGTHS) for t in range(length)}
+
+
+def test_left_padding_can_be_left_out(calvin, data_config, structure):
+    config = data_config(("calvin", calvin, 1.0), val_fraction=0.0)
+    mixture = open_datasets(config, structure(window=4), 7, "train", left_pad=False)
+    assert mixture.num_windows == 4 + 0 + 8 + 2
+    for batch in take(mixture, 4):
+        assert batch.observation.image_mask["primary"].all()
+    with pytest.raises(errors.DataError, match=r"as long as the window 12"):
+        open_datasets(config, structure(window=12), 7, "train", left_pad=False)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_global_batch_does_not_depend_on_the_number_of_processes(mixture, processes):
+    whole = take(mixture, 3)
+    shares = [take(mixture, 3, process_index=p, process_count=processes) for p in range(processes)]
+    for step, batch in enumerate(whole):
+        parts = [share[step] for share in shares]
+        assert_equal(jax.tree.map(lambda *x: np.concatenate(x), *parts), batch)
+
+
+def test_nor_on_threads_and_prefetching(mixture):
+    for a, b in zip(take(mixture, 4), take(mixture, 4, threads=5, prefetch=1), strict=True):
+        assert_equal(a, b)
+
+
+def test_resume_equals_going_on(mixture):
+    with Loader(mixture, encode, 8, 3, prefetch=4) as loader:
+        for _ in range(3):
+            next(loader)
+        state = json.loads(json.dumps(loader.state()))
+        expected = [next(loader) for _ in range(4)]
+    assert state["samples"] == 24  # what was returned, not what was prefetched
+    for start in (state, state["samples"]):
+        for a, b in zip(take(mixture, 4, start=start), expected, strict=True):
+            assert_equal(a, b)
+    (other_size,) = [b.sample for b in take(mixture, 1, start=24)]
+    assert other_size[0].tolist() == [0, 24]
+
+
+def test_state_of_other_data_is_refused(mixture, tmp_path, data_config, structure):
+    with Loader(mixture, encode, 8, 3) as loader:
+        state = loader.state()
+    with pytest.raises(ValueError, match="seed: was 3, is 4"):
+        Loader(mixture, encode, 8, 4, start=state)
+    other = write_calvin(tmp_path / "other" / "1.0.0", [7, 3, 12, 5])
+    config = data_config(("calvin", other, 1.0), val_fraction=0.0)
+    changed = open_datasets(config, structure(), 7, "train")
+    with pytest.raises(ValueError, match=r"sizes: was \[26\], is \[27\]\n.*digest: was"):
+        Loader(changed, encode, 8, 3, start=state)
+
+
+def test_sample_numbers_beyond_32_bits(mixture):
+    (batch,) = take(mixture, 1, start=2**32 - 2)
+    assert batch.sample[:3].tolist() == [[0, 2**32 - 2], [0, 2**32 - 1], [1, 0]]
+
+
+def test_without_shuffle_every_window_comes_once_in_order(mixture):
+    with Loader(mixture, encode, 8, 0, shuffle=False) as loader:
+        assert len(loader) == 3
+        batches = list(loader)
+    assert len(batches) == 3
+    assert batches[-1].sample[-1].tolist() == [0, 23]
+    with Loader(mixture, encode, 8, 0, shuffle=False, pad_last=True) as loader:
+        assert len(loader) == 4
+        padded = list(loader)
+    frames = np.concatenate([b.observation.images["primary"][:, -1, 0, 0, :2] for b in padded])
+    expected = [[e, t] for e, length in enumerate(LENGTHS) for t in range(length)]
+    assert frames[:26].tolist() == expected
+    assert frames[26:].tolist() == [expected[-1]] * 6
+    assert not padded[-1].actions.mask[2:].any()
+    assert padded[-1].actions.mask[1].any()
+    for a, b in zip(batches, padded, strict=False):
+        assert_equal(a, b)
+
+
+def test_shuffled_loader_has_no_length(mixture):
+    with Loader(mixture, encode, 8, 0) as loader, pytest.raises(TypeError, match="no length"):
+        len(loader)
+
+
+def test_batches_that_are_held_are_not_overwritten(mixture):
+    with Loader(mixture, encode, 8, 0, prefetch=1) as loader:
+        batch = next(loader)
+        row = batch.observation.images["primary"][3, 1:]
+        device = jax.device_put(batch.observation.images)
+        expected, on_device = row.copy(), jax.tree.map(np.array, device)
+        del batch
+        for _ in range(20):
+            next(loader)
+        np.testing.assert_array_equal(row, expected)
+        assert_equal(device, on_device)
+        stores = [pool._free for pool in loader._images.values()]
+        assert all(0 < len(free) <= 3 for free in stores)  # and the others are reused
+
+
+def test_each_instruction_is_tokenised_once(mixture):
+    calls = []
+
+    def counted(text):
+        calls.append(text)
+        return encode(text)
+
+    with Loader(mixture, counted, 8, 0) as loader:
+        for _ in range(5):
+            next(loader)
+    assert calls == mixture.instructions == ["task 0", "task 1", "task 2"]
+
+
+def test_too_long_prompts_are_all_listed(mixture):
+    tokenizer = Tokenizer.build(mixture.instructions, 16)
+    with pytest.raises(
+        errors.TextLengthError, match=r"3 prompts are too long:(.|\n)*'task 2' has 4"
+    ):
+        Loader(mixture, lambda text: tokenizer.encode(text, 3), 8, 0)
+
+
+def test_trajectories_without_text_are_dropped(tmp_path, data_config, structure, caplog):
+    folder = write_calvin(tmp_path / "c" / "1.0.0", [4, 5, 6], texts=["a", "", "b"])
+    config = data_config(("calvin", folder, 1.0), val_fraction=0.0)
+    with caplog.at_level("INFO"):
+        mixture = open_datasets(config, structure(), 7, "train")
+    assert mixture.num_windows == 10
+    assert mixture.instructions == ["a", "b"]
+    assert "calvin: 1 of 3 trajectories have no text" in caplog.text
+    silent = write_calvin(tmp_path / "silent" / "1.0.0", [4], texts=[""])
+    with pytest.raises(errors.DataError, match="no trajectory with text"):
+        open_datasets(
+            data_config(("calvin", silent, 1.0), val_fraction=0.0), structure(), 7, "train"
+        )
+
+
+def test_mixture_of_two(calvin, bridge, tmp_path, data_config, structure):
+    small = write_calvin(tmp_path / "small" / "1.0.0", [9, 4], seed=1, size=20)
+    entries = [("calvin", calvin, 1.0), ("bridge_dataset", bridge, 0.5), ("calvin", small, 2.0)]
+    config = data_config(*entries, val_fraction=0.0, block=512)
+    with pytest.raises(errors.DataError, match=r"'calvin-2': \(20, 20\)}; pass image_size"):
+        open_datasets(config, structure(), 7, "train")
+    mixture = open_datasets(config, structure(), 7, "train", image_size=(32, 32))
+    assert mixture.names == ["calvin", "bridge_dataset", "calvin-2"]
+    assert mixture.sizes == [26, 36, 13]
+    assert list(mixture.action_specs) == mixture.names
+    assert mixture.action_specs["bridge_dataset"].hz == 5
+    batches = take(mixture, 64)
+    counts = np.bincount(np.concatenate([b.dataset for b in batches]), minlength=3)
+    shares = np.array([26, 18, 26]) / 70
+    assert np.abs(counts - 512 * shares).max() < 2
+    assert batches[0].observation.images["primary"].shape[2:] == (32, 32, 3)
+
+
+def test_validation_split_of_the_builder_and_train_statistics(tmp_path, data_config, structure):
+    folder = write_calvin(tmp_path / "c" / "1.0.0", [4, 6], splits=("train", "val"))
+    config = data_config(("calvin", folder, 1.0))
+    train = open_datasets(config, structure(), 7, "train")
+    val = open_datasets(config, structure(), 7, "val", statistics=train.statistics)
+    assert train.num_windows == val.num_windows == 10
+    assert train.datasets[0].index.split == "train"
+    assert val.datasets[0].index.split == "val"
+    assert val.action_specs == train.action_specs
+    assert open_datasets(config, structure(), 7, "val").statistics == train.statistics
+    with pytest.raises(ConfigError, match=r"lack \['calvin'\]; they have \['bridge'\]"):
+        open_datasets(config, structure(), 7, "val", statistics={"bridge": {}})
+
+
+def test_held_out_trajectories_are_not_trained_on(calvin, data_config, structure):
+    config = data_config(("calvin", calvin, 1.0), val_fraction=0.05)
+    train = open_datasets(config, structure(), 7, "train")
+    val = open_datasets(config, structure(), 7, "val")
+    assert train.datasets[0].lengths.tolist() == [7, 3, 11]
+    assert val.datasets[0].lengths.tolist() == [5]
+
+
+def test_errors_of_the_config_are_all_listed(calvin, data_config, structure):
+    config = data_config(
+        ("calvn", calvin, 1.0), ("bridge_dataset", calvin, 1.0), ("x", calvin, 1.0)
+    )
+    with pytest.raises(ConfigError, match=r"datasets\[0\].*'calvin'(.|\n)*datasets\[2\]"):
+        open_datasets(config, structure(), 7, "train")
+    config = data_config(("bridge_dataset", calvin, 1.0))
+    with pytest.raises(
+        errors.FeatureError, match=r"no camera 'primary'.*no feature 'observation/st"
+    ):
+        open_datasets(config, structure(), 7, "train")
+
+
+def test_missing_camera_lists_the_cameras(bridge, data_config, structure):
+    config = data_config(("bridge_dataset", bridge, 1.0))
+    with pytest.raises(errors.FeatureError, match=r"no camera 'wrist'; its cameras are .*image_0"):
+        open_datasets(config, structure(cameras=("primary", "wrist")), 7, "train")
+
+
+def test_wrong_action_dimension(bridge, data_config, structure):
+    with pytest.raises(errors.FeatureError, match="7 dimensions, the model 8"):
+        open_datasets(data_config(("bridge_dataset", bridge, 1.0)), structure(), 8, "train")
+
+
+def test_corrupt_image_names_everything(calvin, data_config, structure):
+    shard = next(calvin.glob("*-train.tfrecord-*"))
+    offset, record = list(records.read_records(shard))[2]
+    field = records.walk_example(record)["steps/observation/rgb_gripper"]
+    start, stop = records.byte_spans(record, field)[6]
+    data = bytearray(shard.read_bytes())
+    data[offset + start + 4 : offset + stop] = bytes(stop - start - 4)
+    shard.write_bytes(data)
+    config = data_config(("calvin", calvin, 1.0), val_fraction=0.0)
+    mixture = open_datasets(config, structure(cameras=("wrist",)), 7, "train")
+    before = threading.active_count()
+    message = rf"{shard.name}, episode 2, frame 6: dataset 'calvin', camera 'wrist' .*corrupt JPEG"
+    loader = Loader(mixture, encode, 8, 0, shuffle=False)
+    with pytest.raises(errors.ImageDecodeError, match=message):
+        list(loader)
+    assert threading.active_count() == before
+    with pytest.raises(StopIteration):
+        next(loader)
+
+
+def test_close_ends_the_threads(mixture):
+    before = threading.active_count()
+    loader = Loader(mixture, encode, 8, 0, prefetch=2)
+    next(loader)
+    loader.close()
+    loader.close()
+    assert threading.active_count() == before
+    with pytest.raises(StopIteration):
+        next(loader)
+
+
+def test_batch_that_does_not_divide(mixture):
+    with pytest.raises(ValueError, match="batch_size 8 cannot be split: process 0 of 3"):
+        Loader(mixture, encode, 8, 0, process_count=3)
+
+
+def test_images_of_unknown_size_are_measured(calvin, data_config, structure):
+    path = calvin / "features.json"
+    path.write_text(path.read_text().replace('"24"', '"-1"'))
+    config = data_config(("calvin", calvin, 1.0), val_fraction=0.0)
+    mixture = open_datasets(config, structure(), 7, "train")
+    assert mixture.image_sizes == {"primary": (24, 24)}

@@ -1,0 +1,67 @@
+import pytest
+
+from configs import base, bridge_smoke, kosmos_ph, quickstart
+from vla_jax.config import ConfigError, resolve, to_dict
+
+
+def _valid():
+    config = quickstart.get_config()
+    config.unlock()
+    return config
+
+
+@pytest.mark.parametrize("module", [quickstart, bridge_smoke, kosmos_ph])
+def test_shipped_configs_resolve(module):
+    assert resolve(module.get_config()).model.backbone.name == "kosmos2"
+
+
+def test_round_trip():
+    config = resolve(_valid())
+    assert resolve(to_dict(config)) == config
+
+
+def test_base_alone_lacks_data():
+    with pytest.raises(ConfigError, match="at least one dataset"):
+        resolve(base.get_config())
+
+
+def test_all_problems_at_once_with_suggestions():
+    config = _valid()
+    config.model.structure.windw = 3
+    config.model.dtype = "fp16"
+    del config.optim.eps
+    config.train.batch_size = 0
+    with pytest.raises(ConfigError) as error:
+        resolve(config)
+    text = str(error.value)
+    assert "model.structure.windw: unknown key; did you mean 'window'?" in text
+    assert "model.dtype: 'fp16' is none of ['float32', 'bfloat16']" in text
+    assert "optim.eps: missing" in text
+
+
+def test_values_are_checked():
+    config = _valid()
+    config.train.batch_size = 0
+    config.model.structure.cameras = ("primary", "top")
+    config.mesh.data = -1
+    with pytest.raises(ConfigError) as error:
+        resolve(config)
+    text = str(error.value)
+    assert "train.batch_size: must be positive" in text
+    assert "'top' is none of ['primary', 'secondary', 'wrist']" in text
+    assert "only one axis may be -1" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"steps": 1.5}, "train.steps: expected int, not 1.5"),
+        ({"steps": True}, "train.steps: expected int, not True"),
+        ({"wandb": 3}, "train.wandb: expected str, not 3"),
+    ],
+)
+def test_types_are_checked(value, problem):
+    raw = to_dict(resolve(_valid()))
+    raw["train"].update(value)
+    with pytest.raises(ConfigError, match=problem):
+        resolve(raw)
