@@ -81,7 +81,7 @@ def train(config: Config, workdir: Path) -> None:
 
     # Tokenizer.
     prompt = BACKBONES[config.model.backbone.name][0].PROMPT
-    prompts = [prompt.format(instruction=text) for text in data.instructions]
+    prompts = [prompt.format(instruction=text.strip()) for text in data.instructions]
     if meta:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     elif hf_dir:
@@ -90,7 +90,7 @@ def train(config: Config, workdir: Path) -> None:
         tokenizer = Tokenizer.build(prompts, model.arch["text_config"]["vocab_size"])
 
     def encode(instruction: str) -> Any:
-        return tokenizer.encode(prompt.format(instruction=instruction), structure.text_len)
+        return tokenizer.encode(prompt.format(instruction=instruction.strip()), structure.text_len)
 
     load = functools.partial(
         Loader,
