@@ -22,6 +22,9 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert import hf
 from vla_jax.data.errors import DataError, TextLengthError
@@ -30,6 +33,7 @@ from vla_jax.data.text import Tokenizer
 from vla_jax.models import vla
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.weights import WeightError
+from vla_jax.policy import with_complete_arch
 from vla_jax.train import checkpoint, evaluate, log, resume, runtime, state
 from vla_jax.train import mesh as meshes
 from vla_jax.train.losses import action_loss
@@ -59,8 +63,8 @@ def train(config: Config, workdir: Path) -> None:
     # The model, and what this run was before, if it was.
     hf_dir = config.model.backbone.hf_dir
     model = vla.build(config.model, hf.read_arch(hf_dir, config.model) if hf_dir else None)
-    config = resume.complete(config, model.arch)
-    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
+    config = with_complete_arch(config, model.arch)
+    c, checkpoints = config.train, checkpoint.Checkpoints(workdir, config.train.keep)
     start = checkpoints.latest_step() or 0
     meta: dict[str, Any] = checkpoints.meta() if start else {}
     for change in resume.check_resume(meta["config"], to_dict(config)) if start else ():
@@ -77,7 +81,7 @@ def train(config: Config, workdir: Path) -> None:
 
     # Tokenizer.
     prompt = BACKBONES[config.model.backbone.name][0].PROMPT
-    prompts = [prompt.format(instruction=text) for text in data.instructions]
+    prompts = [prompt.format(instruction=text.strip()) for text in data.instructions]
     if meta:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     elif hf_dir:
@@ -86,12 +90,12 @@ def train(config: Config, workdir: Path) -> None:
         tokenizer = Tokenizer.build(prompts, model.arch["text_config"]["vocab_size"])
 
     def encode(instruction: str) -> Any:
-        return tokenizer.encode(prompt.format(instruction=instruction), structure.text_len)
+        return tokenizer.encode(prompt.format(instruction=instruction.strip()), structure.text_len)
 
     load = functools.partial(
         Loader,
         encode=encode,
-        batch_size=config.train.batch_size,
+        batch_size=c.batch_size,
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -121,20 +125,22 @@ def train(config: Config, workdir: Path) -> None:
     logger.info("parameters: %s", state.summary(template))
 
     # Steps.
-    train_step = make_train_step(model, action_loss, config, mesh, template)
+    train_step = runtime.together(
+        make_train_step(model, action_loss, config, mesh, template), "train"
+    )
     baseline = evaluate.mean_actions([dataset.actions for dataset in data.datasets])
-    eval_step = evaluate.make_eval_step(model, action_loss, config, mesh, template, baseline)
+    eval_step = runtime.together(
+        evaluate.make_eval_step(model, action_loss, config, mesh, template, baseline), "eval"
+    )
 
     def evaluated() -> dict[str, Any]:
         # All of the split when it is small enough, else the same random sample every time.
-        most = config.train.eval_batches
-        whole = held_out.num_windows <= most * config.train.batch_size
+        most = c.eval_batches
+        whole = held_out.num_windows <= most * c.batch_size
         with load(held_out, shuffle=not whole, pad_last=whole) as batches:
             return evaluate.evaluate(eval_step, now, itertools.islice(batches, most), mesh)
 
     # Loop.
-    c = config.train
-
     def due(done: int, every: int) -> bool:
         return done == c.steps or (every > 0 and done % every == 0)
 
@@ -148,6 +154,10 @@ def train(config: Config, workdir: Path) -> None:
             local = next(batches)
             meter.waited(time.perf_counter() - began)
             now, metrics = train_step(now, meshes.shard_batch(local, mesh))
+            if done == start + 1:
+                jax.block_until_ready(metrics)
+                logger.info("compiled, first step done: %.0f s", time.perf_counter() - began)
+                meter.pause(done)
             pending.flush()  # of the step before: its numbers are ready, this one's are not
             if due(done, c.log_every):
                 pending.put(done, metrics)
@@ -173,16 +183,12 @@ def train(config: Config, workdir: Path) -> None:
 
 
 def main(_: Any) -> None:
-    """Resolve the config, join the other processes, train; users' mistakes end without a trace."""
+    """Resolve the config, join the other processes, train; a user's mistake shows no traceback."""
     try:
         if CONFIG.value is None:
             raise ConfigError("--config: name a config file, e.g. configs/kosmos_ph.py")
         config = resolve(CONFIG.value)
         runtime.initialize()
-        chief = jax.process_index() == 0
-        form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-        logging.basicConfig(level="INFO" if chief else "WARNING", format=form, force=True)
-        logging.getLogger("absl").setLevel("WARNING")
         runtime.run(lambda: train(config, Path(WORKDIR.value).expanduser()))
     except USER_ERRORS as error:
         logging.debug("traceback of the error below", exc_info=True)

@@ -43,7 +43,7 @@ class Toy:
 
     def apply(self, variables: Any, observation: Observation, *, rngs: Any = None):
         backbone, head = variables["params"]["backbone"], variables["params"]["head"]
-        pixels = sum(observation.images[c] for c in CAMERAS)
+        pixels = observation.images[CAMERAS[0]] + observation.images[CAMERAS[1]]
         rows, window = pixels.shape[:2]
         x = pixels.reshape(rows, window, -1) @ backbone["vision"]["patch"]["kernel"]
         words = jnp.take(backbone["text"]["embedding"], observation.text, axis=0)

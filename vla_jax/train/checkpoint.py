@@ -47,9 +47,9 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
         self.directory = _locate(workdir, read_only)
+        # Not Orbax's own read_only: it warns of itself at every opening.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
-            read_only=read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=not read_only,

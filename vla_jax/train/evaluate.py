@@ -39,7 +39,7 @@ class Baseline:
     gripper: Bool[np.ndarray, "n"]
 
 
-def mean_actions(actions: Sequence[Float[np.ndarray, "t a"]]) -> Baseline:
+def mean_actions(actions: Sequence[Float[np.ndarray, "_ a"]]) -> Baseline:
     """The baseline of a mixture's training sets, from all their normalised actions."""
     mean = np.stack([x.mean(0, dtype=np.float64) for x in actions])
     return Baseline(mean[:, :-1].astype(np.float32), mean[:, -1] > 0.5)

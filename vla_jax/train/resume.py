@@ -1,12 +1,11 @@
 """May a run go on under this config? What a resumed run may change, and what it may not."""
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from vla_jax.config import Config, ConfigError
+from vla_jax.config import ConfigError
 
 # Where a resumed run's config may differ from the stored one without a word: nothing here
 # changes what the run computes. `[i]` stands for any index.
@@ -17,12 +16,6 @@ MACHINE = (
 )  # fmt: skip
 # Where it may not: the weights, the moments or the sample stream would not fit.
 FIXED = ("seed", "model", "data", "optim.frozen")
-
-
-def complete(config: Config, arch: Mapping[str, Any]) -> Config:
-    """The config with the backbone's whole architecture: it needs no Hugging Face folder."""
-    backbone = dataclasses.replace(config.model.backbone, arch=dict(arch))
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))
 
 
 def check_resume(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from vla_jax.config import ConfigError
 
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 # Seconds. Shorter than jax's own (300, 100, 300): a lost peer is noticed in half a minute, and a
 # supervisor can restart all processes (each aborts with SIGABRT).
 _INITIALIZATION, _HEARTBEAT, _SHUTDOWN = 120, 30, 20
+_COMPILE = 3600
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -45,9 +47,19 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
 
 
 def initialize() -> None:
-    """Join the other processes, if the environment says that there are any."""
-    if not multi_process():
-        return
+    """Join the other processes, if the environment says that there are any; set up logging.
+
+    The first process logs from INFO on, the others from WARNING on.
+    """
+    if multi_process():
+        _join()
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    level = "INFO" if jax.process_index() == 0 else "WARNING"
+    logging.basicConfig(level=level, format=form, force=True)
+    logging.getLogger("absl").setLevel("WARNING")  # Orbax tells every phase of every save
+
+
+def _join() -> None:
     explicit: dict[str, Any] = {}
     if os.environ.get(_EXPLICIT[0]):
         explicit = {
@@ -61,6 +73,27 @@ def initialize() -> None:
         heartbeat_timeout_seconds=_HEARTBEAT,
         shutdown_timeout_seconds=_SHUTDOWN,
     )
+
+
+def together(function: Any, name: str) -> Callable[..., Any]:
+    """A jitted function that no process runs before all have compiled it.
+
+    Compilation takes minutes and not the same time everywhere; a collective that meets no peer
+    gives up after half a minute (gloo). All calls must have arguments of the same shapes.
+    """
+    if jax.process_count() == 1:
+        return function
+    compiled = None
+
+    def call(*args: Any) -> Any:
+        nonlocal compiled
+        if compiled is None:
+            compiled = function.lower(*args).compile()
+            wait = multihost.get_barrier_sync_fn()
+            wait(key=f"vla_jax_{name}", timeout_ms=1000 * _COMPILE)
+        return compiled(*args)
+
+    return call
 
 
 class StopSignal:
