@@ -206,6 +206,5 @@ def stack(layers: int, remat: str, name: str, **block: Any) -> nn.Module:
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=layers,
-        unroll=layers if remat == "none" else 1,
     )
     return scanned(name=name, **block)

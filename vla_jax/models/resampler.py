@@ -24,7 +24,10 @@ class LatentQueryProjection(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b q d"]:
         """Image tokens -> text-width tokens."""
-        x = layers.Dense((self.width,), dtype=self.dtype, name="dense")(x)
+        # The tokens are unit vectors, so unit weights give outputs of the queries' own size; with
+        # the usual 1 / sqrt(c) a model trained from scratch would hardly see its images.
+        unit = nn.initializers.normal(1.0)
+        x = layers.Dense((self.width,), dtype=self.dtype, init=unit, name="dense")(x)
         init = nn.initializers.normal(1.0)
         queries = self.param("queries", init, (self.queries, self.width)).astype(self.dtype)
         queries = jnp.broadcast_to(queries, (x.shape[0], self.queries, self.width))

@@ -9,6 +9,21 @@ from jaxtyping import Array, Float
 from vla_jax.models import layers
 
 
+def _grid_positions(key: Array, shape: tuple[int, int]) -> Float[Array, "n d"]:
+    """Starting values of learned positions: sines and cosines of row and column, class token zero.
+
+    Of unit size, like the patches: from the usual 0.02 a model trained from scratch takes hundreds
+    of steps to find out where things are.
+    """
+    side, quarter = round((shape[0] - 1) ** 0.5), -(-shape[1] // 4)
+    frequency = 10.0 ** -jnp.linspace(0.0, 2.0, quarter)  # radians a patch
+    angle = jnp.arange(side)[:, None] * frequency
+    waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+    rows = jnp.broadcast_to(waves[:, None], (side, side, 2 * quarter))
+    grid = jnp.concatenate([rows, rows.swapaxes(0, 1)], axis=-1).reshape(side * side, -1)
+    return jnp.pad(grid[:, : shape[1]], ((1, 0), (0, 0)))
+
+
 class VisionTransformer(nn.Module):
     """CLIP's image tower up to the last block, class token first.
 
@@ -39,7 +54,8 @@ class VisionTransformer(nn.Module):
         x = layers.Dense((width,), use_bias=False, dtype=self.dtype, name="patch")(x)
         normal = nn.initializers.normal(0.02)
         class_token = self.param("class_token", normal, (width,)).astype(self.dtype)
-        positions = self.param("positions", normal, (1 + side * side, width)).astype(self.dtype)
+        positions = self.param("positions", _grid_positions, (1 + side * side, width))
+        positions = positions.astype(self.dtype)
         class_token = jnp.broadcast_to(class_token, (batch, 1, width))
         x = jnp.concatenate([class_token, x], axis=1) + positions
         x = layers.LayerNorm(c["layer_norm_eps"], self.dtype, name="pre_norm")(x)
