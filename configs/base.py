@@ -3,6 +3,8 @@
 Other config files start from `get_config()` here and state only what differs.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 # One entry of `data.datasets`. `spec` names a standardisation in vla_jax/data/oxe; `dir` is the
@@ -10,12 +12,13 @@ from ml_collections import ConfigDict
 DATASET = {"spec": "", "dir": "", "weight": 1.0}
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Any:
     """The defaults: Kosmos-2, policy head, LSTM (RoboVLMs' released setting)."""
-    c = ConfigDict()
+    c: Any = ConfigDict()
     c.seed = 123  # initial weights, order of the samples, dropout, augmentation
 
-    m = c.model = ConfigDict()
+    m: Any = ConfigDict()
+    c.model = m
     m.backbone = ConfigDict(
         {
             "name": "kosmos2",  # which VLM: a file in vla_jax/models/backbones
@@ -24,7 +27,8 @@ def get_config() -> ConfigDict:
             "arch": ConfigDict({}),  # overrides of the VLM's config.json, same nesting
         }
     )
-    m.backbone.arch.unlock()
+    arch: Any = m.backbone.arch
+    arch.unlock()
     m.structure = ConfigDict(
         {
             "kind": "policy_head",  # policy_head: the VLM sees one step, the head sees the window
@@ -77,7 +81,8 @@ def get_config() -> ConfigDict:
             "per_frame": False,  # shift: a new draw for every frame (the original) or one a window
         }
     )
-    c.augment.shift.unlock()
+    shift: Any = c.augment.shift
+    shift.unlock()
     c.optim = ConfigDict(
         {
             "learning_rate": 2e-5,  # peak

@@ -8,8 +8,7 @@ is a version folder of `bridge_dataset` in RLDS.
 """
 
 from pathlib import Path
-
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import quickstart
 
@@ -18,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (ROOT.parent / "shared/data/bridge", ROOT / "tests/fixtures")
 
 
-def get_config(data: str = "") -> ConfigDict:
+def get_config(data: str = "") -> Any:
     """The argument after the colon is the dataset's folder."""
     folders = [str(f / "bridge_dataset/1.0.0") for f in FOLDERS if f.is_dir()]
     c = quickstart.get_config(data or folders[0])

@@ -5,12 +5,12 @@ python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 Needs the demonstrations of launch/record_demos.py; `make demo` does all of it.
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import base
 
 
-def get_config(data: str = "runs/quickstart/data/tabletop/1.0.0") -> ConfigDict:
+def get_config(data: str = "runs/quickstart/data/tabletop/1.0.0") -> Any:
     """The argument after the colon is the dataset's folder."""
     c = base.get_config()
     m = c.model

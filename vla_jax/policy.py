@@ -118,7 +118,7 @@ class Policy:
             specs = meta["action_specs"]
             if dataset is None and len(specs) == 1:
                 dataset = next(iter(specs))
-            if dataset not in specs:
+            if dataset is None or dataset not in specs:
                 chosen = "choose a dataset" if dataset is None else f"no dataset {dataset!r}"
                 raise ValueError(f"{chosen}; the checkpoint has statistics of {sorted(specs)}")
             params = _untrained(config) if untrained else saved.params(step)

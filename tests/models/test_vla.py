@@ -1,6 +1,7 @@
 """The policy-head structure and the LSTM head: layout, masks, streaming, dropout."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +161,7 @@ def test_remat_changes_nothing(config, params):
 
     def gradient(remat):
         def loss(p):
-            out = model[remat].apply({"params": p}, observe())
+            out: Any = model[remat].apply({"params": p}, observe())
             return (out.arm**2).sum() + (out.gripper**2).sum()
 
         return jax.jit(jax.grad(loss))(params)
@@ -172,7 +173,7 @@ def test_remat_changes_nothing(config, params):
 
 
 def test_dropout_only_with_an_rng(config, params):
-    arch = {"text_config": {**config.backbone.arch["text_config"], "dropout": 0.3}}
+    arch: dict[str, Any] = {"text_config": {**config.backbone.arch["text_config"], "dropout": 0.3}}
     arch["vision_config"] = config.backbone.arch["vision_config"]
     arch["latent_query_num"] = 8
     config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, arch=arch))

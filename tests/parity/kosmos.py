@@ -137,7 +137,7 @@ def _gradients(
 def _optimizer(
     folder: Path, rows: list[weights.Weight], params: Any, step: Any, io: Mapping[str, np.ndarray]
 ) -> Iterator[Row]:
-    names = golden.config(folder, "trainable_names.json")
+    names = list(golden.config(folder, "trainable_names.json"))
     adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=0.0)
     state, losses = adamw.init(params), []
     for i in range(len(io["train/losses"])):

@@ -102,7 +102,9 @@ class ActionSpec:
         return np.concatenate([arm, action[..., -1:]], axis=-1).astype(np.float32)
 
     def to_env(
-        self, arm: Float[np.ndarray, "*n d"], gripper_open: Real[np.ndarray, "*n"] | Bool[np.ndarray, "*n"]
+        self,
+        arm: Float[np.ndarray, "*n d"],
+        gripper_open: Real[np.ndarray, "*n"] | Bool[np.ndarray, "*n"],
     ) -> Float[np.ndarray, "*n a"]:
         """What the environment's step() takes.
 

@@ -204,7 +204,7 @@ def stack(layers: int, remat: str, name: str, **block: Any) -> nn.Module:
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=nn.broadcast,  # type: ignore[arg-type]
         length=layers,
     )
     return scanned(name=name, **block)

@@ -165,7 +165,7 @@ def initial_params(model: VLA, key: Array) -> dict[str, Any]:
         text=ones.astype(jnp.int32),
         text_mask=ones,
     )
-    return model.init(key, observation)["params"]
+    return dict(model.init(key, observation)["params"])
 
 
 def build(config: ModelConfig, arch: dict[str, Any] | None = None) -> VLA:
