@@ -23,7 +23,8 @@ def main() -> int:
         datefmt="%H:%M:%S",
     )
     if not flags.verbose:
-        logging.getLogger("websockets").setLevel(logging.WARNING)
+        for chatty in ("websockets", "absl"):  # absl: orbax's account of every restore
+            logging.getLogger(chatty).setLevel(logging.WARNING)
     options = server.ServerOptions(
         host=flags.host,
         port=flags.port,

@@ -206,8 +206,8 @@ class Policy:
 
 
 def _untrained(config: Config) -> dict[str, Any]:
-    init = jax.jit(vla.initial_params, static_argnums=(0,))
-    return init(vla.build(config.model), jax.random.key(config.seed))
+    model = vla.build(config.model)
+    return jax.jit(lambda key: vla.initial_params(model, key))(jax.random.key(config.seed))
 
 
 def with_complete_arch(config: Config, arch: Mapping[str, Any]) -> Config:

@@ -165,12 +165,10 @@ def test_batches_that_are_held_are_not_overwritten(mixture):
         device = jax.device_put(batch.observation.images)
         expected, on_device = row.copy(), jax.tree.map(np.array, device)
         del batch
-        for _ in range(20):
-            next(loader)
+        places = {next(loader).observation.images["primary"].ctypes.data for _ in range(20)}
         np.testing.assert_array_equal(row, expected)
         assert_equal(device, on_device)
-        stores = [pool._free for pool in loader._images.values()]
-        assert all(0 < len(free) <= 3 for free in stores)  # and the others are reused
+        assert len(places) <= 5  # and the others are reused
 
 
 def test_each_instruction_is_tokenised_once(mixture):
