@@ -45,6 +45,7 @@ EXTRAS = {
         "tensorboardX>=2.6,<3",
         "tensorflow-cpu>=2.20,<2.22",
         "tensorflow-datasets>=4.9.9,<5",
+        "transformers>=5.20,<6",
     ],
 }
 
