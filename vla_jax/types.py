@@ -26,7 +26,8 @@ class Observation:
         images: camera role -> uint8 [b, w, h, x, 3], RGB, any size; the model's size is made on
             the device. After `preprocess` the same field holds float32 in the backbone's units.
         image_mask: camera role -> bool [b, w]; False where the frame is padding left of the
-            trajectory's start or the dataset has no such camera (the image is black there).
+            trajectory's start (its pixels repeat the first frame) or the dataset has no such
+            camera (black).
         text: int32 [b, t] token ids, padded on the right to a fixed t.
         text_mask: bool [b, t], True on real tokens.
         proprio: float32 [b, w, p] normalised robot state, or None when the model takes none.
