@@ -173,9 +173,8 @@ def test_remat_changes_nothing(config, params):
 
 
 def test_dropout_only_with_an_rng(config, params):
-    arch: dict[str, Any] = {"text_config": {**config.backbone.arch["text_config"], "dropout": 0.3}}
-    arch["vision_config"] = config.backbone.arch["vision_config"]
-    arch["latent_query_num"] = 8
+    arch: dict[str, Any] = dict(config.backbone.arch)
+    arch["text_config"] = {**arch["text_config"], "dropout": 0.3}
     config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, arch=arch))
     plain = run(config, params, observe())
     np.testing.assert_array_equal(plain.arm, run(config, params, observe()).arm)
