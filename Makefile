@@ -41,7 +41,7 @@ test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
 
 bench: $(VENV)/.dev
-	$(BIN)/python bench/tabletop.py
+	PYTHONPATH=. $(BIN)/python bench/tabletop.py
 	$(BIN)/python bench/loader.py --data tests/fixtures --window 1 8 --json runs/bench/loader.json
 
 clean:

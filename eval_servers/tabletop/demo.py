@@ -9,15 +9,14 @@ The left half is the static camera, the right half the gripper's.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 import numpy as np
-from PIL import Image
 
 from eval_servers.tabletop import tasks
 from eval_servers.tabletop.env import TabletopEnv
 from eval_servers.tabletop.expert import Expert
+from eval_servers.video import save_video
 
 
 def film(seed: int, task: str, size: int) -> tuple[list[np.ndarray], bool]:
@@ -38,22 +37,6 @@ def _frame(obs):
     return np.concatenate([obs["rgb_static"], obs["rgb_gripper"]], axis=1)
 
 
-def write_gif(frames: list[np.ndarray], path: str, fps: float = 8.0) -> None:
-    """Write frames uint8 [h, w, 3] as a looping GIF that rests on its last frame for a second."""
-    images = [Image.fromarray(frame) for frame in frames]
-    durations = [round(1000 / fps)] * (len(images) - 1) + [1000]
-    unfinished = path + ".partial"
-    images[0].save(
-        unfinished,
-        format="GIF",
-        save_all=True,
-        append_images=images[1:],
-        duration=durations,
-        loop=0,
-    )
-    os.replace(unfinished, path)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status (1 if the expert failed)."""
     parser = argparse.ArgumentParser(
@@ -70,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{task:20s} {tasks.instruction(task)}")
         return 0
     frames, solved = film(args.seed, args.task, args.size)
-    write_gif(frames, args.out)
+    save_video(args.out, frames, fps=8.0)
     outcome = "solved" if solved else "NOT solved"
     print(f"{args.out}: {tasks.instruction(args.task)!r}, {len(frames) - 1} steps, {outcome}")
     return 0 if solved else 1
