@@ -106,7 +106,8 @@ def train(config: Config, workdir: Path) -> None:
     # Weights and state.
     init = functools.partial(vla.initial_params, model)
     optimizer = make_optimizer(config.optim, config.train.steps)
-    template = state.abstract(init, config.optim.frozen, optimizer, mesh)
+    ema = config.optim.ema_decay > 0
+    template = state.abstract(init, config.optim.frozen, optimizer, mesh, ema=ema)
     if start:
         now, position = checkpoints.restore(template, start)
         logger.info("resumed at step %d", start)

@@ -44,12 +44,14 @@ def test_values_are_checked():
     config.train.batch_size = 0
     config.model.structure.cameras = ("primary", "top")
     config.mesh.data = -1
+    config.optim.ema_decay = 1.0
     with pytest.raises(ConfigError) as error:
         resolve(config)
     text = str(error.value)
     assert "train.batch_size: must be positive" in text
     assert "'top' is none of ['primary', 'secondary', 'wrist']" in text
     assert "only one axis may be -1" in text
+    assert "optim.ema_decay: must be in [0, 1), not 1.0" in text
 
 
 @pytest.mark.parametrize(

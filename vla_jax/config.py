@@ -120,6 +120,7 @@ class OptimConfig:
     eps: float
     clip_norm: float
     gripper_weight: float
+    ema_decay: float
     frozen: tuple[str, ...]
     schedule: str = choice("constant", "cosine", "half_cosine")
 
@@ -212,6 +213,8 @@ def _cross_checks(config: Config) -> list[str]:
         for i, d in enumerate(data.datasets)
         if d.weight <= 0
     ]
+    if not 0 <= config.optim.ema_decay < 1:
+        problems.append(f"optim.ema_decay: must be in [0, 1), not {config.optim.ema_decay}")
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         problems.append("mesh: only one axis may be -1")
     return problems

@@ -36,9 +36,10 @@ def assert_same(a, b) -> None:
         assert x.tobytes() == y.tobytes()
 
 
-def test_a_restored_run_goes_on_to_the_bit_although_buffers_were_donated(tmp_path):
-    _, mesh, template, state = set_up((2, 2, 2))
-    step = compiled((2, 2, 2))
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_restored_run_goes_on_to_the_bit_although_buffers_were_donated(tmp_path, ema):
+    _, mesh, template, state = set_up((2, 2, 2), ema=ema)
+    step = compiled((2, 2, 2), ema=ema)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() is None
         for i in range(5):
@@ -51,6 +52,7 @@ def test_a_restored_run_goes_on_to_the_bit_although_buffers_were_donated(tmp_pat
         assert checkpoints.latest_step() == 2
         again, data = checkpoints.restore(template)
     assert data == {"samples": 16}
+    assert bool(again.ema) == (ema > 0)
     assert_same(bits(again), kept)
     for i in range(2, 5):
         again, _ = step(again, shard_batch(make_batch(i), mesh))
@@ -92,6 +94,30 @@ def test_a_policy_loads_parameters_and_meta_alone(tmp_path):
     np.testing.assert_array_equal(
         kernel, state.params["head"]["arm"]["kernel"].astype(jnp.bfloat16)
     )
+
+
+def test_a_policy_loads_the_average_and_a_run_cannot_switch_it(tmp_path):
+    _, mesh, template, state = set_up((2, 2, 2), ("vision",), 0.9)
+    state, _ = compiled((2, 2, 2), ("vision",), 0.9)(state, shard_batch(make_batch(), mesh))
+    state, _ = compiled((2, 2, 2), ("vision",), 0.9)(state, shard_batch(make_batch(1), mesh))
+    with Checkpoints(tmp_path / "on") as checkpoints:
+        checkpoints.save(2, state, {}, META)
+    params = load_params(tmp_path / "on")
+    assert_same(bits(params), bits(state.averaged))
+    assert not np.array_equal(
+        params["head"]["arm"]["kernel"], state.params["head"]["arm"]["kernel"]
+    )
+    _, _, without, plain = set_up((2, 2, 2), ("vision",))
+    with Checkpoints(tmp_path / "off") as checkpoints:
+        checkpoints.save(2, plain, {}, META)
+        checkpoints.wait()
+        with pytest.raises(CheckpointError, match="holds no average of the weights"):
+            checkpoints.restore(template)
+    with (
+        Checkpoints(tmp_path / "on") as checkpoints,
+        pytest.raises(CheckpointError, match="holds an average of the weights"),
+    ):
+        checkpoints.restore(without)
 
 
 def test_only_the_newest_are_kept_and_a_step_saves_once(tmp_path):
@@ -159,7 +185,7 @@ def test_another_model_is_refused_with_all_differences(tmp_path):
             (3, 3), jnp.float32, sharding=like.sharding
         )
         wrong = type(template)(
-            template.step, other, template.frozen, template.opt_state, template.rng
+            template.step, other, template.frozen, {}, template.opt_state, template.rng
         )
         with pytest.raises(CheckpointError, match="3 parameters do not fit") as error:
             checkpoints.restore(wrong)

@@ -19,17 +19,17 @@ from vla_jax.train.step import make_train_step
 FROZEN = ("backbone/",)
 
 
-def set_up(shape: tuple[int, int, int], frozen: tuple[str, ...] = ()):
-    config = make_config(**{"optim.frozen": frozen})
+def set_up(shape: tuple[int, int, int], frozen: tuple[str, ...] = (), ema: float = 0.0):
+    config = make_config(**{"optim.frozen": frozen, "optim.ema_decay": ema})
     mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
     optimizer = make_optimizer(config.optim, config.train.steps)
-    template = abstract(Toy().init, frozen, optimizer, mesh, min_sharded=64)
+    template = abstract(Toy().init, frozen, optimizer, mesh, min_sharded=64, ema=ema > 0)
     return config, mesh, template, create(Toy().init, optimizer, template, config.seed)
 
 
 @functools.cache  # compiling is most of these tests' time
-def compiled(shape: tuple[int, int, int], frozen: tuple[str, ...] = ()):
-    config, mesh, template, _ = set_up(shape, frozen)
+def compiled(shape: tuple[int, int, int], frozen: tuple[str, ...] = (), ema: float = 0.0):
+    config, mesh, template, _ = set_up(shape, frozen, ema)
     return make_train_step(Toy(), loss, config, mesh, template)
 
 
@@ -91,8 +91,35 @@ def test_frozen_parameters_do_not_move_and_have_no_moments():
     assert kept == 2 * sum(x.size for x in trainable.values())
 
 
+def test_the_average_follows_the_weights_and_is_what_evaluation_sees():
+    frozen, decay = ("backbone/text",), 0.2
+    config, mesh, template, state = set_up((2, 2, 2), frozen, decay)
+    step = compiled((2, 2, 2), frozen, decay)
+    average = {path: np.asarray(x, np.float64) for path, x in state.trainable.items()}
+    for i in range(4):
+        state, _ = step(state, shard_batch(make_batch(i), mesh))
+        keep = min(decay, (1 + i) / (10 + i))  # 0.1, 0.1818, then 0.2
+        average = {
+            path: keep * x + (1 - keep) * np.asarray(state.trainable[path], np.float64)
+            for path, x in average.items()
+        }
+    assert set(state.ema) == set(state.trainable)
+    for path, x in state.ema.items():
+        assert x.sharding == state.trainable[path].sharding
+        np.testing.assert_allclose(x, average[path], rtol=1e-6, atol=1e-7)
+        assert not np.allclose(x, state.trainable[path], atol=1e-6)
+    evaluated = evaluate.make_eval_step(Toy(), loss, config, mesh, template)
+    batch = shard_batch(make_batch(9), mesh)
+    frozen_at_average = dataclasses.replace(state, trainable=state.ema)
+    assert float(evaluated(state, batch)["loss"]) == float(
+        evaluated(frozen_at_average, batch)["loss"]
+    )
+    other = dataclasses.replace(state, ema=state.trainable)
+    assert float(evaluated(state, batch)["loss"]) != float(evaluated(other, batch)["loss"])
+
+
 def test_loaded_parameters_take_the_place_of_random_ones():
-    config, _, template, state = set_up((2, 2, 2), ("vision",))
+    config, mesh, template, state = set_up((2, 2, 2), ("vision",), 0.9)
     optimizer = make_optimizer(config.optim, config.train.steps)
     host = {
         "head/arm/kernel": np.ones((16, 12)),
@@ -107,6 +134,10 @@ def test_loaded_parameters_take_the_place_of_random_ones():
     for path, x in found.items():
         expected = host.get(path, random[path])
         np.testing.assert_array_equal(np.asarray(x, np.float32), np.asarray(expected, np.float32))
+    for path, x in mixed.ema.items():
+        np.testing.assert_array_equal(x, mixed.trainable[path])
+    # Weights and their average are buffers of their own: both can be donated.
+    compiled((2, 2, 2), ("vision",), 0.9)(mixed, shard_batch(make_batch(), mesh))
 
 
 def test_loaded_parameters_that_do_not_fit_are_all_named():

@@ -1,8 +1,10 @@
 """Checkpoints: everything a run needs to go on, and everything a policy needs to act.
 
 One folder a step, `WORKDIR/checkpoints/STEP`, with four items:
-    params  nested dict, trainable float32 and frozen bfloat16: all that serving loads
-    train   optimizer state, step number, random key
+    params  nested dict, trainable float32 and frozen bfloat16: all that serving loads; the
+            averaged ones where the run keeps an average
+    train   optimizer state, step number, random key; beside an average also the weights of the
+            last step, from which training goes on
     data    position of the sample stream (JSON)
     meta    config, normalisation statistics, action specs, tokenizer, format version (JSON)
 Orbax writes beside and renames, in the background; a run killed while saving resumes from the
@@ -103,7 +105,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         args = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),  # type: ignore[call-arg]
+            params=ocp.args.StandardSave(state.averaged),  # type: ignore[call-arg]
             train=ocp.args.StandardSave(_train_item(state)),  # type: ignore[call-arg]
             data=ocp.args.JsonSave(dict(data)),  # type: ignore[call-arg]
             meta=ocp.args.JsonSave({"format": FORMAT, **meta}),  # type: ignore[call-arg]
@@ -133,6 +135,8 @@ class Checkpoints:
         key = jax.eval_shape(jax.random.key_data, template.rng)
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=template.rng.sharding)
         wanted = {"opt_state": template.opt_state, "step": template.step, "rng": key}
+        if self._check_average(step, template):
+            wanted["trainable"] = template.trainable
         found = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -144,8 +148,10 @@ class Checkpoints:
         flat = rules.flatten(found["params"])
         state = TrainState(
             step=found["train"]["step"],
-            trainable={path: flat[path] for path in template.trainable},
+            trainable=found["train"].get("trainable")
+            or {path: flat[path] for path in template.trainable},
             frozen={path: flat[path] for path in template.frozen},
+            ema={path: flat[path] for path in template.ema},
             opt_state=found["train"]["opt_state"],
             rng=jax.random.wrap_key_data(found["train"]["rng"]),
         )
@@ -206,6 +212,17 @@ class Checkpoints:
             )
         return step
 
+    def _check_average(self, step: int, template: TrainState) -> bool:
+        metadata = self._manager.item_metadata(step)["train"]
+        stored = "trainable" in getattr(metadata, "tree", metadata)
+        if stored != bool(template.ema):
+            has, wants = ("an", "does not") if stored else ("no", "does")
+            raise CheckpointError(
+                f"{self.directory / str(step)}: holds {has} average of the weights, and the run "
+                f"{wants} keep one; optim.ema_decay cannot be switched on or off within a run"
+            )
+        return stored
+
     def _check_params(self, step: int, wanted: Mapping[str, Any] | None) -> dict[str, Any]:
         metadata = self._manager.item_metadata(step)["params"]
         stored = getattr(metadata, "tree", metadata)
@@ -244,7 +261,8 @@ def load_params(
 
 def _train_item(state: TrainState) -> dict[str, Any]:
     key = jax.random.key_data(state.rng)
-    return {"opt_state": state.opt_state, "step": state.step, "rng": key}
+    item = {"opt_state": state.opt_state, "step": state.step, "rng": key}
+    return {**item, "trainable": state.trainable} if state.ema else item
 
 
 def _locate(workdir: str | Path, read_only: bool) -> Path:

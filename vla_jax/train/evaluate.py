@@ -73,7 +73,7 @@ def make_eval_step(
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=False
         )
-        prediction = model.apply({"params": state.params}, observation)
+        prediction = model.apply({"params": state.averaged}, observation)
         actions = batch.actions
         total, parts = loss(prediction, actions, config.optim.gripper_weight)
         count = actions.mask.sum(dtype=jnp.float32)

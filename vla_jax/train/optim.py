@@ -52,6 +52,24 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
+def moving_average(
+    average: Mapping[str, Any], params: Mapping[str, Any], step: Any, decay: float
+) -> dict[str, Any]:
+    """One step of the exponential moving average, in float32.
+
+    Args:
+        average: slash path -> average so far; may be empty.
+        params: slash path -> parameter after the step; the same paths.
+        step: optimizer steps done before this one.
+        decay: share of the old average that stays. Early on less stays, min(decay, (1 + t) /
+            (10 + t)) as in TensorFlow's `num_updates`, so that a short run does not average in
+            its random start.
+    """
+    t = jnp.asarray(step, jnp.float32)
+    moved = 1.0 - jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    return {path: old + moved * (params[path] - old) for path, old in average.items()}
+
+
 class Split(NamedTuple):
     """Flat dicts of one model's parameters: trainable float32, frozen bfloat16."""
 

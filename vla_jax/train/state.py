@@ -27,6 +27,7 @@ class TrainState:
         step: int32 scalar, optimizer steps done.
         trainable: slash path -> float32 array.
         frozen: slash path -> bfloat16 array; no gradient, no moments.
+        ema: slash path -> float32 moving average of each trainable parameter; empty when off.
         opt_state: optax state over `trainable`.
         rng: typed key, the same all run long; each step folds its number in.
     """
@@ -34,6 +35,7 @@ class TrainState:
     step: Any
     trainable: dict[str, Any]
     frozen: dict[str, Any]
+    ema: dict[str, Any]
     opt_state: Any
     rng: Any
 
@@ -42,13 +44,21 @@ class TrainState:
         """All parameters as the nested dict the model applies."""
         return merge(self.trainable, self.frozen)
 
+    @property
+    def averaged(self) -> dict[str, Any]:
+        """The parameters to act with: the average where one is kept, else `params`."""
+        return merge(self.ema or self.trainable, self.frozen)
 
-def make_state(parts: Split, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step."""
+
+def make_state(
+    parts: Split, optimizer: optax.GradientTransformation, seed: int, ema: bool = False
+) -> TrainState:
+    """The state before the first step; with `ema` it keeps an average, starting at the weights."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=parts.trainable,
         frozen=parts.frozen,
+        ema=dict(parts.trainable) if ema else {},
         opt_state=optimizer.init(parts.trainable),
         rng=jax.random.split(jax.random.key(seed))[1],
     )
@@ -71,6 +81,7 @@ def state_shardings(state: TrainState, mesh: Mesh, min_sharded: int = meshes.MIN
         step=whole,
         trainable={path: where[path] for path in state.trainable},
         frozen={path: where[path] for path in state.frozen},
+        ema={path: where[path] for path in state.ema},
         opt_state=jax.tree_util.tree_map_with_path(moments, state.opt_state),
         rng=whole,
     )
@@ -82,6 +93,7 @@ def abstract(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     min_sharded: int = meshes.MIN_SHARDED,
+    ema: bool = False,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state: the template to create, load or restore into.
 
@@ -91,9 +103,10 @@ def abstract(
         optimizer: over the trainable parameters.
         mesh: where the state will lie.
         min_sharded: see `mesh.param_specs`.
+        ema: whether to keep an average of the trainable parameters.
     """
     bare = jax.eval_shape(
-        lambda key: make_state(split(init(key), frozen), optimizer, 0), jax.random.key(0)
+        lambda key: make_state(split(init(key), frozen), optimizer, 0, ema), jax.random.key(0)
     )
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -139,7 +152,7 @@ def create(
             {path: flat[path].astype(like.dtype) for path, like in template.trainable.items()},
             {path: flat[path].astype(like.dtype) for path, like in template.frozen.items()},
         )
-        return make_state(parts, optimizer, seed)
+        return make_state(parts, optimizer, seed, bool(template.ema))
 
     shardings = jax.tree.map(lambda x: x.sharding, template)
     # The first half of the key starts the weights, the second (make_state) feeds dropout.

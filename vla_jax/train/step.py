@@ -12,7 +12,7 @@ from vla_jax.config import Config
 from vla_jax.models.image import ImageSpec
 from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
-from vla_jax.train.optim import make_optimizer, make_schedule, merge
+from vla_jax.train.optim import make_optimizer, make_schedule, merge, moving_average
 from vla_jax.train.state import TrainState
 from vla_jax.types import Actions, Batch, Prediction
 
@@ -76,10 +76,12 @@ def make_train_step(
         grads, metrics = gradients(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         metrics |= {"grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
+        trainable: Any = optax.apply_updates(state.trainable, updates)  # type: ignore[arg-type]
         after = TrainState(
             step=state.step + 1,
-            trainable=optax.apply_updates(state.trainable, updates),  # type: ignore[arg-type]
+            trainable=trainable,
             frozen=state.frozen,
+            ema=moving_average(state.ema, trainable, state.step, config.optim.ema_decay),
             opt_state=opt_state,
             rng=state.rng,
         )
