@@ -98,7 +98,15 @@ def get_config() -> Any:
             # Average of the weights over the steps, which evaluation and serving then use; 0 = off.
             # Costs 4 bytes a trained parameter. Common: 0.99 to 0.9999.
             "ema_decay": 0.0,
-            "frozen": (),  # path regexes of parameters that do not train, kept in bfloat16
+            # Path regexes of parameters that do not train; kept in bfloat16, without moments.
+            "frozen": (),
+            # Exceptions to `frozen`: pairs of a path regex and how many of the last layers train,
+            # -1 = all. (("^backbone/text/layers/", 4),) trains the last four of the stack.
+            "trained": (),
+            # Pairs of a path regex and a factor on the learning rate; the first match counts.
+            "rates": (),
+            # Pairs of a path regex and the weight decay there instead of `weight_decay`.
+            "decays": (),
         }
     )
     c.mesh = ConfigDict(

@@ -38,6 +38,7 @@ from vla_jax.train import checkpoint, evaluate, log, resume, runtime, state
 from vla_jax.train import mesh as meshes
 from vla_jax.train.losses import action_loss
 from vla_jax.train.optim import make_optimizer
+from vla_jax.train.split import train_rules
 from vla_jax.train.step import make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config")
@@ -107,7 +108,7 @@ def train(config: Config, workdir: Path) -> None:
     init = functools.partial(vla.initial_params, model)
     optimizer = make_optimizer(config.optim, config.train.steps)
     ema = config.optim.ema_decay > 0
-    template = state.abstract(init, config.optim.frozen, optimizer, mesh, ema=ema)
+    template = state.abstract(init, train_rules(config.optim), optimizer, mesh, ema=ema)
     if start:
         now, position = checkpoints.restore(template, start)
         logger.info("resumed at step %d", start)

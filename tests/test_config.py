@@ -67,3 +67,12 @@ def test_types_are_checked(value, problem):
     raw["train"].update(value)
     with pytest.raises(ConfigError, match=problem):
         resolve(raw)
+
+
+def test_pairs_are_checked():
+    raw = to_dict(resolve(_valid()))
+    raw["optim"]["trained"] = [["^head/", -1], ["^head/"], ["^head/", "two"]]
+    with pytest.raises(ConfigError) as error:
+        resolve(raw)
+    assert "optim.trained[1]: expected ['str', 'int'], not ['^head/']" in str(error.value)
+    assert "optim.trained[2][1]: expected int, not 'two'" in str(error.value)

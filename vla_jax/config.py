@@ -122,6 +122,9 @@ class OptimConfig:
     gripper_weight: float
     ema_decay: float
     frozen: tuple[str, ...]
+    trained: tuple[tuple[str, int], ...]
+    rates: tuple[tuple[str, float], ...]
+    decays: tuple[tuple[str, float], ...]
     schedule: str = choice("constant", "cosine", "half_cosine")
 
 
@@ -251,11 +254,19 @@ def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
         return _build(hint, value, path, problems)  # type: ignore[arg-type]
     origin = typing.get_origin(hint)
     if origin is tuple:
-        inner = typing.get_args(hint)[0]
+        hints = typing.get_args(hint)
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             problems.append(f"{path}: expected a list, not {value!r}")
             return ()
-        return tuple(_convert(inner, v, f"{path}[{i}]", problems) for i, v in enumerate(value))
+        if hints[-1] is Ellipsis:
+            hints = hints[:1] * len(value)
+        elif len(value) != len(hints):
+            problems.append(f"{path}: expected {[h.__name__ for h in hints]}, not {value!r}")
+            return ()
+        return tuple(
+            _convert(inner, v, f"{path}[{i}]", problems)
+            for i, (inner, v) in enumerate(zip(hints, value, strict=True))
+        )
     if origin is dict:
         if not isinstance(value, Mapping):
             problems.append(f"{path}: expected a dict, not {value!r}")

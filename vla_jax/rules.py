@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+# A stack of scanned layers: the leading dimension of its leaves counts the layers.
+STACKED = re.compile(r"(^|/)layers/")
+
+
 class UnmatchedPathError(ValueError):
     """Raised with every path that no rule covers."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.train.toy import Toy, make_config
+from tests.train.toy import make_config
 from vla_jax.config import ConfigError
 from vla_jax.train import optim
 
@@ -57,17 +57,50 @@ def test_clip_norm_zero_is_off(clip, expected):
     np.testing.assert_allclose(optax.tree_utils.tree_get(state, "mu")["x"], expected, rtol=1e-6)
 
 
-def test_split_casts_and_names_what_is_wrong():
-    params = jax.eval_shape(Toy().init, jax.random.key(0))
-    parts = optim.split(params, ("backbone/vision", r"norm/scale$"))
-    assert set(parts.frozen) == {
-        "backbone/vision/patch/kernel",
-        "backbone/text/layers/norm/scale",
-    }
-    assert {x.dtype for x in parts.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
-    assert {x.dtype for x in parts.trainable.values()} == {jnp.dtype(jnp.float32)}
-    assert jax.tree.structure(optim.merge(*parts)) == jax.tree.structure(params)
-    with pytest.raises(ConfigError, match="'visoin' matches none of 10"):
-        optim.split(params, ("visoin", "head"))
-    with pytest.raises(ConfigError, match="no parameter to train"):
-        optim.split(params, ("backbone", "head"))
+def test_rates_and_decays_follow_the_path_first_match_first():
+    config = make_config(**{
+        "optim.weight_decay": 0.1, "optim.clip_norm": 0.0, "optim.warmup_steps": 0,
+        "optim.rates": (("^head/arm", 10.0), ("^head/", 2.0)),
+        "optim.decays": (("(bias|scale)$", 0.0), ("^head/", 0.5)),
+    }).optim  # fmt: skip
+    params = {
+        "backbone/kernel": jnp.array([2.0]), "backbone/bias": jnp.array([2.0]),
+        "head/arm/kernel": jnp.array([2.0]), "head/gripper/bias": jnp.array([2.0]),
+    }  # fmt: skip
+    optimizer = optim.make_optimizer(config, 20)
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates: Any = optimizer.update(grads, optimizer.init(params), params)[0]
+    expected = {  # -rate * factor * (direction 1 + decay * 2)
+        "backbone/kernel": 1.2, "backbone/bias": 1.0,
+        "head/arm/kernel": 10 * 2.0, "head/gripper/bias": 2.0,
+    }  # fmt: skip
+    for path, value in expected.items():
+        np.testing.assert_allclose(updates[path], -0.01 * value, rtol=1e-5)
+
+
+def test_groups_that_match_nothing_are_named():
+    config = make_config(**{"optim.rates": (("haed", 2.0),), "optim.decays": (("bais", 0.0),)})
+    with pytest.raises(ConfigError) as error:
+        optim.make_optimizer(config.optim, 20).init({"head/kernel": jnp.zeros(1)})
+    assert "optim.rates: 'haed' matches none of 1" in str(error.value)
+    assert "optim.decays: 'bais' matches none of 1" in str(error.value)
+
+
+def test_without_groups_it_is_optax_adamw_to_the_bit():
+    config = make_config(**{"optim.weight_decay": 0.1}).optim
+    ours = optim.make_optimizer(config, 20)
+    schedule = optim.make_schedule(config, 20)
+    theirs = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=config.weight_decay)
+    )
+    params: Any = {"a": jnp.array([2.0, -1.0]), "b": jnp.array([[3.0]])}
+    a: Any = params
+    b: Any = params
+    mine, its = ours.init(params), theirs.init(params)
+    for step in range(4):
+        grads = jax.tree.map(lambda x, s=step: jnp.cos(x + s), params)
+        change, mine = ours.update(grads, mine, a)
+        other, its = theirs.update(grads, its, b)
+        a, b = optax.apply_updates(a, change), optax.apply_updates(b, other)
+    for path in params:
+        assert np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes()

@@ -13,6 +13,7 @@ from vla_jax.rules import flatten
 from vla_jax.train import evaluate
 from vla_jax.train.mesh import make_mesh, shard_batch
 from vla_jax.train.optim import make_optimizer
+from vla_jax.train.split import train_rules
 from vla_jax.train.state import abstract, create, place
 from vla_jax.train.step import make_train_step
 
@@ -23,7 +24,8 @@ def set_up(shape: tuple[int, int, int], frozen: tuple[str, ...] = (), ema: float
     config = make_config(**{"optim.frozen": frozen, "optim.ema_decay": ema})
     mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
     optimizer = make_optimizer(config.optim, config.train.steps)
-    template = abstract(Toy().init, frozen, optimizer, mesh, min_sharded=64, ema=ema > 0)
+    table = train_rules(config.optim)
+    template = abstract(Toy().init, table, optimizer, mesh, min_sharded=64, ema=ema > 0)
     return config, mesh, template, create(Toy().init, optimizer, template, config.seed)
 
 

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from vla_jax import rules
-from vla_jax.train.state import TrainState
+from vla_jax.train.state import TrainState, place_parts
 
 logger = logging.getLogger(__name__)
 
@@ -145,13 +145,12 @@ class Checkpoints:
                 data=ocp.args.JsonRestore(),
             ),
         )
-        flat = rules.flatten(found["params"])
+        parts = place_parts(found["params"], template)
         state = TrainState(
             step=found["train"]["step"],
-            trainable=found["train"].get("trainable")
-            or {path: flat[path] for path in template.trainable},
-            frozen={path: flat[path] for path in template.frozen},
-            ema={path: flat[path] for path in template.ema},
+            trainable=found["train"].get("trainable", parts.trainable),
+            frozen=parts.frozen,
+            ema=parts.trainable if template.ema else {},
             opt_state=found["train"]["opt_state"],
             rng=jax.random.wrap_key_data(found["train"]["rng"]),
         )

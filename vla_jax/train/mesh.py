@@ -8,7 +8,6 @@ compiler places the rest.
 
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -27,10 +26,9 @@ AXES = ("data", "fsdp", "tensor")
 # Below this many elements a parameter that only the last rule catches is not worth a collective.
 MIN_SHARDED = 2**18
 LARGEST = "largest"  # the last rule's value: the largest divisible dimension over fsdp
-# A stack of scanned layers; its leading dimension is the scan's and never split.
-_STACKED = re.compile(r"(^|/)layers/")
 
-# Path regex -> axes of the TRAILING dimensions; leading ones (the scan's) stay whole.
+# Path regex -> axes of the TRAILING dimensions; the leading one of a stack is the scan's and never
+# split.
 SHARDING_RULES: tuple[tuple[str, tuple[str | None, ...] | str], ...] = (
     # Vectors and small tables: biases, norms, learned positions, queries, single tokens.
     (r"(bias|/scale|positions|queries|_token)$", ()),
@@ -98,7 +96,7 @@ def param_specs(
     specs, caught = {}, []
     for path, axes in found.items():
         shape = tuple(params[path].shape)
-        free = len(shape) - bool(_STACKED.search(path))
+        free = len(shape) - bool(rules.STACKED.search(path))
         if isinstance(axes, str) or len(axes) > free:  # the last rule, or one for a higher rank
             axes = _largest(shape, free, mesh.shape["fsdp"], min_sharded)
             if math.prod(shape) >= min_sharded:

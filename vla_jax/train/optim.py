@@ -1,13 +1,12 @@
-"""AdamW, its schedule, and the split of parameters into those that train and those that do not.
+"""AdamW, its schedule, its groups of parameters, and the average of what it makes.
 
 The original: RoboVLMs `base_trainer.py` (AdamW on every parameter, the same decay on all, the
 multiplier stepped once an optimizer step, so that step 0 of a warmup has rate 0).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
@@ -39,17 +38,46 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clip to the global norm (0 = off), then AdamW; for a flat dict of trainable parameters."""
-    adamw = optax.adamw(
-        make_schedule(config, steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
-    if not config.clip_norm:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    """Clip to the global norm (0 = off), then AdamW; for a flat dict of trainable parameters.
+
+    Raises:
+        ConfigError: from `init`, naming regexes of `rates` and `decays` that match no parameter.
+    """
+    chain = [
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        _decay_and_scale(config),
+        optax.scale_by_learning_rate(make_schedule(config, steps)),
+    ]
+    if config.clip_norm:
+        chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    return optax.chain(*chain)
+
+
+def _decay_and_scale(config: OptimConfig) -> optax.GradientTransformation:
+    """AdamW's decay and the factors on the rate, each by the first rule that matches the path."""
+    decays = [*config.decays, ("", config.weight_decay)]
+    rates = [*config.rates, ("", 1.0)]
+
+    def init(params: Any) -> optax.EmptyState:
+        problems = [
+            f"optim.{name}: {pattern!r} matches none of {len(params)} trainable parameters"
+            for name in ("rates", "decays")
+            for pattern, _ in getattr(config, name)
+            if not any(rules.match([(pattern, True), ("", False)], path) for path in params)
+        ]
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[dict[str, Any], Any]:
+        changed = {}
+        for path, x in updates.items():
+            decay, rate = rules.match(decays, path), rules.match(rates, path)
+            x = x + decay * params[path] if decay else x
+            changed[path] = x * rate if rate != 1.0 else x
+        return changed, state
+
+    return optax.GradientTransformation(init, update)
 
 
 def moving_average(
@@ -68,51 +96,3 @@ def moving_average(
     t = jnp.asarray(step, jnp.float32)
     moved = 1.0 - jnp.minimum(decay, (1.0 + t) / (10.0 + t))
     return {path: old + moved * (params[path] - old) for path, old in average.items()}
-
-
-class Split(NamedTuple):
-    """Flat dicts of one model's parameters: trainable float32, frozen bfloat16."""
-
-    trainable: dict[str, Any]
-    frozen: dict[str, Any]
-
-
-def split(params: Mapping[str, Any], frozen: tuple[str, ...]) -> Split:
-    """Nested parameters -> what trains and what does not, each in its dtype.
-
-    Args:
-        params: nested dict of arrays or shape structs.
-        frozen: path regexes; a parameter that any of them is found in does not train.
-
-    Raises:
-        ConfigError: naming regexes that match nothing, or if nothing is left to train.
-    """
-    flat = rules.flatten(params)
-    table = [(pattern, True) for pattern in frozen] + [("", False)]
-    stays = rules.match_all(table, list(flat))
-    problems = [
-        f"optim.frozen: {pattern!r} matches none of {len(flat)} parameters"
-        for pattern in frozen
-        if not any(rules.match([(pattern, True), ("", False)], path) for path in flat)
-    ]
-    if all(stays.values()):
-        problems.append("optim.frozen: leaves no parameter to train")
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return Split(
-        {path: _cast(x, jnp.float32) for path, x in flat.items() if not stays[path]},
-        {path: _cast(x, jnp.bfloat16) for path, x in flat.items() if stays[path]},
-    )
-
-
-def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `split`, up to dtype."""
-    return rules.unflatten({**trainable, **frozen})
-
-
-def _cast(leaf: Any, dtype: Any) -> Any:
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
-    return leaf.astype(dtype)

@@ -1,5 +1,6 @@
 """All that a training step reads and writes, and how it comes to lie on the devices."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from vla_jax import rules
 from vla_jax.train import mesh as meshes
-from vla_jax.train.optim import Split, merge, split
+from vla_jax.train.split import Rules, Split, merge, split, split_like
 
 Init = Callable[[jax.Array], Mapping[str, Any]]  # key -> nested parameters
 
@@ -26,7 +27,8 @@ class TrainState:
     Attributes:
         step: int32 scalar, optimizer steps done.
         trainable: slash path -> float32 array.
-        frozen: slash path -> bfloat16 array; no gradient, no moments.
+        frozen: slash path -> bfloat16 array; no gradient, no moments. A stack of which only the
+            last layers train is in both, see `split`.
         ema: slash path -> float32 moving average of each trainable parameter; empty when off.
         opt_state: optax state over `trainable`.
         rng: typed key, the same all run long; each step folds its number in.
@@ -71,7 +73,7 @@ def state_shardings(state: TrainState, mesh: Mesh, min_sharded: int = meshes.MIN
     all else (counters, the key) is replicated.
     """
     whole = meshes.replicated(mesh)
-    where = meshes.param_shardings({**state.trainable, **state.frozen}, mesh, min_sharded)
+    where = meshes.param_shardings(rules.flatten(state.params), mesh, min_sharded)
 
     def moments(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         key = getattr(path[-1], "key", None) if path else None
@@ -89,7 +91,7 @@ def state_shardings(state: TrainState, mesh: Mesh, min_sharded: int = meshes.MIN
 
 def abstract(
     init: Init,
-    frozen: tuple[str, ...],
+    table: Rules,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     min_sharded: int = meshes.MIN_SHARDED,
@@ -99,14 +101,14 @@ def abstract(
 
     Args:
         init: key -> nested parameters.
-        frozen: path regexes, see `optim.split`.
+        table: what trains, see `split.split`.
         optimizer: over the trainable parameters.
         mesh: where the state will lie.
         min_sharded: see `mesh.param_specs`.
         ema: whether to keep an average of the trainable parameters.
     """
     bare = jax.eval_shape(
-        lambda key: make_state(split(init(key), frozen), optimizer, 0, ema), jax.random.key(0)
+        lambda key: make_state(split(init(key), table), optimizer, 0, ema), jax.random.key(0)
     )
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -135,7 +137,7 @@ def create(
     Raises:
         ValueError: naming every loaded parameter that is unexpected or mis-shaped.
     """
-    loaded, want = dict(loaded or {}), {**template.trainable, **template.frozen}
+    loaded, want = dict(loaded or {}), rules.flatten(template.params)
     problems = [f"unexpected: {path}" for path in loaded if path not in want]
     problems += [
         f"shape of {path}: {x.shape}, the model has {want[path].shape}"
@@ -148,10 +150,7 @@ def create(
 
     def build(key: jax.Array, loaded: dict[str, jax.Array]) -> TrainState:
         flat = {**rules.flatten(init(key)), **loaded}
-        parts = Split(
-            {path: flat[path].astype(like.dtype) for path, like in template.trainable.items()},
-            {path: flat[path].astype(like.dtype) for path, like in template.frozen.items()},
-        )
+        parts = split_like(flat, Split(template.trainable, template.frozen))
         return make_state(parts, optimizer, seed, bool(template.ema))
 
     shardings = jax.tree.map(lambda x: x.sharding, template)
@@ -160,18 +159,46 @@ def create(
     return jax.jit(build, out_shardings=shardings, donate_argnums=1)(key, loaded)
 
 
+def place_parts(params: Mapping[str, Any], template: TrainState) -> Split:
+    """Whole parameters on the devices, cut as the template has them and where it has them."""
+    flat, like = rules.flatten(params), Split(template.trainable, template.frozen)
+    cut = {path for path in like.trainable if path in like.frozen}
+
+    @functools.partial(jax.jit, out_shardings=jax.tree.map(lambda x: x.sharding, _only(like, cut)))
+    def parts(whole: dict[str, Any]) -> Split:
+        return split_like(whole, _only(like, cut))
+
+    found = parts({path: flat[path] for path in cut}) if cut else Split({}, {})
+    return Split(
+        {path: found.trainable.get(path, flat[path]) for path in like.trainable},
+        {path: found.frozen.get(path, flat[path]) for path in like.frozen},
+    )
+
+
+def _only(parts: Split, paths: set[str]) -> Split:
+    return Split(*({path: x for path, x in p.items() if path in paths} for p in parts))
+
+
 def shapes(template: TrainState) -> dict[str, tuple[int, ...]]:
     """Slash path -> shape of every parameter."""
-    return {path: x.shape for path, x in {**template.trainable, **template.frozen}.items()}
+    return {path: x.shape for path, x in rules.flatten(template.params).items()}
 
 
 def summary(template: TrainState) -> str:
-    """How many parameters train and how many do not, in words."""
+    """How many parameters train and how many do not, and what the optimizer holds, in words."""
     train, still = (
         sum(math.prod(x.shape) for x in part.values())
         for part in (template.trainable, template.frozen)
     )
-    return f"{train / 1e6:.2f} M trainable in float32, {still / 1e6:.2f} M frozen in bfloat16"
+    return (
+        f"{train / 1e6:.2f} M trainable in float32, {still / 1e6:.2f} M frozen in bfloat16, "
+        f"optimizer state {nbytes(template.opt_state) / 1e6:.2f} MB"
+    )
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all leaves of a tree of arrays or shape structs, over all devices."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def place(template: TrainState, path: str, value: Any) -> jax.Array:
@@ -182,7 +209,7 @@ def place(template: TrainState, path: str, value: Any) -> jax.Array:
     Raises:
         ValueError: if its shape is not the template's.
     """
-    like = {**template.trainable, **template.frozen}[path]
+    like = rules.flatten(template.params)[path]
     if tuple(value.shape) != like.shape:
         raise ValueError(f"{path}: shape {tuple(value.shape)}, the model has {like.shape}")
     return jax.make_array_from_callback(

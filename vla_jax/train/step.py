@@ -12,7 +12,8 @@ from vla_jax.config import Config
 from vla_jax.models.image import ImageSpec
 from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
-from vla_jax.train.optim import make_optimizer, make_schedule, merge, moving_average
+from vla_jax.train.optim import make_optimizer, make_schedule, moving_average
+from vla_jax.train.split import merge
 from vla_jax.train.state import TrainState
 from vla_jax.types import Actions, Batch, Prediction
 
