@@ -60,12 +60,25 @@ class Dense(nn.Module):
         # One plain matrix product: with several batch axes XLA's CPU backward pass is 1.7x slower.
         lead = x.shape[: x.ndim - self.contract]
         width = math.prod(inputs)
-        x = x.reshape(-1, width).astype(self.dtype) @ kernel.reshape(width, -1)
-        x = x.reshape(*lead, *self.features)
+        x = x.reshape(-1, width).astype(self.dtype)
+        low_rank = self._low_rank(x)
+        x = x @ kernel.reshape(width, -1)
+        x = (x if low_rank is None else x + low_rank).reshape(*lead, *self.features)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, tuple(self.features))
             x = x + bias.astype(self.dtype)
         return x
+
+    def _low_rank(self, x: Float[Array, "n i"]) -> Float[Array, "n o"] | None:
+        """LoRA: dropout(x) @ a @ b, when factors stand beside the kernel (see train/lora.py)."""
+        if not self.has_variable("params", "lora_a"):
+            return None
+        a, b = (self.get_variable("params", f"lora_{m}").astype(self.dtype) for m in "ab")
+        if self.has_variable("params", "lora_rate") and self.has_rng("dropout"):
+            keep = 1.0 - self.get_variable("params", "lora_rate")
+            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+            x = jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
+        return x @ a @ b
 
 
 class LayerNorm(nn.Module):
