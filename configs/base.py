@@ -83,6 +83,16 @@ def get_config() -> Any:
     )
     shift: Any = c.augment.shift
     shift.unlock()
+    c.lora = ConfigDict(
+        {
+            "rank": 0,  # r of the low-rank updates; 0 = none
+            "alpha": 16.0,  # the update counts alpha / rank
+            "dropout": 0.0,  # rate on the input of the updates, as in peft; needs model.dropout
+            # Path regexes of the kernels that get one; these kernels are frozen. The other
+            # parameters train or not as `optim` says: freeze them with optim.frozen.
+            "targets": (r"^backbone/text/layers/.*kernel$",),
+        }
+    )
     c.optim = ConfigDict(
         {
             "learning_rate": 2e-5,  # peak

@@ -34,11 +34,10 @@ from vla_jax.models import vla
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.weights import WeightError
 from vla_jax.policy import with_complete_arch
-from vla_jax.train import checkpoint, evaluate, log, resume, runtime, state
+from vla_jax.train import checkpoint, evaluate, log, lora, resume, runtime, state
 from vla_jax.train import mesh as meshes
 from vla_jax.train.losses import action_loss
 from vla_jax.train.optim import make_optimizer
-from vla_jax.train.split import train_rules
 from vla_jax.train.step import make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config")
@@ -105,10 +104,10 @@ def train(config: Config, workdir: Path) -> None:
     )
 
     # Weights and state.
-    init = functools.partial(vla.initial_params, model)
+    init = lora.extend(functools.partial(vla.initial_params, model), config.lora)
     optimizer = make_optimizer(config.optim, config.train.steps)
     ema = config.optim.ema_decay > 0
-    template = state.abstract(init, train_rules(config.optim), optimizer, mesh, ema=ema)
+    template = state.abstract(init, lora.train_rules(config), optimizer, mesh, ema=ema)
     if start:
         now, position = checkpoints.restore(template, start)
         logger.info("resumed at step %d", start)
@@ -116,7 +115,7 @@ def train(config: Config, workdir: Path) -> None:
         position, loaded = 0, {}
         if hf_dir:
             place = functools.partial(state.place, template)
-            loaded = hf.load(hf_dir, config.model, state.shapes(template), place)
+            loaded = hf.load(hf_dir, config.model, lora.without(state.shapes(template)), place)
         now = state.create(init, optimizer, template, config.seed, loaded)
         meta = {
             "statistics": data.statistics,
@@ -125,6 +124,8 @@ def train(config: Config, workdir: Path) -> None:
         }
     meta["config"] = to_dict(config)
     logger.info("parameters: %s", state.summary(template))
+    if config.lora.rank:
+        logger.info("LoRA: %d numbers of rank %d", lora.count(template.trainable), config.lora.rank)
 
     # Steps.
     train_step = runtime.together(

@@ -108,6 +108,16 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates beside frozen kernels."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW and its schedule."""
 
@@ -160,6 +170,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     augment: AugmentConfig
+    lora: LoraConfig
     optim: OptimConfig
     mesh: MeshConfig
     train: TrainConfig
@@ -216,10 +227,26 @@ def _cross_checks(config: Config) -> list[str]:
         for i, d in enumerate(data.datasets)
         if d.weight <= 0
     ]
+    problems += _lora_checks(config)
     if not 0 <= config.optim.ema_decay < 1:
         problems.append(f"optim.ema_decay: must be in [0, 1), not {config.optim.ema_decay}")
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         problems.append("mesh: only one axis may be -1")
+    return problems
+
+
+def _lora_checks(config: Config) -> list[str]:
+    lora, problems = config.lora, []
+    if lora.rank < 0:
+        problems.append(f"lora.rank: must not be negative, {lora.rank} is")
+    if not 0 <= lora.dropout < 1:
+        problems.append(f"lora.dropout: must be in [0, 1), not {lora.dropout}")
+    if lora.rank and not lora.targets:
+        problems.append("lora.targets: name at least one path regex, or set lora.rank to 0")
+    if lora.rank and lora.dropout and not config.model.dropout:
+        problems.append(
+            f"lora.dropout: {lora.dropout} has no effect without model.dropout; set one of them"
+        )
     return problems
 
 

@@ -23,7 +23,7 @@ from vla_jax.models import vla
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.image import preprocess
 from vla_jax.serve.protocol import ACTIONS_KEY, IMAGE_KEYS, PROMPT_KEY, ObservationError
-from vla_jax.train import checkpoint
+from vla_jax.train import checkpoint, lora
 from vla_jax.types import Observation
 
 
@@ -121,7 +121,9 @@ class Policy:
             if dataset is None or dataset not in specs:
                 chosen = "choose a dataset" if dataset is None else f"no dataset {dataset!r}"
                 raise ValueError(f"{chosen}; the checkpoint has statistics of {sorted(specs)}")
-            params = _untrained(config) if untrained else saved.params(step)
+            params = (
+                _untrained(config) if untrained else lora.merge(saved.params(step), config.lora)
+            )
         return cls(
             config=config,
             params=params,

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.config import Config
+from vla_jax.train import lora
 from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
 from vla_jax.train.state import TrainState
@@ -73,7 +74,8 @@ def make_eval_step(
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=False
         )
-        prediction = model.apply({"params": state.averaged}, observation)
+        variables = {"params": lora.active(state.averaged, config.lora, train=False)}
+        prediction = model.apply(variables, observation)
         actions = batch.actions
         total, parts = loss(prediction, actions, config.optim.gripper_weight)
         count = actions.mask.sum(dtype=jnp.float32)

@@ -30,6 +30,9 @@ LARGEST = "largest"  # the last rule's value: the largest divisible dimension ov
 # Path regex -> axes of the TRAILING dimensions; the leading one of a stack is the scan's and never
 # split.
 SHARDING_RULES: tuple[tuple[str, tuple[str | None, ...] | str], ...] = (
+    # Low-rank factors [in, rank], [rank, out]: the rank is too small to split.
+    (r"lora_a$", ("fsdp", None)),
+    (r"lora_b$", (None, "fsdp")),
     # Vectors and small tables: biases, norms, learned positions, queries, single tokens.
     (r"(bias|/scale|positions|queries|_token)$", ()),
     # A recurrent kernel is read at every time step; split, it costs an all-to-all in each

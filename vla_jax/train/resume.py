@@ -15,7 +15,7 @@ MACHINE = (
     "data.cache_dir", "data.index", "data.datasets[i].dir", "model.backbone.hf_dir", "model.remat",
 )  # fmt: skip
 # Where it may not: the weights, the moments or the sample stream would not fit.
-FIXED = ("seed", "model", "data", "optim.frozen", "optim.trained")
+FIXED = ("seed", "model", "data", "lora", "optim.frozen", "optim.trained")
 
 
 def check_resume(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

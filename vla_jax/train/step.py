@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from vla_jax.config import Config
 from vla_jax.models.image import ImageSpec
+from vla_jax.train import lora
 from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
 from vla_jax.train.optim import make_optimizer, make_schedule, moving_average
@@ -66,7 +67,8 @@ def make_train_step(
         )
 
         def objective(trainable: Any) -> tuple[Array, Metrics]:
-            variables = {"params": merge(trainable, state.frozen)}
+            params = merge(trainable, state.frozen)
+            variables = {"params": lora.active(params, config.lora, train=True)}
             prediction = model.apply(variables, observation, rngs=rngs)
             return loss(prediction, batch.actions, config.optim.gripper_weight)
 
