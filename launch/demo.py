@@ -23,6 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("trained", "untrained", "swapped")
+SIZE = 32  # pixels of both cameras: what configs/quickstart.py's vision tower takes, unresized
 BASELINE = 52  # episodes at most of the two runs that are expected to fail
 
 
@@ -37,7 +38,7 @@ def main() -> None:
 
     _say("1/5 record demonstrations")
     if not dataset.is_dir():
-        _python("launch/record_demos.py", "--out", dataset)
+        _python("launch/record_demos.py", "--out", dataset, "--size", SIZE)
 
     _say("2/5 train")
     _python("launch/train.py", f"--config={flags.config}:{dataset}", "--workdir", run, *flags.train)
@@ -110,8 +111,8 @@ def _server(run: Path, *flags: str) -> Iterator[str]:
 
 
 def _rollout(uri: str, out: Path, episodes: int, *flags: str) -> None:
-    counts = ["--episodes", episodes, "--workers", os.cpu_count() or 1]
-    _python("eval_servers/tabletop/rollout.py", "--server", uri, "--out", out, *counts, *flags)
+    settings = ["--episodes", episodes, "--workers", os.cpu_count() or 1, "--image-size", SIZE]
+    _python("eval_servers/tabletop/rollout.py", "--server", uri, "--out", out, *settings, *flags)
 
 
 def _score(results: Path, minutes: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Record demonstrations of the scripted tabletop expert as an RLDS dataset.
 
-    python launch/record_demos.py --out=runs/quickstart/data/tabletop/1.0.0 --episodes=1300
+    python launch/record_demos.py --out=runs/quickstart/data/tabletop/1.0.0 --episodes=1560
 
 The dataset has CALVIN's features (spec `calvin`), so it trains with `data.datasets = ({"spec":
 "calvin", "dir": OUT},)` and reads with plain TFDS (`tfds.builder_from_directory(OUT)`). Seeds
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument(
         "--out", required=True, help="version folder to make, e.g. data/tabletop/1.0.0"
     )
-    parser.add_argument("--episodes", type=int, default=1300, help="default: %(default)s")
+    parser.add_argument("--episodes", type=int, default=1560, help="default: %(default)s")
     parser.add_argument("--size", type=int, default=64, help="image side in pixels (default: 64)")
     parser.add_argument(
         "--noise", type=float, default=0.25, help="of the executed actions, in action units"

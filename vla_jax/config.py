@@ -135,6 +135,7 @@ class OptimConfig:
     trained: tuple[tuple[str, int], ...]
     rates: tuple[tuple[str, float], ...]
     decays: tuple[tuple[str, float], ...]
+    muon: tuple[str, ...]
     schedule: str = choice("constant", "cosine", "half_cosine")
 
 

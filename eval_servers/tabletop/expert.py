@@ -196,19 +196,24 @@ def demonstrations(
     seeds: Iterable[int],
     tasks: Sequence[str] = tasklib.TASKS,
     noise: float = 0.25,
+    detours: float = 0.5,
     rng: np.random.RandomState | np.random.Generator | None = None,
     image_size: int | tuple[int, int] = 64,
     tail: int = 2,
 ) -> Iterator[dict[str, Any]]:
     """Episodes in which the expert solves its task although its hand is disturbed.
 
-    Noise is added to what is executed, the label stays the expert's clean action (Laskey et al.
-    2017, DART), so that the data shows how to come back from mistakes.
+    What is executed is disturbed, the label stays the expert's clean action (Laskey et al. 2017,
+    DART), so that the data shows how to come back from mistakes. Besides noise there are detours:
+    for a few steps the hand does another task. Without them whatever the hand is nearest to is
+    almost always what the instruction names, and a policy learns to look instead of to listen.
 
     Args:
         seeds: one episode each; episode i is given tasks[i % len(tasks)].
         tasks: names out of `tasks.TASKS`.
-        noise: standard deviation added to the x, y, z and yaw commands, in action units.
+        noise: standard deviation added to the x, y and z commands, in action units.
+        detours: share of episodes that begin with a detour; a third of it is the share that, on
+            top, makes another one on the way.
         rng: source of noise and of phrasings; by default each episode's own, made from its seed,
             so that any split of the seeds over processes gives the same data.
         image_size: as for `TabletopEnv`.
@@ -233,14 +238,15 @@ def demonstrations(
         phrases = tasklib.annotations(task)
         phrase = phrases[min(int(source.uniform() * len(phrases)), len(phrases) - 1)]
         obs, steps, remaining = env.reset(seed, task), [], None
-        start = env.get_info()
-        for _ in range(tasklib.HORIZON + tail):
+        start, away = env.get_info(), _detours(source, task, detours)
+        for count in range(tasklib.HORIZON + tail):
             label = expert.act(env)
             steps.append((obs, label))
             if remaining == 0:
                 break
-            executed = label.copy()
-            executed[[0, 1, 2, 5]] += noise * source.normal(size=4)
+            other = None if remaining is not None else away.get(count)
+            executed = label.copy() if other is None else other.act(env)
+            executed[:3] += noise * source.normal(size=3)
             obs = env.step(executed)
             if remaining is not None:
                 remaining -= 1
@@ -250,6 +256,20 @@ def demonstrations(
             log.warning("seed %s: the expert did not finish %s; left out", seed, task)
             continue
         yield _episode(steps, phrase, task, seed)
+
+
+def _detours(source, task, share):
+    """Step -> the expert that has the hand then, for the steps of an episode's detours."""
+    others = [name for name in tasklib.TASKS if name != task]
+    away = {}
+    for chance, latest in ((share, 0), (share / 3, 16)):
+        # Drawn whether used or not, so that the share does not change what follows.
+        draws = source.uniform(size=4)
+        if draws[0] < chance:
+            expert = Expert(others[int(draws[1] * len(others))])
+            first = int(draws[2] * (latest + 1))
+            away.update(dict.fromkeys(range(first, first + 2 + int(draws[3] * 10)), expert))
+    return away
 
 
 def _episode(steps, phrase, task, seed):

@@ -13,6 +13,7 @@ import numpy as np
 from eval_servers.tabletop.layout import (
     BLOCK_HALF,
     COLOURS,
+    LANES,
     PAD_HALF,
     PADS,
     SIDES,
@@ -179,6 +180,7 @@ def initial_conditions(task: Optional[str], rng: Any) -> Dict[str, Any]:
     kind, words = parse(task) if task is not None else ("", ("",))
     while True:
         spots = rng.uniform(SPAWN_LOW, SPAWN_HIGH, size=(len(COLOURS), 2))
+        spots[:, 0] += [LANES[colour] for colour in COLOURS]
         gaps = [np.hypot(*(spots[i] - spots[j])) for i in range(len(COLOURS)) for j in range(i)]
         if min(gaps) >= SPAWN_GAP:
             break

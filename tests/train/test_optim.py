@@ -104,3 +104,45 @@ def test_without_groups_it_is_optax_adamw_to_the_bit():
         a, b = optax.apply_updates(a, change), optax.apply_updates(b, other)
     for path in params:
         assert np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes()
+
+
+def test_muon_steps_are_orthogonal_and_of_adams_size():
+    config = make_config(
+        **{"optim.muon": ("kernel$",), "optim.clip_norm": 0.0, "optim.warmup_steps": 0}
+    ).optim
+    optimizer = optim.make_optimizer(config, 10**6)
+    random = np.random.default_rng(0)
+    shapes = {
+        "text/layers/attn/q/kernel": (3, 32, 4, 16),
+        "text/layers/attn/o/kernel": (3, 4, 8, 64),
+        "head/fc/kernel": (16, 64),
+        "head/fc/bias": (64,),
+    }
+    params = {path: jnp.zeros(shape) for path, shape in shapes.items()}
+    grads = {path: jnp.asarray(random.normal(size=s), jnp.float32) for path, s in shapes.items()}
+    state = optimizer.init(params)
+    updates: Any = optimizer.update(grads, state, params)[0]
+    assert set(updates) == set(params)
+    matrices = {
+        "text/layers/attn/q/kernel": (3, 32, 64),
+        "text/layers/attn/o/kernel": (3, 32, 64),
+        "head/fc/kernel": (1, 16, 64),
+    }
+    for path, (layers, rows, columns) in matrices.items():
+        step = np.asarray(updates[path]).reshape(layers, rows, columns) / config.learning_rate
+        for matrix in step:
+            # Five Newton-Schulz rounds leave singular values within about [0.7, 1.2].
+            values = np.linalg.svd(matrix, compute_uv=False) / (0.2 * max(rows, columns) ** 0.5)
+            assert 0.3 < values.min() <= values.max() < 1.3, (path, values)
+            gradient = np.asarray(grads[path]).reshape(layers, rows, columns)
+        assert (step * gradient).sum() < 0
+    # The rest keeps Adam's step: minus the gradient's sign at first.
+    np.testing.assert_allclose(
+        updates["head/fc/bias"], -config.learning_rate * np.sign(grads["head/fc/bias"]), rtol=1e-4
+    )
+
+
+def test_muon_refuses_what_is_no_matrix():
+    config = make_config(**{"optim.muon": ("bias$", "nothing")}).optim
+    with pytest.raises(ConfigError, match="no matrix"):
+        optim.make_optimizer(config, 10).init({"a/bias": jnp.zeros(3)})

@@ -1,14 +1,16 @@
-"""AdamW, its schedule, its groups of parameters, and the average of what it makes.
+"""AdamW or Muon, the schedule, groups of parameters, and the average of what comes out.
 
 The original: RoboVLMs `base_trainer.py` (AdamW on every parameter, the same decay on all, the
 multiplier stepped once an optimizer step, so that step 0 of a warmup has rate 0).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Float
 
 from vla_jax import rules
@@ -40,11 +42,14 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clip to the global norm (0 = off), then AdamW; for a flat dict of trainable parameters.
 
+    Kernels that `muon` matches get Muon's step in place of Adam's.
+
     Raises:
-        ConfigError: from `init`, naming regexes of `rates` and `decays` that match no parameter.
+        ConfigError: from `init`, naming regexes of `rates`, `decays` and `muon` that match no
+            parameter.
     """
     chain = [
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        _directions(config),
         _decay_and_scale(config),
         optax.scale_by_learning_rate(make_schedule(config, steps)),
     ]
@@ -53,16 +58,81 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     return optax.chain(*chain)
 
 
+def _directions(config: OptimConfig) -> optax.GradientTransformation:
+    """Gradients -> steps of about unit size: Adam's, or Muon's where `config.muon` says so."""
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    if not config.muon:
+        return adam
+    muon = optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices)
+    table = [(pattern, True) for pattern in config.muon] + [("", False)]
+
+    def parts(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        chosen = rules.match_all(table, list(tree))
+        return (
+            {path: x for path, x in tree.items() if chosen[path]},
+            {path: x for path, x in tree.items() if not chosen[path]},
+        )
+
+    def init(params: Any) -> tuple[Any, Any]:
+        matrices, others = parts(params)
+        _matrices(matrices)
+        return muon.init(matrices), adam.init(others)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params  # neither needs them
+        matrices, others = parts(updates)
+        turned, muon_state = muon.update(matrices, state[0])
+        scaled, adam_state = adam.update(others, state[1])
+        steps: dict[str, Any] = dict(scaled)  # type: ignore[arg-type]
+        for path, (rows, columns) in _matrices(matrices).items():
+            x = turned[path]  # type: ignore[index]
+            sides = (math.prod(x.shape[i] for i in axes) for axes in (rows, columns))
+            # An orthogonal matrix has entries of RMS 1 / sqrt(longer side). 0.2 is the RMS of
+            # Adam's steps in practice, so that rates and decays carry over from AdamW (Liu et
+            # al. 2025, arXiv 2502.16982).
+            steps[path] = x * (0.2 * max(sides) ** 0.5)
+        return steps, (muon_state, adam_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _matrices(params: Any) -> dict[str, Any]:
+    """Which axes of each kernel are a matrix's rows (inputs) and columns (outputs).
+
+    Kernels are [*in, *out], in a stack of layers [layers, *in, *out], each layer a matrix of its
+    own. Only attention's output projection has two input axes (heads, head width).
+
+    Raises:
+        ConfigError: naming the parameters that are no matrices.
+    """
+    found, problems = {}, []
+    for path, x in params.items():
+        first = 1 if rules.STACKED.search(path) else 0
+        inputs = 2 if path.endswith("/o/kernel") else 1
+        axes = range(first, x.ndim)
+        if len(axes) <= inputs:
+            problems.append(f"optim.muon: {path!r} of shape {tuple(x.shape)} is no matrix")
+            continue
+        found[path] = optax.contrib.MuonDimensionNumbers(
+            tuple(axes[:inputs]), tuple(axes[inputs:])
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return found
+
+
 def _decay_and_scale(config: OptimConfig) -> optax.GradientTransformation:
     """AdamW's decay and the factors on the rate, each by the first rule that matches the path."""
     decays = [*config.decays, ("", config.weight_decay)]
     rates = [*config.rates, ("", 1.0)]
+    named = {"rates": [p for p, _ in config.rates], "decays": [p for p, _ in config.decays]}
+    named["muon"] = list(config.muon)
 
     def init(params: Any) -> optax.EmptyState:
         problems = [
             f"optim.{name}: {pattern!r} matches none of {len(params)} trainable parameters"
-            for name in ("rates", "decays")
-            for pattern, _ in getattr(config, name)
+            for name, patterns in named.items()
+            for pattern in patterns
             if not any(rules.match([(pattern, True), ("", False)], path) for path in params)
         ]
         if problems:
