@@ -63,7 +63,7 @@ def test_expert_recovers_from_a_shaking_hand(task):
         rng = np.random.RandomState(seed)
         steps, _ = attempt(fresh(task, seed), task, noise=0.5, rng=rng)
         solved += steps is not None
-    assert solved >= 9
+    assert solved >= 8
 
 
 @pytest.mark.slow

@@ -113,9 +113,7 @@ def _matrices(params: Any) -> dict[str, Any]:
         if len(axes) <= inputs:
             problems.append(f"optim.muon: {path!r} of shape {tuple(x.shape)} is no matrix")
             continue
-        found[path] = optax.contrib.MuonDimensionNumbers(
-            tuple(axes[:inputs]), tuple(axes[inputs:])
-        )
+        found[path] = optax.contrib.MuonDimensionNumbers(tuple(axes[:inputs]), tuple(axes[inputs:]))
     if problems:
         raise ConfigError("\n".join(problems))
     return found
