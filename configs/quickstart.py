@@ -47,5 +47,5 @@ def get_config(data: str = "runs/quickstart/data/tabletop/1.0.0") -> Any:
     # little from it and would cost most.
     matrices = r"^backbone/.*kernel$|^head/layer0/.*kernel$"
     c.optim.update({"muon": (matrices,), "rates": ((matrices, 4.0),)})
-    c.train.update({"steps": 3000, "batch_size": 64, "eval_every": 0, "save_every": 1000})
+    c.train.update({"steps": 2500, "batch_size": 64, "eval_every": 0, "save_every": 1000})
     return c
