@@ -130,6 +130,9 @@ def get_config() -> Any:
         {
             "steps": 50000,  # optimizer steps
             "batch_size": 128,  # windows a step, over all devices
+            # Parts the batch goes through in, one after the other: a step's memory for activations
+            # divided by this, the same gradient.
+            "accumulate": 1,
             "log_every": 10,  # steps
             "eval_every": 10000,  # steps; 0 = only at the end
             "eval_batches": 100,  # validation batches at most

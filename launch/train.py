@@ -57,7 +57,7 @@ def train(config: Config, workdir: Path) -> None:
 
     # Devices.
     mesh = meshes.make_mesh(config.mesh)
-    meshes.check_batch(config.train.batch_size, mesh)
+    meshes.check_batch(config.train.batch_size, mesh, config.train.accumulate)
     logger.info("mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
 
     # The model, and what this run was before, if it was.
@@ -129,7 +129,7 @@ def train(config: Config, workdir: Path) -> None:
 
     # Steps.
     train_step = runtime.together(
-        make_train_step(model, action_loss, config, mesh, template), "train"
+        make_train_step(model, action_loss, config, mesh, template, data.names), "train"
     )
     baseline = evaluate.mean_actions([dataset.actions for dataset in data.datasets])
     eval_step = runtime.together(
@@ -141,7 +141,8 @@ def train(config: Config, workdir: Path) -> None:
         most = c.eval_batches
         whole = held_out.num_windows <= most * c.batch_size
         with load(held_out, shuffle=not whole, pad_last=whole) as batches:
-            return evaluate.evaluate(eval_step, now, itertools.islice(batches, most), mesh)
+            some = itertools.islice(batches, most)
+            return evaluate.evaluate(eval_step, now, some, mesh, data.names)
 
     # Loop.
     def due(done: int, every: int) -> bool:

@@ -153,6 +153,7 @@ class TrainConfig:
 
     steps: int
     batch_size: int
+    accumulate: int
     log_every: int
     eval_every: int
     eval_batches: int
@@ -218,6 +219,7 @@ def _cross_checks(config: Config) -> list[str]:
         "model.structure.latent": structure.latent,
         "model.structure.text_len": structure.text_len,
         "train.batch_size": config.train.batch_size,
+        "train.accumulate": config.train.accumulate,
         "train.steps": config.train.steps,
         "data.clip": data.clip,
     }
