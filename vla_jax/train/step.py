@@ -10,7 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from vla_jax.config import Config
-from vla_jax.models.image import ImageSpec
+from vla_jax.models.captions import caption_loss
+from vla_jax.models.image import ImageSpec, preprocess
 from vla_jax.train import lora
 from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
@@ -35,7 +36,7 @@ class Model(Protocol):
         """What its image tower takes."""
         ...
 
-    def apply(self, variables: Any, observation: Any, *, rngs: Any = None) -> Any:
+    def apply(self, variables: Any, *args: Any, rngs: Any = None, **method: Any) -> Any:
         """Preprocessed observation -> `Prediction`; an rng named "dropout" turns dropout on."""
         ...
 
@@ -61,9 +62,9 @@ def make_train_step(
 
     Returns:
         (state, batch) -> (state, metrics); metrics are float32 device scalars: "loss", its parts,
-        "grad_norm" before clipping, "lr" used, and "loss/NAME", the action loss on each dataset
-        of several, NaN where the batch has none of it. Reading one waits for the step; keep a few
-        steps' worth and read late.
+        "loss_caption" and "acc_caption" of batches with captions, "grad_norm" before clipping,
+        "lr" used, and "loss/NAME", the action loss on each dataset of several, NaN where the batch
+        has none of it. Reading one waits for the step; keep a few steps' worth and read late.
     """
     optimizer = make_optimizer(config.optim, config.train.steps)
     schedule = make_schedule(config.optim, config.train.steps)
@@ -72,7 +73,7 @@ def make_train_step(
     def gradients(
         state: TrainState, batch: Batch, key: Array, share: Array
     ) -> tuple[dict[str, Any], Metrics, Array]:
-        """Of one part of a batch, times its share of all supervised actions."""
+        """Of one part of a batch; `share` [2] is what it has of all actions and caption tokens."""
         rngs = {"dropout": key} if config.model.dropout else None
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=True
@@ -85,8 +86,15 @@ def make_train_step(
             total, parts = loss(prediction, batch.actions, config.optim.gripper_weight)
             parts = dict(parts)
             rows = parts.pop("rows", None)
-            parts = {name: share * x for name, x in {**parts, "loss": total}.items()}
-            return share * total, (parts, by_dataset(rows, batch, len(names)))
+            parts = {name: share[0] * x for name, x in parts.items()}
+            total = share[0] * total
+            if batch.captions is not None:
+                images = preprocess(batch.captions.images, model.image)
+                args = (variables, images, batch.captions)
+                caption, more = model.apply(*args, method=caption_loss, rngs=rngs)
+                parts |= {name: share[1] * x for name, x in more.items()}
+                total += share[1] * config.optim.caption_weight * caption
+            return total, ({**parts, "loss": total}, by_dataset(rows, batch, len(names)))
 
         found = jax.value_and_grad(objective, has_aux=True)(state.trainable)
         (_, (parts, sums)), grads = found
@@ -95,10 +103,14 @@ def make_train_step(
     def accumulated(state: TrainState, batch: Batch) -> tuple[dict[str, Any], Metrics, Array]:
         key = jax.random.fold_in(state.rng, state.step)
         if parts_of == 1:
-            return gradients(state, batch, key, jnp.ones(()))
+            return gradients(state, batch, key, jnp.ones(2))
         micro = split_rows(batch, parts_of, mesh)
-        counts = micro.actions.mask.sum((1, 2, 3), dtype=jnp.float32)
-        shares = counts / jnp.maximum(counts.sum(), 1.0)
+        actions = micro.actions.mask.sum((1, 2, 3), dtype=jnp.float32)
+        tokens = jnp.zeros_like(actions)
+        if micro.captions is not None:
+            tokens = micro.captions.target.sum((1, 2), dtype=jnp.float32)
+        counts = jnp.stack([actions, tokens], axis=1)
+        shares = counts / jnp.maximum(counts.sum(0), 1.0)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts_of))
 
         def add(total: Any, now: tuple[Batch, Array, Array]) -> tuple[Any, None]:
