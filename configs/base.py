@@ -58,6 +58,17 @@ def get_config() -> Any:
     c.data = ConfigDict(
         {
             "datasets": (),  # tuple of dicts like DATASET above
+            # Texts about images, predicted beside the actions so that the VLM keeps its language.
+            "cotrain": ConfigDict(
+                {
+                    "path": "",  # .json or .jsonl in LLaVA's form; "" = off
+                    "images": "",  # folder their `image` is relative to; "" = beside the file
+                    "rows": 32,  # texts a step, beside train.batch_size windows: the ratio
+                    "text_len": 128,  # text columns; longer conversations are cut
+                    # Before every answer; the image stands before the first.
+                    "prompt": "Question: {question} Answer: ",
+                }
+            ),
             "train_split": "train",  # TFDS split
             "val_split": "val",  # when absent, the last val_fraction of the train trajectories
             "val_fraction": 0.05,  # see above
@@ -105,6 +116,7 @@ def get_config() -> Any:
             "eps": 1e-8,  # AdamW
             "clip_norm": 1.0,  # global gradient norm; 0 = off (the original's shipped configs)
             "gripper_weight": 0.01,  # loss = arm Huber + this * gripper BCE
+            "caption_weight": 0.05,  # + this * cross-entropy of data.cotrain's answers
             # Average of the weights over the steps, which evaluation and serving then use; 0 = off.
             # Costs 4 bytes a trained parameter. Common: 0.99 to 0.9999.
             "ema_decay": 0.0,
@@ -133,6 +145,9 @@ def get_config() -> Any:
         {
             "steps": 50000,  # optimizer steps
             "batch_size": 128,  # windows a step, over all devices
+            # Parts the batch goes through in, one after the other: a step's memory for activations
+            # divided by this, the same gradient.
+            "accumulate": 1,
             "log_every": 10,  # steps
             "eval_every": 10000,  # steps; 0 = only at the end
             "eval_batches": 100,  # validation batches at most

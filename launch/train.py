@@ -9,6 +9,8 @@ With several processes start the same command in each, under Slurm, Open MPI or 
 with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
 """
 
+import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -27,6 +29,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert import hf
+from vla_jax.data.captions import CaptionLoader, CaptionSet, check_texts
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.loader import Loader, open_datasets
 from vla_jax.data.text import Tokenizer
@@ -57,7 +60,10 @@ def train(config: Config, workdir: Path) -> None:
 
     # Devices.
     mesh = meshes.make_mesh(config.mesh)
-    meshes.check_batch(config.train.batch_size, mesh)
+    meshes.check_batch(config.train.batch_size, mesh, config.train.accumulate)
+    cotrain = config.data.cotrain
+    if cotrain.path:
+        meshes.check_batch(cotrain.rows, mesh, config.train.accumulate, "data.cotrain.rows")
     logger.info("mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
 
     # The model, and what this run was before, if it was.
@@ -77,6 +83,7 @@ def train(config: Config, workdir: Path) -> None:
     )
     data = opened("train", statistics=meta.get("statistics"))
     held_out = opened("val", statistics=data.statistics)
+    texts = CaptionSet(cotrain.path, cotrain.images) if cotrain.path else None
     logger.info("windows: %d to train on, %d held out", data.num_windows, held_out.num_windows)
 
     # Tokenizer.
@@ -87,21 +94,20 @@ def train(config: Config, workdir: Path) -> None:
     elif hf_dir:
         tokenizer = Tokenizer.from_dir(hf_dir)
     else:
-        tokenizer = Tokenizer.build(prompts, model.arch["text_config"]["vocab_size"])
+        words = itertools.chain(prompts, texts.words(cotrain.prompt) if texts else ())
+        tokenizer = Tokenizer.build(words, model.arch["text_config"]["vocab_size"])
 
     def encode(instruction: str) -> Any:
         return tokenizer.encode(prompt.format(instruction=instruction.strip()), structure.text_len)
 
-    load = functools.partial(
-        Loader,
-        encode=encode,
-        batch_size=c.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )
+    share: dict[str, Any] = {
+        "seed": config.seed,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "threads": config.data.threads,
+        "prefetch": config.data.prefetch,
+    }
+    load = functools.partial(Loader, encode=encode, batch_size=c.batch_size, **share)
 
     # Weights and state.
     init = lora.extend(functools.partial(vla.initial_params, model), config.lora)
@@ -110,6 +116,7 @@ def train(config: Config, workdir: Path) -> None:
     template = state.abstract(init, lora.train_rules(config), optimizer, mesh, ema=ema)
     if start:
         now, position = checkpoints.restore(template, start)
+        check_texts(texts, position)
         logger.info("resumed at step %d", start)
     else:
         position, loaded = 0, {}
@@ -129,7 +136,7 @@ def train(config: Config, workdir: Path) -> None:
 
     # Steps.
     train_step = runtime.together(
-        make_train_step(model, action_loss, config, mesh, template), "train"
+        make_train_step(model, action_loss, config, mesh, template, data.names), "train"
     )
     baseline = evaluate.mean_actions([dataset.actions for dataset in data.datasets])
     eval_step = runtime.together(
@@ -141,20 +148,25 @@ def train(config: Config, workdir: Path) -> None:
         most = c.eval_batches
         whole = held_out.num_windows <= most * c.batch_size
         with load(held_out, shuffle=not whole, pad_last=whole) as batches:
-            return evaluate.evaluate(eval_step, now, itertools.islice(batches, most), mesh)
+            some = itertools.islice(batches, most)
+            return evaluate.evaluate(eval_step, now, some, mesh, data.names)
 
     # Loop.
+    talk: Any = contextlib.nullcontext(itertools.repeat(None))
+    if texts:
+        talk = CaptionLoader(texts, tokenizer, cotrain, side, start=start, **share)
+
     def due(done: int, every: int) -> bool:
         return done == c.steps or (every > 0 and done % every == 0)
 
     rows = log.RunLog(workdir, start, c.tensorboard, c.wandb, meta["config"], active=chief)
     bar = tqdm(total=c.steps, initial=start, unit="step", disable=not chief)
-    with checkpoints, rows, bar, load(data, start=position) as batches:
+    with checkpoints, rows, bar, load(data, start=position) as batches, talk as captions:
         meter = log.Meter(start, c.batch_size)
         pending = log.Pending(rows, meter, bar)
         for done in range(start + 1, c.steps + 1):
             began = time.perf_counter()
-            local = next(batches)
+            local = dataclasses.replace(next(batches), captions=next(captions))
             meter.waited(time.perf_counter() - began)
             now, metrics = train_step(now, meshes.shard_batch(local, mesh))
             if done == start + 1:
@@ -168,7 +180,8 @@ def train(config: Config, workdir: Path) -> None:
             leave = stop.at(done)
             if leave or due(done, c.save_every):
                 pending.flush()
-                checkpoints.save(done, now, batches.state(), meta)
+                position = {**batches.state(), **({"captions": texts.identity()} if texts else {})}
+                checkpoints.save(done, now, position, meta)
                 meter.pause(done)
             if leave:
                 logger.warning("stopped at step %d; the same command goes on from there", done)

@@ -78,10 +78,22 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True)
+class CotrainConfig:
+    """Texts about images that are trained on beside the actions."""
+
+    path: str
+    images: str
+    rows: int
+    text_len: int
+    prompt: str
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The mixture and how trajectories become samples."""
 
     datasets: tuple[DatasetConfig, ...]
+    cotrain: CotrainConfig
     train_split: str
     val_split: str
     val_fraction: float
@@ -130,6 +142,7 @@ class OptimConfig:
     eps: float
     clip_norm: float
     gripper_weight: float
+    caption_weight: float
     ema_decay: float
     frozen: tuple[str, ...]
     trained: tuple[tuple[str, int], ...]
@@ -154,6 +167,7 @@ class TrainConfig:
 
     steps: int
     batch_size: int
+    accumulate: int
     log_every: int
     eval_every: int
     eval_batches: int
@@ -219,6 +233,7 @@ def _cross_checks(config: Config) -> list[str]:
         "model.structure.latent": structure.latent,
         "model.structure.text_len": structure.text_len,
         "train.batch_size": config.train.batch_size,
+        "train.accumulate": config.train.accumulate,
         "train.steps": config.train.steps,
         "data.clip": data.clip,
     }
@@ -228,11 +243,22 @@ def _cross_checks(config: Config) -> list[str]:
         for i, d in enumerate(data.datasets)
         if d.weight <= 0
     ]
-    problems += _lora_checks(config)
+    problems += _lora_checks(config) + _cotrain_checks(config)
     if not 0 <= config.optim.ema_decay < 1:
         problems.append(f"optim.ema_decay: must be in [0, 1), not {config.optim.ema_decay}")
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         problems.append("mesh: only one axis may be -1")
+    return problems
+
+
+def _cotrain_checks(config: Config) -> list[str]:
+    cotrain, problems = config.data.cotrain, []
+    if not cotrain.path:
+        return []
+    if cotrain.rows < 1 or cotrain.text_len < 1:
+        problems.append("data.cotrain: rows and text_len must be positive")
+    if cotrain.prompt.count("{question}") != 1:
+        problems.append(f"data.cotrain.prompt: needs {{question}} once: {cotrain.prompt!r}")
     return problems
 
 

@@ -57,6 +57,26 @@ class Actions:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Captions:
+    """Texts about images, for training the VLM's language beside the actions.
+
+    Attributes:
+        images: uint8 [b, h, x, 3], RGB.
+        has_image: bool [b]; False where a text has none (its pixels are black).
+        text: int32 [b, t] token ids, padded on the right to a fixed t.
+        text_mask: bool [b, t], True on real tokens.
+        target: bool [b, t], True on tokens that are to be predicted: the answers.
+    """
+
+    images: Any
+    has_image: Any
+    text: Any
+    text_mask: Any
+    target: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
     """One training batch.
 
@@ -66,12 +86,14 @@ class Batch:
         sample: uint32 [b, 2], the global sample number as (high, low) words: the only source of
             randomness for augmentation, so pixels do not depend on topology or on a restart.
         dataset: int32 [b], index of the sample's dataset in the mixture.
+        captions: rows of their own beside the windows, or None.
     """
 
     observation: Observation
     actions: Actions
     sample: Any
     dataset: Any
+    captions: Captions | None = None
 
 
 @jax.tree_util.register_dataclass

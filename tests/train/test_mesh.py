@@ -101,5 +101,8 @@ def test_a_batch_is_split_over_data_and_fsdp_and_kept_in_order():
 def test_batches_that_cannot_be_shared_are_refused():
     mesh = meshes.make_mesh(MeshConfig(2, 2, 2))
     meshes.check_batch(8, mesh)
+    meshes.check_batch(16, mesh, 2)
+    with pytest.raises(ConfigError, match=r"x train\.accumulate = 4 x 3"):
+        meshes.check_batch(16, mesh, 3)
     with pytest.raises(ConfigError, match="6 is not a multiple of data x fsdp = 4"):
         meshes.check_batch(6, mesh)

@@ -1,21 +1,25 @@
 import dataclasses
 import functools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.train.toy import Toy, loss, make_batch, make_config
 from vla_jax.config import MeshConfig
 from vla_jax.rules import flatten
 from vla_jax.train import evaluate
-from vla_jax.train.mesh import make_mesh, shard_batch
+from vla_jax.train.augment import augment
+from vla_jax.train.losses import action_loss
+from vla_jax.train.mesh import batch_sharding, make_mesh, shard_batch
 from vla_jax.train.optim import make_optimizer
 from vla_jax.train.split import train_rules
 from vla_jax.train.state import abstract, create, place
-from vla_jax.train.step import make_train_step
+from vla_jax.train.step import make_train_step, split_rows
 
 FROZEN = ("backbone/",)
 
@@ -160,7 +164,7 @@ def test_evaluation_is_exact_over_uneven_batches():
     step = evaluate.make_eval_step(Toy(), loss, config, mesh, template, baseline)
     batches = [make_batch(i) for i in range(3)]
     batches[2].actions.mask[3:] = False  # what a loader does to the rows that fill up
-    result = evaluate.evaluate(step, state, batches, mesh)
+    result = evaluate.evaluate(step, state, batches, mesh, ("even", "odd"))
     whole = jax.tree.map(lambda *x: np.concatenate(x)[:19], *batches)
     images = {c: jnp.asarray(x, jnp.float32) / 255 for c, x in whole.observation.images.items()}
     mean, std = jnp.asarray(Toy.image.mean), jnp.asarray(Toy.image.std)
@@ -184,6 +188,100 @@ def test_evaluation_is_exact_over_uneven_batches():
     always = np.broadcast_to((whole.dataset == 0)[:, None, None], mask.shape)
     guess = (always == (target[..., -1] > 0.5))[mask].mean()
     assert result["baseline_gripper"] == pytest.approx(guess, rel=1e-6)
+    for number, name in enumerate(("even", "odd")):
+        mine = mask & (whole.dataset == number)[:, None, None]
+        l1 = np.abs(prediction.arm - target[..., :-1])[mine].mean()
+        assert result[f"l1_mean/{name}"] == pytest.approx(l1, rel=1e-5)
+        right = ((prediction.gripper > 0) == (target[..., -1] > 0.5))[mine].mean()
+        assert result[f"gripper/{name}"] == pytest.approx(right, rel=1e-6)
+
+
+ODD = {"augment.shift": {"primary": 1}, "model.dropout": False}
+
+
+def first_step(accumulate: int, shape=(2, 2, 1), names=("even", "odd")):
+    config = make_config(**ODD, **{"train.accumulate": accumulate, "optim.clip_norm": 0.0})
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    template = abstract(Toy().init, (), optimizer, mesh, min_sharded=64)
+    state = create(Toy().init, optimizer, template, config.seed)
+    batch = make_batch(3, rows=16)
+    batch.actions.mask[::4] = False  # parts with very different numbers of supervised actions
+    batch.actions.mask[1] = True
+    step = make_train_step(Toy(), action_loss, config, mesh, template, names)
+    return step, state, batch, mesh
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(capsys):
+    results = {}
+    for parts in (1, 2, 4):
+        step, state, batch, mesh = first_step(parts)
+        after, metrics = step(state, shard_batch(batch, mesh))
+        moment = optax.tree_utils.tree_get(after.opt_state, "mu")
+        # Adam's first moment after one step is a tenth of the gradient.
+        results[parts] = (
+            {path: 10 * np.asarray(x) for path, x in moment.items()},
+            {name: float(x) for name, x in metrics.items()},
+        )
+    whole, numbers = results.pop(1)
+    assert numbers["loss/even"] != numbers["loss/odd"]
+    errors = {}
+    for parts, (grads, metrics) in results.items():
+        errors[parts] = max(np.abs(grads[path] - x).max() for path, x in whole.items())
+        assert errors[parts] <= 1e-6
+        assert max(np.abs(x).max() for x in whole.values()) > 0.05
+        for name, x in numbers.items():
+            assert metrics[name] == pytest.approx(x, abs=1e-6), name
+    with capsys.disabled():
+        print(f"\naccumulation against one batch: max abs gradient error by parts {errors}")
+
+
+def test_the_loss_of_each_dataset_is_the_mean_over_its_actions():
+    step, state, batch, mesh = first_step(1)
+    params = jax.tree.map(np.array, state.params)
+    _, metrics = step(state, shard_batch(batch, mesh))
+    config = make_config(**ODD)
+    device = jax.tree.map(jnp.asarray, batch)
+    seen = augment(
+        device.observation, device.sample, config.seed, config.augment, Toy.image, train=True
+    )
+    prediction = Toy().apply({"params": params}, seen)
+    for number, name in enumerate(("even", "odd")):
+        mask = batch.actions.mask & (batch.dataset == number)[:, None, None]
+        mine = dataclasses.replace(device.actions, mask=jnp.asarray(mask))
+        expected, _ = action_loss(prediction, mine, config.optim.gripper_weight)
+        assert float(metrics[f"loss/{name}"]) == pytest.approx(float(expected), rel=1e-4)
+    step, state, batch, mesh = first_step(1, names=("even", "odd", "absent"))
+    _, metrics = step(state, shard_batch(batch, mesh))
+    assert np.isnan(metrics["loss/absent"])
+
+
+MOVES = ("all-to-all", "collective-permute")
+
+
+def moved(function, batch, mesh) -> list[str]:
+    where = batch_sharding(mesh)
+    text = jax.jit(function, in_shardings=where).lower(batch).compile().as_text() or ""
+    return [line for line in text.splitlines() if any(f" {m}(" in line for m in MOVES)]
+
+
+def test_no_image_leaves_its_device_when_a_batch_is_cut():
+    mesh = make_mesh(MeshConfig(4, 2, 1))
+    images = jnp.zeros((32, 3, 4, 4, 3), jnp.uint8)
+
+    def contiguous(x: jax.Array) -> jax.Array:
+        parts = x.reshape(2, 16, *x.shape[1:])
+        where = jax.NamedSharding(mesh, jax.P(None, *batch_sharding(mesh).spec))
+        return jax.lax.with_sharding_constraint(parts, where)
+
+    assert moved(contiguous, images, mesh)  # so the search finds what it looks for
+    assert not moved(lambda x: split_rows(x, 2, mesh), images, mesh)
+    step, state, batch, mesh = first_step(2, (4, 2, 1))
+    compiled: Any = step
+    text = compiled.lower(state, shard_batch(batch, mesh)).compile().as_text()
+    lines = [line for line in text.splitlines() if "u8[" in line]
+    assert lines
+    assert not [x for x in lines if any(f" {m}(" in x for m in (*MOVES, "all-gather"))]
 
 
 def test_evaluation_survives_an_empty_batch_but_not_an_empty_split():

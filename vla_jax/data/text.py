@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +125,38 @@ class Tokenizer:
         ids = np.full(length, self.pad_id, np.int32)
         ids[: len(found)] = found
         return ids, np.arange(length) < len(found)
+
+    def encode_answers(
+        self, parts: Sequence[tuple[str, bool]], length: int
+    ) -> tuple[Int32[np.ndarray, "t"], Bool[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
+        """A text of which only some parts are to be predicted, cut after `length` tokens.
+
+        The parts are joined and tokenised as one, so that tokens at their borders are those of
+        inference. A token belongs to a part if any of its characters does; the tokenizer's own end
+        token belongs to the last part.
+
+        Args:
+            parts: text, and whether it is an answer.
+            length: columns of the result.
+
+        Returns:
+            Ids padded on the right, the mask of real tokens, the mask of answers' tokens.
+        """
+        found = self._backend.encode("".join(text for text, _ in parts))
+        spans, end = [], 0
+        for text, answer in parts:
+            spans.append((end, end + len(text), answer))
+            end += len(text)
+        wanted = [
+            any(answer and start < b and a < stop for start, stop, answer in spans)
+            for a, b in found.offsets
+        ]
+        if found.special_tokens_mask and found.special_tokens_mask[-1] and len(wanted) > 1:
+            wanted[-1] = bool(parts) and parts[-1][1]
+        count = min(length, len(found.ids))
+        ids, target = np.full(length, self.pad_id, np.int32), np.zeros(length, bool)
+        ids[:count], target[:count] = found.ids[:count], wanted[:count]
+        return ids, np.arange(length) < count, target
 
 
 def _with_padding(backend: _Backend, pad_id: int, pad_token: str) -> str:

@@ -22,7 +22,7 @@ from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
 from vla_jax.train.state import TrainState
 from vla_jax.train.step import Loss, Metrics, Model
-from vla_jax.types import Actions, Batch
+from vla_jax.types import Actions, Batch, Prediction
 
 EvalStep = Callable[[TrainState, Batch], Metrics]
 
@@ -66,8 +66,9 @@ def make_eval_step(
 
     Returns:
         (state, batch) -> sums over the supervised actions: "count",
-        "l1" [a-1] in normalised units, "gripper" right answers, "loss" and its parts, and
-        "baseline_l1", "baseline_gripper".
+        "l1" [a-1] in normalised units, "gripper" right answers, "loss" and its parts; with a
+        baseline "baseline_l1", "baseline_gripper" and "datasets" [n, 3]: of each dataset the
+        count, L1 averaged over the arm's dimensions, right gripper answers.
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:
@@ -78,6 +79,7 @@ def make_eval_step(
         prediction = model.apply(variables, observation)
         actions = batch.actions
         total, parts = loss(prediction, actions, config.optim.gripper_weight)
+        parts = {name: x for name, x in parts.items() if name != "rows"}
         count = actions.mask.sum(dtype=jnp.float32)
         # An empty mean is 0 / 0 in some losses and must not poison the sum.
         sums = {
@@ -89,6 +91,7 @@ def make_eval_step(
             is_open = jnp.asarray(baseline.gripper)[batch.dataset][:, None, None]
             fixed = _errors(arm, is_open, actions)
             sums |= {f"baseline_{name}": x for name, x in fixed.items()}
+            sums["datasets"] = _by_dataset(prediction, batch, len(baseline.gripper))
         return sums
 
     shardings = jax.tree.map(lambda x: x.sharding, template)
@@ -110,10 +113,21 @@ def _errors(
     }
 
 
-def means(sums: Sequence[Metrics]) -> dict[str, Any]:
+def _by_dataset(prediction: Prediction, batch: Batch, datasets: int) -> Float[Array, "n 3"]:
+    actions = batch.actions
+    target, opened = actions.chunk[..., :-1], actions.chunk[..., -1] > 0.5
+    distance = jnp.abs(prediction.arm.astype(jnp.float32) - target).mean(-1)
+    right = (prediction.gripper > 0) == opened
+    each = jnp.stack([jnp.ones_like(distance), distance, right.astype(jnp.float32)], axis=-1)
+    rows = jnp.where(actions.mask[..., None], each, 0.0).sum((1, 2))
+    return jax.ops.segment_sum(rows, batch.dataset, datasets)
+
+
+def means(sums: Sequence[Metrics], names: Sequence[str] = ()) -> dict[str, Any]:
     """Sums of the eval step over batches -> means: floats, and lists where one per dimension.
 
-    Adds "l1_mean" and "baseline_l1_mean" over the arm's dimensions.
+    Adds "l1_mean" and "baseline_l1_mean" over the arm's dimensions, and for each of several
+    datasets that was seen "l1_mean/NAME" and "gripper/NAME".
 
     Raises:
         ValueError: if no supervised action was seen.
@@ -123,18 +137,29 @@ def means(sums: Sequence[Metrics]) -> dict[str, Any]:
     count = float(total.pop("count", 0.0))
     if count == 0:
         raise ValueError("evaluation saw no supervised action: is the validation split empty?")
+    datasets = total.pop("datasets", np.zeros((0, 3)))
     result: dict[str, Any] = {name: (x / count).tolist() for name, x in total.items()}
     for name in ("l1", "baseline_l1"):
         if name in result:
             result[f"{name}_mean"] = float(np.mean(result[name]))
+    for name, (seen, l1, gripper) in zip(names, datasets, strict=False):
+        if seen and len(names) > 1:
+            result |= {
+                f"l1_mean/{name}": float(l1 / seen),
+                f"gripper/{name}": float(gripper / seen),
+            }
     return {**result, "count": int(count)}
 
 
 def evaluate(
-    step: EvalStep, state: TrainState, batches: Iterable[Batch], mesh: Mesh
+    step: EvalStep,
+    state: TrainState,
+    batches: Iterable[Batch],
+    mesh: Mesh,
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Means over `batches` (this process's rows; all actions of padding rows masked)."""
-    return means([step(state, meshes.shard_batch(local, mesh)) for local in batches])
+    """`means` over `batches` (this process's rows; all actions of padding rows masked)."""
+    return means([step(state, meshes.shard_batch(local, mesh)) for local in batches], names)
 
 
 def report(result: dict[str, Any], workdir: str | Path) -> str:

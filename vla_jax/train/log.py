@@ -99,7 +99,7 @@ class RunLog:
         if self._file is None:
             return
         row = {name: _plain(value) for name, value in values.items()}
-        scalars = {f"{kind}/{k}": v for k, v in row.items() if isinstance(v, (int, float))}
+        scalars = {f"{kind}/{k}": v for k, v in _scalars(row).items()}
         strict = {k: _strict(v) for k, v in row.items()}
         self._file.write(json.dumps({"step": step, "kind": kind, **strict}) + "\n")
         self._file.flush()
@@ -122,6 +122,15 @@ class RunLog:
 
 def _plain(value: Any) -> Any:
     return np.asarray(value).tolist() if hasattr(value, "dtype") else value
+
+
+def _scalars(row: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers of a row; those of a list under its name and their place."""
+    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+    for name, value in row.items():
+        if isinstance(value, list):
+            numbers |= {f"{name}/{i}": x for i, x in enumerate(value) if isinstance(x, float)}
+    return numbers
 
 
 def _strict(value: Any) -> Any:
@@ -221,6 +230,9 @@ class Pending:
             return
         (step, metrics), self._held = self._held, None
         values = {name: float(value) for name, value in metrics.items()}
+        # A dataset that the step had no window of has no loss.
+        absent = [k for k, v in values.items() if k.startswith("loss/") and math.isnan(v)]
+        values = {k: v for k, v in values.items() if k not in absent}
         if not math.isfinite(values["loss"]):
             logger.warning("step %d: the loss is %s", step, values["loss"])
         self._rows.write(step, "train", {**values, **self._meter.read(step)})

@@ -3,6 +3,7 @@
 Legend: b batch · w window · f chunk · a action dimension (arm + 1 gripper)
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -29,21 +30,24 @@ def binary_cross_entropy(
 
 def action_loss(
     prediction: Prediction, actions: Actions, gripper_weight: float
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Huber on the arm plus weighted cross-entropy on the gripper (RoboVLMs' continuous loss).
 
     Both are means over the chunk elements that `actions.mask` selects, in float32.
 
     Returns:
-        The loss and its parts: loss_arm, loss_gripper, acc_gripper (share of right open/closed
-        decisions), l1_arm (mean absolute error in normalised units).
+        The loss and its parts: rows (the loss of each window, [b]), loss_arm, loss_gripper,
+        acc_gripper (share of right open/closed decisions), l1_arm (mean absolute error in
+        normalised units).
     """
     arm = prediction.arm.astype(jnp.float32) - actions.chunk[..., :-1]
     logits, label = prediction.gripper.astype(jnp.float32), actions.chunk[..., -1]
     mask = actions.mask
-    loss_arm = masked_mean(huber(arm).mean(-1), mask)
-    loss_gripper = masked_mean(binary_cross_entropy(logits, label), mask)
+    each_arm, each_gripper = huber(arm).mean(-1), binary_cross_entropy(logits, label)
+    loss_arm, loss_gripper = masked_mean(each_arm, mask), masked_mean(each_gripper, mask)
+    each = each_arm + gripper_weight * each_gripper
     metrics = {
+        "rows": jax.vmap(masked_mean)(each, mask),
         "loss_arm": loss_arm,
         "loss_gripper": loss_gripper,
         "acc_gripper": masked_mean(((logits > 0) == (label > 0.5)).astype(jnp.float32), mask),

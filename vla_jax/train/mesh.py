@@ -141,8 +141,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Refuse a global batch that devices or processes cannot share evenly.
+def check_batch(
+    batch_size: int, mesh: Mesh, accumulate: int = 1, name: str = "train.batch_size"
+) -> None:
+    """Refuse a global batch that devices, parts or processes cannot share evenly.
+
+    Args:
+        batch_size: rows of a step over all processes.
+        mesh: of the run.
+        accumulate: parts a step goes through the batch in.
+        name: of the config key to blame.
 
     Raises:
         ConfigError: naming the sizes.
@@ -150,13 +158,14 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
     rows, processes = mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count()
     problems = []
     if batch_size % rows:
+        problems.append(f"{name}: {batch_size} is not a multiple of data x fsdp = {rows} devices")
+    elif batch_size % (rows * accumulate):
         problems.append(
-            f"train.batch_size: {batch_size} is not a multiple of data x fsdp = {rows} devices"
+            f"{name}: {batch_size} is not a multiple of data x fsdp x train.accumulate = "
+            f"{rows} x {accumulate}"
         )
     if batch_size % processes:
-        problems.append(
-            f"train.batch_size: {batch_size} is not a multiple of {processes} processes"
-        )
+        problems.append(f"{name}: {batch_size} is not a multiple of {processes} processes")
     if processes > 1 and len(mesh.local_devices) % mesh.shape["tensor"]:
         problems.append(
             f"mesh.tensor: {mesh.shape['tensor']} does not divide the {len(mesh.local_devices)} "

@@ -12,7 +12,8 @@ from vla_jax.config import ConfigError
 MACHINE = (
     "mesh", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every",
     "train.keep", "train.tensorboard", "train.wandb", "data.threads", "data.prefetch",
-    "data.cache_dir", "data.index", "data.datasets[i].dir", "model.backbone.hf_dir", "model.remat",
+    "data.cache_dir", "data.index", "data.datasets[i].dir", "data.cotrain.path",
+    "data.cotrain.images", "model.backbone.hf_dir", "model.remat",
 )  # fmt: skip
 # Where it may not: the weights, the moments or the sample stream would not fit.
 FIXED = ("seed", "model", "data", "lora", "optim.frozen", "optim.trained")

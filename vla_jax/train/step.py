@@ -1,15 +1,17 @@
 """The compiled program of a run: one optimizer step."""
 
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
-from jaxtyping import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from vla_jax.config import Config
-from vla_jax.models.image import ImageSpec
+from vla_jax.models.captions import caption_loss
+from vla_jax.models.image import ImageSpec, preprocess
 from vla_jax.train import lora
 from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
@@ -18,8 +20,10 @@ from vla_jax.train.split import merge
 from vla_jax.train.state import TrainState
 from vla_jax.types import Actions, Batch, Prediction
 
+T = TypeVar("T")
 Metrics = dict[str, Array]
-# (prediction, actions, gripper weight) -> (float32 scalar, its parts)
+# (prediction, actions, gripper weight) -> (float32 scalar, its parts); a part "rows" [b] is the
+# mean over each window.
 Loss = Callable[[Prediction, Actions, float], tuple[Array, Metrics]]
 
 
@@ -32,53 +36,98 @@ class Model(Protocol):
         """What its image tower takes."""
         ...
 
-    def apply(self, variables: Any, observation: Any, *, rngs: Any = None) -> Any:
+    def apply(self, variables: Any, *args: Any, rngs: Any = None, **method: Any) -> Any:
         """Preprocessed observation -> `Prediction`; an rng named "dropout" turns dropout on."""
         ...
 
 
 def make_train_step(
-    model: Model, loss: Loss, config: Config, mesh: Mesh, template: TrainState
+    model: Model,
+    loss: Loss,
+    config: Config,
+    mesh: Mesh,
+    template: TrainState,
+    names: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One optimizer step, compiled; the state's buffers are reused (donated).
 
     Args:
         model: applied in its own compute dtype to float32 or bfloat16 parameters.
         loss: in float32.
-        config: of the run.
+        config: of the run. With `train.accumulate` n the batch goes through in n parts, one after
+            the other; every supervised action counts the same whatever part it is in.
         mesh: of the run.
         template: carries the state's shardings, pinned on the way in and out.
+        names: of the mixture's datasets.
 
     Returns:
         (state, batch) -> (state, metrics); metrics are float32 device scalars: "loss", its parts,
-        "grad_norm" before clipping, "lr" used. Reading one waits for the step; keep a few steps'
-        worth and read late.
+        "loss_caption" and "acc_caption" of batches with captions, "grad_norm" before clipping,
+        "lr" used, and "loss/NAME", the action loss on each dataset of several, NaN where the batch
+        has none of it. Reading one waits for the step; keep a few steps' worth and read late.
     """
     optimizer = make_optimizer(config.optim, config.train.steps)
     schedule = make_schedule(config.optim, config.train.steps)
+    parts_of = config.train.accumulate
 
-    def gradients(state: TrainState, batch: Batch) -> tuple[Any, Metrics]:
-        # Accumulation would scan over micro-batches here. Split rows as reshape(b / n, n) and
-        # swap: reshape(n, b / n) moves every image to another device.
-        key = jax.random.fold_in(state.rng, state.step)
+    def gradients(
+        state: TrainState, batch: Batch, key: Array, share: Array
+    ) -> tuple[dict[str, Any], Metrics, Array]:
+        """Of one part of a batch; `share` [2] is what it has of all actions and caption tokens."""
         rngs = {"dropout": key} if config.model.dropout else None
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=True
         )
 
-        def objective(trainable: Any) -> tuple[Array, Metrics]:
+        def objective(trainable: Any) -> tuple[Array, tuple[Metrics, Array]]:
             params = merge(trainable, state.frozen)
             variables = {"params": lora.active(params, config.lora, train=True)}
             prediction = model.apply(variables, observation, rngs=rngs)
-            return loss(prediction, batch.actions, config.optim.gripper_weight)
+            total, parts = loss(prediction, batch.actions, config.optim.gripper_weight)
+            parts = dict(parts)
+            rows = parts.pop("rows", None)
+            parts = {name: share[0] * x for name, x in parts.items()}
+            total = share[0] * total
+            if batch.captions is not None:
+                images = preprocess(batch.captions.images, model.image)
+                args = (variables, images, batch.captions)
+                caption, more = model.apply(*args, method=caption_loss, rngs=rngs)
+                parts |= {name: share[1] * x for name, x in more.items()}
+                total += share[1] * config.optim.caption_weight * caption
+            return total, ({**parts, "loss": total}, by_dataset(rows, batch, len(names)))
 
-        (total, parts), grads = jax.value_and_grad(objective, has_aux=True)(state.trainable)
-        return grads, {**parts, "loss": total}
+        found = jax.value_and_grad(objective, has_aux=True)(state.trainable)
+        (_, (parts, sums)), grads = found
+        return grads, parts, sums
+
+    def accumulated(state: TrainState, batch: Batch) -> tuple[dict[str, Any], Metrics, Array]:
+        key = jax.random.fold_in(state.rng, state.step)
+        if parts_of == 1:
+            return gradients(state, batch, key, jnp.ones(2))
+        micro = split_rows(batch, parts_of, mesh)
+        actions = micro.actions.mask.sum((1, 2, 3), dtype=jnp.float32)
+        tokens = jnp.zeros_like(actions)
+        if micro.captions is not None:
+            tokens = micro.captions.target.sum((1, 2), dtype=jnp.float32)
+        counts = jnp.stack([actions, tokens], axis=1)
+        shares = counts / jnp.maximum(counts.sum(0), 1.0)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts_of))
+
+        def add(total: Any, now: tuple[Batch, Array, Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradients(state, *now)), None
+
+        first = (jax.tree.map(lambda x: x[0], micro), keys[0], shares[0])
+        like = jax.eval_shape(gradients, state, *first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        return jax.lax.scan(add, zeros, (micro, keys, shares))[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics = gradients(state, batch)
+        grads, metrics, sums = accumulated(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         metrics |= {"grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
+        if len(names) > 1:
+            each = jnp.where(sums[1] > 0, sums[0] / sums[1], jnp.nan)
+            metrics |= {f"loss/{name}": each[i] for i, name in enumerate(names)}
         trainable: Any = optax.apply_updates(state.trainable, updates)  # type: ignore[arg-type]
         after = TrainState(
             step=state.step + 1,
@@ -97,3 +146,35 @@ def make_train_step(
         out_shardings=(shardings, meshes.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def split_rows(batch: T, parts: int, mesh: Mesh) -> T:
+    """Rows [b, ...] -> [parts, b / parts, ...]; every row stays on its device.
+
+    Part i takes rows i, i + parts, ...: each device splits what it holds. Contiguous parts would
+    send every image to another device (seven all-to-all measured).
+    """
+    where = NamedSharding(mesh, PartitionSpec(None, *meshes.batch_sharding(mesh).spec))
+
+    def cut(x: Array) -> Array:
+        x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(x, where)
+
+    return jax.tree.map(cut, batch)
+
+
+def by_dataset(
+    rows: Float[Array, "b"] | None, batch: Batch, datasets: int
+) -> Float[Array, "2 datasets"]:
+    """Sum of the loss over each dataset's supervised actions, and how many those are.
+
+    Args:
+        rows: mean loss of each window, or None when the loss does not tell.
+        batch: of those windows.
+        datasets: of the mixture.
+    """
+    if rows is None or datasets < 2:
+        return jnp.zeros((2, datasets))
+    count = batch.actions.mask.sum((1, 2), dtype=jnp.float32)
+    sums = jnp.stack([jax.lax.stop_gradient(rows) * count, count], axis=1)
+    return jax.ops.segment_sum(sums, batch.dataset, datasets).T
