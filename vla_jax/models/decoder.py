@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models import layers
+from vla_jax.models.block import stack
 
 
 def sinusoid(positions: Int[Array, "*b n"], width: int, pad: int) -> Float[Array, "*b n d"]:
@@ -35,7 +36,7 @@ class Decoder(nn.Module):
         config: `text_config` of the VLM: vocab_size, embed_dim, layers, attention_heads, ffn_dim,
             activation_function, dropout, attention_dropout, layer_norm_eps, pad_token_id,
             scale_embedding.
-        remat: see `layers.stack`.
+        remat: see `block.remat`.
         dtype: of the activations.
     """
 
@@ -50,7 +51,7 @@ class Decoder(nn.Module):
             nn.initializers.normal(c["embed_dim"] ** -0.5),
             (c["vocab_size"], c["embed_dim"]),
         )
-        self.layers = layers.stack(
+        self.layers = stack(
             c["layers"],
             self.remat,
             "layers",
