@@ -91,6 +91,7 @@ class Block(nn.Module):
         rope: tuple[Array, Array] | None = None,
         bias: Float[Array, "#b #h #n s"] | None = None,
         memory: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+        gain: Float[Array, "#b n"] | None = None,
     ) -> tuple[Float[Array, "b n d"], None]:
         """One layer, in the (carry, output) form that `nn.scan` wants; see `Attention`."""
         s = self.spec
@@ -116,7 +117,7 @@ class Block(nn.Module):
             s.hidden, s.activation, s.sub_norm, s.eps, self.dtype, s.gated, s.mlp_bias, name="mlp"
         )
         y = norm(name="norm1")(x)
-        attended = attention(y, y, mask, rope, bias, memory)
+        attended = attention(y, y, mask, rope, bias, memory, gain)
         if s.post_norm:
             attended = norm(name="post1")(attended)
         attended = Dropout(s.dropout)(attended)

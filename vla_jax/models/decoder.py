@@ -5,9 +5,8 @@ cache's) · d width · h query heads · g key heads · k head width · l layers 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,90 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models.block import Block, BlockSpec, remat
-from vla_jax.models.layers import NORMS, Dropout, Rope
-
-POSITIONS = ("none", "sinusoid", "learned")
-
-
-@dataclass(frozen=True)
-class DecoderSpec:
-    """The structural facts of a decoder; a backbone's file reads them off its `text_config`.
-
-    Attributes:
-        vocab: rows of the token table.
-        width: of the residual stream.
-        layers: depth.
-        block: what each layer is made of; its norm kind is the final norm's too.
-        rope: rotary positions, if any.
-        alibi: largest exponent of ALiBi's slopes (8 for MPT), if any.
-        positions: what is added to the embeddings: none | sinusoid | learned.
-        max_positions: rows of the learned table.
-        first_position: row of the first token (2 for OPT and Kosmos-2).
-        count_padding: by default a token's position is its column; if False, padding is not
-            counted and itself stands before the first token.
-        window: a token of a local layer sees this many tokens back, itself included.
-        local: which layers are local, one flag each.
-        embed_scale: factor on everything that enters: text, images and actions alike.
-        round_scale: the factor is first rounded to the activations' dtype (Gemma).
-        embed_dropout: rates, applied one after the other.
-        tied: the token table is the output matrix too.
-        head_bias: bias on the scores.
-        norm_in_head: hidden states are handed out before the final norm, which `logits` applies.
-        logit_cap: scores are squashed to +- this by tanh (Gemma-2).
-    """
-
-    vocab: int
-    width: int
-    layers: int
-    block: BlockSpec
-    rope: Rope | None = None
-    alibi: float | None = None
-    positions: str = "none"
-    max_positions: int = 0
-    first_position: int = 0
-    count_padding: bool = True
-    window: int | None = None
-    local: tuple[bool, ...] = ()
-    embed_scale: float = 1.0
-    round_scale: bool = False
-    embed_dropout: tuple[float, ...] = ()
-    tied: bool = True
-    head_bias: bool = False
-    norm_in_head: bool = False
-    logit_cap: float | None = None
-
-    def __post_init__(self):
-        problems = []
-        if self.positions not in POSITIONS:
-            problems.append(f"positions: {self.positions!r} is none of {list(POSITIONS)}")
-        if self.positions == "learned" and self.max_positions <= 0:
-            problems.append("max_positions: a learned table needs its number of rows")
-        if (self.window is None) != (not any(self.local)):
-            problems.append("window and local: give both or neither")
-        if self.local and len(self.local) != self.layers:
-            problems.append(f"local: {len(self.local)} flags for {self.layers} layers")
-        if self.block.head_width is None and self.width % self.block.heads:
-            problems.append(f"block.heads: {self.block.heads} does not divide width {self.width}")
-        if problems:
-            raise ValueError("decoder:\n  " + "\n  ".join(problems))
-
-    @property
-    def head_width(self) -> int:
-        """Features of a head."""
-        return self.block.head_width or self.width // self.block.heads
-
-
-@dataclass(frozen=True)
-class Insert:
-    """A module of one's own before every `every`-th layer, e.g. Flamingo's cross-attention.
-
-    Attributes:
-        every: distance in layers; the first stands before layer number `every`, counted from 1.
-        make: builds the module, which is called as `module(x, context) -> x`.
-    """
-
-    every: int
-    make: Callable[[], nn.Module]
+from vla_jax.models.decoder_spec import DecoderSpec, Insert
+from vla_jax.models.layers import NORMS, Dropout
 
 
 @jax.tree_util.register_dataclass
@@ -193,6 +110,69 @@ class Group(nn.Module):
         self.extra = self.insert.make()
 
 
+class _Shared(NamedTuple):
+    """What all layers get; for the fields see `Decoder.run`."""
+
+    mask: Array
+    near: Array | None  # narrows the mask of local layers
+    rope: tuple[Array, Array] | None
+    bias: Array | None
+    gain: Array | None
+    deep: Array | None
+    context: Any
+    slots: tuple[Array, Array]  # (row, column) of these tokens in a cache
+    collect: bool
+
+
+def _layer(
+    block: Block, x: Array, own: dict[str, Any], shared: _Shared, insert: nn.Module | None = None
+) -> tuple[Array, dict[str, Any]]:
+    """One layer.
+
+    Args:
+        block: its module.
+        x: [b, n, d].
+        own: what differs between layers, as far as there is any: "local", "number", and "keys"
+            and "values" of the cache.
+        shared: what does not.
+        insert: runs before the layer.
+
+    Returns:
+        x and what is stacked over the layers: the new "keys" and "values", the "state" before.
+    """
+    out = {"state": x} if shared.collect else {}
+
+    def memory(k: Array, v: Array) -> tuple[Array, Array]:
+        for name, new in (("keys", k), ("values", v)):
+            out[name] = own[name].at[shared.slots].set(new)
+        return out["keys"], out["values"]
+
+    if insert is not None:
+        x = insert(x, shared.context)
+    mask = shared.mask
+    if shared.near is not None:
+        mask = mask & (shared.near | ~own["local"])
+    cached = memory if "keys" in own else None
+    x, _ = block(x, mask, shared.rope, shared.bias, cached, shared.gain)
+    if shared.deep is not None:
+        last = shared.deep.shape[0] - 1
+        deep = shared.deep[jnp.minimum(own["number"], last)].astype(x.dtype)
+        x = x + jnp.where(own["number"] <= last, deep, 0)
+    return x, out
+
+
+def _group(
+    group: Group, x: Array, own: dict[str, Any], shared: _Shared
+) -> tuple[Array, dict[str, Any]]:
+    """`_layer` for every layer of a group."""
+    outs = []
+    for i, block in enumerate(group.blocks):
+        insert = group.extra if i == len(group.blocks) - 1 else None
+        x, out = _layer(block, x, jax.tree.map(lambda leaf, i=i: leaf[i], own), shared, insert)
+        outs.append(out)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
 class Decoder(nn.Module):
     """Pre-norm decoder.
 
@@ -252,6 +232,8 @@ class Decoder(nn.Module):
         mask: Bool[Array, "#b n s"] | None = None,
         context: Any = None,
         deep: Float[Array, "j b n d"] | None = None,
+        rope: tuple[Array, Array] | None = None,
+        gain: Float[Array, "#b n"] | None = None,
         cache: Cache | None = None,
         collect: bool = False,
     ) -> Result:
@@ -266,81 +248,46 @@ class Decoder(nn.Module):
                 Local layers narrow it further.
             context: handed to the inserts.
             deep: added to the outputs of the first j layers (Qwen3-VL's visual features).
+            rope: cosines and sines [b, n, r] in place of those of `DecoderSpec.rope` (a backbone
+                whose frequencies depend on the length).
+            gain: factor on every token's queries, the same in all layers.
             cache: tokens already seen; these are added.
             collect: also return the input of every layer.
         """
         s = self.spec
         batch, n = valid.shape
-        columns, seen = jnp.arange(n)[None], valid
-        rows = jnp.arange(batch)[:, None]
+        rows, columns, seen = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
         if cache is not None:
             columns = cache.length[:, None] + columns
             seen = cache.valid.at[rows, columns].set(valid)
-        slots = jnp.arange(seen.shape[1])
+        behind = columns[..., None] - jnp.arange(seen.shape[1])
         if positions is None:
             positions = self._default_positions(seen, valid, columns)
-        if mask is None:
-            mask = (slots <= columns[..., None]) & seen[:, None]
-        behind = columns[..., None] - slots
-        near = None if s.window is None else behind < s.window
-        rope = None if s.rope is None else s.rope(positions)
+        if rope is None and s.rope is not None:
+            rope = s.rope(positions)
         bias = None
         if s.alibi is not None:
             slopes = jnp.array(alibi_slopes(s.block.heads, s.alibi))
             bias = -slopes[:, None, None] * behind[:, None]
-
-        own: dict[str, Any] = {}  # what differs between the layers
-        if near is not None:
+        shared = _Shared(
+            mask=(behind >= 0) & seen[:, None] if mask is None else mask,
+            near=None if s.window is None else behind < s.window,
+            rope=rope,
+            bias=bias,
+            gain=gain,
+            deep=deep,
+            context=context,
+            slots=(rows, columns),
+            collect=collect,
+        )
+        own: dict[str, Any] = {}
+        if s.window is not None:
             own["local"] = jnp.array(s.local)
-        if cache is not None:
-            own |= {"keys": cache.keys, "values": cache.values}
         if deep is not None:
             own["number"] = jnp.arange(s.layers)
-
-        def layer(block: Block, x: Array, own: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
-            out: dict[str, Any] = {}
-
-            def memory(k: Array, v: Array) -> tuple[Array, Array]:
-                for name, new in (("keys", k), ("values", v)):
-                    out[name] = own[name].at[rows, columns].set(new)
-                return out["keys"], out["values"]
-
-            allowed = mask if near is None else mask & (near | ~own["local"])
-            x, _ = block(x, allowed, rope, bias, None if cache is None else memory)
-            if deep is not None:
-                last = deep.shape[0] - 1
-                extra = deep[jnp.minimum(own["number"], last)].astype(x.dtype)
-                x = x + jnp.where(own["number"] <= last, extra, 0)
-            return x, out
-
-        def one(block: Block, x: Array, own: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
-            entered = x
-            x, out = layer(block, x, own)
-            return x, ({**out, "state": entered} if collect else out)
-
-        def group(group: Group, x: Array, own: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
-            outs = []
-            for i, block in enumerate(group.blocks):
-                entered = x
-                if i == len(group.blocks) - 1:
-                    x = group.extra(x, context)
-                x, out = layer(block, x, jax.tree.map(lambda leaf, i=i: leaf[i], own))
-                outs.append({**out, "state": entered} if collect else out)
-            return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
-
-        x = self._enter(embeds, positions)
-        every = 1 if self.insert is None else self.insert.every
-        scan = nn.scan(
-            remat(one if self.insert is None else group, self.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=s.layers // every,
-        )
-        if self.insert is not None:
-            own = jax.tree.map(lambda leaf: leaf.reshape(-1, every, *leaf.shape[1:]), own)
-        x, out = scan(self.layers, x, own)
-        if self.insert is not None:
-            out = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+        if cache is not None:
+            own |= {"keys": cache.keys, "values": cache.values}
+        x, out = self._scan(self._enter(embeds, positions), own, shared)
         if cache is not None:
             end = jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
             cache = Cache(out["keys"], out["values"], seen, cache.length + end)
@@ -356,6 +303,22 @@ class Decoder(nn.Module):
         if s.head_bias:
             scores = scores + self.head_bias.astype(self.dtype)
         return scores if s.logit_cap is None else s.logit_cap * jnp.tanh(scores / s.logit_cap)
+
+    def _scan(self, x: Array, own: dict[str, Any], shared: _Shared) -> tuple[Array, Any]:
+        """All layers, one scan step a layer or a group."""
+        every = 1 if self.insert is None else self.insert.every
+        step = _layer if self.insert is None else _group
+        scan = nn.scan(
+            remat(lambda stage, x, own: step(stage, x, own, shared), self.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.spec.layers // every,
+        )
+        if self.insert is None:
+            return scan(self.layers, x, own)
+        own = jax.tree.map(lambda leaf: leaf.reshape(-1, every, *leaf.shape[1:]), own)
+        x, out = scan(self.layers, x, own)
+        return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
 
     def _default_positions(
         self, seen: Bool[Array, "b s"], valid: Bool[Array, "b n"], columns: Int[Array, "#b n"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from vla_jax.models import language_weights as names
 from vla_jax.models.block import BlockSpec
-from vla_jax.models.decoder import DecoderSpec
+from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.layers import Rope
 from vla_jax.models.weights import Weight
 

@@ -4,7 +4,7 @@ Sources are those of the `...ForCausalLM`, targets are relative to a `decoder.De
 """
 
 from vla_jax.models import weights as w
-from vla_jax.models.decoder import DecoderSpec
+from vla_jax.models.decoder_spec import DecoderSpec
 
 
 def _head(spec: DecoderSpec, table: str, head: str = "lm_head") -> list[w.Weight]:

@@ -243,6 +243,7 @@ class Attention(nn.Module):
         rope: tuple[Array, Array] | None = None,
         bias: Float[Array, "#b #h #n s"] | None = None,
         memory: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+        gain: Float[Array, "#b n"] | None = None,
     ) -> Float[Array, "b n d"]:
         """Attend from `queries` to `keys`.
 
@@ -254,6 +255,8 @@ class Attention(nn.Module):
             bias: added to the scores (ALiBi).
             memory: (k, v) [b, m, g, k] of these tokens -> (k, v) [b, s, g, k] to attend to: how
                 a cache enters. Without it s = m.
+            gain: factor on each token's queries (Qwen-VL's, which grow with the logarithm of the
+                position).
         """
         width = queries.shape[-1]
         k_width = self.head_width or width // self.heads
@@ -267,6 +270,8 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         q = q * (k_width**-0.5 if self.scale is None else self.scale)
+        if gain is not None:
+            q = q * gain[..., None, None].astype(self.dtype)
         if memory is not None:
             k, v = memory(k, v)
         b, n, s = *q.shape[:2], k.shape[1]

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, merge_arch
 from vla_jax.models.block import BlockSpec
-from vla_jax.models.decoder import Decoder, DecoderSpec
+from vla_jax.models.decoder import Decoder
+from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.layers import LayerNorm
 from vla_jax.models.resampler import LatentQueryProjection
