@@ -253,10 +253,10 @@ def _load(mapped: Any, model: vla.VLA, theirs: Mapping[str, np.ndarray], part: s
 
 
 def _theirs(rows: list[weights.Weight], tree: Any) -> dict[str, np.ndarray]:
-    flat = flatten(tree)
+    flat = jax.tree.map(np.asarray, flatten(tree))
     named: dict[str, np.ndarray] = {}
     for row in rows:
-        named.update(weights.to_theirs(row, np.asarray(flat[row.target])))
+        named.update(weights.to_theirs(row, flat))
     return named
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import kosmos
+from tests.parity import kosmos, lm
 from tests.parity.table import Row
+from vla_jax.models.language import LANGUAGES
 
 Runner = Callable[[Path], Iterator[Row]]
 
@@ -21,6 +22,8 @@ def find_runner(folder: Path) -> Runner | str:
     config = json.loads(path.read_text())
     if config.get("model_type") == "kosmos-2":
         return kosmos.hf
+    if config.get("model_type") in LANGUAGES:
+        return lm.run
     if "robovlm_name" in config and "batch/rgb" in np.load(folder / "io.npz").files:
         return kosmos.supports(config) or kosmos.robo
     return "no case of this kind yet"

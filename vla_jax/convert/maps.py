@@ -48,7 +48,7 @@ def load(
     place: Callable[[str, np.ndarray], Any] = lambda path, value: value,
     ignore: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Foreign tensors -> our flat tree, one tensor of ours in host memory at a time.
+    """Foreign tensors -> our flat tree, one row of the map in host memory at a time.
 
     Args:
         rows: the weight map.
@@ -78,7 +78,8 @@ def load(
     if unequal:
         raise w.WeightError(str(w.KeyReport(unequal=unequal)))
     return {
-        row.target: place(row.target, w.to_ours(row, ours[row.target], read))
+        path: place(path, value)
         for row in rows
         if not row.alias
+        for path, value in w.to_ours(row, ours, read).items()
     }

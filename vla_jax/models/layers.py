@@ -1,29 +1,30 @@
 """Building blocks shared by every tower.
 
-Legend: b batch · n query tokens · m key tokens · d width · h heads · k head width · f hidden width
+Legend: b batch · n query tokens · m key tokens · d width · h query heads · g key heads
+k head width · r half of a head's rotated features
 
 Dropout is on exactly when the caller passes an rng named "dropout" to `apply`; nothing else
 switches between training and inference.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2's name of the same
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
     "relu": jax.nn.relu,
-}
-
-REMAT_POLICIES = {
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -86,16 +87,47 @@ class LayerNorm(nn.Module):
 
     eps: float = 1e-5
     dtype: Any = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Normalise the last axis, then scale and shift."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps) * scale
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return x.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square, in float32, then a scale.
+
+    Attributes:
+        offset: added to the stored scale; 1 for Gemma, whose checkpoints store it around zero.
+    """
+
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+    offset: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Normalise the last axis."""
+        scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), x.shape[-1:])
+        x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
-        return (x * scale + bias).astype(self.dtype)
+        return (x * (scale + self.offset)).astype(self.dtype)
+
+
+# kind -> module to call with (eps, dtype)
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "layer": LayerNorm,
+    "layer_no_bias": functools.partial(LayerNorm, use_bias=False),
+    "rms": RMSNorm,
+    "rms_plus_one": functools.partial(RMSNorm, offset=1.0),
+}
 
 
 class Dropout(nn.Module):
@@ -112,13 +144,92 @@ class Dropout(nn.Module):
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
 
 
-class Attention(nn.Module):
-    """Multi-head attention with separate q, k, v, o projections and an optional inner norm.
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions: feature i and i + r of a head turn together, by position * frequency i.
 
     Attributes:
-        heads: number of heads; must divide the width of the queries.
+        theta: base of the frequencies theta^(-i / r).
+        width: features of a head that turn, its first ones; the rest stay (partial rotation).
+        stretch: positions are divided by this ("linear" scaling).
+        sections: M-RoPE: how many of the r frequencies follow each row of the positions (time,
+            height, width); empty for plain RoPE.
+        interleaved: M-RoPE: frequencies go round the rows (Qwen3-VL) instead of in one run a row.
+    """
+
+    theta: float
+    width: int
+    stretch: float = 1.0
+    sections: tuple[int, ...] = ()
+    interleaved: bool = False
+
+    def __post_init__(self):
+        if self.sections and sum(self.sections) != self.width // 2:
+            raise ValueError(
+                f"rope: sections {self.sections} must sum to {self.width // 2}, half of the "
+                f"{self.width} rotated features"
+            )
+
+    def rows(self) -> tuple[int, ...]:
+        """Which row of the positions each frequency follows."""
+        half = self.width // 2
+        if not self.sections:
+            return (0,) * half
+        if not self.interleaved:
+            return tuple(i for i, count in enumerate(self.sections) for _ in range(count))
+        period = len(self.sections)
+        return tuple(
+            i % period if i < period * self.sections[i % period] else 0 for i in range(half)
+        )
+
+    def __call__(self, positions: Int[Array, "*s b n"]) -> tuple[Array, Array]:
+        """Positions -> cosines and sines, float32 [b, n, r].
+
+        Args:
+            positions: [b, n]; with `sections` also [s, b, n], one row a section. One row serves
+                all sections (text).
+        """
+        half = self.width // 2
+        exponent = jnp.arange(half, dtype=jnp.float32) * (2.0 / self.width)
+        frequency = 1.0 / (self.theta**exponent * self.stretch)
+        if positions.ndim == 3:
+            positions = jnp.moveaxis(positions[jnp.array(self.rows())], 0, -1)
+        else:
+            positions = positions[..., None]
+        angle = positions.astype(jnp.float32) * frequency
+        return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(
+    x: Float[Array, "b n h k"], cos: Float[Array, "#b n r"], sin: Float[Array, "#b n r"]
+) -> Float[Array, "b n h k"]:
+    """Turn the pairs (i, i + r) of every head's first 2 r features; computed in float32."""
+    half = cos.shape[-1]
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    a, b = (x[..., i : i + half].astype(jnp.float32) for i in (0, half))
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    if 2 * half == x.shape[-1]:
+        return turned
+    return jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)
+
+
+class Attention(nn.Module):
+    """Attention with separate q, k, v, o projections.
+
+    Attributes:
+        heads: query heads.
+        kv_heads: key and value heads, each shared by heads / kv_heads query heads; None = heads.
+        head_width: None = width of the queries / heads.
+        qkv_bias, out_bias: whether those projections have biases.
+        qk_norm: a key of NORMS: queries and keys are normalised after projection.
+        qk_norm_over: "head": each head by itself; "all": the concatenated heads.
         sub_norm: LayerNorm on the concatenated heads before the output projection (Kosmos-2).
+        scale: of the scores; None = head_width ** -0.5.
+        clip: projected q, k, v are clipped to +- this (MPT).
+        soft_cap: scores are squashed to +- this by tanh (Gemma-2).
         dropout: rate on the attention probabilities.
+        eps: of the norms.
+        dtype: of the activations; softmax is float32.
     """
 
     heads: int
@@ -126,98 +237,106 @@ class Attention(nn.Module):
     dropout: float = 0.0
     eps: float = 1e-5
     dtype: Any = jnp.float32
+    kv_heads: int | None = None
+    head_width: int | None = None
+    qkv_bias: bool = True
+    out_bias: bool = True
+    qk_norm: str | None = None
+    qk_norm_over: str = "head"
+    scale: float | None = None
+    clip: float | None = None
+    soft_cap: float | None = None
 
     @nn.compact
     def __call__(
         self,
         queries: Float[Array, "b n d"],
-        keys: Float[Array, "b m d"],
-        mask: Bool[Array, "#b #n m"] | None = None,
+        keys: Float[Array, "b m c"],
+        mask: Bool[Array, "#b #n s"] | None = None,
+        rope: tuple[Array, Array] | None = None,
+        bias: Float[Array, "#b #h #n s"] | None = None,
+        memory: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+        gain: Float[Array, "#b n"] | None = None,
     ) -> Float[Array, "b n d"]:
-        """Attend from `queries` to `keys`; mask is True where attention is allowed."""
+        """Attend from `queries` to `keys`.
+
+        Args:
+            queries: what attends.
+            keys: what is attended to; the queries themselves in self-attention.
+            mask: True where attention is allowed.
+            rope: cosines and sines of `Rope`, for queries and keys (self-attention only).
+            bias: added to the scores (ALiBi).
+            memory: (k, v) [b, m, g, k] of these tokens -> (k, v) [b, s, g, k] to attend to: how
+                a cache enters. Without it s = m.
+            gain: factor on each token's queries (Qwen-VL's, which grow with the logarithm of the
+                position).
+        """
         width = queries.shape[-1]
-        per_head = (self.heads, width // self.heads)
-        q = Dense(per_head, dtype=self.dtype, name="q")(queries) * per_head[1] ** -0.5
-        k = Dense(per_head, dtype=self.dtype, name="k")(keys)
-        v = Dense(per_head, dtype=self.dtype, name="v")(keys)
+        k_width = self.head_width or width // self.heads
+        groups = self.kv_heads or self.heads
+        project = functools.partial(Dense, use_bias=self.qkv_bias, dtype=self.dtype)
+        q = self._clip(project((self.heads, k_width), name="q")(queries))
+        k = self._clip(project((groups, k_width), name="k")(keys))
+        v = self._clip(project((groups, k_width), name="v")(keys))
+        if self.qk_norm:
+            q, k = self._normalise(q, "q_norm"), self._normalise(k, "k_norm")
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        q = q * (k_width**-0.5 if self.scale is None else self.scale)
+        if gain is not None:
+            q = q * gain[..., None, None].astype(self.dtype)
+        if memory is not None:
+            k, v = memory(k, v)
+        b, n, s = *q.shape[:2], k.shape[1]
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-        scores = jnp.einsum("bhnk,bhmk->bhnm", q, k).astype(jnp.float32)
+        # Query heads that share a key head line up behind each other as further query tokens.
+        q = q.reshape(b, groups, -1, k_width)
+        scores = jnp.einsum("bgnk,bgsk->bgns", q, k).astype(jnp.float32)
+        scores = scores.reshape(b, self.heads, n, s)
+        if self.soft_cap is not None:
+            scores = self.soft_cap * jnp.tanh(scores / self.soft_cap)
+        if bias is not None:
+            scores = scores + bias
         if mask is not None:
             scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
         weights = Dropout(self.dropout)(jax.nn.softmax(scores, axis=-1)).astype(self.dtype)
-        x = jnp.einsum("bhnm,bhmk->bhnk", weights, v).swapaxes(1, 2)
+        x = jnp.einsum("bgns,bgsk->bgnk", weights.reshape(b, groups, -1, s), v)
+        x = x.reshape(b, self.heads, n, k_width).swapaxes(1, 2)
         if self.sub_norm:
-            flat = LayerNorm(self.eps, self.dtype, name="norm")(x.reshape(*x.shape[:2], width))
+            flat = LayerNorm(self.eps, self.dtype, name="norm")(x.reshape(b, n, -1))
             x = flat.reshape(x.shape)
-        return Dense((width,), contract=2, dtype=self.dtype, name="o")(x)
+        return Dense((width,), 2, self.out_bias, self.dtype, name="o")(x)
+
+    def _clip(self, x: Array) -> Array:
+        return x if self.clip is None else jnp.clip(x, -self.clip, self.clip)
+
+    def _normalise(self, x: Float[Array, "b n h k"], name: str) -> Float[Array, "b n h k"]:
+        norm = NORMS[self.qk_norm or ""](self.eps, self.dtype, name=name)
+        if self.qk_norm_over == "head":
+            return norm(x)
+        return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
 
 class MLP(nn.Module):
-    """fc2(norm?(act(fc1(x))))."""
+    """fc2(norm?(act(fc1(x)))), or down(act(gate(x)) * up(x)) where gated."""
 
     hidden: int
     activation: str
     sub_norm: bool = False
     eps: float = 1e-5
     dtype: Any = jnp.float32
+    gated: bool = False
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Two-layer perceptron of the same output width."""
-        width = x.shape[-1]
-        x = ACTIVATIONS[self.activation](Dense((self.hidden,), dtype=self.dtype, name="fc1")(x))
+        """Perceptron of the same output width."""
+        dense = functools.partial(Dense, use_bias=self.use_bias, dtype=self.dtype)
+        act, width = ACTIVATIONS[self.activation], x.shape[-1]
+        if self.gated:
+            x = act(dense((self.hidden,), name="gate")(x)) * dense((self.hidden,), name="up")(x)
+        else:
+            x = act(dense((self.hidden,), name="fc1")(x))
         if self.sub_norm:
             x = LayerNorm(self.eps, self.dtype, name="norm")(x)
-        return Dense((width,), dtype=self.dtype, name="fc2")(x)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: x + attn(norm(x)), then x + mlp(norm(x))."""
-
-    heads: int
-    hidden: int
-    activation: str
-    sub_norm: bool = False
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    eps: float = 1e-5
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "#b n n"] | None
-    ) -> tuple[Float[Array, "b n d"], None]:
-        """One layer, in the (carry, output) form that `nn.scan` wants."""
-        y = LayerNorm(self.eps, self.dtype, name="norm1")(x)
-        attention = Attention(
-            self.heads, self.sub_norm, self.attention_dropout, self.eps, self.dtype, name="attn"
-        )
-        x = x + Dropout(self.dropout)(attention(y, y, mask))
-        y = LayerNorm(self.eps, self.dtype, name="norm2")(x)
-        mlp = MLP(self.hidden, self.activation, self.sub_norm, self.eps, self.dtype, name="mlp")
-        return x + Dropout(self.dropout)(mlp(y)), None
-
-
-def stack(layers: int, remat: str, name: str, **block: Any) -> nn.Module:
-    """`layers` Blocks as one scan over stacked parameters [layers, ...].
-
-    Args:
-        layers: depth.
-        remat: what the backward pass recomputes: full | dots | none.
-        name: of the parameter group.
-        **block: fields of `Block`.
-
-    Returns:
-        A module to call as `x, _ = stack(...)(x, mask)`.
-    """
-    layer = Block
-    if remat != "none":
-        layer = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[remat])
-    scanned = nn.scan(
-        layer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,  # type: ignore[arg-type]
-        length=layers,
-    )
-    return scanned(name=name, **block)
+        return dense((width,), name="down" if self.gated else "fc2")(x)

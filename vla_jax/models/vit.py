@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vla_jax.models import layers
+from vla_jax.models.block import stack
 
 
 def _grid_positions(key: Array, shape: tuple[int, int]) -> Float[Array, "n d"]:
@@ -33,7 +34,7 @@ class VisionTransformer(nn.Module):
         config: `vision_config` of the VLM: hidden_size, num_hidden_layers, num_attention_heads,
             intermediate_size, patch_size, image_size, hidden_act, layer_norm_eps,
             attention_dropout.
-        remat: see `layers.stack`.
+        remat: see `block.remat`.
         dtype: of the activations.
     """
 
@@ -59,7 +60,7 @@ class VisionTransformer(nn.Module):
         class_token = jnp.broadcast_to(class_token, (batch, 1, width))
         x = jnp.concatenate([class_token, x], axis=1) + positions
         x = layers.LayerNorm(c["layer_norm_eps"], self.dtype, name="pre_norm")(x)
-        x, _ = layers.stack(
+        x, _ = stack(
             c["num_hidden_layers"],
             self.remat,
             "layers",

@@ -1,12 +1,15 @@
 """Weight maps: which foreign tensor is which of our parameters, in both directions.
 
 A map is a list of `Weight` rows. A `{}` in the source name stands for the layer number; its
-target then has a leading layer axis (scanned towers stack their layers).
+target then has a leading layer axis (scanned towers stack their layers). A target with a choice,
+`attn/{q,k,v}/kernel`, names several parameters of ours that lie in one tensor of theirs.
+
+Every transform is a pair: the second function gives back exactly what the first one took.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,63 +37,157 @@ def _patch_back(x: np.ndarray) -> np.ndarray:
     return x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
 
 
+def _conv1d(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """GPT-2's Conv1D stores [in, out], as we do."""
+    return x.reshape(shape)
+
+
+def _conv1d_back(contract: int) -> Callable[[np.ndarray], np.ndarray]:
+    def back(x: np.ndarray) -> np.ndarray:
+        return x.reshape(int(np.prod(x.shape[:contract])), -1)
+
+    return back
+
+
 # kind -> (theirs -> ours given our shape, ours -> theirs)
 TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
     "same": (lambda x, shape: x.reshape(shape), lambda x: x),
     "flat": (lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1)),
     "linear": (_linear, _linear_back(1)),
     "linear_from_heads": (_linear, _linear_back(2)),
+    "conv1d": (_conv1d, _conv1d_back(1)),
+    "conv1d_from_heads": (_conv1d, _conv1d_back(2)),
     "patch": (_patch, _patch_back),
+}
+
+
+def _split(kind: str, axis: int) -> tuple[Callable, Callable]:
+    """Parts one after the other along `axis` of theirs, each then like `kind`."""
+    forward, back = TRANSFORMS[kind]
+
+    def split(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        sizes = [back(np.broadcast_to(np.int8(0), shape)).shape[axis] for shape in shapes]
+        parts = np.split(x, np.cumsum(sizes)[:-1], axis=axis)
+        return [forward(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def join(parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([back(part) for part in parts], axis=axis)
+
+    return split, join
+
+
+def _interleave(kind: str) -> tuple[Callable, Callable]:
+    """GPT-NeoX: theirs is [heads, parts, head width, ...]; the parts alternate head by head."""
+    forward, back = TRANSFORMS[kind]
+
+    def split(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        heads, width = shapes[0][-2:]
+        x = x.reshape(heads, len(shapes), width, *x.shape[1:])
+        return [
+            forward(x[:, i].reshape(heads * width, *x.shape[3:]), shape)
+            for i, shape in enumerate(shapes)
+        ]
+
+    def join(parts: Sequence[np.ndarray]) -> np.ndarray:
+        heads, width = parts[0].shape[-2:]
+        flat = [back(part) for part in parts]
+        rest = flat[0].shape[1:]
+        stacked = np.stack([part.reshape(heads, width, *rest) for part in flat], axis=1)
+        return stacked.reshape(heads * len(parts) * width, *rest)
+
+    return split, join
+
+
+# kind -> (theirs -> ours given our shapes, ours -> theirs), for targets with a choice
+FUSED: dict[str, tuple[Callable[..., list[np.ndarray]], Callable[..., np.ndarray]]] = {
+    "flat": _split("flat", 0),
+    "linear": _split("linear", 0),
+    "conv1d": _split("conv1d", 1),
+    "interleaved_flat": _interleave("flat"),
+    "interleaved_linear": _interleave("linear"),
 }
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One row: `source` (their name), `target` (our path), `kind` (a key of TRANSFORMS).
+    """One row of a weight map.
 
-    `alias` marks a second name of a tensor another row loads (a tied head): on import it is
-    checked to be equal, on export it is written again.
+    Attributes:
+        source: their name.
+        target: our path, or several, as `attn/{q,k,v}/kernel`.
+        kind: a key of TRANSFORMS, or of FUSED where the target has several paths.
+        alias: a second name of a tensor another row loads (a tied head): on import it is checked
+            to be equal, on export it is written again.
+        first: layer number of the first entry of the stack.
+        step: layers from one entry of the stack to the next.
     """
 
     source: str
     target: str
     kind: str = "same"
     alias: bool = False
+    first: int = 0
+    step: int = 1
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Our paths."""
+        found = re.fullmatch(r"(.*)\{(.*)\}(.*)", self.target)
+        if not found:
+            return (self.target,)
+        before, choices, after = found.groups()
+        return tuple(before + choice + after for choice in choices.split(","))
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the target has a leading layer axis."""
+        return "{}" in self.source
 
     def expand(self, layers: int) -> list[str]:
         """Source names of all layers, or the one name."""
-        if "{}" not in self.source:
+        if not self.stacked:
             return [self.source]
-        return [self.source.format(i) for i in range(layers)]
+        return [self.source.format(self.first + self.step * i) for i in range(layers)]
+
+    def split(self, x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """Their tensor (of one layer) -> ours, one for each target."""
+        if len(shapes) == 1:
+            return [TRANSFORMS[self.kind][0](x, shapes[0])]
+        return FUSED[self.kind][0](x, shapes)
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Inverse of `split`."""
+        return TRANSFORMS[self.kind][1](parts[0]) if len(parts) == 1 else FUSED[self.kind][1](parts)
 
 
 def prefixed(rows: Iterable[Weight], source: str, target: str) -> list[Weight]:
     """The same rows with both names prefixed."""
-    return [Weight(source + r.source, target + r.target, r.kind, r.alias) for r in rows]
+    return [replace(r, source=source + r.source, target=target + r.target) for r in rows]
 
 
-def pair(source: str, target: str, kind: str = "linear") -> list[Weight]:
+def pair(source: str, target: str, kind: str = "linear", bias: bool = True) -> list[Weight]:
     """Weight and bias of a linear layer: `source.weight/.bias` -> `target/kernel, /bias`."""
-    return [
-        Weight(source + ".weight", target + "/kernel", kind),
-        Weight(source + ".bias", target + "/bias", "flat"),
-    ]
+    rows = [Weight(source + ".weight", target + "/kernel", kind)]
+    if bias:
+        flat = "interleaved_flat" if kind.startswith("interleaved") else "flat"
+        rows.append(Weight(source + ".bias", target + "/bias", flat))
+    return rows
 
 
-def norm(source: str, target: str) -> list[Weight]:
-    """Weight and bias of a LayerNorm."""
-    return [
-        Weight(source + ".weight", target + "/scale"),
-        Weight(source + ".bias", target + "/bias"),
-    ]
+def norm(source: str, target: str, bias: bool = True) -> list[Weight]:
+    """Weight and bias of a norm."""
+    rows = [Weight(source + ".weight", target + "/scale")]
+    return [*rows, Weight(source + ".bias", target + "/bias")] if bias else rows
 
 
-def attention(source: str, target: str, out: str = "out_proj") -> list[Weight]:
+def attention(
+    source: str, target: str, out: str = "out_proj", bias: bool = True, out_bias: bool = True
+) -> list[Weight]:
     """q, k, v and output projections of an attention with separate matrices."""
     rows = []
     for letter in "qkv":
-        rows += pair(f"{source}.{letter}_proj", f"{target}/{letter}")
-    return rows + pair(f"{source}.{out}", f"{target}/o", "linear_from_heads")
+        rows += pair(f"{source}.{letter}_proj", f"{target}/{letter}", bias=bias)
+    return rows + pair(f"{source}.{out}", f"{target}/o", "linear_from_heads", out_bias)
 
 
 @dataclass(frozen=True)
@@ -143,19 +240,18 @@ def check(
     """
     missing, misshaped, seen, covered = [], [], set(), set()
     for row in rows:
-        if row.target not in ours:
-            missing.append(f"(ours) {row.target}: the map names it, the model lacks it")
+        absent = [path for path in row.targets if path not in ours]
+        if absent:
+            missing += [f"(ours) {path}: the map names it, the model lacks it" for path in absent]
             continue
-        shape = ours[row.target]
-        stacked = "{}" in row.source
-        one = shape[1:] if stacked else shape
-        back = TRANSFORMS[row.kind][1]
-        expected = back(np.broadcast_to(np.zeros((), np.int8), one)).shape
+        shapes = [ours[path] for path in row.targets]
+        one = [shape[1:] if row.stacked else shape for shape in shapes]
+        expected = row.join([np.broadcast_to(np.int8(0), shape) for shape in one]).shape
         if not row.alias:
-            if row.target in covered:
-                misshaped.append(f"(ours) {row.target}: mapped twice")
-            covered.add(row.target)
-        for name in row.expand(shape[0]):
+            twice = covered.intersection(row.targets)
+            misshaped += [f"(ours) {path}: mapped twice" for path in sorted(twice)]
+            covered.update(row.targets)
+        for name in row.expand(shapes[0][0] if shapes[0] else 0):
             if name in seen:
                 misshaped.append(f"{name}: consumed twice")
             seen.add(name)
@@ -175,24 +271,37 @@ def check(
     return KeyReport(tuple(missing), tuple(unexpected), tuple(misshaped))
 
 
-def to_ours(row: Weight, shape: tuple[int, ...], read: Callable[[str], np.ndarray]) -> np.ndarray:
-    """Read one parameter of ours through `read(name)`, stacking layers into one array."""
-    forward = TRANSFORMS[row.kind][0]
-    if "{}" not in row.source:
-        return forward(read(row.source), shape)
-    names = row.expand(shape[0])
-    first = forward(read(names[0]), shape[1:])
-    stacked = np.empty(shape, first.dtype)
-    stacked[0] = first
-    for i, name in enumerate(names[1:], start=1):
-        stacked[i] = forward(read(name), shape[1:])
-    return stacked
+def to_ours(
+    row: Weight, ours: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The parameters of a row, read through `read(name)`; layers are stacked into one array.
+
+    Args:
+        row: of the weight map.
+        ours: our path -> shape, the row's targets among them.
+        read: their name -> array.
+
+    Returns:
+        Our path -> array.
+    """
+    shapes = [ours[path] for path in row.targets]
+    if not row.stacked:
+        return dict(zip(row.targets, row.split(read(row.source), shapes), strict=True))
+    one = [shape[1:] for shape in shapes]
+    stacks: list[np.ndarray] = []
+    for i, name in enumerate(row.expand(shapes[0][0])):
+        parts = row.split(read(name), one)
+        if not stacks:
+            stacks = [np.empty(s, p.dtype) for s, p in zip(shapes, parts, strict=True)]
+        for stack, part in zip(stacks, parts, strict=True):
+            stack[i] = part
+    return dict(zip(row.targets, stacks, strict=True))
 
 
-def to_theirs(row: Weight, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Inverse of `to_ours`: their name -> contiguous array."""
-    back = TRANSFORMS[row.kind][1]
-    if "{}" not in row.source:
-        return {row.source: np.ascontiguousarray(back(value))}
-    names = row.expand(value.shape[0])
-    return {n: np.ascontiguousarray(back(value[i])) for i, n in enumerate(names)}
+def to_theirs(row: Weight, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inverse of `to_ours`: our path -> array becomes their name -> contiguous array."""
+    values = [ours[path] for path in row.targets]
+    if not row.stacked:
+        return {row.source: np.ascontiguousarray(row.join(values))}
+    names = row.expand(values[0].shape[0])
+    return {n: np.ascontiguousarray(row.join([v[i] for v in values])) for i, n in enumerate(names)}

@@ -1,5 +1,6 @@
 """Kosmos-2: CLIP ViT, 64 latent queries, causal decoder (microsoft/kosmos-2-patch14-224)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, merge_arch
+from vla_jax.models.block import BlockSpec
 from vla_jax.models.decoder import Decoder
+from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.layers import LayerNorm
 from vla_jax.models.resampler import LatentQueryProjection
@@ -70,6 +73,29 @@ def width(config: Mapping[str, Any]) -> int:
     return config["text_config"]["embed_dim"]
 
 
+def text_spec(text: Mapping[str, Any]) -> DecoderSpec:
+    """Inner norms, sinusoidal positions that count padding and start behind its row."""
+    return DecoderSpec(
+        vocab=text["vocab_size"],
+        width=text["embed_dim"],
+        layers=text["layers"],
+        block=BlockSpec(
+            heads=text["attention_heads"],
+            hidden=text["ffn_dim"],
+            activation=text["activation_function"],
+            eps=text["layer_norm_eps"],
+            sub_norm=True,
+            dropout=text["dropout"],
+            attention_dropout=text["attention_dropout"],
+        ),
+        positions="sinusoid",
+        first_position=text["pad_token_id"] + 1,
+        embed_scale=math.sqrt(text["embed_dim"]) if text["scale_embedding"] else 1.0,
+        # Twice, as the original does in training.
+        embed_dropout=(text["dropout"], text["dropout"]),
+    )
+
+
 class Kosmos2(nn.Module):
     """Legend: b batch · h height = width · q image tokens · n sequence · d text width."""
 
@@ -88,7 +114,7 @@ class Kosmos2(nn.Module):
             text["attention_dropout"],
             self.dtype,
         )
-        self.text = Decoder(text, self.remat, self.dtype)
+        self.text = Decoder(text_spec(text), self.remat, self.dtype)
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> image tokens."""
