@@ -7,7 +7,7 @@ stage and classifier. The running statistics are plain parameters that get no gr
 small, correlated batches are no base for new ones.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vla_jax.models import layers
+from vla_jax.models import weights as w
+from vla_jax.models.block import remat
 
 # `resnet_type` of an OFA config -> blocks in each stage. All use bottlenecks, resnet18 too.
 DEPTHS: dict[str, tuple[int, int, int]] = {
@@ -129,11 +130,8 @@ class ResNet(nn.Module):
         s = self.spec
         x = Conv(s.stem, 7, 2, self.dtype, name="conv")(images)
         x = jax.nn.relu(FrozenBatchNorm(s.eps, self.dtype, name="norm")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        block: Any = Bottleneck
-        if self.remat != "none":
-            policy = layers.REMAT_POLICIES[self.remat]
-            block = nn.remat(Bottleneck, prevent_cse=False, policy=policy)
+        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # type: ignore[arg-type]
+        block = remat(Bottleneck, self.remat)
         for i, depth in enumerate(s.depths):
             shape: dict[str, Any] = {"features": s.stem << i, "eps": s.eps, "dtype": self.dtype}
             stride = 1 if i == 0 else 2
@@ -148,3 +146,30 @@ class ResNet(nn.Module):
                 )
                 x, _ = rest(name=f"stage{i + 1}_rest", **shape)(x, None)
         return x
+
+
+def weight_map(spec: ResNetSpec, source: str, target: str) -> list[w.Weight]:
+    """The trunk under OFA's and torchvision's names; `num_batches_tracked` carries nothing.
+
+    Args:
+        spec: depths of the stages.
+        source: up to and with the dot before `conv1`.
+        target: up to and with the slash before `conv`.
+    """
+    rows = _unit("conv1", "bn1", "conv", "norm")
+    for i, depth in enumerate(spec.depths, start=1):
+        block = [row for j in "123" for row in _unit(f"conv{j}", f"bn{j}", f"conv{j}", f"norm{j}")]
+        short = _unit("downsample.0", "downsample.1", "conv_short", "norm_short")
+        rows += w.prefixed([*block, *short], f"layer{i}.0.", f"stage{i}_first/")
+        if depth > 1:
+            rest = w.prefixed(block, f"layer{i}.{{}}.", f"stage{i}_rest/")
+            rows += [replace(row, first=1) for row in rest]
+    return w.prefixed(rows, source, target)
+
+
+def _unit(conv: str, norm: str, our_conv: str, our_norm: str) -> list[w.Weight]:
+    statistics = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    return [
+        w.Weight(conv + ".weight", our_conv + "/kernel", "convolution"),
+        *(w.Weight(f"{norm}.{a}", f"{our_norm}/{b}") for a, b in statistics.items()),
+    ]
