@@ -83,7 +83,7 @@ def hugging_face_cases():
     clip = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28)
     yield "clip", clip, image.ImageSpec(28, *CLIP, fit="crop")
     siglip = SiglipImageProcessorPil(size={"height": 30, "width": 30})
-    half = ((0.5,) * 3, (0.5,) * 3)
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     # Its class default is bicubic; PaliGemma's file says so too.
     yield "siglip", siglip, image.ImageSpec(30, *half)
 
@@ -107,11 +107,12 @@ def test_equals_the_hugging_face_processor_of_qwen2_vl(shape):
         patch_size=4, merge_size=2, size={"shortest_edge": limits[0], "longest_edge": limits[1]}
     )
     out = processor(Image.fromarray(pixels), return_tensors="np")
-    height, width = image.shape_by_pixels(*shape, 8, *limits)
-    _, rows, columns = out["image_grid_thw"][0]
+    height, width = image.shape_by_pixels(shape[0], shape[1], 8, *limits)
+    _, rows, columns = (int(side) for side in np.asarray(out["image_grid_thw"])[0])
     assert (height, width) == (4 * rows, 4 * columns)
     # Patches [y, x, y in the merge, x in the merge, channel, frame, row, column] -> an image.
-    patches = out["pixel_values"].reshape(rows // 2, columns // 2, 2, 2, 3, 2, 4, 4)[..., 0, :, :]
+    patches = np.asarray(out["pixel_values"])
+    patches = patches.reshape(rows // 2, columns // 2, 2, 2, 3, 2, 4, 4)[..., 0, :, :]
     expected = patches.transpose(0, 2, 5, 1, 3, 6, 4).reshape(height, width, 3)
     mine = ours(pixels, image.ImageSpec(height, *CLIP, width=width))
     np.testing.assert_allclose(mine, expected, rtol=0, atol=2e-6)
