@@ -98,6 +98,19 @@ def rotation(grid: Grid, head_width: int, theta: float) -> Float[np.ndarray, "n 
     return np.concatenate(angles, axis=1).astype(np.float32)
 
 
+def to_windows(x: Float[Array, "b n d"], grid: Grid, side: int) -> Float[Array, "_ _ d"]:
+    """Tokens of a grid -> [b * windows, side^2, d], window by window; they must fill the grid."""
+    b, _, d = x.shape
+    x = x.reshape(b, grid[0] // side, side, grid[1] // side, side, d).swapaxes(2, 3)
+    return x.reshape(-1, side * side, d)
+
+
+def from_windows(x: Float[Array, "m k d"], grid: Grid, side: int) -> Float[Array, "_ _ d"]:
+    """Inverse of `to_windows`."""
+    x = x.reshape(-1, grid[0] // side, grid[1] // side, side, side, x.shape[-1]).swapaxes(2, 3)
+    return x.reshape(len(x), grid[0] * grid[1], x.shape[-1])
+
+
 def window_mask(grid: Grid, side: int) -> Bool[np.ndarray, "n n"]:
     """True between patches of the same square window; windows at the far edges may be smaller."""
     rows, columns = coordinates(grid)

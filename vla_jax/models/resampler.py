@@ -224,12 +224,12 @@ class PatchMerger(nn.Module):
         Raises:
             ValueError: if the squares do not fill the grid.
         """
-        norm = layers.NORMS[self.norm](self.eps, self.dtype, name="norm")
-        if not self.norm_merged:
-            x = norm(x)
         (rows, columns), m, c = self.grid, self.side, x.shape[-1]
         if rows % m or columns % m:
             raise ValueError(f"{rows} x {columns} patches cannot be merged in squares of {m}")
+        norm = layers.NORMS[self.norm](self.eps, self.dtype, name="norm")
+        if not self.norm_merged:
+            x = norm(x)
         x = x.reshape(-1, rows // m, m, columns // m, m, c).swapaxes(2, 3)
         x = x.reshape(len(x), rows * columns // m**2, m * m * c)
         if self.norm_merged:

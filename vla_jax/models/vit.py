@@ -3,7 +3,9 @@
 Legend: b batch · f frames of a token · h, x image height and width · p patch · n tokens · d width
 """
 
+import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,13 +168,11 @@ class VisionTransformer(nn.Module):
 
     def _layers(self, x: Float[Array, "b n d"]) -> tuple[Array, tuple[Array, ...]]:
         s = self.spec
-        rope = mask = None
+        rope = None
         if s.rope_theta:
             head = s.block.head_width or s.width // s.block.heads
             angles = positions.rotation(s.grid, head, s.rope_theta)[None]
             rope = jnp.cos(angles), jnp.sin(angles)
-        if s.window:
-            mask = jnp.asarray(positions.window_mask(s.grid, s.window)[None])
         everything = stack(s.layers, self.remat, "layers", self.dtype, **vars(s.block))
         segments = s.segments()
         if self.is_initializing() or segments == [(0, s.layers, False)]:
@@ -180,13 +180,25 @@ class VisionTransformer(nn.Module):
             return x, (x,) * len(s.taps)
         taps = []
         for first, end, windowed in segments:
-            x = some_layers(everything, self.remat, first, end, x, mask if windowed else None, rope)
+            run = functools.partial(some_layers, everything, self.remat, first, end)
+            x = self._in_windows(run, x, rope) if windowed else run(x, None, rope)
             if end - 1 in s.taps:
                 taps.append(x)
         return x, tuple(taps)
 
+    def _in_windows(self, run: Callable[..., Array], x: Float[Array, "b n d"], rope: Any) -> Array:
+        """Run layers whose attention stays inside windows."""
+        grid, side = self.spec.grid, self.spec.window
+        if grid[0] % side or grid[1] % side:
+            return run(x, jnp.asarray(positions.window_mask(grid, side)[None]), rope)
+        # Windows become the batch: scores of n * side^2 numbers instead of n^2.
+        split = functools.partial(positions.to_windows, grid=grid, side=side)
+        if rope is not None:
+            rope = tuple(jnp.tile(split(angle), (len(x), 1, 1)) for angle in rope)
+        return positions.from_windows(run(split(x), None, rope), grid, side)
 
-def patches(images: Float[Array, "b *f h x 3"], spec: VisionSpec) -> Float[Array, "b n *f c"]:
+
+def patches(images: Float[Array, "b *f h x 3"], spec: VisionSpec) -> Float[Array, "b n *c"]:
     """Cut images into patches, row by row; channels of a patch: row, column, colour.
 
     A reshape and a matrix product instead of a strided convolution: that is 1.4x torch's time on a
@@ -196,7 +208,8 @@ def patches(images: Float[Array, "b *f h x 3"], spec: VisionSpec) -> Float[Array
         ValueError: if the images are not of the tower's shape.
     """
     (rows, columns), p = spec.grid, spec.patch
-    if images.shape[-3:-1] != spec.image or images.ndim not in (4, 5 if spec.frames > 1 else 4):
+    several = spec.frames > 1 and images.shape[1:-3] == (spec.frames,)
+    if images.shape[-3:-1] != spec.image or (images.ndim > 4 and not several):
         raise ValueError(
             f"images {list(images.shape)}: the vision tower takes images of {spec.image} pixels"
             + (f", one or {spec.frames} of them a token" if spec.frames > 1 else "")
