@@ -150,7 +150,10 @@ class VisionTransformer(nn.Module):
     def _place(self, x: Float[Array, "b n d"]) -> Array:
         """Add the class token and learned positions."""
         s = self.spec
-        table = first = None
+        token = first = None
+        if s.class_token:
+            token = self.param("class_token", nn.initializers.normal(0.02), (s.width,))
+            token = token.astype(self.dtype)
         if s.table:
             with_class = s.class_token and s.class_position
             shape = (s.table[0] * s.table[1] + with_class, s.width)
@@ -158,9 +161,7 @@ class VisionTransformer(nn.Module):
             if with_class:
                 first, table = table[0], table[1:]
             x = x + positions.resample(table, s.table, s.grid, s.resampling)
-        if s.class_token:
-            token = self.param("class_token", nn.initializers.normal(0.02), (s.width,))
-            token = token.astype(self.dtype)
+        if token is not None:
             token = token if first is None else token + first
             token = jnp.broadcast_to(token, (x.shape[0], 1, s.width))
             x = jnp.concatenate([token, x], axis=1)
