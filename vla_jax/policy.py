@@ -192,8 +192,8 @@ class Policy:
 
     def warmup(self) -> None:
         """Compile the step for images of the model's size; other sizes add one small resize."""
-        size = self._image.size
-        obs = {IMAGE_KEYS[c]: np.zeros((size, size, 3), np.uint8) for c in self._structure.cameras}
+        black = np.zeros((*self._image.shape, 3), np.uint8)
+        obs = {IMAGE_KEYS[camera]: black for camera in self._structure.cameras}
         # Twice: the second step's history comes from the device, not from the host.
         _, session = self.infer(self.new_session(), {**obs, PROMPT_KEY: "warm up"})
         self.infer(session, {**obs, PROMPT_KEY: "warm up"})

@@ -59,3 +59,102 @@ def test_wrong_dtype_filter_and_size_are_refused():
         image.ImageSpec(224, *CLIP, resample="nearest")
     with pytest.raises(ValueError, match="positive"):
         image.ImageSpec(0, *CLIP)
+    with pytest.raises(ValueError, match=r"'stretch' is none of.*'up' is none of.*leave no crop"):
+        image.ImageSpec(224, *CLIP, fit="stretch", crop_rounding="up", shortest=200)
+
+
+def ours(pixels: np.ndarray, spec: image.ImageSpec) -> np.ndarray:
+    return np.asarray(jax.jit(lambda x: image.preprocess(x, spec))(pixels))
+
+
+SHAPES = [(48, 64), (64, 48), (57, 100), (33, 33)]
+
+
+def theirs(processor, pixels: np.ndarray) -> np.ndarray:
+    out = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"]
+    return np.moveaxis(out[0], 0, -1)
+
+
+# Hugging Face's Pillow processors, the recipes of the released preprocessor_config.json files.
+def hugging_face_cases():
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    clip = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28)
+    yield "clip", clip, image.ImageSpec(28, *CLIP, fit="crop")
+    siglip = SiglipImageProcessorPil(size={"height": 30, "width": 30})
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    # Its class default is bicubic; PaliGemma's file says so too.
+    yield "siglip", siglip, image.ImageSpec(30, *half)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_equals_the_hugging_face_processor(name, shape):
+    processor, spec = {n: (p, s) for n, p, s in hugging_face_cases()}[name]
+    pixels = noise(*shape, 3)
+    np.testing.assert_allclose(ours(pixels, spec), theirs(processor, pixels), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_the_hugging_face_processor_of_qwen2_vl(shape):
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil,
+    )
+
+    pixels, limits = noise(*shape, 3), (24 * 24, 40 * 40)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, size={"shortest_edge": limits[0], "longest_edge": limits[1]}
+    )
+    out = processor(Image.fromarray(pixels), return_tensors="np")
+    height, width = image.shape_by_pixels(shape[0], shape[1], 8, *limits)
+    _, rows, columns = (int(side) for side in np.asarray(out["image_grid_thw"])[0])
+    assert (height, width) == (4 * rows, 4 * columns)
+    # Patches [y, x, y in the merge, x in the merge, channel, frame, row, column] -> an image.
+    patches = np.asarray(out["pixel_values"])
+    patches = patches.reshape(rows // 2, columns // 2, 2, 2, 3, 2, 4, 4)[..., 0, :, :]
+    expected = patches.transpose(0, 2, 5, 1, 3, 6, 4).reshape(height, width, 3)
+    mine = ours(pixels, image.ImageSpec(height, *CLIP, width=width))
+    np.testing.assert_allclose(mine, expected, rtol=0, atol=2e-6)
+
+
+def test_the_shape_by_pixels_refuses_ribbons():
+    with pytest.raises(ValueError, match="too narrow"):
+        image.shape_by_pixels(2, 401, 28, 56 * 56, 10**6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_crop_of_torchvision_rounds_half_to_even(shape):
+    # Resize(32), CenterCrop(23) by their definitions: UForm-Gen's first processor.
+    pixels = noise(*shape, 3)
+    spec = image.ImageSpec(23, *CLIP, fit="crop", shortest=32, crop_rounding="half_even")
+    h, x = shape
+    size = (32, int(32 * h / x)) if x <= h else (int(32 * x / h), 32)
+    scaled = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    left, top = round((size[0] - 23) / 2), round((size[1] - 23) / 2)
+    expected = np.asarray(scaled.crop((left, top, left + 23, top + 23)))
+    np.testing.assert_array_equal(image.fit(jnp.asarray(pixels), spec), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pad_is_pillows_paste_on_a_square(shape):
+    # UForm-Gen2: the mean's colour around the image, then a bilinear resize.
+    pixels = noise(*shape, 3)
+    spec = image.ImageSpec(20, *CLIP, resample="bilinear", fit="pad")
+    h, x = shape
+    side = max(h, x)
+    square = Image.new("RGB", (side, side), tuple(int(255 * c) for c in CLIP[0]))
+    square.paste(Image.fromarray(pixels), ((side - x) // 2, (side - h) // 2))
+    expected = np.asarray(square.resize((20, 20), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(image.fit(jnp.asarray(pixels), spec), expected)
+
+
+def test_larger_sizes_are_for_large_images_by_aspect_ratio():
+    spec = image.ImageSpec(378, *CLIP, larger=((378, 756), (756, 378), (756, 756)), larger_from=512)
+    chosen = {s: spec.shape_for(*s) for s in [(200, 300), (480, 640), (300, 700), (900, 400)]}
+    assert chosen == {
+        (200, 300): (378, 378), (480, 640): (378, 378), (300, 700): (378, 756),
+        (900, 400): (756, 378),
+    }  # fmt: skip
+    # Equal ratios: the nearer one.
+    assert spec.shape_for(1000, 1000) == (756, 756)

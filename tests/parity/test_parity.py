@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import kosmos, lm
+from tests.parity import kosmos, lm, vision
 from tests.parity.table import Row
 from vla_jax.models.language import LANGUAGES
 
@@ -16,6 +16,8 @@ Runner = Callable[[Path], Iterator[Row]]
 
 def find_runner(folder: Path) -> Runner | str:
     """The code that runs a folder, or why there is none yet."""
+    if runner := vision.find(folder):
+        return runner
     path = folder / "config.json"
     if not (folder / "io.npz").is_file() or not path.is_file():
         return "no case of this kind yet"

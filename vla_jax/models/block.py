@@ -32,6 +32,7 @@ class BlockSpec:
         hidden: width of the MLP.
         norm: kind of norm before attention and MLP, a key of NORMS.
         eps: of all norms.
+        layer_scale: outputs of attention and MLP are multiplied by learned vectors (CaiT).
         post_norm: a norm after attention and after the MLP too, before the sum (Gemma-2).
         residual: "sequential": x + attn(norm1(x)), then x + mlp(norm2(x)); "parallel":
             x + attn(norm1(x)) + mlp(norm2(x)) (GPT-NeoX); "parallel_shared": norm1 for both (Phi).
@@ -52,6 +53,7 @@ class BlockSpec:
     sub_norm: bool = False
     qk_norm: str | None = None
     qk_norm_over: str = "head"
+    layer_scale: bool = False
     post_norm: bool = False
     residual: str = "sequential"
     scale: float | None = None
@@ -120,16 +122,24 @@ class Block(nn.Module):
         attended = attention(y, y, mask, rope, bias, memory, gain)
         if s.post_norm:
             attended = norm(name="post1")(attended)
+        attended = self._scale(attended, "scale1")
         attended = Dropout(s.dropout)(attended)
         if s.residual == "sequential":
             x = x + attended
             y = mlp(norm(name="norm2")(x))
             if s.post_norm:
                 y = norm(name="post2")(y)
-            return x + Dropout(s.dropout)(y), None
+            return x + Dropout(s.dropout)(self._scale(y, "scale2")), None
         if s.residual == "parallel":
             y = norm(name="norm2")(x)
-        return x + attended + Dropout(s.dropout)(mlp(y)), None
+        return x + attended + Dropout(s.dropout)(self._scale(mlp(y), "scale2")), None
+
+    def _scale(self, x: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
+        if not self.spec.layer_scale:
+            return x
+        # CaiT's starting value: a deep tower begins near the identity.
+        scale = self.param(name, nn.initializers.constant(1e-5), x.shape[-1:])
+        return x * scale.astype(self.dtype)
 
 
 def remat(target: Any, kind: str) -> Any:
@@ -158,11 +168,33 @@ def stack(layers: int, kind: str, name: str, dtype: Any = jnp.float32, **facts: 
         A module to call as `x, _ = stack(...)(x, mask)`, with further arguments of `Block`, the
         same for all layers.
     """
-    scanned = nn.scan(
+    return _scan(layers, kind)(BlockSpec(**facts), dtype, name=name)
+
+
+def _scan(layers: int, kind: str) -> Any:
+    return nn.scan(
         remat(Block, kind),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # type: ignore[arg-type]
         length=layers,
     )
-    return scanned(BlockSpec(**facts), dtype, name=name)
+
+
+def some_layers(
+    stacked: Any, kind: str, first: int, end: int, x: Float[Array, "b n d"], *args: Any
+) -> Float[Array, "b n d"]:
+    """Run the layers first .. end - 1 of a `stack` whose parameters exist.
+
+    Args:
+        stacked: what `stack` returned, bound to its parent.
+        kind: see `remat`.
+        first: first layer.
+        end: layer after the last.
+        x: tokens.
+        *args: further arguments of `Block`.
+    """
+    part = jax.tree.map(lambda p: p[first:end], stacked.variables["params"])
+    run = _scan(end - first, kind)(stacked.spec, stacked.dtype, parent=None)
+    rngs = {"dropout": stacked.make_rng("dropout")} if stacked.has_rng("dropout") else {}
+    return run.apply({"params": part}, x, *args, rngs=rngs)[0]

@@ -1,6 +1,6 @@
 """From a camera's uint8 pixels to what the backbone expects, on the device.
 
-Legend: h, x image height and width · s the model's square size · k filter taps
+Legend: h, x image height and width · height, width of the model's image · k filter taps · s outputs
 
 The resize is Pillow's 8-bit resampling (Resample.c of Pillow): two separable passes, horizontal
 then vertical, fixed-point weights of 22 bits, rounded and clipped to uint8 after each. It equals
@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
@@ -48,30 +49,80 @@ FILTERS: dict[str, tuple[Callable[[float], float], float]] = {
 }
 
 
+# How an image of another shape becomes the model's; see `ImageSpec.fit`.
+FITS = ("squash", "crop", "pad")
+
+
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a backbone's image tower takes.
+    """What a backbone's image tower takes, and how a camera's image becomes it.
 
     Attributes:
-        size: side of the square image, pixels.
+        size: height of the model's image, pixels.
         mean: per-channel mean of images in [0, 1].
         std: per-channel standard deviation, same units.
         resample: a key of `FILTERS`.
+        fit: squash: resize both sides, the aspect ratio is lost; crop: resize the shorter side to
+            `shortest`, keep the centre; pad: paste on the middle of a square, then resize.
+        shortest: of "crop", pixels; 0 = the model's shorter side.
+        crop_rounding: of "crop", where an odd margin's half goes: down (Hugging Face) or
+            half_even (torchvision's CenterCrop).
+        background: of "pad", the colour in [0, 1]; None = `mean`.
+        larger: sizes to take instead of `size` for images whose longer side has at least
+            `larger_from` pixels: of these and `size` the one of the nearest aspect ratio.
+        larger_from: see `larger`.
+        width: of the model's image, pixels; 0 = as high as wide.
 
     Raises:
-        ValueError: for a filter that is not in `FILTERS` or a size that is not positive.
+        ValueError: naming every value that cannot be.
     """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resample: str = "bicubic"
+    fit: str = "squash"
+    shortest: int = 0
+    crop_rounding: str = "down"
+    background: tuple[float, float, float] | None = None
+    larger: tuple[tuple[int, int], ...] = ()
+    larger_from: int = 0
+    width: int = 0
 
     def __post_init__(self):
-        if self.resample not in FILTERS:
-            raise ValueError(f"resample: {self.resample!r} is none of {sorted(FILTERS)}")
-        if self.size <= 0:
-            raise ValueError(f"size: must be positive, not {self.size}")
+        problems = [
+            f"{name}: {value!r} is none of {sorted(legal)}"
+            for name, value, legal in (
+                ("resample", self.resample, FILTERS),
+                ("fit", self.fit, FITS),
+                ("crop_rounding", self.crop_rounding, ("down", "half_even")),
+            )
+            if value not in legal
+        ]
+        if min(self.shape) <= 0:
+            problems.append(f"size: must be positive, not {self.shape}")
+        if self.shortest and self.shortest < max(self.shape):
+            problems.append(f"shortest: {self.shortest} pixels leave no crop of {self.shape}")
+        if problems:
+            raise ValueError("image: " + "; ".join(problems))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the model's image (before `larger`)."""
+        return self.size, self.width or self.size
+
+    def shape_for(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image of this shape is resized to."""
+        if not self.larger or max(height, width) < self.larger_from:
+            return self.shape
+        # Of equal ratios the nearest size. Moondream's comparison of heights with widths is kept.
+        return min(
+            (self.shape, *self.larger),
+            key=lambda s: (
+                abs(s[1] / s[0] - width / height),
+                abs(s[0] - width) + abs(s[1] - height),
+            ),
+        )
 
 
 @functools.lru_cache(maxsize=256)
@@ -134,18 +185,91 @@ def resize(
     return images
 
 
-def normalize(images: Float[Array, "*lead 3"], spec: ImageSpec) -> Float[Array, "*lead 3"]:
-    """[0, 1] -> the backbone's units: subtract the mean, then divide, in float32."""
-    return (images - jnp.asarray(spec.mean, jnp.float32)) / jnp.asarray(spec.std, jnp.float32)
+def shape_by_pixels(
+    height: int, width: int, multiple: int, smallest: int, largest: int
+) -> tuple[int, int]:
+    """Height and width near the image's own, for towers that take any (Qwen2-VL and later).
+
+    Args:
+        height: of the camera's image.
+        width: of the camera's image.
+        multiple: both results are multiples of it: patch size x patches merged along a side.
+        smallest: pixels the result has at least.
+        largest: pixels the result has at most.
+
+    Raises:
+        ValueError: if one side is more than 200 times the other (as the original refuses).
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"an image of {height} x {width} pixels is too narrow for this backbone")
+    shape = round(height / multiple) * multiple, round(width / multiple) * multiple
+    if shape[0] * shape[1] > largest:
+        ratio = math.sqrt(height * width / largest)
+        return (
+            max(multiple, math.floor(height / ratio / multiple) * multiple),
+            max(multiple, math.floor(width / ratio / multiple) * multiple),
+        )
+    if shape[0] * shape[1] < smallest:
+        ratio = math.sqrt(smallest / (height * width))
+        return (
+            math.ceil(height * ratio / multiple) * multiple,
+            math.ceil(width * ratio / multiple) * multiple,
+        )
+    return shape
 
 
-def preprocess(images: UInt8[Array, "*lead h x 3"], spec: ImageSpec) -> Float[Array, "*lead s s 3"]:
-    """Resize, scale to [0, 1], normalise: torchvision's Resize, ToTensor, Normalize.
+def fit(
+    images: UInt8[Array, "*lead h x 3"], spec: ImageSpec
+) -> UInt8[Array, "*lead height width 3"]:
+    """The model's size and shape, by the way of `spec.fit`; still uint8.
 
     Raises:
         TypeError: if the images are not uint8.
     """
     if images.dtype != jnp.uint8:
         raise TypeError(f"images: expected uint8 pixels, not {images.dtype}")
-    images = resize(images, spec.size, spec.size, spec.resample)
-    return normalize(images.astype(jnp.float32) / 255.0, spec)
+    h, x = images.shape[-3:-1]
+    height, width = spec.shape_for(h, x)
+    if spec.fit == "pad" and h != x:
+        images = _pad_to_square(images, spec)
+    elif spec.fit == "crop":
+        short = spec.shortest or min(height, width)
+        scaled = (short, int(short * x / h)) if h <= x else (int(short * h / x), short)
+        images = resize(images, *scaled, spec.resample)
+        return _centre(images, height, width, spec.crop_rounding)
+    return resize(images, height, width, spec.resample)
+
+
+def _pad_to_square(images: UInt8[Array, "*lead h x 3"], spec: ImageSpec) -> Array:
+    h, x = images.shape[-3:-1]
+    side = max(h, x)
+    colour = [int(value * 255) for value in spec.background or spec.mean]
+    canvas = jnp.broadcast_to(jnp.asarray(colour, jnp.uint8), (*images.shape[:-3], side, side, 3))
+    corner = (0,) * (images.ndim - 3) + ((side - h) // 2, (side - x) // 2, 0)
+    return jax.lax.dynamic_update_slice(canvas, images, corner)
+
+
+def _centre(images: UInt8[Array, "*lead h x 3"], height: int, width: int, rounding: str) -> Array:
+    h, x = images.shape[-3:-1]
+
+    def start(margin: int) -> int:
+        return margin // 2 if rounding == "down" else round(margin / 2)
+
+    top, left = start(h - height), start(x - width)
+    return images[..., top : top + height, left : left + width, :]
+
+
+def normalize(images: Float[Array, "*lead 3"], spec: ImageSpec) -> Float[Array, "*lead 3"]:
+    """[0, 1] -> the backbone's units: subtract the mean, then divide, in float32."""
+    return (images - jnp.asarray(spec.mean, jnp.float32)) / jnp.asarray(spec.std, jnp.float32)
+
+
+def preprocess(
+    images: UInt8[Array, "*lead h x 3"], spec: ImageSpec
+) -> Float[Array, "*lead height width 3"]:
+    """`fit`, scale to [0, 1], `normalize`.
+
+    Raises:
+        TypeError: if the images are not uint8.
+    """
+    return normalize(fit(images, spec).astype(jnp.float32) / 255.0, spec)

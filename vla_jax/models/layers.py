@@ -257,6 +257,7 @@ class Attention(nn.Module):
         bias: Float[Array, "#b #h #n s"] | None = None,
         memory: Callable[[Array, Array], tuple[Array, Array]] | None = None,
         gain: Float[Array, "#b n"] | None = None,
+        values: Float[Array, "b m c"] | None = None,
     ) -> Float[Array, "b n d"]:
         """Attend from `queries` to `keys`.
 
@@ -270,6 +271,7 @@ class Attention(nn.Module):
                 a cache enters. Without it s = m.
             gain: factor on each token's queries (Qwen-VL's, which grow with the logarithm of the
                 position).
+            values: what the values are made of; None = the keys.
         """
         width = queries.shape[-1]
         k_width = self.head_width or width // self.heads
@@ -277,7 +279,7 @@ class Attention(nn.Module):
         project = functools.partial(Dense, use_bias=self.qkv_bias, dtype=self.dtype)
         q = self._clip(project((self.heads, k_width), name="q")(queries))
         k = self._clip(project((groups, k_width), name="k")(keys))
-        v = self._clip(project((groups, k_width), name="v")(keys))
+        v = self._clip(project((groups, k_width), name="v")(keys if values is None else values))
         if self.qk_norm:
             q, k = self._normalise(q, "q_norm"), self._normalise(k, "k_norm")
         if rope is not None:

@@ -157,10 +157,10 @@ def empty_history(config: ModelConfig, arch: dict[str, Any], batch: int) -> Hist
 def initial_params(model: VLA, key: Array) -> dict[str, Any]:
     """Random parameters as a plain nested dict; under `eval_shape` their shapes, without memory."""
     file, _ = BACKBONES[model.config.backbone.name]
-    s, size = model.config.structure, file.image_spec(model.arch).size
+    s, shape = model.config.structure, file.image_spec(model.arch).shape
     ones = jnp.ones((1, s.text_len), bool)
     observation = Observation(
-        images={c: jnp.zeros((1, s.window, size, size, 3)) for c in s.cameras},
+        images={c: jnp.zeros((1, s.window, *shape, 3)) for c in s.cameras},
         image_mask={c: jnp.ones((1, s.window), bool) for c in s.cameras},
         text=ones.astype(jnp.int32),
         text_mask=ones,

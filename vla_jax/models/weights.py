@@ -28,13 +28,20 @@ def _linear_back(contract: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _patch(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Torch convolution [out, 3, p, p] -> ours [p * p * 3, out]."""
-    return x.transpose(2, 3, 1, 0).reshape(shape)
+    """Torch convolution [out, 3, *frames, p, p] -> ours [*frames, p * p * 3, out]."""
+    return x.transpose(*range(2, x.ndim), 1, 0).reshape(shape)
 
 
 def _patch_back(x: np.ndarray) -> np.ndarray:
-    side = round((x.shape[0] // 3) ** 0.5)
-    return x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+    side = round((x.shape[-2] // 3) ** 0.5)
+    x = x.reshape(*x.shape[:-2], side, side, 3, x.shape[-1])
+    return x.transpose(-1, -2, *range(x.ndim - 2))
+
+
+def _linear_patch(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Linear layer over patches [out, 3 * p * p] -> ours [p * p * 3, out]."""
+    side = round((x.shape[1] // 3) ** 0.5)
+    return _patch(x.reshape(-1, 3, side, side), shape)
 
 
 def _conv1d(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -58,6 +65,10 @@ TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], Callable[[np.ndarray], np
     "conv1d": (_conv1d, _conv1d_back(1)),
     "conv1d_from_heads": (_conv1d, _conv1d_back(2)),
     "patch": (_patch, _patch_back),
+    "linear_patch": (_linear_patch, lambda x: _patch_back(x).reshape(x.shape[-1], -1)),
+    "convolution": (lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    "leading_1": (lambda x, shape: x.reshape(shape), lambda x: x[None]),
+    "leading_1_1": (lambda x, shape: x.reshape(shape), lambda x: x[None, None]),
 }
 
 
@@ -188,6 +199,15 @@ def attention(
     for letter in "qkv":
         rows += pair(f"{source}.{letter}_proj", f"{target}/{letter}", bias=bias)
     return rows + pair(f"{source}.{out}", f"{target}/o", "linear_from_heads", out_bias)
+
+
+def multihead(source: str, target: str) -> list[Weight]:
+    """torch.nn.MultiheadAttention, whose q, k and v are one `in_proj_weight`."""
+    return [
+        Weight(source + ".in_proj_weight", target + "/{q,k,v}/kernel", "linear"),
+        Weight(source + ".in_proj_bias", target + "/{q,k,v}/bias", "flat"),
+        *pair(source + ".out_proj", target + "/o", "linear_from_heads"),
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Random changes of the images, on the device, drawn from each sample's own number.
 
-Legend: b batch · w window · h, x camera's height and width · s the model's size
+Legend: b batch · w window · h, x camera's height and width · s, r the model's
 
 The draws of a sample depend on the seed, the sample number and the camera, and on nothing else:
 the same pixels come after a restart, on another mesh and in a batch of another size. One draw
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8, UInt32
 
 from vla_jax.config import AugmentConfig
-from vla_jax.models.image import ImageSpec, normalize, preprocess, resize
+from vla_jax.models.image import ImageSpec, fit, normalize, preprocess
 from vla_jax.types import CAMERAS, Observation
 
 # Every window draws one row of uniform numbers, whatever is on: [crop top, crop left, brightness,
@@ -46,7 +46,7 @@ def augment(
         train: False leaves only `preprocess`.
 
     Returns:
-        The observation with float32 images [b, w, s, s, 3]. Frames that `image_mask` calls
+        The observation with float32 images [b, w, s, r, 3]. Frames that `image_mask` calls
         padding are black before normalisation.
     """
     images = {}
@@ -58,7 +58,7 @@ def augment(
         if camera not in draws or not (shift or _colour(config) or config.crop_scale != 1.0):
             images[camera] = preprocess(pixels, spec)
             continue
-        small = resize(pixels, spec.size, spec.size, spec.resample).astype(jnp.float32) / 255.0
+        small = fit(pixels, spec).astype(jnp.float32) / 255.0
         changed = jax.vmap(lambda u, x, p=shift: _window(u, x, config, p))(draws[camera], small)
         if config.brightness:  # the only change that lights up a black frame
             mask = observation.image_mask[camera][..., None, None, None]
@@ -91,8 +91,8 @@ def _draw(
 
 
 def _window(
-    u: Float[Array, "n"], x: Float[Array, "w s s 3"], config: AugmentConfig, shift: int
-) -> Float[Array, "w s s 3"]:
+    u: Float[Array, "n"], x: Float[Array, "w s r 3"], config: AugmentConfig, shift: int
+) -> Float[Array, "w s r 3"]:
     """All changes of one window of one camera, from its draws; pixels in [0, 1]."""
 
     def around(i: int, centre: float, reach: float) -> Array:
@@ -119,25 +119,24 @@ def _window(
 
 
 def crop_resize(
-    x: Float[Array, "w s s 3"], corner: Float[Array, "2"], side: float
-) -> Float[Array, "w s s 3"]:
-    """Bilinear enlargement of a square crop to the whole, as `tf.image.crop_and_resize`.
+    x: Float[Array, "w s r 3"], corner: Float[Array, "2"], side: float
+) -> Float[Array, "w s r 3"]:
+    """Bilinear enlargement of a crop of the same shape, as `tf.image.crop_and_resize`.
 
     Args:
         x: pixels.
         corner: top and left of the crop, as shares of the image.
-        side: of the crop, as a share of the image.
+        side: of the crop, as a share of the image's.
     """
-    size = x.shape[-2]
-    grid = jnp.arange(size, dtype=jnp.float32)
 
-    def matrix(start: Array) -> Array:
+    def matrix(start: Array, size: int) -> Array:
+        grid = jnp.arange(size, dtype=jnp.float32)
         position = (start * (size - 1) + grid * side)[:, None]
         return jnp.maximum(0.0, 1.0 - jnp.abs(position - grid[None]))
 
-    exact = jax.lax.Precision.HIGHEST
-    x = jnp.einsum("wijc,yi->wyjc", x, matrix(corner[0]), precision=exact)
-    return jnp.einsum("wyjc,xj->wyxc", x, matrix(corner[1]), precision=exact)
+    exact, (rows, columns) = jax.lax.Precision.HIGHEST, x.shape[1:3]
+    x = jnp.einsum("wijc,yi->wyjc", x, matrix(corner[0], rows), precision=exact)
+    return jnp.einsum("wyjc,xj->wyxc", x, matrix(corner[1], columns), precision=exact)
 
 
 def scale_saturation(x: Float[Array, "*lead 3"], factor: Array) -> Float[Array, "*lead 3"]:
@@ -169,13 +168,14 @@ def turn_hue(x: Float[Array, "*lead 3"], turn: Array) -> Float[Array, "*lead 3"]
     return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
 
 
-def move(x: Float[Array, "s s 3"], offset: Array) -> Float[Array, "s s 3"]:
+def move(x: Float[Array, "s r 3"], offset: Array) -> Float[Array, "s r 3"]:
     """The image moved by whole pixels; edges repeat, which is a crop of a replicate-padded image.
 
     Args:
         x: pixels.
         offset: int32 [2], rows and columns; pixel (i, j) is taken from (i, j) + offset.
     """
-    grid = jnp.arange(x.shape[0])
-    rows, columns = (jnp.clip(grid + offset[i], 0, x.shape[0] - 1) for i in range(2))
+    rows, columns = (
+        jnp.clip(jnp.arange(size) + offset[i], 0, size - 1) for i, size in enumerate(x.shape[:2])
+    )
     return x[rows][:, columns]

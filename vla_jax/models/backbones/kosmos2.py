@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vla_jax.models import towers
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, merge_arch
 from vla_jax.models.block import BlockSpec
@@ -105,7 +106,7 @@ class Kosmos2(nn.Module):
 
     def setup(self):
         vision, text = self.config["vision_config"], self.config["text_config"]
-        self.vision = VisionTransformer(vision, self.remat, self.dtype)
+        self.vision = VisionTransformer(towers.clip(vision), self.remat, self.dtype)
         self.vision_norm = LayerNorm(vision["layer_norm_eps"], self.dtype)
         self.projection = LatentQueryProjection(
             self.config["latent_query_num"],
@@ -144,17 +145,9 @@ class Kosmos2(nn.Module):
 def weight_map() -> list[w.Weight]:
     """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
     vision, text = "vision_model.model.", "text_model.model."
-    v_layer, t_layer = vision + "encoder.layers.{}.", text + "layers.{}."
+    t_layer = text + "layers.{}."
     return [
-        w.Weight(vision + "embeddings.class_embedding", "vision/class_token"),
-        w.Weight(vision + "embeddings.patch_embedding.weight", "vision/patch/kernel", "patch"),
-        w.Weight(vision + "embeddings.position_embedding.weight", "vision/positions"),
-        *w.norm(vision + "pre_layrnorm", "vision/pre_norm"),
-        *w.attention(v_layer + "self_attn", "vision/layers/attn"),
-        *w.norm(v_layer + "layer_norm1", "vision/layers/norm1"),
-        *w.pair(v_layer + "mlp.fc1", "vision/layers/mlp/fc1"),
-        *w.pair(v_layer + "mlp.fc2", "vision/layers/mlp/fc2"),
-        *w.norm(v_layer + "layer_norm2", "vision/layers/norm2"),
+        *towers.hugging_face_weights(towers.clip(ARCH["vision_config"]), vision, "vision/"),
         *w.norm(vision + "post_layernorm", "vision_norm"),
         w.Weight("image_to_text_projection.latent_query", "projection/queries"),
         *w.pair("image_to_text_projection.dense", "projection/dense"),

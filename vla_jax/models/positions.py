@@ -1,0 +1,118 @@
+"""Where a patch stands: tables of positions over a grid, rotations by row and column, windows.
+
+Legend: n patches of a grid, row by row · m of a stored table · d width
+
+Everything here but the table's values depends on static shapes alone and is made in numpy.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+Grid = tuple[int, int]  # rows, columns
+
+
+def _keys(distance: Float[np.ndarray, "*n"], a: float = -0.75) -> Float[np.ndarray, "*n"]:
+    """Keys' cubic convolution kernel with torch's sharpness (Pillow's and jax's is -0.5)."""
+    near = ((a + 2.0) * distance - (a + 3.0)) * distance**2 + 1.0
+    far = ((a * distance - 5.0 * a) * distance + 8.0 * a) * distance - 4.0 * a
+    return np.where(distance <= 1.0, near, np.where(distance < 2.0, far, 0.0))
+
+
+# How a stored table becomes one of another shape: kind -> (kernel, its reach, ends meet ends).
+# Neither widens its filter when shrinking, as torch's interpolate does not by default.
+INTERPOLATIONS = {
+    "bicubic": (_keys, 2, False),
+    "bilinear_corners": (lambda distance: np.maximum(0.0, 1.0 - distance), 1, True),
+}
+
+
+def interpolation(source: int, target: int, kind: str) -> Float[np.ndarray, "target source"]:
+    """The matrix that resamples one axis; edges repeat.
+
+    Args:
+        source: length of the axis.
+        target: its length afterwards.
+        kind: a key of `INTERPOLATIONS`.
+    """
+    kernel, reach, corners = INTERPOLATIONS[kind]
+    index = np.arange(target, dtype=np.float64)
+    if corners:
+        position = index * (source - 1) / max(target - 1, 1)
+    else:
+        position = (index + 0.5) * source / target - 0.5
+    matrix = np.zeros((target, source))
+    for offset in range(1 - reach, reach + 1):
+        tap = np.floor(position) + offset
+        column = np.clip(tap, 0, source - 1).astype(int)
+        np.add.at(matrix, (np.arange(target), column), kernel(np.abs(position - tap)))
+    return matrix.astype(np.float32)
+
+
+def resample(table: Float[Array, "m d"], source: Grid, target: Grid, kind: str) -> Array:
+    """A table over one grid as a table [n, d] over another; the same array where they agree."""
+    if source == target:
+        return table
+    rows, columns = (interpolation(a, b, kind) for a, b in zip(source, target, strict=True))
+    grid = table.reshape(*source, -1).astype(jnp.float32)
+    grid = jnp.einsum("ys,xr,srd->yxd", rows, columns, grid, precision="highest")
+    return grid.reshape(target[0] * target[1], -1).astype(table.dtype)
+
+
+def coordinates(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of every patch."""
+    rows, columns = np.indices(grid)
+    return rows.reshape(-1), columns.reshape(-1)
+
+
+def sincos(grid: Grid, width: int) -> Float[np.ndarray, "n d"]:
+    """MAE's table: sines and cosines of the column, then of the row, a quarter of `width` each.
+
+    Raises:
+        ValueError: if `width` is not a multiple of four.
+    """
+    if width % 4:
+        raise ValueError(f"positions by sine and cosine need a multiple of 4 channels, not {width}")
+    frequency = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+    rows, columns = coordinates(grid)
+    waves = []
+    for axis in (columns, rows):
+        angle = axis[:, None] * frequency
+        waves += [np.sin(angle), np.cos(angle)]
+    return np.concatenate(waves, axis=1).astype(np.float32)
+
+
+def rotation(grid: Grid, head_width: int, theta: float) -> Float[np.ndarray, "n half"]:
+    """Angles of the two-dimensional rotary embedding: of the row, then of the column.
+
+    Channel i is turned with channel i + head_width / 2, by angle i.
+
+    Raises:
+        ValueError: if a head's width is not a multiple of four.
+    """
+    if head_width % 4:
+        raise ValueError(f"rotation by row and column needs heads of 4 k channels: {head_width}")
+    frequency = theta ** -(np.arange(0, head_width // 2, 2) / (head_width / 2))
+    rows, columns = coordinates(grid)
+    angles = [axis[:, None] * frequency for axis in (rows, columns)]
+    return np.concatenate(angles, axis=1).astype(np.float32)
+
+
+def to_windows(x: Float[Array, "b n d"], grid: Grid, side: int) -> Float[Array, "_ _ d"]:
+    """Tokens of a grid -> [b * windows, side^2, d], window by window; they must fill the grid."""
+    b, _, d = x.shape
+    x = x.reshape(b, grid[0] // side, side, grid[1] // side, side, d).swapaxes(2, 3)
+    return x.reshape(-1, side * side, d)
+
+
+def from_windows(x: Float[Array, "m k d"], grid: Grid, side: int) -> Float[Array, "_ _ d"]:
+    """Inverse of `to_windows`."""
+    x = x.reshape(-1, grid[0] // side, grid[1] // side, side, side, x.shape[-1]).swapaxes(2, 3)
+    return x.reshape(len(x), grid[0] * grid[1], x.shape[-1])
+
+
+def window_mask(grid: Grid, side: int) -> Bool[np.ndarray, "n n"]:
+    """True between patches of the same square window; windows at the far edges may be smaller."""
+    rows, columns = coordinates(grid)
+    window = rows // side * grid[1] + columns // side
+    return window[:, None] == window[None]
