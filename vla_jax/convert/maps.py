@@ -1,16 +1,21 @@
 """Weight maps of whole checkpoints, and the strict step between names and our tree."""
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from vla_jax.config import ModelConfig
+from vla_jax.convert.tensors import Lazy, Source, floating, holds, promote, same_bytes
 from vla_jax.models import weights as w
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
 
 Shapes = Mapping[str, tuple[int, ...]]
+Dtypes = Mapping[str, np.dtype]
 
 
 def hugging_face(config: ModelConfig) -> tuple[list[w.Weight], tuple[str, ...]]:
@@ -23,6 +28,15 @@ def hugging_face(config: ModelConfig) -> tuple[list[w.Weight], tuple[str, ...]]:
     return w.prefixed(file.weight_map(), "", "backbone/"), file.IGNORE
 
 
+def policy(config: ModelConfig, prefix: str = "") -> list[w.Weight]:
+    """Everything but the VLM, under RoboVLMs' names: action token and head."""
+    head, _ = HEADS[config.head.kind]
+    return [
+        w.Weight(prefix + "action_token", "action_token"),
+        *w.prefixed(head.weight_map(config.head), prefix + "act_head.", "head/"),
+    ]
+
+
 def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight], tuple[str, ...]]:
     """A RoboVLMs checkpoint: backbone, action token and head.
 
@@ -31,13 +45,193 @@ def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight
         prefix: "model." in released files, "" in a bare state dict.
     """
     file, _ = BACKBONES[config.backbone.name]
-    head, _ = HEADS[config.head.kind]
-    rows = [
-        *w.prefixed(file.weight_map(), prefix + "backbone.", "backbone/"),
-        w.Weight(prefix + "action_token", "action_token"),
-        *w.prefixed(head.weight_map(config.head), prefix + "act_head.", "head/"),
+    rows = w.prefixed(file.weight_map(), prefix + "backbone.", "backbone/")
+    return [*rows, *policy(config, prefix)], file.IGNORE
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """Foreign tensors that passed every check, ready to be read.
+
+    Attributes:
+        leaves: our path -> the parameter to come.
+        unused: their names that were passed over, as the backbone says they carry nothing.
+        changed: sentences on types that change on the way.
+    """
+
+    leaves: dict[str, Lazy]
+    unused: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+def incoming(
+    rows: Iterable[w.Weight],
+    ours: Shapes,
+    source: Source,
+    ignore: Iterable[str] = (),
+    dtype: np.dtype | None = None,
+) -> Incoming:
+    """Check every name, shape, type and alias, then describe our parameters.
+
+    Args:
+        rows: the weight map.
+        ours: our path -> shape of the parameters to fill.
+        source: their tensors.
+        ignore: regexes of their names that carry nothing.
+        dtype: store all in this type; None keeps each parameter's own (the widest of its layers).
+
+    Raises:
+        WeightError: with the whole key report.
+    """
+    rows, ignore = list(rows), tuple(ignore)
+    verify(rows, ours, source.shapes, source.read, ignore, source.dtypes, source.place)
+    leaves, changed = {}, []
+    for row in rows:
+        if row.alias:
+            continue
+        shape = ours[row.target]
+        types = [source.dtypes[name] for name in row.expand(shape[0] if shape else 0)]
+        stored = dtype or promote(types)
+        changed += [_change(row.source, old, stored) for old in set(types) if old != stored]
+        leaves[row.target] = Lazy(shape, stored, _reader(row, shape, source, stored))
+    unused = [n for n in source.shapes if any(re.search(pattern, n) for pattern in ignore)]
+    return Incoming(leaves, tuple(unused), tuple(changed))
+
+
+def _reader(
+    row: w.Weight, shape: tuple[int, ...], source: Source, dtype: np.dtype
+) -> Callable[[], np.ndarray]:
+    def read(name: str) -> np.ndarray:
+        return source.read(name).astype(dtype, copy=False)
+
+    return lambda: w.to_ours(row, shape, read)
+
+
+def _change(name: str, old: np.dtype, new: np.dtype) -> str:
+    return f"{name}: {old} -> {new}" + ("" if holds(new, old) else ", rounded")
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """Our parameters under foreign names, ready to be written.
+
+    Attributes:
+        shapes: their name -> shape, aliases included.
+        dtypes: their name -> type.
+        aliases: their name -> the name of the tensor it repeats.
+        tensors: makes (their name, array), one at a time, aliases left out.
+        changed: sentences on types that change on the way.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
+    tensors: Callable[[], Iterator[tuple[str, np.ndarray]]]
+    aliases: dict[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+
+    def repeated(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Like `tensors`, each alias after its original."""
+        copies: dict[str, list[str]] = {}
+        for alias, name in self.aliases.items():
+            copies.setdefault(name, []).append(alias)
+        for name, value in self.tensors():
+            yield name, value
+            for alias in copies.get(name, ()):
+                yield alias, value
+
+
+def outgoing(
+    rows: Iterable[w.Weight], ours: Mapping[str, Lazy], dtype: np.dtype | None = None
+) -> Outgoing:
+    """Inverse of `incoming`.
+
+    Args:
+        rows: the weight map.
+        ours: our path -> the parameter, of all parameters to export.
+        dtype: write all in this type; None keeps each parameter's own.
+
+    Raises:
+        WeightError: naming every parameter no row covers and every row without its parameter.
+    """
+    rows = list(rows)
+    originals = {row.target: row for row in rows if not row.alias}
+    missing = [
+        *(
+            f"(ours) {t}: the map names it, the checkpoint lacks it"
+            for t in originals
+            if t not in ours
+        ),
+        *(f"(ours) {t}: no row of the map writes it" for t in ours if t not in originals),
     ]
-    return rows, file.IGNORE
+    if missing:
+        raise w.WeightError(str(w.KeyReport(missing=tuple(missing))))
+    shapes, dtypes, aliases, changed = {}, {}, {}, []
+    for row in rows:
+        leaf = ours[row.target]
+        stacked = "{}" in row.source
+        names = row.expand(leaf.shape[0] if stacked else 0)
+        shape = w.their_shape(row, leaf.shape[1:] if stacked else leaf.shape)
+        for name, original in zip(names, originals[row.target].expand(len(names)), strict=True):
+            shapes[name], dtypes[name] = shape, dtype or leaf.dtype
+            if row.alias:
+                aliases[name] = original
+        if not row.alias and dtype and dtype != leaf.dtype:
+            changed.append(_change(row.source, leaf.dtype, dtype))
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        for target, row in originals.items():
+            for name, value in w.to_theirs(row, ours[target].read()):
+                yield name, value.astype(dtypes[name], copy=False)
+
+    return Outgoing(shapes, dtypes, tensors, aliases, tuple(changed))
+
+
+def verify(
+    rows: Iterable[w.Weight],
+    ours: Shapes,
+    theirs: Shapes,
+    read: Callable[[str], np.ndarray],
+    ignore: Iterable[str] = (),
+    dtypes: Dtypes | None = None,
+    place: Callable[[str], Any] = lambda name: name,
+) -> None:
+    """Refuse foreign tensors that do not fit, with everything that is wrong at once.
+
+    Only aliases are read. See `load` for the arguments, `tensors.Source` for the last two.
+
+    Raises:
+        WeightError: with the whole key report.
+    """
+    rows = list(rows)
+    report = w.check(rows, ours, theirs, ignore)
+    used = [name for row in rows if row.target in ours for name in _names(row, ours)]
+    mistyped = [
+        f"{name}: {dtypes[name]}"
+        for name in used
+        if dtypes and name in dtypes and not floating(dtypes[name])
+    ]
+    originals = {row.target: row for row in rows if not row.alias}
+    unequal = [
+        f"{name} (of {original})"
+        for row in rows
+        if row.alias and row.target in ours and row.target in originals
+        for name, original in zip(
+            _names(row, ours), _names(originals[row.target], ours), strict=True
+        )
+        if name in theirs
+        and original in theirs
+        and theirs[name] == theirs[original]
+        and place(name) != place(original)
+        and not same_bytes(read(name), read(original))
+    ]
+    report = dataclasses.replace(report, mistyped=tuple(mistyped), unequal=tuple(unequal))
+    if report:
+        raise w.WeightError(str(report))
+
+
+def _names(row: w.Weight, ours: Shapes) -> list[str]:
+    shape = ours[row.target]
+    return row.expand(shape[0] if shape else 0)
 
 
 def load(
@@ -59,24 +253,10 @@ def load(
         ignore: regexes of their names that carry nothing.
 
     Raises:
-        WeightError: with the whole key report, before anything is read; or naming the aliases
-            that differ from the tensor they should repeat.
+        WeightError: with the whole key report, before anything but aliases is read.
     """
     rows = list(rows)
-    report = w.check(rows, ours, theirs, ignore)
-    if report:
-        raise w.WeightError(str(report))
-    unequal = tuple(
-        row.source
-        for row in rows
-        if row.alias and row.source in theirs
-        for original in rows
-        if original.target == row.target
-        and not original.alias
-        and not np.array_equal(read(row.source), read(original.source))
-    )
-    if unequal:
-        raise w.WeightError(str(w.KeyReport(unequal=unequal)))
+    verify(rows, ours, theirs, read, ignore)
     return {
         row.target: place(row.target, w.to_ours(row, ours[row.target], read))
         for row in rows
