@@ -15,7 +15,6 @@ from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
 
 Shapes = Mapping[str, tuple[int, ...]]
-Dtypes = Mapping[str, np.dtype]
 
 
 def hugging_face(config: ModelConfig) -> tuple[list[w.Weight], tuple[str, ...]]:
@@ -70,6 +69,7 @@ def incoming(
     source: Source,
     ignore: Iterable[str] = (),
     dtype: np.dtype | None = None,
+    unequal: Iterable[str] = (),
 ) -> Incoming:
     """Check every name, shape, type and alias, then describe our parameters.
 
@@ -79,18 +79,22 @@ def incoming(
         source: their tensors.
         ignore: regexes of their names that carry nothing.
         dtype: store all in this type; None keeps each parameter's own (the widest of its layers).
+        unequal: names already known to differ from the tensor they repeat.
 
     Raises:
         WeightError: with the whole key report.
     """
     rows, ignore = list(rows), tuple(ignore)
-    verify(rows, ours, source.shapes, source.read, ignore, source.dtypes, source.place)
+    report = compare(rows, ours, source.shapes, source.read, ignore, source.dtypes, source.place)
+    report = dataclasses.replace(report, unequal=(*report.unequal, *unequal))
+    if report:
+        raise w.WeightError(str(report))
     leaves, changed = {}, []
     for row in rows:
         if row.alias:
             continue
         shape = ours[row.target]
-        types = [source.dtypes[name] for name in row.expand(shape[0] if shape else 0)]
+        types = [source.dtypes[name] for name in _names(row, ours)]
         stored = dtype or promote(types)
         changed += [_change(row.source, old, stored) for old in set(types) if old != stored]
         leaves[row.target] = Lazy(shape, stored, _reader(row, shape, source, stored))
@@ -186,47 +190,40 @@ def outgoing(
     return Outgoing(shapes, dtypes, tensors, aliases, tuple(changed))
 
 
-def verify(
+def compare(
     rows: Iterable[w.Weight],
     ours: Shapes,
     theirs: Shapes,
     read: Callable[[str], np.ndarray],
     ignore: Iterable[str] = (),
-    dtypes: Dtypes | None = None,
+    dtypes: Mapping[str, np.dtype] | None = None,
     place: Callable[[str], Any] = lambda name: name,
-) -> None:
-    """Refuse foreign tensors that do not fit, with everything that is wrong at once.
+) -> w.KeyReport:
+    """All that is wrong with foreign tensors; reads aliases (tied weights) and their originals.
 
-    Only aliases are read. See `load` for the arguments, `tensors.Source` for the last two.
-
-    Raises:
-        WeightError: with the whole key report.
+    The arguments are those of `load`; `dtypes` and `place` those of `tensors.Source`.
     """
-    rows = list(rows)
-    report = w.check(rows, ours, theirs, ignore)
-    used = [name for row in rows if row.target in ours for name in _names(row, ours)]
-    mistyped = [
-        f"{name}: {dtypes[name]}"
-        for name in used
-        if dtypes and name in dtypes and not floating(dtypes[name])
+    rows, dtypes = list(rows), dtypes or {}
+    known = [row for row in rows if row.target in ours]
+    originals = {row.target: row for row in known if not row.alias}
+    pairs = [
+        pair
+        for row in known
+        if row.alias and row.target in originals
+        for pair in zip(_names(row, ours), _names(originals[row.target], ours), strict=True)
     ]
-    originals = {row.target: row for row in rows if not row.alias}
     unequal = [
         f"{name} (of {original})"
-        for row in rows
-        if row.alias and row.target in ours and row.target in originals
-        for name, original in zip(
-            _names(row, ours), _names(originals[row.target], ours), strict=True
-        )
+        for name, original in pairs
         if name in theirs
-        and original in theirs
-        and theirs[name] == theirs[original]
+        and theirs[name] == theirs.get(original)
         and place(name) != place(original)
         and not same_bytes(read(name), read(original))
     ]
-    report = dataclasses.replace(report, mistyped=tuple(mistyped), unequal=tuple(unequal))
-    if report:
-        raise w.WeightError(str(report))
+    used = {name for row in known for name in _names(row, ours)}
+    mistyped = [f"{n}: {t}" for n, t in dtypes.items() if n in used and not floating(t)]
+    report = w.check(rows, ours, theirs, ignore)
+    return dataclasses.replace(report, unequal=tuple(unequal), mistyped=tuple(mistyped))
 
 
 def _names(row: w.Weight, ours: Shapes) -> list[str]:
@@ -256,7 +253,9 @@ def load(
         WeightError: with the whole key report, before anything but aliases is read.
     """
     rows = list(rows)
-    verify(rows, ours, theirs, read, ignore)
+    report = compare(rows, ours, theirs, read, ignore)
+    if report:
+        raise w.WeightError(str(report))
     return {
         row.target: place(row.target, w.to_ours(row, ours[row.target], read))
         for row in rows

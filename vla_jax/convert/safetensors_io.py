@@ -52,13 +52,12 @@ class _Entry:
 class Safetensors:
     """The tensors of a folder or of one file, by name; see `tensors.Source`."""
 
-    def __init__(self, path: str | Path, stem: str = "model"):
+    def __init__(self, path: str | Path):
         """Reads the headers.
 
         Args:
-            path: a .safetensors file, or a folder with STEM.safetensors or
-                STEM.safetensors.index.json and its shards.
-            stem: see above.
+            path: a .safetensors file, or a folder with model.safetensors or
+                model.safetensors.index.json and its shards.
 
         Raises:
             WeightError: naming every file that is missing, truncated or not safetensors, and
@@ -68,7 +67,7 @@ class Safetensors:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype] = {}
         self._entries: dict[str, _Entry] = {}
-        files, promised, problems = _files(path, stem)
+        files, promised, problems = _files(path)
         for file in files:
             try:
                 self._open(file)
@@ -124,9 +123,9 @@ class Safetensors:
         return name
 
 
-def _files(path: Path, stem: str) -> tuple[list[Path], dict[str, str], list[str]]:
+def _files(path: Path) -> tuple[list[Path], dict[str, str], list[str]]:
     """Files to open, tensor -> file the index promises, problems."""
-    index = path / f"{stem}{INDEX}"
+    index = path / f"model{INDEX}"
     if path.is_file():
         return [path], {}, []
     if index.is_file():
@@ -138,9 +137,21 @@ def _files(path: Path, stem: str) -> tuple[list[Path], dict[str, str], list[str]
         if outside:
             return [], {}, [f"{index}: names files outside its folder: {outside[:3]}"]
         return [path / name for name in sorted(set(promised.values()))], promised, []
-    if (path / f"{stem}{SUFFIX}").is_file():
-        return [path / f"{stem}{SUFFIX}"], {}, []
-    return [], {}, [f"{path}: holds neither {stem}{SUFFIX} nor {stem}{INDEX}"]
+    if (path / f"model{SUFFIX}").is_file():
+        return [path / f"model{SUFFIX}"], {}, []
+    return [], {}, [f"{path}: holds neither model{SUFFIX} nor model{INDEX}"]
+
+
+def _shards(sizes: Mapping[str, int], limit: int | None) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if limit is not None and shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
 
 
 class Writer:
@@ -148,46 +159,41 @@ class Writer:
 
     def __init__(
         self,
-        folder: Path,
+        path: Path,
         shapes: Mapping[str, tuple[int, ...]],
         dtypes: Mapping[str, np.dtype],
-        limit: int,
-        stem: str = "model",
+        limit: int | None = None,
     ):
-        """Lays out the shards and creates them at full size.
+        """Lays out the files and creates them at full size.
 
         Args:
-            folder: exists.
+            path: a folder that exists, for model.safetensors, or model-00001-of-0000N.safetensors
+                and so on with their index; with `limit` None the one file to write.
             shapes: name -> shape; also the order in which shards are filled.
             dtypes: name -> type.
             limit: bytes of data a file at most (a larger single tensor gets a file to itself).
-            stem: STEM.safetensors, or STEM-00001-of-0000N.safetensors and an index.
         """
         sizes = {name: math.prod(shapes[name]) * dtypes[name].itemsize for name in shapes}
-        shards: list[list[str]] = [[]]
-        filled = 0
-        for name, size in sizes.items():
-            if shards[-1] and filled + size > limit:
-                shards.append([])
-                filled = 0
-            shards[-1].append(name)
-            filled += size
         self._shapes, self._dtypes = dict(shapes), dict(dtypes)
         self._left = set(shapes)
         self._where: dict[str, tuple[BinaryIO, int]] = {}
         self._streams: list[BinaryIO] = []
-        files = [f"{stem}{SUFFIX}"]
+        shards = _shards(sizes, limit)
+        files = [path if limit is None else path / f"model{SUFFIX}"]
         if len(shards) > 1:
-            files = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}{SUFFIX}" for i in range(len(shards))]
+            of = f"of-{len(shards):05d}{SUFFIX}"
+            files = [path / f"model-{i + 1:05d}-{of}" for i in range(len(shards))]
             index: dict[str, Any] = {
                 "metadata": {"total_size": sum(sizes.values())},
                 "weight_map": {
-                    n: file for file, part in zip(files, shards, strict=True) for n in part
+                    name: file.name
+                    for file, names in zip(files, shards, strict=True)
+                    for name in names
                 },
             }
-            (folder / f"{stem}{INDEX}").write_text(json.dumps(index, indent=2, sort_keys=True))
+            (path / f"model{INDEX}").write_text(json.dumps(index, indent=2, sort_keys=True))
         for file, names in zip(files, shards, strict=True):
-            self._create(folder / file, names, sizes)
+            self._create(file, names, sizes)
 
     def _create(self, file: Path, names: list[str], sizes: Mapping[str, int]) -> None:
         # Widest type first, so that every tensor is aligned to its own size.

@@ -9,6 +9,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ def write(
     dtypes: Mapping[str, np.dtype],
     aliases: Mapping[str, str],
     tensors: Callable[[], Iterator[tuple[str, np.ndarray]]],
+    done: Callable[[int], Any] = lambda count: None,
     wrapper: str = "state_dict",
 ) -> None:
     """One state dict, streamed.
@@ -36,6 +38,7 @@ def write(
         dtypes: name -> type.
         aliases: name -> the name whose storage it shares, as tied weights do.
         tensors: gives every name that is not an alias once, in any order.
+        done: called with the bytes just written.
         wrapper: the state dict stands under this key; "" = bare.
     """
     keys = {name: str(i) for i, name in enumerate(n for n in shapes if n not in aliases)}
@@ -49,6 +52,7 @@ def write(
             left.discard(name)
             data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
             _entry(archive, f"data/{keys[name]}", data)
+            done(data.nbytes)
         if left:
             raise ValueError(f"{len(left)} tensors not written: {sorted(left)[:5]}")
         _entry(archive, "version", b"3\n")
