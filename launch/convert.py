@@ -179,7 +179,7 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
         if importer:
             add("--check", action="store_true", help="only report whether everything fits")
             add("--set", action="append", default=[], metavar="KEY=VALUE",
-                help="change the config: --set=model.structure.text_len=48; repeatable")  # fmt: skip
+                help="change the config: --set=model.structure.text_len=48 (repeatable)")  # fmt: skip
         else:
             add("--step", type=int, metavar="N", help="checkpoint of this step (default: newest)")
         sub.set_defaults(command=function)
