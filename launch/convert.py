@@ -14,8 +14,6 @@ COMMAND --help says more.
 """
 
 import argparse
-import ast
-import importlib.util
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -51,20 +49,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def import_hf(flags: argparse.Namespace) -> None:
     """Hugging Face folder (also one that export-hf wrote) -> workdir."""
-    from vla_jax.convert import importing
+    from vla_jax.convert import config_files, importing
 
     raw = None
     if flags.config or flags.set or not (Path(flags.src) / importing.SETTINGS).is_file():
-        raw = _config(flags.config or _default_config(flags.src), flags.set)
+        where = flags.config or config_files.find(CONFIGS, flags.src)
+        logging.info("config: %s (--config chooses another)", where)
+        raw = config_files.load(where, flags.set)
     _save(importing.from_hf(flags.src, raw, _dtype(flags)), flags)
 
 
 def import_robovlms(flags: argparse.Namespace) -> None:
     """RoboVLMs checkpoint and config -> workdir."""
-    from vla_jax.convert import importing
+    from vla_jax.convert import config_files, importing
 
     original = importing.read_json(flags.config_json)
-    base = _config(str(CONFIGS / "base.py"), flags.set)
+    base = config_files.load(CONFIGS / "base.py", flags.set)
     units = importing.read_json(flags.statistics) if flags.statistics else {}
     vlm = flags.vlm
     _save(importing.from_robovlms(flags.ckpt, original, base, vlm, units, _dtype(flags)), flags)
@@ -75,10 +75,16 @@ def export_hf(flags: argparse.Namespace) -> None:
     from vla_jax.convert import exporting, store
 
     stored = store.Stored(flags.ckpt, flags.step)
-    limit = round(flags.max_shard_gb * 1e9)
     with _bar(stored.leaves) as bar:
         exported = exporting.to_hf(
-            stored, flags.out, flags.source, limit, _dtype(flags), flags.overwrite, bar.update
+            stored,
+            flags.out,
+            source=flags.source,
+            limit=round(flags.max_shard_gb * 1e9),
+            dtype=_dtype(flags),
+            adapter=flags.lora == "adapter",
+            overwrite=flags.overwrite,
+            done=bar.update,
         )
     _summary(exported.shapes, exported.changed, flags.out)
 
@@ -124,38 +130,6 @@ def _bar(leaves: Mapping[str, Any]) -> Any:
     return tqdm(total=total, unit="B", unit_scale=True)
 
 
-def _config(where: str, changes: Sequence[str]) -> dict[str, Any]:
-    """FILE.py or FILE.py:ARGUMENT, as launch/train.py takes it, and KEY=VALUE changes."""
-    path, _, argument = where.partition(":")
-    spec = importlib.util.spec_from_file_location("config", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise ValueError(f"--config: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(argument) if argument else module.get_config()
-    for change in changes:
-        key, _, value = change.partition("=")
-        try:
-            config.update_from_flattened_dict({key: ast.literal_eval(value)})
-        except (KeyError, ValueError, SyntaxError, TypeError) as error:
-            raise ValueError(f"--set {change}: {error}") from error
-    return config.to_dict()
-
-
-def _default_config(src: str) -> str:
-    """The policy-head config of the folder's kind of VLM."""
-    from vla_jax.convert.importing import read_json
-    from vla_jax.models.backbones import BACKBONES
-
-    kind = read_json(Path(src) / "config.json").get("model_type")
-    for path in sorted(CONFIGS.glob("*_ph.py")):
-        name = _config(str(path), ())["model"]["backbone"]["name"]
-        if BACKBONES[name][0].ARCH.get("model_type") == kind:
-            logging.info("config: %s (choose another with --config)", path.name)
-            return str(path)
-    raise ValueError(f"{src}: no config for a VLM of type {kind!r}; name one with --config=FILE")
-
-
 def _dtype(flags: argparse.Namespace) -> np.dtype | None:
     import jax.numpy as jnp
 
@@ -179,7 +153,7 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
         if importer:
             add("--check", action="store_true", help="only report whether everything fits")
             add("--set", action="append", default=[], metavar="KEY=VALUE",
-                help="change the config: --set=model.structure.text_len=48 (repeatable)")  # fmt: skip
+                help="change the config: --set=data.clip=0.65 (repeatable)")  # fmt: skip
         else:
             add("--step", type=int, metavar="N", help="checkpoint of this step (default: newest)")
         sub.set_defaults(command=function)
@@ -197,6 +171,8 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
     source = {"CKPT": "workdir of launch/train.py, or an imported one"}
     add = command(export_hf, "export-hf", False, source | {"OUT": "new folder"})
     add("--source", metavar="DIR", help="where tokenizer and processor files are copied from")
+    add("--lora", default="merge", choices=("merge", "adapter"), help="add LoRA factors to the"
+        " weights, or write them as a PEFT adapter in OUT/adapter (default: merge)")  # fmt: skip
     add("--max-shard-gb", type=float, default=5.0, help="size of a file at most (default: 5)")
     file = {"OUT": "new file, .pt or .safetensors"}
     add = command(export_robovlms, "export-robovlms", False, source | file)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from vla_jax.config import Config, resolve
-from vla_jax.convert import hf_files, maps, output, torch_write
+from vla_jax.convert import hf_files, lora, maps, output, torch_write
 from vla_jax.convert.importing import POLICY, SETTINGS, STATISTICS, read_json
 from vla_jax.convert.safetensors_io import SUFFIX, Writer
 from vla_jax.convert.store import Stored
-from vla_jax.convert.tensors import parameters, promote
+from vla_jax.convert.tensors import Lazy, parameters, promote
 from vla_jax.models import vla
 
 Done = Callable[[int], Any]  # takes the bytes just written
@@ -23,6 +23,7 @@ def to_hf(
     source: str | Path | None = None,
     limit: int = 5 * 10**9,
     dtype: np.dtype | None = None,
+    adapter: bool = False,
     overwrite: bool = False,
     done: Done = lambda count: None,
 ) -> maps.Outgoing:
@@ -35,6 +36,8 @@ def to_hf(
             the config remembers, if it is still there, else writes them from the checkpoint.
         limit: bytes a safetensors file at most.
         dtype: write everything in this type; None keeps each parameter's.
+        adapter: write LoRA factors as a PEFT adapter, in the folder `adapter`, instead of adding
+            them to the weights.
         overwrite: replace `out`.
         done: see `Done`.
 
@@ -48,17 +51,40 @@ def to_hf(
     config: Config = resolve(stored.meta["config"])
     model = vla.build(config.model)
     rows, _ = maps.hugging_face(config.model)
-    backbone = {p: leaf for p, leaf in stored.leaves.items() if p.startswith("backbone/")}
-    rest = {path: leaf for path, leaf in stored.leaves.items() if path not in backbone}
+    leaves, factors, settings = _without_lora(stored, adapter)
+    backbone = {path: leaf for path, leaf in leaves.items() if path.startswith("backbone/")}
+    rest = {path: leaf for path, leaf in leaves.items() if path not in backbone}
     vlm = maps.outgoing(rows, backbone, dtype)
     policy = maps.outgoing(maps.policy(config.model), rest, dtype)
+    update = maps.outgoing(lora.adapter_rows(rows, factors), factors, dtype)
     remembered = source or config.model.backbone.hf_dir
     files = Path(remembered) if remembered and Path(remembered).is_dir() else None
     with output.whole(out, overwrite) as folder:
         _write(folder, vlm, limit, done)
         _write(folder / f"{POLICY}{SUFFIX}", policy, None, done)
-        _write_beside(folder, config, model, stored, files, vlm)
+        if factors:
+            (folder / lora.FOLDER).mkdir()
+            _write(folder / lora.FOLDER / lora.WEIGHTS, update, None, done)
+            peft = lora.adapter_config(settings["lora"], update.shapes, str(remembered))
+            hf_files.write_json(folder / lora.FOLDER / lora.SETTINGS, peft)
+        _write_beside(folder, model, stored, files, vlm, settings)
     return vlm
+
+
+def _without_lora(
+    stored: Stored, adapter: bool
+) -> tuple[dict[str, Lazy], dict[str, Lazy], dict[str, Any]]:
+    """Parameters of the plain model, factors to write apart, the config of what is written."""
+    factors = {path: leaf for path, leaf in stored.leaves.items() if lora.is_factor(path)}
+    settings = stored.meta["config"]
+    if not factors:
+        return stored.leaves, {}, settings
+    if adapter:
+        plain = {path: leaf for path, leaf in stored.leaves.items() if path not in factors}
+        return plain, factors, settings
+    scale = settings["lora"]["alpha"] / settings["lora"]["rank"]
+    settings = {**settings, "lora": {**settings["lora"], "rank": 0}}
+    return lora.merged(stored.leaves, scale), {}, settings
 
 
 def _write(path: Path, what: maps.Outgoing, limit: int | None, done: Done) -> None:
@@ -70,11 +96,11 @@ def _write(path: Path, what: maps.Outgoing, limit: int | None, done: Done) -> No
 
 def _write_beside(
     folder: Path,
-    config: Config,
     model: vla.VLA,
     stored: Stored,
     files: Path | None,
     vlm: maps.Outgoing,
+    config: dict[str, Any],
 ) -> None:
     meta = stored.meta
     original = meta.get("origin", {}).get("vlm_config", {})
@@ -92,13 +118,13 @@ def _write_beside(
     settings = {
         "format": meta["format"],
         "step": stored.step,
-        "config": meta["config"],
+        "config": config,
         "action_specs": meta["action_specs"],
     }
     hf_files.write_json(folder / SETTINGS, settings)
     hf_files.write_json(folder / STATISTICS, meta["statistics"])
     count = parameters({path: leaf.shape for path, leaf in stored.leaves.items()})
-    text = hf_files.card(config, meta, stored.step, count, model)
+    text = hf_files.card(resolve(config), meta, stored.step, count, model)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -110,7 +136,7 @@ def to_robovlms(
     overwrite: bool = False,
     done: Done = lambda count: None,
 ) -> maps.Outgoing:
-    """One file in RoboVLMs' key layout.
+    """One file in RoboVLMs' key layout; LoRA factors are added to the weights.
 
     Args:
         stored: the checkpoint.
@@ -129,7 +155,8 @@ def to_robovlms(
         raise output.OutputError(f"{out}: must end in {torch_write.SUFFIX} or {SUFFIX}")
     config = resolve(stored.meta["config"])
     rows, _ = maps.robovlms(config.model, prefix="" if bare else "model.")
-    what = maps.outgoing(rows, stored.leaves, dtype)
+    leaves, _, _ = _without_lora(stored, adapter=False)
+    what = maps.outgoing(rows, leaves, dtype)
     with output.whole(out, overwrite, folder=False) as file:
         if out.suffix == SUFFIX:
             _write(file, what, None, done)

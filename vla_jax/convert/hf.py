@@ -51,4 +51,5 @@ def load(
     rows, ignore = maps.hugging_face(config)
     files = Safetensors(folder)
     ours = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
-    return maps.load(rows, ours, files.shapes, files.read, place, ignore)
+    leaves = maps.incoming(rows, ours, files, ignore).leaves
+    return {path: place(path, leaf.read()) for path, leaf in leaves.items()}

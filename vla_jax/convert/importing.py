@@ -14,7 +14,7 @@ import numpy as np
 
 from vla_jax import rules
 from vla_jax.config import Config, ConfigError, resolve, to_dict
-from vla_jax.convert import hf, maps, output, released, robovlms, store
+from vla_jax.convert import hf, lora, maps, output, released, robovlms, store
 from vla_jax.convert.safetensors_io import SUFFIX, Safetensors
 from vla_jax.convert.tensors import Lazy
 from vla_jax.data.text import Tokenizer
@@ -94,6 +94,10 @@ def from_hf(
         head = Safetensors(source / f"{POLICY}{SUFFIX}")
         parts.append(maps.incoming(maps.policy(config.model), rest, head, (), dtype))
         rest = {}
+    if own and (source / lora.FOLDER).is_dir():
+        adapter = Safetensors(source / lora.FOLDER / lora.WEIGHTS)
+        factors = lora.adapter_shapes(rows, vlm, adapter)
+        parts.append(maps.incoming(lora.adapter_rows(rows, factors), factors, adapter, (), dtype))
     statistics = source / STATISTICS
     meta = {
         "config": to_dict(config),

@@ -85,7 +85,8 @@ def incoming(
         WeightError: with the whole key report.
     """
     rows, ignore = list(rows), tuple(ignore)
-    report = compare(rows, ours, source.shapes, source.read, ignore, source.dtypes, source.place)
+    theirs = source.shapes
+    report = compare(rows, ours, theirs, source.read, ignore, source.dtypes, source.place)
     report = dataclasses.replace(report, unequal=(*report.unequal, *unequal))
     if report:
         raise w.WeightError(str(report))
@@ -93,12 +94,12 @@ def incoming(
     for row in rows:
         if row.alias:
             continue
-        shape = ours[row.target]
         types = [source.dtypes[name] for name in _names(row, ours)]
         stored = dtype or promote(types)
         changed += [_change(row.source, old, stored) for old in set(types) if old != stored]
+        shape = ours[row.target]
         leaves[row.target] = Lazy(shape, stored, _reader(row, shape, source, stored))
-    unused = [n for n in source.shapes if any(re.search(pattern, n) for pattern in ignore)]
+    unused = [n for n in theirs if any(re.search(pattern, n) for pattern in ignore)]
     return Incoming(leaves, tuple(unused), tuple(changed))
 
 
@@ -122,8 +123,8 @@ class Outgoing:
     Attributes:
         shapes: their name -> shape, aliases included.
         dtypes: their name -> type.
-        aliases: their name -> the name of the tensor it repeats.
         tensors: makes (their name, array), one at a time, aliases left out.
+        aliases: their name -> the name of the tensor it repeats.
         changed: sentences on types that change on the way.
     """
 
@@ -160,22 +161,19 @@ def outgoing(
     rows = list(rows)
     originals = {row.target: row for row in rows if not row.alias}
     missing = [
-        *(
-            f"(ours) {t}: the map names it, the checkpoint lacks it"
-            for t in originals
-            if t not in ours
-        ),
-        *(f"(ours) {t}: no row of the map writes it" for t in ours if t not in originals),
+        f"(ours) {t}: the map names it, the checkpoint lacks it" for t in originals.keys() - ours
     ]
+    missing += [f"(ours) {t}: no row of the map writes it" for t in ours.keys() - originals]
     if missing:
-        raise w.WeightError(str(w.KeyReport(missing=tuple(missing))))
+        raise w.WeightError(str(w.KeyReport(missing=tuple(sorted(missing)))))
+    sizes = {path: leaf.shape for path, leaf in ours.items()}
     shapes, dtypes, aliases, changed = {}, {}, {}, []
     for row in rows:
         leaf = ours[row.target]
-        stacked = "{}" in row.source
-        names = row.expand(leaf.shape[0] if stacked else 0)
-        shape = w.their_shape(row, leaf.shape[1:] if stacked else leaf.shape)
-        for name, original in zip(names, originals[row.target].expand(len(names)), strict=True):
+        one = leaf.shape[1:] if "{}" in row.source else leaf.shape
+        shape = _theirs(row, "", np.broadcast_to(np.int8(0), one)).shape
+        names = _names(row, sizes)
+        for name, original in zip(names, _names(originals[row.target], sizes), strict=True):
             shapes[name], dtypes[name] = shape, dtype or leaf.dtype
             if row.alias:
                 aliases[name] = original
@@ -184,10 +182,18 @@ def outgoing(
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for target, row in originals.items():
-            for name, value in w.to_theirs(row, ours[target].read()):
-                yield name, value.astype(dtypes[name], copy=False)
+            value, names = ours[target].read(), _names(row, sizes)
+            for i, name in enumerate(names):
+                part = value[i] if "{}" in row.source else value
+                yield name, _theirs(row, name, part).astype(dtypes[name], copy=False)
 
     return Outgoing(shapes, dtypes, tensors, aliases, tuple(changed))
+
+
+def _theirs(row: w.Weight, name: str, value: np.ndarray) -> np.ndarray:
+    """One tensor of theirs, from one layer of ours: no second copy of the stack is made."""
+    found = w.to_theirs(dataclasses.replace(row, source=name), value)[name]
+    return found if value.ndim else found.reshape(())  # numpy's contiguous scalars are vectors
 
 
 def compare(

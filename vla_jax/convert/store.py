@@ -104,7 +104,7 @@ class Stored:
             self.step = found.steps()[-1] if step is None else step
             self._folder = found.directory / str(self.step) / "params"
         self._handler = ocp.PyTreeCheckpointHandler()
-        stored = rules.flatten(self._handler.metadata(self._folder).tree)
+        stored = rules.flatten(self._handler.metadata(self._folder).tree)  # type: ignore[arg-type]
         self.leaves = {
             path: Lazy(tuple(x.shape), np.dtype(x.dtype), self._reader(path))
             for path, x in stored.items()
@@ -115,6 +115,7 @@ class Stored:
             item = rules.unflatten({path: 0})
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             args = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)  # type: ignore[call-arg]
-            return rules.flatten(self._handler.restore(self._folder, args=args))[path]
+            found = self._handler.restore(self._folder, args=args)  # type: ignore[arg-type]
+            return rules.flatten(found)[path]
 
         return read

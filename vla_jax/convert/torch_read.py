@@ -105,7 +105,7 @@ class TorchFile:
             raise WeightError(f"{self.path}: shortened while it was read")
         flat = raw.view(t.dtype)
         strides = tuple(s * t.dtype.itemsize for s in t.stride)
-        return np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, t.shape, strides))
+        return np.asarray(np.lib.stride_tricks.as_strided(flat, t.shape, strides), order="C")
 
     def place(self, name: str) -> Hashable:
         """Tied tensors have the same storage, offset and strides."""

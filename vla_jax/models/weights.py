@@ -5,10 +5,9 @@ target then has a leading layer axis (scanned towers stack their layers).
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -152,7 +151,8 @@ def check(
         shape = ours[row.target]
         stacked = "{}" in row.source
         one = shape[1:] if stacked else shape
-        expected = their_shape(row, one)
+        back = TRANSFORMS[row.kind][1]
+        expected = back(np.broadcast_to(np.zeros((), np.int8), one)).shape
         if not row.alias:
             if row.target in covered:
                 misshaped.append(f"(ours) {row.target}: mapped twice")
@@ -177,11 +177,6 @@ def check(
     return KeyReport(tuple(missing), tuple(unexpected), tuple(misshaped))
 
 
-def their_shape(row: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape under their name of (one layer of) a parameter of ours."""
-    return TRANSFORMS[row.kind][1](np.broadcast_to(np.zeros((), np.int8), shape)).shape
-
-
 def to_ours(row: Weight, shape: tuple[int, ...], read: Callable[[str], np.ndarray]) -> np.ndarray:
     """Read one parameter of ours through `read(name)`, stacking layers into one array."""
     forward = TRANSFORMS[row.kind][0]
@@ -192,19 +187,14 @@ def to_ours(row: Weight, shape: tuple[int, ...], read: Callable[[str], np.ndarra
     stacked = np.empty(shape, first.dtype)
     stacked[0] = first
     for i, name in enumerate(names[1:], start=1):
-        layer = forward(read(name), shape[1:])
-        wider = jnp.promote_types(stacked.dtype, layer.dtype)
-        if wider != stacked.dtype:  # layers of a file may differ in type; none may lose digits
-            stacked = stacked.astype(wider)
-        stacked[i] = layer
+        stacked[i] = forward(read(name), shape[1:])
     return stacked
 
 
-def to_theirs(row: Weight, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Inverse of `to_ours`: their names and contiguous arrays, made one at a time."""
+def to_theirs(row: Weight, value: np.ndarray) -> dict[str, np.ndarray]:
+    """Inverse of `to_ours`: their name -> contiguous array."""
     back = TRANSFORMS[row.kind][1]
     if "{}" not in row.source:
-        yield row.source, np.asarray(back(value), order="C")
-        return
-    for i, name in enumerate(row.expand(value.shape[0])):
-        yield name, np.asarray(back(value[i]), order="C")
+        return {row.source: np.ascontiguousarray(back(value))}
+    names = row.expand(value.shape[0])
+    return {n: np.ascontiguousarray(back(value[i])) for i, n in enumerate(names)}
