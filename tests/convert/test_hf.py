@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from configs import kosmos_ph
 from vla_jax.config import resolve
 from vla_jax.convert import hf, maps
+from vla_jax.convert.safetensors_io import INDEX
 from vla_jax.models import vla, weights
 from vla_jax.models.weights import Weight, WeightError
 from vla_jax.rules import flatten
@@ -102,7 +103,7 @@ def test_sharded_files(tmp_path, full):
     for file, part in parts.items():
         save_file({n: tensors[n] for n in part}, folder / file)
     index = {"weight_map": {n: file for file, part in parts.items() for n in part}}
-    (folder / hf.INDEX).write_text(json.dumps(index))
+    (folder / f"model{INDEX}").write_text(json.dumps(index))
     expected = load_tiny(TINY, full)
     got = load_tiny(folder, full)
     assert all(np.array_equal(got[k], v) for k, v in expected.items())

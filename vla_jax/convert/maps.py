@@ -1,11 +1,15 @@
 """Weight maps of whole checkpoints, and the strict step between names and our tree."""
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from vla_jax.config import ModelConfig
+from vla_jax.convert.tensors import Lazy, Source, floating, holds, promote, same_bytes
 from vla_jax.models import weights as w
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
@@ -23,6 +27,15 @@ def hugging_face(config: ModelConfig) -> tuple[list[w.Weight], tuple[str, ...]]:
     return w.prefixed(file.weight_map(), "", "backbone/"), file.IGNORE
 
 
+def policy(config: ModelConfig, prefix: str = "") -> list[w.Weight]:
+    """Everything but the VLM, under RoboVLMs' names: action token and head."""
+    head, _ = HEADS[config.head.kind]
+    return [
+        w.Weight(prefix + "action_token", "action_token"),
+        *w.prefixed(head.weight_map(config.head), prefix + "act_head.", "head/"),
+    ]
+
+
 def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight], tuple[str, ...]]:
     """A RoboVLMs checkpoint: backbone, action token and head.
 
@@ -31,13 +44,197 @@ def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight
         prefix: "model." in released files, "" in a bare state dict.
     """
     file, _ = BACKBONES[config.backbone.name]
-    head, _ = HEADS[config.head.kind]
-    rows = [
-        *w.prefixed(file.weight_map(), prefix + "backbone.", "backbone/"),
-        w.Weight(prefix + "action_token", "action_token"),
-        *w.prefixed(head.weight_map(config.head), prefix + "act_head.", "head/"),
+    rows = w.prefixed(file.weight_map(), prefix + "backbone.", "backbone/")
+    return [*rows, *policy(config, prefix)], file.IGNORE
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """Foreign tensors that passed every check, ready to be read.
+
+    Attributes:
+        leaves: our path -> the parameter to come.
+        unused: their names that were passed over, as the backbone says they carry nothing.
+        changed: sentences on types that change on the way.
+    """
+
+    leaves: dict[str, Lazy]
+    unused: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+def incoming(
+    rows: Iterable[w.Weight],
+    ours: Shapes,
+    source: Source,
+    ignore: Iterable[str] = (),
+    dtype: np.dtype | None = None,
+    unequal: Iterable[str] = (),
+) -> Incoming:
+    """Check every name, shape, type and alias, then describe our parameters.
+
+    Args:
+        rows: the weight map.
+        ours: our path -> shape of the parameters to fill.
+        source: their tensors.
+        ignore: regexes of their names that carry nothing.
+        dtype: store all in this type; None keeps each parameter's own (the widest of its layers).
+        unequal: names already known to differ from the tensor they repeat.
+
+    Raises:
+        WeightError: with the whole key report.
+    """
+    rows, ignore = list(rows), tuple(ignore)
+    theirs = source.shapes
+    report = compare(rows, ours, theirs, source.read, ignore, source.dtypes, source.place)
+    report = dataclasses.replace(report, unequal=(*report.unequal, *unequal))
+    if report:
+        raise w.WeightError(str(report))
+    leaves, changed = {}, []
+    for row in rows:
+        if row.alias:
+            continue
+        types = [source.dtypes[name] for name in _names(row, ours)]
+        stored = dtype or promote(types)
+        changed += [_change(row.source, old, stored) for old in set(types) if old != stored]
+        shape = ours[row.target]
+        leaves[row.target] = Lazy(shape, stored, _reader(row, shape, source, stored))
+    unused = [n for n in theirs if any(re.search(pattern, n) for pattern in ignore)]
+    return Incoming(leaves, tuple(unused), tuple(changed))
+
+
+def _reader(
+    row: w.Weight, shape: tuple[int, ...], source: Source, dtype: np.dtype
+) -> Callable[[], np.ndarray]:
+    def read(name: str) -> np.ndarray:
+        return source.read(name).astype(dtype, copy=False)
+
+    return lambda: w.to_ours(row, shape, read)
+
+
+def _change(name: str, old: np.dtype, new: np.dtype) -> str:
+    return f"{name}: {old} -> {new}" + ("" if holds(new, old) else ", rounded")
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """Our parameters under foreign names, ready to be written.
+
+    Attributes:
+        shapes: their name -> shape, aliases included.
+        dtypes: their name -> type.
+        tensors: makes (their name, array), one at a time, aliases left out.
+        aliases: their name -> the name of the tensor it repeats.
+        changed: sentences on types that change on the way.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
+    tensors: Callable[[], Iterator[tuple[str, np.ndarray]]]
+    aliases: dict[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+
+    def repeated(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Like `tensors`, each alias after its original."""
+        copies: dict[str, list[str]] = {}
+        for alias, name in self.aliases.items():
+            copies.setdefault(name, []).append(alias)
+        for name, value in self.tensors():
+            yield name, value
+            for alias in copies.get(name, ()):
+                yield alias, value
+
+
+def outgoing(
+    rows: Iterable[w.Weight], ours: Mapping[str, Lazy], dtype: np.dtype | None = None
+) -> Outgoing:
+    """Inverse of `incoming`.
+
+    Args:
+        rows: the weight map.
+        ours: our path -> the parameter, of all parameters to export.
+        dtype: write all in this type; None keeps each parameter's own.
+
+    Raises:
+        WeightError: naming every parameter no row covers and every row without its parameter.
+    """
+    rows = list(rows)
+    originals = {row.target: row for row in rows if not row.alias}
+    missing = [
+        f"(ours) {t}: the map names it, the checkpoint lacks it" for t in originals.keys() - ours
     ]
-    return rows, file.IGNORE
+    missing += [f"(ours) {t}: no row of the map writes it" for t in ours.keys() - originals]
+    if missing:
+        raise w.WeightError(str(w.KeyReport(missing=tuple(sorted(missing)))))
+    sizes = {path: leaf.shape for path, leaf in ours.items()}
+    shapes, dtypes, aliases, changed = {}, {}, {}, []
+    for row in rows:
+        leaf = ours[row.target]
+        one = leaf.shape[1:] if "{}" in row.source else leaf.shape
+        shape = _theirs(row, "", np.broadcast_to(np.int8(0), one)).shape
+        names = _names(row, sizes)
+        for name, original in zip(names, _names(originals[row.target], sizes), strict=True):
+            shapes[name], dtypes[name] = shape, dtype or leaf.dtype
+            if row.alias:
+                aliases[name] = original
+        if not row.alias and dtype and dtype != leaf.dtype:
+            changed.append(_change(row.source, leaf.dtype, dtype))
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        for target, row in originals.items():
+            value, names = ours[target].read(), _names(row, sizes)
+            for i, name in enumerate(names):
+                part = value[i] if "{}" in row.source else value
+                yield name, _theirs(row, name, part).astype(dtypes[name], copy=False)
+
+    return Outgoing(shapes, dtypes, tensors, aliases, tuple(changed))
+
+
+def _theirs(row: w.Weight, name: str, value: np.ndarray) -> np.ndarray:
+    """One tensor of theirs, from one layer of ours: no second copy of the stack is made."""
+    found = w.to_theirs(dataclasses.replace(row, source=name), value)[name]
+    return found if value.ndim else found.reshape(())  # numpy's contiguous scalars are vectors
+
+
+def compare(
+    rows: Iterable[w.Weight],
+    ours: Shapes,
+    theirs: Shapes,
+    read: Callable[[str], np.ndarray],
+    ignore: Iterable[str] = (),
+    dtypes: Mapping[str, np.dtype] | None = None,
+    place: Callable[[str], Any] = lambda name: name,
+) -> w.KeyReport:
+    """All that is wrong with foreign tensors; reads aliases (tied weights) and their originals.
+
+    The arguments are those of `load`; `dtypes` and `place` those of `tensors.Source`.
+    """
+    rows, dtypes = list(rows), dtypes or {}
+    known = [row for row in rows if row.target in ours]
+    originals = {row.target: row for row in known if not row.alias}
+    pairs = [
+        pair
+        for row in known
+        if row.alias and row.target in originals
+        for pair in zip(_names(row, ours), _names(originals[row.target], ours), strict=True)
+    ]
+    unequal = [
+        f"{name} (of {original})"
+        for name, original in pairs
+        if name in theirs
+        and theirs[name] == theirs.get(original)
+        and place(name) != place(original)
+        and not same_bytes(read(name), read(original))
+    ]
+    used = {name for row in known for name in _names(row, ours)}
+    mistyped = [f"{n}: {t}" for n, t in dtypes.items() if n in used and not floating(t)]
+    report = w.check(rows, ours, theirs, ignore)
+    return dataclasses.replace(report, unequal=tuple(unequal), mistyped=tuple(mistyped))
+
+
+def _names(row: w.Weight, ours: Shapes) -> list[str]:
+    shape = ours[row.target]
+    return row.expand(shape[0] if shape else 0)
 
 
 def load(
@@ -59,24 +256,12 @@ def load(
         ignore: regexes of their names that carry nothing.
 
     Raises:
-        WeightError: with the whole key report, before anything is read; or naming the aliases
-            that differ from the tensor they should repeat.
+        WeightError: with the whole key report, before anything but aliases is read.
     """
     rows = list(rows)
-    report = w.check(rows, ours, theirs, ignore)
+    report = compare(rows, ours, theirs, read, ignore)
     if report:
         raise w.WeightError(str(report))
-    unequal = tuple(
-        row.source
-        for row in rows
-        if row.alias and row.source in theirs
-        for original in rows
-        if original.target == row.target
-        and not original.alias
-        and not np.array_equal(read(row.source), read(original.source))
-    )
-    if unequal:
-        raise w.WeightError(str(w.KeyReport(unequal=unequal)))
     return {
         path: place(path, value)
         for row in rows

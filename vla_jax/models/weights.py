@@ -218,15 +218,17 @@ class KeyReport:
     unexpected: tuple[str, ...] = ()
     misshaped: tuple[str, ...] = ()
     unequal: tuple[str, ...] = ()
+    mistyped: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return any((self.missing, self.unexpected, self.misshaped, self.unequal))
+        return any((self.missing, self.unexpected, self.misshaped, self.unequal, self.mistyped))
 
     def __str__(self) -> str:
         groups = {
             "missing": self.missing,
             "unexpected": self.unexpected,
             "of the wrong shape": self.misshaped,
+            "of a type that is not floating point": self.mistyped,
             "aliases that differ from their original": self.unequal,
         }
         lines = []

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 FOLDER = "checkpoints"
 ITEMS = ("params", "train", "data", "meta")
+# Imported weights have these alone: enough to act and to start a run from, not to go on with one.
+POLICY_ITEMS = ("params", "meta")
 META_KEYS = ("config", "statistics", "action_specs", "tokenizer")
 
 
@@ -129,7 +131,7 @@ class Checkpoints:
             CheckpointError: if there is none, it is incomplete, or its parameters do not fit the
                 template; all differences are named.
         """
-        step = self._resolve(step)
+        step = self._resolve(step, ITEMS)
         params = template.params
         self._check_params(step, params)
         key = jax.eval_shape(jax.random.key_data, template.rng)
@@ -195,7 +197,7 @@ class Checkpoints:
         args = ocp.args.Composite(params=ocp.args.StandardRestore(template))  # type: ignore[call-arg]
         return self._manager.restore(step, args=args)["params"]
 
-    def _resolve(self, step: int | None) -> int:
+    def _resolve(self, step: int | None, items: tuple[str, ...] = POLICY_ITEMS) -> int:
         steps = self.steps()
         if not steps:
             raise CheckpointError(f"{self.directory}: holds no complete checkpoint")
@@ -203,7 +205,11 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory}: no step {step}; there are {steps}")
         step = steps[-1] if step is None else step
         folder = self.directory / str(step)
-        missing = [item for item in ITEMS if not (folder / item).is_dir()]
+        missing = [item for item in items if not (folder / item).is_dir()]
+        if missing and not set(missing) & set(POLICY_ITEMS):
+            raise CheckpointError(
+                f"{folder}: weights alone, without {missing}: no run to go on with"
+            )
         if missing:
             raise CheckpointError(
                 f"{folder}: incomplete, lacks {missing}. It was copied in part or is not of "

@@ -1,0 +1,184 @@
+"""Convert weights: Hugging Face and RoboVLMs to our checkpoints, and back, to the bit.
+
+    python launch/convert.py import-hf models/kosmos-2 runs/kosmos2
+    python launch/convert.py import-robovlms kosmos.pt kosmos.json runs/kosmos --vlm=models/kosmos-2
+    python launch/convert.py export-hf runs/kosmos_ph exported
+    python launch/convert.py export-robovlms runs/kosmos_ph kosmos_ph.pt
+
+An import writes a workdir as launch/train.py does, an export reads one. Every name and shape is
+checked first, with one report of all that is missing, unexpected, of the wrong shape or type, or a
+copy that differs from its original; then tensors stream one at a time, so that a 6.8 GB model
+takes less than 4 GB of memory. Nothing is half-written: the output appears when it is whole. No
+command needs PyTorch, and .pt files are read without running what is pickled in them.
+COMMAND --help says more.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse flags, convert, print a summary; returns the exit status."""
+    flags = _parse_flags(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every phase of every save
+    from vla_jax.convert.output import Stopwatch  # after the flags: --help need not wait for jax
+
+    watch = Stopwatch()
+    try:
+        flags.command(flags)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        logging.debug("traceback of the error below", exc_info=True)
+        print(f"convert.py: {error}", file=sys.stderr)
+        return 1
+    print(watch)
+    return 0
+
+
+def import_hf(flags: argparse.Namespace) -> None:
+    """Hugging Face folder (also one that export-hf wrote) -> workdir."""
+    from vla_jax.convert import config_files, importing
+
+    raw = None
+    if flags.config or flags.set or not (Path(flags.src) / importing.SETTINGS).is_file():
+        where = flags.config or config_files.find(CONFIGS, flags.src)
+        logging.info("config: %s (--config chooses another)", where)
+        raw = config_files.load(where, flags.set)
+    _save(importing.from_hf(flags.src, raw, _dtype(flags)), flags)
+
+
+def import_robovlms(flags: argparse.Namespace) -> None:
+    """RoboVLMs checkpoint and config -> workdir."""
+    from vla_jax.convert import config_files, importing
+
+    original = importing.read_json(flags.config_json)
+    base = config_files.load(CONFIGS / "base.py", flags.set)
+    units = importing.read_json(flags.statistics) if flags.statistics else {}
+    vlm = flags.vlm
+    _save(importing.from_robovlms(flags.ckpt, original, base, vlm, units, _dtype(flags)), flags)
+
+
+def export_hf(flags: argparse.Namespace) -> None:
+    """Workdir -> Hugging Face folder, for transformers and for import-hf."""
+    from vla_jax.convert import exporting, store
+
+    stored = store.Stored(flags.ckpt, flags.step)
+    with _bar(stored.leaves) as bar:
+        exported = exporting.to_hf(
+            stored,
+            flags.out,
+            source=flags.source,
+            limit=round(flags.max_shard_gb * 1e9),
+            dtype=_dtype(flags),
+            adapter=flags.lora == "adapter",
+            overwrite=flags.overwrite,
+            done=bar.update,
+        )
+    _summary(exported.shapes, exported.changed, flags.out)
+
+
+def export_robovlms(flags: argparse.Namespace) -> None:
+    """Workdir -> one file in RoboVLMs' layout."""
+    from vla_jax.convert import exporting, store
+
+    stored = store.Stored(flags.ckpt, flags.step)
+    with _bar(stored.leaves) as bar:
+        exported = exporting.to_robovlms(
+            stored, flags.out, flags.bare, _dtype(flags), flags.overwrite, bar.update
+        )
+    _summary(exported.shapes, exported.changed, flags.out)
+
+
+def _save(found: Any, flags: argparse.Namespace) -> None:
+    if not flags.check:
+        with _bar(found.leaves) as bar:
+            found.save(flags.out, flags.overwrite, lambda leaf: bar.update(leaf.nbytes))
+    where = "nowhere: all of it fits" if flags.check else flags.out
+    _summary({path: leaf.shape for path, leaf in found.leaves.items()}, found.changed, where)
+    model = found.config.model
+    print(f"model: {model.backbone.name} / {model.structure.kind} / {model.head.kind}")
+    if found.fresh:
+        print(f"not in the source, random (seed {found.config.seed}): {_few(found.fresh)}")
+    if found.unused:
+        print(f"passed over, they carry nothing: {_few(found.unused)}")
+
+
+def _summary(shapes: Mapping[str, Any], changed: Sequence[str], where: str) -> None:
+    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    print(f"{count:,} numbers in {len(shapes)} tensors -> {where}")
+    print(f"types: {len(changed)} changed: {_few(changed)}" if changed else "types: all kept")
+
+
+def _few(lines: Sequence[str]) -> str:
+    return "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if len(lines) > 6 else "")
+
+
+def _bar(leaves: Mapping[str, Any]) -> Any:
+    total = sum(leaf.nbytes for leaf in leaves.values())
+    return tqdm(total=total, unit="B", unit_scale=True)
+
+
+def _dtype(flags: argparse.Namespace) -> np.dtype | None:
+    import jax.numpy as jnp
+
+    return None if flags.dtype == "keep" else np.dtype(jnp.dtype(flags.dtype))
+
+
+def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function: Any, name: str, importer: bool, arguments: Mapping[str, str]) -> Any:
+        sub = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        add = sub.add_argument
+        for argument, text in arguments.items():
+            add(argument.lower().replace(".", "_"), metavar=argument, help=text)
+        add("--overwrite", action="store_true", help="replace OUT if it exists")
+        add("--dtype", default="keep", choices=("keep", "float32", "bfloat16", "float16"),
+            help="store every parameter in this type (default: keep each one's)")  # fmt: skip
+        if importer:
+            add("--check", action="store_true", help="only report whether everything fits")
+            add("--set", action="append", default=[], metavar="KEY=VALUE",
+                help="change the config: --set=data.clip=0.65 (repeatable)")  # fmt: skip
+        else:
+            add("--step", type=int, metavar="N", help="checkpoint of this step (default: newest)")
+        sub.set_defaults(command=function)
+        return add
+
+    workdir = {"OUT": "new workdir, for launch/serve.py and launch/train.py"}
+    source = {"SRC": "folder with config.json, *.safetensors and tokenizer"}
+    add = command(import_hf, "import-hf", True, source | workdir)
+    add("--config", metavar="FILE[:ARG]", help="our config (default: SRC's own or its VLM's *_ph)")
+    source = {"CKPT": "RoboVLMs' .pt, or its state dict as .safetensors",
+              "CONFIG.json": "RoboVLMs' config of the same run"}  # fmt: skip
+    add = command(import_robovlms, "import-robovlms", True, source | workdir)
+    add("--vlm", metavar="DIR", help="Hugging Face folder of the VLM: tokenizer and config.json")
+    add("--statistics", metavar="FILE", help="dataset_statistics.json, for units not known here")
+    source = {"CKPT": "workdir of launch/train.py, or an imported one"}
+    add = command(export_hf, "export-hf", False, source | {"OUT": "new folder"})
+    add("--source", metavar="DIR", help="where tokenizer and processor files are copied from")
+    add("--lora", default="merge", choices=("merge", "adapter"), help="add LoRA factors to the"
+        " weights, or write them as a PEFT adapter in OUT/adapter (default: merge)")  # fmt: skip
+    add("--max-shard-gb", type=float, default=5.0, help="size of a file at most (default: 5)")
+    file = {"OUT": "new file, .pt or .safetensors"}
+    add = command(export_robovlms, "export-robovlms", False, source | file)
+    add("--bare", action="store_true", help="names without Lightning's leading 'model.'")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Our checkpoints -> foreign ones, one parameter in memory at a time."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_jax.config import Config, resolve
+from vla_jax.convert import hf_files, lora, maps, output, torch_write
+from vla_jax.convert.importing import POLICY, SETTINGS, STATISTICS, read_json
+from vla_jax.convert.safetensors_io import SUFFIX, Writer
+from vla_jax.convert.store import Stored
+from vla_jax.convert.tensors import Lazy, parameters, promote
+from vla_jax.models import vla
+
+Done = Callable[[int], Any]  # takes the bytes just written
+
+
+def to_hf(
+    stored: Stored,
+    out: str | Path,
+    source: str | Path | None = None,
+    limit: int = 5 * 10**9,
+    dtype: np.dtype | None = None,
+    adapter: bool = False,
+    overwrite: bool = False,
+    done: Done = lambda count: None,
+) -> maps.Outgoing:
+    """A folder that `transformers` loads, with the rest of the policy beside it.
+
+    Args:
+        stored: the checkpoint.
+        out: the new folder.
+        source: Hugging Face folder to take tokenizer and processor files from; None takes the one
+            the config remembers, if it is still there, else writes them from the checkpoint.
+        limit: bytes a safetensors file at most.
+        dtype: write everything in this type; None keeps each parameter's.
+        adapter: write LoRA factors as a PEFT adapter, in the folder `adapter`, instead of adding
+            them to the weights.
+        overwrite: replace `out`.
+        done: see `Done`.
+
+    Returns:
+        The VLM as it was written.
+
+    Raises:
+        WeightError: the checkpoint and the weight map differ.
+        OutputError: `out` is taken.
+    """
+    config: Config = resolve(stored.meta["config"])
+    model = vla.build(config.model)
+    rows, _ = maps.hugging_face(config.model)
+    leaves, factors, settings = _without_lora(stored, adapter)
+    backbone = {path: leaf for path, leaf in leaves.items() if path.startswith("backbone/")}
+    rest = {path: leaf for path, leaf in leaves.items() if path not in backbone}
+    vlm = maps.outgoing(rows, backbone, dtype)
+    policy = maps.outgoing(maps.policy(config.model), rest, dtype)
+    update = maps.outgoing(lora.adapter_rows(rows, factors), factors, dtype)
+    remembered = source or config.model.backbone.hf_dir
+    files = Path(remembered) if remembered and Path(remembered).is_dir() else None
+    with output.whole(out, overwrite) as folder:
+        _write(folder, vlm, limit, done)
+        _write(folder / f"{POLICY}{SUFFIX}", policy, None, done)
+        if factors:
+            (folder / lora.FOLDER).mkdir()
+            _write(folder / lora.FOLDER / lora.WEIGHTS, update, None, done)
+            peft = lora.adapter_config(settings["lora"], update.shapes, str(remembered))
+            hf_files.write_json(folder / lora.FOLDER / lora.SETTINGS, peft)
+        _write_beside(folder, model, stored, files, vlm, settings)
+    return vlm
+
+
+def _without_lora(
+    stored: Stored, adapter: bool
+) -> tuple[dict[str, Lazy], dict[str, Lazy], dict[str, Any]]:
+    """Parameters of the plain model, factors to write apart, the config of what is written."""
+    factors = {path: leaf for path, leaf in stored.leaves.items() if lora.is_factor(path)}
+    settings = stored.meta["config"]
+    if not factors:
+        return stored.leaves, {}, settings
+    if adapter:
+        plain = {path: leaf for path, leaf in stored.leaves.items() if path not in factors}
+        return plain, factors, settings
+    scale = settings["lora"]["alpha"] / settings["lora"]["rank"]
+    settings = {**settings, "lora": {**settings["lora"], "rank": 0}}
+    return lora.merged(stored.leaves, scale), {}, settings
+
+
+def _write(path: Path, what: maps.Outgoing, limit: int | None, done: Done) -> None:
+    with Writer(path, what.shapes, what.dtypes, limit) as writer:
+        for name, value in what.repeated():
+            writer.write(name, value)
+            done(value.nbytes)
+
+
+def _write_beside(
+    folder: Path,
+    model: vla.VLA,
+    stored: Stored,
+    files: Path | None,
+    vlm: maps.Outgoing,
+    config: dict[str, Any],
+) -> None:
+    meta = stored.meta
+    original = meta.get("origin", {}).get("vlm_config", {})
+    copied = hf_files.copy_files(files, folder) if files else []
+    if files and (files / "config.json").is_file():
+        original = read_json(files / "config.json")
+    # One type for the folder: the widest, so that loading rounds nothing.
+    widest = str(promote(list(vlm.dtypes.values())))
+    described = hf_files.config_json(model.arch, original, widest)
+    hf_files.write_json(folder / "config.json", described)
+    if not any(name.startswith("tokenizer") for name in copied) and meta["tokenizer"]:
+        hf_files.write_tokenizer(meta["tokenizer"], folder)
+    if not {"preprocessor_config.json", "processor_config.json"} & set(copied):
+        hf_files.write_processor(model.image, folder)
+    settings = {
+        "format": meta["format"],
+        "step": stored.step,
+        "config": config,
+        "action_specs": meta["action_specs"],
+    }
+    hf_files.write_json(folder / SETTINGS, settings)
+    hf_files.write_json(folder / STATISTICS, meta["statistics"])
+    count = parameters({path: leaf.shape for path, leaf in stored.leaves.items()})
+    text = hf_files.card(resolve(config), meta, stored.step, count, model)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def to_robovlms(
+    stored: Stored,
+    out: str | Path,
+    bare: bool = False,
+    dtype: np.dtype | None = None,
+    overwrite: bool = False,
+    done: Done = lambda count: None,
+) -> maps.Outgoing:
+    """One file in RoboVLMs' key layout; LoRA factors are added to the weights.
+
+    Args:
+        stored: the checkpoint.
+        out: ends in .pt ({"state_dict": ...}, as the original loads) or .safetensors.
+        bare: names without Lightning's `model.`.
+        dtype: write everything in this type; None keeps each parameter's.
+        overwrite: replace `out`.
+        done: see `Done`.
+
+    Raises:
+        WeightError: the model has parts RoboVLMs has no names for.
+        OutputError: `out` is taken, or of another ending.
+    """
+    out = Path(out)
+    if out.suffix not in (SUFFIX, torch_write.SUFFIX):
+        raise output.OutputError(f"{out}: must end in {torch_write.SUFFIX} or {SUFFIX}")
+    config = resolve(stored.meta["config"])
+    rows, _ = maps.robovlms(config.model, prefix="" if bare else "model.")
+    leaves, _, _ = _without_lora(stored, adapter=False)
+    what = maps.outgoing(rows, leaves, dtype)
+    with output.whole(out, overwrite, folder=False) as file:
+        if out.suffix == SUFFIX:
+            _write(file, what, None, done)
+        else:
+            torch_write.write(file, what.shapes, what.dtypes, what.aliases, what.tensors, done)
+    return what

@@ -1,0 +1,70 @@
+"""All or nothing: outputs are written beside their place and renamed into it once whole."""
+
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class OutputError(ValueError):
+    """A place that cannot be written to."""
+
+
+@contextmanager
+def whole(path: str | Path, overwrite: bool = False, folder: bool = True) -> Iterator[Path]:
+    """A path to write to, which becomes `path` if the block ends well and vanishes if it does not.
+
+    Args:
+        path: the output; its parents are made.
+        overwrite: replace what is there; it stays until the new one is whole.
+        folder: make the path a folder; otherwise it is left for a file.
+
+    Raises:
+        OutputError: if something is there and `overwrite` is off.
+    """
+    path = Path(path).absolute()
+    taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if taken and not overwrite:
+        raise OutputError(f"{path}: exists; choose another OUT or add --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        if folder:
+            beside.mkdir()
+        yield beside
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(beside, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
+    finally:
+        for left in (beside, old):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def peak_rss_bytes() -> int:
+    """Most memory this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Stopwatch:
+    """Wall time since it was made, as text."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __str__(self) -> str:
+        wall = time.perf_counter() - self._began
+        return f"{wall:.1f} s, peak RSS {peak_rss_bytes() / 2**30:.2f} GiB"

@@ -1,0 +1,92 @@
+"""Arrays that are read only when their turn comes, and where they come from."""
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+
+# Bytes compared or copied at a time.
+_BLOCK = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """One array to come.
+
+    Attributes:
+        shape: of the array.
+        dtype: of the array.
+        read: makes it; may be called more than once.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.size * self.dtype.itemsize
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Named tensors of a file or folder, in the file's order; read one by one.
+
+    Attributes:
+        shapes: name -> shape.
+        dtypes: name -> element type.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, contiguous and owned by the caller."""
+        ...
+
+    def place(self, name: str) -> Hashable:
+        """Where its bytes lie; two names of one place are equal without a look."""
+        ...
+
+
+def floating(dtype: np.dtype) -> bool:
+    """Whether a weight may have this type: float64, float32, float16 or bfloat16."""
+    return dtype in (np.float64, np.float32, np.float16, jnp.bfloat16)
+
+
+def promote(dtypes: list[np.dtype]) -> np.dtype:
+    """The narrowest type that holds all of them exactly."""
+    found = dtypes[0]
+    for dtype in dtypes[1:]:
+        found = np.dtype(jnp.promote_types(found, dtype))
+    return found
+
+
+def holds(wide: np.dtype, narrow: np.dtype) -> bool:
+    """Whether every value of `narrow` is one of `wide`."""
+    return np.dtype(jnp.promote_types(wide, narrow)) == wide
+
+
+def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Bitwise equality of two contiguous arrays; a NaN equals itself."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    left, right = a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)
+    return all(
+        np.array_equal(left[i : i + _BLOCK], right[i : i + _BLOCK])
+        for i in range(0, left.size, _BLOCK)
+    )
+
+
+def parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Number of elements of all of them."""
+    return sum(math.prod(shape) for shape in shapes.values())
