@@ -97,19 +97,19 @@ def incoming(
         types = [source.dtypes[name] for name in _names(row, ours)]
         stored = dtype or promote(types)
         changed += [_change(row.source, old, stored) for old in set(types) if old != stored]
-        shape = ours[row.target]
-        leaves[row.target] = Lazy(shape, stored, _reader(row, shape, source, stored))
+        for path in row.targets:
+            leaves[path] = Lazy(ours[path], stored, _reader(row, ours, path, source, stored))
     unused = [n for n in theirs if any(re.search(pattern, n) for pattern in ignore)]
     return Incoming(leaves, tuple(unused), tuple(changed))
 
 
 def _reader(
-    row: w.Weight, shape: tuple[int, ...], source: Source, dtype: np.dtype
+    row: w.Weight, ours: Shapes, path: str, source: Source, dtype: np.dtype
 ) -> Callable[[], np.ndarray]:
     def read(name: str) -> np.ndarray:
         return source.read(name).astype(dtype, copy=False)
 
-    return lambda: w.to_ours(row, shape, read)
+    return lambda: w.to_ours(row, ours, read)[path]
 
 
 def _change(name: str, old: np.dtype, new: np.dtype) -> str:
@@ -159,41 +159,43 @@ def outgoing(
         WeightError: naming every parameter no row covers and every row without its parameter.
     """
     rows = list(rows)
-    originals = {row.target: row for row in rows if not row.alias}
+    originals = {row.targets: row for row in rows if not row.alias}
+    written = {path for targets in originals for path in targets}
     missing = [
-        f"(ours) {t}: the map names it, the checkpoint lacks it" for t in originals.keys() - ours
+        f"(ours) {t}: the map names it, the checkpoint lacks it" for t in written - set(ours)
     ]
-    missing += [f"(ours) {t}: no row of the map writes it" for t in ours.keys() - originals]
+    missing += [f"(ours) {t}: no row of the map writes it" for t in set(ours) - written]
     if missing:
         raise w.WeightError(str(w.KeyReport(missing=tuple(sorted(missing)))))
     sizes = {path: leaf.shape for path, leaf in ours.items()}
     shapes, dtypes, aliases, changed = {}, {}, {}, []
     for row in rows:
-        leaf = ours[row.target]
-        one = leaf.shape[1:] if "{}" in row.source else leaf.shape
-        shape = _theirs(row, "", np.broadcast_to(np.int8(0), one)).shape
+        leaves = [ours[path] for path in row.targets]
+        kept = promote([leaf.dtype for leaf in leaves])
+        ones = [leaf.shape[1:] if row.stacked else leaf.shape for leaf in leaves]
+        shape = _joined(row, [np.broadcast_to(np.int8(0), one) for one in ones]).shape
         names = _names(row, sizes)
-        for name, original in zip(names, _names(originals[row.target], sizes), strict=True):
-            shapes[name], dtypes[name] = shape, dtype or leaf.dtype
+        for name, original in zip(names, _names(originals[row.targets], sizes), strict=True):
+            shapes[name], dtypes[name] = shape, dtype or kept
             if row.alias:
                 aliases[name] = original
-        if not row.alias and dtype and dtype != leaf.dtype:
-            changed.append(_change(row.source, leaf.dtype, dtype))
+        if not row.alias and dtype and dtype != kept:
+            changed.append(_change(row.source, kept, dtype))
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        for target, row in originals.items():
-            value, names = ours[target].read(), _names(row, sizes)
-            for i, name in enumerate(names):
-                part = value[i] if "{}" in row.source else value
-                yield name, _theirs(row, name, part).astype(dtypes[name], copy=False)
+        for targets, row in originals.items():
+            values = [ours[path].read() for path in targets]
+            for i, name in enumerate(_names(row, sizes)):
+                # A layer at a time: no second copy of the stack is made.
+                parts = [value[i] if row.stacked else value for value in values]
+                yield name, _joined(row, parts).astype(dtypes[name], copy=False)
 
     return Outgoing(shapes, dtypes, tensors, aliases, tuple(changed))
 
 
-def _theirs(row: w.Weight, name: str, value: np.ndarray) -> np.ndarray:
-    """One tensor of theirs, from one layer of ours: no second copy of the stack is made."""
-    found = w.to_theirs(dataclasses.replace(row, source=name), value)[name]
-    return found if value.ndim else found.reshape(())  # numpy's contiguous scalars are vectors
+def _joined(row: w.Weight, parts: list[np.ndarray]) -> np.ndarray:
+    found = np.ascontiguousarray(row.join(parts))
+    return found if parts[0].ndim else found.reshape(())  # numpy's contiguous scalars are vectors
 
 
 def compare(
@@ -210,13 +212,13 @@ def compare(
     The arguments are those of `load`; `dtypes` and `place` those of `tensors.Source`.
     """
     rows, dtypes = list(rows), dtypes or {}
-    known = [row for row in rows if row.target in ours]
-    originals = {row.target: row for row in known if not row.alias}
+    known = [row for row in rows if all(path in ours for path in row.targets)]
+    originals = {row.targets: row for row in known if not row.alias}
     pairs = [
         pair
         for row in known
-        if row.alias and row.target in originals
-        for pair in zip(_names(row, ours), _names(originals[row.target], ours), strict=True)
+        if row.alias and row.targets in originals
+        for pair in zip(_names(row, ours), _names(originals[row.targets], ours), strict=True)
     ]
     unequal = [
         f"{name} (of {original})"
@@ -233,7 +235,7 @@ def compare(
 
 
 def _names(row: w.Weight, ours: Shapes) -> list[str]:
-    shape = ours[row.target]
+    shape = ours[row.targets[0]]
     return row.expand(shape[0] if shape else 0)
 
 
