@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from vla_jax.config import DataConfig, DatasetConfig, StructureConfig
+from vla_jax.config import CotrainConfig, DataConfig, DatasetConfig, StructureConfig
 from vla_jax.data import features
 from vla_jax.data.writer import RLDSWriter
 
@@ -24,6 +24,7 @@ def data_config(tmp_path):
         knobs = get_config().to_dict()["data"]
         datasets = tuple(DatasetConfig(s, str(d), w) for s, d, w in entries)
         cache = str(tmp_path / "cache")
+        knobs["cotrain"] = CotrainConfig(**knobs["cotrain"])
         return DataConfig(**{**knobs, "datasets": datasets, "cache_dir": cache, **changes})
 
     return build

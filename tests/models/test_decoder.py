@@ -65,10 +65,10 @@ def test_scan_equals_a_loop(remat):
         for i in range(SPEC.layers):
             one = jax.tree.map(lambda leaf, i=i: leaf[i], p["layers"])
             y, _ = Block(BLOCK).apply({"params": one}, y, mask, rope)
-        return jnp.sum(LayerNorm().apply({"params": p["norm"]}, y) ** 3)
+        return jnp.sum(LayerNorm().apply({"params": p["norm"]}, y) ** 3)  # type: ignore
 
     def scan(params):
-        return jnp.sum(model.apply(params, x, VALID) ** 3)
+        return jnp.sum(model.apply(params, x, VALID) ** 3)  # type: ignore
 
     got, expected = (jax.jit(jax.value_and_grad(f))(params) for f in (scan, loop))
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
@@ -156,7 +156,7 @@ def test_local_layers_by_hand():
         one = jax.tree.map(lambda leaf, i=i: leaf[i], params["params"]["layers"])
         y, _ = jax.jit(Block(BLOCK).apply)({"params": one}, y, mask, rope)
     expected = LayerNorm().apply({"params": params["params"]["norm"]}, y)
-    np.testing.assert_allclose(jitted(Decoder(spec))(params, embeds(), VALID), expected, atol=1e-5)
+    np.testing.assert_allclose(jitted(Decoder(spec))(params, embeds(), VALID), expected, atol=1e-5)  # type: ignore
 
 
 def test_alibi():
@@ -170,7 +170,7 @@ def test_alibi():
     one = jax.tree.map(lambda leaf: leaf[0], params["params"]["layers"])
     y, _ = Block(BLOCK).apply({"params": one}, embeds(), tower.causal_mask(VALID), None, bias)
     expected = LayerNorm().apply({"params": params["params"]["norm"]}, y)
-    np.testing.assert_allclose(jitted(Decoder(spec))(params, embeds(), VALID), expected, atol=1e-5)
+    np.testing.assert_allclose(jitted(Decoder(spec))(params, embeds(), VALID), expected, atol=1e-5)  # type: ignore
 
 
 def bare(**facts) -> DecoderSpec:
@@ -313,10 +313,10 @@ def test_inserts_stand_before_every_kth_layer(every, remat):
                 y = Gate().apply({"params": pick(layers["extra"])}, y, context)
             block = pick(layers[f"blocks_{i % every}"])
             y, _ = Block(BLOCK).apply({"params": block}, y, tower.causal_mask(VALID), rope)
-        return jnp.sum(LayerNorm().apply({"params": params["params"]["norm"]}, y) ** 3)
+        return jnp.sum(LayerNorm().apply({"params": params["params"]["norm"]}, y) ** 3)  # type: ignore
 
     def scan(params):
-        return jnp.sum(model.apply(params, *args) ** 3)
+        return jnp.sum(model.apply(params, *args) ** 3)  # type: ignore
 
     got, expected = (jax.jit(jax.value_and_grad(f))(params) for f in (scan, loop))
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)

@@ -112,4 +112,4 @@ def test_shapes_are_static():
         assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, cache)
         assert new.keys.dtype == jnp.bfloat16
         cache = new
-    assert run._cache_size() == 1
+    assert run._cache_size() == 1  # type: ignore

@@ -43,7 +43,7 @@ def test_positions_of_the_queries_are_stored_but_never_trained():
     module = resampler.PositionedQueries((2, 2), (2, 4), WIDTH, heads=2)
     x = tokens(8, 12)
     params = fill(module, x)
-    grads = jax.jit(jax.grad(lambda p: (module.apply(p, x) ** 2).sum()))(params)["params"]
+    grads = jax.jit(jax.grad(lambda p: (module.apply(p, x) ** 2).sum()))(params)["params"]  # type: ignore
     assert not np.any(grads.pop("positions"))
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         # The keys' bias shifts all scores of a query alike.

@@ -96,7 +96,7 @@ def test_statistics_are_frozen_and_all_else_trains(flat):
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 32, 32, 3)), jnp.float32)
 
     def loss(params):
-        return (resnet.ResNet(SPEC).apply({"params": params}, image) ** 2).mean()
+        return (resnet.ResNet(SPEC).apply({"params": params}, image) ** 2).mean()  # type: ignore
 
     grads = flatten(jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, unflatten(flat))))
     for path, grad in grads.items():

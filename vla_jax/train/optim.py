@@ -85,12 +85,12 @@ def _directions(config: OptimConfig) -> optax.GradientTransformation:
         scaled, adam_state = adam.update(others, state[1])
         steps: dict[str, Any] = dict(scaled)  # type: ignore[arg-type]
         for path, (rows, columns) in _matrices(matrices).items():
-            x = turned[path]  # type: ignore[index]
-            sides = (math.prod(x.shape[i] for i in axes) for axes in (rows, columns))
+            x: Any = turned[path]  # type: ignore[index]
+            sides = [math.prod(x.shape[i] for i in axes) for axes in (rows, columns)]
             # An orthogonal matrix has entries of RMS 1 / sqrt(longer side). 0.2 is the RMS of
             # Adam's steps in practice, so that rates and decays carry over from AdamW (Liu et
             # al. 2025, arXiv 2502.16982).
-            steps[path] = x * (0.2 * max(sides) ** 0.5)
+            steps[path] = x * (0.2 * math.sqrt(max(sides)))
         return steps, (muon_state, adam_state)
 
     return optax.GradientTransformation(init, update)
