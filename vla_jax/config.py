@@ -42,7 +42,10 @@ class StructureConfig:
     latent: int
     cameras: tuple[str, ...]
     text_len: int
+    resampler: int
+    proprio: int
     act_insert: str = choice("per_row", "padded_column")
+    readout: str = choice("action", "text", "vision", "all")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,15 @@ class HeadConfig:
     kind: str
     hidden: int
     layers: int
-    down_sample: str = choice("none", "pooling")
+    heads: int
+    sampling_steps: int
+    noise_levels: int
+    bins: int
+    token_end: int
+    low: float
+    high: float
+    vocabulary: str = choice("actions", "all")
+    down_sample: str = choice("none", "pooling", "resampler")
 
 
 @dataclass(frozen=True)
@@ -227,11 +238,19 @@ def _cross_checks(config: Config) -> list[str]:
         problems.append("model.structure.cameras: name at least one camera")
     if not data.datasets:
         problems.append("data.datasets: name at least one dataset")
+    for name in ("resampler", "proprio"):
+        if getattr(structure, name) < 0:
+            problems.append(f"model.structure.{name}: must not be negative")
     positive = {
         "model.structure.window": structure.window,
         "model.structure.chunk": structure.chunk,
         "model.structure.latent": structure.latent,
         "model.structure.text_len": structure.text_len,
+        "model.head.hidden": config.model.head.hidden,
+        "model.head.layers": config.model.head.layers,
+        "model.head.heads": config.model.head.heads,
+        "model.head.sampling_steps": config.model.head.sampling_steps,
+        "model.head.noise_levels": config.model.head.noise_levels,
         "train.batch_size": config.train.batch_size,
         "train.accumulate": config.train.accumulate,
         "train.steps": config.train.steps,

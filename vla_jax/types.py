@@ -99,11 +99,12 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prediction:
-    """What a continuous head returns.
+    """What a head returns.
 
     Attributes:
         arm: float32 [b, w, f, a-1], normalised, in [-1, 1].
-        gripper: float32 [b, w, f], logits of "open".
+        gripper: float32 [b, w, f], above 0 is open: the logit of "open" from heads trained with
+            cross-entropy, the predicted value itself from the others.
     """
 
     arm: Any

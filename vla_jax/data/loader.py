@@ -190,16 +190,22 @@ class Loader(Iterator[Batch]):
         width = mixture.datasets[0].actions.shape[1]
         chunk = np.zeros((rows, window, mixture.chunk, width), np.float32)
         mask = np.zeros((rows, window, mixture.chunk), bool)
+        proprio = None
+        if mixture.proprio:
+            proprio = np.zeros((rows, window, mixture.proprio), np.float32)
         for d in np.unique(dataset):
             mine, source = np.flatnonzero(dataset == d), mixture.datasets[d]
             trajectory[mine], ends[mine] = source.locate(element[mine])
             parts = source.chunks(trajectory[mine], ends[mine], window, mixture.chunk)
             chunk[mine], mask[mine] = parts
+            if proprio is not None:
+                frames, _ = windows.history(ends[mine], window)
+                proprio[mine] = source.states(trajectory[mine], frames)
             codes = self._text[0][d][source.text[trajectory[mine]]]
             ids[mine], id_mask[mine] = self._text[1][codes], self._text[2][codes]
         images, present = self._decode(dataset, trajectory, ends)
         return Batch(
-            observation=Observation(images, present, ids, id_mask),
+            observation=Observation(images, present, ids, id_mask, proprio),
             actions=Actions(chunk, mask & real[:, None, None]),
             sample=np.stack([numbers >> np.uint64(32), numbers], axis=1).astype(np.uint32),
             dataset=dataset.astype(np.int32),
