@@ -12,7 +12,7 @@ from tests.parity import golden, original
 from tests.parity.kosmos import GRADIENT_TOLERANCE, HEAD_TOLERANCE, TOLERANCE, theirs
 from tests.parity.table import Row, compare
 from vla_jax.config import StructureConfig
-from vla_jax.convert import maps
+from vla_jax.convert import maps, robovlms
 from vla_jax.models.action_tokenizer import RESERVED, ActionTokenizer
 from vla_jax.models.heads import HEADS
 from vla_jax.models.heads.common import pool_tokens
@@ -27,7 +27,12 @@ def continuous(folder: Path) -> Iterator[Row]:
     attrs, params = meta["attrs"], golden.weights(folder)
     layers = {k.rsplit("_l", 1)[1] for k in params if k.startswith("rnn.weight_ih")}
     layers = layers or {k.split(".")[2] for k in params if k.startswith("gpt.h.")}
-    config = original.head_config({**attrs, "type": meta["cls"], "num_layers": max(1, len(layers))})
+    config = original.head_config(
+        robovlms.HEADS[meta["cls"]][0],
+        hidden=attrs["hidden_size"],
+        down_sample=attrs["down_sample"],
+        layers=max(1, len(layers)),
+    )
     structure = _structure(attrs)
     file, kind = HEADS[config.kind]
     head = kind(config, structure, attrs["action_dim"])

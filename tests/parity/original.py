@@ -8,76 +8,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from vla_jax.config import BackboneConfig, HeadConfig, ModelConfig, StructureConfig
+from vla_jax.config import HeadConfig, ModelConfig, resolve
+from vla_jax.convert import robovlms
 from vla_jax.types import Actions, Observation
 
-HEADS = {
-    "FCDecoder": "mlp",
-    "LSTMDecoder": "lstm",
-    "GPTDecoder": "gpt2",
-    "DiscreteDecoder": "detokenizer",
-}
-LAYERS = {"lstm": 4, "gpt2": 8}  # where the config does not say
 # `pred_action_discrete` takes the best id of all; the golden tokenizer's vocabulary has 600 ids of
 # which 4 are special, and 10 more stay free.
 TOKEN_END = 600 - 4 - 10
 
 
 def model_config(original: Mapping[str, Any], backbone: str, arch: dict[str, Any]) -> ModelConfig:
-    """What a RoboVLMs config.json (or, with no act_head, an HF model) comes to."""
-    return ModelConfig(
-        backbone=BackboneConfig(backbone, "", arch),
-        structure=_structure(original),
-        head=head_config(original.get("act_head", {})),
-        action_dim=7,
-        dropout=False,
-        dtype="float32",
-        remat="none",
-    )
+    """What a RoboVLMs config.json (or, if empty, an HF model) comes to, by `convert`'s own rules.
+
+    Here the layout is the original's, padding and all, and so is the choice of action tokens.
+    """
+    raw = base.get_config().to_dict()
+    raw = robovlms.to_config(original, raw) if original else raw
+    raw["data"]["datasets"] = ({"spec": "golden", "dir": "", "weight": 1.0},)
+    model, discrete = raw["model"], raw["model"]["head"]["kind"] == "detokenizer"
+    model.update({"dtype": "float32", "remat": "none", "dropout": False})
+    model["backbone"] = {"name": backbone, "hf_dir": "", "arch": arch}
+    insert = "per_row" if discrete else "padded_column"
+    model["structure"].update({"text_len": 4, "act_insert": insert})
+    model["head"].update({"vocabulary": "all", "token_end": TOKEN_END if discrete else 0})
+    if not original:
+        model["structure"].update({"cameras": ("primary",), "window": 1})
+    return resolve(raw).model
 
 
-def head_config(head: Mapping[str, Any]) -> HeadConfig:
-    """RoboVLMs' `act_head`."""
-    defaults = base.get_config().model.head.to_dict()
-    kind = HEADS[head.get("type", "LSTMDecoder")]
-    return HeadConfig(
-        **{
-            **defaults,
-            "kind": kind,
-            "hidden": head.get("hidden_size", 1024),
-            "layers": head.get("num_layers", LAYERS.get(kind, 1)),
-            "down_sample": head.get("down_sample", "none"),
-            "bins": head.get("n_bin", 256),
-            "low": float(head.get("min_action", -1)),
-            "high": float(head.get("max_action", 1)),
-            "token_end": TOKEN_END if kind == "detokenizer" else 0,
-            "vocabulary": "all",
-        }
-    )
-
-
-def _structure(original: Mapping[str, Any]) -> StructureConfig:
-    head, window = original.get("act_head", {}), original.get("window_size", 1)
-    history, kind = head.get("history_type", "post"), "policy_head"
-    if head.get("action_space") == "discrete":
-        kind = "discrete"
-    elif history == "post" and window == 1 and head.get("type") == "FCDecoder":
-        kind = "one_step"
-    elif history != "post":
-        kind = {"pre": "interleaved", "video": "video"}[history]
-    down_sample = head.get("action_space") == "down_sample"
-    return StructureConfig(
-        kind=kind,
-        window=window,
-        chunk=original.get("fwd_pred_next_n", 1),
-        latent=head.get("latent", 1),
-        cameras=("primary", "wrist") if original.get("use_hand_rgb") else ("primary",),
-        text_len=4,
-        resampler=64 if original.get("use_vision_resampler") else 0,
-        proprio=0,
-        act_insert="per_row" if kind == "discrete" else "padded_column",
-        readout=head.get("token_source", "all") if down_sample else "action",
-    )
+def head_config(kind: str, **changes: Any) -> HeadConfig:
+    """A head by itself; what is not given stays at its default."""
+    return HeadConfig(**{**base.get_config().model.head.to_dict(), "kind": kind, **changes})
 
 
 def image(x: np.ndarray) -> np.ndarray:

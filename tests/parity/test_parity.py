@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import discrete, heads, kosmos, lm, original, vision
+from tests.parity import discrete, heads, kosmos, lm, vision
 from tests.parity.table import Row
-from vla_jax.models.heads import HEADS
+from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
 
 Runner = Callable[[Path], Iterator[Row]]
@@ -28,14 +28,12 @@ def find_runner(folder: Path) -> Runner | str:
         return kosmos.hf
     if config.get("model_type") in LANGUAGES:
         return lm.run
-    if meta.get("cls") in original.HEADS:
-        return heads.continuous if original.HEADS[meta["cls"]] in HEADS else f"head {meta['cls']}"
+    if meta.get("cls") in robovlms.HEADS:
+        return heads.continuous
     names = np.load(folder / "io.npz").files
     if "robovlm_name" in config and "batch/rgb" in names:
         if config["robovlm_name"] != "RoboKosMos":
             return f"robovlm_name {config['robovlm_name']}"
-        if original.HEADS[config["act_head"]["type"]] not in HEADS:
-            return f"head {config['act_head']['type']}"
         discretely = config["act_head"].get("action_space") == "discrete"
         return discrete.robo if discretely else kosmos.robo
     if {"logits", "labels", "loss.loss_arm"} <= set(names):
