@@ -71,6 +71,15 @@ def get_config() -> Any:
             "vocabulary": "actions",  # detokenizer: ids it may choose: actions | all (the original)
         }
     )
+    m.sentence = ConfigDict(
+        {
+            # Size of CLIP's vector of the instruction, which the features must then predict beside
+            # the actions (RoboVLMs' use_clip_norm, with ViT-L/14: 768); 0 = off.
+            "dim": 0,
+            "dir": "",  # Hugging Face folder of that CLIP
+            "weight": 0.05,  # of this part in the loss
+        }
+    )
     m.action_dim = 7  # arm dimensions + 1 gripper
     m.dropout = True  # the backbone's own dropout rates, in training
     m.dtype = "bfloat16"  # activations; parameters and the loss stay float32

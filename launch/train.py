@@ -29,6 +29,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert import hf
+from vla_jax.convert.sentences import embed as embed_sentences
 from vla_jax.data.captions import CaptionLoader, CaptionSet, check_texts
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.loader import Loader, open_datasets
@@ -105,7 +106,13 @@ def train(config: Config, workdir: Path) -> None:
         "threads": config.data.threads,
         "prefetch": config.data.prefetch,
     }
-    load = functools.partial(Loader, encode=encode, batch_size=c.batch_size, **share)
+    sentences, target = None, config.model.sentence
+    if target.dim:
+        told = (*data.instructions, *held_out.instructions)
+        sentences = embed_sentences(target.dir, told, target.dim)
+    load = functools.partial(
+        Loader, encode=encode, batch_size=c.batch_size, sentences=sentences, **share
+    )
 
     # Weights and state.
     init = lora.extend(functools.partial(vla.initial_params, model), config.lora)

@@ -67,12 +67,22 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class SentenceConfig:
+    """Auxiliary target: a text encoder's vector of the instruction."""
+
+    dir: str
+    dim: int
+    weight: float
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Backbone x structure x head, and how they are computed."""
 
     backbone: BackboneConfig
     structure: StructureConfig
     head: HeadConfig
+    sentence: SentenceConfig
     action_dim: int
     dropout: bool
     dtype: str = choice("float32", "bfloat16")
@@ -238,6 +248,10 @@ def _cross_checks(config: Config) -> list[str]:
         problems.append("model.structure.cameras: name at least one camera")
     if not data.datasets:
         problems.append("data.datasets: name at least one dataset")
+    if config.model.sentence.dim < 0:
+        problems.append("model.sentence.dim: must not be negative")
+    if config.model.sentence.dim and not config.model.sentence.dir:
+        problems.append("model.sentence.dir: name the folder of the text encoder, or set dim to 0")
     for name in ("resampler", "proprio"):
         if getattr(structure, name) < 0:
             problems.append(f"model.structure.{name}: must not be negative")

@@ -76,6 +76,14 @@ def test_states_that_do_not_fit_the_model(calvin, data_config, structure):
         open_datasets(config, structure(proprio=4), 7, "train")
 
 
+def test_sentences_go_with_their_text(mixture):
+    vectors = {f"task {i}": np.full(3, i, np.float32) for i in range(3)}
+    for batch in take(mixture, 3, sentences=vectors):
+        seen = batch.observation
+        texts = ["".join(map(chr, t[m])) for t, m in zip(seen.text, seen.text_mask, strict=True)]
+        np.testing.assert_array_equal(seen.sentence, [vectors[text] for text in texts])
+
+
 def test_pixels_text_and_actions_belong_together(mixture):
     # Pixels carry (episode, step), and so do the first two action dimensions (in hundredths).
     visited = set()

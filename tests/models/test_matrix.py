@@ -88,6 +88,11 @@ def test_every_structure_and_head_is_used():
         (("discrete", "detokenizer"), {"head.bins": 200}, ["head.token_end 128", "vocabulary"]),
         (("discrete", "detokenizer"), {"head.token_end": 999}, ["vocabulary of 128"]),
         (("discrete", "detokenizer"), {"structure.act_insert": "padded_column"}, ["per_row"]),
+        (
+            ("discrete", "detokenizer"),
+            {"sentence.dim": 4, "sentence.dir": "clip"},
+            ["no features to predict a sentence"],
+        ),
         (("policy_head", "lstm"), {"structure.readout": "all"}, ["'pooling' or 'resampler'"]),
         (("policy_head", "gpt2"), {"head.heads": 5}, ["5 does not divide the width"]),
     ],

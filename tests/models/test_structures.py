@@ -260,3 +260,32 @@ def test_prompt_and_words():
     text = vla.prompt(discrete).format(instruction="lift it")
     assert "What 2 step actions should the robot take to lift it?" in text
     assert vla.word_ids(vla.build(discrete)) == 128 - 20
+
+
+def test_features_may_have_to_predict_the_sentence():
+    """RoboVLMs' CLIP-norm loss: smooth L1 against the sentence's vector, over the steps."""
+    settings = {"sentence.dim": 5, "sentence.dir": "clip", "structure.latent": 2}
+    model, params = tiny.build(tiny.config("policy_head", "lstm", **settings))
+    rng = np.random.default_rng(0)
+    sentence = jnp.asarray(rng.normal(size=(2, 5)) * 2, jnp.float32)
+    observation = dataclasses.replace(tiny.observe(), sentence=sentence)
+    seen = {c: m.at[0, 0].set(False) for c, m in observation.image_mask.items()}
+    observation = dataclasses.replace(observation, image_mask=seen)
+    actions = tiny.act()
+
+    def loss(params):
+        args = (observation, actions, None, 0.1)
+        return model.apply({"params": params}, *args, method="loss")
+
+    total, parts = jax.jit(loss)(params)
+    features, valid = model.apply({"params": params}, observation, method="features")
+    kernel, bias = params["sentence"]["kernel"], params["sentence"]["bias"]
+    error = np.asarray(features.max(2) @ kernel + bias - sentence[:, None])
+    each = np.where(np.abs(error) <= 1, 0.5 * error**2, np.abs(error) - 0.5).mean(-1)
+    assert parts["text_l1"] == pytest.approx(each[np.asarray(valid)].mean(), rel=1e-4)
+    action = parts["loss_arm"] + 0.1 * parts["loss_gripper"]
+    assert total == pytest.approx(float(action + 0.05 * parts["text_l1"]), rel=1e-5)
+    grads = jax.jit(jax.grad(lambda p: loss(p)[1]["text_l1"]))(params)
+    assert np.abs(grads["action_token"]).max() > 0
+    with pytest.raises(ValueError, match="no vectors of its instructions"):
+        model.apply({"params": params}, tiny.observe(), actions, None, 0.1, method="loss")

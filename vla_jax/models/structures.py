@@ -7,6 +7,7 @@ m tokens after it · n sequence · c columns read · d width
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -105,6 +106,8 @@ def refusals(config: ModelConfig) -> list[str]:
             problems.append(
                 "discrete writes behind the prompt, padding or not: structure.act_insert 'per_row'"
             )
+        if config.sentence.dim:
+            problems.append("discrete has no features to predict a sentence from: sentence.dim 0")
         if head.bins < 2 or head.low >= head.high:
             problems.append("head: bins must be at least 2 and low below high")
     elif s.readout != "action" and head.down_sample == "none":
@@ -118,6 +121,36 @@ def refusals(config: ModelConfig) -> list[str]:
             f"{s.latent}"
         )
     return problems
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class History:
+    """What a policy remembers of the steps so far, oldest first; the newest is at the end.
+
+    Attributes:
+        features: of the last w steps: [b, w, m, d], the features, where the VLM sees one step;
+            [b, w, k, d], the tokens of cameras and state, where it sees the window.
+        valid: bool [b, w], False where no step has been taken yet.
+        ids: int32 [b, w, f a], the action tokens written at those steps; f a = 0 in structures
+            that write none.
+    """
+
+    features: Any
+    valid: Any
+    ids: Any
+
+    def append(self, features: Array, valid: Array) -> "History":
+        """With one step more at the end, and without the oldest; its ids are still 0."""
+        return History(
+            features=_append(self.features, features),
+            valid=_append(self.valid, valid),
+            ids=_append(self.ids, jnp.zeros_like(self.ids[:, :1])),
+        )
+
+
+def _append(past: Array, new: Array) -> Array:
+    return jnp.concatenate([past[:, 1:], new.astype(past.dtype)], axis=1)
 
 
 class Sequence(NamedTuple):

@@ -6,7 +6,6 @@ u steps the head sees: w, or 1 of a video
 """
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -20,28 +19,12 @@ from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
 from vla_jax.models.heads.common import newest, pool_tokens
 from vla_jax.models.image import ImageSpec
+from vla_jax.models.layers import Dense
+from vla_jax.models.losses import huber, masked_mean
 from vla_jax.models.resampler import Perceiver
 from vla_jax.models.state import StateToken
-from vla_jax.models.structures import STRUCTURES, Sequence
+from vla_jax.models.structures import STRUCTURES, History, Sequence
 from vla_jax.types import Actions, Observation, Prediction
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class History:
-    """What a policy remembers of the steps so far, oldest first; the newest is at the end.
-
-    Attributes:
-        features: of the last w steps: [b, w, m, d], the features, where the VLM sees one step;
-            [b, w, k, d], the cameras' tokens, where it sees the window.
-        valid: bool [b, w], False where no step has been taken yet.
-        ids: int32 [b, w, f a], the action tokens written at those steps; f a = 0 in structures
-            that write none.
-    """
-
-    features: Any
-    valid: Any
-    ids: Any
 
 
 class VLA(nn.Module):
@@ -76,6 +59,8 @@ class VLA(nn.Module):
             self.action_token = self.param("action_token", nn.initializers.zeros, shape)
         if c.head.down_sample == "resampler":
             self.pooler = Perceiver(s.latent, remat=c.remat, dtype=dtype)
+        if c.sentence.dim:
+            self.sentence = Dense((c.sentence.dim,), dtype=dtype)
         self.head = HEADS[c.head.kind][1](c.head, s, c.action_dim, dtype)
 
     def __call__(self, observation: Observation, key: PRNGKeyArray | None = None) -> Prediction:
@@ -102,9 +87,8 @@ class VLA(nn.Module):
         gripper_weight: float,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Training loss and its parts: "rows" [b], of each window, and means over all actions."""
-        features, valid = self.features(observation, actions)
-        targets = self._targets(observation, actions)
-        return self.head.loss(features, valid, targets, key, gripper_weight)
+        *_, total, parts = self._measure(observation, actions, key, gripper_weight)
+        return total, parts
 
     def evaluate(
         self,
@@ -114,10 +98,24 @@ class VLA(nn.Module):
         gripper_weight: float,
     ) -> tuple[Float[Array, ""], dict[str, Array], Prediction]:
         """`loss`, and the prediction from the same pass of the VLM (discrete: teacher-forced)."""
-        features, valid = self.features(observation, actions)
-        targets = self._targets(observation, actions)
-        total, parts = self.head.loss(features, valid, targets, key, gripper_weight)
+        features, valid, total, parts = self._measure(observation, actions, key, gripper_weight)
         return total, parts, self.head.predict(features, valid, key)
+
+    def _measure(self, observation: Observation, actions: Actions, key: Any, weight: float) -> Any:
+        """Features, which steps exist, the loss, its parts."""
+        features, valid = self.features(observation, actions)
+        total, parts = self.head.loss(
+            features, valid, self._targets(observation, actions), key, weight
+        )
+        if self.config.sentence.dim:
+            if observation.sentence is None:
+                raise ValueError("model.sentence.dim: the batch has no vectors of its instructions")
+            # As RoboVLMs' CLIP-norm loss: smooth L1 of what the largest features say.
+            found = self.sentence(features.max(axis=2)).astype(jnp.float32)
+            error = huber(found - observation.sentence[:, None]).mean(-1)
+            parts = {**parts, "text_l1": masked_mean(error, valid)}
+            total = total + self.config.sentence.weight * parts["text_l1"]
+        return features, valid, total, parts
 
     def step(
         self, observation: Observation, history: History, key: PRNGKeyArray | None = None
@@ -130,11 +128,7 @@ class VLA(nn.Module):
         kind = STRUCTURES[self.config.structure.kind]
         seen, tokens = step_mask(observation), self.encode(observation)
         kept = tokens if kind.joint else self.read(self.sequence(tokens, seen, observation), seen)
-        history = History(
-            features=_append(history.features, kept),
-            valid=_append(history.valid, seen),
-            ids=_append(history.ids, jnp.zeros_like(history.ids[:, :1])),
-        )
+        history = history.append(kept, seen)
         if self.config.structure.kind == "discrete":
             return self._write(observation, history)
         features, valid = history.features, history.valid
@@ -290,10 +284,6 @@ class VLA(nn.Module):
         return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *predictions)
 
 
-def _append(past: Array, new: Array) -> Array:
-    return jnp.concatenate([past[:, 1:], new.astype(past.dtype)], axis=1)
-
-
 def has_action_token(config: ModelConfig) -> bool:
     """Whether features are read at a learned token of their own."""
     return config.structure.readout == "action" and config.structure.kind != "discrete"
@@ -348,6 +338,7 @@ def initial_params(model: VLA, key: Array) -> dict[str, Any]:
         text=ones.astype(jnp.int32),
         text_mask=ones,
         proprio=jnp.zeros((1, s.window, s.proprio)) if s.proprio else None,
+        sentence=jnp.zeros((1, c.sentence.dim)),
     )
     actions = Actions(
         chunk=jnp.zeros((1, s.window, s.chunk, c.action_dim)),
