@@ -194,7 +194,8 @@ def test_a_horizon_beyond_the_chunk():
 
 def test_the_robots_state():
     states = StateSpec(low=(-1.0,) * 4, high=(1.0,) * 4)
-    policy = make("video", "mlp", states=states, **{"structure.proprio": 4})
+    changes: Any = {"structure.proprio": 4}
+    policy = make("video", "mlp", states=states, **changes)
     policy.warmup()
     assert policy.metadata["needs_proprio"]
     assert policy.metadata["proprio_dim"] == 4

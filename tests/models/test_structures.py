@@ -193,9 +193,12 @@ def test_resamplers():
     assert out.arm.shape == (2, tiny.WINDOW, tiny.CHUNK, 6)
 
 
-@pytest.mark.parametrize("structure", ["policy_head", "interleaved", "video"])
-def test_the_robots_state_is_a_token(structure):
-    model, params = tiny.build(tiny.config(structure, "mlp", **{"structure.proprio": 4}))
+@pytest.mark.parametrize(
+    ("structure", "cameras"), [("policy_head", 2), ("interleaved", 1), ("video", 1), ("video", 2)]
+)
+def test_the_robots_state_is_a_token(structure, cameras):
+    changes = {"structure.proprio": 4, "structure.cameras": tiny.CAMERAS[:cameras]}
+    model, params = tiny.build(tiny.config(structure, "mlp", **changes))
     observation = dataclasses.replace(tiny.observe(), proprio=jnp.zeros((2, tiny.WINDOW, 4)))
     other = dataclasses.replace(observation, proprio=observation.proprio.at[:, -1].set(0.5))
     run = jax.jit(lambda o: model.apply({"params": params}, o).arm)

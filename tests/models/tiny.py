@@ -34,7 +34,7 @@ def config(structure: str, head: str, **changes: Any) -> ModelConfig:
     return resolve(raw).model
 
 
-def build(model_config: ModelConfig, seed: int = 0) -> tuple[vla.VLA, dict[str, Any]]:
+def build(model_config: ModelConfig, seed: int = 0) -> tuple[Any, dict[str, Any]]:
     """The model, and parameters none of which is neutral (gates and tokens start at zero)."""
     model = vla.build(model_config)
     params = jax.jit(lambda k: vla.initial_params(model, k))(jax.random.key(seed))

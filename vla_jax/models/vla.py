@@ -179,38 +179,42 @@ class VLA(nn.Module):
         padded = s.act_insert == "padded_column"
         text, mask = self.backbone.embed_text(observation.text), observation.text_mask
         if s.kind == "video":
-            groups = (k // len(s.cameras),) * len(s.cameras) + (1,) * bool(s.proprio)
-            prefix = structures.as_video(tokens, groups)
-            seen = structures.as_video(
-                jnp.broadcast_to(valid[..., None, None], (b, w, k, 1)), groups
-            )
+            state = int(s.proprio > 0)
+            groups = (((k - state) // len(s.cameras),) * len(s.cameras)) + (1,) * state
+            exist = jnp.broadcast_to(valid[..., None, None], (b, w, k, 1))
+            prefix, seen = (structures.as_video(x, groups) for x in (tokens, exist))
             seen = seen[..., 0]
         else:
             prefix, seen = tokens.reshape(b * w, k, d), jnp.ones((b * w, k), bool)
             text, mask = (jnp.repeat(x, w, axis=0) for x in (text, mask))
-        rows, after = len(mask), s.latent
-        if ids is not None:
-            after = ids.shape[-1]
-            inserted = self.backbone.embed_text(ids.reshape(rows, after))
-        elif has_action_token(self.config):
-            inserted = jnp.broadcast_to(self.action_token.astype(text.dtype), (rows, after, d))
-        else:
-            after, inserted = 0, text[:, :0]
+        inserted = self._inserted(len(mask), ids, text)
         embeds, seen, first = structures.splice(
             text, mask, prefix, seen, inserted, self.layout, padded
         )
-        if s.kind == "discrete":
-            # The column before each written token predicts it; the last one predicts the stop.
-            columns = first - 1 + jnp.arange(after + self.layout.eos)
-        elif s.readout == "action":
-            columns = first + jnp.arange(after)
-        else:
+        count = inserted.shape[1]
+        if s.readout != "action":
             k = prefix.shape[1]
             columns, read = structures.columns_of(s.readout, seen, first, k, self.layout)
             sequence = Sequence(embeds, seen, columns, read | padded)
-            return self._joined(sequence, valid, padded)
-        sequence = Sequence(embeds, seen, columns, jnp.ones(columns.shape, bool))
-        return self._joined(sequence, valid, padded)
+        else:
+            # The column before each written token predicts it; the last one predicts the stop.
+            written = s.kind == "discrete"
+            columns = first - written + jnp.arange(count + written * self.layout.eos)
+            sequence = Sequence(embeds, seen, columns, jnp.ones(columns.shape, bool))
+        if s.kind == "video" or not STRUCTURES[s.kind].joint:
+            return sequence
+        return structures.join(sequence, valid, padded)
+
+    def _inserted(
+        self, rows: int, ids: Int[Array, "b w fa"] | None, text: Float[Array, "r t d"]
+    ) -> Float[Array, "r m d"]:
+        """What stands behind the instruction: written tokens, action tokens, or nothing."""
+        if ids is not None:
+            return self.backbone.embed_text(ids.reshape(rows, -1))
+        if not has_action_token(self.config):
+            return text[:, :0]
+        token = self.action_token.astype(text.dtype)
+        return jnp.broadcast_to(token, (rows, self.config.structure.latent, len(token)))
 
     def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b u m d"]:
         """Run the VLM and pick the features; of the discrete structure, scores of next tokens."""
@@ -229,12 +233,6 @@ class VLA(nn.Module):
             flat = self.pooler(picked.reshape(b * w, *picked.shape[2:]), read.reshape(b * w, -1))
             return flat.reshape(b, w, *flat.shape[1:])
         return picked
-
-    def _joined(self, sequence: Sequence, valid: Bool[Array, "b w"], padded: bool) -> Sequence:
-        kind = self.config.structure.kind
-        if kind == "video" or not STRUCTURES[kind].joint:
-            return sequence
-        return structures.join(sequence, valid, padded)
 
     def _targets(self, observation: Observation, actions: Actions) -> Any:
         if self.config.structure.kind == "discrete":

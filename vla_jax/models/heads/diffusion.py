@@ -85,7 +85,7 @@ class DiffusionHead(nn.Module):
 
         def denoise(i: Array, x: Float[Array, "r f a"]) -> Float[Array, "r f a"]:
             time = jnp.broadcast_to(self._time(levels[i]), x.shape[:1])
-            noise = net.apply(variables, context, seen, x, time)
+            noise: Any = net.apply(variables, context, seen, x, time)
             signal = self._signal[levels[i]]
             clean = (x - jnp.sqrt(1 - signal) * noise) / jnp.sqrt(signal)
             clean = jnp.clip(clean, -1.0, 1.0)

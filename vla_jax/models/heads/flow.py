@@ -74,7 +74,8 @@ class FlowHead(nn.Module):
 
         def move(i: Array, x: Float[Array, "r f a"]) -> Float[Array, "r f a"]:
             time = jnp.broadcast_to(i / count, x.shape[:1])
-            return x + net.apply(variables, context, seen, x, time) / count
+            velocity: Any = net.apply(variables, context, seen, x, time)
+            return x + velocity / count
 
         x = jax.lax.fori_loop(0, count, move, start.reshape(b * steps, *shape[2:]))
         return as_prediction(x.reshape(b, steps, *shape[2:]))
