@@ -1,4 +1,4 @@
-"""Each structure the whole way, very small: demonstrations, training, the policy of its checkpoint."""
+"""Each structure the whole way, very small: demonstrations, training, serving its checkpoint."""
 
 import itertools
 import json
