@@ -145,10 +145,11 @@ def _mixture(args: argparse.Namespace, window: int):
     from vla_jax.config import DataConfig, DatasetConfig, StructureConfig
     from vla_jax.data.loader import open_datasets
 
-    knobs = get_config().to_dict()["data"]
+    defaults = get_config().to_dict()
     entry = DatasetConfig(spec=DATASET, dir=str(args.data / DATASET / "1.0.0"), weight=1.0)
-    config = DataConfig(**{**knobs, "datasets": (entry,), "cache_dir": args.cache})
-    structure = StructureConfig("policy_head", window, CHUNK, 1, ("primary",), 32, "per_row")
+    config = DataConfig(**{**defaults["data"], "datasets": (entry,), "cache_dir": args.cache})
+    changes = {"window": window, "chunk": CHUNK, "cameras": ("primary",)}
+    structure = StructureConfig(**{**defaults["model"]["structure"], **changes})
     return open_datasets(config, structure, 7, "train")
 
 

@@ -31,7 +31,10 @@ def get_config() -> Any:
     arch.unlock()
     m.structure = ConfigDict(
         {
-            "kind": "policy_head",  # policy_head: the VLM sees one step, the head sees the window
+            # one_step: no history. discrete: the VLM writes actions as tokens. interleaved: the VLM
+            # sees the window, image by image. policy_head: the VLM sees one step, the head the
+            # window. video: the VLM sees the window's images at once and acts at its last step.
+            "kind": "policy_head",
             "window": 16,  # W, steps of history
             "chunk": 10,  # F, actions predicted at every step
             "latent": 1,  # action tokens a step
@@ -40,14 +43,41 @@ def get_config() -> Any:
             # per_row: the action token stands before each row's </s>, whatever the padding, so a
             # batch of one equals any other. padded_column: the original's training layout.
             "act_insert": "per_row",
+            # What the head reads of a step: action = the hidden states at its action tokens; text,
+            # vision, all = those of the step's own tokens (RoboVLMs' down_sample), no action token.
+            "readout": "action",
+            # Numbers of the robot's state, one token before the instruction; 0 = none. (In RoboVLMs
+            # `use_state` never reaches the model.)
+            "proprio": 0,
+            "resampler": 0,  # tokens a camera after a Perceiver resampler (RoboVLMs: 64); 0 = none
         }
     )
     m.head = ConfigDict(
         {
-            "kind": "lstm",  # a file in vla_jax/models/heads
-            "hidden": 1024,  # width of the recurrent state
-            "layers": 4,  # recurrent layers
-            "down_sample": "none",  # none: flatten the latents; pooling: max over them
+            # mlp | lstm | gpt2 | detokenizer | diffusion | flow: files in vla_jax/models/heads
+            "kind": "lstm",
+            "hidden": 1024,  # width of the recurrent state or of the transformer
+            "layers": 4,  # recurrent or transformer layers (gpt2: RoboVLMs has 8)
+            "heads": 8,  # attention heads of gpt2, diffusion, flow
+            # A step's tokens to `latent` vectors: none: there are that many; pooling: max over as
+            # many spans; resampler: a Perceiver.
+            "down_sample": "none",
+            "sampling_steps": 10,  # of diffusion (DDIM) and flow (Euler)
+            "noise_levels": 100,  # of diffusion's training
+            "bins": 256,  # detokenizer: ids an action dimension
+            "token_end": 0,  # detokenizer: first id above the actions'; 0 = the backbone's own
+            "low": -1.0,  # detokenizer: value of the first bin
+            "high": 1.0,  # detokenizer: value of the last bin
+            "vocabulary": "actions",  # detokenizer: ids it may choose: actions | all (the original)
+        }
+    )
+    m.sentence = ConfigDict(
+        {
+            # Size of CLIP's vector of the instruction, which the features must then predict beside
+            # the actions (RoboVLMs' use_clip_norm, with ViT-L/14: 768); 0 = off.
+            "dim": 0,
+            "dir": "",  # Hugging Face folder of that CLIP
+            "weight": 0.05,  # of this part in the loss
         }
     )
     m.action_dim = 7  # arm dimensions + 1 gripper

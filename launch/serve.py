@@ -33,10 +33,17 @@ def main() -> int:
     )
     try:
         server.check_port(options.host, options.port)
+        from vla_jax.execution import Execution
         from vla_jax.policy import Policy  # after the flags: --help need not wait for jax
 
+        told = {"repeat": flags.gripper_repeat, "patience": flags.gripper_patience}
         policy = Policy.from_checkpoint(
-            flags.checkpoint, step=flags.step, dataset=flags.dataset, untrained=flags.untrained
+            flags.checkpoint,
+            step=flags.step,
+            dataset=flags.dataset,
+            untrained=flags.untrained,
+            execution=Execution(flags.execute, flags.horizon, flags.ensemble_decay),
+            gripper={f"gripper_{k}": v for k, v in told.items() if v is not None},
         )
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
     except (OSError, ValueError) as error:
@@ -71,6 +78,41 @@ def _parse_flags() -> argparse.Namespace:
         "--untrained",
         action="store_true",
         help="random weights instead of the trained ones: the baseline of a comparison",
+    )
+    add(
+        "--execute",
+        default="chunk",
+        choices=("chunk", "first", "ensemble", "receding"),
+        help="chunk: reply whole chunks, which the client replays; the others reply one action a"
+        " step: first: the newest chunk's; ensemble: the mean of all chunks that reach this step;"
+        " receding: --horizon actions of a chunk, then a new one (default: chunk)",
+    )
+    add(
+        "--horizon",
+        type=int,
+        default=0,
+        metavar="N",
+        help="actions used of a chunk, with --execute=chunk or receding (default: 0, all)",
+    )
+    add(
+        "--ensemble-decay",
+        type=float,
+        default=0.01,
+        metavar="M",
+        help="weight exp(-M i) of the chunk i steps younger than the oldest (default: 0.01)",
+    )
+    add(
+        "--gripper-repeat",
+        type=int,
+        metavar="N",
+        help="the environment's gripper takes changes, each for N steps (SIMPLER's"
+        " Google robot: 2)",
+    )
+    add(
+        "--gripper-patience",
+        type=int,
+        metavar="N",
+        help="open only after N decisions for open in a row (SIMPLER's WidowX: 2)",
     )
     add(
         "--max-message-mb",

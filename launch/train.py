@@ -29,17 +29,16 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert import hf
+from vla_jax.convert.sentences import embed as embed_sentences
 from vla_jax.data.captions import CaptionLoader, CaptionSet, check_texts
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.loader import Loader, open_datasets
 from vla_jax.data.text import Tokenizer
 from vla_jax.models import vla
-from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.weights import WeightError
 from vla_jax.policy import with_complete_arch
 from vla_jax.train import checkpoint, evaluate, log, lora, resume, runtime, state
 from vla_jax.train import mesh as meshes
-from vla_jax.train.losses import action_loss
 from vla_jax.train.optim import make_optimizer
 from vla_jax.train.step import make_train_step
 
@@ -87,7 +86,7 @@ def train(config: Config, workdir: Path) -> None:
     logger.info("windows: %d to train on, %d held out", data.num_windows, held_out.num_windows)
 
     # Tokenizer.
-    prompt = BACKBONES[config.model.backbone.name][0].PROMPT
+    prompt = vla.prompt(config.model)
     prompts = [prompt.format(instruction=text.strip()) for text in data.instructions]
     if meta:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
@@ -95,7 +94,7 @@ def train(config: Config, workdir: Path) -> None:
         tokenizer = Tokenizer.from_dir(hf_dir)
     else:
         words = itertools.chain(prompts, texts.words(cotrain.prompt) if texts else ())
-        tokenizer = Tokenizer.build(words, model.arch["text_config"]["vocab_size"])
+        tokenizer = Tokenizer.build(words, vla.word_ids(model))
 
     def encode(instruction: str) -> Any:
         return tokenizer.encode(prompt.format(instruction=instruction.strip()), structure.text_len)
@@ -107,7 +106,13 @@ def train(config: Config, workdir: Path) -> None:
         "threads": config.data.threads,
         "prefetch": config.data.prefetch,
     }
-    load = functools.partial(Loader, encode=encode, batch_size=c.batch_size, **share)
+    sentences, target = None, config.model.sentence
+    if target.dim:
+        told = (*data.instructions, *held_out.instructions)
+        sentences = embed_sentences(target.dir, told, target.dim)
+    load = functools.partial(
+        Loader, encode=encode, batch_size=c.batch_size, sentences=sentences, **share
+    )
 
     # Weights and state.
     init = lora.extend(functools.partial(vla.initial_params, model), config.lora)
@@ -136,11 +141,11 @@ def train(config: Config, workdir: Path) -> None:
 
     # Steps.
     train_step = runtime.together(
-        make_train_step(model, action_loss, config, mesh, template, data.names), "train"
+        make_train_step(model, config, mesh, template, data.names), "train"
     )
     baseline = evaluate.mean_actions([dataset.actions for dataset in data.datasets])
     eval_step = runtime.together(
-        evaluate.make_eval_step(model, action_loss, config, mesh, template, baseline), "eval"
+        evaluate.make_eval_step(model, config, mesh, template, baseline), "eval"
     )
 
     def evaluated() -> dict[str, Any]:

@@ -1,7 +1,25 @@
 import pytest
 
-from configs import base, bridge_smoke, kosmos_ph, quickstart
+from configs import (
+    base,
+    bridge_smoke,
+    kosmos_discrete,
+    kosmos_interleaved,
+    kosmos_one_step,
+    kosmos_ph,
+    quickstart,
+)
 from vla_jax.config import ConfigError, resolve, to_dict
+from vla_jax.models import vla
+
+SHIPPED = (
+    quickstart,
+    bridge_smoke,
+    kosmos_ph,
+    kosmos_one_step,
+    kosmos_discrete,
+    kosmos_interleaved,
+)
 
 
 def _valid():
@@ -10,9 +28,11 @@ def _valid():
     return config
 
 
-@pytest.mark.parametrize("module", [quickstart, bridge_smoke, kosmos_ph])
+@pytest.mark.parametrize("module", SHIPPED)
 def test_shipped_configs_resolve(module):
-    assert resolve(module.get_config()).model.backbone.name == "kosmos2"
+    config = resolve(module.get_config())
+    assert config.model.backbone.name == "kosmos2"
+    vla.build(config.model)
 
 
 def test_round_trip():

@@ -1,17 +1,20 @@
 """Checkpoint -> observation -> actions, without a server."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 
 from configs import quickstart
 from vla_jax.config import resolve, to_dict
-from vla_jax.data.normalize import ActionSpec
+from vla_jax.data.normalize import ActionSpec, StateSpec
 from vla_jax.data.text import Tokenizer
+from vla_jax.execution import Execution
 from vla_jax.models import vla
-from vla_jax.models.backbones import kosmos2
 from vla_jax.policy import Policy, with_complete_arch
-from vla_jax.serve.protocol import ObservationError
+from vla_jax.serve.protocol import STATE_KEY, ObservationError
 from vla_jax.serve.protocol import Policy as Protocol
 
 SPEC = ActionSpec(
@@ -25,17 +28,35 @@ SPEC = ActionSpec(
 )
 
 
+def make(
+    structure: str = "policy_head",
+    head: str = "lstm",
+    execution: Execution | None = None,
+    spec: ActionSpec = SPEC,
+    states: StateSpec | None = None,
+    **changes: Any,
+) -> Policy:
+    raw = quickstart.get_config()
+    window = 1 if structure == "one_step" else 3
+    raw.model.structure.update({"kind": structure, "window": window, "chunk": 2, "text_len": 20})
+    raw.model.head.update({"kind": head, "hidden": 16, "heads": 2, "bins": 20, "sampling_steps": 3})
+    raw.model.backbone.arch["vision_config"].update({"hidden_size": 16, "intermediate_size": 24})
+    raw.model.backbone.arch["text_config"].update({"embed_dim": 16, "ffn_dim": 24, "layers": 1})
+    raw.model.update_from_flattened_dict(changes)
+    config = resolve(raw)
+    model = vla.build(config.model)
+    config = with_complete_arch(config, model.arch)
+    assert resolve(to_dict(config)) == config
+    params = jax.jit(lambda k: vla.initial_params(model, k))(jax.random.key(3))
+    prompt = vla.prompt(config.model).format(instruction="lift the red block")
+    tokenizer = Tokenizer.build([prompt], vla.word_ids(model))
+    options = {"execution": execution, "states": states}
+    return Policy(config, params, tokenizer, spec, "tabletop", step=7, **options)
+
+
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    raw = quickstart.get_config()
-    raw.model.structure.update({"window": 3, "chunk": 2, "text_len": 14})
-    config = resolve(raw)
-    config = with_complete_arch(config, vla.build(config.model).arch)
-    assert resolve(to_dict(config)) == config
-    model = vla.build(config.model)
-    params = jax.jit(lambda k: vla.initial_params(model, k))(jax.random.key(3))
-    tokenizer = Tokenizer.build([kosmos2.PROMPT.format(instruction="lift the red block")], 64)
-    return Policy(config, params, tokenizer, SPEC, "tabletop", step=7)
+    return make()
 
 
 def observe(seed: int = 0, size: int = 64, prompt: str = "lift the red block"):
@@ -103,3 +124,89 @@ def test_all_problems_at_once(policy):
         policy.check({"wrist": 3})
     for key in ("observation/image", "observation/wrist_image", "prompt", "got ['wrist']"):
         assert key in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("structure", "head"),
+    [
+        ("one_step", "diffusion"),
+        ("discrete", "detokenizer"),
+        ("interleaved", "mlp"),
+        ("policy_head", "flow"),
+        ("video", "mlp"),
+    ],
+)
+def test_every_structure_serves(structure, head):
+    policy = make(structure, head)
+    policy.warmup()
+    session, replies = policy.new_session(), []
+    for seed in range(4):
+        policy.check(observe(seed))
+        reply, session = policy.infer(session, observe(seed))
+        replies.append(reply["actions"])
+        assert replies[-1].shape == (2, 7)
+    assert len({r.tobytes() for r in replies}) == 4
+    again, _ = policy.infer(policy.new_session(), observe(0))
+    np.testing.assert_array_equal(again["actions"], replies[0])  # samples, too, are reproducible
+
+
+def test_execution(policy):
+    """The same predictions, executed in four ways."""
+    chunks, session = [], policy.new_session()
+    for seed in range(3):
+        reply, session = policy.infer(session, observe(seed))
+        chunks.append(reply["actions"])
+    expected = {
+        "first": [c[:1] for c in chunks],
+        "receding": [chunks[0][:1], chunks[0][1:], chunks[2][:1]],
+        "ensemble": [chunks[0][:1], (chunks[0][1:] + chunks[1][:1]) / 2],
+    }
+    for mode, replies in expected.items():
+        other = make(execution=Execution(mode, decay=0.0))
+        assert other.metadata["chunk"] == 1
+        assert other.metadata["execution"] == mode
+        session = other.new_session()
+        for seed, want in enumerate(replies):
+            reply, session = other.infer(session, observe(seed))
+            np.testing.assert_allclose(reply["actions"][:, :6], want[:, :6], atol=1e-6)
+    assert policy.metadata["execution"] == "chunk"
+    assert policy.metadata["chunk"] == 2
+
+
+def test_a_gripper_with_a_memory():
+    spec = dataclasses.replace(SPEC, gripper_repeat=2)
+    with pytest.raises(ValueError, match="a gripper with a memory"):
+        make(spec=spec)
+    policy = make(spec=spec, execution=Execution("first"))
+    session = policy.new_session()
+    commands = []
+    for seed in range(6):
+        reply, session = policy.infer(session, observe(seed))
+        commands.append(float(reply["actions"][0, 6]))
+    assert commands[0] == 0.0  # nothing has changed yet
+    assert set(commands) <= {-1.0, 0.0, 1.0}
+
+
+def test_a_horizon_beyond_the_chunk():
+    with pytest.raises(ValueError, match="horizon 5 exceeds the chunk of 2"):
+        make(execution=Execution("receding", horizon=5))
+
+
+def test_the_robots_state():
+    states = StateSpec(low=(-1.0,) * 4, high=(1.0,) * 4)
+    changes: Any = {"structure.proprio": 4}
+    policy = make("video", "mlp", states=states, **changes)
+    policy.warmup()
+    assert policy.metadata["needs_proprio"]
+    assert policy.metadata["proprio_dim"] == 4
+    with pytest.raises(
+        ObservationError, match=r"observation/state: expected 4 numbers, got .*\[0\]"
+    ):
+        policy.check(observe())
+    replies = []
+    for value in (0.0, 0.9, 5.0, 7.0):
+        obs = {**observe(), STATE_KEY: np.full(4, value, np.float32)}
+        policy.check(obs)
+        replies.append(policy.infer(policy.new_session(), obs)[0]["actions"])
+    assert not np.array_equal(replies[0], replies[1])
+    np.testing.assert_array_equal(replies[2], replies[3])  # both beyond the quantiles

@@ -42,7 +42,10 @@ class StructureConfig:
     latent: int
     cameras: tuple[str, ...]
     text_len: int
+    resampler: int
+    proprio: int
     act_insert: str = choice("per_row", "padded_column")
+    readout: str = choice("action", "text", "vision", "all")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,24 @@ class HeadConfig:
     kind: str
     hidden: int
     layers: int
-    down_sample: str = choice("none", "pooling")
+    heads: int
+    sampling_steps: int
+    noise_levels: int
+    bins: int
+    token_end: int
+    low: float
+    high: float
+    vocabulary: str = choice("actions", "all")
+    down_sample: str = choice("none", "pooling", "resampler")
+
+
+@dataclass(frozen=True)
+class SentenceConfig:
+    """Auxiliary target: a text encoder's vector of the instruction."""
+
+    dir: str
+    dim: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,7 @@ class ModelConfig:
     backbone: BackboneConfig
     structure: StructureConfig
     head: HeadConfig
+    sentence: SentenceConfig
     action_dim: int
     dropout: bool
     dtype: str = choice("float32", "bfloat16")
@@ -227,11 +248,23 @@ def _cross_checks(config: Config) -> list[str]:
         problems.append("model.structure.cameras: name at least one camera")
     if not data.datasets:
         problems.append("data.datasets: name at least one dataset")
+    if config.model.sentence.dim < 0:
+        problems.append("model.sentence.dim: must not be negative")
+    if config.model.sentence.dim and not config.model.sentence.dir:
+        problems.append("model.sentence.dir: name the folder of the text encoder, or set dim to 0")
+    for name in ("resampler", "proprio"):
+        if getattr(structure, name) < 0:
+            problems.append(f"model.structure.{name}: must not be negative")
     positive = {
         "model.structure.window": structure.window,
         "model.structure.chunk": structure.chunk,
         "model.structure.latent": structure.latent,
         "model.structure.text_len": structure.text_len,
+        "model.head.hidden": config.model.head.hidden,
+        "model.head.layers": config.model.head.layers,
+        "model.head.heads": config.model.head.heads,
+        "model.head.sampling_steps": config.model.head.sampling_steps,
+        "model.head.noise_levels": config.model.head.noise_levels,
         "train.batch_size": config.train.batch_size,
         "train.accumulate": config.train.accumulate,
         "train.steps": config.train.steps,

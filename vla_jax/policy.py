@@ -5,7 +5,7 @@ Legend: b = 1 · f chunk · a action dimension · h, x image height and width
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from vla_jax import config as configuration
 from vla_jax.config import Config
 from vla_jax.data.errors import TextLengthError
-from vla_jax.data.normalize import ActionSpec
+from vla_jax.data.gripper import GripperState
+from vla_jax.data.normalize import ActionSpec, StateSpec
 from vla_jax.data.text import Tokenizer
+from vla_jax.execution import Execution, Plan
 from vla_jax.models import vla
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.image import preprocess
-from vla_jax.serve.protocol import ACTIONS_KEY, IMAGE_KEYS, PROMPT_KEY, ObservationError
+from vla_jax.serve.protocol import (
+    ACTIONS_KEY,
+    IMAGE_KEYS,
+    PROMPT_KEY,
+    STATE_KEY,
+    ObservationError,
+)
 from vla_jax.train import checkpoint, lora
 from vla_jax.types import Observation
 
@@ -32,10 +41,16 @@ class Session:
     """What one robot's episode has been so far.
 
     Attributes:
-        history: action features of the last steps, on the device.
+        history: what the model keeps of the last steps, on the device.
+        steps: how many there have been; seeds the noise of heads that draw samples.
+        plan: what is left of earlier chunks.
+        gripper: what the gripper has been told.
     """
 
     history: vla.History
+    steps: int = 0
+    plan: Plan = field(default_factory=Plan)
+    gripper: GripperState = field(default_factory=GripperState)
 
 
 class Policy:
@@ -54,6 +69,8 @@ class Policy:
         spec: ActionSpec,
         dataset: str,
         step: int | None = None,
+        execution: Execution | None = None,
+        states: StateSpec | None = None,
     ):
         """Wraps parameters that are on the device already.
 
@@ -64,12 +81,26 @@ class Policy:
             spec: units of the robot's actions.
             dataset: whose actions these are, for the metadata.
             step: of the checkpoint, for the metadata.
+            execution: what of the predicted chunks is executed; by default whole chunks.
+            states: units of the robot's state, of models that take it.
+
+        Raises:
+            ValueError: the execution does not fit the chunk or the gripper.
         """
         self._model = vla.build(config.model)
         self._structure = config.model.structure
-        self._tokenizer, self._spec = tokenizer, spec
+        self._tokenizer, self._spec, self._states = tokenizer, spec, states
+        self._execution = execution or Execution()
+        chunk = self._execution.reply_length(self._structure.chunk)
+        if chunk > 1 and spec.gripper.has_memory:
+            raise ValueError(
+                "execution: a gripper with a memory must see every step that is executed, and the "
+                "client of a whole chunk may ask again earlier: use 'first', 'ensemble' or "
+                "'receding'"
+            )
         file, _ = BACKBONES[config.model.backbone.name]
-        self._image, self._prompt = file.image_spec(self._model.arch), file.PROMPT
+        self._image, self._prompt = file.image_spec(self._model.arch), vla.prompt(config.model)
+        self._empty, self._key = vla.empty_history(self._model, 1), jax.random.key(config.seed)
         # Parameters in the compute type: the cast would otherwise be paid at every step.
         dtype = jnp.dtype(config.model.dtype)
         self._params = jax.tree.map(lambda x: x.astype(dtype), dict(params))
@@ -84,11 +115,13 @@ class Policy:
             "cameras": {camera: IMAGE_KEYS[camera] for camera in self._structure.cameras},
             "image_size": self._image.size,
             "window": self._structure.window,
-            "chunk": self._structure.chunk,
+            "chunk": chunk,
+            "execution": self._execution.mode,
             "action_dim": spec.dim,
             "hz": spec.hz,
             "gripper": {"closed": spec.gripper_env[0], "open": spec.gripper_env[1]},
-            "needs_proprio": False,
+            "needs_proprio": states is not None,
+            "proprio_dim": self._structure.proprio,
         }
 
     @classmethod
@@ -98,6 +131,8 @@ class Policy:
         step: int | None = None,
         dataset: str | None = None,
         untrained: bool = False,
+        execution: Execution | None = None,
+        gripper: Mapping[str, int] | None = None,
     ) -> "Policy":
         """Loads what `launch/train.py` wrote.
 
@@ -106,6 +141,9 @@ class Policy:
             step: which; None is the newest.
             dataset: whose statistics to use; may be left out when there is only one.
             untrained: fresh random weights, as a baseline.
+            execution: see `Policy`.
+            gripper: fields of the dataset's `ActionSpec` that this environment wants otherwise:
+                gripper_repeat, gripper_patience.
 
         Raises:
             CheckpointError: nothing usable there.
@@ -128,15 +166,16 @@ class Policy:
             config=config,
             params=params,
             tokenizer=Tokenizer.from_json(meta["tokenizer"]),
-            spec=ActionSpec.from_json(specs[dataset]),
+            spec=dataclasses.replace(ActionSpec.from_json(specs[dataset]), **(gripper or {})),
             dataset=dataset,
             step=0 if untrained else step,
+            execution=execution,
+            states=_states(config, meta["statistics"][dataset]),
         )
 
     def new_session(self) -> Session:
         """The state before the first step of an episode."""
-        model = self._model
-        return Session(history=vla.empty_history(model.config, model.arch, batch=1))
+        return Session(self._empty)
 
     def check(self, obs: Mapping[str, Any]) -> None:
         """Refuse an observation the model cannot use.
@@ -155,6 +194,12 @@ class Policy:
                 problems.append(f"{key}: expected a uint8 array [h, w, 3], got {kind}")
             elif image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 problems.append(f"{key}: expected shape [h, w, 3], got {list(image.shape)}")
+        if self._states is not None:
+            dim, state = self._structure.proprio, np.asarray(obs.get(STATE_KEY, ()))
+            if state.shape != (dim,) or state.dtype.kind not in "fiu":
+                problems.append(
+                    f"{STATE_KEY}: expected {dim} numbers, got shape {list(state.shape)}"
+                )
         prompt = obs.get(PROMPT_KEY)
         if not isinstance(prompt, str) or not prompt.strip():
             problems.append(f"{PROMPT_KEY}: expected the instruction as a non-empty string")
@@ -165,6 +210,7 @@ class Policy:
                 problems.append(f"{PROMPT_KEY}: {error}")
         if problems:
             keys = [*self.metadata["cameras"].values(), PROMPT_KEY]
+            keys += [STATE_KEY] if self._states is not None else []
             listing = "; ".join(problems)
             raise ObservationError(f"{listing}. This policy takes {keys}, got {sorted(obs)}")
 
@@ -176,27 +222,49 @@ class Policy:
             obs: a checked observation.
 
         Returns:
-            {"actions": float32 [f, a] in robot units}, the next session.
+            {"actions": float32 [n, a] in robot units}, n as the metadata's "chunk"; the next
+            session.
         """
+        plan, history, chunk = session.plan, session.history, None
+        # While a chunk is being executed the model runs for its history's sake alone.
+        if self._execution.needs_chunk(plan) or self._structure.window > 1:
+            chunk, history = self._predict(session, obs)
+        actions, plan = self._execution.select(chunk, plan)
+        actions, gripper = self._spec.to_env(actions, session.gripper)
+        return {ACTIONS_KEY: actions}, Session(history, session.steps + 1, plan, gripper)
+
+    def _predict(
+        self, session: Session, obs: Mapping[str, Any]
+    ) -> tuple[Float[np.ndarray, "f a"], vla.History]:
+        """The chunk of this step, normalised and with the gripper 1 = open, 0 = closed."""
         images = {
             camera: self._preprocess(jnp.asarray(obs[IMAGE_KEYS[camera]])[None, None])
             for camera in self._structure.cameras
         }
         ids, mask = self._encode(obs[PROMPT_KEY])
         present = {camera: jnp.ones((1, 1), bool) for camera in images}
-        observation = Observation(images, present, jnp.asarray(ids)[None], jnp.asarray(mask)[None])
-        prediction, history = self._step({"params": self._params}, observation, session.history)
+        proprio = None
+        if self._states is not None:
+            proprio = jnp.asarray(self._states.normalize(np.asarray(obs[STATE_KEY])))[None, None]
+        text, seen = jnp.asarray(ids)[None], jnp.asarray(mask)[None]
+        observation = Observation(images, present, text, seen, proprio)
+        key = jax.random.fold_in(self._key, session.steps)
+        variables = {"params": self._params}
+        prediction, history = self._step(variables, observation, session.history, key)
         arm = np.asarray(prediction.arm[0, 0], np.float32)
         is_open = np.asarray(prediction.gripper[0, 0]) > 0
-        return {ACTIONS_KEY: self._spec.to_env(arm, is_open)}, Session(history)
+        return np.concatenate([arm, is_open[:, None]], axis=-1, dtype=np.float32), history
 
     def warmup(self) -> None:
         """Compile the step for images of the model's size; other sizes add one small resize."""
         black = np.zeros((*self._image.shape, 3), np.uint8)
-        obs = {IMAGE_KEYS[camera]: black for camera in self._structure.cameras}
+        obs: dict[str, Any] = {IMAGE_KEYS[camera]: black for camera in self._structure.cameras}
+        obs |= {STATE_KEY: np.zeros(self._structure.proprio, np.float32), PROMPT_KEY: "warm up"}
+        session = self.new_session()
         # Twice: the second step's history comes from the device, not from the host.
-        _, session = self.infer(self.new_session(), {**obs, PROMPT_KEY: "warm up"})
-        self.infer(session, {**obs, PROMPT_KEY: "warm up"})
+        for _ in range(2):
+            _, history = self._predict(session, obs)
+            session = dataclasses.replace(session, history=history)
 
     def _encode(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         if instruction not in self._texts:
@@ -205,6 +273,11 @@ class Policy:
             prompt = self._prompt.format(instruction=instruction.strip())
             self._texts[instruction] = self._tokenizer.encode(prompt, self._structure.text_len)
         return self._texts[instruction]
+
+
+def _states(config: Config, statistics: Mapping[str, Any]) -> StateSpec | None:
+    dim = config.model.structure.proprio
+    return StateSpec.from_statistics(statistics, dim) if dim else None
 
 
 def _untrained(config: Config) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class Observation:
         text: int32 [b, t] token ids, padded on the right to a fixed t.
         text_mask: bool [b, t], True on real tokens.
         proprio: float32 [b, w, p] normalised robot state, or None when the model takes none.
+        sentence: float32 [b, s] unit vector of the instruction from a text encoder, which training
+            may ask the features to predict; else None.
     """
 
     images: dict[str, Any]
@@ -38,6 +40,7 @@ class Observation:
     text: Any
     text_mask: Any
     proprio: Any = None
+    sentence: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -99,11 +102,12 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prediction:
-    """What a continuous head returns.
+    """What a head returns.
 
     Attributes:
         arm: float32 [b, w, f, a-1], normalised, in [-1, 1].
-        gripper: float32 [b, w, f], logits of "open".
+        gripper: float32 [b, w, f], above 0 is open: the logit of "open" from heads trained with
+            cross-entropy, the predicted value itself from the others.
     """
 
     arm: Any

@@ -32,8 +32,10 @@ def data_config(tmp_path):
 
 @pytest.fixture
 def structure():
-    def build(window=3, chunk=4, cameras=("primary",)):
-        return StructureConfig("policy_head", window, chunk, 1, tuple(cameras), 16, "per_row")
+    def build(window=3, chunk=4, cameras=("primary",), proprio=0):
+        knobs = get_config().to_dict()["model"]["structure"]
+        changes = {"window": window, "chunk": chunk, "cameras": tuple(cameras), "text_len": 16}
+        return StructureConfig(**{**knobs, **changes, "proprio": proprio})
 
     return build
 

@@ -54,6 +54,36 @@ def test_batch_keeps_the_contract(mixture):
     assert np.isin(batch.actions.chunk[..., 6], [0, 1]).all()
 
 
+def test_states_belong_to_their_frames(calvin, data_config, structure):
+    config = data_config(("calvin", calvin, 1.0), normalization="none", val_fraction=0.0)
+    mixture = open_datasets(config, structure(proprio=15), 7, "train")
+    found, recorded = mixture.statistics["calvin"]["proprio"], mixture.datasets[0].proprio
+    assert recorded is not None
+    assert recorded.shape == (sum(LENGTHS), 15)
+    assert np.abs(recorded).max() == 1  # clipped at the 1 % and 99 % quantiles
+    assert len(found["q01"]) == 15
+    starts = np.cumsum([0, *LENGTHS])
+    for batch in take(mixture, 4):
+        seen = batch.observation
+        pixels = seen.images["primary"]
+        episode, step = pixels[..., 0, 0, 0].astype(int), pixels[..., 0, 0, 1].astype(int)
+        np.testing.assert_array_equal(seen.proprio, recorded[starts[episode] + step])
+
+
+def test_states_that_do_not_fit_the_model(calvin, data_config, structure):
+    config = data_config(("calvin", calvin, 1.0), normalization="none", val_fraction=0.0)
+    with pytest.raises(ConfigError, match="recorded state has 15 numbers, the model takes 4"):
+        open_datasets(config, structure(proprio=4), 7, "train")
+
+
+def test_sentences_go_with_their_text(mixture):
+    vectors = {f"task {i}": np.full(3, i, np.float32) for i in range(3)}
+    for batch in take(mixture, 3, sentences=vectors):
+        seen = batch.observation
+        texts = ["".join(map(chr, t[m])) for t, m in zip(seen.text, seen.text_mask, strict=True)]
+        np.testing.assert_array_equal(seen.sentence, [vectors[text] for text in texts])
+
+
 def test_pixels_text_and_actions_belong_together(mixture):
     # Pixels carry (episode, step), and so do the first two action dimensions (in hundredths).
     visited = set()

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from vla_jax.data.normalize import ActionSpec
+from vla_jax.data.gripper import GripperState
+from vla_jax.data.normalize import ActionSpec, StateSpec
 from vla_jax.data.stats import statistics
 
 RNG = np.random.default_rng(0)
@@ -71,13 +73,31 @@ def test_masked_arm_dimension_is_not_scaled():
 
 def test_to_env():
     spec = make("q99")
-    arm = np.zeros((2, 3, 6), np.float32)
-    gripper = np.array([[0.0, 0.49, 0.51], [1.0, 0.5, 0.9]])
-    command = spec.to_env(arm, gripper)
-    assert command.shape == (2, 3, 7)
-    np.testing.assert_array_equal(command[..., 6], [[-1, -1, 1], [1, -1, 1]])
+    actions = np.zeros((3, 7), np.float32)
+    actions[:, 6] = [0.0, 0.5, 0.51]
+    command, _ = spec.to_env(actions, GripperState())
+    assert command.dtype == np.float32
+    np.testing.assert_array_equal(command[:, 6], [-1, -1, 1])
     middle = (np.array(spec.low) + np.array(spec.high)) / 2
-    np.testing.assert_allclose(command[0, 0, :6], middle, atol=1e-7)
+    np.testing.assert_allclose(command[0, :6], middle, atol=1e-7)
+
+
+def test_to_env_keeps_the_grippers_memory():
+    spec = dataclasses.replace(make("q99"), gripper_patience=2)
+    actions = np.concatenate([np.zeros((3, 6)), np.ones((3, 1))], axis=-1, dtype=np.float32)
+    whole, _ = spec.to_env(actions, GripperState())
+    state, one_by_one = GripperState(), []
+    for action in actions:
+        command, state = spec.to_env(action[None], state)
+        one_by_one.append(command[0])
+    np.testing.assert_array_equal(whole, one_by_one)
+    assert whole[:, 6].tolist() == [-1, 1, 1]
+
+
+def test_older_checkpoints_have_no_gripper_memory():
+    raw = make("q99").to_json()
+    del raw["gripper_repeat"], raw["gripper_patience"]
+    assert ActionSpec.from_json(raw) == make("q99")
 
 
 def test_json_round_trip():
@@ -99,3 +119,13 @@ def test_bad_statistics_and_kind():
         make(found={"action": {"mean": [0.0] * 7}})
     with pytest.raises(ValueError, match="is none of"):
         make("q95")
+
+
+def test_states_map_their_quantiles_to_the_ends():
+    found = {"proprio": {"q01": [-1.0, 0.0, 5.0], "q99": [3.0, 0.5, 5.0]}}
+    spec = StateSpec.from_statistics(found, 3)
+    values = spec.normalize(np.array([[-1.0, 0.25, 5.0], [3.0, 9.0, 7.0]]))
+    np.testing.assert_allclose(values, [[-1, 0, 0], [1, 1, 0]], atol=1e-6)
+    assert values.dtype == np.float32
+    with pytest.raises(ValueError, match="record no robot state"):
+        StateSpec.from_statistics({}, 3)

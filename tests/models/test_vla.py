@@ -11,6 +11,7 @@ import pytest
 from configs import quickstart
 from vla_jax.config import ConfigError, resolve
 from vla_jax.models import vla
+from vla_jax.models.heads import HEADS
 from vla_jax.types import Observation
 
 WINDOW, CHUNK, TEXT = 3, 2, 9
@@ -67,7 +68,7 @@ def test_streaming_equals_the_window(config, params):
     whole = run(config, params, observation)
     model = vla.build(config)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
-    history = vla.empty_history(config, model.arch, 2)
+    history = vla.empty_history(model, 2)
     for t in range(WINDOW):
         cut = {c: x[:, t : t + 1] for c, x in observation.images.items()}
         seen = {c: x[:, t : t + 1] for c, x in observation.image_mask.items()}
@@ -83,7 +84,7 @@ def test_streaming_forgets_what_left_the_window(config, params):
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     outputs = []
     for first in (1, 2):
-        history = vla.empty_history(config, model.arch, 2)
+        history = vla.empty_history(model, 2)
         _, history = step(observe(window=1, seed=first), history)
         for seed in range(10, 10 + WINDOW):
             out, history = step(observe(window=1, seed=seed), history)
@@ -189,7 +190,7 @@ def test_illegal_choices_are_all_named(config):
     with pytest.raises(ConfigError) as error:
         vla.build(dataclasses.replace(config, backbone=backbone, head=head))
     assert "'kosmos3' is none of ['kosmos2']" in str(error.value)
-    assert "'lstn' is none of ['lstm']" in str(error.value)
+    assert f"'lstn' is none of {sorted(HEADS)}" in str(error.value)
 
 
 def test_unknown_architecture_key():

@@ -9,15 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.parity import golden
+from tests.parity import golden, original
 from tests.parity.table import Row, compare
-from vla_jax.config import BackboneConfig, HeadConfig, ModelConfig, StructureConfig
 from vla_jax.convert import maps
 from vla_jax.models import vla, weights
 from vla_jax.models.backbones import kosmos2
 from vla_jax.rules import flatten, unflatten
-from vla_jax.train.losses import action_loss
-from vla_jax.types import Actions, Observation
 
 # Every tiny model of the golden set has four heads in both towers; shapes do not tell.
 HEADS = 4
@@ -30,15 +27,15 @@ GRADIENT_TOLERANCE = 1e-6
 def hf(folder: Path) -> Iterator[Row]:
     """Kosmos2ForConditionalGeneration on ids with images, and on embeddings."""
     io, arch = golden.arrays(folder), kosmos2.arch(golden.config(folder), strict=False)
-    model = vla.build(_config(_structure({}), _head({})), arch).clone()
-    params = _load(maps.hugging_face(model.config), model, golden.weights(folder), "backbone/")
+    model = vla.build(original.model_config({}, "kosmos2", arch))
+    params = load(maps.hugging_face(model.config), model, golden.weights(folder), "backbone/")
     backbone = kosmos2.Kosmos2(arch, remat="none")
     tree = {"params": params["backbone"]}
 
     def run(method: Any, *args: Any) -> Any:
         return backbone.apply(tree, *args, method=method)
 
-    images = jnp.asarray(_image(io["in/pixel_values"]))
+    images = jnp.asarray(original.image(io["in/pixel_values"]))
     vision = run(lambda m, x: m.vision(x), images)
     tokens = run("encode_images", images)
     yield compare("vision tower", vision, io["out/vision_last_hidden"], TOLERANCE)
@@ -64,56 +61,78 @@ def hf(folder: Path) -> Iterator[Row]:
 
 
 def robo(folder: Path) -> Iterator[Row]:
-    """RoboKosMos with the LSTM head: loss, actions, gradients, streaming, AdamW."""
-    io, original = golden.arrays(folder), golden.config(folder)
-    theirs = golden.weights(folder)
-    model = vla.build(_config(_structure(original), _head(original)), _arch(theirs))
-    rows, ignore = maps.robovlms(model.config, prefix="")
-    params = _load((rows, ignore), model, theirs)
-    observation, actions = _batch(io, "batch", model.config)
+    """RoboKosMos with a continuous head: sequence, loss, actions, gradients, streaming, AdamW."""
+    io, config = golden.arrays(folder), golden.config(folder)
+    model, rows, params = build(folder, config)
+    observation, actions = original.batch(io, model.config)
+    weight = config["arm_gripper_loss_ratio"]
 
     def loss(params: Any) -> Any:
-        prediction = model.apply({"params": params}, observation)
-        total, metrics = action_loss(prediction, actions, original["arm_gripper_loss_ratio"])  # type: ignore[arg-type]
-        return total, (prediction, metrics)
+        args = (observation, actions, None, weight)
+        found: Any = model.apply({"params": params}, *args, method="evaluate")
+        total, parts, prediction = found
+        return total, (prediction, parts)
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (total, (prediction, metrics)), grads = step(params)
 
-    features = model.apply(
-        {"params": params},
-        observation.images["primary"].reshape(-1, *observation.images["primary"].shape[2:]),
-        method=lambda m, x: m.backbone.encode_images(x),
-    )
-    yield compare("image tokens", features, io["fwd/image_features_0"][:, 0], TOLERANCE)
-    yield compare("arm", prediction.arm, io["fwd/arm"], HEAD_TOLERANCE)
-    yield compare("gripper", prediction.gripper, io["fwd/gripper"][..., 0], HEAD_TOLERANCE)
+    yield from _sequence(model, params, observation, io)
+    arm, gripper = io["fwd/arm"], io["fwd/gripper"][..., 0]
+    yield compare("arm", prediction.arm.reshape(arm.shape), arm, HEAD_TOLERANCE)
+    yield compare("gripper", prediction.gripper.reshape(gripper.shape), gripper, HEAD_TOLERANCE)
     yield compare("loss", total, io["loss/total"], TOLERANCE)
     yield compare("loss arm", metrics["loss_arm"], io["pred/loss_arm_act"], TOLERANCE)
     yield compare("loss gripper", metrics["loss_gripper"], io["pred/loss_gripper_act"], TOLERANCE)
     yield compare("acc gripper", metrics["acc_gripper"], io["pred/acc_gripper_act"], TOLERANCE)
 
-    yield from _streaming(model, params, io)
-    yield from _gradients(folder, rows, grads, io)
+    if "infer/arm_0" in io:
+        yield from _streaming(model, params, io)
+    yield from gradients(folder, rows, grads, io)
     if "after1/param_norms" in io:
         yield from _optimizer(folder, rows, params, step, io)
 
 
+def _sequence(
+    model: vla.VLA, params: Any, observation: Any, io: Mapping[str, np.ndarray]
+) -> Iterator[Row]:
+    """What goes into the VLM and what comes out, column by column."""
+
+    def look(m: vla.VLA) -> Any:
+        tokens, valid = m.encode(observation), vla.step_mask(observation)
+        sequence = m.sequence(tokens, valid, observation)
+        return tokens, sequence, m.backbone(sequence.embeds, sequence.valid)
+
+    found: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
+    tokens, sequence, hidden = found
+    expected = io["fwd/image_features_0"]
+    count, width = expected.shape[-2:]
+    # The first camera's tokens stand last.
+    primary = tokens[:, :, -count:].reshape(-1, count, width)
+    yield compare("image tokens", primary, expected.reshape(-1, count, width), TOLERANCE)
+    embeds, mask = io["fwd/lm0_inputs_embeds"], io["fwd/lm0_attention_mask"]
+    yield compare("sequence", sequence.embeds, embeds, TOLERANCE)
+    yield compare("attention mask", sequence.valid, mask, 0.0)
+    real = mask.astype(bool)  # outputs on padding mean nothing, and nothing reads them
+    if "fwd/lm0_last_hidden" in io:
+        expected = io["fwd/lm0_last_hidden"]
+        yield compare("last hidden", np.asarray(hidden)[real], expected[real], TOLERANCE)
+
+
 def _streaming(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
-    rgb, text = io["infer/rgb"], io["infer/text"].astype(np.int32)
-    history = vla.empty_history(model.config, model.arch, 1)
+    text, count = io["infer/text"], io["infer/rgb"].shape[1]
+    history = vla.empty_history(model, 1)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     arms, grippers = [], []
-    for t in range(rgb.shape[1]):
-        images = {"primary": _image(rgb[:, t : t + 1])}
-        if "infer/hand" in io:
-            images["wrist"] = _image(io["infer/hand"][:, t : t + 1])
-        prediction, history = step(_observation(images, text, np.ones(text.shape, bool)), history)
+    for t in range(count):
+        images = original.cameras(io, "infer/rgb", "infer/hand", t)
+        now = original.observation(images, text, np.ones(text.shape, bool))
+        prediction, history = step(now, history)
         arms.append(np.asarray(prediction.arm))
         grippers.append(np.asarray(prediction.gripper))
-    expected = np.stack([io[f"infer/arm_{t}"] for t in range(len(arms))])
+    # Interleaved, the original returns the chunks of every step it holds; the newest is last.
+    expected = np.stack([io[f"infer/arm_{t}"][:, -1:] for t in range(count)])
     yield compare("streaming arm", np.stack(arms), expected, HEAD_TOLERANCE)
-    expected = np.stack([io[f"infer/gripper_{t}"] for t in range(len(arms))])[..., 0]
+    expected = np.stack([io[f"infer/gripper_{t}"][:, -1:] for t in range(count)])[..., 0]
     # Newer steps report decisions, older ones logits; compare what the folder holds.
     got = np.stack(grippers)
     if set(np.unique(expected)) <= {0.0, 1.0}:
@@ -121,10 +140,11 @@ def _streaming(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Ite
     yield compare("streaming gripper", got, expected, HEAD_TOLERANCE)
 
 
-def _gradients(
+def gradients(
     folder: Path, rows: list[weights.Weight], grads: Any, io: Mapping[str, np.ndarray]
 ) -> Iterator[Row]:
-    named = _theirs(rows, grads)
+    """Named gradients, and the norm of every parameter's."""
+    named = theirs(rows, grads)
     for key in io:
         if key.startswith("grad/"):
             yield compare(key, named[key[5:]], io[key], GRADIENT_TOLERANCE)
@@ -146,13 +166,13 @@ def _optimizer(
         params = optax.apply_updates(params, updates)
         losses.append(float(total))
         if i == 0:
-            named = _theirs(rows, params)
+            named = theirs(rows, params)
             for key in io:
                 if key.startswith("after1/") and key != "after1/param_norms":
                     yield compare(key, named[key[7:]], io[key], TOLERANCE)
             yield _norms("after1", names, named, io["after1/param_norms"])
     yield compare("5 AdamW losses", losses, io["train/losses"], TOLERANCE)
-    yield _norms("after5", names, _theirs(rows, params), io["train/param_norms_after5"])
+    yield _norms("after5", names, theirs(rows, params), io["train/param_norms_after5"])
 
 
 def _norms(
@@ -164,51 +184,14 @@ def _norms(
     return compare(f"{when}/{len(names)} norms, ratio", ratio, np.ones_like(ratio), TOLERANCE)
 
 
-def supports(original: Mapping[str, Any]) -> str:
-    """Empty when `robo` can run a RoboVLMs config, else what is missing."""
-    head = original["act_head"]
-    wanted = {
-        "robovlm_name": (original["robovlm_name"], "RoboKosMos"),
-        "head": (head["type"], "LSTMDecoder"),
-        "history": (head.get("history_type", "post"), "post"),
-        "action space": (head.get("action_space", "continuous"), "continuous"),
-        "vision resampler": (bool(original.get("use_vision_resampler")), False),
-    }
-    return ", ".join(f"{k} {got}" for k, (got, has) in wanted.items() if got != has)
-
-
-def _structure(original: Mapping[str, Any]) -> StructureConfig:
-    return StructureConfig(
-        kind="policy_head",
-        window=original.get("window_size", 1),
-        chunk=original.get("fwd_pred_next_n", 1),
-        latent=original.get("act_head", {}).get("latent", 1),
-        cameras=("primary", "wrist") if original.get("use_hand_rgb") else ("primary",),
-        text_len=1,
-        act_insert="padded_column",
-    )
-
-
-def _head(original: Mapping[str, Any]) -> HeadConfig:
-    head = original.get("act_head", {})
-    return HeadConfig(
-        kind="lstm",
-        hidden=head.get("hidden_size", 1024),
-        layers=head.get("num_layers", 4),
-        down_sample=head.get("down_sample", "none"),
-    )
-
-
-def _config(structure: StructureConfig, head: HeadConfig) -> ModelConfig:
-    return ModelConfig(
-        backbone=BackboneConfig("kosmos2", "", {}),
-        structure=structure,
-        head=head,
-        action_dim=7,
-        dropout=False,
-        dtype="float32",
-        remat="none",
-    )
+def build(
+    folder: Path, config: Mapping[str, Any]
+) -> tuple[vla.VLA, list[weights.Weight], dict[str, Any]]:
+    """The model of a RoboKosMos folder, its weight map and its parameters."""
+    params = golden.weights(folder)
+    model = vla.build(original.model_config(config, "kosmos2", _arch(params)))
+    rows, ignore = maps.robovlms(model.config, prefix="")
+    return model, rows, load((rows, ignore), model, params)
 
 
 def _arch(params: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -243,41 +226,20 @@ def _arch(params: Mapping[str, np.ndarray]) -> dict[str, Any]:
     )
 
 
-def _load(mapped: Any, model: vla.VLA, theirs: Mapping[str, np.ndarray], part: str = "") -> Any:
+def load(mapped: Any, model: vla.VLA, found: Mapping[str, np.ndarray], part: str = "") -> Any:
+    """Their tensors -> our parameters, strictly."""
     rows, ignore = mapped
     abstract = jax.eval_shape(lambda key: vla.initial_params(model, key), jax.random.key(0))
     shapes = {path: leaf.shape for path, leaf in flatten(abstract).items() if path.startswith(part)}
-    found = {k: v.shape for k, v in theirs.items()}
-    flat = maps.load(rows, shapes, found, theirs.__getitem__, lambda _, x: jnp.asarray(x), ignore)
+    sizes = {k: v.shape for k, v in found.items()}
+    flat = maps.load(rows, shapes, sizes, found.__getitem__, lambda _, x: jnp.asarray(x), ignore)
     return unflatten(flat)
 
 
-def _theirs(rows: list[weights.Weight], tree: Any) -> dict[str, np.ndarray]:
+def theirs(rows: list[weights.Weight], tree: Any) -> dict[str, np.ndarray]:
+    """Our parameters, or gradients, under their names."""
     flat = jax.tree.map(np.asarray, flatten(tree))
     named: dict[str, np.ndarray] = {}
     for row in rows:
         named.update(weights.to_theirs(row, flat))
     return named
-
-
-def _image(x: np.ndarray) -> np.ndarray:
-    return np.moveaxis(x, -3, -1)
-
-
-def _observation(images: dict[str, Any], text: np.ndarray, mask: np.ndarray) -> Observation:
-    seen = {k: np.ones(v.shape[:2], bool) for k, v in images.items()}
-    observation = Observation(images=images, image_mask=seen, text=text, text_mask=mask)
-    return jax.tree.map(jnp.asarray, observation)
-
-
-def _batch(
-    io: Mapping[str, np.ndarray], prefix: str, config: ModelConfig
-) -> tuple[Observation, Actions]:
-    images = {"primary": _image(io[f"{prefix}/rgb"])}
-    if "wrist" in config.structure.cameras:
-        images["wrist"] = _image(io[f"{prefix}/hand_rgb"])
-    text = io[f"{prefix}/text"].astype(np.int32)
-    observation = _observation(images, text, io[f"{prefix}/text_mask"].astype(bool))
-    chunk = io[f"{prefix}/action_chunck"].astype(np.float32)
-    mask = io.get(f"{prefix}/chunck_mask", np.ones(chunk.shape[:3], bool)).astype(bool)
-    return observation, Actions(chunk=jnp.asarray(chunk), mask=jnp.asarray(mask))

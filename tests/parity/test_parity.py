@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import kosmos, lm, vision
+from tests.parity import discrete, heads, kosmos, lm, vision
 from tests.parity.table import Row
+from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
 
 Runner = Callable[[Path], Iterator[Row]]
@@ -18,17 +19,30 @@ def find_runner(folder: Path) -> Runner | str:
     """The code that runs a folder, or why there is none yet."""
     if runner := vision.find(folder):
         return runner
-    path = folder / "config.json"
-    if not (folder / "io.npz").is_file() or not path.is_file():
+    config, meta = (_read(folder / name) for name in ("config.json", "meta.json"))
+    if (folder / "tables.npz").is_file():
+        return heads.tokenizer
+    if not (folder / "io.npz").is_file():
         return "no case of this kind yet"
-    config = json.loads(path.read_text())
     if config.get("model_type") == "kosmos-2":
         return kosmos.hf
     if config.get("model_type") in LANGUAGES:
         return lm.run
-    if "robovlm_name" in config and "batch/rgb" in np.load(folder / "io.npz").files:
-        return kosmos.supports(config) or kosmos.robo
+    if meta.get("cls") in robovlms.HEADS:
+        return heads.continuous
+    names = np.load(folder / "io.npz").files
+    if "robovlm_name" in config and "batch/rgb" in names:
+        if config["robovlm_name"] != "RoboKosMos":
+            return f"robovlm_name {config['robovlm_name']}"
+        discretely = config["act_head"].get("action_space") == "discrete"
+        return discrete.robo if discretely else kosmos.robo
+    if {"logits", "labels", "loss.loss_arm"} <= set(names):
+        return heads.discrete
     return "no case of this kind yet"
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc):

@@ -16,8 +16,8 @@ from vla_jax.data.captions import CaptionLoader, CaptionSet
 from vla_jax.data.text import Tokenizer
 from vla_jax.models import vla
 from vla_jax.models.captions import caption_loss
+from vla_jax.models.losses import action_loss
 from vla_jax.train import state
-from vla_jax.train.losses import action_loss
 from vla_jax.train.mesh import make_mesh, shard_batch
 from vla_jax.train.optim import make_optimizer
 from vla_jax.train.split import train_rules
@@ -123,7 +123,7 @@ def set_up(c: Config) -> tuple[Any, state.TrainState, Any]:
 
     template = state.abstract(init, train_rules(c.optim), optimizer, mesh)
     now = state.create(init, optimizer, template, c.seed)
-    return make_train_step(model, action_loss, c, mesh, template), now, mesh
+    return make_train_step(model, c, mesh, template), now, mesh
 
 
 def test_parts_of_texts_count_by_their_answers():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.train.test_checkpoint import META, assert_same, bits
-from tests.train.toy import Toy, loss, make_batch, make_config
+from tests.train.toy import Toy, make_batch, make_config
 from vla_jax.config import ConfigError, MeshConfig
 from vla_jax.rules import flatten
 from vla_jax.train import split, state
@@ -36,7 +36,7 @@ def build(**changes: Any):
     ema = config.optim.ema_decay > 0
     template = state.abstract(Toy().init, table, optimizer, mesh, min_sharded=64, ema=ema)
     now = state.create(Toy().init, optimizer, template, config.seed)
-    return mesh, template, now, make_train_step(Toy(), loss, config, mesh, template)
+    return mesh, template, now, make_train_step(Toy(), config, mesh, template)
 
 
 def test_split_casts_and_merges_back():

@@ -11,10 +11,10 @@ import pytest
 
 from tests.train.toy import Toy, loss, make_batch, make_config
 from vla_jax.config import MeshConfig
+from vla_jax.models.losses import action_loss
 from vla_jax.rules import flatten
 from vla_jax.train import evaluate
 from vla_jax.train.augment import augment
-from vla_jax.train.losses import action_loss
 from vla_jax.train.mesh import batch_sharding, make_mesh, shard_batch
 from vla_jax.train.optim import make_optimizer
 from vla_jax.train.split import train_rules
@@ -36,7 +36,7 @@ def set_up(shape: tuple[int, int, int], frozen: tuple[str, ...] = (), ema: float
 @functools.cache  # compiling is most of these tests' time
 def compiled(shape: tuple[int, int, int], frozen: tuple[str, ...] = (), ema: float = 0.0):
     config, mesh, template, _ = set_up(shape, frozen, ema)
-    return make_train_step(Toy(), loss, config, mesh, template)
+    return make_train_step(Toy(), config, mesh, template)
 
 
 def train(shape: tuple[int, int, int], frozen: tuple[str, ...] = (), steps: int = 4):
@@ -114,7 +114,7 @@ def test_the_average_follows_the_weights_and_is_what_evaluation_sees():
         assert x.sharding == state.trainable[path].sharding
         np.testing.assert_allclose(x, average[path], rtol=1e-6, atol=1e-7)
         assert not np.allclose(x, state.trainable[path], atol=1e-6)
-    evaluated = evaluate.make_eval_step(Toy(), loss, config, mesh, template)
+    evaluated = evaluate.make_eval_step(Toy(), config, mesh, template)
     batch = shard_batch(make_batch(9), mesh)
     frozen_at_average = dataclasses.replace(state, trainable=state.ema)
     assert float(evaluated(state, batch)["loss"]) == float(
@@ -161,7 +161,7 @@ def test_loaded_parameters_that_do_not_fit_are_all_named():
 def test_evaluation_is_exact_over_uneven_batches():
     config, mesh, template, state = set_up((2, 2, 2))
     baseline = evaluate.Baseline(np.full((2, 6), 0.1, np.float32), np.array([True, False]))
-    step = evaluate.make_eval_step(Toy(), loss, config, mesh, template, baseline)
+    step = evaluate.make_eval_step(Toy(), config, mesh, template, baseline)
     batches = [make_batch(i) for i in range(3)]
     batches[2].actions.mask[3:] = False  # what a loader does to the rows that fill up
     result = evaluate.evaluate(step, state, batches, mesh, ("even", "odd"))
@@ -171,7 +171,7 @@ def test_evaluation_is_exact_over_uneven_batches():
     seen = dataclasses.replace(
         whole.observation, images={c: (x - mean) / std for c, x in images.items()}
     )
-    prediction = Toy().apply({"params": jax.tree.map(np.asarray, state.params)}, seen)
+    prediction = Toy().predict({"params": jax.tree.map(np.asarray, state.params)}, seen)
     prediction = jax.tree.map(np.asarray, prediction)
     mask, target = whole.actions.mask, whole.actions.chunk
     assert result["count"] == mask.sum()
@@ -208,7 +208,7 @@ def first_step(accumulate: int, shape=(2, 2, 1), names=("even", "odd")):
     batch = make_batch(3, rows=16)
     batch.actions.mask[::4] = False  # parts with very different numbers of supervised actions
     batch.actions.mask[1] = True
-    step = make_train_step(Toy(), action_loss, config, mesh, template, names)
+    step = make_train_step(Toy(action_loss), config, mesh, template, names)
     return step, state, batch, mesh
 
 
@@ -245,7 +245,7 @@ def test_the_loss_of_each_dataset_is_the_mean_over_its_actions():
     seen = augment(
         device.observation, device.sample, config.seed, config.augment, Toy.image, train=True
     )
-    prediction = Toy().apply({"params": params}, seen)
+    prediction = Toy().predict({"params": params}, seen)
     for number, name in enumerate(("even", "odd")):
         mask = batch.actions.mask & (batch.dataset == number)[:, None, None]
         mine = dataclasses.replace(device.actions, mask=jnp.asarray(mask))
@@ -286,7 +286,7 @@ def test_no_image_leaves_its_device_when_a_batch_is_cut():
 
 def test_evaluation_survives_an_empty_batch_but_not_an_empty_split():
     config, mesh, template, state = set_up((1, 1, 1))
-    step = evaluate.make_eval_step(Toy(), loss, config, mesh, template)
+    step = evaluate.make_eval_step(Toy(), config, mesh, template)
     full, empty = make_batch(0), make_batch(1)
     empty.actions.mask[:] = False
     alone = evaluate.evaluate(step, state, [full], mesh)

@@ -22,6 +22,9 @@ class Toy:
 
     image = ImageSpec(SIZE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
+    def __init__(self, measure: Any = None):
+        self._measure = measure or loss
+
     def init(self, key: jax.Array) -> dict[str, Any]:
         shapes = {
             "backbone/vision/patch/kernel": (SIZE * SIZE * 3, DIM),
@@ -41,7 +44,16 @@ class Toy:
         flat = {p: x.reshape(s) for (p, s), x in zip(shapes.items(), pieces, strict=True)}
         return unflatten(flat)
 
-    def apply(self, variables: Any, observation: Observation, *, rngs: Any = None):
+    def supervised(self, actions: Actions) -> Actions:
+        return actions
+
+    def apply(self, variables: Any, *args: Any, method: str, rngs: Any = None):
+        observation, actions, _, gripper_weight = args
+        prediction = self.predict(variables, observation, rngs)
+        total, parts = self._measure(prediction, actions, gripper_weight)
+        return (total, parts) if method == "loss" else (total, parts, prediction)
+
+    def predict(self, variables: Any, observation: Observation, rngs: Any = None):
         backbone, head = variables["params"]["backbone"], variables["params"]["head"]
         pixels = observation.images[CAMERAS[0]] + observation.images[CAMERAS[1]]
         rows, window = pixels.shape[:2]

@@ -10,9 +10,11 @@ import numpy as np
 
 from vla_jax.config import ModelConfig
 from vla_jax.convert.tensors import Lazy, Source, floating, holds, promote, same_bytes
+from vla_jax.models import vla
 from vla_jax.models import weights as w
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
+from vla_jax.models.resampler import perceiver_weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -28,24 +30,29 @@ def hugging_face(config: ModelConfig) -> tuple[list[w.Weight], tuple[str, ...]]:
 
 
 def policy(config: ModelConfig, prefix: str = "") -> list[w.Weight]:
-    """Everything but the VLM, under RoboVLMs' names: action token and head."""
+    """Everything but the VLM, under RoboVLMs' names: head, action token, vision resampler."""
+    file, _ = BACKBONES[config.backbone.name]
     head, _ = HEADS[config.head.kind]
-    return [
-        w.Weight(prefix + "action_token", "action_token"),
-        *w.prefixed(head.weight_map(config.head), prefix + "act_head.", "head/"),
-    ]
+    width = file.width(file.arch(config.backbone.arch))
+    rows = w.prefixed(head.weight_map(config.head, width), prefix + "act_head.", "head/")
+    if vla.has_action_token(config):
+        rows.append(w.Weight(prefix + "action_token", "action_token"))
+    if config.structure.resampler:
+        rows += w.prefixed(perceiver_weights(), prefix + "vision_resampler.", "resampler/")
+    return rows
 
 
 def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight], tuple[str, ...]]:
-    """A RoboVLMs checkpoint: backbone, action token and head.
+    """A whole RoboVLMs checkpoint.
 
     Args:
-        config: the model.
+        config: the model, `backbone.arch` complete.
         prefix: "model." in released files, "" in a bare state dict.
     """
     file, _ = BACKBONES[config.backbone.name]
+    head, _ = HEADS[config.head.kind]
     rows = w.prefixed(file.weight_map(), prefix + "backbone.", "backbone/")
-    return [*rows, *policy(config, prefix)], file.IGNORE
+    return [*rows, *policy(config, prefix)], (*file.IGNORE, *getattr(head, "IGNORE", ()))
 
 
 @dataclass(frozen=True)

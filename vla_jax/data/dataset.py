@@ -30,7 +30,8 @@ class Dataset:
         name: what statistics and action specs are keyed by.
         actions: float32 [n, a] over the kept frames of all trajectories, one after another; in
             robot units until `normalize`.
-        proprio: float32 [n, p] in robot units, or None.
+        proprio: float32 [n, p] over the same frames, in robot units until the mixture normalises
+            it, or None.
         starts: int64 [e+1], first row of each trajectory in `actions`.
         text: int32 [e], index into `instructions`.
         instructions: the distinct instructions.
@@ -163,6 +164,14 @@ class Dataset:
         lengths = self.starts[trajectory + 1] - self.starts[trajectory]
         frames, mask = windows.chunks(ends, lengths, window, chunk)
         return self.actions[self.starts[trajectory][:, None, None] + frames], mask
+
+    def states(
+        self, trajectory: Int64[np.ndarray, "n"], frames: Int64[np.ndarray, "n w"]
+    ) -> Float32[np.ndarray, "n w p"]:
+        """The robot's state at every step of the windows."""
+        if self.proprio is None:
+            raise ValueError(f"dataset {self.name!r} holds no states")
+        return self.proprio[self.starts[trajectory][:, None] + frames]
 
     def images(
         self,

@@ -46,6 +46,7 @@ class Loader(Iterator[Batch]):
         threads: int = 2,
         prefetch: int = 4,
         pad_last: bool = False,
+        sentences: Mapping[str, np.ndarray] | None = None,
     ):
         """Starts loading.
 
@@ -63,6 +64,7 @@ class Loader(Iterator[Batch]):
             prefetch: batches in preparation or ready.
             pad_last: without shuffle, fill up the last batch with its last window, all of whose
                 actions are masked, instead of dropping it.
+            sentences: instruction -> vector that goes into the batch beside its text.
 
         Raises:
             ValueError: the batch cannot be split over the processes, `start` is the state of
@@ -82,6 +84,9 @@ class Loader(Iterator[Batch]):
         self._offset = process_index * self._rows
         self._pad_last, self._threads = pad_last, max(1, threads)
         self._text = _encode_all(mixture, encode)
+        self._sentences = None
+        if sentences is not None:
+            self._sentences = np.stack([sentences[text] for text in mixture.instructions])
         self._images = {
             camera: BufferPool((self._rows, mixture.window, *mixture.image_sizes[camera], 3))
             for camera in mixture.cameras
@@ -186,20 +191,27 @@ class Loader(Iterator[Batch]):
             numbers = np.minimum(numbers, np.uint64(self._total - 1))
         dataset, element = self._order(numbers)
         trajectory, ends = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-        ids, id_mask = (np.zeros((rows, table.shape[1]), table.dtype) for table in self._text[1:])
+        codes = np.zeros(rows, np.int64)  # of the instructions
         width = mixture.datasets[0].actions.shape[1]
         chunk = np.zeros((rows, window, mixture.chunk, width), np.float32)
         mask = np.zeros((rows, window, mixture.chunk), bool)
+        proprio = None
+        if mixture.proprio:
+            proprio = np.zeros((rows, window, mixture.proprio), np.float32)
         for d in np.unique(dataset):
             mine, source = np.flatnonzero(dataset == d), mixture.datasets[d]
             trajectory[mine], ends[mine] = source.locate(element[mine])
             parts = source.chunks(trajectory[mine], ends[mine], window, mixture.chunk)
             chunk[mine], mask[mine] = parts
-            codes = self._text[0][d][source.text[trajectory[mine]]]
-            ids[mine], id_mask[mine] = self._text[1][codes], self._text[2][codes]
+            if proprio is not None:
+                frames, _ = windows.history(ends[mine], window)
+                proprio[mine] = source.states(trajectory[mine], frames)
+            codes[mine] = self._text[0][d][source.text[trajectory[mine]]]
         images, present = self._decode(dataset, trajectory, ends)
+        ids, id_mask = (table[codes] for table in self._text[1:])
+        sentence = None if self._sentences is None else self._sentences[codes]
         return Batch(
-            observation=Observation(images, present, ids, id_mask),
+            observation=Observation(images, present, ids, id_mask, proprio, sentence),
             actions=Actions(chunk, mask & real[:, None, None]),
             sample=np.stack([numbers >> np.uint64(32), numbers], axis=1).astype(np.uint32),
             dataset=dataset.astype(np.int32),

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from vla_jax.config import ConfigError, DataConfig, DatasetConfig, StructureConfig
 from vla_jax.data.dataset import Dataset, Part, open_dataset
 from vla_jax.data.errors import DataError
-from vla_jax.data.normalize import ActionSpec
+from vla_jax.data.normalize import ActionSpec, StateSpec
 from vla_jax.data.oxe import get_spec
 from vla_jax.data.rlds_index import split_names
 from vla_jax.data.spec import DatasetSpec
@@ -29,7 +31,7 @@ class Mixture:
         instructions: every distinct instruction, sorted.
         statistics: name -> statistics of the train part, in openvla's schema.
         action_specs: name -> how model outputs become that robot's actions.
-        window, chunk, cameras: of the model's structure.
+        window, chunk, cameras, proprio: of the model's structure.
         image_sizes: camera -> (height, width) of the batch's images.
         block: samples over which the shares come out even.
         digest: changes when the windows or their order would.
@@ -50,7 +52,7 @@ class Mixture:
         self.datasets, self.weights = list(datasets), [float(w) for w in weights]
         self.names = [dataset.name for dataset in datasets]
         self.statistics, self.action_specs = dict(statistics), dict(action_specs)
-        self.window, self.chunk = structure.window, structure.chunk
+        self.window, self.chunk, self.proprio = structure.window, structure.chunk, structure.proprio
         self.cameras, self.block = tuple(structure.cameras), block
         self.sizes = [d.count_windows(self.window, left_pad) for d in datasets]
         self.num_windows = sum(self.sizes)
@@ -130,10 +132,23 @@ def open_datasets(
             found[name], config.normalization, config.clip, spec.gripper_env, spec.hz
         )
         dataset.normalize(action_specs[name])
-        dataset.proprio = None  # no model takes it yet; its statistics are kept
+        dataset.proprio = _states(name, found[name], dataset.proprio, structure.proprio)
         datasets.append(dataset)
     weights, block = [entry.weight for entry in config.datasets], config.block
     return Mixture(datasets, weights, found, action_specs, structure, block, left_pad, image_size)
+
+
+def _states(
+    name: str, found: Mapping[str, Any], states: np.ndarray | None, dim: int
+) -> np.ndarray | None:
+    """What the model takes of the recorded states, normalised: nothing, or `dim` numbers each."""
+    if not dim:
+        return None
+    try:
+        spec = StateSpec.from_statistics(found, dim)
+    except ValueError as error:
+        raise ConfigError(f"model.structure.proprio: dataset {name!r}: {error}") from error
+    return spec.normalize(np.asarray(states))
 
 
 def _sources(entry: DatasetConfig, config: DataConfig) -> dict[str, tuple[str, Part]]:

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Float
+
+from vla_jax.data.gripper import Gripper, GripperState
 
 NORMALIZATIONS = ("q99", "bounds", "normal", "none")
 _EPSILON = 1e-8  # as in octo and openvla; keeps near-constant dimensions finite
@@ -31,6 +33,8 @@ class ActionSpec:
         high: a - 1 numbers in robot units.
         gripper_env: the environment's gripper command for (closed, open).
         hz: control rate in 1/s the data were recorded at, None when unknown.
+        gripper_repeat: see `Gripper.repeat`.
+        gripper_patience: see `Gripper.patience`.
     """
 
     dim: int
@@ -40,6 +44,13 @@ class ActionSpec:
     high: tuple[float, ...]
     gripper_env: tuple[float, float]
     hz: float | None = None
+    gripper_repeat: int = 0
+    gripper_patience: int = 1
+
+    @property
+    def gripper(self) -> Gripper:
+        """How the environment's gripper is told."""
+        return Gripper(*self.gripper_env, self.gripper_repeat, self.gripper_patience)
 
     @classmethod
     def from_statistics(
@@ -102,19 +113,18 @@ class ActionSpec:
         return np.concatenate([arm, action[..., -1:]], axis=-1).astype(np.float32)
 
     def to_env(
-        self,
-        arm: Float[np.ndarray, "*n d"],
-        gripper_open: Real[np.ndarray, "*n"] | Bool[np.ndarray, "*n"],
-    ) -> Float[np.ndarray, "*n a"]:
-        """What the environment's step() takes.
+        self, action: Float[np.ndarray, "n a"], state: GripperState
+    ) -> tuple[Float[np.ndarray, "n a"], GripperState]:
+        """What the environment's step() takes, one step after another.
 
         Args:
-            arm: normalised; d = a - 1.
-            gripper_open: probability, or 0 and 1; above 0.5 is open.
+            action: normalised arm, and for the gripper a probability, or 0 and 1; above 0.5 is
+                open.
+            state: of the gripper.
         """
-        closed, opened = self.gripper_env
-        gripper = np.where(np.asarray(gripper_open) > 0.5, opened, closed)[..., None]
-        return np.concatenate([self._unnormalize_arm(arm), gripper], axis=-1).astype(np.float32)
+        gripper, state = self.gripper.commands(action[:, -1] > 0.5, state)
+        arm = self._unnormalize_arm(action[:, :-1])
+        return np.concatenate([arm, gripper[:, None]], axis=-1).astype(np.float32), state
 
     def _unnormalize_arm(self, arm: np.ndarray) -> np.ndarray:
         low, high = _array(self.low), _array(self.high)
@@ -130,14 +140,50 @@ class ActionSpec:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: naming missing and unknown keys.
+            ValueError: naming missing and unknown keys; what is about the gripper's memory may be
+                missing.
         """
         names = {field.name for field in fields(cls)}
-        if set(raw) != names:
-            missing, unknown = sorted(names - set(raw)), sorted(set(raw) - names)
+        late = {"gripper_repeat", "gripper_patience"}
+        missing, unknown = sorted(names - set(raw) - late), sorted(set(raw) - names)
+        if missing or unknown:
             raise ValueError(f"action spec: missing {missing}, unknown {unknown}")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """From a robot's state to the model's [-1, 1]: low and high map to -1 and 1, clipped there.
+
+    Attributes:
+        low: p numbers in robot units, the 1 % quantiles.
+        high: p numbers in robot units, the 99 % quantiles. Where both are equal the model sees 0.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @classmethod
+    def from_statistics(cls, statistics: Mapping[str, Any], dim: int) -> "StateSpec":
+        """Reads one dataset's entry of dataset_statistics.json.
+
+        Raises:
+            ValueError: it has no state, or one of another size.
+        """
+        found = statistics.get("proprio")
+        if not found:
+            raise ValueError(f"the data record no robot state, and the model takes {dim} numbers")
+        if len(found["q01"]) != dim:
+            size = len(found["q01"])
+            raise ValueError(f"the recorded state has {size} numbers, the model takes {dim}")
+        return cls(tuple(found["q01"]), tuple(found["q99"]))
+
+    def normalize(self, state: Float[np.ndarray, "*n p"]) -> Float[np.ndarray, "*n p"]:
+        """Robot units -> model units, float32."""
+        low, high = _array(self.low), _array(self.high)
+        scaled = 2 * (np.asarray(state) - low) / (high - low + _EPSILON) - 1
+        return np.where(high == low, 0.0, np.clip(scaled, -1, 1)).astype(np.float32)
 
 
 def _array(values: Any) -> Float[np.ndarray, "d"]:

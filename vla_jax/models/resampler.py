@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vla_jax.models import layers, positions
 from vla_jax.models import weights as w
@@ -94,7 +94,12 @@ class _PerceiverLayer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, latents: Float[Array, "b q d"], x: Float[Array, "b n d"]):
+    def __call__(
+        self,
+        latents: Float[Array, "b q d"],
+        x: Float[Array, "b n d"],
+        mask: Bool[Array, "b 1 m"] | None,
+    ):
         norm = {"dtype": self.dtype}
         q = layers.LayerNorm(name="latent_norm", **norm)(latents)
         keys = jnp.concatenate([layers.LayerNorm(name="image_norm", **norm)(x), q], axis=1)
@@ -106,7 +111,7 @@ class _PerceiverLayer(nn.Module):
             dtype=self.dtype,
             name="attn",
         )
-        latents = latents + attention(q, keys)
+        latents = latents + attention(q, keys, mask)
         mlp = layers.MLP(self.hidden, "gelu", use_bias=False, dtype=self.dtype, name="mlp")
         return latents + mlp(layers.LayerNorm(name="mlp_norm", **norm)(latents)), None
 
@@ -131,8 +136,15 @@ class Perceiver(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b q d"]:
-        """Image tokens -> as many tokens as there are latents, of the same width."""
+    def __call__(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b q d"]:
+        """Tokens -> as many tokens as there are latents, of the same width.
+
+        Args:
+            x: tokens, of an image as a rule.
+            mask: False on padding.
+        """
         width = x.shape[-1]
         latents = self.param("queries", _NORMAL(1.0), (self.queries, width)).astype(self.dtype)
         scanned = nn.scan(
@@ -143,7 +155,9 @@ class Perceiver(nn.Module):
             length=self.depth,
         )
         run = scanned(self.heads, self.head_width, self.widen * width, self.dtype, name="layers")
-        latents, _ = run(_repeat(latents, len(x)), x)
+        if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (0, self.queries)), constant_values=True)[:, None]
+        latents, _ = run(_repeat(latents, len(x)), x, mask)
         return layers.LayerNorm(dtype=self.dtype, name="norm")(latents)
 
 

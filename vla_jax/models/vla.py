@@ -1,46 +1,38 @@
 """A VLA: backbone x structure x head.
 
-Legend: b batch · w window · h image height = width · t text columns · q image tokens of one camera
-n sequence · m action tokens (latents) · d width
+Legend: b batch · w window · h image height = width · t text columns · k tokens of a step's cameras
+r sequences · n sequence · c columns read · m latents · d width · f chunk · a action dimension
+u steps the head sees: w, or 1 of a video
 """
 
-from dataclasses import dataclass
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vla_jax.config import ConfigError, ModelConfig
+from vla_jax.models import structures
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
+from vla_jax.models.heads.common import newest, pool_tokens
 from vla_jax.models.image import ImageSpec
-from vla_jax.types import Observation, Prediction
-
-STRUCTURES = ("policy_head",)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class History:
-    """What a policy remembers of the steps so far, oldest first; the newest is at the end.
-
-    Attributes:
-        features: float [b, w, m, d], the backbone's action features of the last w steps.
-        valid: bool [b, w], False where no step has been taken yet.
-    """
-
-    features: Any
-    valid: Any
+from vla_jax.models.layers import Dense
+from vla_jax.models.losses import huber, masked_mean
+from vla_jax.models.resampler import Perceiver
+from vla_jax.models.state import StateToken
+from vla_jax.models.structures import STRUCTURES, History, Sequence
+from vla_jax.types import Actions, Observation, Prediction
 
 
 class VLA(nn.Module):
-    """The policy-head structure: the VLM sees one step, the head sees the window.
+    """One model for every structure; `structures.STRUCTURES` says how they differ.
 
-    Every step of the window becomes one sequence
-    `<s> · images, last camera first · instruction · action tokens · </s>`; the hidden states at
-    the action tokens are the features of that step.
+    A step is the sequence `<s> · images, last camera first · instruction · action tokens · </s>`,
+    or the window is, step after step or with all its images at once. Hidden states at the action
+    tokens (or others, see `readout`) are the features that the head turns into actions.
     """
 
     config: ModelConfig
@@ -52,89 +44,247 @@ class VLA(nn.Module):
         return BACKBONES[self.config.backbone.name][0].image_spec(self.arch)
 
     def setup(self):
-        c = self.config
+        c, s = self.config, self.config.structure
         dtype = jnp.dtype(c.dtype)
         file, module = BACKBONES[c.backbone.name]
         self.layout = file.LAYOUT
         self.backbone = module(self.arch, c.remat, dtype)
-        # Zeros, as in the original: latents differ by their position alone.
-        self.action_token = self.param(
-            "action_token", nn.initializers.zeros, (file.width(self.arch),)
+        if s.resampler:
+            self.resampler = Perceiver(s.resampler, remat=c.remat, dtype=dtype)
+        if s.proprio:
+            self.state = StateToken(file.width(self.arch), dtype)
+        if has_action_token(c):
+            # Zeros, as in the original: latents differ by their position alone.
+            shape = (file.width(self.arch),)
+            self.action_token = self.param("action_token", nn.initializers.zeros, shape)
+        if c.head.down_sample == "resampler":
+            self.pooler = Perceiver(s.latent, remat=c.remat, dtype=dtype)
+        if c.sentence.dim:
+            self.sentence = Dense((c.sentence.dim,), dtype=dtype)
+        self.head = HEADS[c.head.kind][1](c.head, s, c.action_dim, dtype)
+
+    def __call__(self, observation: Observation, key: PRNGKeyArray | None = None) -> Prediction:
+        """Preprocessed window -> the chunk predicted at each of its steps (video: the last).
+
+        Args:
+            observation: of the window.
+            key: for heads that draw samples.
+        """
+        if self.config.structure.kind == "discrete":
+            return self._write_window(observation)
+        features, valid = self.features(observation)
+        return self.head.predict(features, valid, key)
+
+    def supervised(self, actions: Actions) -> Actions:
+        """Those of a window's steps that the loss looks at: all, or a video's last."""
+        return newest(actions) if self.config.structure.kind == "video" else actions
+
+    def loss(
+        self,
+        observation: Observation,
+        actions: Actions,
+        key: PRNGKeyArray | None,
+        gripper_weight: float,
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Training loss and its parts: "rows" [b], of each window, and means over all actions."""
+        *_, total, parts = self._measure(observation, actions, key, gripper_weight)
+        return total, parts
+
+    def evaluate(
+        self,
+        observation: Observation,
+        actions: Actions,
+        key: PRNGKeyArray | None,
+        gripper_weight: float,
+    ) -> tuple[Float[Array, ""], dict[str, Array], Prediction]:
+        """`loss`, and the prediction from the same pass of the VLM (discrete: teacher-forced)."""
+        features, valid, total, parts = self._measure(observation, actions, key, gripper_weight)
+        return total, parts, self.head.predict(features, valid, key)
+
+    def _measure(self, observation: Observation, actions: Actions, key: Any, weight: float) -> Any:
+        """Features, which steps exist, the loss, its parts."""
+        features, valid = self.features(observation, actions)
+        total, parts = self.head.loss(
+            features, valid, self._targets(observation, actions), key, weight
         )
-        _, head = HEADS[c.head.kind]
-        self.head = head(c.head, c.structure, c.action_dim, dtype)
+        if self.config.sentence.dim:
+            if observation.sentence is None:
+                raise ValueError("model.sentence.dim: the batch has no vectors of its instructions")
+            # As RoboVLMs' CLIP-norm loss: smooth L1 of what the largest features say.
+            found = self.sentence(features.max(axis=2)).astype(jnp.float32)
+            error = huber(found - observation.sentence[:, None]).mean(-1)
+            parts = {**parts, "text_l1": masked_mean(error, valid)}
+            total = total + self.config.sentence.weight * parts["text_l1"]
+        return features, valid, total, parts
 
-    def __call__(self, observation: Observation) -> Prediction:
-        """Preprocessed window -> the chunk predicted at each of its steps."""
-        return self.head(self.features(observation), step_mask(observation))
-
-    def step(self, observation: Observation, history: History) -> tuple[Prediction, History]:
+    def step(
+        self, observation: Observation, history: History, key: PRNGKeyArray | None = None
+    ) -> tuple[Prediction, History]:
         """One control step: a window of length 1 and the history before it.
 
         Returns:
             The prediction at the new step ([b, 1, ...]) and the history with it appended.
         """
-        features = self.features(observation)
-        history = History(
-            features=jnp.concatenate([history.features[:, 1:], features], axis=1),
-            valid=jnp.concatenate([history.valid[:, 1:], step_mask(observation)], axis=1),
-        )
-        prediction = self.head(history.features, history.valid)
-        return jax.tree.map(lambda x: x[:, -1:], prediction), history
+        kind = STRUCTURES[self.config.structure.kind]
+        seen, tokens = step_mask(observation), self.encode(observation)
+        kept = tokens if kind.joint else self.read(self.sequence(tokens, seen, observation), seen)
+        history = history.append(kept, seen)
+        if self.config.structure.kind == "discrete":
+            return self._write(observation, history)
+        features, valid = history.features, history.valid
+        if kind.joint:
+            features = self.read(self.sequence(features, valid, observation), valid)
+        return self.head.predict(features, valid[:, -features.shape[1] :], key, last=True), history
 
-    def features(self, observation: Observation) -> Float[Array, "b w m d"]:
-        """Run the VLM on every step and pick the hidden states at the action tokens."""
-        structure = self.config.structure
-        images = [observation.images[camera] for camera in structure.cameras]
+    def features(
+        self, observation: Observation, actions: Actions | None = None
+    ) -> tuple[Float[Array, "b u m d"], Bool[Array, "b u"]]:
+        """What the head reads of every step of a window (video: of the last), and which exist.
+
+        Args:
+            observation: of the window.
+            actions: what the discrete structure has written at each step.
+        """
+        valid, tokens = step_mask(observation), self.encode(observation)
+        ids = None
+        if self.config.structure.kind == "discrete" and actions is not None:
+            ids = self.head.encode(actions)
+        features = self.read(self.sequence(tokens, valid, observation, ids), valid)
+        return features, valid[:, -features.shape[1] :]
+
+    def encode(self, observation: Observation) -> Float[Array, "b w k d"]:
+        """Tokens of every step's cameras and robot state, in sequence order."""
+        images = [observation.images[camera] for camera in self.config.structure.cameras]
         b, w = images[0].shape[:2]
         stacked = jnp.stack(images, axis=2)
         tokens = self.backbone.encode_images(stacked.reshape(-1, *stacked.shape[3:]))
-        tokens = tokens.reshape(b * w, len(images), *tokens.shape[1:])
+        if self.config.structure.resampler:
+            tokens = self.resampler(tokens)
+        tokens = tokens.reshape(b, w, len(images), *tokens.shape[1:])
         # Each further camera is inserted at the same column, so the last one comes first.
-        tokens = tokens[:, ::-1].reshape(b * w, -1, tokens.shape[-1])
+        tokens = tokens[:, :, ::-1].reshape(b, w, -1, tokens.shape[-1])
+        if not self.config.structure.proprio:
+            return tokens
+        return jnp.concatenate([tokens, self.state(observation.proprio)[:, :, None]], axis=2)
 
-        text, valid, columns = self._instruction(observation)
-        t = text.shape[1]
-        text = jnp.broadcast_to(text[:, None], (b, w, *text.shape[1:])).reshape(b * w, t, -1)
-        valid = jnp.broadcast_to(valid[:, None], (b, w, t)).reshape(b * w, t)
-        columns = jnp.broadcast_to(columns[:, None], (b, w, structure.latent))
-        columns = columns.reshape(b * w, -1) + tokens.shape[1]
-
-        start = self.layout.bos
-        embeds = jnp.concatenate([text[:, :start], tokens, text[:, start:]], axis=1)
-        seen = jnp.ones(tokens.shape[:2], bool)
-        valid = jnp.concatenate([valid[:, :start], seen, valid[:, start:]], axis=1)
-        hidden = self.backbone(embeds, valid)
-        picked = jnp.take_along_axis(hidden, columns[..., None], axis=1)
-        return picked.reshape(b, w, structure.latent, -1)
-
-    def _instruction(self, observation: Observation):
-        """Text with the action tokens inserted.
-
-        Returns:
-            embeddings [b, t + m, d], their mask [b, t + m], columns of the action tokens [b, m].
-        """
-        structure, mask = self.config.structure, observation.text_mask
-        b, t = mask.shape
-        latent = structure.latent
-        text = self.backbone.embed_text(observation.text)
-        length = (
-            jnp.full((b, 1), t)
-            if structure.act_insert == "padded_column"
-            else (mask.sum(axis=1, keepdims=True))
+    def sequence(
+        self,
+        tokens: Float[Array, "b w k d"],
+        valid: Bool[Array, "b w"],
+        observation: Observation,
+        ids: Int[Array, "b w fa"] | None = None,
+    ) -> Sequence:
+        """The VLM's input and the columns to read: r = b w sequences, or b of the whole window."""
+        s, (b, w, k, d) = self.config.structure, tokens.shape
+        padded = s.act_insert == "padded_column"
+        text, mask = self.backbone.embed_text(observation.text), observation.text_mask
+        if s.kind == "video":
+            state = int(s.proprio > 0)
+            groups = (((k - state) // len(s.cameras),) * len(s.cameras)) + (1,) * state
+            exist = jnp.broadcast_to(valid[..., None, None], (b, w, k, 1))
+            prefix, seen = (structures.as_video(x, groups) for x in (tokens, exist))
+            seen = seen[..., 0]
+        else:
+            prefix, seen = tokens.reshape(b * w, k, d), jnp.ones((b * w, k), bool)
+            text, mask = (jnp.repeat(x, w, axis=0) for x in (text, mask))
+        inserted = self._inserted(len(mask), ids, text)
+        embeds, seen, first = structures.splice(
+            text, mask, prefix, seen, inserted, self.layout, padded
         )
-        first = length - self.layout.eos
-        columns = first + jnp.arange(latent)
+        count = inserted.shape[1]
+        if s.readout != "action":
+            k = prefix.shape[1]
+            columns, read = structures.columns_of(s.readout, seen, first, k, self.layout)
+            sequence = Sequence(embeds, seen, columns, read | padded)
+        else:
+            # The column before each written token predicts it; the last one predicts the stop.
+            written = s.kind == "discrete"
+            columns = first - written + jnp.arange(count + written * self.layout.eos)
+            sequence = Sequence(embeds, seen, columns, jnp.ones(columns.shape, bool))
+        if s.kind == "video" or not STRUCTURES[s.kind].joint:
+            return sequence
+        return structures.join(sequence, valid, padded)
+
+    def _inserted(
+        self, rows: int, ids: Int[Array, "b w fa"] | None, text: Float[Array, "r t d"]
+    ) -> Float[Array, "r m d"]:
+        """What stands behind the instruction: written tokens, action tokens, or nothing."""
+        if ids is not None:
+            return self.backbone.embed_text(ids.reshape(rows, -1))
+        if not has_action_token(self.config):
+            return text[:, :0]
         token = self.action_token.astype(text.dtype)
-        actions = jnp.broadcast_to(token, (b, latent, text.shape[-1]))
-        # Column j of the result comes from text j before the actions, from text j - m after them;
-        # the actions themselves stand behind the text in the source, at t, t + 1, ...
-        j = jnp.arange(t + latent)[None]
-        source = jnp.where(j < first, j, jnp.where(j < first + latent, t + j - first, j - latent))
-        embeds = jnp.concatenate([text, actions], axis=1)
-        valid = jnp.concatenate([mask, jnp.ones((b, latent), bool)], axis=1)
-        embeds = jnp.take_along_axis(embeds, source[..., None], axis=1)
-        return embeds, jnp.take_along_axis(valid, source, axis=1), columns
+        return jnp.broadcast_to(token, (rows, self.config.structure.latent, len(token)))
+
+    def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b u m d"]:
+        """Run the VLM and pick the features; of the discrete structure, scores of next tokens."""
+        s, head = self.config.structure, self.config.head
+        hidden = self.backbone(sequence.embeds, sequence.valid)
+        picked = structures.take(hidden, sequence.columns)
+        b, w = valid.shape[0], 1 if s.kind == "video" else valid.shape[1]
+        picked = picked.reshape(b, w, -1, picked.shape[-1])
+        read = sequence.read.reshape(picked.shape[:3])
+        if s.kind == "discrete":
+            flat = picked.reshape(b, -1, picked.shape[-1])
+            return self.backbone.logits(flat).reshape(*picked.shape[:3], -1)
+        if head.down_sample == "pooling":
+            return pool_tokens(picked, read, s.latent)
+        if head.down_sample == "resampler":
+            flat = self.pooler(picked.reshape(b * w, *picked.shape[2:]), read.reshape(b * w, -1))
+            return flat.reshape(b, w, *flat.shape[1:])
+        return picked
+
+    def _targets(self, observation: Observation, actions: Actions) -> Any:
+        if self.config.structure.kind == "discrete":
+            at = observation.text_mask.sum(axis=1, keepdims=True) - self.layout.eos
+            stop = jnp.take_along_axis(observation.text, at, axis=1)[:, : self.layout.eos]
+            return self.head.labels(actions, stop)
+        return self.supervised(actions)
+
+    def _write(self, observation: Observation, history: History) -> tuple[Prediction, History]:
+        """Greedy decoding of the newest step's tokens, one pass over the prompt and one a token."""
+        sequence = self.sequence(history.features, history.valid, observation, history.ids)
+        b, n, _ = sequence.embeds.shape
+        # The column before the newest step's first token is the last one known.
+        known = sequence.columns.reshape(*history.valid.shape, -1)[:, -1, :1]
+        prompt = sequence.valid & (jnp.arange(n) <= known)
+        # Bound methods of submodules cannot enter a loop of jax's.
+        backbone, variables = self.backbone.unbind()
+
+        def run(method: str, *args: Any) -> Any:
+            return backbone.apply(variables, *args, method=method)
+
+        def write(state: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
+            cache, hidden = state
+            chosen = self.head.choose(run("logits", hidden))
+            token = run("embed_text", chosen)
+            hidden, cache = run("extend", token, jnp.ones((b, 1), bool), cache)
+            return (cache, hidden), chosen[:, 0]
+
+        hidden, cache = run("extend", sequence.embeds, prompt, run("empty_cache", b, n))
+        start = (cache, structures.take(hidden, known))
+        _, ids = jax.lax.scan(write, start, None, length=history.ids.shape[-1])
+        ids = ids.T.astype(jnp.int32)
+        history = dataclasses.replace(history, ids=history.ids.at[:, -1].set(ids))
+        return self.head.decode(ids[:, None]), history
+
+    def _write_window(self, observation: Observation) -> Prediction:
+        """Step by step, each given what was written before."""
+        b, w = step_mask(observation).shape
+        history, predictions = empty_history(self, b), []
+        for i in range(w):
+            now = {
+                name: jax.tree.map(lambda x, i=i: x[:, i : i + 1], getattr(observation, name))
+                for name in ("images", "image_mask", "proprio")
+            }
+            prediction, history = self.step(dataclasses.replace(observation, **now), history)
+            predictions.append(prediction)
+        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *predictions)
+
+
+def has_action_token(config: ModelConfig) -> bool:
+    """Whether features are read at a learned token of their own."""
+    return config.structure.readout == "action" and config.structure.kind != "discrete"
 
 
 def step_mask(observation: Observation) -> Bool[Array, "b w"]:
@@ -143,29 +293,57 @@ def step_mask(observation: Observation) -> Bool[Array, "b w"]:
     return jnp.stack(masks).any(axis=0)
 
 
-def empty_history(config: ModelConfig, arch: dict[str, Any], batch: int) -> History:
+def prompt(config: ModelConfig) -> str:
+    """Template of the text, with {instruction}: the backbone's own, or RoboVLMs' question."""
+    if config.structure.kind != "discrete":
+        return BACKBONES[config.backbone.name][0].PROMPT
+    chunk = config.structure.chunk
+    actions = "action" if chunk == 1 else f"{chunk} step actions"
+    return f"Input: What {actions} should the robot take to {{instruction}}?\nOutput:"
+
+
+def word_ids(model: VLA) -> int:
+    """How many ids, from 0, may be words: all, less those that stand for actions."""
+    c = model.config
+    if c.structure.kind == "discrete":
+        return c.head.token_end - c.head.bins
+    return BACKBONES[c.backbone.name][0].vocab_size(model.arch)
+
+
+def empty_history(model: VLA, batch: int) -> History:
     """History before the first step of an episode."""
-    file, _ = BACKBONES[config.backbone.name]
-    s = config.structure
-    shape = (batch, s.window, s.latent, file.width(arch))
+    c, s = model.config, model.config.structure
+    file, _ = BACKBONES[c.backbone.name]
+    kept = s.latent
+    if STRUCTURES[s.kind].joint:
+        kept = len(s.cameras) * (s.resampler or file.image_tokens(model.arch)) + bool(s.proprio)
+    written = s.chunk * c.action_dim if s.kind == "discrete" else 0
+    shape = (batch, s.window, kept, file.width(model.arch))
     return History(
-        features=jnp.zeros(shape, jnp.dtype(config.dtype)),
+        features=jnp.zeros(shape, jnp.dtype(c.dtype)),
         valid=jnp.zeros((batch, s.window), bool),
+        ids=jnp.zeros((batch, s.window, written), jnp.int32),
     )
 
 
 def initial_params(model: VLA, key: Array) -> dict[str, Any]:
     """Random parameters as a plain nested dict; under `eval_shape` their shapes, without memory."""
-    file, _ = BACKBONES[model.config.backbone.name]
-    s, shape = model.config.structure, file.image_spec(model.arch).shape
+    c, s, shape = model.config, model.config.structure, model.image.shape
     ones = jnp.ones((1, s.text_len), bool)
     observation = Observation(
         images={c: jnp.zeros((1, s.window, *shape, 3)) for c in s.cameras},
         image_mask={c: jnp.ones((1, s.window), bool) for c in s.cameras},
         text=ones.astype(jnp.int32),
         text_mask=ones,
+        proprio=jnp.zeros((1, s.window, s.proprio)) if s.proprio else None,
+        sentence=jnp.zeros((1, c.sentence.dim)),
     )
-    return dict(model.init(key, observation)["params"])
+    actions = Actions(
+        chunk=jnp.zeros((1, s.window, s.chunk, c.action_dim)),
+        mask=jnp.ones((1, s.window, s.chunk), bool),
+    )
+    variables = model.init(key, observation, actions, jax.random.key(0), 0.0, method="loss")
+    return dict(variables["params"])
 
 
 def build(config: ModelConfig, arch: dict[str, Any] | None = None) -> VLA:
@@ -187,8 +365,18 @@ def build(config: ModelConfig, arch: dict[str, Any] | None = None) -> VLA:
         problems.append(f"structure {config.structure.kind!r} is none of {list(STRUCTURES)}")
     if config.head.kind not in HEADS:
         problems.append(f"head {config.head.kind!r} is none of {sorted(HEADS)}")
+    problems = problems or structures.refusals(config)
     if problems:
         raise ConfigError("model:\n  " + "\n  ".join(problems))
+    file, _ = BACKBONES[config.backbone.name]
     if arch is None:
-        arch = BACKBONES[config.backbone.name][0].arch(config.backbone.arch)
+        arch = file.arch(config.backbone.arch)
+    if config.structure.kind == "discrete":
+        end = config.head.token_end or file.token_end(arch)
+        if not config.head.bins < end <= file.vocab_size(arch):
+            raise ConfigError(
+                f"model:\n  head.token_end {end}, head.bins {config.head.bins}: action ids must "
+                f"lie within the vocabulary of {file.vocab_size(arch)} and leave room for words"
+            )
+        config = dataclasses.replace(config, head=dataclasses.replace(config.head, token_end=end))
     return VLA(config, arch)

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.config import Config
 from vla_jax.train import lora
 from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
 from vla_jax.train.state import TrainState
-from vla_jax.train.step import Loss, Metrics, Model
+from vla_jax.train.step import Metrics, Model
 from vla_jax.types import Actions, Batch, Prediction
 
 EvalStep = Callable[[TrainState, Batch], Metrics]
@@ -48,7 +48,6 @@ def mean_actions(actions: Sequence[Float[np.ndarray, "_ a"]]) -> Baseline:
 
 def make_eval_step(
     model: Model,
-    loss: Loss,
     config: Config,
     mesh: Mesh,
     template: TrainState,
@@ -57,8 +56,7 @@ def make_eval_step(
     """Sums over one batch, compiled, so that `means` is exact over any number of them.
 
     Args:
-        model: see `step.make_train_step`; so are `loss`, `config`, `mesh` and `template`.
-        loss: its parts must be means over the supervised actions.
+        model: see `step.make_train_step`; so are `config`, `mesh` and `template`.
         config: of the run.
         mesh: of the run.
         template: carries the state's shardings.
@@ -76,11 +74,12 @@ def make_eval_step(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=False
         )
         variables = {"params": lora.active(state.averaged, config.lora, train=False)}
-        prediction = model.apply(variables, observation)
-        actions = batch.actions
-        total, parts = loss(prediction, actions, config.optim.gripper_weight)
-        parts = {name: x for name, x in parts.items() if name != "rows"}
+        # One noise for all batches: a change of the figures is then a change of the weights.
+        args = (batch.actions, jax.random.key(config.seed), config.optim.gripper_weight)
+        total, parts, prediction = model.apply(variables, observation, *args, method="evaluate")
+        actions = model.supervised(batch.actions)
         count = actions.mask.sum(dtype=jnp.float32)
+        parts = {name: x for name, x in parts.items() if name != "rows"}
         # An empty mean is 0 / 0 in some losses and must not poison the sum.
         sums = {
             k: jnp.where(count > 0, x * count, 0.0) for k, x in {**parts, "loss": total}.items()
@@ -91,7 +90,8 @@ def make_eval_step(
             is_open = jnp.asarray(baseline.gripper)[batch.dataset][:, None, None]
             fixed = _errors(arm, is_open, actions)
             sums |= {f"baseline_{name}": x for name, x in fixed.items()}
-            sums["datasets"] = _by_dataset(prediction, batch, len(baseline.gripper))
+            count = len(baseline.gripper)
+            sums["datasets"] = _by_dataset(prediction, actions, batch.dataset, count)
         return sums
 
     shardings = jax.tree.map(lambda x: x.sharding, template)
@@ -113,14 +113,15 @@ def _errors(
     }
 
 
-def _by_dataset(prediction: Prediction, batch: Batch, datasets: int) -> Float[Array, "n 3"]:
-    actions = batch.actions
+def _by_dataset(
+    prediction: Prediction, actions: Actions, dataset: Int[Array, "b"], datasets: int
+) -> Float[Array, "n 3"]:
     target, opened = actions.chunk[..., :-1], actions.chunk[..., -1] > 0.5
     distance = jnp.abs(prediction.arm.astype(jnp.float32) - target).mean(-1)
     right = (prediction.gripper > 0) == opened
     each = jnp.stack([jnp.ones_like(distance), distance, right.astype(jnp.float32)], axis=-1)
     rows = jnp.where(actions.mask[..., None], each, 0.0).sum((1, 2))
-    return jax.ops.segment_sum(rows, batch.dataset, datasets)
+    return jax.ops.segment_sum(rows, dataset, datasets)
 
 
 def means(sums: Sequence[Metrics], names: Sequence[str] = ()) -> dict[str, Any]:

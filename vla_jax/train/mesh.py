@@ -38,8 +38,8 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | None, ...] | str], ...] = (
     # A recurrent kernel is read at every time step; split, it costs an all-to-all in each
     # (16 measured in one LSTM head's loop, two with it whole).
     (r"state_kernel$", ()),
-    # Heads [in, out]: too small for tensor parallelism.
-    (r"^head/.*kernel$", ("fsdp", None)),
+    # Heads [in, out], but for the stacked layers of some: too small for tensor parallelism.
+    (r"^head/(?!.*layers/).*kernel$", ("fsdp", None)),
     # Attention: q, k, v [d, heads, head width], output [heads, head width, d].
     (r"/(q|k|v)/kernel$", ("fsdp", "tensor", None)),
     (r"/o/kernel$", ("tensor", None, "fsdp")),

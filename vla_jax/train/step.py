@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vla_jax.config import Config
 from vla_jax.models.captions import caption_loss
@@ -18,13 +18,10 @@ from vla_jax.train.augment import augment
 from vla_jax.train.optim import make_optimizer, make_schedule, moving_average
 from vla_jax.train.split import merge
 from vla_jax.train.state import TrainState
-from vla_jax.types import Actions, Batch, Prediction
+from vla_jax.types import Actions, Batch
 
 T = TypeVar("T")
 Metrics = dict[str, Array]
-# (prediction, actions, gripper weight) -> (float32 scalar, its parts); a part "rows" [b] is the
-# mean over each window.
-Loss = Callable[[Prediction, Actions, float], tuple[Array, Metrics]]
 
 
 @runtime_checkable
@@ -37,13 +34,21 @@ class Model(Protocol):
         ...
 
     def apply(self, variables: Any, *args: Any, rngs: Any = None, **method: Any) -> Any:
-        """Preprocessed observation -> `Prediction`; an rng named "dropout" turns dropout on."""
+        """Call `method` on (preprocessed observation, actions, key, gripper weight).
+
+        "loss" gives a float32 scalar and its parts: "rows" [b], of each window, and means over
+        the supervised actions; "evaluate" those and a `Prediction` of the supervised steps. An
+        rng named "dropout" turns dropout on; the key feeds what else is random.
+        """
+        ...
+
+    def supervised(self, actions: Actions) -> Actions:
+        """Those of a window's steps that the loss looks at."""
         ...
 
 
 def make_train_step(
     model: Model,
-    loss: Loss,
     config: Config,
     mesh: Mesh,
     template: TrainState,
@@ -53,7 +58,6 @@ def make_train_step(
 
     Args:
         model: applied in its own compute dtype to float32 or bfloat16 parameters.
-        loss: in float32.
         config: of the run. With `train.accumulate` n the batch goes through in n parts, one after
             the other; every supervised action counts the same whatever part it is in.
         mesh: of the run.
@@ -74,7 +78,7 @@ def make_train_step(
         state: TrainState, batch: Batch, key: Array, share: Array
     ) -> tuple[dict[str, Any], Metrics, Array]:
         """Of one part of a batch; `share` [2] is what it has of all actions and caption tokens."""
-        rngs = {"dropout": key} if config.model.dropout else None
+        rngs, noise = {"dropout": key} if config.model.dropout else None, jax.random.fold_in(key, 1)
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=True
         )
@@ -82,10 +86,11 @@ def make_train_step(
         def objective(trainable: Any) -> tuple[Array, tuple[Metrics, Array]]:
             params = merge(trainable, state.frozen)
             variables = {"params": lora.active(params, config.lora, train=True)}
-            prediction = model.apply(variables, observation, rngs=rngs)
-            total, parts = loss(prediction, batch.actions, config.optim.gripper_weight)
+            args = (observation, batch.actions, noise, config.optim.gripper_weight)
+            total, parts = model.apply(variables, *args, method="loss", rngs=rngs)
             parts = dict(parts)
             rows = parts.pop("rows", None)
+            actions = model.supervised(batch.actions)
             parts = {name: share[0] * x for name, x in parts.items()}
             total = share[0] * total
             if batch.captions is not None:
@@ -94,7 +99,8 @@ def make_train_step(
                 caption, more = model.apply(*args, method=caption_loss, rngs=rngs)
                 parts |= {name: share[1] * x for name, x in more.items()}
                 total += share[1] * config.optim.caption_weight * caption
-            return total, ({**parts, "loss": total}, by_dataset(rows, batch, len(names)))
+            sums = by_dataset(rows, actions, batch.dataset, len(names))
+            return total, ({**parts, "loss": total}, sums)
 
         found = jax.value_and_grad(objective, has_aux=True)(state.trainable)
         (_, (parts, sums)), grads = found
@@ -105,7 +111,8 @@ def make_train_step(
         if parts_of == 1:
             return gradients(state, batch, key, jnp.ones(2))
         micro = split_rows(batch, parts_of, mesh)
-        actions = micro.actions.mask.sum((1, 2, 3), dtype=jnp.float32)
+        mask = jax.vmap(model.supervised)(micro.actions).mask
+        actions = mask.sum((1, 2, 3), dtype=jnp.float32)
         tokens = jnp.zeros_like(actions)
         if micro.captions is not None:
             tokens = micro.captions.target.sum((1, 2), dtype=jnp.float32)
@@ -164,17 +171,18 @@ def split_rows(batch: T, parts: int, mesh: Mesh) -> T:
 
 
 def by_dataset(
-    rows: Float[Array, "b"] | None, batch: Batch, datasets: int
+    rows: Float[Array, "b"] | None, actions: Actions, dataset: Int[Array, "b"], datasets: int
 ) -> Float[Array, "2 datasets"]:
     """Sum of the loss over each dataset's supervised actions, and how many those are.
 
     Args:
         rows: mean loss of each window, or None when the loss does not tell.
-        batch: of those windows.
+        actions: supervised in those windows.
+        dataset: of each window.
         datasets: of the mixture.
     """
     if rows is None or datasets < 2:
         return jnp.zeros((2, datasets))
-    count = batch.actions.mask.sum((1, 2), dtype=jnp.float32)
+    count = actions.mask.sum((1, 2), dtype=jnp.float32)
     sums = jnp.stack([jax.lax.stop_gradient(rows) * count, count], axis=1)
-    return jax.ops.segment_sum(sums, batch.dataset, datasets).T
+    return jax.ops.segment_sum(sums, dataset, datasets).T

@@ -1,8 +1,11 @@
 """What a backbone file offers, and the helpers they share.
 
 A backbone is a module (file) with: `ARCH`, `LAYOUT`, `PROMPT`, `IGNORE`, `arch(overrides)`,
-`image_spec(config)`, `width(config)`, `weight_map()` and a Linen module with `encode_images`,
-`embed_text`, `__call__(embeds, valid)` and `logits`. `backbones/__init__.py` lists them.
+`image_spec(config)`, `width(config)`, `image_tokens(config)`, `vocab_size(config)`,
+`token_end(config)`, `weight_map()` and a Linen module with `encode_images`, `embed_text`,
+`__call__(embeds, valid)`, `logits`, `empty_cache(batch, slots)` and `extend(embeds, valid, cache)`.
+It may have `REFUSED`: the structures it cannot take -> the reason. `backbones/__init__.py` lists
+them.
 """
 
 import difflib

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -12,7 +13,7 @@ from vla_jax.models import towers
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, merge_arch
 from vla_jax.models.block import BlockSpec
-from vla_jax.models.decoder import Decoder
+from vla_jax.models.decoder import Cache, Decoder, empty_cache
 from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.layers import LayerNorm
@@ -52,6 +53,8 @@ ARCH: dict[str, Any] = {
 # The tokenizer has both <s> and </s>: images go after the first, actions before the last.
 LAYOUT = Layout(bos=1, eos=1)
 PROMPT = "<grounding>An image of a robot {instruction}"
+# The tokenizer's 64002 pieces less 7 special tokens less 10, as RoboVLMs counts.
+ACTION_TOKEN_END = 63985
 
 
 def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
@@ -97,6 +100,21 @@ def text_spec(text: Mapping[str, Any]) -> DecoderSpec:
     )
 
 
+def image_tokens(config: Mapping[str, Any]) -> int:
+    """Tokens of one image."""
+    return config["latent_query_num"]
+
+
+def vocab_size(config: Mapping[str, Any]) -> int:
+    """Ids the decoder knows."""
+    return config["text_config"]["vocab_size"]
+
+
+def token_end(config: Mapping[str, Any]) -> int:
+    """First id above those that may stand for actions, from the top of the vocabulary."""
+    return min(ACTION_TOKEN_END, vocab_size(config))
+
+
 class Kosmos2(nn.Module):
     """Legend: b batch · h height = width · q image tokens · n sequence · d text width."""
 
@@ -125,8 +143,10 @@ class Kosmos2(nn.Module):
         return self.projection((x / norm).astype(self.dtype))
 
     def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
-        """Token ids -> embeddings."""
-        return self.text.embed(ids)
+        """Token ids -> embeddings; no gradient reaches padding's, as torch's padding_idx has it."""
+        x = self.text.embed(ids)
+        padding = (ids == self.config["text_config"]["pad_token_id"])[..., None]
+        return jnp.where(padding, jax.lax.stop_gradient(x), x)
 
     def __call__(
         self,
@@ -136,6 +156,18 @@ class Kosmos2(nn.Module):
     ) -> Float[Array, "b n d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
         return self.text(embeds, valid, positions)
+
+    def empty_cache(self, batch: int, slots: int) -> Cache:
+        """Before the first token of a sequence of at most `slots`."""
+        text = self.config["text_config"]
+        return empty_cache(text_spec(text), batch, slots, self.dtype)
+
+    def extend(
+        self, embeds: Float[Array, "b n d"], valid: Bool[Array, "b n"], cache: Cache
+    ) -> tuple[Float[Array, "b n d"], Cache]:
+        """`__call__` for tokens that follow those in the cache, and the cache with them."""
+        result = self.text.run(embeds, valid, cache=cache)
+        return result.hidden, result.cache
 
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
         """Hidden states -> vocabulary scores."""

@@ -1,6 +1,21 @@
 """Pieces all heads share.
 
-Legend: b batch · w window · n latents · d features · f chunk · a action dimension
+A head is a Linen module made as `Module(head, structure, action_dim, dtype)`, with
+
+    loss(features, valid, actions, key, gripper_weight) -> (float32 scalar, its parts)
+    predict(features, valid, key, last=False) -> Prediction
+
+One part is "rows" [b], the mean over each window; the others are scalars. Features are
+[b, w, m, d] (m latents a step), `valid` [b, w] is False on steps before the episode's start, and
+`key` feeds the heads that draw noise. Each step's output depends on that step and the valid ones
+before it, so keeping the features of the last w steps is all that streaming takes; `last` asks for
+the newest step alone.
+
+Its file has `weight_map(head, width)`: RoboVLMs' names of a head on features of that width, [] of a
+head it lacks; and, if need be, `IGNORE`: regexes of names that carry nothing.
+
+Legend: b batch · w window · c tokens of a step · m latents · d features · f chunk
+a action dimension
 """
 
 from typing import Any
@@ -8,35 +23,38 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.models import weights as w
 from vla_jax.models.layers import Dense
-from vla_jax.types import Prediction
+from vla_jax.models.losses import action_loss
+from vla_jax.types import Actions, Prediction
 
 # Widths of both output trunks, fixed in the original whatever the head's own width.
 TRUNK = (1024, 512, 256)
 
 
-def pool_latents(
-    x: Float[Array, "b w m d"], latents: int, down_sample: str
-) -> Float[Array, "b w e"]:
-    """Token features of a step -> one vector of latents * d features, token-major.
+def pool_tokens(
+    x: Float[Array, "b w c d"], read: Bool[Array, "b w c"], latents: int
+) -> Float[Array, "b w m d"]:
+    """Max over `latents` spans of a step's tokens; torch's adaptive max pooling without a mask.
 
-    Args:
-        x: features of m tokens a step.
-        latents: tokens kept.
-        down_sample: none (m must equal `latents`) or pooling (torch's adaptive max pooling:
-            window i spans tokens floor(i m / latents) to ceil((i + 1) m / latents)).
+    Of the n tokens that `read` selects, in order, span i holds floor(i n / latents) up to
+    ceil((i + 1) n / latents). A step without tokens gives zeros.
     """
-    tokens = x.shape[2]
-    if down_sample == "pooling":
-        parts = [
-            x[:, :, i * tokens // latents : -(-(i + 1) * tokens // latents)].max(axis=2)
-            for i in range(latents)
-        ]
-        x = jnp.stack(parts, axis=2)
-    return x.reshape(*x.shape[:2], latents * x.shape[3])
+    rank = jnp.cumsum(read, axis=-1) - 1
+    n = read.sum(-1, keepdims=True)
+    spans = []
+    for i in range(latents):
+        inside = read & (rank >= i * n // latents) & (rank < -(-(i + 1) * n // latents))
+        masked = jnp.where(inside[..., None], x, -jnp.inf)
+        spans.append(jnp.where(inside.any(-1, keepdims=True), masked.max(axis=2), 0.0))
+    return jnp.stack(spans, axis=2).astype(x.dtype)
+
+
+def flatten(x: Float[Array, "b w m d"]) -> Float[Array, "b w e"]:
+    """The latents of a step as one vector, latent-major."""
+    return x.reshape(*x.shape[:2], -1)
 
 
 class Trunk(nn.Module):
@@ -68,6 +86,37 @@ class ActionOutput(nn.Module):
         gripper = Trunk(self.chunk, self.dtype, name="gripper")(x)
         arm = jnp.tanh(arm).reshape(*x.shape[:2], self.chunk, self.action_dim - 1)
         return Prediction(arm=arm, gripper=gripper)
+
+
+def regression_loss(
+    head: nn.Module,
+    features: Float[Array, "b w m d"],
+    valid: Bool[Array, "b w"],
+    actions: Actions,
+    key: PRNGKeyArray | None,
+    gripper_weight: float,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """`loss` of the heads that map features straight to a `Prediction`."""
+    del key
+    return action_loss(head(features, valid), actions, gripper_weight)
+
+
+def regression_predict(
+    head: nn.Module,
+    features: Float[Array, "b w m d"],
+    valid: Bool[Array, "b w"],
+    key: PRNGKeyArray | None = None,
+    last: bool = False,
+) -> Prediction:
+    """`predict` of the same heads."""
+    del key
+    prediction = head(features, valid)
+    return newest(prediction) if last else prediction
+
+
+def newest(tree: Any) -> Any:
+    """The last step of every [b, w, ...] array."""
+    return jax.tree.map(lambda x: x[:, -1:], tree)
 
 
 def trunk_weights() -> list[w.Weight]:

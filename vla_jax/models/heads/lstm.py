@@ -9,7 +9,13 @@ from jaxtyping import Array, Bool, Float
 
 from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.models import weights as w
-from vla_jax.models.heads.common import ActionOutput, pool_latents, trunk_weights
+from vla_jax.models.heads.common import (
+    ActionOutput,
+    flatten,
+    regression_loss,
+    regression_predict,
+    trunk_weights,
+)
 from vla_jax.types import Prediction
 
 
@@ -59,8 +65,7 @@ class LSTMLayer(nn.Module):
 class LSTMHead(nn.Module):
     """Legend: b batch · w window · m tokens a step · d features.
 
-    Streaming needs no code of its own: the output at a step is the last output over the features
-    of at most W steps from a zero state, so the caller keeps those and marks which are valid.
+    The output at a step is the last output over the features of at most W steps from a zero state.
     """
 
     head: HeadConfig
@@ -68,18 +73,21 @@ class LSTMHead(nn.Module):
     action_dim: int
     dtype: Any = jnp.float32
 
+    loss, predict = regression_loss, regression_predict
+
     @nn.compact
     def __call__(self, features: Float[Array, "b w m d"], valid: Bool[Array, "b w"]) -> Prediction:
         """Features of a window -> a chunk at each of its steps."""
-        x = pool_latents(features, self.structure.latent, self.head.down_sample)
+        x = flatten(features)
         for i in range(self.head.layers):
             hidden = self.head.hidden * self.structure.latent
             x = LSTMLayer(hidden, self.dtype, name=f"layer{i}")(x, valid)
         return ActionOutput(self.structure.chunk, self.action_dim, self.dtype, name="output")(x)
 
 
-def weight_map(head: HeadConfig) -> list[w.Weight]:
+def weight_map(head: HeadConfig, width: int) -> list[w.Weight]:
     """RoboVLMs' names; targets relative to `head/`."""
+    del width
     rows = []
     for i in range(head.layers):
         rows += [

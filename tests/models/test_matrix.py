@@ -1,0 +1,119 @@
+"""Every structure with every head: it trains, or it is refused with the reason."""
+
+import itertools
+import subprocess
+import sys
+
+import jax
+import optax
+import pytest
+
+from tests.models import tiny
+from vla_jax.config import ConfigError
+from vla_jax.models import vla
+from vla_jax.models.heads import HEADS
+from vla_jax.models.structures import STRUCTURES, refusal
+
+CELLS = list(itertools.product(STRUCTURES, HEADS))
+LEGAL = [cell for cell in CELLS if not refusal(*cell)]
+# One of each structure and of each head, for the fast suite.
+QUICK = [
+    ("one_step", "mlp"),
+    ("discrete", "detokenizer"),
+    ("interleaved", "flow"),
+    ("policy_head", "gpt2"),
+    ("policy_head", "lstm"),
+    ("video", "diffusion"),
+]
+
+
+def cells():
+    for cell in LEGAL:
+        yield pytest.param(*cell, marks=[] if cell in QUICK else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("structure", "head"), list(cells()))
+def test_trains(structure, head):
+    config = tiny.config(structure, head)
+    model = vla.build(config)
+    params = jax.jit(lambda k: vla.initial_params(model, k))(jax.random.key(0))
+    window = config.structure.window
+    inputs = tiny.observe(window=window), tiny.act(window=window)
+    optimizer = optax.scale_by_adam()
+
+    def loss(params, key):
+        return model.apply({"params": params}, *inputs, key, 0.1, method="loss")[0]
+
+    @jax.jit  # once: compiling is what these tests cost
+    def step(params, state, key, rate):
+        total, grads = jax.value_and_grad(loss)(params, key)
+        updates, state = optimizer.update(grads, state)
+        return jax.tree.map(lambda p, u: p - rate * u, params, updates), state, total
+
+    held = jax.random.split(jax.random.key(7), 8)  # noise that training does not see
+
+    def measure(params, state):
+        return sum(float(step(params, state, key, 0.0)[2]) for key in held)
+
+    state = jax.jit(optimizer.init)(params)
+    before = measure(params, state)
+    for key in jax.random.split(jax.random.key(1), 20):
+        params, state, total = step(params, state, key, 3e-3)
+        assert total > 0
+    assert measure(params, state) < 0.95 * before
+
+
+@pytest.mark.parametrize(("structure", "head"), [cell for cell in CELLS if cell not in LEGAL])
+def test_refused(structure, head):
+    with pytest.raises(ConfigError) as error:
+        vla.build(tiny.config(structure, head))
+    assert f"{structure} + {head}: {refusal(structure, head)}" in str(error.value)
+    for name in STRUCTURES[structure].heads:
+        assert name in str(error.value)
+
+
+def test_every_structure_and_head_is_used():
+    assert {s for s, _ in LEGAL} == set(STRUCTURES)
+    assert {h for _, h in LEGAL} == set(HEADS)
+    assert {s for s, _ in QUICK} == set(STRUCTURES)
+    assert {h for _, h in QUICK} == set(HEADS)
+
+
+@pytest.mark.parametrize(
+    ("cell", "changes", "words"),
+    [
+        (("one_step", "mlp"), {"structure.window": 2}, ["one_step has no history"]),
+        (("discrete", "detokenizer"), {"structure.latent": 2}, ["structure.latent 1"]),
+        (("discrete", "detokenizer"), {"head.bins": 1}, ["bins must be at least 2"]),
+        (("discrete", "detokenizer"), {"head.bins": 200}, ["head.token_end 128", "vocabulary"]),
+        (("discrete", "detokenizer"), {"head.token_end": 999}, ["vocabulary of 128"]),
+        (("discrete", "detokenizer"), {"structure.act_insert": "padded_column"}, ["per_row"]),
+        (
+            ("discrete", "detokenizer"),
+            {"sentence.dim": 4, "sentence.dir": "clip"},
+            ["no features to predict a sentence"],
+        ),
+        (("policy_head", "lstm"), {"structure.readout": "all"}, ["'pooling' or 'resampler'"]),
+        (("policy_head", "gpt2"), {"head.heads": 5}, ["5 does not divide the width"]),
+    ],
+)
+def test_settings_that_do_not_combine(cell, changes, words):
+    with pytest.raises(ConfigError) as error:
+        vla.build(tiny.config(*cell, **changes))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_all_problems_at_once():
+    with pytest.raises(ConfigError) as error:
+        vla.build(tiny.config("one_step", "lstm", **{"structure.window": 4}))
+    assert "nothing to remember" in str(error.value)
+    assert "no history" in str(error.value)
+
+
+def test_the_table_is_printed():
+    command = [sys.executable, "-m", "vla_jax.models.support"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(STRUCTURES)
+    assert done.stdout.count("✓") == len(LEGAL)

@@ -1,0 +1,79 @@
+"""A very small Kosmos-2 for every structure and head, and inputs for it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import quickstart
+from vla_jax.config import ModelConfig, resolve
+from vla_jax.models import vla
+from vla_jax.types import Actions, Observation
+
+WINDOW, CHUNK, TEXT, SIZE, WIDTH = 3, 2, 9, 32, 16
+CAMERAS = ("primary", "wrist")
+
+
+def config(structure: str, head: str, **changes: Any) -> ModelConfig:
+    """Dotted keys below `model` change it further."""
+    raw = quickstart.get_config()
+    window = 1 if structure == "one_step" else WINDOW
+    raw.model.structure.update(
+        {"kind": structure, "window": window, "chunk": CHUNK, "text_len": TEXT}
+    )
+    raw.model.backbone.arch["vision_config"].update(
+        {"hidden_size": WIDTH, "intermediate_size": 24, "image_size": SIZE}
+    )
+    raw.model.backbone.arch["text_config"].update(
+        {"embed_dim": WIDTH, "ffn_dim": 24, "layers": 1, "attention_heads": 2}
+    )
+    raw.model.head.update({"kind": head, "hidden": 16, "layers": 1, "heads": 2, "bins": 20})
+    raw.model.head.update({"sampling_steps": 4})
+    raw.model.update_from_flattened_dict(changes)
+    return resolve(raw).model
+
+
+def build(model_config: ModelConfig, seed: int = 0) -> tuple[Any, dict[str, Any]]:
+    """The model, and parameters none of which is neutral (gates and tokens start at zero)."""
+    model = vla.build(model_config)
+    params = jax.jit(lambda k: vla.initial_params(model, k))(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+
+    def moved(x: Any) -> Any:
+        return x + jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype)
+
+    return model, jax.tree.map(moved, params)
+
+
+def observe(batch: int = 2, window: int = WINDOW, seed: int = 0, lengths=(7, 9)) -> Observation:
+    """Random images and texts of different lengths."""
+    rng = np.random.default_rng(seed)
+    shape = (batch, window, SIZE, SIZE, 3)
+    images = {c: jnp.asarray(rng.normal(size=shape), jnp.float32) for c in CAMERAS}
+    mask = np.arange(TEXT) < np.array(lengths[:batch])[:, None]
+    ids = np.where(mask, rng.integers(5, 100, (batch, TEXT)), 1)
+    return Observation(
+        images=images,
+        image_mask={c: jnp.ones((batch, window), bool) for c in images},
+        text=jnp.asarray(ids, jnp.int32),
+        text_mask=jnp.asarray(mask),
+    )
+
+
+def steps(observation: Observation, begin: int, end: int) -> Observation:
+    """Part of a window."""
+    return Observation(
+        images={c: x[:, begin:end] for c, x in observation.images.items()},
+        image_mask={c: x[:, begin:end] for c, x in observation.image_mask.items()},
+        text=observation.text,
+        text_mask=observation.text_mask,
+    )
+
+
+def act(batch: int = 2, window: int = WINDOW, seed: int = 0) -> Actions:
+    """Random labels, all supervised."""
+    rng = np.random.default_rng(seed)
+    chunk = rng.uniform(-1, 1, (batch, window, CHUNK, 7)).astype(np.float32)
+    chunk[..., -1] = chunk[..., -1] > 0
+    return Actions(jnp.asarray(chunk), jnp.ones((batch, window, CHUNK), bool))

@@ -1,0 +1,111 @@
+"""Parity cases of RoboVLMs' discrete structure."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.parity import golden, kosmos, original
+from tests.parity.table import Row, compare
+from vla_jax.models import structures, vla
+from vla_jax.models.action_tokenizer import ActionTokenizer
+from vla_jax.models.losses import NO_LABEL, token_loss
+from vla_jax.types import Actions
+
+METRICS = ("loss_arm", "acc_arm", "acc_gripper", "action_l1")
+
+
+def robo(folder: Path) -> Iterator[Row]:
+    """RoboKosMos with the detokenizer: the original's own ids, then our way from actions."""
+    io, config = golden.arrays(folder), golden.config(folder)
+    model, rows, params = kosmos.build(folder, config)
+    ids, labels, mask = (
+        jnp.asarray(io[f"batch/instr_and_action_{name}"]) for name in ("ids", "labels", "mask")
+    )
+    images = original.cameras(io, "batch/rgb", "batch/hand_rgb")
+    images = {name: images[name] for name in model.config.structure.cameras}
+    b, w, s = ids.shape
+
+    def forward(m: vla.VLA) -> Any:
+        observation = original.observation(images, io["batch/text"], io["batch/text_mask"] == 1)
+        tokens = m.encode(observation)
+        n = tokens.shape[2]
+        text = m.backbone.embed_text(ids.reshape(b * w, s).astype(jnp.int32))
+        seen = jnp.ones((b * w, n), bool)
+        embeds, valid, _ = structures.splice(
+            text,
+            mask.reshape(b * w, s).astype(bool),
+            tokens.reshape(b * w, n, -1),
+            seen,
+            text[:, :0],
+            m.layout,
+            padded=True,
+        )
+        every = jnp.broadcast_to(jnp.arange(n + s), (b * w, n + s))
+        sequence = structures.Sequence(embeds, valid, every, every >= 0)
+        sequence = structures.join(sequence, jnp.ones((b, w), bool), padded=True)
+        logits = m.backbone.logits(m.backbone(sequence.embeds, sequence.valid))
+        none = jnp.full((b, w, n), NO_LABEL)
+        wanted = jnp.concatenate([labels[..., :1], none, labels[..., 1:]], axis=-1).reshape(b, -1)
+        total, metrics = token_loss(logits[:, :-1], wanted[:, 1:], m.head.tokenizer, 7)
+        return total, (metrics, sequence, logits)
+
+    def loss(params: Any) -> Any:
+        return model.apply({"params": params}, method=forward)
+
+    (total, aux), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    metrics, sequence, logits = aux
+    valid = io["fwd/lm0_attention_mask"]
+    yield compare("sequence", sequence.embeds, io["fwd/lm0_inputs_embeds"], kosmos.TOLERANCE)
+    yield compare("attention mask", sequence.valid, valid, 0.0)
+    if "fwd/lm0_logits" in io:
+        yield compare("logits", logits, io["fwd/lm0_logits"], kosmos.TOLERANCE)
+    yield compare("loss", total, io["loss/total"], kosmos.TOLERANCE)
+    for name in METRICS:
+        yield compare(name, metrics[name], io[f"pred/{name}_act"], kosmos.TOLERANCE)
+    yield from kosmos.gradients(folder, rows, grads, io)
+    if bool(mask.all()):
+        yield from _from_actions(model, params, io, images)
+    if "infer/action_0" in io:
+        yield _written(model, params, io)
+
+
+def _from_actions(
+    model: vla.VLA, params: Any, io: Mapping[str, np.ndarray], images: Any
+) -> Iterator[Row]:
+    """The same loss from a prompt and actions, as training computes it."""
+    ids, labels = (io[f"batch/instr_and_action_{name}"] for name in ("ids", "labels"))
+    h, count = model.config.head, model.config.structure.chunk * 7
+    prompt = ids.shape[-1] - count - 1
+    text = np.concatenate([ids[:, 0, :prompt], ids[:, 0, -1:]], axis=-1)
+    tokenizer = ActionTokenizer(h.token_end, h.bins, h.low, h.high)
+    values = tokenizer.decode(ids[..., prompt:-1]).reshape(*ids.shape[:2], -1, 7)
+    values[..., -1] = (values[..., -1] - h.low) / (h.high - h.low)  # 1 = open, 0 = closed
+    supervised = (labels[..., prompt:-1] != NO_LABEL).reshape(values.shape).all(-1)
+    actions = Actions(jnp.asarray(values, jnp.float32), jnp.asarray(supervised))
+    observation = original.observation(images, text, np.ones(text.shape, bool))
+    args = (observation, actions, None, 0.0)
+    run = jax.jit(lambda p: model.apply({"params": p}, *args, method="loss"))
+    found: Any = run(params)
+    total, metrics = found
+    yield compare("loss from actions", total, io["loss/total"], kosmos.TOLERANCE)
+    for name in METRICS[1:]:
+        got, expected = metrics[name], io[f"pred/{name}_act"]
+        yield compare(f"{name} from actions", got, expected, kosmos.TOLERANCE)
+
+
+def _written(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Row:
+    """One action, greedily; the original drops the prompt's last column itself."""
+    images = original.cameras(io, "infer/rgb", "infer/hand")
+    images = {name: images[name] for name in model.config.structure.cameras}
+    stop = io["batch/instr_and_action_ids"][0, 0, -1]
+    text = np.append(io["infer/text"], [[stop]], axis=-1)
+    now = original.observation(images, text, np.ones(text.shape, bool))
+    history = vla.empty_history(model, 1)
+    prediction, _ = jax.jit(lambda: model.apply({"params": params}, now, history, method="step"))()
+    arm, is_open = prediction.arm[:, 0, 0], prediction.gripper[:, 0, :1] > 0
+    got = jnp.concatenate([arm, jnp.where(is_open, 1.0, -1.0)], axis=-1)
+    return compare("written action", got, io["infer/action_0"], kosmos.HEAD_TOLERANCE)

@@ -1,0 +1,65 @@
+"""Each structure the whole way, very small: demonstrations, training, serving its checkpoint."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from tests.test_quickstart import TINY, run
+from vla_jax.execution import Execution
+from vla_jax.models.heads import HEADS
+from vla_jax.models.structures import STRUCTURES, refusal
+from vla_jax.policy import Policy
+
+CELLS = [c for c in itertools.product(STRUCTURES, HEADS) if not refusal(*c)]
+FLAGS = {
+    **TINY,
+    "model.head.heads": 2,
+    "model.head.bins": 40,
+    "model.structure.text_len": 32,
+    "model.structure.proprio": 15,
+    "train.steps": 4,
+    "optim.ema_decay": 0.9,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "tabletop/1.0.0"
+    run("launch/record_demos.py", "--out", folder, "--episodes", 50)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("structure", "head"), CELLS)
+def test_trains_and_serves(data, tmp_path, structure, head):
+    flags = {
+        **FLAGS,
+        "model.structure.kind": structure,
+        "model.head.kind": head,
+        "model.structure.window": 1 if structure == "one_step" else 2,
+    }
+    run(
+        "launch/train.py",
+        f"--config=configs/quickstart.py:{data}",
+        "--workdir",
+        tmp_path,
+        *(f"--config.{key}={value}" for key, value in flags.items()),
+    )
+    result = json.loads((tmp_path / "eval.json").read_text())
+    assert np.isfinite(result["loss"])
+    assert np.isfinite(result["l1_mean"])
+    policy = Policy.from_checkpoint(tmp_path, execution=Execution("ensemble"))
+    policy.warmup()
+    session, rng = policy.new_session(), np.random.default_rng(0)
+    for _ in range(3):
+        obs = {
+            key: rng.integers(0, 255, (64, 64, 3), np.uint8)
+            for key in policy.metadata["cameras"].values()
+        }
+        obs |= {"prompt": "lift the red block", "observation/state": rng.normal(size=15)}
+        policy.check(obs)
+        reply, session = policy.infer(session, obs)
+        assert reply["actions"].shape == (1, 7)
+        assert np.isfinite(reply["actions"]).all()

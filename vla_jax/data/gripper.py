@@ -1,0 +1,75 @@
+"""From "open or closed?" at every step to what an environment's gripper takes. numpy only.
+
+Source of the two kinds with a memory: RoboVLMs' wrapper for SIMPLER, whose Google robot takes
+changes and whose WidowX opens late.
+
+Axis letters: n steps.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+@dataclass(frozen=True)
+class GripperState:
+    """What a gripper has been told in this episode.
+
+    Attributes:
+        was_open: the last decision; None before the first.
+        opens: how many decisions in a row have been "open".
+        change: command being repeated, if `left` > 0.
+        left: how many more times.
+    """
+
+    was_open: bool | None = None
+    opens: int = 0
+    change: float = 0.0
+    left: int = 0
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """How an environment wants to be told.
+
+    Attributes:
+        closed: its command for closed (relative: for "close now").
+        opened: its command for open.
+        repeat: 0: it takes a state, the two commands above. Otherwise it takes changes: a change is
+            commanded this many steps, whatever is decided meanwhile, and between changes it gets
+            the middle of the two.
+        patience: it is told to open only after this many decisions for open in a row.
+    """
+
+    closed: float
+    opened: float
+    repeat: int = 0
+    patience: int = 1
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a command depends on the decisions before it."""
+        return self.repeat > 0 or self.patience > 1
+
+    def commands(
+        self, is_open: Bool[np.ndarray, "n"], state: GripperState
+    ) -> tuple[Float[np.ndarray, "n"], GripperState]:
+        """Decisions of successive steps -> commands, and the state after them."""
+        found = []
+        for decision in is_open.tolist():
+            command, state = self._step(decision, state)
+            found.append(command)
+        return np.array(found, np.float32), state
+
+    def _step(self, is_open: bool, state: GripperState) -> tuple[float, GripperState]:
+        opens = state.opens + 1 if is_open else 0
+        is_open = opens >= self.patience
+        command = self.opened if is_open else self.closed
+        if not self.repeat:
+            return command, GripperState(is_open, opens)
+        change, left = state.change, state.left
+        if not left and state.was_open not in (None, is_open):
+            change, left = command, self.repeat
+        told = change if left else (self.closed + self.opened) / 2
+        return told, GripperState(is_open, opens, change, max(left - 1, 0))

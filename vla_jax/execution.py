@@ -1,0 +1,106 @@
+"""What of the predicted chunks is executed, and when the next one is asked for. numpy only.
+
+Legend: f chunk · a action dimension · n actions of one reply
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+MODES = ("chunk", "first", "ensemble", "receding")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an episode has left over from earlier chunks.
+
+    Attributes:
+        chunks: ensemble: those that still reach the present, oldest first.
+        pending: receding: actions of the current chunk that are still to come.
+    """
+
+    chunks: tuple[Float[np.ndarray, "f a"], ...] = ()
+    pending: Float[np.ndarray, "n a"] | None = None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a policy answers.
+
+    Attributes:
+        mode: chunk: the first `horizon` actions at once, which the client replays before it asks
+            again. The others answer every control step with one action: first: the newest chunk's
+            first, as RoboVLMs does; ensemble: the mean of what all chunks so far say of this step,
+            the chunk of age i (oldest 0) weighing exp(-decay i) (temporal ensembling, Zhao et al.
+            2023); receding: the first `horizon` of a chunk one after another, then a new chunk.
+        horizon: actions used of a chunk; 0 = all.
+        decay: see above; 0 = plain mean.
+
+    Raises:
+        ValueError: listing what is illegal.
+    """
+
+    mode: str = "chunk"
+    horizon: int = 0
+    decay: float = 0.01
+
+    def __post_init__(self):
+        problems = []
+        if self.mode not in MODES:
+            problems.append(f"mode {self.mode!r} is none of {list(MODES)}")
+        if self.horizon < 0:
+            problems.append(f"horizon must not be negative, {self.horizon} is")
+        if self.horizon and self.mode in ("first", "ensemble"):
+            problems.append(f"horizon {self.horizon} has no meaning with {self.mode!r}")
+        if self.decay < 0:
+            problems.append(f"decay must not be negative, {self.decay} is")
+        if problems:
+            raise ValueError("execution: " + "; ".join(problems))
+
+    def used(self, chunk: int) -> int:
+        """Actions used of each chunk of that length.
+
+        Raises:
+            ValueError: the horizon is longer than the chunk.
+        """
+        if self.horizon > chunk:
+            raise ValueError(f"execution: horizon {self.horizon} exceeds the chunk of {chunk}")
+        return self.horizon or chunk
+
+    def reply_length(self, chunk: int) -> int:
+        """Actions of one reply; raises like `used`."""
+        used = self.used(chunk)
+        return used if self.mode == "chunk" else 1
+
+    def needs_chunk(self, plan: Plan) -> bool:
+        """Whether the next step cannot be answered from what is left."""
+        return self.mode != "receding" or plan.pending is None or not len(plan.pending)
+
+    def select(
+        self, chunk: Float[np.ndarray, "f a"] | None, plan: Plan
+    ) -> tuple[Float[np.ndarray, "n a"], Plan]:
+        """The actions to execute now.
+
+        Args:
+            chunk: predicted at this step; not looked at unless `needs_chunk`.
+            plan: of the episode.
+        """
+        if not self.needs_chunk(plan):
+            left = np.asarray(plan.pending)
+            return left[:1], replace(plan, pending=left[1:])
+        if chunk is None:
+            raise ValueError("execution: a new chunk is needed")
+        used = self.used(len(chunk))
+        if self.mode == "chunk":
+            return chunk[:used], plan
+        if self.mode == "first":
+            return chunk[:1], plan
+        if self.mode == "receding":
+            return chunk[:1], replace(plan, pending=chunk[1:used])
+        chunks = (*plan.chunks, chunk)[-len(chunk) :]
+        # The newest chunk speaks of this step first, the one before second, and so on.
+        votes = np.stack([made[age] for age, made in enumerate(reversed(chunks))])[::-1]
+        weights = np.exp(-self.decay * np.arange(len(votes)))
+        mean = np.einsum("n,na->a", weights / weights.sum(), votes)[None]
+        return mean.astype(chunk.dtype), replace(plan, chunks=chunks)

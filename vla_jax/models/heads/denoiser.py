@@ -1,0 +1,135 @@
+"""The network that diffusion and flow matching share: a transformer over the chunk.
+
+Source: DiT with adaLN-Zero (Peebles and Xie 2023). The noise level enters through the norms; what
+the VLM says of this step and the ones before it stands as tokens in front of the chunk's, as in
+CogACT (Li et al. 2024), one learned position an age, so that a window and a stream of steps give
+the same.
+
+Legend: b batch · w window · u steps to predict (w, or 1: the last) · m latents · d features
+r sequences = b u · c context tokens · n sequence · f chunk · a action dimension · h width
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.models.layers import MLP, Attention, Dense
+from vla_jax.types import Actions, Prediction
+
+_FREQUENCIES = 128
+
+
+def time_embedding(time: Float[Array, "r"]) -> Float[Array, "r k"]:
+    """Cosines and sines of a time in [0, 1]; periods as DiT's of 0 ... 1000."""
+    frequency = jnp.exp(-math.log(10000.0) * jnp.arange(_FREQUENCIES) / _FREQUENCIES)
+    angle = 1000.0 * time[:, None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def _normalise(x: Float[Array, "r n h"]) -> Float[Array, "r n h"]:
+    wide = x.astype(jnp.float32)
+    wide = wide - wide.mean(-1, keepdims=True)
+    return (wide * jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the noise level; starts as identity."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "r n h"], level: Float[Array, "r h"], mask: Bool[Array, "r n n"]
+    ) -> tuple[Float[Array, "r n h"], None]:
+        """One layer, in the (carry, output) form that `nn.scan` wants."""
+        width = x.shape[-1]
+        zeros = nn.initializers.zeros
+        modulation = Dense((6 * width,), dtype=self.dtype, init=zeros, name="modulation")(level)
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation[:, None], 6, axis=-1)
+        y = _normalise(x) * (1 + scale1) + shift1
+        x = x + gate1 * Attention(self.heads, dtype=self.dtype, name="attn")(y, y, mask)
+        y = _normalise(x) * (1 + scale2) + shift2
+        mlp = MLP(4 * width, "gelu_new", dtype=self.dtype, name="mlp")
+        return x + gate2 * mlp(y), None
+
+
+class Denoiser(nn.Module):
+    """Noisy chunk, its noise level and the features -> a number for every entry of the chunk."""
+
+    head: HeadConfig
+    structure: StructureConfig
+    action_dim: int
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        h, s = self.head, self.structure
+        width, init = h.hidden * s.latent, nn.initializers.normal(0.02)
+
+        def dense(size: int, name: str, init: Any = None) -> Dense:
+            return Dense((size,), dtype=self.dtype, init=init, name=name)
+
+        self.ages = 1 if s.kind == "video" else s.window
+        self.project = dense(width, "project")
+        self.age = self.param("age_positions", init, (self.ages, s.latent, width))
+        self.enter = dense(width, "enter")
+        self.place = self.param("chunk_positions", init, (s.chunk, width))
+        self.time1, self.time2 = dense(width, "time1"), dense(width, "time2")
+        scanned = nn.scan(
+            Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,  # type: ignore[arg-type]
+            length=h.layers,
+        )
+        self.layers = scanned(h.heads, self.dtype)
+        self.final = dense(2 * width, "final", nn.initializers.zeros)
+        self.leave = dense(self.action_dim, "leave", nn.initializers.zeros)
+
+    def context(
+        self, features: Float[Array, "b w m d"], valid: Bool[Array, "b w"], last: bool
+    ) -> tuple[Float[Array, "r c h"], Bool[Array, "r c"]]:
+        """Each step's own features and those before it, newest first, and which exist."""
+        x, (b, w) = self.project(features.astype(self.dtype)), valid.shape
+        steps = jnp.arange(w - 1, w) if last else jnp.arange(w)
+        source = steps[:, None] - jnp.arange(self.ages)
+        seen = valid[:, jnp.maximum(source, 0)] & (source >= 0)
+        x = x[:, jnp.maximum(source, 0)] + self.age.astype(self.dtype)
+        latents = x.shape[3]
+        x = x.reshape(b * len(steps), self.ages * latents, -1)
+        return x, jnp.repeat(seen.reshape(b * len(steps), self.ages), latents, axis=1)
+
+    def __call__(
+        self,
+        context: Float[Array, "r c h"],
+        seen: Bool[Array, "r c"],
+        noisy: Float[Array, "r f a"],
+        time: Float[Array, "r"],
+    ) -> Float[Array, "r f a"]:
+        """Float32 estimate of what the loss asks for."""
+        chunk = noisy.shape[1]
+        level = self.time1(time_embedding(time).astype(self.dtype))
+        level = jax.nn.silu(self.time2(jax.nn.silu(level)))
+        x = self.enter(noisy.astype(self.dtype)) + self.place.astype(self.dtype)
+        x = jnp.concatenate([context, x], axis=1)
+        seen = jnp.concatenate([seen, jnp.ones(noisy.shape[:2], bool)], axis=1)
+        mask = jnp.broadcast_to(seen[:, None], (*seen.shape, seen.shape[1]))
+        x, _ = self.layers(x, level, mask)
+        shift, scale = jnp.split(self.final(level)[:, None], 2, axis=-1)
+        return self.leave(_normalise(x[:, -chunk:]) * (1 + scale) + shift).astype(jnp.float32)
+
+
+def as_values(actions: Actions) -> Float[Array, "b w f a"]:
+    """The chunk with the gripper at 1 = open, -1 = closed, like the arm's range."""
+    gripper = 2.0 * actions.chunk[..., -1:] - 1.0
+    return jnp.concatenate([actions.chunk[..., :-1], gripper], axis=-1)
+
+
+def as_prediction(values: Float[Array, "b u f a"]) -> Prediction:
+    """Inverse of `as_values`."""
+    return Prediction(arm=jnp.clip(values[..., :-1], -1.0, 1.0), gripper=values[..., -1])

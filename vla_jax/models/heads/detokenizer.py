@@ -1,0 +1,105 @@
+"""Actions as tokens that the VLM writes (RoboVLMs' DiscreteDecoder, after RT-2).
+
+A step's chunk is f * a tokens, action by action, the gripper last in each; then the prompt's own
+last column follows as a stop token where the tokenizer has one.
+
+Legend: b batch · w window · c columns that predict a token · v vocabulary · f chunk
+a action dimension
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.models import weights as w
+from vla_jax.models.action_tokenizer import ActionTokenizer
+from vla_jax.models.heads.common import newest
+from vla_jax.models.losses import NO_LABEL, token_loss
+from vla_jax.types import Actions, Prediction
+
+
+class Detokenizer(nn.Module):
+    """No parameters: the VLM's scores of its next tokens are this head's features."""
+
+    head: HeadConfig
+    structure: StructureConfig
+    action_dim: int
+    dtype: Any = jnp.float32
+
+    @property
+    def tokenizer(self) -> ActionTokenizer:
+        """Which ids stand for which values."""
+        h = self.head
+        return ActionTokenizer(h.token_end, h.bins, h.low, h.high)
+
+    @property
+    def length(self) -> int:
+        """Tokens of one step."""
+        return self.structure.chunk * self.action_dim
+
+    def encode(self, actions: Actions) -> Int[Array, "b w fa"]:
+        """Ids of every step's chunk; an open gripper is `high`, a closed one `low`."""
+        low, high = self.head.low, self.head.high
+        gripper = low + (high - low) * actions.chunk[..., -1:]
+        ids = self.tokenizer.encode(jnp.concatenate([actions.chunk[..., :-1], gripper], axis=-1))
+        return ids.reshape(*ids.shape[:2], self.length)
+
+    def labels(self, actions: Actions, stop: Int[Array, "b s"]) -> Int[Array, "b w c"]:
+        """What the columns read should predict; `NO_LABEL` where nothing is supervised.
+
+        Args:
+            actions: of the window.
+            stop: id of the stop token, s = 1, or s = 0 where there is none. It is supervised where
+                the whole chunk is.
+        """
+        mask, ids = actions.mask, self.encode(actions)
+        ids = jnp.where(jnp.repeat(mask, self.action_dim, axis=-1), ids, NO_LABEL)
+        stop = jnp.broadcast_to(stop[:, None], (*mask.shape[:2], stop.shape[1]))
+        stop = jnp.where(mask.all(-1, keepdims=True), stop, NO_LABEL)
+        return jnp.concatenate([ids, stop], axis=-1)
+
+    def loss(
+        self,
+        features: Float[Array, "b w c v"],
+        valid: Bool[Array, "b w"],
+        labels: Int[Array, "b w c"],
+        key: PRNGKeyArray | None,
+        gripper_weight: float,
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Cross-entropy over the whole vocabulary; arm and gripper weigh the same."""
+        del valid, key, gripper_weight
+        return token_loss(features, labels, self.tokenizer, self.action_dim)
+
+    def predict(
+        self,
+        features: Float[Array, "b w c v"],
+        valid: Bool[Array, "b w"],
+        key: PRNGKeyArray | None = None,
+        last: bool = False,
+    ) -> Prediction:
+        """Best action tokens, each given the true ones before it (teacher forcing)."""
+        del valid, key
+        prediction = self.decode(self.choose(features[:, :, : self.length]))
+        return newest(prediction) if last else prediction
+
+    def choose(self, logits: Float[Array, "*b v"]) -> Int[Array, "*b"]:
+        """The best id of those the head may choose."""
+        if self.head.vocabulary == "actions":
+            first = self.head.token_end - self.head.bins
+            return first + jnp.argmax(logits[..., first : self.head.token_end], axis=-1)
+        return jnp.argmax(logits, axis=-1)
+
+    def decode(self, ids: Int[Array, "b w fa"]) -> Prediction:
+        """Ids -> values; a gripper above the middle of its range is open."""
+        values = self.tokenizer.decode(ids).reshape(*ids.shape[:2], -1, self.action_dim)
+        middle = (self.head.low + self.head.high) / 2
+        return Prediction(arm=values[..., :-1], gripper=values[..., -1] - middle)
+
+
+def weight_map(head: HeadConfig, width: int) -> list[w.Weight]:
+    """No parameters, no names."""
+    del head, width
+    return []

@@ -1,0 +1,109 @@
+"""Diffusion over the chunk.
+
+Sources: training predicts the noise (DDPM, Ho et al. 2020) at levels of the cosine schedule (Nichol
+and Dhariwal 2021); sampling is deterministic (DDIM, Song et al. 2021) over a few of them; clean
+estimates are clipped to the actions' range, as in Diffusion Policy (Chi et al. 2023).
+
+Legend: b batch · w window · u steps to predict · m latents · d features · f chunk
+a action dimension
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.models import weights as w
+from vla_jax.models.heads.denoiser import Denoiser, as_prediction, as_values
+from vla_jax.models.losses import masked_mean, row_means
+from vla_jax.types import Actions, Prediction
+
+
+def signal_levels(levels: int) -> Float[np.ndarray, "levels"]:
+    """Share of the signal's variance left after each level (alpha bar), falling; float64."""
+    grid = (np.arange(levels + 1) / levels + 0.008) / 1.008
+    squared = np.cos(grid * np.pi / 2) ** 2
+    return np.cumprod(1 - np.minimum(1 - squared[1:] / squared[:-1], 0.999))
+
+
+class DiffusionHead(nn.Module):
+    """Predicts the noise in a chunk; actions are samples."""
+
+    head: HeadConfig
+    structure: StructureConfig
+    action_dim: int
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.net = Denoiser(self.head, self.structure, self.action_dim, self.dtype)
+
+    def loss(
+        self,
+        features: Float[Array, "b w m d"],
+        valid: Bool[Array, "b w"],
+        actions: Actions,
+        key: PRNGKeyArray,
+        gripper_weight: float,
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Mean squared error of the noise at one random level a step; the gripper as the arm."""
+        del gripper_weight
+        clean = as_values(actions)
+        one, two = jax.random.split(key)
+        noise = jax.random.normal(one, clean.shape)
+        level = jax.random.randint(two, clean.shape[:2], 0, self.head.noise_levels)
+        signal = self._signal[level][..., None, None]
+        noisy = jnp.sqrt(signal) * clean + jnp.sqrt(1 - signal) * noise
+        context, seen = self.net.context(features, valid, last=False)
+        rows = (-1, *clean.shape[2:])
+        found = self.net(context, seen, noisy.reshape(rows), self._time(level.reshape(-1)))
+        error = jnp.square(found.reshape(clean.shape) - noise).mean(-1)
+        total = masked_mean(error, actions.mask)
+        return total, {"rows": row_means(error, actions.mask), "loss_noise": total}
+
+    def predict(
+        self,
+        features: Float[Array, "b w m d"],
+        valid: Bool[Array, "b w"],
+        key: PRNGKeyArray,
+        last: bool = False,
+    ) -> Prediction:
+        """One sample a step. All steps start from the same noise, so a stream equals a window."""
+        context, seen = self.net.context(features, valid, last)
+        b, steps = valid.shape[0], 1 if last else valid.shape[1]
+        shape = (b, 1, self.structure.chunk, self.action_dim)
+        start = jnp.repeat(jax.random.normal(key, shape), steps, axis=1)
+        count = self.head.sampling_steps
+        # From the highest level down, evenly; after the last one nothing but signal is left.
+        chosen = np.linspace(self.head.noise_levels - 1, 0, count).round().astype(np.int32)
+        levels = jnp.asarray(chosen)
+        after = jnp.append(self._signal[levels[1:]], 1.0)
+        net, variables = self.net.unbind()
+
+        def denoise(i: Array, x: Float[Array, "r f a"]) -> Float[Array, "r f a"]:
+            time = jnp.broadcast_to(self._time(levels[i]), x.shape[:1])
+            noise: Any = net.apply(variables, context, seen, x, time)
+            signal = self._signal[levels[i]]
+            clean = (x - jnp.sqrt(1 - signal) * noise) / jnp.sqrt(signal)
+            clean = jnp.clip(clean, -1.0, 1.0)
+            noise = (x - jnp.sqrt(signal) * clean) / jnp.sqrt(1 - signal)
+            return jnp.sqrt(after[i]) * clean + jnp.sqrt(1 - after[i]) * noise
+
+        x = jax.lax.fori_loop(0, count, denoise, start.reshape(b * steps, *shape[2:]))
+        return as_prediction(x.reshape(b, steps, *shape[2:]))
+
+    @property
+    def _signal(self) -> Float[Array, "levels"]:
+        return jnp.asarray(signal_levels(self.head.noise_levels), jnp.float32)
+
+    def _time(self, level: Array) -> Array:
+        return level.astype(jnp.float32) / self.head.noise_levels
+
+
+def weight_map(head: HeadConfig, width: int) -> list[w.Weight]:
+    """RoboVLMs has no such head."""
+    del head, width
+    return []

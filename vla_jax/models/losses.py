@@ -1,0 +1,103 @@
+"""Losses of actions as numbers and of actions as tokens.
+
+Legend: b batch · w window · f chunk · a action dimension (arm + 1 gripper) · v vocabulary
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vla_jax.models.action_tokenizer import ActionTokenizer
+from vla_jax.types import Actions, Prediction
+
+# Label of a column that is not supervised.
+NO_LABEL = -100
+
+
+def masked_mean(x: Float[Array, "*b"], mask: Bool[Array, "*b"]) -> Float[Array, ""]:
+    """Mean over the entries `mask` selects; 0 when it selects none."""
+    return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def row_means(x: Float[Array, "b ..."], mask: Bool[Array, "b ..."]) -> Float[Array, "b"]:
+    """`masked_mean` of every row."""
+    return jax.vmap(masked_mean)(x, mask)
+
+
+def huber(error: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Huber with delta 1: quadratic up to 1, linear beyond."""
+    size = jnp.abs(error)
+    return jnp.where(size <= 1.0, 0.5 * size * size, size - 0.5)
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "..."], labels: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Cross-entropy of labels in [0, 1] against logits, without overflow."""
+    return jnp.maximum(logits, 0) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+def action_loss(
+    prediction: Prediction, actions: Actions, gripper_weight: float
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Huber on the arm plus weighted cross-entropy on the gripper (RoboVLMs' continuous loss).
+
+    Both are means over the chunk elements that `actions.mask` selects, in float32.
+
+    Returns:
+        The loss and its parts: rows (the loss of each window, [b]), loss_arm, loss_gripper,
+        acc_gripper (share of right open/closed decisions), l1_arm (mean absolute error in
+        normalised units).
+    """
+    arm = prediction.arm.astype(jnp.float32) - actions.chunk[..., :-1]
+    logits, label = prediction.gripper.astype(jnp.float32), actions.chunk[..., -1]
+    mask = actions.mask
+    each_arm, each_gripper = huber(arm).mean(-1), binary_cross_entropy(logits, label)
+    loss_arm, loss_gripper = masked_mean(each_arm, mask), masked_mean(each_gripper, mask)
+    metrics = {
+        "rows": row_means(each_arm + gripper_weight * each_gripper, mask),
+        "loss_arm": loss_arm,
+        "loss_gripper": loss_gripper,
+        "acc_gripper": masked_mean(((logits > 0) == (label > 0.5)).astype(jnp.float32), mask),
+        "l1_arm": masked_mean(jnp.abs(arm).mean(-1), mask),
+    }
+    return loss_arm + gripper_weight * loss_gripper, metrics
+
+
+def token_loss(
+    logits: Float[Array, "*b c v"],
+    labels: Int[Array, "*b c"],
+    tokenizer: ActionTokenizer,
+    action_dim: int,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Cross-entropy of tokens, the mean over the labels that are not `NO_LABEL`, in float32.
+
+    Args:
+        logits: scores of the token each column predicts.
+        labels: those tokens. Action tokens come as whole actions along the last axis.
+        tokenizer: which ids are actions.
+        action_dim: tokens of one action; the last is the gripper.
+
+    Returns:
+        The loss and its parts, with RoboVLMs' names: loss_arm (the whole loss), acc_arm and
+        acc_gripper (share of action tokens predicted exactly), action_l1 (mean distance of the
+        decoded values); and rows (the loss of each row, [b]).
+    """
+    supervised = labels != NO_LABEL
+    safe = jnp.where(supervised, labels, 0)
+    scores = jax.nn.log_softmax(logits.astype(jnp.float32))
+    each = -jnp.take_along_axis(scores, safe[..., None], axis=-1)[..., 0]
+    loss = masked_mean(each, supervised)
+    is_action = tokenizer.is_action(labels)
+    place = (jnp.cumsum(is_action, axis=-1) - 1) % action_dim
+    chosen = jnp.argmax(logits, axis=-1)
+    right = (chosen == labels).astype(jnp.float32)
+    distance = jnp.abs(tokenizer.decode(chosen) - tokenizer.decode(safe))
+    metrics = {
+        "rows": row_means(each, supervised),
+        "loss_arm": loss,
+        "acc_arm": masked_mean(right, is_action & (place < action_dim - 1)),
+        "acc_gripper": masked_mean(right, is_action & (place == action_dim - 1)),
+        "action_l1": masked_mean(distance, is_action),
+    }
+    return loss, metrics

@@ -1,0 +1,279 @@
+"""How history and action meet the VLM: what one sequence holds, and which columns are read.
+
+Legend: b batch · w window · r sequences (b or b w) · t text columns · k tokens before the text
+m tokens after it · n sequence · c columns read · d width
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from vla_jax.config import ModelConfig
+from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.backbones.base import Layout
+
+_STEPWISE = ("mlp", "diffusion", "flow")
+_ALL = ("mlp", "lstm", "gpt2", "diffusion", "flow")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One way to build a VLA on a VLM.
+
+    Attributes:
+        what: it does.
+        heads: those it combines with.
+        joint: one VLM sequence holds the window, so past images are kept and read again at every
+            step; else it holds one step, and what is kept is the features.
+        why: a head with a memory makes no sense there, if so.
+    """
+
+    what: str
+    heads: tuple[str, ...]
+    joint: bool
+    why: str = ""
+
+
+STRUCTURES: dict[str, Structure] = {
+    "one_step": Structure(
+        what="the VLM sees one step; there is no history",
+        heads=_STEPWISE,
+        joint=False,
+        why="with one step there is nothing to remember "
+        "(policy_head with window 1 computes the same)",
+    ),
+    "discrete": Structure(
+        what="the VLM writes the actions of each step of the window as tokens",
+        heads=("detokenizer",),
+        joint=True,
+    ),
+    "interleaved": Structure(
+        what="the VLM sees the window, step after step, and is read at each",
+        heads=_ALL,
+        joint=True,
+    ),
+    "policy_head": Structure(
+        what="the VLM sees one step, the head the features of the window",
+        heads=_ALL,
+        joint=False,
+    ),
+    "video": Structure(
+        what="the VLM sees the images of the whole window at once and acts at its last step",
+        heads=_STEPWISE,
+        joint=True,
+        why="the window becomes a single feature, so there are no steps to remember",
+    ),
+}
+
+
+def refusal(structure: str, head: str) -> str:
+    """Why a structure does not take a head; "" when it does."""
+    kind = STRUCTURES[structure]
+    if head in kind.heads:
+        return ""
+    if head == "detokenizer":
+        return "it reads tokens that the VLM writes, which only the discrete structure has"
+    if structure == "discrete":
+        return "the VLM itself writes the actions, so no other head is needed"
+    return kind.why
+
+
+def refusals(config: ModelConfig) -> list[str]:
+    """Why backbone, structure and head of a config do not combine, with what would."""
+    s, head = config.structure, config.head
+    kind, problems = STRUCTURES[s.kind], []
+    if reason := refusal(s.kind, head.kind):
+        legal = ", ".join(kind.heads)
+        problems.append(f"{s.kind} + {head.kind}: {reason}; {s.kind} takes {legal}")
+    refused = getattr(BACKBONES[config.backbone.name][0], "REFUSED", {})
+    if s.kind in refused:
+        legal = ", ".join(name for name in STRUCTURES if name not in refused)
+        reason = refused[s.kind]
+        name = config.backbone.name
+        problems.append(f"{name} + {s.kind}: {reason}; {name} takes {legal}")
+    if s.kind == "one_step" and s.window != 1:
+        problems.append(f"structure.window: one_step has no history: 1, not {s.window}")
+    if s.kind == "discrete":
+        if s.latent != 1 or s.readout != "action" or head.down_sample != "none":
+            problems.append(
+                "discrete reads the VLM's own tokens: structure.latent 1, structure.readout "
+                "'action' and head.down_sample 'none', nothing else"
+            )
+        if s.act_insert != "per_row":
+            problems.append(
+                "discrete writes behind the prompt, padding or not: structure.act_insert 'per_row'"
+            )
+        if config.sentence.dim:
+            problems.append("discrete has no features to predict a sentence from: sentence.dim 0")
+        if head.bins < 2 or head.low >= head.high:
+            problems.append("head: bins must be at least 2 and low below high")
+    elif s.readout != "action" and head.down_sample == "none":
+        problems.append(
+            f"structure.readout {s.readout!r} gives a step many tokens: head.down_sample must be "
+            "'pooling' or 'resampler'"
+        )
+    if head.kind in ("gpt2", "diffusion", "flow") and head.hidden * s.latent % head.heads:
+        problems.append(
+            f"head.heads: {head.heads} does not divide the width, hidden {head.hidden} x latent "
+            f"{s.latent}"
+        )
+    return problems
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class History:
+    """What a policy remembers of the steps so far, oldest first; the newest is at the end.
+
+    Attributes:
+        features: of the last w steps: [b, w, m, d], the features, where the VLM sees one step;
+            [b, w, k, d], the tokens of cameras and state, where it sees the window.
+        valid: bool [b, w], False where no step has been taken yet.
+        ids: int32 [b, w, f a], the action tokens written at those steps; f a = 0 in structures
+            that write none.
+    """
+
+    features: Any
+    valid: Any
+    ids: Any
+
+    def append(self, features: Array, valid: Array) -> "History":
+        """With one step more at the end, and without the oldest; its ids are still 0."""
+        return History(
+            features=_append(self.features, features),
+            valid=_append(self.valid, valid),
+            ids=_append(self.ids, jnp.zeros_like(self.ids[:, :1])),
+        )
+
+
+def _append(past: Array, new: Array) -> Array:
+    return jnp.concatenate([past[:, 1:], new.astype(past.dtype)], axis=1)
+
+
+class Sequence(NamedTuple):
+    """Input of the VLM and what is read of its output.
+
+    Attributes:
+        embeds: in sequence order.
+        valid: False on padding.
+        columns: whose hidden states are the features.
+        read: False where a column holds padding and must not count.
+    """
+
+    embeds: Float[Array, "r n d"]
+    valid: Bool[Array, "r n"]
+    columns: Int[Array, "r c"]
+    read: Bool[Array, "r c"]
+
+
+def splice(
+    text: Float[Array, "r t d"],
+    mask: Bool[Array, "r t"],
+    tokens: Float[Array, "r k d"],
+    seen: Bool[Array, "r k"],
+    inserted: Float[Array, "r m d"],
+    layout: Layout,
+    padded: bool,
+) -> tuple[Float[Array, "r n d"], Bool[Array, "r n"], Int[Array, "r 1"]]:
+    """`<s> · tokens · instruction · inserted · </s>`, n = t + k + m.
+
+    Args:
+        text: embedded prompt, padded on the right.
+        mask: its real columns.
+        tokens: go behind the prompt's first `layout.bos` columns.
+        seen: which of them may be attended to.
+        inserted: go before the prompt's last `layout.eos` columns.
+        layout: of the backbone's tokenizer.
+        padded: take the last columns of the padded prompt, as the original does, instead of the
+            last real ones.
+
+    Returns:
+        Embeddings, their mask, the column of the first inserted token.
+    """
+    (rows, t), m, start = mask.shape, inserted.shape[1], layout.bos
+    length = jnp.full((rows, 1), t) if padded else mask.sum(axis=1, keepdims=True)
+    first = length - layout.eos
+    if m:
+        # Column j comes from text j before the inserted, from text j - m after them; the inserted
+        # themselves stand behind the text in the source, at t, t + 1, ...
+        j = jnp.arange(t + m)[None]
+        source = jnp.where(j < first, j, jnp.where(j < first + m, t + j - first, j - m))
+        text = take(jnp.concatenate([text, inserted], axis=1), source)
+        mask = jnp.concatenate([mask, jnp.ones((rows, m), bool)], axis=1)
+        mask = jnp.take_along_axis(mask, source, axis=1)
+    embeds = jnp.concatenate([text[:, :start], tokens, text[:, start:]], axis=1)
+    valid = jnp.concatenate([mask[:, :start], seen, mask[:, start:]], axis=1)
+    return embeds, valid, first + tokens.shape[1]
+
+
+def take(x: Float[Array, "r n d"], columns: Int[Array, "r c"]) -> Float[Array, "r c d"]:
+    """Some columns of every sequence."""
+    return jnp.take_along_axis(x, columns[..., None], axis=1)
+
+
+def columns_of(
+    readout: str, valid: Bool[Array, "r n"], first: Int[Array, "r 1"], k: int, layout: Layout
+) -> tuple[Int[Array, "r c"], Bool[Array, "r c"]]:
+    """Columns of a sequence's own tokens, nothing inserted.
+
+    Args:
+        readout: text (without `<s>` and `</s>`), vision, all.
+        valid: of `splice`.
+        first: of `splice`; with nothing inserted, the column of `</s>`.
+        k: tokens before the text.
+        layout: of the backbone's tokenizer.
+
+    Returns:
+        Columns, and which of them hold a token.
+    """
+    rows, n = valid.shape
+    spans = {"text": (layout.bos + k, n - layout.eos), "vision": (layout.bos, layout.bos + k)}
+    begin, end = spans.get(readout, (0, n))
+    columns = jnp.broadcast_to(jnp.arange(begin, end), (rows, end - begin))
+    read = valid[:, begin:end]
+    return columns, read & (columns < first) if readout == "text" else read
+
+
+def join(steps: Sequence, keep: Bool[Array, "b w"], padded: bool) -> Sequence:
+    """The sequences of a window, one after another, as one.
+
+    Columns that are left out are moved behind all others, where causal attention does not reach:
+    positions count what the window holds, however many steps or pads stand before it.
+
+    Args:
+        steps: r = b w sequences, batch-major.
+        keep: steps that exist; the rest is left out.
+        padded: keep the steps' padding in place, as the original does.
+    """
+    (b, w), (_, n, d) = keep.shape, steps.embeds.shape
+    valid = steps.valid.reshape(b, w, n) & keep[..., None]
+    kept = jnp.broadcast_to(keep[..., None], valid.shape) if padded else valid
+    kept, valid = kept.reshape(b, w * n), valid.reshape(b, w * n)
+    columns = steps.columns.reshape(b, w, -1) + n * jnp.arange(w)[:, None]
+    order = jnp.argsort(~kept, axis=1, stable=True)
+    place = jnp.argsort(order, axis=1)  # old column -> new column
+    return Sequence(
+        embeds=take(steps.embeds.reshape(b, w * n, d), order),
+        valid=jnp.take_along_axis(valid, order, axis=1),
+        columns=jnp.take_along_axis(place, columns.reshape(b, -1), axis=1),
+        read=steps.read.reshape(b, -1),
+    )
+
+
+def as_video(tokens: Shaped[Array, "b w k d"], groups: tuple[int, ...]) -> Shaped[Array, "b wk d"]:
+    """Tokens of the steps -> tokens of the window, camera by camera, each in order of time.
+
+    Args:
+        tokens: of every step.
+        groups: how many of the k belong to each camera, in order.
+    """
+    b, w, _, d = tokens.shape
+    parts: list[Any] = []
+    start = 0
+    for size in groups:
+        parts.append(tokens[:, :, start : start + size].reshape(b, w * size, d))
+        start += size
+    return jnp.concatenate(parts, axis=1)
