@@ -140,6 +140,7 @@ def get_config() -> Any:
             "schedule": "constant",  # constant | cosine (to 0) | half_cosine (to min_scale)
             "min_scale": 0.01,  # floor of half_cosine, as a share of the peak
             "warmup_steps": 2500,  # linear from 0
+            "warmup_epochs": 0.0,  # and this many passes over the training windows
             "weight_decay": 0.0,  # on every parameter, as in the original
             "b1": 0.9,  # AdamW
             "b2": 0.999,  # AdamW
@@ -174,6 +175,7 @@ def get_config() -> Any:
     c.train = ConfigDict(
         {
             "steps": 50000,  # optimizer steps
+            "epochs": 0.0,  # passes over the training windows instead of `steps`; 0 = off
             "batch_size": 128,  # windows a step, over all devices
             # Parts the batch goes through in, one after the other: a step's memory for activations
             # divided by this, the same gradient.
@@ -181,6 +183,7 @@ def get_config() -> Any:
             "log_every": 10,  # steps
             "eval_every": 10000,  # steps; 0 = only at the end
             "eval_batches": 100,  # validation batches at most
+            "check_epochs": 0.0,  # evaluate and save every this many passes instead; 0 = off
             "save_every": 5000,  # steps; the last step is always saved
             "keep": 3,  # newest checkpoints kept
             "tensorboard": False,  # also write event files to WORKDIR/tensorboard

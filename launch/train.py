@@ -39,6 +39,7 @@ from vla_jax.models.weights import WeightError
 from vla_jax.policy import with_complete_arch
 from vla_jax.train import checkpoint, evaluate, log, lora, resume, runtime, state
 from vla_jax.train import mesh as meshes
+from vla_jax.train.epochs import with_steps
 from vla_jax.train.optim import make_optimizer
 from vla_jax.train.step import make_train_step
 
@@ -69,7 +70,7 @@ def train(config: Config, workdir: Path) -> None:
     hf_dir = config.model.backbone.hf_dir
     model = vla.build(config.model, hf.read_arch(hf_dir, config.model) if hf_dir else None)
     config = with_complete_arch(config, model.arch)
-    c, checkpoints = config.train, checkpoint.Checkpoints(workdir, config.train.keep)
+    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
     start = checkpoints.latest_step() or 0
     meta: dict[str, Any] = checkpoints.meta() if start else {}
     for change in resume.check_resume(meta["config"], to_dict(config)) if start else ():
@@ -82,6 +83,8 @@ def train(config: Config, workdir: Path) -> None:
     )
     data = opened("train", statistics=meta.get("statistics"))
     held_out = opened("val", statistics=data.statistics)
+    given, config = to_dict(config), with_steps(config, data.num_windows)
+    c = config.train
     texts = CaptionSet(cotrain.path, cotrain.images) if cotrain.path else None
     logger.info("windows: %d to train on, %d held out", data.num_windows, held_out.num_windows)
 
@@ -134,7 +137,7 @@ def train(config: Config, workdir: Path) -> None:
             "action_specs": {name: spec.to_json() for name, spec in data.action_specs.items()},
             "tokenizer": tokenizer.to_json(),
         }
-    meta["config"] = to_dict(config)
+    meta["config"] = given
     logger.info("parameters: %s", state.summary(template))
     if config.lora.rank:
         logger.info("LoRA: %d numbers of rank %d", lora.count(template.trainable), config.lora.rank)

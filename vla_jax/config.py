@@ -157,6 +157,7 @@ class OptimConfig:
     learning_rate: float
     min_scale: float
     warmup_steps: int
+    warmup_epochs: float
     weight_decay: float
     b1: float
     b2: float
@@ -187,10 +188,12 @@ class TrainConfig:
     """Length of the run and what it writes."""
 
     steps: int
+    epochs: float
     batch_size: int
     accumulate: int
     log_every: int
     eval_every: int
+    check_epochs: float
     eval_batches: int
     save_every: int
     keep: int
@@ -277,6 +280,12 @@ def _cross_checks(config: Config) -> list[str]:
         if d.weight <= 0
     ]
     problems += _lora_checks(config) + _cotrain_checks(config)
+    epochs = {
+        "train.epochs": config.train.epochs,
+        "train.check_epochs": config.train.check_epochs,
+        "optim.warmup_epochs": config.optim.warmup_epochs,
+    }
+    problems += [f"{name}: must not be negative, {v} is" for name, v in epochs.items() if v < 0]
     if not 0 <= config.optim.ema_decay < 1:
         problems.append(f"optim.ema_decay: must be in [0, 1), not {config.optim.ema_decay}")
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:

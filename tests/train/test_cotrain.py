@@ -16,6 +16,7 @@ from vla_jax.data.captions import CaptionLoader, CaptionSet
 from vla_jax.data.text import Tokenizer
 from vla_jax.models import vla
 from vla_jax.models.captions import caption_loss
+from vla_jax.models.image import preprocess
 from vla_jax.models.losses import action_loss
 from vla_jax.train import state
 from vla_jax.train.mesh import make_mesh, shard_batch
@@ -83,14 +84,14 @@ def test_the_loss_is_the_next_tokens_cross_entropy_on_answers_alone():
     assert float(ours(told, images)[0]) != float(ours(told, 0 * images)[0])
 
 
-def scene(number: int) -> tuple[np.ndarray, str, str, int]:
-    """A block somewhere on a grey table: pixels, colour, side, column."""
+def scene(number: int) -> tuple[np.ndarray, str, int]:
+    """A block somewhere on a grey table: pixels, colour, side."""
     rng = np.random.default_rng(number)
     name = list(COLOURS)[rng.integers(3)]
-    row, column = rng.integers(0, 4), int(rng.integers(0, 4))
+    row, side = rng.integers(0, 4), int(rng.integers(0, 2))
     pixels = np.full((SIZE, SIZE, 3), 128, np.uint8)
-    pixels[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = COLOURS[name]
-    return pixels, name, SIDES[column // 2], column
+    pixels[8 * row : 8 * row + 8, 16 * side + 4 : 16 * side + 12] = COLOURS[name]
+    return pixels, name, side
 
 
 def windows(numbers: range) -> Batch:
@@ -99,8 +100,8 @@ def windows(numbers: range) -> Batch:
     chunk = np.zeros((n, 1, 2, 7), np.float32)
     pixels = np.zeros((n, 1, SIZE, SIZE, 3), np.uint8)
     for i, number in enumerate(numbers):
-        pixels[i, 0], colour, _, column = scene(number)
-        chunk[i, ..., :6] = 0.4 * (column - 1.5)
+        pixels[i, 0], colour, side = scene(number)
+        chunk[i, ..., :6] = 0.8 * (side - 0.5)
         # Demonstrations are never exact: this part of the loss cannot be learnt.
         chunk[i, ..., :6] += 0.2 * np.random.default_rng(number).standard_normal((1, 2, 6))
         chunk[i, ..., 6] = colour != "red"
@@ -148,14 +149,14 @@ def test_parts_of_texts_count_by_their_answers():
 
 @pytest.mark.slow
 def test_captions_are_learnt_and_actions_as_well_as_without_them(tmp_path, capsys):
-    steps, rows, batch_size = 500, 16, 32
+    steps, rows, batch_size = 300, 16, 32
     items = []
     for number in range(64):
-        pixels, colour, side, _ = scene(10_000 + number)
+        pixels, colour, side = scene(10_000 + number)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
         talk = [
             {"from": "human", "value": "<image>\nwhat is on the table ?"},
-            {"from": "gpt", "value": f"a {colour} block on the {side}"},
+            {"from": "gpt", "value": f"a {colour} block on the {SIDES[side]}"},
         ]
         items.append({"image": f"{number}.png", "conversations": talk})
     (tmp_path / "texts.json").write_text(json.dumps(items))
@@ -164,8 +165,9 @@ def test_captions_are_learnt_and_actions_as_well_as_without_them(tmp_path, capsy
     words = Tokenizer.build(texts.words(cotrain.prompt), 128)
 
     def train(with_texts: bool) -> tuple[list[dict[str, float]], float]:
-        c = config(**{"train.steps": steps, "train.batch_size": batch_size})
-        c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, caption_weight=0.05))
+        c = config(**{
+            "train.steps": steps, "train.batch_size": batch_size, "optim.learning_rate": 5e-4
+        })  # fmt: skip
         step, now, mesh = set_up(c)
         history = []
         with CaptionLoader(texts, words, cotrain, (SIZE, SIZE), c.seed) as loader:
@@ -179,8 +181,6 @@ def test_captions_are_learnt_and_actions_as_well_as_without_them(tmp_path, capsy
         model = vla.build(c.model)
         held_out = jax.tree.map(jnp.asarray, windows(range(10**6, 10**6 + 512)))
         seen = jnp.asarray(held_out.observation.images["primary"])
-        from vla_jax.models.image import preprocess
-
         observation = dataclasses.replace(
             held_out.observation, images={"primary": preprocess(seen, model.image)}
         )
@@ -199,5 +199,5 @@ def test_captions_are_learnt_and_actions_as_well_as_without_them(tmp_path, capsy
             f"{last['loss_caption']:.4f}, right tokens {last['acc_caption']:.3f}"
         )
     assert last["loss_caption"] < 0.1 * first["loss_caption"]
-    assert action_alone < 0.5 * alone[0]["loss_arm"]
+    assert action_alone < 0.03  # 0.02 of it is the demonstrations' own spread
     assert action_both <= 1.05 * action_alone

@@ -1,10 +1,8 @@
-"""RoboVLMs' checkpoints and config files in our terms.
+"""RoboVLMs' checkpoints under bare names, and the model their config describes.
 
-Source of names and keys: the released code (robovlms/train/base_trainer.py, model/backbone) and the
-configs of configs/calvin_finetune and configs/oxe_training.
+Source of the names: the released code (robovlms/train/base_trainer.py, model/backbone).
 """
 
-import copy
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -12,38 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.config import ConfigError
+from vla_jax.convert import robovlms_config, robovlms_keys
 from vla_jax.convert.safetensors_io import SUFFIX, Safetensors
 from vla_jax.convert.tensors import Source, same_bytes
 from vla_jax.convert.torch_read import TorchFile
 from vla_jax.models.weights import WeightError
 
-# Their class -> our backbone.
-BACKBONES = {
-    "RoboKosMos": "kosmos2",
-    "RoboPaligemma": "paligemma",
-    "RoboLLaVA": "llava",
-    "RoboQwen": "qwen_vl",
-    "RoboMoonDream": "moondream",
-    "RoboUform": "uform",
-    "RoboFlamingo": "flamingo",
-}
-# Their class -> our head, its number of layers.
-HEADS = {
-    "LSTMDecoder": ("lstm", 4),
-    "FCDecoder": ("mlp", 2),
-    "GPTDecoder": ("gpt2", 8),
-    "DiscreteDecoder": ("detokenizer", 1),
-}
+# Their class -> our head, its layers by default.
+HEADS = robovlms_config.HEADS
 # Auxiliary training loss (use_clip_norm): no part of the policy.
 IGNORE = (r"^clip_norm_head\.",)
 
-# Their data_mix -> our dataset names, as far as they were evaluated on.
-_MIXES = {
-    "bridge": ("bridge_orig",),
-    "rt_1": ("fractal20220817_data",),
-    "oxe_magic_soup": ("fractal20220817_data", "bridge_orig"),
-}
 _WRAPPERS = ("_forward_module.", "module.")  # DeepSpeed, data parallel
 _LORA = re.compile(r"^(.*)\.lora_(A|B)\.[^.]+\.weight$")
 
@@ -168,7 +145,10 @@ def _canonical(name: str) -> str:
 
 
 def to_config(original: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """One of their JSON configs -> our raw config.
+    """One of their JSON configs -> our raw config, as far as a trained policy goes.
+
+    The model and the units of its actions; what matters in training only is not looked at, see
+    `robovlms_config.to_raw` for all.
 
     Args:
         original: theirs.
@@ -177,87 +157,7 @@ def to_config(original: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str,
     Raises:
         ConfigError: listing every key that is missing or asks for what is not there.
     """
-    raw, problems = copy.deepcopy(dict(base)), []
-    needed = ("robovlm_name", "act_head", "window_size", "fwd_pred_next_n", "train_dataset")
-    missing = [key for key in needed if not original.get(key)]
-    if missing:
-        raise ConfigError(f"not a config of RoboVLMs' policies: {missing} missing or empty")
-    head, window = original["act_head"], original["window_size"]
-    model, structure = raw["model"], raw["model"]["structure"]
-
-    def put(group: dict[str, Any], key: str, value: Any, default: Any, theirs: str) -> None:
-        if key in group:
-            group[key] = value
-        elif value != default:
-            problems.append(f"{theirs}: {value!r} has no counterpart in this version")
-
-    def pick(table: Mapping[str, Any], key: str, theirs: str) -> Any:
-        if key not in table:
-            problems.append(f"{theirs}: {key!r} is none of {sorted(table)}")
-            return next(iter(table.values()))
-        return table[key]
-
-    for key in ("parent", "use_state", "use_mu_law", "regular_action", "fwd_head"):
-        if original.get(key):
-            problems.append(f"{key}: {original[key]!r} has no counterpart")
-    model["backbone"]["name"] = pick(BACKBONES, original["robovlm_name"], "robovlm_name")
-    kind, layers = pick(HEADS, head["type"], "act_head.type")
-    model["head"].update(kind=kind, layers=head.get("num_layers", layers))
-    model["head"]["hidden"] = head.get("hidden_size", 1024)
-    model["action_dim"] = head.get("action_dim", 7)
-    put(
-        model["head"],
-        "down_sample",
-        head.get("down_sample", "none"),
-        "none",
-        "act_head.down_sample",
-    )
-    for key, ours in (("n_bin", "bins"), ("min_action", "low"), ("max_action", "high")):
-        if kind == "detokenizer" and key in head:
-            value = head[key] if ours == "bins" else float(head[key])
-            put(model["head"], ours, value, None, f"act_head.{key}")
-    space = head.get("action_space", "continuous")
-    histories = {"post": "policy_head", "pre": "interleaved", "video": "video"}
-    structure["kind"] = (
-        "discrete"
-        if space == "discrete"
-        else "one_step"
-        if kind == "mlp" and window == 1
-        else pick(histories, head.get("history_type", "post"), "act_head.history_type")
-    )
-    structure.update(
-        window=window,
-        chunk=original["fwd_pred_next_n"],
-        latent=head.get("latent", 1),
-        cameras=("primary", "wrist") if original.get("use_hand_rgb") else ("primary",),
-    )
-    source = head.get("token_source", "all") if space == "down_sample" else "action"
-    put(structure, "readout", source, "action", "act_head.token_source")
-    resampler = 64 if original.get("use_vision_resampler") else 0
-    put(structure, "resampler", resampler, 0, "use_vision_resampler")
-    raw["data"].update(_data(original, problems))
-    if problems:
-        raise ConfigError(
-            f"{len(problems)} problem(s) in their config:\n  " + "\n  ".join(problems)
-        )
-    return raw
-
-
-def _data(original: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    low, high = original.get("norm_min", -1), original.get("norm_max", 1)
-    if original.get("norm_action") and low != -high:
-        problems.append(f"norm_min, norm_max: {low} and {high} are not symmetric")
-    found: dict[str, Any] = {"clip": float(high) if original.get("norm_action") else 1.0}
-    data = original["train_dataset"]
-    for part in data if isinstance(data, list) else [data]:
-        if part.get("type") == "DiskCalvinDataset":
-            names, found["normalization"] = ("calvin",), "none"
-        elif part.get("data_mix") in _MIXES:
-            names, found["normalization"] = _MIXES[part["data_mix"]], "q99"
-        else:
-            continue
-        folder = part.get("data_dir", part.get("data_root_dir", ""))
-        found["datasets"] = tuple({"spec": n, "dir": folder, "weight": 1.0} for n in names)
-        return found
-    problems.append(f"train_dataset: neither DiskCalvinDataset nor a data_mix of {sorted(_MIXES)}")
-    return found
+    raw, problems = robovlms_config.start(original, base)
+    groups = ("act_head.", "fwd_head", "regular_action", "use_mu_law", "tcp_rel")
+    problems += [x for x in robovlms_keys.refusals(original) if x.startswith(groups)]
+    return robovlms_config.finish(raw, problems)

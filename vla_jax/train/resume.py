@@ -10,7 +10,8 @@ from vla_jax.config import ConfigError
 # Where a resumed run's config may differ from the stored one without a word: nothing here
 # changes what the run computes. `[i]` stands for any index.
 MACHINE = (
-    "mesh", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every",
+    "mesh", "train.log_every", "train.eval_every", "train.eval_batches", "train.check_epochs",
+    "train.save_every",
     "train.keep", "train.tensorboard", "train.wandb", "data.threads", "data.prefetch",
     "data.cache_dir", "data.index", "data.datasets[i].dir", "data.cotrain.path",
     "data.cotrain.images", "model.backbone.hf_dir", "model.remat",
