@@ -2,6 +2,7 @@
 
     python launch/train.py --config=configs/kosmos_ph.py --workdir=runs/kosmos_ph
     python launch/train.py --config=... --workdir=... --config.train.batch_size=32
+    python launch/train.py --config=... --workdir=... --init=runs/another
 
 The workdir gets checkpoints/ (all that resuming and serving need), log.jsonl and, at the end,
 eval.json. A run whose workdir holds a checkpoint goes on from it; SIGTERM saves and exits with 0.
@@ -26,7 +27,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_jax.config import Config, ConfigError, resolve, to_dict
-from vla_jax.convert import hf
+from vla_jax.convert.start import Start
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.loader import Loader, open_datasets
 from vla_jax.data.text import Tokenizer
@@ -41,6 +42,7 @@ from vla_jax.train.optim import make_optimizer
 from vla_jax.train.step import make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config")
+INIT = flags.DEFINE_string("init", None, "Checkpoint whose weights a new run starts from.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 USER_ERRORS = (
     ConfigError, DataError, TextLengthError, WeightError, FileNotFoundError,
@@ -61,8 +63,8 @@ def train(config: Config, workdir: Path) -> None:
     logger.info("mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
 
     # The model, and what this run was before, if it was.
-    hf_dir = config.model.backbone.hf_dir
-    model = vla.build(config.model, hf.read_arch(hf_dir, config.model) if hf_dir else None)
+    origin = Start(config.model, INIT.value)
+    model = vla.build(config.model, origin.arch())
     config = with_complete_arch(config, model.arch)
     c, checkpoints = config.train, checkpoint.Checkpoints(workdir, config.train.keep)
     start = checkpoints.latest_step() or 0
@@ -84,10 +86,9 @@ def train(config: Config, workdir: Path) -> None:
     prompts = [prompt.format(instruction=text.strip()) for text in data.instructions]
     if meta:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
-    elif hf_dir:
-        tokenizer = Tokenizer.from_dir(hf_dir)
     else:
-        tokenizer = Tokenizer.build(prompts, model.arch["text_config"]["vocab_size"])
+        tokenizer = origin.tokenizer()
+        tokenizer = tokenizer or Tokenizer.build(prompts, model.arch["text_config"]["vocab_size"])
 
     def encode(instruction: str) -> Any:
         return tokenizer.encode(prompt.format(instruction=instruction.strip()), structure.text_len)
@@ -111,10 +112,8 @@ def train(config: Config, workdir: Path) -> None:
         now, position = checkpoints.restore(template, start)
         logger.info("resumed at step %d", start)
     else:
-        position, loaded = 0, {}
-        if hf_dir:
-            place = functools.partial(state.place, template)
-            loaded = hf.load(hf_dir, config.model, state.shapes(template), place)
+        place = functools.partial(state.place, template)
+        position, loaded = 0, origin.load(state.shapes(template), place)
         now = state.create(init, optimizer, template, config.seed, loaded)
         meta = {
             "statistics": data.statistics,
