@@ -34,10 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     flags = _parse_flags(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every phase of every save
-    from vla_jax.convert.output import Stopwatch  # after the flags: --help need not wait for jax
+    from vla_jax.convert import output  # after the flags: --help need not wait for jax
 
-    watch = Stopwatch()
+    watch = output.Stopwatch()
     try:
+        output.check_free(flags.out, flags.overwrite)  # before the work, not after
         flags.command(flags)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         logging.debug("traceback of the error below", exc_info=True)
@@ -86,7 +87,7 @@ def export_hf(flags: argparse.Namespace) -> None:
             overwrite=flags.overwrite,
             done=bar.update,
         )
-    _summary(exported.shapes, exported.changed, flags.out)
+    _summary(stored.leaves, exported.changed, flags.out)
 
 
 def export_robovlms(flags: argparse.Namespace) -> None:
@@ -98,7 +99,7 @@ def export_robovlms(flags: argparse.Namespace) -> None:
         exported = exporting.to_robovlms(
             stored, flags.out, flags.bare, _dtype(flags), flags.overwrite, bar.update
         )
-    _summary(exported.shapes, exported.changed, flags.out)
+    _summary(stored.leaves, exported.changed, flags.out)
 
 
 def _save(found: Any, flags: argparse.Namespace) -> None:
@@ -106,7 +107,7 @@ def _save(found: Any, flags: argparse.Namespace) -> None:
         with _bar(found.leaves) as bar:
             found.save(flags.out, flags.overwrite, lambda leaf: bar.update(leaf.nbytes))
     where = "nowhere: all of it fits" if flags.check else flags.out
-    _summary({path: leaf.shape for path, leaf in found.leaves.items()}, found.changed, where)
+    _summary(found.leaves, found.changed, where)
     model = found.config.model
     print(f"model: {model.backbone.name} / {model.structure.kind} / {model.head.kind}")
     if found.fresh:
@@ -115,9 +116,8 @@ def _save(found: Any, flags: argparse.Namespace) -> None:
         print(f"passed over, they carry nothing: {_few(found.unused)}")
 
 
-def _summary(shapes: Mapping[str, Any], changed: Sequence[str], where: str) -> None:
-    count = sum(int(np.prod(shape)) for shape in shapes.values())
-    print(f"{count:,} numbers in {len(shapes)} tensors -> {where}")
+def _summary(leaves: Mapping[str, Any], changed: Sequence[str], where: str) -> None:
+    print(f"{sum(leaf.size for leaf in leaves.values()):,} parameters -> {where}")
     print(f"types: {len(changed)} changed: {_few(changed)}" if changed else "types: all kept")
 
 

@@ -2,6 +2,7 @@
 
     python launch/train.py --config=configs/kosmos_ph.py --workdir=runs/kosmos_ph
     python launch/train.py --config=... --workdir=... --config.train.batch_size=32
+    python launch/train.py --config=... --workdir=... --init=runs/another
 
 The workdir gets checkpoints/ (all that resuming and serving need), log.jsonl and, at the end,
 eval.json. A run whose workdir holds a checkpoint goes on from it; SIGTERM saves and exits with 0.
@@ -28,8 +29,8 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_jax.config import Config, ConfigError, resolve, to_dict
-from vla_jax.convert import hf
 from vla_jax.convert.sentences import embed as embed_sentences
+from vla_jax.convert.start import Start
 from vla_jax.data.captions import CaptionLoader, CaptionSet, check_texts
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.loader import Loader, open_datasets
@@ -44,6 +45,7 @@ from vla_jax.train.optim import make_optimizer
 from vla_jax.train.step import make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config")
+INIT = flags.DEFINE_string("init", None, "Checkpoint whose weights a new run starts from.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 USER_ERRORS = (
     ConfigError, DataError, TextLengthError, WeightError, FileNotFoundError,
@@ -67,8 +69,8 @@ def train(config: Config, workdir: Path) -> None:
     logger.info("mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
 
     # The model, and what this run was before, if it was.
-    hf_dir = config.model.backbone.hf_dir
-    model = vla.build(config.model, hf.read_arch(hf_dir, config.model) if hf_dir else None)
+    origin = Start(config.model, INIT.value)
+    model = vla.build(config.model, origin.arch())
     config = with_complete_arch(config, model.arch)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
     start = checkpoints.latest_step() or 0
@@ -93,11 +95,9 @@ def train(config: Config, workdir: Path) -> None:
     prompts = [prompt.format(instruction=text.strip()) for text in data.instructions]
     if meta:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
-    elif hf_dir:
-        tokenizer = Tokenizer.from_dir(hf_dir)
     else:
         words = itertools.chain(prompts, texts.words(cotrain.prompt) if texts else ())
-        tokenizer = Tokenizer.build(words, vla.word_ids(model))
+        tokenizer = origin.tokenizer() or Tokenizer.build(words, vla.word_ids(model))
 
     def encode(instruction: str) -> Any:
         return tokenizer.encode(prompt.format(instruction=instruction.strip()), structure.text_len)
@@ -127,10 +127,8 @@ def train(config: Config, workdir: Path) -> None:
         check_texts(texts, position)
         logger.info("resumed at step %d", start)
     else:
-        position, loaded = 0, {}
-        if hf_dir:
-            place = functools.partial(state.place, template)
-            loaded = hf.load(hf_dir, config.model, lora.without(state.shapes(template)), place)
+        place = functools.partial(state.place, template)
+        position, loaded = 0, origin.load(lora.without(state.shapes(template)), place)
         now = state.create(init, optimizer, template, config.seed, loaded)
         meta = {
             "statistics": data.statistics,

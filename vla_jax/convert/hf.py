@@ -17,10 +17,11 @@ def read_arch(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
     """The backbone's architecture: the folder's config.json, then the config's overrides."""
     file, _ = BACKBONES[config.backbone.name]
     base = file.arch(json.loads((Path(folder) / "config.json").read_text()), strict=False)
-    return _override(base, config.backbone.arch, file)
+    return override(base, config.backbone.arch, file)
 
 
-def _override(base: dict[str, Any], overrides: Mapping[str, Any], file: Any) -> dict[str, Any]:
+def override(base: dict[str, Any], overrides: Mapping[str, Any], file: Any) -> dict[str, Any]:
+    """`base` with a config's overrides, whose keys must be the backbone's."""
     file.arch(overrides)  # refuses unknown keys
     merged = dict(base)
     for key, value in overrides.items():

@@ -179,16 +179,20 @@ def _random(
     model: vla.VLA, seed: int, shapes: Mapping[str, Any], dtype: np.dtype | None
 ) -> dict[str, Lazy]:
     """The parameters a run with this seed would start with; the rest of the model is not made."""
-    if not shapes:
-        return {}
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
         flat = rules.flatten(vla.initial_params(model, key))
         return {path: flat[path] for path in shapes}
 
-    values = jax.jit(make)(jax.random.split(jax.random.key(seed))[0])  # as in train.state.create
-    arrays = {path: np.asarray(x, dtype) for path, x in values.items()}
-    return {p: Lazy(x.shape, x.dtype, functools.partial(np.asarray, x)) for p, x in arrays.items()}
+    @functools.cache
+    def values() -> dict[str, jax.Array]:
+        return jax.jit(make)(jax.random.split(jax.random.key(seed))[0])  # as in train.state.create
+
+    stored = dtype or np.dtype(np.float32)
+    return {
+        path: Lazy(shape, stored, lambda path=path: np.asarray(values()[path], stored))
+        for path, shape in shapes.items()
+    }
 
 
 def _tokenizer(folder: str | Path) -> str:

@@ -14,6 +14,18 @@ class OutputError(ValueError):
     """A place that cannot be written to."""
 
 
+def check_free(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse a place that is taken; an empty folder is not.
+
+    Raises:
+        OutputError: if something is there and `overwrite` is off.
+    """
+    path = Path(path).absolute()
+    taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if taken and not overwrite:
+        raise OutputError(f"{path}: exists; choose another OUT or add --overwrite")
+
+
 @contextmanager
 def whole(path: str | Path, overwrite: bool = False, folder: bool = True) -> Iterator[Path]:
     """A path to write to, which becomes `path` if the block ends well and vanishes if it does not.
@@ -26,10 +38,8 @@ def whole(path: str | Path, overwrite: bool = False, folder: bool = True) -> Ite
     Raises:
         OutputError: if something is there and `overwrite` is off.
     """
+    check_free(path, overwrite)
     path = Path(path).absolute()
-    taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    if taken and not overwrite:
-        raise OutputError(f"{path}: exists; choose another OUT or add --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -60,11 +70,12 @@ def peak_rss_bytes() -> int:
 
 
 class Stopwatch:
-    """Wall time since it was made, as text."""
+    """Wall time since it was made, CPU time and memory of the process, as text."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
 
     def __str__(self) -> str:
         wall = time.perf_counter() - self._began
-        return f"{wall:.1f} s, peak RSS {peak_rss_bytes() / 2**30:.2f} GiB"
+        used = f"{time.process_time():.1f} s of CPU, peak RSS {peak_rss_bytes() / 2**30:.2f} GiB"
+        return f"{wall:.1f} s, {used}"

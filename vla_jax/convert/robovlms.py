@@ -25,7 +25,7 @@ _WRAPPERS = ("_forward_module.", "module.")  # DeepSpeed, data parallel
 _LORA = re.compile(r"^(.*)\.lora_(A|B)\.[^.]+\.weight$")
 
 
-def open_source(path: str | Path, lora_alpha: float | None = None) -> "Canonical":
+def open_source(path: str | Path, lora_alpha: float | int | None = None) -> "Canonical":
     """A checkpoint under bare names (`backbone.…`, `act_head.…`, `action_token`).
 
     Args:
@@ -58,7 +58,7 @@ class Canonical:
         prefix: "model." if the names had it.
     """
 
-    def __init__(self, source: Source, lora_alpha: float | None = None):
+    def __init__(self, source: Source, lora_alpha: float | int | None = None):
         """Sorts the names; reads nothing.
 
         Raises:

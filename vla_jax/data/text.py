@@ -60,7 +60,15 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: the text is empty: weights imported without a tokenizer.
+        """
+        if not text:
+            raise ValueError(
+                "the checkpoint has no tokenizer: import it again from a folder that has one"
+            )
         return cls(_Backend.from_str(text))
 
     def to_json(self) -> str:

@@ -46,7 +46,8 @@ class Checkpoints:
         read_only: for tools and serving: nothing is created, removed or checked for leftovers.
 
     Raises:
-        CheckpointError: if the folder holds something else.
+        CheckpointError: if the folder holds something else, or imported weights and is not
+            `read_only`.
     """
 
     def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
@@ -67,6 +68,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory, item_handlers=handlers, options=options
         )
+        if not read_only and self.latest_step() == 0:
+            raise CheckpointError(
+                f"{self.directory}: holds imported weights, no run; start one from them with "
+                "--init and another --workdir"
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -1,0 +1,88 @@
+"""A new run from nothing, from a Hugging Face folder, from a checkpoint."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch import convert
+from vla_jax.config import ConfigError, resolve
+from vla_jax.convert import hf, store
+from vla_jax.convert.start import Start
+from vla_jax.data.text import Tokenizer
+from vla_jax.models.weights import WeightError
+from vla_jax.train import checkpoint
+
+TINY = Path(__file__).parents[1] / "fixtures" / "hf_kosmos2"
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    shutil.copytree(TINY, folder / "hf")
+    (folder / "hf" / "tokenizer.json").write_text(Tokenizer.build(["a b"], 64).to_json())
+    small = ("--set=model.head.hidden=8", "--set=model.head.layers=1")
+    assert convert.main(["import-hf", str(folder / "hf"), str(folder / "run"), *small]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def config(imported):
+    return resolve(store.Stored(imported).meta["config"]).model
+
+
+def test_from_a_checkpoint(imported, config):
+    plain = dataclasses.replace(config.backbone, arch={}, hf_dir="")
+    start = Start(dataclasses.replace(config, backbone=plain), imported)
+    arch = start.arch()
+    assert arch == hf.read_arch(TINY, config)
+    tokenizer = start.tokenizer()
+    assert tokenizer is not None
+    assert tokenizer.token_id("a") == 5
+    leaves = store.Stored(imported).leaves
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    loaded = start.load(shapes, lambda _, x: x)
+    assert set(loaded) == set(shapes)
+    np.testing.assert_array_equal(loaded["action_token"], leaves["action_token"].read())
+    kernel = "head/layer0/state_kernel"
+    np.testing.assert_array_equal(loaded[kernel], leaves[kernel].read())
+
+    shapes["head/more"] = shapes.pop("action_token")
+    shapes[kernel] = (9, 9)
+    with pytest.raises(WeightError) as caught:
+        start.load(shapes, lambda _, x: x)
+    for line in ("missing:\n  head/more", "unexpected:\n  action_token", f"{kernel}: [8, 32]"):
+        assert line in str(caught.value)
+
+
+def test_a_folder_and_nothing(imported, config):
+    start = Start(config)
+    assert start.arch() == config.backbone.arch
+    assert start.tokenizer() is not None
+    shapes = {path: leaf.shape for path, leaf in store.Stored(imported).leaves.items()}
+    loaded = start.load(shapes, lambda _, x: x.shape)
+    assert loaded == {path: s for path, s in shapes.items() if path.startswith("backbone/")}
+    nothing = Start(
+        dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, hf_dir=""))
+    )
+    assert (nothing.arch(), nothing.tokenizer()) == (None, None)
+    assert nothing.load(shapes, lambda _, x: x) == {}
+
+
+def test_what_cannot_be(imported, config, tmp_path):
+    other = dataclasses.replace(config.backbone, name="other")
+    with pytest.raises(ConfigError, match="of backbone 'kosmos2', the config asks for 'other'"):
+        Start(dataclasses.replace(config, backbone=other), imported)
+    with pytest.raises(checkpoint.CheckpointError, match="no such folder"):
+        Start(config, tmp_path / "none")
+    with pytest.raises(checkpoint.CheckpointError, match="start one from them with --init"):
+        checkpoint.Checkpoints(imported)
+    stored = store.Stored(imported)
+    (tmp_path / "run").mkdir()
+    meta = {k: v for k, v in stored.meta.items() if k != "format"} | {"tokenizer": ""}
+    store.write(tmp_path / "run", stored.leaves, json.loads(json.dumps(meta)))
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        Start(config, tmp_path / "run").tokenizer()

@@ -1,0 +1,94 @@
+"""What a new run starts from: nothing, a Hugging Face folder, or a checkpoint of ours."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_jax.config import ConfigError, ModelConfig
+from vla_jax.convert import hf, lora, store
+from vla_jax.data.text import Tokenizer
+from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.weights import KeyReport, WeightError
+
+
+class Start:
+    """The architecture, tokenizer and weights a run begins with.
+
+    Args:
+        config: of the model to train; `backbone.hf_dir` may name a Hugging Face folder.
+        checkpoint: workdir of another run or of launch/convert.py; comes before `hf_dir`. All its
+            weights are taken, the head's too.
+
+    Raises:
+        CheckpointError: no usable checkpoint there.
+        ConfigError: it is of another backbone.
+    """
+
+    def __init__(self, config: ModelConfig, checkpoint: str | Path | None = None):
+        self._config = config
+        self._stored = store.Stored(checkpoint) if checkpoint else None
+        self._where = str(checkpoint or config.backbone.hf_dir)
+        if self._stored:
+            name = self._stored.meta["config"]["model"]["backbone"]["name"]
+            if name != config.backbone.name:
+                raise ConfigError(
+                    f"{checkpoint}: of backbone {name!r}, the config asks for "
+                    f"{config.backbone.name!r}"
+                )
+
+    def arch(self) -> dict[str, Any] | None:
+        """The backbone's complete architecture; None leaves it to the config."""
+        if self._stored:
+            file, _ = BACKBONES[self._config.backbone.name]
+            base = self._stored.meta["config"]["model"]["backbone"]["arch"]
+            return hf.override(base, self._config.backbone.arch, file)
+        return hf.read_arch(self._where, self._config) if self._where else None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The one the weights were trained with; None if there are no weights.
+
+        Raises:
+            ConfigError: the checkpoint was imported without one.
+            FileNotFoundError: nor has the folder one.
+        """
+        if self._stored:
+            try:
+                return Tokenizer.from_json(self._stored.meta["tokenizer"])
+            except ValueError as error:
+                raise ConfigError(f"{self._where}: {error}") from error
+        return Tokenizer.from_dir(self._where) if self._where else None
+
+    def load(
+        self, shapes: Mapping[str, tuple[int, ...]], place: Callable[[str, np.ndarray], Any]
+    ) -> dict[str, Any]:
+        """The weights, one parameter in host memory at a time; {} if there are none.
+
+        Args:
+            shapes: our path -> shape of every parameter of the model.
+            place: (our path, array) -> what to keep.
+
+        Raises:
+            WeightError: with everything that does not fit.
+        """
+        if not self._stored:
+            if not self._where:
+                return {}
+            return hf.load(self._where, self._config, shapes, place)
+        leaves = self._stored.leaves
+        settings = self._stored.meta["config"].get("lora", {})
+        if any(lora.is_factor(path) for path in leaves):
+            leaves = lora.merged(leaves, settings["alpha"] / settings["rank"])
+        report = KeyReport(
+            missing=tuple(path for path in shapes if path not in leaves),
+            unexpected=tuple(path for path in leaves if path not in shapes),
+            misshaped=tuple(
+                f"{path}: {list(leaf.shape)}, the model has {list(shapes[path])}"
+                for path, leaf in leaves.items()
+                if path in shapes and leaf.shape != tuple(shapes[path])
+            ),
+        )
+        if report:
+            raise WeightError(f"{self._where}:\n{report}")
+        return {path: place(path, leaf.read()) for path, leaf in leaves.items()}
