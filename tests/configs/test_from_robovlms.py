@@ -168,7 +168,8 @@ OTHER: dict[str, tuple[str, Any, dict[str, Any]]] = {
 }
 # Tested by themselves below.
 SEPARATE = {
-    "use_clip_norm", "clip_norm_ratio", "image_size", "norm_min", "norm_max", "train_dataset.type", "train_dataset.data_paths",
+    "use_clip_norm", "clip_norm_ratio", "image_size", "norm_min", "norm_max",
+    "train_dataset.type", "train_dataset.data_paths",
     "train_dataset.image_folder", "train_weights",
 }  # fmt: skip
 

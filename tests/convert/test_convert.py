@@ -11,8 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from launch import convert
-from tests.parity import golden
-from tests.parity.kosmos import _arch
+from tests.parity import golden, kosmos
 from vla_jax.convert import store, torch_write
 from vla_jax.convert.torch_read import TorchFile
 from vla_jax.data.text import Tokenizer
@@ -148,7 +147,7 @@ def robo_files(folder: Path, where: Path) -> tuple[Path, Path, dict[str, np.ndar
     torch_write.write(where / "x.pt", shapes, dtypes, aliases, lambda: iter(pairs))
     vlm = where / "vlm"
     vlm.mkdir()
-    arch = _arch({k.removeprefix("model."): v for k, v in tensors.items()})
+    _, arch = kosmos.describe({}, {k.removeprefix("model."): v for k, v in tensors.items()})
     (vlm / "config.json").write_text(json.dumps(arch))
     (vlm / "tokenizer.json").write_text(tokenizer())
     return where / "x.pt", vlm, tensors

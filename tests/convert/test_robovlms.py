@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 from configs import base
 from vla_jax.config import ConfigError, resolve
 from vla_jax.convert import maps, released, robovlms
+from vla_jax.data.gripper import GripperState
 from vla_jax.models.weights import Weight, WeightError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -51,7 +53,7 @@ def test_models_registered_twice(tmp_path):
 def test_lora_is_merged_and_twice_registered(tmp_path):
     rng = np.random.default_rng(0)
     w, a, b = rng.normal(size=(6, 4)), rng.normal(size=(2, 4)), rng.normal(size=(6, 2))
-    tensors = {"model.action_token": [0.0]}
+    tensors: dict[str, Any] = {"model.action_token": [0.0]}
     for top in ("model.model.base_model.model.", "model.backbone."):
         tensors[top + "q.base_layer.weight"] = w
         tensors[top + "q.lora_A.default.weight"] = a
@@ -126,7 +128,7 @@ def test_units_of_the_released_checkpoints():
     spec = specs["bridge_orig"]
     half = (0.028309678435325586 + 0.02872725307941437) / 2
     middle = (0.028309678435325586 - 0.02872725307941437) / 2
-    arm = spec.to_env(np.array([[1.0, 0, 0, 0, 0, 0]]), np.array([1]))
+    arm, _ = spec.to_env(np.array([[1.0, 0, 0, 0, 0, 0, 1]]), GripperState())
     np.testing.assert_allclose(arm[0, 0], middle + 0.65 * half, rtol=1e-6)
     assert specs["bridge_orig"].gripper_env == (-1.0, 1.0)
     with pytest.raises(ConfigError, match=r"statistics of \['mine'\] are not known"):

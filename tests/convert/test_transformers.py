@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,9 @@ def logits_of(run: Path) -> np.ndarray:
     pad = arch["text_config"]["pad_token_id"]
     positions = jnp.asarray(np.cumsum(ids != pad, axis=1) * (ids != pad) + pad, jnp.int32)
     valid = jnp.asarray(io["in/attention_mask"].astype(bool))
-    hidden = model.apply(tree, jnp.asarray(embeds), valid, positions)
+    hidden: Any = model.apply(
+        tree, jnp.asarray(embeds), valid, positions, method=lambda m, *args: m.text(*args)
+    )
     return np.asarray(jax.jit(lambda h: model.apply(tree, h, method="logits"))(hidden))
 
 

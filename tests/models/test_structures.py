@@ -9,7 +9,7 @@ import pytest
 
 from tests.models import tiny
 from vla_jax.models import structures, vla
-from vla_jax.models.backbones.base import Layout
+from vla_jax.models.backbones.base import Layout, Tokens
 from vla_jax.models.structures import Sequence
 
 LAYOUT = Layout(bos=1, eos=1)
@@ -25,15 +25,17 @@ def test_splice_per_row_and_padded():
     mask = jnp.asarray([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
     tokens, seen = tagged([[11, 12]] * 2), jnp.ones((2, 2), bool)
     inserted = tagged([[21, 22]] * 2)
-    args = (text, mask, tokens, seen, inserted, LAYOUT)
-    embeds, valid, first = structures.splice(*args, padded=False)
+    place = jnp.asarray([[0, 1]] * 2)
+    args = (text, mask, tokens, seen, place, inserted, LAYOUT)
+    (embeds, valid, place, *_), first = structures.splice(*args, padded=False)
+    assert place.tolist() == [[-1, 0, 1] + [-1] * 7] * 2
     assert embeds[..., 0].astype(int).tolist() == [
         [1, 11, 12, 2, 3, 21, 22, 4, 0, 0],
         [1, 11, 12, 2, 3, 5, 6, 21, 22, 4],
     ]
     assert valid.sum(1).tolist() == [8, 10]
     assert first[:, 0].tolist() == [5, 7]
-    embeds, valid, first = structures.splice(*args, padded=True)
+    (embeds, valid, *_), first = structures.splice(*args, padded=True)
     assert embeds[0, :, 0].astype(int).tolist() == [1, 11, 12, 2, 3, 4, 0, 21, 22, 0]
     assert valid[0].astype(int).tolist() == [1, 1, 1, 1, 1, 1, 0, 1, 1, 0]
     assert first[:, 0].tolist() == [7, 7]
@@ -46,8 +48,9 @@ def test_splice_per_row_and_padded():
 def test_columns_of_a_steps_own_tokens(readout, tags):
     text = tagged([[1, 2, 3, 4, 0, 0]])
     mask = jnp.asarray([[1, 1, 1, 1, 0, 0]], bool)
-    args = (tagged([[11, 12]]), jnp.ones((1, 2), bool), text[:, :0], LAYOUT, False)
-    embeds, valid, first = structures.splice(text, mask, *args)
+    seen, place = jnp.ones((1, 2), bool), jnp.asarray([[0, 1]])
+    args = (tagged([[11, 12]]), seen, place, text[:, :0], LAYOUT, False)
+    (embeds, valid, *_), first = structures.splice(text, mask, *args)
     columns, read = structures.columns_of(readout, valid, first, 2, LAYOUT)
     found = structures.take(embeds, columns)[0, :, 0][np.asarray(read[0])]
     assert found.astype(int).tolist() == tags
@@ -59,20 +62,23 @@ def test_join_leaves_out_what_is_not_there(padded):
     tags = np.arange(1, 19).reshape(6, 3)
     valid = jnp.asarray(np.tile([1, 1, 0], (6, 1)), bool)
     columns = jnp.ones((6, 1), jnp.int32)
-    steps = Sequence(tagged(tags), valid, columns, jnp.ones((6, 1), bool))
+    tokens = Tokens(tagged(tags), valid, jnp.asarray(np.tile([0, 1, -1], (6, 1))))
+    steps = Sequence(tokens, columns, jnp.ones((6, 1), bool))
     keep = jnp.asarray([[0, 1, 1], [1, 1, 1]], bool)
     found = structures.join(steps, keep, padded)
-    order = found.embeds[..., 0].astype(int).tolist()
+    order = found.tokens.embeds[..., 0].astype(int).tolist()
     if padded:
         assert order[0][:6] == [4, 5, 6, 7, 8, 9]
         assert order[1] == list(range(10, 19))
     else:
         assert order[0][:4] == [4, 5, 7, 8]
         assert order[1][:6] == [10, 11, 13, 14, 16, 17]
-        assert found.valid.sum(1).tolist() == [4, 6]
-        assert not bool((~found.valid[:, :-1] & found.valid[:, 1:]).any())  # no gaps
+        assert found.tokens.valid.sum(1).tolist() == [4, 6]
+        valid = found.tokens.valid
+        assert not bool((~valid[:, :-1] & valid[:, 1:]).any())  # no gaps
+        assert found.tokens.place[0, :4].tolist() == [0, 1, 0, 1]
     # Columns still point at the same tokens.
-    picked = structures.take(found.embeds, found.columns)[..., 0].astype(int)
+    picked = structures.take(found.tokens.embeds, found.columns)[..., 0].astype(int)
     assert picked[0, 1:].tolist() == [5, 8]
     assert picked[1].tolist() == [11, 14, 17]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity import golden, kosmos, original
+from tests.parity import golden, original, robo
 from tests.parity.table import Row, compare
 from vla_jax.models import structures, vla
 from vla_jax.models.action_tokenizer import ActionTokenizer
@@ -18,10 +18,10 @@ from vla_jax.types import Actions
 METRICS = ("loss_arm", "acc_arm", "acc_gripper", "action_l1")
 
 
-def robo(folder: Path) -> Iterator[Row]:
-    """RoboKosMos with the detokenizer: the original's own ids, then our way from actions."""
+def run(describe: robo.Describe, folder: Path) -> Iterator[Row]:
+    """The detokenizer: the original's own ids, then our way from actions."""
     io, config = golden.arrays(folder), golden.config(folder)
-    model, rows, params = kosmos.build(folder, config)
+    model, rows, params = robo.build(folder, config, describe)
     ids, labels, mask = (
         jnp.asarray(io[f"batch/instr_and_action_{name}"]) for name in ("ids", "labels", "mask")
     )
@@ -35,19 +35,20 @@ def robo(folder: Path) -> Iterator[Row]:
         n = tokens.shape[2]
         text = m.backbone.embed_text(ids.reshape(b * w, s).astype(jnp.int32))
         seen = jnp.ones((b * w, n), bool)
-        embeds, valid, _ = structures.splice(
+        given, _ = structures.splice(
             text,
             mask.reshape(b * w, s).astype(bool),
             tokens.reshape(b * w, n, -1),
             seen,
+            jnp.broadcast_to(jnp.arange(n), seen.shape),
             text[:, :0],
             m.layout,
             padded=True,
         )
         every = jnp.broadcast_to(jnp.arange(n + s), (b * w, n + s))
-        sequence = structures.Sequence(embeds, valid, every, every >= 0)
+        sequence = structures.Sequence(given, every, every >= 0)
         sequence = structures.join(sequence, jnp.ones((b, w), bool), padded=True)
-        logits = m.backbone.logits(m.backbone(sequence.embeds, sequence.valid))
+        logits = m.backbone.logits(m.backbone(sequence.tokens))
         none = jnp.full((b, w, n), NO_LABEL)
         wanted = jnp.concatenate([labels[..., :1], none, labels[..., 1:]], axis=-1).reshape(b, -1)
         total, metrics = token_loss(logits[:, :-1], wanted[:, 1:], m.head.tokenizer, 7)
@@ -59,14 +60,14 @@ def robo(folder: Path) -> Iterator[Row]:
     (total, aux), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     metrics, sequence, logits = aux
     valid = io["fwd/lm0_attention_mask"]
-    yield compare("sequence", sequence.embeds, io["fwd/lm0_inputs_embeds"], kosmos.TOLERANCE)
-    yield compare("attention mask", sequence.valid, valid, 0.0)
+    yield compare("sequence", sequence.tokens.embeds, io["fwd/lm0_inputs_embeds"], robo.TOLERANCE)
+    yield compare("attention mask", sequence.tokens.valid, valid, 0.0)
     if "fwd/lm0_logits" in io:
-        yield compare("logits", logits, io["fwd/lm0_logits"], kosmos.TOLERANCE)
-    yield compare("loss", total, io["loss/total"], kosmos.TOLERANCE)
+        yield compare("logits", logits, io["fwd/lm0_logits"], robo.TOLERANCE)
+    yield compare("loss", total, io["loss/total"], robo.TOLERANCE)
     for name in METRICS:
-        yield compare(name, metrics[name], io[f"pred/{name}_act"], kosmos.TOLERANCE)
-    yield from kosmos.gradients(folder, rows, grads, io)
+        yield compare(name, metrics[name], io[f"pred/{name}_act"], robo.TOLERANCE)
+    yield from robo.gradients(folder, rows, grads, io)
     if bool(mask.all()):
         yield from _from_actions(model, params, io, images)
     if "infer/action_0" in io:
@@ -91,10 +92,10 @@ def _from_actions(
     run = jax.jit(lambda p: model.apply({"params": p}, *args, method="loss"))
     found: Any = run(params)
     total, metrics = found
-    yield compare("loss from actions", total, io["loss/total"], kosmos.TOLERANCE)
+    yield compare("loss from actions", total, io["loss/total"], robo.TOLERANCE)
     for name in METRICS[1:]:
         got, expected = metrics[name], io[f"pred/{name}_act"]
-        yield compare(f"{name} from actions", got, expected, kosmos.TOLERANCE)
+        yield compare(f"{name} from actions", got, expected, robo.TOLERANCE)
 
 
 def _written(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Row:
@@ -108,4 +109,4 @@ def _written(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Row:
     prediction, _ = jax.jit(lambda: model.apply({"params": params}, now, history, method="step"))()
     arm, is_open = prediction.arm[:, 0, 0], prediction.gripper[:, 0, :1] > 0
     got = jnp.concatenate([arm, jnp.where(is_open, 1.0, -1.0)], axis=-1)
-    return compare("written action", got, io["infer/action_0"], kosmos.HEAD_TOLERANCE)
+    return compare("written action", got, io["infer/action_0"], robo.HEAD_TOLERANCE)

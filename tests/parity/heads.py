@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity import golden, original
-from tests.parity.kosmos import GRADIENT_TOLERANCE, HEAD_TOLERANCE, TOLERANCE, theirs
+from tests.parity.robo import GRADIENT_TOLERANCE, HEAD_TOLERANCE, TOLERANCE, theirs
 from tests.parity.table import Row, compare
 from vla_jax.config import StructureConfig
 from vla_jax.convert import maps, robovlms

@@ -1,5 +1,6 @@
 """Every golden folder against our code: `pytest tests/parity -s [--fixtures DIR]`."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,35 +8,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import discrete, heads, kosmos, lm, vision
+from tests.parity import discrete, heads, kosmos, lm, robo, vision
 from tests.parity.table import Row
 from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
 
 Runner = Callable[[Path], Iterator[Row]]
 
+# model_type -> what runs a VLM by itself
+MODELS: dict[str | None, Runner] = {"kosmos-2": kosmos.hf}
+# robovlm_name -> what reads the backbone of a policy off its folder
+POLICIES: dict[str, robo.Describe] = {"RoboKosMos": kosmos.describe}
+
 
 def find_runner(folder: Path) -> Runner | str:
     """The code that runs a folder, or why there is none yet."""
-    if runner := vision.find(folder):
-        return runner
     config, meta = (_read(folder / name) for name in ("config.json", "meta.json"))
     if (folder / "tables.npz").is_file():
         return heads.tokenizer
+    if runner := MODELS.get(config.get("model_type")) or vision.find(folder):
+        return runner
     if not (folder / "io.npz").is_file():
         return "no case of this kind yet"
-    if config.get("model_type") == "kosmos-2":
-        return kosmos.hf
     if config.get("model_type") in LANGUAGES:
         return lm.run
     if meta.get("cls") in robovlms.HEADS:
         return heads.continuous
     names = np.load(folder / "io.npz").files
     if "robovlm_name" in config and "batch/rgb" in names:
-        if config["robovlm_name"] != "RoboKosMos":
+        describe = POLICIES.get(config["robovlm_name"])
+        if describe is None:
             return f"robovlm_name {config['robovlm_name']}"
         discretely = config["act_head"].get("action_space") == "discrete"
-        return discrete.robo if discretely else kosmos.robo
+        return functools.partial(discrete.run if discretely else robo.run, describe)
     if {"logits", "labels", "loss.loss_arm"} <= set(names):
         return heads.discrete
     return "no case of this kind yet"

@@ -15,6 +15,7 @@ from vla_jax.config import Config, CotrainConfig, resolve
 from vla_jax.data.captions import CaptionLoader, CaptionSet
 from vla_jax.data.text import Tokenizer
 from vla_jax.models import vla
+from vla_jax.models.backbones.base import Tokens
 from vla_jax.models.captions import caption_loss
 from vla_jax.models.image import preprocess
 from vla_jax.models.losses import action_loss
@@ -61,7 +62,7 @@ def test_the_loss_is_the_next_tokens_cross_entropy_on_answers_alone():
         tokens, words = model.backbone.encode_images(images), model.backbone.embed_text(text)
         embeds = jnp.concatenate([words[:, :1], tokens, words[:, 1:]], axis=1)
         seen = jnp.concatenate([mask[:, :1], jnp.ones(tokens.shape[:2], bool), mask[:, 1:]], 1)
-        return model.backbone.logits(model.backbone(embeds, seen))
+        return model.backbone.logits(model.backbone(Tokens(embeds, seen, jnp.full(seen.shape, -1))))
 
     text, mask = jnp.asarray(told.text), jnp.asarray(told.text_mask)
     logits = np.asarray(model.apply(variables, images, text, mask, method=scores), np.float64)

@@ -26,7 +26,8 @@ def hugging_face(config: ModelConfig) -> tuple[list[w.Weight], tuple[str, ...]]:
         The rows (targets from the root of our tree) and regexes of names to pass over.
     """
     file, _ = BACKBONES[config.backbone.name]
-    return w.prefixed(file.weight_map(), "", "backbone/"), file.IGNORE
+    rows = file.weight_map(file.arch(config.backbone.arch))
+    return w.prefixed(rows, "", "backbone/"), file.IGNORE
 
 
 def policy(config: ModelConfig, prefix: str = "") -> list[w.Weight]:
@@ -51,7 +52,8 @@ def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight
     """
     file, _ = BACKBONES[config.backbone.name]
     head, _ = HEADS[config.head.kind]
-    rows = w.prefixed(file.weight_map(), prefix + "backbone.", "backbone/")
+    rows = file.weight_map(file.arch(config.backbone.arch))
+    rows = w.prefixed(rows, prefix + "backbone.", "backbone/")
     return [*rows, *policy(config, prefix)], (*file.IGNORE, *getattr(head, "IGNORE", ()))
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vla_jax.models.structures import splice
 from vla_jax.types import Captions
 
 
@@ -29,15 +30,21 @@ def caption_loss(
         The loss in float32 and its parts: loss_caption (itself) and acc_caption (share of the
         tokens that are the likeliest one). Both 0 when nothing is to be predicted.
     """
-    start, backbone = model.layout.bos, model.backbone
-    tokens = backbone.encode_images(images)
-    text = backbone.embed_text(captions.text)
-    embeds = jnp.concatenate([text[:, :start], tokens, text[:, start:]], axis=1)
-    seen = jnp.broadcast_to(captions.has_image[:, None], tokens.shape[:2])
-    mask = captions.text_mask
-    hidden = backbone(embeds, jnp.concatenate([mask[:, :start], seen, mask[:, start:]], axis=1))
+    layout, backbone = model.layout, model.backbone
+    images = backbone.encode_images(images)
+    text, mask = backbone.embed_text(captions.text), captions.text_mask
+    seen = jnp.broadcast_to(captions.has_image[:, None], images.shape[:2])
+    place = jnp.broadcast_to(jnp.arange(images.shape[1]), seen.shape)
+    none = text[:, :0]
+    tokens, _ = splice(text, mask, images, seen, place, none, layout, padded=False)
+    if layout.images == "encoded":  # the question is read, the answer is written
+        asked = mask & ~captions.target
+        tokens = tokens._replace(
+            embeds=text, valid=mask, place=jnp.full(mask.shape, -1), prompt_valid=asked
+        )
+    hidden = backbone(tokens)
     # Text column j stands at j + k; the column before it predicts it.
-    k, first = tokens.shape[1], max(start, 1)
+    k, first = tokens.embeds.shape[1] - text.shape[1], max(layout.bos, 1)
     logits = backbone.logits(hidden[:, k + first - 1 : -1]).astype(jnp.float32)
     return _cross_entropy(logits, captions.text[:, first:], captions.target[:, first:])
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from vla_jax.config import ModelConfig
+from vla_jax.config import ModelConfig, StructureConfig
 from vla_jax.models.backbones import BACKBONES
-from vla_jax.models.backbones.base import Layout
+from vla_jax.models.backbones.base import Layout, Tokens
 
 _STEPWISE = ("mlp", "diffusion", "flow")
 _ALL = ("mlp", "lstm", "gpt2", "diffusion", "flow")
@@ -88,12 +88,12 @@ def refusals(config: ModelConfig) -> list[str]:
     if reason := refusal(s.kind, head.kind):
         legal = ", ".join(kind.heads)
         problems.append(f"{s.kind} + {head.kind}: {reason}; {s.kind} takes {legal}")
-    refused = getattr(BACKBONES[config.backbone.name][0], "REFUSED", {})
+    name = config.backbone.name
+    refused = refused_by(name)
     if s.kind in refused:
-        legal = ", ".join(name for name in STRUCTURES if name not in refused)
-        reason = refused[s.kind]
-        name = config.backbone.name
-        problems.append(f"{name} + {s.kind}: {reason}; {name} takes {legal}")
+        legal = ", ".join(kind for kind in STRUCTURES if kind not in refused)
+        problems.append(f"{name} + {s.kind}: {refused[s.kind]}; {name} takes {legal}")
+    problems += _layout_refusals(config)
     if s.kind == "one_step" and s.window != 1:
         problems.append(f"structure.window: one_step has no history: 1, not {s.window}")
     if s.kind == "discrete":
@@ -121,6 +121,40 @@ def refusals(config: ModelConfig) -> list[str]:
             f"{s.latent}"
         )
     return problems
+
+
+def refused_by(backbone: str) -> dict[str, str]:
+    """Structures that a backbone cannot take -> why."""
+    file, _ = BACKBONES[backbone]
+    reasons: dict[str, str] = dict(getattr(file, "REFUSED", {}))
+    if file.LAYOUT.images != "spliced":
+        reason = "its images are not part of the sequence, so one sequence holds one step"
+        reasons = {"interleaved": reason, "video": reason, **reasons}
+    return reasons
+
+
+def _layout_refusals(config: ModelConfig) -> list[str]:
+    s, name = config.structure, config.backbone.name
+    images, problems = BACKBONES[name][0].LAYOUT.images, []
+    if images != "spliced" and s.kind == "discrete" and s.window != 1:
+        problems.append(
+            f"{name} + discrete: its images are not part of the sequence, so structure.window "
+            f"must be 1, not {s.window}"
+        )
+    legal = {"crossed": ("action", "text"), "encoded": ("action",)}.get(images)
+    if legal and s.readout not in legal:
+        problems.append(
+            f"{name} + structure.readout {s.readout!r}: only what its sequence holds can be read: "
+            + ", ".join(legal)
+        )
+    return problems
+
+
+def layout_of(config: ModelConfig) -> Layout:
+    """Where images and actions enter: the backbone's, or RoboVLMs' for its checkpoints."""
+    file, _ = BACKBONES[config.backbone.name]
+    padded = config.structure.act_insert == "padded_column"
+    return getattr(file, "ORIGINAL_LAYOUT", file.LAYOUT) if padded else file.LAYOUT
 
 
 @jax.tree_util.register_dataclass
@@ -157,43 +191,60 @@ class Sequence(NamedTuple):
     """Input of the VLM and what is read of its output.
 
     Attributes:
-        embeds: in sequence order.
-        valid: False on padding.
+        tokens: of r sequences.
         columns: whose hidden states are the features.
         read: False where a column holds padding and must not count.
     """
 
-    embeds: Float[Array, "r n d"]
-    valid: Bool[Array, "r n"]
+    tokens: Tokens
     columns: Int[Array, "r c"]
     read: Bool[Array, "r c"]
+
+
+def places(config: StructureConfig, k: int) -> Int[Array, " k"]:
+    """`Tokens.place` of the k tokens of a step."""
+    images = k - int(config.proprio > 0)
+    each = jnp.arange(images) % (images // len(config.cameras))
+    # What a resampler makes of an image has no place in it.
+    found = jnp.full(images, -1) if config.resampler else each
+    return jnp.append(found, jnp.full(k - images, -1))
 
 
 def splice(
     text: Float[Array, "r t d"],
     mask: Bool[Array, "r t"],
-    tokens: Float[Array, "r k d"],
+    images: Float[Array, "r k d"],
     seen: Bool[Array, "r k"],
+    place: Int[Array, "r k"],
     inserted: Float[Array, "r m d"],
     layout: Layout,
     padded: bool,
-) -> tuple[Float[Array, "r n d"], Bool[Array, "r n"], Int[Array, "r 1"]]:
-    """`<s> · tokens · instruction · inserted · </s>`, n = t + k + m.
+) -> tuple[Tokens, Int[Array, "r 1"]]:
+    """`<s> · images · instruction · inserted · </s>`, n = t + k + m.
+
+    Where the layout keeps the images out of the sequence, k = 0 in it; where it also keeps the
+    prompt out, the sequence is `<s> · inserted`.
 
     Args:
         text: embedded prompt, padded on the right.
         mask: its real columns.
-        tokens: go behind the prompt's first `layout.bos` columns.
+        images: go behind the prompt's first `layout.bos` columns.
         seen: which of them may be attended to.
+        place: see `Tokens`.
         inserted: go before the prompt's last `layout.eos` columns.
         layout: of the backbone's tokenizer.
         padded: take the last columns of the padded prompt, as the original does, instead of the
             last real ones.
 
     Returns:
-        Embeddings, their mask, the column of the first inserted token.
+        The sequences and the column of the first inserted token.
     """
     (rows, t), m, start = mask.shape, inserted.shape[1], layout.bos
+    if layout.images == "encoded":
+        embeds = jnp.concatenate([text[:, :1], inserted], axis=1)
+        valid = jnp.ones(embeds.shape[:2], bool)
+        none = jnp.full(valid.shape, -1)
+        return Tokens(embeds, valid, none, images, seen, text, mask), jnp.ones((rows, 1), int)
     length = jnp.full((rows, 1), t) if padded else mask.sum(axis=1, keepdims=True)
     first = length - layout.eos
     if m:
@@ -204,9 +255,19 @@ def splice(
         text = take(jnp.concatenate([text, inserted], axis=1), source)
         mask = jnp.concatenate([mask, jnp.ones((rows, m), bool)], axis=1)
         mask = jnp.take_along_axis(mask, source, axis=1)
-    embeds = jnp.concatenate([text[:, :start], tokens, text[:, start:]], axis=1)
-    valid = jnp.concatenate([mask[:, :start], seen, mask[:, start:]], axis=1)
-    return embeds, valid, first + tokens.shape[1]
+    none = jnp.full(mask.shape, -1)
+    if layout.images == "crossed":
+        return Tokens(text, mask, none, images, seen), first
+    embeds, valid, place = (
+        jnp.concatenate([around[:, :start], inner, around[:, start:]], axis=1)
+        for around, inner in ((text, images), (mask, seen), (none, place))
+    )
+    return Tokens(embeds, valid, place), first + images.shape[1]
+
+
+def widen(x: Float[Array, "*b d"], width: int) -> Float[Array, "*b e"]:
+    """Tokens of the hidden width -> the token width of backbones whose images carry more."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
 
 
 def take(x: Float[Array, "r n d"], columns: Int[Array, "r c"]) -> Float[Array, "r c d"]:
@@ -248,16 +309,20 @@ def join(steps: Sequence, keep: Bool[Array, "b w"], padded: bool) -> Sequence:
         keep: steps that exist; the rest is left out.
         padded: keep the steps' padding in place, as the original does.
     """
-    (b, w), (_, n, d) = keep.shape, steps.embeds.shape
-    valid = steps.valid.reshape(b, w, n) & keep[..., None]
+    (b, w), (_, n, d) = keep.shape, steps.tokens.embeds.shape
+    valid = steps.tokens.valid.reshape(b, w, n) & keep[..., None]
     kept = jnp.broadcast_to(keep[..., None], valid.shape) if padded else valid
     kept, valid = kept.reshape(b, w * n), valid.reshape(b, w * n)
     columns = steps.columns.reshape(b, w, -1) + n * jnp.arange(w)[:, None]
     order = jnp.argsort(~kept, axis=1, stable=True)
     place = jnp.argsort(order, axis=1)  # old column -> new column
-    return Sequence(
-        embeds=take(steps.embeds.reshape(b, w * n, d), order),
+    tokens = Tokens(
+        embeds=take(steps.tokens.embeds.reshape(b, w * n, d), order),
         valid=jnp.take_along_axis(valid, order, axis=1),
+        place=jnp.take_along_axis(steps.tokens.place.reshape(b, w * n), order, axis=1),
+    )
+    return Sequence(
+        tokens,
         columns=jnp.take_along_axis(place, columns.reshape(b, -1), axis=1),
         read=steps.read.reshape(b, -1),
     )

@@ -2,7 +2,7 @@
 
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
-from vla_jax.models.structures import STRUCTURES, refusal
+from vla_jax.models.structures import STRUCTURES, refusal, refused_by
 
 
 def table() -> str:
@@ -18,8 +18,8 @@ def table() -> str:
             if reason:
                 reasons.setdefault(reason, []).append(f"{name} + {head}")
         lines.append(f"| {name}: {structure.what} | " + " | ".join(cells) + " |")
-    for name, (file, _) in BACKBONES.items():
-        for structure, reason in getattr(file, "REFUSED", {}).items():
+    for name in BACKBONES:
+        for structure, reason in refused_by(name).items():
             reasons.setdefault(reason, []).append(f"{name} + {structure}")
     lines += ["", *(f"- {', '.join(cells)}: {reason}." for reason, cells in reasons.items())]
     return "\n".join(lines)

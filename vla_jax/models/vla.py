@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from vla_jax.config import ConfigError, ModelConfig
 from vla_jax.models import structures
 from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.backbones.base import Tokens
 from vla_jax.models.heads import HEADS
 from vla_jax.models.heads.common import newest, pool_tokens
 from vla_jax.models.image import ImageSpec
@@ -23,7 +24,7 @@ from vla_jax.models.layers import Dense
 from vla_jax.models.losses import huber, masked_mean
 from vla_jax.models.resampler import Perceiver
 from vla_jax.models.state import StateToken
-from vla_jax.models.structures import STRUCTURES, History, Sequence
+from vla_jax.models.structures import STRUCTURES, History, Sequence, widen
 from vla_jax.types import Actions, Observation, Prediction
 
 
@@ -47,7 +48,7 @@ class VLA(nn.Module):
         c, s = self.config, self.config.structure
         dtype = jnp.dtype(c.dtype)
         file, module = BACKBONES[c.backbone.name]
-        self.layout = file.LAYOUT
+        self.layout = structures.layout_of(c)
         self.backbone = module(self.arch, c.remat, dtype)
         if s.resampler:
             self.resampler = Perceiver(s.resampler, remat=c.remat, dtype=dtype)
@@ -165,7 +166,8 @@ class VLA(nn.Module):
         tokens = tokens[:, :, ::-1].reshape(b, w, -1, tokens.shape[-1])
         if not self.config.structure.proprio:
             return tokens
-        return jnp.concatenate([tokens, self.state(observation.proprio)[:, :, None]], axis=2)
+        state = self.state(observation.proprio)[:, :, None]
+        return jnp.concatenate([tokens, widen(state, tokens.shape[-1])], axis=2)
 
     def sequence(
         self,
@@ -178,30 +180,34 @@ class VLA(nn.Module):
         s, (b, w, k, d) = self.config.structure, tokens.shape
         padded = s.act_insert == "padded_column"
         text, mask = self.backbone.embed_text(observation.text), observation.text_mask
+        place = jnp.broadcast_to(structures.places(s, k), (b, w, k))
         if s.kind == "video":
             state = int(s.proprio > 0)
             groups = (((k - state) // len(s.cameras),) * len(s.cameras)) + (1,) * state
-            exist = jnp.broadcast_to(valid[..., None, None], (b, w, k, 1))
-            prefix, seen = (structures.as_video(x, groups) for x in (tokens, exist))
-            seen = seen[..., 0]
+            exist = jnp.broadcast_to(valid[..., None], place.shape)
+            prefix, seen, place = (
+                structures.as_video(x, groups) for x in (tokens, exist[..., None], place[..., None])
+            )
+            seen, place = seen[..., 0], place[..., 0]
         else:
             prefix, seen = tokens.reshape(b * w, k, d), jnp.ones((b * w, k), bool)
+            place = place.reshape(b * w, k)
             text, mask = (jnp.repeat(x, w, axis=0) for x in (text, mask))
         inserted = self._inserted(len(mask), ids, text)
-        embeds, seen, first = structures.splice(
-            text, mask, prefix, seen, inserted, self.layout, padded
+        given, first = structures.splice(
+            text, mask, prefix, seen, place, inserted, self.layout, padded
         )
         count = inserted.shape[1]
         if s.readout != "action":
-            k = prefix.shape[1]
-            columns, read = structures.columns_of(s.readout, seen, first, k, self.layout)
-            sequence = Sequence(embeds, seen, columns, read | padded)
+            k = prefix.shape[1] if given.images is None else 0
+            columns, read = structures.columns_of(s.readout, given.valid, first, k, self.layout)
+            sequence = Sequence(given, columns, read | padded)
         else:
             # The column before each written token predicts it; the last one predicts the stop.
             written = s.kind == "discrete"
             columns = first - written + jnp.arange(count + written * self.layout.eos)
-            sequence = Sequence(embeds, seen, columns, jnp.ones(columns.shape, bool))
-        if s.kind == "video" or not STRUCTURES[s.kind].joint:
+            sequence = Sequence(given, columns, jnp.ones(columns.shape, bool))
+        if s.kind == "video" or not STRUCTURES[s.kind].joint or given.images is not None:
             return sequence
         return structures.join(sequence, valid, padded)
 
@@ -213,13 +219,13 @@ class VLA(nn.Module):
             return self.backbone.embed_text(ids.reshape(rows, -1))
         if not has_action_token(self.config):
             return text[:, :0]
-        token = self.action_token.astype(text.dtype)
+        token = widen(self.action_token.astype(text.dtype), text.shape[-1])
         return jnp.broadcast_to(token, (rows, self.config.structure.latent, len(token)))
 
     def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b u m d"]:
         """Run the VLM and pick the features; of the discrete structure, scores of next tokens."""
         s, head = self.config.structure, self.config.head
-        hidden = self.backbone(sequence.embeds, sequence.valid)
+        hidden = self.backbone(sequence.tokens)
         picked = structures.take(hidden, sequence.columns)
         b, w = valid.shape[0], 1 if s.kind == "video" else valid.shape[1]
         picked = picked.reshape(b, w, -1, picked.shape[-1])
@@ -244,10 +250,11 @@ class VLA(nn.Module):
     def _write(self, observation: Observation, history: History) -> tuple[Prediction, History]:
         """Greedy decoding of the newest step's tokens, one pass over the prompt and one a token."""
         sequence = self.sequence(history.features, history.valid, observation, history.ids)
-        b, n, _ = sequence.embeds.shape
+        b, n, _ = sequence.tokens.embeds.shape
         # The column before the newest step's first token is the last one known.
         known = sequence.columns.reshape(*history.valid.shape, -1)[:, -1, :1]
-        prompt = sequence.valid & (jnp.arange(n) <= known)
+        seen = sequence.tokens.valid & (jnp.arange(n) <= known)
+        prompt = sequence.tokens._replace(valid=seen)
         # Bound methods of submodules cannot enter a loop of jax's.
         backbone, variables = self.backbone.unbind()
 
@@ -257,11 +264,12 @@ class VLA(nn.Module):
         def write(state: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
             cache, hidden = state
             chosen = self.head.choose(run("logits", hidden))
-            token = run("embed_text", chosen)
-            hidden, cache = run("extend", token, jnp.ones((b, 1), bool), cache)
+            one = jnp.ones((b, 1), bool)
+            token = Tokens(run("embed_text", chosen), one, jnp.full(one.shape, -1))
+            hidden, cache = run("extend", token, cache)
             return (cache, hidden), chosen[:, 0]
 
-        hidden, cache = run("extend", sequence.embeds, prompt, run("empty_cache", b, n))
+        hidden, cache = run("extend", prompt, run("empty_cache", b, n))
         start = (cache, structures.take(hidden, known))
         _, ids = jax.lax.scan(write, start, None, length=history.ids.shape[-1])
         ids = ids.T.astype(jnp.int32)
@@ -318,7 +326,8 @@ def empty_history(model: VLA, batch: int) -> History:
     if STRUCTURES[s.kind].joint:
         kept = len(s.cameras) * (s.resampler or file.image_tokens(model.arch)) + bool(s.proprio)
     written = s.chunk * c.action_dim if s.kind == "discrete" else 0
-    shape = (batch, s.window, kept, file.width(model.arch))
+    width = file.token_width(model.arch) if STRUCTURES[s.kind].joint else file.width(model.arch)
+    shape = (batch, s.window, kept, width)
     return History(
         features=jnp.zeros(shape, jnp.dtype(c.dtype)),
         valid=jnp.zeros((batch, s.window), bool),

@@ -1,17 +1,23 @@
 """What a backbone file offers, and the helpers they share.
 
 A backbone is a module (file) with: `ARCH`, `LAYOUT`, `PROMPT`, `IGNORE`, `arch(overrides)`,
-`image_spec(config)`, `width(config)`, `image_tokens(config)`, `vocab_size(config)`,
-`token_end(config)`, `weight_map()` and a Linen module with `encode_images`, `embed_text`,
-`__call__(embeds, valid)`, `logits`, `empty_cache(batch, slots)` and `extend(embeds, valid, cache)`.
-It may have `REFUSED`: the structures it cannot take -> the reason. `backbones/__init__.py` lists
-them.
+`image_spec(config)`, `width(config)`, `token_width(config)`, `image_tokens(config)`,
+`vocab_size(config)`, `token_end(config)`, `weight_map(config)` and a Linen module (config, remat,
+dtype) with `encode_images(images)`, `embed_text(ids)`, `__call__(tokens)`, `logits(hidden)`,
+`empty_cache(batch, slots)` and `extend(tokens, cache)`. `config` is the complete architecture.
+
+It may have `REFUSED`: the structures it cannot take -> the reason, and `ORIGINAL_LAYOUT`: where
+RoboVLMs puts images and actions, if elsewhere. `backbones/__init__.py` lists them.
+
+Legend: b batch · n sequence · k image tokens · t prompt columns · e token width
 """
 
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,37 @@ class Layout:
     Attributes:
         bos: text columns before the images (1 if the tokenizer has a start token, else 0).
         eos: text columns after the action tokens (1 if it has an end token, else 0).
+        images: "spliced", they stand in the sequence; "crossed", it attends to them from between
+            its layers; "encoded", an encoder reads them and the prompt, and the sequence is what
+            the decoder writes after the prompt's first column.
     """
 
     bos: int
     eos: int
+    images: str = "spliced"
+
+
+class Tokens(NamedTuple):
+    """What a VLM reads.
+
+    Attributes:
+        embeds: the sequence, of `encode_images` and `embed_text`.
+        valid: False on padding.
+        place: which of its image's tokens (0, 1, ...) a column is; -1 for text and all else.
+        images: tokens that are not in the sequence ("crossed", "encoded"); of `extend`, only the
+            first call for a sequence gets them.
+        seen: which of them exist.
+        prompt: the text an encoder reads ("encoded"), like `images`.
+        prompt_valid: False on its padding.
+    """
+
+    embeds: Float[Array, "b n e"]
+    valid: Bool[Array, "b n"]
+    place: Int[Array, "b n"]
+    images: Float[Array, "b k e"] | None = None
+    seen: Bool[Array, "b k"] | None = None
+    prompt: Float[Array, "b t e"] | None = None
+    prompt_valid: Bool[Array, "b t"] | None = None
 
 
 def merge_arch(

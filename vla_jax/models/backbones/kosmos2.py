@@ -7,11 +7,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vla_jax.models import towers
 from vla_jax.models import weights as w
-from vla_jax.models.backbones.base import Layout, merge_arch
+from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
 from vla_jax.models.block import BlockSpec
 from vla_jax.models.decoder import Cache, Decoder, empty_cache
 from vla_jax.models.decoder_spec import DecoderSpec
@@ -75,6 +75,11 @@ def image_spec(config: Mapping[str, Any]) -> ImageSpec:
 def width(config: Mapping[str, Any]) -> int:
     """Width of the hidden states the structure works on."""
     return config["text_config"]["embed_dim"]
+
+
+def token_width(config: Mapping[str, Any]) -> int:
+    """Width of the tokens that go in."""
+    return width(config)
 
 
 def text_spec(text: Mapping[str, Any]) -> DecoderSpec:
@@ -148,25 +153,18 @@ class Kosmos2(nn.Module):
         padding = (ids == self.config["text_config"]["pad_token_id"])[..., None]
         return jnp.where(padding, jax.lax.stop_gradient(x), x)
 
-    def __call__(
-        self,
-        embeds: Float[Array, "b n d"],
-        valid: Bool[Array, "b n"],
-        positions: Int[Array, "b n"] | None = None,
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
-        return self.text(embeds, valid, positions)
+        return self.text(tokens.embeds, tokens.valid)
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """Before the first token of a sequence of at most `slots`."""
         text = self.config["text_config"]
         return empty_cache(text_spec(text), batch, slots, self.dtype)
 
-    def extend(
-        self, embeds: Float[Array, "b n d"], valid: Bool[Array, "b n"], cache: Cache
-    ) -> tuple[Float[Array, "b n d"], Cache]:
+    def extend(self, tokens: Tokens, cache: Cache) -> tuple[Float[Array, "b n d"], Cache]:
         """`__call__` for tokens that follow those in the cache, and the cache with them."""
-        result = self.text.run(embeds, valid, cache=cache)
+        result = self.text.run(tokens.embeds, tokens.valid, cache=cache)
         return result.hidden, result.cache
 
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
@@ -174,12 +172,12 @@ class Kosmos2(nn.Module):
         return self.text.logits(hidden)
 
 
-def weight_map() -> list[w.Weight]:
+def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
     """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
     vision, text = "vision_model.model.", "text_model.model."
     t_layer = text + "layers.{}."
     return [
-        *towers.hugging_face_weights(towers.clip(ARCH["vision_config"]), vision, "vision/"),
+        *towers.hugging_face_weights(towers.clip(config["vision_config"]), vision, "vision/"),
         *w.norm(vision + "post_layernorm", "vision_norm"),
         w.Weight("image_to_text_projection.latent_query", "projection/queries"),
         *w.pair("image_to_text_projection.dense", "projection/dense"),

@@ -1,0 +1,178 @@
+"""Parity of whole VLAs: RoboVLMs' classes with a continuous head, of every backbone."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tests.parity import golden, original
+from tests.parity.table import Row, compare
+from vla_jax.convert import maps
+from vla_jax.models import vla, weights
+from vla_jax.rules import flatten, unflatten
+
+TOLERANCE = 1e-4
+HEAD_TOLERANCE = 1e-5
+# Gradients of these models are 1e-4 to 1e-2, so the general tolerance would say little.
+GRADIENT_TOLERANCE = 1e-6
+
+
+# Their config and weights -> our backbone and its architecture; the files do not say it all.
+Describe = Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], tuple[str, dict[str, Any]]]
+
+
+def run(describe: Describe, folder: Path) -> Iterator[Row]:
+    """A continuous head: sequence, loss, actions, gradients, streaming, AdamW."""
+    io, config = golden.arrays(folder), golden.config(folder)
+    model, rows, params = build(folder, config, describe)
+    observation, actions = original.batch(io, model.config)
+    weight = config["arm_gripper_loss_ratio"]
+
+    def loss(params: Any) -> Any:
+        args = (observation, actions, None, weight)
+        found: Any = model.apply({"params": params}, *args, method="evaluate")
+        total, parts, prediction = found
+        return total, (prediction, parts)
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (total, (prediction, metrics)), grads = step(params)
+
+    yield from _sequence(model, params, observation, io)
+    arm, gripper = io["fwd/arm"], io["fwd/gripper"][..., 0]
+    yield compare("arm", prediction.arm.reshape(arm.shape), arm, HEAD_TOLERANCE)
+    yield compare("gripper", prediction.gripper.reshape(gripper.shape), gripper, HEAD_TOLERANCE)
+    yield compare("loss", total, io["loss/total"], TOLERANCE)
+    yield compare("loss arm", metrics["loss_arm"], io["pred/loss_arm_act"], TOLERANCE)
+    yield compare("loss gripper", metrics["loss_gripper"], io["pred/loss_gripper_act"], TOLERANCE)
+    yield compare("acc gripper", metrics["acc_gripper"], io["pred/acc_gripper_act"], TOLERANCE)
+
+    if "infer/arm_0" in io:
+        yield from _streaming(model, params, io)
+    yield from gradients(folder, rows, grads, io)
+    if "after1/param_norms" in io:
+        yield from _optimizer(folder, rows, params, step, io)
+
+
+def _sequence(
+    model: vla.VLA, params: Any, observation: Any, io: Mapping[str, np.ndarray]
+) -> Iterator[Row]:
+    """What goes into the VLM and what comes out, column by column."""
+
+    def look(m: vla.VLA) -> Any:
+        tokens, valid = m.encode(observation), vla.step_mask(observation)
+        sequence = m.sequence(tokens, valid, observation)
+        return tokens, sequence, m.backbone(sequence.tokens)
+
+    found: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
+    tokens, sequence, hidden = found
+    expected = io["fwd/image_features_0"]
+    count, width = expected.shape[-2:]
+    # The first camera's tokens stand last.
+    primary = tokens[:, :, -count:].reshape(-1, count, width)
+    yield compare("image tokens", primary, expected.reshape(-1, count, width), TOLERANCE)
+    embeds, mask = io["fwd/lm0_inputs_embeds"], io["fwd/lm0_attention_mask"]
+    yield compare("sequence", sequence.tokens.embeds, embeds, TOLERANCE)
+    yield compare("attention mask", sequence.tokens.valid, mask, 0.0)
+    real = mask.astype(bool)  # outputs on padding mean nothing, and nothing reads them
+    if "fwd/lm0_last_hidden" in io:
+        expected = io["fwd/lm0_last_hidden"]
+        yield compare("last hidden", np.asarray(hidden)[real], expected[real], TOLERANCE)
+
+
+def _streaming(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
+    text, count = io["infer/text"], io["infer/rgb"].shape[1]
+    history = vla.empty_history(model, 1)
+    step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
+    arms, grippers = [], []
+    for t in range(count):
+        images = original.cameras(io, "infer/rgb", "infer/hand", t)
+        now = original.observation(images, text, np.ones(text.shape, bool))
+        prediction, history = step(now, history)
+        arms.append(np.asarray(prediction.arm))
+        grippers.append(np.asarray(prediction.gripper))
+    # Interleaved, the original returns the chunks of every step it holds; the newest is last.
+    expected = np.stack([io[f"infer/arm_{t}"][:, -1:] for t in range(count)])
+    yield compare("streaming arm", np.stack(arms), expected, HEAD_TOLERANCE)
+    expected = np.stack([io[f"infer/gripper_{t}"][:, -1:] for t in range(count)])[..., 0]
+    # Newer steps report decisions, older ones logits; compare what the folder holds.
+    got = np.stack(grippers)
+    if set(np.unique(expected)) <= {0.0, 1.0}:
+        got = (got > 0).astype(np.float32)
+    yield compare("streaming gripper", got, expected, HEAD_TOLERANCE)
+
+
+def gradients(
+    folder: Path, rows: list[weights.Weight], grads: Any, io: Mapping[str, np.ndarray]
+) -> Iterator[Row]:
+    """Named gradients, and the norm of every parameter's."""
+    named = theirs(rows, grads)
+    for key in io:
+        if key.startswith("grad/"):
+            yield compare(key, named[key[5:]], io[key], GRADIENT_TOLERANCE)
+    norms = golden.config(folder, "grads.json")["grad_norms"]
+    known = [n for n, v in norms.items() if v is not None]
+    got = np.array([np.linalg.norm(named[n]) for n in known])
+    yield compare(f"{len(known)} gradient norms", got, [norms[n] for n in known], TOLERANCE)
+
+
+def _optimizer(
+    folder: Path, rows: list[weights.Weight], params: Any, step: Any, io: Mapping[str, np.ndarray]
+) -> Iterator[Row]:
+    names = list(golden.config(folder, "trainable_names.json"))
+    adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=0.0)
+    state, losses = adamw.init(params), []
+    for i in range(len(io["train/losses"])):
+        (total, _), grads = step(params)
+        updates, state = adamw.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(total))
+        if i == 0:
+            named = theirs(rows, params)
+            for key in io:
+                if key.startswith("after1/") and key != "after1/param_norms":
+                    yield compare(key, named[key[7:]], io[key], TOLERANCE)
+            yield _norms("after1", names, named, io["after1/param_norms"])
+    yield compare("5 AdamW losses", losses, io["train/losses"], TOLERANCE)
+    yield _norms("after5", names, theirs(rows, params), io["train/param_norms_after5"])
+
+
+def _norms(
+    when: str, names: list[str], named: Mapping[str, np.ndarray], expected: np.ndarray
+) -> Row:
+    """Ratios, since norms reach 50 and the original summed them in float32."""
+    got = np.array([np.linalg.norm(named[n]) for n in names])
+    ratio = got / expected
+    return compare(f"{when}/{len(names)} norms, ratio", ratio, np.ones_like(ratio), TOLERANCE)
+
+
+def build(
+    folder: Path, config: Mapping[str, Any], describe: Describe
+) -> tuple[vla.VLA, list[weights.Weight], dict[str, Any]]:
+    """The model of a folder, its weight map and its parameters."""
+    params = golden.weights(folder)
+    model = vla.build(original.model_config(config, *describe(config, params)))
+    rows, ignore = maps.robovlms(model.config, prefix="")
+    return model, rows, load((rows, ignore), model, params)
+
+
+def load(mapped: Any, model: vla.VLA, found: Mapping[str, np.ndarray], part: str = "") -> Any:
+    """Their tensors -> our parameters, strictly."""
+    rows, ignore = mapped
+    abstract = jax.eval_shape(lambda key: vla.initial_params(model, key), jax.random.key(0))
+    shapes = {path: leaf.shape for path, leaf in flatten(abstract).items() if path.startswith(part)}
+    sizes = {k: v.shape for k, v in found.items()}
+    flat = maps.load(rows, shapes, sizes, found.__getitem__, lambda _, x: jnp.asarray(x), ignore)
+    return unflatten(flat)
+
+
+def theirs(rows: list[weights.Weight], tree: Any) -> dict[str, np.ndarray]:
+    """Our parameters, or gradients, under their names."""
+    flat = jax.tree.map(np.asarray, flatten(tree))
+    named: dict[str, np.ndarray] = {}
+    for row in rows:
+        named.update(weights.to_theirs(row, flat))
+    return named
