@@ -170,7 +170,7 @@ class Policy:
             dataset=dataset,
             step=0 if untrained else step,
             execution=execution,
-            states=_states(config, meta["statistics"][dataset]),
+            states=_states(config, meta["statistics"].get(dataset, {})),
         )
 
     def new_session(self) -> Session:

@@ -34,7 +34,7 @@ def tokenizer() -> str:
 
 
 @pytest.fixture(scope="module")
-def kosmos(tmp_path_factory) -> Path:
+def vlm(tmp_path_factory) -> Path:
     """A Hugging Face folder with a tokenizer."""
     folder = tmp_path_factory.mktemp("hf") / "kosmos"
     shutil.copytree(FIXTURES / "hf_kosmos2", folder)
@@ -43,10 +43,10 @@ def kosmos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def imported(kosmos, tmp_path_factory) -> Path:
+def imported(vlm, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "imported"
     small = ("--set=model.head.hidden=8", "--set=model.structure.window=2")
-    assert run("import-hf", kosmos, out, *small) == 0
+    assert run("import-hf", vlm, out, *small) == 0
     return out
 
 
@@ -61,19 +61,19 @@ def same_bytes(a, b):
     assert all(a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() for k in a)
 
 
-def test_hugging_face_round_trip(kosmos, imported, tmp_path, capsys):
+def test_hugging_face_round_trip(vlm, imported, tmp_path, capsys):
     assert run("export-hf", imported, tmp_path / "out", "--max-shard-gb", "0.0003") == 0
     assert "peak RSS" in capsys.readouterr().out
-    original, exported = tensors_of(kosmos), tensors_of(tmp_path / "out")
+    original, exported = tensors_of(vlm), tensors_of(tmp_path / "out")
     assert TIED not in original
     same_bytes(exported, {**original, TIED: original[EMBEDDING]})
-    names = [line.split("\t")[0] for line in (kosmos / "full_param_names.txt").open()]
+    names = [line.split("\t")[0] for line in (vlm / "full_param_names.txt").open()]
     layers = {name for name in names if all(f"layers.{i}." not in name for i in range(2, 24))}
     assert set(exported) == layers
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == layers
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    before = json.loads((kosmos / "config.json").read_text())
+    before = json.loads((vlm / "config.json").read_text())
     assert config.pop("torch_dtype") == before.pop("dtype") == "float32"
     assert config == before
     assert (tmp_path / "out" / "tokenizer.json").read_text() == tokenizer()
@@ -101,7 +101,7 @@ def test_a_policy_survives_the_round_trip(imported, tmp_path):
     assert Policy.from_checkpoint(tmp_path / "again").metadata["dataset"] == "calvin"
 
 
-def test_without_the_source_folder(kosmos, imported, tmp_path):
+def test_without_the_source_folder(vlm, imported, tmp_path):
     """Tokenizer and processor are written from the checkpoint when there is nothing to copy."""
     stored = store.Stored(imported)
     stored.meta["config"]["model"]["backbone"]["hf_dir"] = str(tmp_path / "gone")
@@ -120,10 +120,10 @@ def test_without_the_source_folder(kosmos, imported, tmp_path):
     assert config["architectures"] == ["Kosmos2ForConditionalGeneration"]
 
 
-def test_types(kosmos, imported, tmp_path, capsys):
+def test_types(vlm, imported, tmp_path, capsys):
     folder = tmp_path / "half"
-    shutil.copytree(kosmos, folder)
-    halves = {k: v.astype(jnp.bfloat16) for k, v in tensors_of(kosmos).items()}
+    shutil.copytree(vlm, folder)
+    halves = {k: v.astype(jnp.bfloat16) for k, v in tensors_of(vlm).items()}
     save_file(halves, folder / "model.safetensors")
     assert run("import-hf", folder, tmp_path / "a", "--set=model.head.hidden=8") == 0
     assert "types: all kept" in capsys.readouterr().out
@@ -185,4 +185,4 @@ def test_trained_checkpoints_read_back_into_training(imported):
         checkpoint.Checkpoints(imported, read_only=True) as found,
         pytest.raises(checkpoint.CheckpointError, match="weights alone"),
     ):
-        found.restore(TrainState(step=0, trainable={}, frozen={}, opt_state={}, rng=None))
+        found.restore(TrainState(step=0, trainable={}, frozen={}, ema={}, opt_state={}, rng=None))

@@ -7,7 +7,7 @@ import json
 import sys
 
 import numpy as np
-import torch
+import torch  # type: ignore[import-not-found]
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 folder, io, out, pt = sys.argv[1:]

@@ -10,6 +10,7 @@ import numpy as np
 from vla_jax.config import ModelConfig
 from vla_jax.convert import maps
 from vla_jax.convert.safetensors_io import Safetensors
+from vla_jax.convert.tensors import Renamed, Source
 from vla_jax.models.backbones import BACKBONES
 
 
@@ -27,6 +28,16 @@ def override(base: dict[str, Any], overrides: Mapping[str, Any], file: Any) -> d
     for key, value in overrides.items():
         merged[key] = {**base[key], **value} if isinstance(value, Mapping) else value
     return merged
+
+
+def open_source(folder: str | Path, config: ModelConfig) -> Source:
+    """The tensors of a Hugging Face folder under the names of the backbone's weight map.
+
+    Raises:
+        WeightError: no safetensors there, or damaged ones.
+    """
+    file, _ = BACKBONES[config.backbone.name]
+    return Renamed(Safetensors(folder), getattr(file, "RENAMES", ()))
 
 
 def load(
@@ -50,7 +61,7 @@ def load(
         WeightError: with the whole key report; nothing is placed then.
     """
     rows, ignore = maps.hugging_face(config)
-    files = Safetensors(folder)
+    files = open_source(folder, config)
     ours = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
     leaves = maps.incoming(rows, ours, files, ignore).leaves
     return {path: place(path, leaf.read()) for path, leaf in leaves.items()}

@@ -88,7 +88,7 @@ def from_hf(
     shapes = _shapes(model)
     rows, ignore = maps.hugging_face(config.model)
     vlm = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
-    parts = [maps.incoming(rows, vlm, Safetensors(source), ignore, dtype)]
+    parts = [maps.incoming(rows, vlm, hf.open_source(source, config.model), ignore, dtype)]
     rest = {path: shape for path, shape in shapes.items() if path not in vlm}
     if own and rest:
         head = Safetensors(source / f"{POLICY}{SUFFIX}")

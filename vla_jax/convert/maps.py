@@ -52,7 +52,8 @@ def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight
     """
     file, _ = BACKBONES[config.backbone.name]
     head, _ = HEADS[config.head.kind]
-    rows = file.weight_map(file.arch(config.backbone.arch))
+    weight_map = getattr(file, "robovlms_map", file.weight_map)
+    rows = weight_map(file.arch(config.backbone.arch))
     rows = w.prefixed(rows, prefix + "backbone.", "backbone/")
     return [*rows, *policy(config, prefix)], (*file.IGNORE, *getattr(head, "IGNORE", ()))
 

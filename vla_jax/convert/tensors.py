@@ -1,7 +1,8 @@
 """Arrays that are read only when their turn comes, and where they come from."""
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -56,6 +57,33 @@ class Source(Protocol):
     def place(self, name: str) -> Hashable:
         """Where its bytes lie; two names of one place are equal without a look."""
         ...
+
+
+class Renamed:
+    """Another source under other names; see `Source`."""
+
+    def __init__(self, source: Source, renames: Iterable[tuple[str, str]]):
+        """Of the (pattern, replacement) pairs, the first that matches a name's start is applied."""
+        self._source = source
+        self._theirs = {_renamed(name, tuple(renames)): name for name in source.shapes}
+        self.shapes = {name: source.shapes[old] for name, old in self._theirs.items()}
+        self.dtypes = {name: source.dtypes[old] for name, old in self._theirs.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, contiguous and owned by the caller."""
+        return self._source.read(self._theirs[name])
+
+    def place(self, name: str) -> Hashable:
+        """Where its bytes lie."""
+        return self._source.place(self._theirs[name])
+
+
+def _renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in renames:
+        new, changed = re.subn("^" + pattern, replacement, name)
+        if changed:
+            return new
+    return name
 
 
 def floating(dtype: np.dtype) -> bool:

@@ -6,8 +6,11 @@ A backbone is a module (file) with: `ARCH`, `LAYOUT`, `PROMPT`, `IGNORE`, `arch(
 dtype) with `encode_images(images)`, `embed_text(ids)`, `__call__(tokens)`, `logits(hidden)`,
 `empty_cache(batch, slots)` and `extend(tokens, cache)`. `config` is the complete architecture.
 
-It may have `REFUSED`: the structures it cannot take -> the reason, and `ORIGINAL_LAYOUT`: where
-RoboVLMs puts images and actions, if elsewhere. `backbones/__init__.py` lists them.
+It may have `REFUSED`: the structures it cannot take -> the reason; `ORIGINAL_LAYOUT`: where
+RoboVLMs puts images and actions, if elsewhere; `RENAMES`: (pattern, replacement) pairs that turn
+names other versions of transformers write into those of the weight map; `robovlms_map(config)`:
+the weight map of RoboVLMs' checkpoints, if their names differ from Hugging Face's.
+`backbones/__init__.py` lists them.
 
 Legend: b batch · n sequence · k image tokens · t prompt columns · e token width
 """
