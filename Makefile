@@ -35,7 +35,7 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu and not sim"
+	$(BIN)/pytest -m "not slow and not gpu and not sim" --fixtures tests/fixtures
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

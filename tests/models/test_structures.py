@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.models import tiny
+from tests.models.tiny_backbones import WIDTH
 from vla_jax.models import structures, vla
 from vla_jax.models.backbones.base import Layout, Tokens
 from vla_jax.models.structures import Sequence
@@ -192,9 +193,9 @@ def test_resamplers():
         "structure.latent": 2,
     }
     model, params = tiny.build(tiny.config("interleaved", "mlp", **changes))
-    assert params["resampler"]["queries"].shape == (3, tiny.WIDTH)
-    assert params["pooler"]["queries"].shape == (2, tiny.WIDTH)
-    assert vla.empty_history(model, 1).features.shape == (1, tiny.WINDOW, 6, tiny.WIDTH)
+    assert params["resampler"]["queries"].shape == (3, WIDTH)
+    assert params["pooler"]["queries"].shape == (2, WIDTH)
+    assert vla.empty_history(model, 1).features.shape == (1, tiny.WINDOW, 6, WIDTH)
     out = jax.jit(lambda o: model.apply({"params": params}, o))(tiny.observe())
     assert out.arm.shape == (2, tiny.WINDOW, tiny.CHUNK, 6)
 

@@ -1,4 +1,4 @@
-"""A very small Kosmos-2 for every structure and head, and inputs for it."""
+"""A very small VLA for every structure and head, and inputs for it."""
 
 from typing import Any
 
@@ -7,27 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import quickstart
+from tests.models.tiny_backbones import ARCHS
 from vla_jax.config import ModelConfig, resolve
 from vla_jax.models import vla
 from vla_jax.types import Actions, Observation
 
-WINDOW, CHUNK, TEXT, SIZE, WIDTH = 3, 2, 9, 32, 16
+WINDOW, CHUNK, TEXT, SIZE = 3, 2, 9, 32
 CAMERAS = ("primary", "wrist")
 
 
-def config(structure: str, head: str, **changes: Any) -> ModelConfig:
+def config(structure: str, head: str, backbone: str = "kosmos2", **changes: Any) -> ModelConfig:
     """Dotted keys below `model` change it further."""
     raw = quickstart.get_config()
     window = 1 if structure == "one_step" else WINDOW
     raw.model.structure.update(
         {"kind": structure, "window": window, "chunk": CHUNK, "text_len": TEXT}
     )
-    raw.model.backbone.arch["vision_config"].update(
-        {"hidden_size": WIDTH, "intermediate_size": 24, "image_size": SIZE}
-    )
-    raw.model.backbone.arch["text_config"].update(
-        {"embed_dim": WIDTH, "ffn_dim": 24, "layers": 1, "attention_heads": 2}
-    )
+    raw.model.backbone = {"name": backbone, "hf_dir": "", "arch": ARCHS[backbone]}
     raw.model.head.update({"kind": head, "hidden": 16, "layers": 1, "heads": 2, "bins": 20})
     raw.model.head.update({"sampling_steps": 4})
     raw.model.update_from_flattened_dict(changes)
@@ -46,10 +42,12 @@ def build(model_config: ModelConfig, seed: int = 0) -> tuple[Any, dict[str, Any]
     return model, jax.tree.map(moved, params)
 
 
-def observe(batch: int = 2, window: int = WINDOW, seed: int = 0, lengths=(7, 9)) -> Observation:
+def observe(
+    batch: int = 2, window: int = WINDOW, seed: int = 0, lengths=(7, 9), size: int = SIZE
+) -> Observation:
     """Random images and texts of different lengths."""
     rng = np.random.default_rng(seed)
-    shape = (batch, window, SIZE, SIZE, 3)
+    shape = (batch, window, size, size, 3)
     images = {c: jnp.asarray(rng.normal(size=shape), jnp.float32) for c in CAMERAS}
     mask = np.arange(TEXT) < np.array(lengths[:batch])[:, None]
     ids = np.where(mask, rng.integers(5, 100, (batch, TEXT)), 1)

@@ -7,13 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity import golden, original
+from tests.parity import golden, names, original
 from tests.parity.robo import TOLERANCE, load
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
 from vla_jax.models import vla
 from vla_jax.models.backbones import kosmos2
 from vla_jax.models.backbones.base import Tokens
+from vla_jax.rules import flatten
 
 # Every tiny model of the golden set has four heads in both towers; shapes do not tell.
 HEADS = 4
@@ -23,7 +24,9 @@ def hf(folder: Path) -> Iterator[Row]:
     """Kosmos2ForConditionalGeneration on ids with images, and on embeddings."""
     io, arch = golden.arrays(folder), kosmos2.arch(golden.config(folder), strict=False)
     model = vla.build(original.model_config({}, "kosmos2", arch))
-    params = load(maps.hugging_face(model.config), model, golden.weights(folder), "backbone/")
+    theirs, mapped = golden.weights(folder), maps.hugging_face(model.config)
+    params = load(mapped, model, theirs, "backbone/")
+    yield names.exported(mapped[0], flatten(params), theirs)
     backbone = kosmos2.Kosmos2(arch, remat="none")
     tree = {"params": params["backbone"]}
 

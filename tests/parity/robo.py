@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.parity import golden, original
+from tests.parity import golden, names, original
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
 from vla_jax.models import vla, weights
@@ -50,6 +50,7 @@ def run(describe: Describe, folder: Path) -> Iterator[Row]:
     yield compare("loss gripper", metrics["loss_gripper"], io["pred/loss_gripper_act"], TOLERANCE)
     yield compare("acc gripper", metrics["acc_gripper"], io["pred/acc_gripper_act"], TOLERANCE)
 
+    yield names.exported(rows, flatten(params), golden.weights(folder))
     if "infer/arm_0" in io:
         yield from _streaming(model, params, io)
     yield from gradients(folder, rows, grads, io)

@@ -14,6 +14,11 @@ class Row:
     scale: float
 
     @property
+    def relative(self) -> float:
+        """Error in units of the largest expected value."""
+        return self.error / self.scale if self.scale else self.error
+
+    @property
     def passed(self) -> bool:
         return bool(self.error <= self.tolerance)
 
@@ -31,13 +36,14 @@ def render(rows: list[tuple[str, Row]], waiting: dict[str, str]) -> str:
     """One line a quantity, then the folders that cannot be run yet."""
     width = max([len(case) for case, _ in rows], default=10)
     lines = [
-        f"{'case':<{width}}  {'quantity':<72} {'max abs error':>13} {'tolerance':>10} {'scale':>9}"
+        f"{'case':<{width}}  {'quantity':<72} {'max abs error':>13} {'tolerance':>10}"
+        f" {'relative':>9}"
     ]
     for case, row in rows:
         mark = "" if row.passed else "  FAILED"
         lines.append(
             f"{case:<{width}}  {row.quantity:<72} {row.error:>13.2e} {row.tolerance:>10.0e}"
-            f" {row.scale:>9.2e}{mark}"
+            f" {row.relative:>9.1e}{mark}"
         )
     cases = len({case for case, _ in rows})
     lines.append(f"{cases} cases, {len(rows)} quantities, {len(waiting)} folders not runnable yet")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import discrete, heads, kosmos, lm, robo, vision
+from tests.parity import discrete, heads, kosmos, lm, names, robo, vision
 from tests.parity.table import Row
 from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
@@ -56,10 +56,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc):
     cases = []
     for folder in folders:
         runner = find_runner(folder)
-        if isinstance(runner, str):
-            waiting[folder.name] = runner
-        else:
+        named = folder.name in names.FULL
+        if named:
+            cases.append(pytest.param(folder, names.run, id=f"{folder.name}-names"))
+        if not isinstance(runner, str):
             cases.append(pytest.param(folder, runner, id=folder.name))
+        elif not named:
+            waiting[folder.name] = runner
     metafunc.parametrize(("folder", "runner"), cases)
 
 

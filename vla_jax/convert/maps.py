@@ -1,7 +1,6 @@
 """Weight maps of whole checkpoints, and the strict step between names and our tree."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,7 +108,7 @@ def incoming(
         changed += [_change(row.source, old, stored) for old in set(types) if old != stored]
         for path in row.targets:
             leaves[path] = Lazy(ours[path], stored, _reader(row, ours, path, source, stored))
-    unused = [n for n in theirs if any(re.search(pattern, n) for pattern in ignore)]
+    unused = [n for n in theirs if w.ignored(n, ignore)]
     return Incoming(leaves, tuple(unused), tuple(changed))
 
 

@@ -65,7 +65,7 @@ class Renamed:
     def __init__(self, source: Source, renames: Iterable[tuple[str, str]]):
         """Of the (pattern, replacement) pairs, the first that matches a name's start is applied."""
         self._source = source
-        self._theirs = {_renamed(name, tuple(renames)): name for name in source.shapes}
+        self._theirs = {renamed(name, tuple(renames)): name for name in source.shapes}
         self.shapes = {name: source.shapes[old] for name, old in self._theirs.items()}
         self.dtypes = {name: source.dtypes[old] for name, old in self._theirs.items()}
 
@@ -78,7 +78,8 @@ class Renamed:
         return self._source.place(self._theirs[name])
 
 
-def _renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    """A name after the first (pattern, replacement) that matches its start."""
     for pattern, replacement in renames:
         new, changed = re.subn("^" + pattern, replacement, name)
         if changed:

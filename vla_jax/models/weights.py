@@ -242,6 +242,11 @@ class WeightError(ValueError):
     """Foreign weights that do not fit the model; the message is the whole key report."""
 
 
+def ignored(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the regexes is found in a name."""
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
 def check(
     rows: Iterable[Weight],
     ours: Mapping[str, tuple[int, ...]],
@@ -285,11 +290,7 @@ def check(
     missing += [
         f"(ours) {path}: no row of the map fills it" for path in ours if path not in covered
     ]
-    unexpected = [
-        name
-        for name in theirs
-        if name not in seen and not any(re.search(pattern, name) for pattern in ignore)
-    ]
+    unexpected = [name for name in theirs if name not in seen and not ignored(name, ignore)]
     return KeyReport(tuple(missing), tuple(unexpected), tuple(misshaped))
 
 

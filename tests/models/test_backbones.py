@@ -1,0 +1,104 @@
+"""Every backbone in every structure that takes it: trains, streams, writes, or is refused."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.models import tiny
+from tests.models.tiny_backbones import ARCHS
+from vla_jax.config import ConfigError
+from vla_jax.models import vla
+from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.structures import STRUCTURES, refused_by
+
+# The head each structure is run with.
+CASES = {
+    "policy_head": "lstm",
+    "one_step": "mlp",
+    "interleaved": "mlp",
+    "discrete": "detokenizer",
+    "video": "mlp",
+}
+CELLS = list(itertools.product(ARCHS, CASES))
+LEGAL = [(name, kind) for name, kind in CELLS if kind not in refused_by(name)]
+
+
+def config(name, structure):
+    spliced = BACKBONES[name][0].LAYOUT.images == "spliced"
+    changes = {} if spliced or structure != "discrete" else {"structure.window": 1}
+    return tiny.config(structure, CASES[structure], backbone=name, **changes)
+
+
+def cells():
+    """The fast suite runs each backbone once."""
+    for name, structure in LEGAL:
+        marks = [] if structure == "policy_head" else [pytest.mark.slow]
+        yield pytest.param(name, structure, marks=marks)
+
+
+def test_every_backbone_has_a_small_one():
+    assert set(ARCHS) == set(BACKBONES)
+    assert set(CASES) == set(STRUCTURES)
+
+
+@pytest.mark.parametrize(("name", "structure"), list(cells()))
+def test_streams_and_trains(name, structure):
+    """Streaming, past the window's end, equals the window; then a few steps lower the loss."""
+    model, params = tiny.build(config(name, structure))
+    window, key = model.config.structure.window, jax.random.key(9)
+    size = model.image.size
+    whole = tiny.observe(window=window + 1, size=size)
+    step = jax.jit(lambda p, o, h: model.apply({"params": p}, o, h, key, method="step"))
+    history, got = vla.empty_history(model, 2), None
+    for t in range(window + 1):
+        got, history = step(params, tiny.steps(whole, t, t + 1), history)
+        if structure == "discrete" and t == window - 1:
+            break  # what was written before the window began is in the stream's context
+    begin = 0 if structure == "discrete" else 1
+    last = tiny.steps(whole, begin, begin + window)
+    expected = jax.jit(lambda p, o: model.apply({"params": p}, o, key))(params, last)
+    np.testing.assert_allclose(got.arm, expected.arm[:, -1:], atol=1e-5)
+    np.testing.assert_allclose(got.gripper, expected.gripper[:, -1:], atol=1e-5)
+
+    inputs = tiny.observe(window=window, size=size), tiny.act(window=window)
+    optimizer = optax.adam(1e-3)
+
+    @jax.jit
+    def train(params, state):
+        def loss(p):
+            return model.apply({"params": p}, *inputs, key, 0.1, method="loss")[0]
+
+        total, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, total
+
+    state, losses = jax.jit(optimizer.init)(params), []
+    for _ in range(8):
+        params, state, total = train(params, state)
+        losses.append(float(total))
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_padding_changes_nothing(name):
+    """A row's prediction does not depend on how far its text is padded, nor on the ids there."""
+    model, params = tiny.build(config(name, "policy_head"))
+    seen = tiny.observe(window=1, size=model.image.size)
+    run = jax.jit(lambda o: model.apply({"params": params}, o, method="features")[0])
+    features = [
+        run(jax.tree.map(lambda x: x, seen.__class__(**{**vars(seen), "text": text})))
+        for text in (seen.text, jnp.where(seen.text_mask, seen.text, 7))
+    ]
+    np.testing.assert_allclose(*features, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "structure"), [cell for cell in CELLS if cell not in LEGAL])
+def test_refused(name, structure):
+    with pytest.raises(ConfigError) as error:
+        vla.build(config(name, structure))
+    assert refused_by(name)[structure] in str(error.value)
