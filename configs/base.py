@@ -49,6 +49,9 @@ def get_config() -> Any:
             # Numbers of the robot's state, one token before the instruction; 0 = none. (In RoboVLMs
             # `use_state` never reaches the model.)
             "proprio": 0,
+            # Steps that leave a full interleaved window at once. 1: the oldest, so every later step
+            # reads the window anew; more: the VLM goes on with its cache that many steps between.
+            "slide": 1,
             "resampler": 0,  # tokens a camera after a Perceiver resampler (RoboVLMs: 64); 0 = none
         }
     )

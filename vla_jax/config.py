@@ -44,6 +44,7 @@ class StructureConfig:
     text_len: int
     resampler: int
     proprio: int
+    slide: int
     act_insert: str = choice("per_row", "padded_column")
     readout: str = choice("action", "text", "vision", "all")
 

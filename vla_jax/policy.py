@@ -25,6 +25,7 @@ from vla_jax.execution import Execution, Plan
 from vla_jax.models import vla
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.image import preprocess
+from vla_jax.models.streaming import History, empty_history
 from vla_jax.serve.protocol import (
     ACTIONS_KEY,
     IMAGE_KEYS,
@@ -47,7 +48,7 @@ class Session:
         gripper: what the gripper has been told.
     """
 
-    history: vla.History
+    history: History
     steps: int = 0
     plan: Plan = field(default_factory=Plan)
     gripper: GripperState = field(default_factory=GripperState)
@@ -100,7 +101,7 @@ class Policy:
             )
         file, _ = BACKBONES[config.model.backbone.name]
         self._image, self._prompt = file.image_spec(self._model.arch), vla.prompt(config.model)
-        self._empty, self._key = vla.empty_history(self._model, 1), jax.random.key(config.seed)
+        self._empty, self._key = empty_history(self._model, 1), jax.random.key(config.seed)
         # Parameters in the compute type: the cast would otherwise be paid at every step.
         dtype = jnp.dtype(config.model.dtype)
         self._params = jax.tree.map(lambda x: x.astype(dtype), dict(params))
@@ -235,7 +236,7 @@ class Policy:
 
     def _predict(
         self, session: Session, obs: Mapping[str, Any]
-    ) -> tuple[Float[np.ndarray, "f a"], vla.History]:
+    ) -> tuple[Float[np.ndarray, "f a"], History]:
         """The chunk of this step, normalised and with the gripper 1 = open, 0 = closed."""
         images = {
             camera: self._preprocess(jnp.asarray(obs[IMAGE_KEYS[camera]])[None, None])

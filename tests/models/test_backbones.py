@@ -11,7 +11,7 @@ import pytest
 from tests.models import tiny
 from tests.models.tiny_backbones import ARCHS
 from vla_jax.config import ConfigError
-from vla_jax.models import vla
+from vla_jax.models import streaming, vla
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.structures import STRUCTURES, refused_by
 
@@ -53,7 +53,7 @@ def test_streams_and_trains(name, structure):
     size = model.image.size
     whole = tiny.observe(window=window + 1, size=size)
     step = jax.jit(lambda p, o, h: model.apply({"params": p}, o, h, key, method="step"))
-    history, got = vla.empty_history(model, 2), None
+    history, got = streaming.empty_history(model, 2), None
     for t in range(window + 1):
         got, history = step(params, tiny.steps(whole, t, t + 1), history)
         if structure == "discrete" and t == window - 1:

@@ -83,6 +83,7 @@ def test_every_structure_and_head_is_used():
     ("cell", "changes", "words"),
     [
         (("one_step", "mlp"), {"structure.window": 2}, ["one_step has no history"]),
+        (("interleaved", "mlp"), {"structure.slide": 4}, ["structure.slide: 4 is not within"]),
         (("discrete", "detokenizer"), {"structure.latent": 2}, ["structure.latent 1"]),
         (("discrete", "detokenizer"), {"head.bins": 1}, ["bins must be at least 2"]),
         (("discrete", "detokenizer"), {"head.bins": 200}, ["head.token_end 128", "vocabulary"]),

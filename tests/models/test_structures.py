@@ -9,7 +9,7 @@ import pytest
 
 from tests.models import tiny
 from tests.models.tiny_backbones import WIDTH
-from vla_jax.models import structures, vla
+from vla_jax.models import streaming, structures, vla
 from vla_jax.models.backbones.base import Layout, Tokens
 from vla_jax.models.structures import Sequence
 
@@ -109,7 +109,7 @@ def test_streaming_equals_recomputing_the_window(structure, head):
     whole = tiny.observe(window=window + 2)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, key, method="step"))
     apply = jax.jit(lambda o: model.apply({"params": params}, o, key))
-    history = vla.empty_history(model, 2)
+    history = streaming.empty_history(model, 2)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), history)
     for t in range(window + 2):
         got, history = step(tiny.steps(whole, t, t + 1), history)
@@ -121,6 +121,24 @@ def test_streaming_equals_recomputing_the_window(structure, head):
         expected = apply(_left_padded(now, window))
         np.testing.assert_allclose(got.arm, expected.arm[:, -1:], atol=1e-5)
         np.testing.assert_allclose(got.gripper, expected.gripper[:, -1:], atol=1e-5)
+
+
+def test_a_window_that_slides_by_several_steps_goes_on_from_its_cache():
+    """What has not left the window is read as if it were read anew, pads and all."""
+    model, params = tiny.build(tiny.config("interleaved", "lstm", **{"structure.slide": 2}))
+    window, seen = model.config.structure.window, []
+    whole = tiny.observe(window=window + 4)
+    step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
+    apply = jax.jit(lambda o: model.apply({"params": params}, o))
+    history = streaming.empty_history(model, 2)
+    for t in range(window + 4):
+        seen = [*(seen[2:] if len(seen) == window else seen), t]
+        got, history = step(tiny.steps(whole, t, t + 1), history)
+        assert history.valid.sum(1).tolist() == [len(seen)] * 2
+        expected = apply(_left_padded(tiny.steps(whole, seen[0], t + 1), window))
+        np.testing.assert_allclose(got.arm, expected.arm[:, -1:], atol=1e-5)
+        np.testing.assert_allclose(got.gripper, expected.gripper[:, -1:], atol=1e-5)
+    assert seen[0] == 4  # two rereadings
 
 
 def _left_padded(observation, window):
@@ -195,7 +213,7 @@ def test_resamplers():
     model, params = tiny.build(tiny.config("interleaved", "mlp", **changes))
     assert params["resampler"]["queries"].shape == (3, WIDTH)
     assert params["pooler"]["queries"].shape == (2, WIDTH)
-    assert vla.empty_history(model, 1).features.shape == (1, tiny.WINDOW, 6, WIDTH)
+    assert streaming.empty_history(model, 1).features.shape == (1, tiny.WINDOW, 6, WIDTH)
     out = jax.jit(lambda o: model.apply({"params": params}, o))(tiny.observe())
     assert out.arm.shape == (2, tiny.WINDOW, tiny.CHUNK, 6)
 
@@ -219,7 +237,7 @@ def test_discrete_writes_action_ids_one_by_one():
     model, params = tiny.build(tiny.config("discrete", "detokenizer"))
     observation, window = tiny.observe(), tiny.WINDOW
     tokenizer = model.apply({"params": params}, method=lambda m: m.head.tokenizer)
-    history = vla.empty_history(model, 2)
+    history = streaming.empty_history(model, 2)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     for t in range(window):
         prediction, history = step(tiny.steps(observation, t, t + 1), history)
@@ -230,7 +248,7 @@ def test_discrete_writes_action_ids_one_by_one():
     @jax.jit
     def scores(ids):
         def read(m):
-            tokens, valid = m.encode(observation), vla.step_mask(observation)
+            tokens, valid = m.encode(observation), structures.step_mask(observation)
             return m.read(m.sequence(tokens, valid, observation, ids), valid)
 
         return model.apply({"params": params}, method=read)

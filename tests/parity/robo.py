@@ -12,7 +12,7 @@ import optax
 from tests.parity import golden, names, original
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
-from vla_jax.models import vla, weights
+from vla_jax.models import streaming, structures, vla, weights
 from vla_jax.rules import flatten, unflatten
 
 TOLERANCE = 1e-4
@@ -64,7 +64,7 @@ def _sequence(
     """What goes into the VLM and what comes out, column by column."""
 
     def look(m: vla.VLA) -> Any:
-        tokens, valid = m.encode(observation), vla.step_mask(observation)
+        tokens, valid = m.encode(observation), structures.step_mask(observation)
         sequence = m.sequence(tokens, valid, observation)
         return tokens, sequence, m.backbone(sequence.tokens)
 
@@ -86,7 +86,7 @@ def _sequence(
 
 def _streaming(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
     text, count = io["infer/text"], io["infer/rgb"].shape[1]
-    history = vla.empty_history(model, 1)
+    history = streaming.empty_history(model, 1)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     arms, grippers = [], []
     for t in range(count):

@@ -7,13 +7,13 @@ m tokens after it · n sequence · c columns read · d width
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vla_jax.config import ModelConfig, StructureConfig
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Layout, Tokens
+from vla_jax.types import Observation
 
 _STEPWISE = ("mlp", "diffusion", "flow")
 _ALL = ("mlp", "lstm", "gpt2", "diffusion", "flow")
@@ -115,6 +115,8 @@ def refusals(config: ModelConfig) -> list[str]:
             f"structure.readout {s.readout!r} gives a step many tokens: head.down_sample must be "
             "'pooling' or 'resampler'"
         )
+    if not 1 <= s.slide <= s.window:
+        problems.append(f"structure.slide: {s.slide} is not within 1..window, 1..{s.window}")
     if head.kind in ("gpt2", "diffusion", "flow") and head.hidden * s.latent % head.heads:
         problems.append(
             f"head.heads: {head.heads} does not divide the width, hidden {head.hidden} x latent "
@@ -157,36 +159,6 @@ def layout_of(config: ModelConfig) -> Layout:
     return getattr(file, "ORIGINAL_LAYOUT", file.LAYOUT) if padded else file.LAYOUT
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class History:
-    """What a policy remembers of the steps so far, oldest first; the newest is at the end.
-
-    Attributes:
-        features: of the last w steps: [b, w, m, d], the features, where the VLM sees one step;
-            [b, w, k, d], the tokens of cameras and state, where it sees the window.
-        valid: bool [b, w], False where no step has been taken yet.
-        ids: int32 [b, w, f a], the action tokens written at those steps; f a = 0 in structures
-            that write none.
-    """
-
-    features: Any
-    valid: Any
-    ids: Any
-
-    def append(self, features: Array, valid: Array) -> "History":
-        """With one step more at the end, and without the oldest; its ids are still 0."""
-        return History(
-            features=_append(self.features, features),
-            valid=_append(self.valid, valid),
-            ids=_append(self.ids, jnp.zeros_like(self.ids[:, :1])),
-        )
-
-
-def _append(past: Array, new: Array) -> Array:
-    return jnp.concatenate([past[:, 1:], new.astype(past.dtype)], axis=1)
-
-
 class Sequence(NamedTuple):
     """Input of the VLM and what is read of its output.
 
@@ -199,6 +171,12 @@ class Sequence(NamedTuple):
     tokens: Tokens
     columns: Int[Array, "r c"]
     read: Bool[Array, "r c"]
+
+
+def step_mask(observation: Observation) -> Bool[Array, "b w"]:
+    """True where at least one camera has a real frame."""
+    masks = list(observation.image_mask.values())
+    return jnp.stack(masks).any(axis=0)
 
 
 def places(config: StructureConfig, k: int) -> Int[Array, " k"]:
@@ -296,6 +274,11 @@ def columns_of(
     columns = jnp.broadcast_to(jnp.arange(begin, end), (rows, end - begin))
     read = valid[:, begin:end]
     return columns, read & (columns < first) if readout == "text" else read
+
+
+def read_count(readout: str, t: int, k: int, layout: Layout) -> int:
+    """Columns of a step that `columns_of` names."""
+    return {"text": t - layout.bos - layout.eos, "vision": k}.get(readout, t + k)
 
 
 def join(steps: Sequence, keep: Bool[Array, "b w"], padded: bool) -> Sequence:

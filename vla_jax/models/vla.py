@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vla_jax.config import ConfigError, ModelConfig
-from vla_jax.models import structures
+from vla_jax.models import streaming, structures
 from vla_jax.models.backbones import BACKBONES
-from vla_jax.models.backbones.base import Tokens
 from vla_jax.models.heads import HEADS
 from vla_jax.models.heads.common import newest, pool_tokens
 from vla_jax.models.image import ImageSpec
@@ -24,7 +23,8 @@ from vla_jax.models.layers import Dense
 from vla_jax.models.losses import huber, masked_mean
 from vla_jax.models.resampler import Perceiver
 from vla_jax.models.state import StateToken
-from vla_jax.models.structures import STRUCTURES, History, Sequence, widen
+from vla_jax.models.streaming import History
+from vla_jax.models.structures import STRUCTURES, Sequence, widen
 from vla_jax.types import Actions, Observation, Prediction
 
 
@@ -72,7 +72,7 @@ class VLA(nn.Module):
             key: for heads that draw samples.
         """
         if self.config.structure.kind == "discrete":
-            return self._write_window(observation)
+            return streaming.write_window(self, observation)
         features, valid = self.features(observation)
         return self.head.predict(features, valid, key)
 
@@ -126,16 +126,7 @@ class VLA(nn.Module):
         Returns:
             The prediction at the new step ([b, 1, ...]) and the history with it appended.
         """
-        kind = STRUCTURES[self.config.structure.kind]
-        seen, tokens = step_mask(observation), self.encode(observation)
-        kept = tokens if kind.joint else self.read(self.sequence(tokens, seen, observation), seen)
-        history = history.append(kept, seen)
-        if self.config.structure.kind == "discrete":
-            return self._write(observation, history)
-        features, valid = history.features, history.valid
-        if kind.joint:
-            features = self.read(self.sequence(features, valid, observation), valid)
-        return self.head.predict(features, valid[:, -features.shape[1] :], key, last=True), history
+        return streaming.step(self, observation, history, key)
 
     def features(
         self, observation: Observation, actions: Actions | None = None
@@ -146,7 +137,7 @@ class VLA(nn.Module):
             observation: of the window.
             actions: what the discrete structure has written at each step.
         """
-        valid, tokens = step_mask(observation), self.encode(observation)
+        valid, tokens = structures.step_mask(observation), self.encode(observation)
         ids = None
         if self.config.structure.kind == "discrete" and actions is not None:
             ids = self.head.encode(actions)
@@ -193,7 +184,7 @@ class VLA(nn.Module):
             prefix, seen = tokens.reshape(b * w, k, d), jnp.ones((b * w, k), bool)
             place = place.reshape(b * w, k)
             text, mask = (jnp.repeat(x, w, axis=0) for x in (text, mask))
-        inserted = self._inserted(len(mask), ids, text)
+        inserted = self.inserted(len(mask), ids, text)
         given, first = structures.splice(
             text, mask, prefix, seen, place, inserted, self.layout, padded
         )
@@ -211,7 +202,7 @@ class VLA(nn.Module):
             return sequence
         return structures.join(sequence, valid, padded)
 
-    def _inserted(
+    def inserted(
         self, rows: int, ids: Int[Array, "b w fa"] | None, text: Float[Array, "r t d"]
     ) -> Float[Array, "r m d"]:
         """What stands behind the instruction: written tokens, action tokens, or nothing."""
@@ -224,15 +215,21 @@ class VLA(nn.Module):
 
     def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b u m d"]:
         """Run the VLM and pick the features; of the discrete structure, scores of next tokens."""
-        s, head = self.config.structure, self.config.head
         hidden = self.backbone(sequence.tokens)
         picked = structures.take(hidden, sequence.columns)
-        b, w = valid.shape[0], 1 if s.kind == "video" else valid.shape[1]
+        b, w = valid.shape[0], 1 if self.config.structure.kind == "video" else valid.shape[1]
         picked = picked.reshape(b, w, -1, picked.shape[-1])
-        read = sequence.read.reshape(picked.shape[:3])
-        if s.kind == "discrete":
+        if self.config.structure.kind == "discrete":
             flat = picked.reshape(b, -1, picked.shape[-1])
             return self.backbone.logits(flat).reshape(*picked.shape[:3], -1)
+        return self.pool(picked, sequence.read.reshape(picked.shape[:3]))
+
+    def pool(
+        self, picked: Float[Array, "b u c d"], read: Bool[Array, "b u c"]
+    ) -> Float[Array, "b u m d"]:
+        """The tokens read of every step -> what the head sees of it."""
+        s, head = self.config.structure, self.config.head
+        b, w = picked.shape[:2]
         if head.down_sample == "pooling":
             return pool_tokens(picked, read, s.latent)
         if head.down_sample == "resampler":
@@ -247,58 +244,10 @@ class VLA(nn.Module):
             return self.head.labels(actions, stop)
         return self.supervised(actions)
 
-    def _write(self, observation: Observation, history: History) -> tuple[Prediction, History]:
-        """Greedy decoding of the newest step's tokens, one pass over the prompt and one a token."""
-        sequence = self.sequence(history.features, history.valid, observation, history.ids)
-        b, n, _ = sequence.tokens.embeds.shape
-        # The column before the newest step's first token is the last one known.
-        known = sequence.columns.reshape(*history.valid.shape, -1)[:, -1, :1]
-        seen = sequence.tokens.valid & (jnp.arange(n) <= known)
-        prompt = sequence.tokens._replace(valid=seen)
-        # Bound methods of submodules cannot enter a loop of jax's.
-        backbone, variables = self.backbone.unbind()
-
-        def run(method: str, *args: Any) -> Any:
-            return backbone.apply(variables, *args, method=method)
-
-        def write(state: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
-            cache, hidden = state
-            chosen = self.head.choose(run("logits", hidden))
-            one = jnp.ones((b, 1), bool)
-            token = Tokens(run("embed_text", chosen), one, jnp.full(one.shape, -1))
-            hidden, cache = run("extend", token, cache)
-            return (cache, hidden), chosen[:, 0]
-
-        hidden, cache = run("extend", prompt, run("empty_cache", b, n))
-        start = (cache, structures.take(hidden, known))
-        _, ids = jax.lax.scan(write, start, None, length=history.ids.shape[-1])
-        ids = ids.T.astype(jnp.int32)
-        history = dataclasses.replace(history, ids=history.ids.at[:, -1].set(ids))
-        return self.head.decode(ids[:, None]), history
-
-    def _write_window(self, observation: Observation) -> Prediction:
-        """Step by step, each given what was written before."""
-        b, w = step_mask(observation).shape
-        history, predictions = empty_history(self, b), []
-        for i in range(w):
-            now = {
-                name: jax.tree.map(lambda x, i=i: x[:, i : i + 1], getattr(observation, name))
-                for name in ("images", "image_mask", "proprio")
-            }
-            prediction, history = self.step(dataclasses.replace(observation, **now), history)
-            predictions.append(prediction)
-        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *predictions)
-
 
 def has_action_token(config: ModelConfig) -> bool:
     """Whether features are read at a learned token of their own."""
     return config.structure.readout == "action" and config.structure.kind != "discrete"
-
-
-def step_mask(observation: Observation) -> Bool[Array, "b w"]:
-    """True where at least one camera has a real frame."""
-    masks = list(observation.image_mask.values())
-    return jnp.stack(masks).any(axis=0)
 
 
 def prompt(config: ModelConfig) -> str:
@@ -316,23 +265,6 @@ def word_ids(model: VLA) -> int:
     if c.structure.kind == "discrete":
         return c.head.token_end - c.head.bins
     return BACKBONES[c.backbone.name][0].vocab_size(model.arch)
-
-
-def empty_history(model: VLA, batch: int) -> History:
-    """History before the first step of an episode."""
-    c, s = model.config, model.config.structure
-    file, _ = BACKBONES[c.backbone.name]
-    kept = s.latent
-    if STRUCTURES[s.kind].joint:
-        kept = len(s.cameras) * (s.resampler or file.image_tokens(model.arch)) + bool(s.proprio)
-    written = s.chunk * c.action_dim if s.kind == "discrete" else 0
-    width = file.token_width(model.arch) if STRUCTURES[s.kind].joint else file.width(model.arch)
-    shape = (batch, s.window, kept, width)
-    return History(
-        features=jnp.zeros(shape, jnp.dtype(c.dtype)),
-        valid=jnp.zeros((batch, s.window), bool),
-        ids=jnp.zeros((batch, s.window, written), jnp.int32),
-    )
 
 
 def initial_params(model: VLA, key: Array) -> dict[str, Any]:
