@@ -5,7 +5,7 @@
 Leaves everything under runs/quickstart: the RLDS dataset, the checkpoints, three evaluations
 (trained, untrained, and with every instruction swapped for another task's) and the report page
 runs/quickstart/report/index.html beside score.json. What is there already is used again; --fresh
-starts over.
+starts over. Flags after -- go to launch/train.py.
 """
 
 import argparse
@@ -34,7 +34,9 @@ def main() -> None:
     run = Path(flags.workdir)
     if flags.fresh:
         shutil.rmtree(run, ignore_errors=True)
-    dataset, results, report = run / "data/tabletop/1.0.0", run / "results", run / "report"
+    dataset = Path(flags.data) if flags.data else run / "data/tabletop/1.0.0"
+    results, report = run / "results", run / "report"
+    names = RUNS if flags.baselines else RUNS[:1]
 
     _say("1/5 record demonstrations")
     if not dataset.is_dir():
@@ -47,18 +49,20 @@ def main() -> None:
     shutil.rmtree(results, ignore_errors=True)
     with _server(run) as uri:
         _rollout(uri, results / "trained", flags.episodes)
-        _rollout(uri, results / "swapped", min(flags.episodes, BASELINE), "--swap-instructions")
-    _say("4/5 baseline: the same network, untrained")
-    with _server(run, "--untrained") as uri:
-        _rollout(uri, results / "untrained", min(flags.episodes, BASELINE))
+        if flags.baselines:
+            _rollout(uri, results / "swapped", min(flags.episodes, BASELINE), "--swap-instructions")
+    if flags.baselines:
+        _say("4/5 baseline: the same network, untrained")
+        with _server(run, "--untrained") as uri:
+            _rollout(uri, results / "untrained", min(flags.episodes, BASELINE))
 
     _say("5/5 report")
-    runs = [f"--run={name}={results / name}" for name in RUNS]
+    runs = [f"--run={name}={results / name}" for name in names]
     log, title = run / "log.jsonl", "--title=Tabletop quickstart"
     _python(
         "-m", "eval_servers.results", "report", *runs, "--loss-log", log, title, "--out", report
     )
-    score = _score(results, (time.monotonic() - start) / 60)
+    score = _score(results, names, (time.monotonic() - start) / 60)
     _write(report / "score.json", score)
     print(_table(score))
     print(f"report: {report / 'index.html'}")
@@ -71,6 +75,13 @@ def _parse_flags() -> argparse.Namespace:
     parser.add_argument("--workdir", default="runs/quickstart", help="default: %(default)s")
     parser.add_argument("--config", default="configs/quickstart.py", help="default: %(default)s")
     parser.add_argument("--episodes", type=int, default=130, help="evaluated (default: 130)")
+    parser.add_argument("--data", default="", help="demonstrations; default: recorded anew")
+    parser.add_argument(
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also evaluate untrained and with swapped instructions (default: yes)",
+    )
     parser.add_argument("--fresh", action="store_true", help="remove the workdir first")
     parser.add_argument("train", nargs="*", help="flags for launch/train.py, after --")
     return parser.parse_args()
@@ -115,15 +126,14 @@ def _rollout(uri: str, out: Path, episodes: int, *flags: str) -> None:
     _python("eval_servers/tabletop/rollout.py", "--server", uri, "--out", out, *settings, *flags)
 
 
-def _score(results: Path, minutes: float) -> dict[str, Any]:
-    scores = {name: json.loads((results / name / "score.json").read_text()) for name in RUNS}
+def _score(results: Path, names: Sequence[str], minutes: float) -> dict[str, Any]:
+    scores = {name: json.loads((results / name / "score.json").read_text()) for name in names}
     trained = scores["trained"]
     return {
         "success_rate": trained["success_rate"],
         "episodes": trained["episodes"],
         "per_task": trained["per_task"],
-        "untrained_success_rate": scores["untrained"]["success_rate"],
-        "swapped_success_rate": scores["swapped"]["success_rate"],
+        **{f"{name}_success_rate": scores[name]["success_rate"] for name in names[1:]},
         "minutes": round(minutes, 2),
     }
 
@@ -140,12 +150,17 @@ def _table(score: dict[str, Any]) -> str:
         interval = f"{counts['wilson_low']:.2f} - {counts['wilson_high']:.2f}"
         rows.append((task, f"{counts['successes']}/{counts['episodes']}", interval))
     lines = [f"{task:<22}{success:>9}   {interval}" for task, success, interval in rows]
-    lines += [
-        f"success {score['success_rate']:.1%} of {score['episodes']} episodes on unseen seeds; "
-        f"untrained {score['untrained_success_rate']:.1%}, "
-        f"instructions swapped {score['swapped_success_rate']:.1%}; "
-        f"{score['minutes']:.1f} minutes"
+    rates = {"untrained": "untrained", "instructions swapped": "swapped"}
+    told = [
+        f"{what} {score[f'{name}_success_rate']:.1%}"
+        for what, name in rates.items()
+        if f"{name}_success_rate" in score
     ]
+    lines.append(
+        f"success {score['success_rate']:.1%} of {score['episodes']} episodes on unseen seeds; "
+        + "".join(f"{part}; " for part in told)
+        + f"{score['minutes']:.1f} minutes"
+    )
     return "\n".join(lines)
 
 

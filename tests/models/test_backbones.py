@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+from configs.tiny import ARCHS
 from tests.models import tiny
-from tests.models.tiny_backbones import ARCHS
 from vla_jax.config import ConfigError
 from vla_jax.models import streaming, vla
 from vla_jax.models.backbones import BACKBONES

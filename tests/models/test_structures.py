@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.tiny import WIDTH
 from tests.models import tiny
-from tests.models.tiny_backbones import WIDTH
 from vla_jax.models import streaming, structures, vla
 from vla_jax.models.backbones.base import Layout, Tokens
 from vla_jax.models.structures import Sequence

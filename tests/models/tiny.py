@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import quickstart
-from tests.models.tiny_backbones import ARCHS
+from configs.tiny import ARCHS
 from vla_jax.config import ModelConfig, resolve
 from vla_jax.models import vla
 from vla_jax.types import Actions, Observation
