@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -69,12 +71,10 @@ def test_nothing_is_supervised_on_padding_rows():
     assert mask[1][1:].sum() == 8
 
 
-def test_the_collater_of_the_original(request):
-    """The original's collated batch from its own inputs (golden outputs, `--fixtures`)."""
-    folder = request.config.getoption("--fixtures", default=None)
-    if not folder:
-        pytest.skip("needs --fixtures")
-    golden = np.load(f"{folder}/calvin_collater/io.npz")
+def test_the_collater_of_the_original():
+    """The original's collated batch from its own inputs (golden outputs)."""
+    folder = Path(__file__).parents[1] / "fixtures"
+    golden = np.load(folder / "calvin_collater" / "io.npz")
     from vla_jax.data.normalize import ActionSpec
     from vla_jax.data.oxe import get_spec
 

@@ -100,9 +100,11 @@ def test_flags_reach_the_policy_and_the_server(launch, capsys):
     flags = ["--checkpoint=runs/a", "--port=0", "--step=300", "--dataset=tabletop", "--untrained"]
     status, calls = launch(*flags, "--max-message-mb=2", "--max-sessions=3", "--host=0.0.0.0")
     assert status == 0
-    assert calls["checkpoint"] == (
-        "runs/a", {"step": 300, "dataset": "tabletop", "untrained": True}
-    )  # fmt: skip
+    folder, choices = calls["checkpoint"]
+    assert folder == "runs/a"
+    wanted = {"step": 300, "dataset": "tabletop", "untrained": True, "gripper": {}}
+    assert {k: v for k, v in choices.items() if k != "execution"} == wanted
+    assert choices["execution"].mode == "chunk"
     options = calls["options"]
     assert (options.host, options.port, options.max_sessions) == ("0.0.0.0", 0, 3)
     assert options.max_message_bytes == 2 * 2**20
@@ -113,6 +115,7 @@ def test_a_checkpoint_that_does_not_load_is_one_line(launch, capsys):
     status, calls = launch("--checkpoint=broken", "--port=0")
     assert status == 1
     assert "options" not in calls
-    assert calls["checkpoint"][1] == {"step": None, "dataset": None, "untrained": False}
+    choices = calls["checkpoint"][1]
+    assert (choices["step"], choices["dataset"], choices["untrained"]) == (None, None, False)
     expected = "serve.py: dataset 'x' is unknown; the checkpoint has ['tabletop']\n"
     assert capsys.readouterr().err.endswith(expected)
