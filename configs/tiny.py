@@ -22,9 +22,19 @@ def _kosmos2() -> dict[str, Any]:
     return arch
 
 
+def _qwen_vl() -> dict[str, Any]:
+    visual = {"image_size": 28, "patch_size": 7, "width": WIDTH, "layers": 1, "heads": 2}
+    visual |= {"mlp_ratio": 1.5, "n_queries": 4, "image_start_id": VOCAB - 2}
+    text = {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 96}
+    text |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    # So short that what changes beyond it does so in every run.
+    return {**text, "seq_length": 16, "visual": visual}
+
+
 # backbone -> overrides of its released architecture
 ARCHS: dict[str, dict[str, Any]] = {
     "kosmos2": _kosmos2(),
+    "qwen_vl": _qwen_vl(),
 }
 
 

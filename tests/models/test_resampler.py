@@ -39,12 +39,11 @@ def test_perceiver_takes_any_number_of_tokens_in_any_order():
     assert np.abs(run(module, params, more) - out).max() > 1e-3
 
 
-def test_positions_of_the_queries_are_stored_but_never_trained():
+def test_positioned_queries_begin_as_a_table_and_train_with_the_rest():
     module = resampler.PositionedQueries((2, 2), (2, 4), WIDTH, heads=2)
     x = tokens(8, 12)
     params = fill(module, x)
     grads = jax.jit(jax.grad(lambda p: (module.apply(p, x) ** 2).sum()))(params)["params"]  # type: ignore
-    assert not np.any(grads.pop("positions"))
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         # The keys' bias shifts all scores of a query alike.
         assert np.any(np.abs(leaf) > 1e-4) != ("'k'" in str(path) and "bias" in str(path)), path

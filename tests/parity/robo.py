@@ -72,8 +72,10 @@ def _sequence(
     tokens, sequence, hidden = found
     expected = io["fwd/image_features_0"]
     count, width = expected.shape[-2:]
-    # The first camera's tokens stand last.
-    primary = tokens[:, :, -count:].reshape(-1, count, width)
+    # The first camera's tokens stand last; the backbone's own around them are not among theirs.
+    marks = (tokens.shape[2] // len(model.config.structure.cameras) - count) // 2
+    end = tokens.shape[2] - marks
+    primary = tokens[:, :, end - count : end].reshape(-1, count, width)
     yield compare("image tokens", primary, expected.reshape(-1, count, width), TOLERANCE)
     embeds, mask = io["fwd/lm0_inputs_embeds"], io["fwd/lm0_attention_mask"]
     yield compare("sequence", sequence.tokens.embeds, embeds, TOLERANCE)
@@ -125,9 +127,10 @@ def _optimizer(
 ) -> Iterator[Row]:
     names = list(golden.config(folder, "trainable_names.json"))
     adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=0.0)
-    state, losses = adamw.init(params), []
+    state, losses, trains = adamw.init(params), [], _trains(rows, params, names)
     for i in range(len(io["train/losses"])):
         (total, _), grads = step(params)
+        grads = jax.tree.map(jnp.multiply, grads, trains)
         updates, state = adamw.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(total))
@@ -139,6 +142,17 @@ def _optimizer(
             yield _norms("after1", names, named, io["after1/param_norms"])
     yield compare("5 AdamW losses", losses, io["train/losses"], TOLERANCE)
     yield _norms("after5", names, theirs(rows, params), io["train/param_norms_after5"])
+
+
+def _trains(rows: list[weights.Weight], params: Any, names: list[str]) -> Any:
+    """1 where a parameter trains there, 0 where it is frozen, layer by layer."""
+    shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
+    found = {k: np.full(v.shape, k in names, np.float32) for k, v in theirs(rows, params).items()}
+    flat: dict[str, np.ndarray] = {}
+    for row in rows:
+        if not row.alias:
+            flat |= weights.to_ours(row, shapes, found.__getitem__)
+    return unflatten(flat)
 
 
 def _norms(

@@ -139,34 +139,6 @@ def paligemma(folder: Path) -> Iterator[Row]:
     yield model.exported("tower")
 
 
-def qwen_vl(folder: Path) -> Iterator[Row]:
-    """Qwen-VL's tower and resampler, alone or inside the whole model."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
-    source = prefix(theirs, "positional_embedding")
-    x = channels_last(io["in/pixel_values"])
-    patch, blocks = theirs[source + "conv1.weight"], source + "transformer.resblocks."
-    hidden = len(theirs[blocks + "0.mlp.c_fc.bias"])
-    config = {
-        "width": len(patch),
-        "layers": 1 + max(int(k[len(blocks) :].split(".")[0]) for k in theirs if blocks in k),
-        "heads": HEADS,
-        "mlp_ratio": hidden / len(patch),
-        "patch_size": patch.shape[-1],
-        "image_size": x.shape[1],
-    }
-    spec = towers.qwen_vl(config)
-    rows = towers.open_clip_weights(spec, source, "", by_head=True)
-    model = tower(spec, rows, theirs, x)
-    tokens = model(x)
-    queries, width = theirs[source + "attn_pool.query"].shape
-    module = towers.qwen_vl_resampler(spec, queries, width)
-    rows = weights.prefixed(resampler.positioned_queries_weights(), source, "")
-    pool = Filled(module, rows, theirs, tokens)
-    yield compare_scaled("image features", pool(tokens), io["out/image_features"])
-    yield model.exported("tower")
-    yield pool.exported("resampler")
-
-
 def frames(patches: np.ndarray, grid: tuple[int, int], config: Mapping[str, Any]) -> np.ndarray:
     """Qwen2-VL's flattened patches of one image -> [1, frames, h, x, 3].
 
@@ -370,8 +342,6 @@ KINDS: dict[str, Runner] = {
     "siglip_vision_model": siglip_model,
     "llava": llava,
     "paligemma": paligemma,
-    "QWenLMHeadModel": qwen_vl,
-    "VisionTransformer": qwen_vl,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_vl,
     "qwen3_vl": qwen2_vl,

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int32
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as _Backend
 
+from vla_jax.data import tiktoken
 from vla_jax.data.errors import TextLengthError
 
 # Of tokenizers made by `Tokenizer.build`; the order is the id, as in Kosmos-2's vocabulary.
@@ -31,10 +32,11 @@ class Tokenizer:
 
     @classmethod
     def from_dir(cls, hf_dir: str | Path) -> "Tokenizer":
-        """Reads tokenizer.json of a Hugging Face folder, or converts its slow tokenizer.
+        """Reads tokenizer.json of a Hugging Face folder, or converts the files it has instead.
 
         Raises:
             FileNotFoundError: there is no tokenizer in the folder.
+            ValueError: there is one, but damaged.
             ImportError: a conversion is needed and transformers is not installed.
         """
         folder = Path(hf_dir).expanduser()
@@ -45,6 +47,8 @@ class Tokenizer:
             if pad and backend.token_to_id(pad) is not None:
                 backend.enable_padding(pad_id=backend.token_to_id(pad), pad_token=pad)
             return cls(backend)
+        if (folder / tiktoken.FILE).is_file():
+            return cls(tiktoken.read(folder / tiktoken.FILE))
         if not folder.is_dir() or not any(folder.glob("*token*")):
             raise FileNotFoundError(f"{folder}: no tokenizer.json and no other tokenizer files")
         try:

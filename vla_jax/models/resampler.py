@@ -6,7 +6,6 @@ Legend: b batch · n image tokens · c their width · q queries · d width of th
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -48,10 +47,10 @@ class LatentQueryProjection(nn.Module):
 class PositionedQueries(nn.Module):
     """Qwen-VL: queries with positions attend once to projected tokens with positions.
 
-    Source: Resampler of the released visual.py. Positions are MAE's sines and cosines over the
-    queries' grid, stored but never trained; over the tokens' grid they are resampled, and they
-    enter the keys, not the values. The norm and the product after the attention stand in the
-    original's tower.
+    Source: Resampler of the released visual.py. Positions begin as MAE's sines and cosines over
+    the queries' grid; over the tokens' grid they are resampled, and they enter the keys, not the
+    values. The original stores and never trained them; RoboVLMs trains them with the rest of the
+    tower, if it does. The norm and the product after the attention stand in the original's tower.
 
     Attributes:
         queries: grid of the queries.
@@ -74,8 +73,7 @@ class PositionedQueries(nn.Module):
 
         shape = (self.queries[0] * self.queries[1], self.width)
         table = positions.sincos(self.queries, self.width)
-        stored = self.param("positions", lambda _: jnp.asarray(table))
-        stored = jax.lax.stop_gradient(stored).astype(self.dtype)
+        stored = self.param("positions", lambda _: jnp.asarray(table)).astype(self.dtype)
         queries = self.param("queries", _NORMAL(0.02), shape).astype(self.dtype)
         dense = layers.Dense((self.width,), use_bias=False, dtype=self.dtype, name="dense")
         x = norm("key_norm")(dense(x))

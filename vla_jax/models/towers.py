@@ -121,7 +121,7 @@ def qwen_vl_resampler(
 ) -> PositionedQueries:
     """What follows Qwen-VL's tower: `queries` tokens of the text's width, heads of 128."""
     side = round(queries**0.5)
-    heads = width // 128
+    heads = max(width // 128, 1)
     return PositionedQueries((side, side), spec.grid, width, heads, spec.block.eps, dtype)
 
 
