@@ -1,8 +1,12 @@
 """The backbones: one file each, one line here."""
 
-from vla_jax.models.backbones import kosmos2
+from vla_jax.models.backbones import kosmos2, qwen2_5_vl, qwen2_vl, qwen3_vl
+from vla_jax.models.backbones.qwen_family import QwenVL
 
 # name -> (file, its Linen module)
 BACKBONES = {
     "kosmos2": (kosmos2, kosmos2.Kosmos2),
+    "qwen2_vl": (qwen2_vl, QwenVL),
+    "qwen2_5_vl": (qwen2_5_vl, QwenVL),
+    "qwen3_vl": (qwen3_vl, QwenVL),
 }
