@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import discrete, heads, kosmos, lm, names, robo, vision
+from tests.parity import discrete, heads, kosmos, lm, names, qwen_next, robo, vision
 from tests.parity.table import Row
 from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
@@ -16,7 +16,12 @@ from vla_jax.models.language import LANGUAGES
 Runner = Callable[[Path], Iterator[Row]]
 
 # model_type -> what runs a VLM by itself
-MODELS: dict[str | None, Runner] = {"kosmos-2": kosmos.hf}
+MODELS: dict[str | None, Runner] = {
+    "kosmos-2": kosmos.hf,
+    "qwen2_vl": qwen_next.hf,
+    "qwen2_5_vl": qwen_next.hf,
+    "qwen3_vl": qwen_next.hf,
+}
 # robovlm_name -> what reads the backbone of a policy off its folder
 POLICIES: dict[str, robo.Describe] = {"RoboKosMos": kosmos.describe}
 
