@@ -62,6 +62,9 @@ def merged_arch(
         problems.append(
             f"vision_config.{key}: {vision[key]} is not the text's hidden_size, {width(config)}"
         )
+    for name in ("vision_start_token_id", "vision_end_token_id"):
+        if config[name] >= vocab_size(config):
+            problems.append(f"{name}: {config[name]} is beyond the {vocab_size(config)} ids")
     if problems:
         raise ValueError("backbone architecture:\n  " + "\n  ".join(problems))
     return config
