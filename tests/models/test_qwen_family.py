@@ -13,9 +13,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from configs.tiny import ARCHS
 from tests.models import tiny
 from tests.parity.qwen_next import frames
-from vla_jax.convert import hf, maps
+from vla_jax.convert import hf
 from vla_jax.data.text import Tokenizer as OurTokenizer
-from vla_jax.models import image, structures, vla, weights
+from vla_jax.models import image, vla, weights
 from vla_jax.models.backbones import BACKBONES, qwen_family
 from vla_jax.models.backbones.base import Tokens
 from vla_jax.rules import flatten
@@ -259,7 +259,10 @@ def test_the_prompt_is_a_turn_of_the_chat(tmp_path):
     """Three tokens before the images, nothing added, the assistant's turn is open at the end."""
     backend = small_tokenizer(tmp_path)
     tokenizer = OurTokenizer.from_dir(tmp_path)
-    for template in (qwen_family.PROMPT, vla.prompt(tiny.config("discrete", "detokenizer", "qwen3_vl"))):
+    for template in (
+        qwen_family.PROMPT,
+        vla.prompt(tiny.config("discrete", "detokenizer", "qwen3_vl")),
+    ):
         ids, mask = tokenizer.encode(template.format(instruction="pick it up"), 128)
         tokens = [backend.id_to_token(i) for i in ids[mask]]
         newline = backend.encode("\n").tokens[0]

@@ -250,11 +250,11 @@ class QwenVL(nn.Module):
         """Hidden states -> vocabulary scores."""
         return self.text.logits(hidden)
 
-    def _run(self, tokens: Tokens, grid: Any, start: Any, cache: Cache | None) -> tuple[Result, Any]:
+    def _run(
+        self, tokens: Tokens, grid: Any, start: Any, cache: Cache | None
+    ) -> tuple[Result, Any]:
         d, e = width(self.config), token_width(self.config)
-        rows, following = positions(
-            tokens.valid, tokens.place, grid or _merged(self.config), start
-        )
+        rows, following = positions(tokens.valid, tokens.place, grid or _merged(self.config), start)
         deep = None
         if e > d:
             deep = jnp.stack(jnp.split(tokens.embeds[..., d:], e // d - 1, axis=-1))
