@@ -31,10 +31,32 @@ def _qwen_vl() -> dict[str, Any]:
     return {**text, "seq_length": 16, "visual": visual}
 
 
+def _qwen(model: str) -> dict[str, Any]:
+    """Qwen2-VL and later: two layers each, images of two by two tokens."""
+    first = model == "qwen2_vl"
+    text: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 48}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    text["rope_parameters"] = {"mrope_section": (2, 3, 3)}
+    vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 8}
+    vision["embed_dim" if first else "hidden_size"] = 24
+    vision["hidden_size" if first else "out_hidden_size"] = WIDTH
+    vision |= {"mlp_ratio": 2} if first else {"intermediate_size": 40}
+    if model == "qwen2_5_vl":
+        vision |= {"window_size": 16, "fullatt_block_indexes": (1,)}
+    if model == "qwen3_vl":
+        text |= {"head_dim": 16, "rope_parameters": {"mrope_section": (4, 2, 2)}}
+        vision |= {"num_position_embeddings": 9, "deepstack_visual_indexes": (0,)}
+    marks = {"vision_start_token_id": 3, "vision_end_token_id": 4}
+    return {"image_size": 32, **marks, "vision_config": vision, "text_config": text}
+
+
 # backbone -> overrides of its released architecture
 ARCHS: dict[str, dict[str, Any]] = {
     "kosmos2": _kosmos2(),
     "qwen_vl": _qwen_vl(),
+    "qwen2_vl": _qwen("qwen2_vl"),
+    "qwen2_5_vl": _qwen("qwen2_5_vl"),
+    "qwen3_vl": _qwen("qwen3_vl"),
 }
 
 

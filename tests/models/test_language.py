@@ -113,6 +113,20 @@ RELEASED = {
         ),
         494_032_768,
     ),
+    "qwen3-0.6b": (
+        "qwen3",
+        keys(
+            vocab_size=151936,
+            hidden_size=1024,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            head_dim=128,
+            intermediate_size=3072,
+            tie_word_embeddings=True,
+        ),
+        596_049_920,
+    ),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import discrete, heads, kosmos, lm, names, qwen_vl, robo, vision
+from tests.parity import discrete, heads, kosmos, lm, names, qwen_next, qwen_vl, robo, vision
 from tests.parity.table import Row
 from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
@@ -20,6 +20,10 @@ MODELS: dict[str | None, Runner] = {
     "kosmos-2": kosmos.hf,
     "QWenLMHeadModel": qwen_vl.hf,
     "VisionTransformer": qwen_vl.tower,
+    # model_type -> what runs a VLM by itself
+    "qwen2_vl": qwen_next.hf,
+    "qwen2_5_vl": qwen_next.hf,
+    "qwen3_vl": qwen_next.hf,
 }
 # robovlm_name -> what reads the backbone of a policy off its folder
 POLICIES: dict[str, robo.Describe] = {

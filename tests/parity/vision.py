@@ -139,67 +139,6 @@ def paligemma(folder: Path) -> Iterator[Row]:
     yield model.exported("tower")
 
 
-def frames(patches: np.ndarray, grid: tuple[int, int], config: Mapping[str, Any]) -> np.ndarray:
-    """Qwen2-VL's flattened patches of one image -> [1, frames, h, x, 3].
-
-    They come square of merged patches by square; channels, frames, rows, columns in each.
-    """
-    (rows, columns), p, m = grid, config["patch_size"], config["spatial_merge_size"]
-    x = patches.reshape(rows // m, columns // m, m, m, 3, config["temporal_patch_size"], p, p)
-    return x.transpose(5, 0, 2, 6, 1, 3, 7, 4).reshape(1, -1, rows * p, columns * p, 3)
-
-
-def square_by_square(tokens: Any, grid: tuple[int, int], side: int, window: int = 0) -> np.ndarray:
-    """Tokens [1, n, d] row by row -> in the order of Qwen2-VL's, [n, d].
-
-    With windows (in patches) as Qwen2.5-VL keeps them inside: window by window.
-    """
-    rows, columns = grid[0] // side, grid[1] // side
-    x = np.asarray(tokens).reshape(rows, side, columns, side, -1).swapaxes(1, 2)
-    x = x.reshape(rows * columns, side * side, -1)
-    if window:
-        each = window // side
-        y, z = np.divmod(np.arange(rows * columns), columns)
-        x = x[np.lexsort((z, y, z // each, y // each))]
-    return x.reshape(grid[0] * grid[1], -1)
-
-
-def qwen2_vl(folder: Path) -> Iterator[Row]:
-    """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: tower, merger, deepstack, an image at a time."""
-    io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
-    build = {
-        "qwen2_vl": towers.qwen2_vl,
-        "qwen2_5_vl": towers.qwen2_5_vl,
-        "qwen3_vl": towers.qwen3_vl,
-    }[config["model_type"]]
-    vision, source, start = config["vision_config"], prefix(theirs, "patch_embed"), 0
-    merge = vision["spatial_merge_size"]
-    for i, (_, height, width) in enumerate(io["in/image_grid_thw"].tolist()):
-        grid, end = (height, width), start + height * width
-        x = jnp.asarray(frames(io["in/pixel_values"][start:end], grid, vision))
-        spec = build(vision, grid)
-        model = tower(spec, towers.qwen2_weights(spec, source, ""), theirs, x)
-        tokens, taps = model(x, method="with_taps")
-        last = square_by_square(tokens, grid, merge, spec.window)
-        expected = io["out/vision_last_hidden_state"][start:end]
-        yield compare_scaled(f"image {i} last hidden", last, expected)
-        merged = slice(start // merge**2, end // merge**2)
-        # (parameter group, tokens, where the original's output is)
-        outputs = [("merger.", tokens, "out/vision_pooler_output")] + [
-            (f"deepstack_merger_list.{j}.", tap, f"out/vision_deepstack_features_{j}")
-            for j, tap in enumerate(taps)
-        ]
-        for name, before, golden_name in outputs:
-            module, rows = towers.qwen2_merger(spec, vision, deepstack="deepstack" in name)
-            merger = Filled(module, weights.prefixed(rows, source + name, ""), theirs, before)
-            expected = io[golden_name][merged]
-            yield compare_scaled(f"image {i} {name[:-1]}", merger(before)[0], expected)
-            if i == 0:
-                yield merger.exported(name[:-1])
-        start = end
-    yield model.exported("tower")  # pyright: ignore[reportPossiblyUnboundVariable]
-
-
 def moondream(folder: Path) -> Iterator[Row]:
     """Moondream's SigLIP and its projection; one stream or two, tiles where the folder has them."""
     io, theirs = golden.arrays(folder), golden.weights(folder)
@@ -342,9 +281,6 @@ KINDS: dict[str, Runner] = {
     "siglip_vision_model": siglip_model,
     "llava": llava,
     "paligemma": paligemma,
-    "qwen2_vl": qwen2_vl,
-    "qwen2_5_vl": qwen2_vl,
-    "qwen3_vl": qwen2_vl,
     "Moondream": moondream,
     "VLMForCausalLM": uform,
     "PoolerGen2": uform_pooler,

@@ -1,5 +1,6 @@
 """A Hugging Face model folder as a source of weights, without torch."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from vla_jax.convert import maps
 from vla_jax.convert.safetensors_io import Safetensors
 from vla_jax.convert.tensors import Renamed, Source
 from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.backbones.base import merge_arch
 
 
 def read_arch(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
@@ -23,11 +25,7 @@ def read_arch(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
 
 def override(base: dict[str, Any], overrides: Mapping[str, Any], file: Any) -> dict[str, Any]:
     """`base` with a config's overrides, whose keys must be the backbone's."""
-    file.arch(overrides)  # refuses unknown keys
-    merged = dict(base)
-    for key, value in overrides.items():
-        merged[key] = {**base[key], **value} if isinstance(value, Mapping) else value
-    return merged
+    return file.arch(merge_arch(base, overrides, strict=True))
 
 
 def open_source(folder: str | Path, config: ModelConfig) -> Source:
@@ -60,7 +58,8 @@ def load(
     Raises:
         WeightError: with the whole key report; nothing is placed then.
     """
-    rows, ignore = maps.hugging_face(config)
+    backbone = dataclasses.replace(config.backbone, arch=read_arch(folder, config))
+    rows, ignore = maps.hugging_face(dataclasses.replace(config, backbone=backbone))
     files = open_source(folder, config)
     ours = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
     leaves = maps.incoming(rows, ours, files, ignore).leaves

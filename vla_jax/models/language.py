@@ -138,6 +138,15 @@ def _qwen2(c: Config) -> DecoderSpec:
     return _rms_decoder(c, {"qkv_bias": True}, **_local(c, window, lambda i: i >= first))
 
 
+def _qwen3(c: Config) -> DecoderSpec:
+    bias = c.get("attention_bias", False)
+    window = c.get("sliding_window", 4096) if c.get("use_sliding_window") else None
+    first = c.get("max_window_layers", 28)
+    head = c.get("head_dim") or 128
+    block = {"qkv_bias": bias, "out_bias": bias, "qk_norm": "rms", "head_width": head}
+    return _rms_decoder(c, block, rope=rope(c, head), **_local(c, window, lambda i: i >= first))
+
+
 def _gemma_facts(c: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     bias = c.get("attention_bias", False)
     block = {
@@ -316,4 +325,5 @@ LANGUAGES = {
     "opt": Language(_opt, names.opt),
     "phi": Language(_phi, names.phi, _BUFFERS),
     "qwen2": Language(_qwen2, names.rms, _BUFFERS),
+    "qwen3": Language(_qwen3, names.rms, _BUFFERS),
 }

@@ -299,7 +299,11 @@ def qwen2_weights(spec: VisionSpec, source: str, target: str) -> list[w.Weight]:
 
 
 def qwen2_merger(
-    spec: VisionSpec, config: Config, deepstack: bool = False, dtype: Any = jnp.float32
+    spec: VisionSpec,
+    config: Config,
+    deepstack: bool = False,
+    dtype: Any = jnp.float32,
+    name: str | None = None,
 ) -> tuple[PatchMerger, list[w.Weight]]:
     """What follows the tower, and each tap with `deepstack`; rows from the merger's root.
 
@@ -312,6 +316,7 @@ def qwen2_merger(
         spec.block.norm,
         norm_merged=deepstack,
         dtype=dtype,
+        name=name,
     )
     # Qwen3-VL, the one with a table of positions, renamed everything.
     names = ("norm", "linear_fc1", "linear_fc2") if spec.table else ("ln_q", "mlp.0", "mlp.2")

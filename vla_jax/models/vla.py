@@ -252,11 +252,13 @@ def has_action_token(config: ModelConfig) -> bool:
 
 def prompt(config: ModelConfig) -> str:
     """Template of the text, with {instruction}: the backbone's own, or RoboVLMs' question."""
+    file, _ = BACKBONES[config.backbone.name]
     if config.structure.kind != "discrete":
-        return BACKBONES[config.backbone.name][0].PROMPT
+        return file.PROMPT
     chunk = config.structure.chunk
     actions = "action" if chunk == 1 else f"{chunk} step actions"
-    return f"Input: What {actions} should the robot take to {{instruction}}?\nOutput:"
+    question = f"What {actions} should the robot take to {{instruction}}?"
+    return getattr(file, "QUESTION", "Input: {question}\nOutput:").format(question=question)
 
 
 def word_ids(model: VLA) -> int:

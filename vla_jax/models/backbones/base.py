@@ -9,7 +9,8 @@ dtype) with `encode_images(images)`, `embed_text(ids)`, `__call__(tokens)`, `log
 It may have `REFUSED`: the structures it cannot take -> the reason; `ORIGINAL_LAYOUT`: where
 RoboVLMs puts images and actions, if elsewhere; `RENAMES`: (pattern, replacement) pairs that turn
 names other versions of transformers write into those of the weight map; `robovlms_map(config)`:
-the weight map of RoboVLMs' checkpoints, if their names differ from Hugging Face's.
+the weight map of RoboVLMs' checkpoints, if their names differ from Hugging Face's; `QUESTION`: how
+the VLM is asked a {question} that it answers in tokens, if not as RoboVLMs does.
 `backbones/__init__.py` lists them.
 
 Legend: b batch · n sequence · k image tokens · t prompt columns · e token width
@@ -28,7 +29,8 @@ class Layout:
     """Where images and actions enter the prompt.
 
     Attributes:
-        bos: text columns before the images (1 if the tokenizer has a start token, else 0).
+        bos: text columns before the images (1 if the tokenizer has a start token, else 0; more
+            where a chat begins with several).
         eos: text columns after the action tokens (1 if it has an end token, else 0).
         images: "spliced", they stand in the sequence; "crossed", it attends to them from between
             its layers; "encoded", an encoder reads them and the prompt, and the sequence is what

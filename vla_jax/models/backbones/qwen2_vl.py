@@ -1,0 +1,83 @@
+"""Qwen2-VL: ViT with rotary positions, Qwen2 decoder (Qwen/Qwen2-VL-2B-Instruct)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vla_jax.models import weights as w
+from vla_jax.models.backbones import qwen_family as family
+from vla_jax.models.backbones.qwen_family import (  # noqa: F401
+    IGNORE,
+    LAYOUT,
+    PROMPT,
+    QUESTION,
+    image_tokens,
+    token_end,
+    token_width,
+    vocab_size,
+    width,
+)
+from vla_jax.models.image import ImageSpec
+
+# config.json of the released model, reduced to what shapes and numbers depend on, and
+# `image_size`: pixels of a side of our images, which are square; the original takes any shape.
+ARCH: dict[str, Any] = {
+    "model_type": "qwen2_vl",
+    "image_size": 224,
+    "tie_word_embeddings": True,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_config": {
+        "depth": 32,
+        "embed_dim": 1280,
+        "num_heads": 16,
+        "mlp_ratio": 4,
+        "hidden_size": 1536,
+        "hidden_act": "quick_gelu",
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+    "text_config": {
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "sliding_window": 32768,
+        "max_window_layers": 28,
+        "layer_types": None,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1000000.0,
+            "mrope_section": (16, 24, 24),
+        },
+    },
+}
+
+# As current transformers names things; the released files have the earlier names.
+RENAMES = ((r"model\.visual\.", "visual."), (r"model\.language_model\.", "model."))
+
+
+def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+    """The released architecture with `overrides` applied; see `qwen_family.merged_arch`."""
+    return family.merged_arch(ARCH, overrides, strict)
+
+
+def image_spec(config: Mapping[str, Any]) -> ImageSpec:
+    """Squash to a square, bicubic, CLIP mean and deviation."""
+    return ImageSpec(
+        size=config["image_size"],
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        resample="bicubic",
+    )
+
+
+def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
+    """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
+    return family.weights(config, visual="visual.", model="model.")

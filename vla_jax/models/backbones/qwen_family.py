@@ -1,0 +1,282 @@
+"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: images of any grid, positions in three rows.
+
+Legend: b batch · h, x image height and width · q tokens of an image, its two marks included
+n sequence · d text width · e token width: d, and as much again for each of the j layers that get
+deep features
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vla_jax.models import towers
+from vla_jax.models import weights as w
+from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
+from vla_jax.models.decoder import Cache, Decoder, Result, empty_cache
+from vla_jax.models.decoder_spec import DecoderSpec
+from vla_jax.models.language import LANGUAGES
+from vla_jax.models.positions import Grid
+from vla_jax.models.vit import VisionSpec, VisionTransformer
+
+# The models' chat, its default system text left out: <|im_start|>user\n, the images, what is said.
+# The tokenizer adds nothing of its own; action tokens stand where the assistant would speak.
+LAYOUT = Layout(bos=3, eos=0)
+_TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+PROMPT, QUESTION = _TURN.format("{instruction}"), _TURN.format("{question}")
+# <|endoftext|>, the first of the special tokens, behind the rarest words.
+ACTION_TOKEN_END = 151643
+# Buffers older dumps contain; they carry nothing.
+IGNORE = (r"rotary(_pos)?_emb\.inv_freq$",)
+
+# model_type -> (tower, family of the language model)
+_PARTS = {
+    "qwen2_vl": (towers.qwen2_vl, "qwen2"),
+    "qwen2_5_vl": (towers.qwen2_5_vl, "qwen2"),
+    "qwen3_vl": (towers.qwen3_vl, "qwen3"),
+}
+
+
+def merged_arch(
+    base: Mapping[str, Any], overrides: Mapping[str, Any], strict: bool
+) -> dict[str, Any]:
+    """`base.merge_arch` for a config.json of any version of transformers, checked.
+
+    Raises:
+        ValueError: listing all that is wrong with the keys, or sizes that do not go together.
+    """
+    config = merge_arch(base, overrides if strict else _of_today(overrides), strict)
+    vision, problems = config["vision_config"], []
+    square = vision["patch_size"] * vision["spatial_merge_size"]
+    if config["image_size"] <= 0 or config["image_size"] % square:
+        problems.append(
+            f"image_size: {config['image_size']} pixels are no multiple of {square}, "
+            "patch_size x spatial_merge_size"
+        )
+    key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
+    if vision[key] != width(config):
+        problems.append(
+            f"vision_config.{key}: {vision[key]} is not the text's hidden_size, {width(config)}"
+        )
+    for name in ("vision_start_token_id", "vision_end_token_id"):
+        if config[name] >= vocab_size(config):
+            problems.append(f"{name}: {config[name]} is beyond the {vocab_size(config)} ids")
+    if problems:
+        raise ValueError("backbone architecture:\n  " + "\n  ".join(problems))
+    return config
+
+
+def _of_today(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json as transformers 5 nests it.
+
+    Before 4.52 the text's keys stood at the top; before 5 the rotation was `rope_scaling` and
+    `rope_theta`, and `tie_word_embeddings` could stand in either place. Left out it is false.
+    """
+    text = dict(found.get("text_config") or found)
+    rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
+    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    if "rope_theta" in text:
+        rope.setdefault("rope_theta", text["rope_theta"])
+    tied = bool(found.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    text["rope_parameters"] = rope
+    return {**found, "text_config": text, "tie_word_embeddings": tied}
+
+
+def width(config: Mapping[str, Any]) -> int:
+    """Width of the hidden states the structure works on."""
+    return config["text_config"]["hidden_size"]
+
+
+def token_width(config: Mapping[str, Any]) -> int:
+    """Width of the tokens that go in: deep features stand behind the embedding."""
+    return width(config) * (1 + len(config["vision_config"].get("deepstack_visual_indexes", ())))
+
+
+def image_tokens(config: Mapping[str, Any]) -> int:
+    """Tokens of one image, <|vision_start|> and <|vision_end|> included."""
+    rows, columns = _merged(config)
+    return rows * columns + 2
+
+
+def vocab_size(config: Mapping[str, Any]) -> int:
+    """Ids the decoder knows."""
+    return config["text_config"]["vocab_size"]
+
+
+def token_end(config: Mapping[str, Any]) -> int:
+    """First id above those that may stand for actions, from the top of the vocabulary."""
+    return min(ACTION_TOKEN_END, vocab_size(config))
+
+
+def text_spec(config: Mapping[str, Any]) -> DecoderSpec:
+    """The language model's."""
+    text = {**config["text_config"], "tie_word_embeddings": config["tie_word_embeddings"]}
+    return LANGUAGES[_PARTS[config["model_type"]][1]].spec(text)
+
+
+def vision_spec(config: Mapping[str, Any], grid: Grid) -> VisionSpec:
+    """The tower's, for an image of `grid` patches."""
+    return _PARTS[config["model_type"]][0](config["vision_config"], grid)
+
+
+def _merged(config: Mapping[str, Any]) -> Grid:
+    """Rows and columns of tokens of an image of the configured size."""
+    vision = config["vision_config"]
+    side = config["image_size"] // (vision["patch_size"] * vision["spatial_merge_size"])
+    return side, side
+
+
+def positions(
+    valid: Bool[Array, "b n"],
+    place: Int[Array, "b n"],
+    grid: tuple[Any, Any],
+    start: Int[Array, " b"] | int = 0,
+) -> tuple[Int[Array, "3 b n"], Int[Array, " b"]]:
+    """M-RoPE: time, row and column of every token.
+
+    A text token has three equal positions and takes one; the marks of an image are text to this.
+    An image stands at a single moment, the next free position: its tokens add their row and
+    column of the merged grid, and the text behind it goes on at the image's larger side. Padding
+    takes nothing. This is `get_rope_index` of Hugging Face's models for images, which finds the
+    images by their ids; here `place` says where they are, so it holds for several in a sequence,
+    for windows and for whatever stands between.
+
+    Args:
+        valid: False on padding.
+        place: see `Tokens`; 0 is the image's first mark, 1 its first patch.
+        grid: rows and columns of tokens of the image that a column belongs to: two numbers, or
+            two arrays [b, n] where images differ.
+        start: position of the first token.
+
+    Returns:
+        The positions, and the one that comes next.
+    """
+    rows, columns = grid
+    patch, count = place - 1, rows * columns
+    inside = (patch >= 0) & (patch < count)
+    # All that an image takes is booked on its last patch.
+    image = jnp.where(patch == count - 1, jnp.maximum(rows, columns), 0)
+    takes = jnp.where(valid, jnp.where(inside, image, 1), 0)
+    before = jnp.asarray(start)[..., None] + jnp.cumsum(takes, axis=1) - takes
+    offsets = jnp.stack([jnp.zeros_like(patch), patch // columns, patch % columns])
+    return before + jnp.where(inside, offsets, 0), start + takes.sum(axis=1)
+
+
+class Memory(NamedTuple):
+    """What `extend` goes on from.
+
+    Attributes:
+        cache: of the decoder.
+        position: of the next token.
+    """
+
+    cache: Cache
+    position: Int[Array, " b"]
+
+
+class Vision(nn.Module):
+    """Tower and mergers, for images of any number of whole squares of patches."""
+
+    config: Any
+    remat: str = "full"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b *f h x 3"]) -> Float[Array, "b _ e"]:
+        """Preprocessed images -> a token for each square, row by row."""
+        vision = self.config["vision_config"]
+        grid = tuple(side // vision["patch_size"] for side in images.shape[-3:-1])
+        spec = vision_spec(self.config, grid)
+        tower = VisionTransformer(spec, self.remat, self.dtype, name="tower")
+        tokens, taps = tower.with_taps(images)
+        merger, _ = towers.qwen2_merger(spec, vision, dtype=self.dtype, name="merger")
+        merged = [merger(tokens)]
+        for i, tap in enumerate(taps):
+            merger, _ = towers.qwen2_merger(spec, vision, True, self.dtype, f"deep_{i}")
+            merged.append(merger(tap))
+        return jnp.concatenate(merged, axis=-1)
+
+
+class Qwen2VL(nn.Module):
+    """The three models; which one is in the config.
+
+    `grid` of the methods: see `positions`; by default that of images of the configured size.
+    """
+
+    config: Any
+    remat: str = "full"
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.vision = Vision(self.config, self.remat, self.dtype)
+        self.text = Decoder(text_spec(self.config), self.remat, self.dtype)
+
+    def encode_images(self, images: Float[Array, "b *f h x 3"]) -> Float[Array, "b q e"]:
+        """Preprocessed images -> <|vision_start|>, the image's tokens, <|vision_end|>.
+
+        A still image stands for all the frames [b, f, h, x, 3] of a token.
+        """
+        tokens = self.vision(images)
+        marks = [self.config[f"vision_{side}_token_id"] for side in ("start", "end")]
+        marks = self.embed_text(jnp.broadcast_to(jnp.array(marks), (len(tokens), 2)))
+        return jnp.concatenate([marks[:, :1], tokens, marks[:, 1:]], axis=1)
+
+    def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n e"]:
+        """Token ids -> embeddings, without deep features."""
+        deep = token_width(self.config) - width(self.config)
+        return jnp.pad(self.text.embed(ids), ((0, 0), (0, 0), (0, deep)))
+
+    def __call__(self, tokens: Tokens, grid: Any = None) -> Float[Array, "b n d"]:
+        """Spliced embeddings -> last hidden states (after the final norm)."""
+        return self._run(tokens, grid, 0, None)[0].hidden
+
+    def empty_cache(self, batch: int, slots: int) -> Memory:
+        """Before the first token of a sequence of at most `slots`."""
+        cache = empty_cache(text_spec(self.config), batch, slots, self.dtype)
+        return Memory(cache, jnp.zeros(batch, jnp.int32))
+
+    def extend(
+        self, tokens: Tokens, cache: Memory, grid: Any = None
+    ) -> tuple[Float[Array, "b n d"], Memory]:
+        """`__call__` for tokens that follow those in the cache, and the cache with them."""
+        result, following = self._run(tokens, grid, cache.position, cache.cache)
+        return result.hidden, Memory(result.cache, following)
+
+    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        """Hidden states -> vocabulary scores."""
+        return self.text.logits(hidden)
+
+    def _run(
+        self, tokens: Tokens, grid: Any, start: Any, cache: Cache | None
+    ) -> tuple[Result, Any]:
+        d, e = width(self.config), token_width(self.config)
+        rows, following = positions(tokens.valid, tokens.place, grid or _merged(self.config), start)
+        deep = None
+        if e > d:
+            deep = jnp.stack(jnp.split(tokens.embeds[..., d:], e // d - 1, axis=-1))
+        embeds = tokens.embeds[..., :d]
+        result = self.text.run(embeds, tokens.valid, rows, deep=deep, cache=cache)
+        return result, following
+
+
+def weights(config: Mapping[str, Any], visual: str, model: str) -> list[w.Weight]:
+    """Every parameter; targets are relative to `backbone/`.
+
+    Args:
+        config: the architecture.
+        visual: prefix of the tower's names.
+        model: what the language model's names have for their first `model.`.
+    """
+    spec, vision = vision_spec(config, _merged(config)), config["vision_config"]
+    rows = w.prefixed(towers.qwen2_weights(spec, "", ""), "", "tower/")
+    rows += w.prefixed(towers.qwen2_merger(spec, vision)[1], "merger.", "merger/")
+    for i in range(len(spec.taps)):
+        _, merger = towers.qwen2_merger(spec, vision, deepstack=True)
+        rows += w.prefixed(merger, f"deepstack_merger_list.{i}.", f"deep_{i}/")
+    language = LANGUAGES[_PARTS[config["model_type"]][1]].weights(text_spec(config))
+    language = [replace(r, source=re.sub(r"^model\.", model, r.source)) for r in language]
+    return [*w.prefixed(rows, visual, "vision/"), *w.prefixed(language, "", "text/")]
