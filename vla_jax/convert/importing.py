@@ -205,18 +205,22 @@ def _complete(
     """
     try:
         model = vla.build(config.model, arch)
-        init = functools.partial(vla.initial_params, model)
-        tree = jax.eval_shape(init, jax.random.key(0))
+        shapes = shapes_of(model)
     except (TypeError, ArithmeticError, LookupError, AttributeError) as error:
         raise ConfigError(
             f"{folder or 'the config'}: no model can be made of its architecture ({error!r})"
         ) from error
-    shapes = {path: tuple(leaf.shape) for path, leaf in rules.flatten(tree).items()}
     config = with_complete_arch(config, model.arch)
     where = str(Path(folder).absolute()) if folder else ""
     backbone = dataclasses.replace(config.model.backbone, hf_dir=where)
     model_config = dataclasses.replace(config.model, backbone=backbone)
     return model, dataclasses.replace(config, model=model_config), shapes
+
+
+def shapes_of(model: vla.VLA) -> dict[str, tuple[int, ...]]:
+    """Our path -> shape of every parameter; makes none of them."""
+    tree = jax.eval_shape(functools.partial(vla.initial_params, model), jax.random.key(0))
+    return {path: tuple(leaf.shape) for path, leaf in rules.flatten(tree).items()}
 
 
 def _random(
