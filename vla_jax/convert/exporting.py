@@ -13,6 +13,7 @@ from vla_jax.convert.safetensors_io import SUFFIX, Writer
 from vla_jax.convert.store import Stored
 from vla_jax.convert.tensors import Lazy, parameters, promote
 from vla_jax.models import vla
+from vla_jax.models.backbones import BACKBONES
 
 Done = Callable[[int], Any]  # takes the bytes just written
 
@@ -115,7 +116,10 @@ def _write_beside(
     hf_files.write_json(folder / "config.json", described)
     if meta["tokenizer"]:
         hf_files.write_tokenizer(meta["tokenizer"], original, folder)
-    hf_files.write_processor(model, described, folder)
+    file, _ = BACKBONES[model.config.backbone.name]
+    more = file.preprocessor(model.arch) if hasattr(file, "preprocessor") else {}
+    tokens = file.image_tokens(model.arch)
+    hf_files.write_processor(model.image, tokens, described, more, folder)
     settings = {
         "format": meta["format"],
         "step": stored.step,

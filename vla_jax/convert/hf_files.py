@@ -14,7 +14,6 @@ from typing import Any
 from vla_jax.config import Config, ConfigError
 from vla_jax.data.text import Tokenizer
 from vla_jax.models import vla
-from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.image import ImageSpec
 
 # Settings that do not change with the weights; the tokenizer itself has a place of its own.
@@ -154,35 +153,31 @@ def _template(processor: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return before, after
 
 
-def write_processor(model: vla.VLA, config: Mapping[str, Any], folder: Path) -> None:
+def write_processor(
+    image: ImageSpec, tokens: int, config: Mapping[str, Any], more: Mapping[str, Any], folder: Path
+) -> None:
     """Processor files that `AutoProcessor` loads, where the folder lacks them.
 
-    A backbone file may have `preprocessor(config)`: entries of preprocessor_config.json that do not
-    follow from its `ImageSpec`.
-
     Args:
-        model: the model.
+        image: what the image tower takes.
+        tokens: that an image becomes.
         config: config.json of the folder.
+        more: entries of preprocessor_config.json that do not follow from `image`.
         folder: to complete.
     """
-    file, _ = BACKBONES[model.config.backbone.name]
-    processor = folder / "processor_config.json"
-    told = read_json(processor) if processor.is_file() else {}
-    tokens = file.image_tokens(model.arch)
+    path = folder / "processor_config.json"
+    told = read_json(path) if path.is_file() else {}
     if not (folder / "preprocessor_config.json").is_file() and "image_processor" not in told:
-        more = file.preprocessor(model.arch) if hasattr(file, "preprocessor") else {}
-        settings = {**preprocessor(model.image), "image_seq_length": tokens, **more}
+        settings = {**preprocessor(image), "image_seq_length": tokens, **more}
         write_json(folder / "preprocessor_config.json", settings)
-    strategy, patch = (
-        config.get("vision_feature_select_strategy"),
-        (config.get("vision_config") or {}).get("patch_size"),
-    )
-    if not told and strategy and patch:  # processors that count an image's tokens themselves
-        height, width = model.image.shape
+    strategy = config.get("vision_feature_select_strategy")
+    patch = (config.get("vision_config") or {}).get("patch_size")
+    if not told and strategy and patch:  # of processors that count an image's tokens themselves
+        height, width = image.shape
         dropped = 1 if strategy == "default" else 0
         extra = tokens + dropped - (height // patch) * (width // patch)
         counting = {"patch_size": patch, "vision_feature_select_strategy": strategy}
-        write_json(processor, {**counting, "num_additional_image_tokens": extra})
+        write_json(path, {**counting, "num_additional_image_tokens": extra})
 
 
 def preprocessor(image: ImageSpec) -> dict[str, Any]:
