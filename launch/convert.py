@@ -62,11 +62,11 @@ def import_hf(flags: argparse.Namespace) -> None:
 
 def import_robovlms(flags: argparse.Namespace) -> None:
     """RoboVLMs checkpoint and config -> workdir."""
-    from vla_jax.convert import config_files, importing
+    from vla_jax.convert import config_files, hf_files, importing
 
-    original = importing.read_json(flags.config_json)
+    original = hf_files.read_json(flags.config_json)
     base = config_files.load(CONFIGS / "base.py", flags.set)
-    units = importing.read_json(flags.statistics) if flags.statistics else {}
+    units = hf_files.read_json(flags.statistics) if flags.statistics else {}
     vlm = flags.vlm
     _save(importing.from_robovlms(flags.ckpt, original, base, vlm, units, _dtype(flags)), flags)
 

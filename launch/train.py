@@ -134,6 +134,7 @@ def train(config: Config, workdir: Path) -> None:
             "statistics": data.statistics,
             "action_specs": {name: spec.to_json() for name, spec in data.action_specs.items()},
             "tokenizer": tokenizer.to_json(),
+            "origin": origin.origin(),
         }
     meta["config"] = given
     logger.info("parameters: %s", state.summary(template))

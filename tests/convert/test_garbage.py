@@ -1,7 +1,9 @@
 """What cannot be converted is refused with everything that is wrong, and nothing is written."""
 
 import json
+import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,9 @@ def test_the_whole_key_report(folder, tmp_path, capsys):
     tensors["text_model.model.layer_norm.weight"] = np.zeros(64, np.int8)
     embedding = tensors["text_model.model.embed_tokens.weight"]
     tensors["text_model.lm_head.weight"] = embedding + 1
+    tensors["vision_model.model.embeddings.position_ids"] = np.arange(5)
+    half = "text_model.model.layers.1.ffn.fc1.bias"
+    tensors[half] = tensors[half].astype(np.float16)
     save_file(tensors, folder / "model.safetensors")
     text = refused(capsys, tmp_path / "out", "import-hf", folder)
     for line in (
@@ -47,6 +52,8 @@ def test_the_whole_key_report(folder, tmp_path, capsys):
         "1 of the wrong shape:\n  vision_model.model.embeddings.class_embedding: [7]",
         "1 of a type that is not floating point:\n  text_model.model.layer_norm.weight: int8",
         "1 aliases that differ from their original:\n  text_model.lm_head.weight",
+        "unused, they carry nothing:\n  vision_model.model.embeddings.position_ids",
+        "1 of a type that would change:\n  text_model.model.layers.{}.ffn.fc1.bias: float16 -> ",
     ):
         assert line in text
 
@@ -82,6 +89,125 @@ def test_missing_parts(folder, tmp_path, capsys):
     assert "holds neither model.safetensors nor model.safetensors.index.json" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("<html>", "Expecting value"),
+        ("[]", "expected an object, found list"),
+        ('{"model_type": "kosmos-2", "vision_config": 7}', "vision_config: expected a group"),
+        (
+            '{"model_type": "kosmos-2", "latent_query_num": "64"}',
+            "no model can be made of its architecture",
+        ),
+        ('{"text_config": {"layers": null}}', "no model can be made of its architecture"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_garbage_for_a_config(folder, tmp_path, capsys, text, told):
+    (folder / "config.json").write_text(text)
+    named = f"--config={Path(convert.CONFIGS) / 'kosmos_ph.py'}"
+    assert told in refused(capsys, tmp_path / "out", "import-hf", named, folder)
+
+
+def header(entries: dict | str) -> bytes:
+    text = (entries if isinstance(entries, str) else json.dumps(entries)).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def entry(shape, start, stop) -> dict:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [start, stop]}
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "truncated"),
+        (b"\xff" * 64, "truncated, or of another format"),
+        (header("[" * 100_000), "recursion"),
+        (header("{not json"), "Expecting property name"),
+        (header("[1, 2]"), "not a whole safetensors file"),
+        (header({"a": entry([2.0], 0, 8)}) + bytes(8), r"[2.0] at [0, 8] cannot be"),
+        (header({"a": entry([-1, -2], 0, 8)}) + bytes(8), "cannot be"),
+        (header({"a": entry([2**62, 4], 0, 0)}), "cannot be"),
+        (header({"a": {"dtype": "F32", "shape": 3}}), "not a whole safetensors file"),
+        (header({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}) + bytes(12), "overlap"),
+        (header({"a": entry([2], 8, 16)}) + bytes(16), "leave bytes between"),
+        (header({"a": entry([2], 0, 8)}) + bytes(9), "behind them"),
+    ],
+)
+def test_garbage_for_weights(folder, tmp_path, capsys, data, told):
+    (folder / "model.safetensors").write_bytes(data)
+    text = refused(capsys, tmp_path / "out", "import-hf", folder)
+    assert "model.safetensors: " in text
+    assert told in text
+
+
+def test_shards(folder, tmp_path, capsys):
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    (folder / "model.safetensors").rename(folder / "whole.bin")
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({n: tensors[n] for n in part}, folder / file)
+    index = {n: file for file, part in parts.items() for n in part}
+    where = folder / "model.safetensors.index.json"
+    where.write_text(json.dumps({"weight_map": index | {"gone": "a.safetensors", "far": "c"}}))
+    (folder / "b.safetensors").unlink()
+    text = refused(capsys, tmp_path / "out", "import-hf", folder)
+    assert "b.safetensors: No such file" in text
+    assert f"{folder / 'c'}: No such file" in text
+    for wrong, told in (
+        ({"weight_map": {"a": "../a.safetensors"}}, "outside its folder: ['../a.safetensors']"),
+        ({"weight_map": {"a": 5}}, "5: No such file"),
+        ({"map": {}}, "not an index of shards"),
+    ):
+        where.write_text(json.dumps(wrong))
+        assert told in refused(capsys, tmp_path / "out", "import-hf", folder)
+
+
+def test_every_part_of_our_own_folders(folder, tmp_path, capsys):
+    """Faults of the VLM and of the policy beside it are told at once."""
+    small = ("--set=model.head.hidden=8", "--set=model.structure.window=2")
+    run, ours = tmp_path / "run", tmp_path / "ours"
+    assert convert.main(["import-hf", str(folder), str(run), *small]) == 0
+    assert convert.main(["export-hf", str(run), str(ours)]) == 0
+    assert "0 changed" not in capsys.readouterr().err
+    for file in ("model.safetensors", "policy_head.safetensors"):
+        tensors = load_file(ours / file)
+        save_file({**tensors, f"surprise in {file}": np.zeros(1, np.float32)}, ours / file)
+    text = refused(capsys, tmp_path / "out", "import-hf", ours)
+    assert "the VLM:\n1 unexpected:\n  surprise in model.safetensors" in text
+    assert "policy_head.safetensors:\n1 unexpected:\n  surprise in policy_head" in text
+    settings = json.loads((ours / "vla_config.json").read_text())
+    for wrong, told in (
+        ({**settings, "format": 99}, "format 99, this version"),
+        ({"format": 1}, "['config', 'action_specs'] missing"),
+        ({**settings, "config": {**settings["config"], "surprise": 1}}, "surprise"),
+    ):
+        (ours / "vla_config.json").write_text(json.dumps(wrong))
+        assert told in refused(capsys, tmp_path / "out", "import-hf", ours)
+
+
+def test_damaged_checkpoints(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert convert.main(["import-hf", str(folder), str(run), "--set=model.head.hidden=8"]) == 0
+    capsys.readouterr()
+    largest = max((p for p in run.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    refused(capsys, tmp_path / "out", "export-hf", run)
+    refused(capsys, tmp_path / "out.pt", "export-robovlms", run)
+
+
+def test_what_is_replaced_stays_until_the_new_one_is_whole(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    (folder / "model.safetensors").write_bytes(b"")
+    assert convert.main(["import-hf", str(folder), str(out), "--overwrite"]) == 1
+    assert [p.name for p in out.iterdir()] == ["mine.txt"]
+    assert not list(tmp_path.glob(".out.*"))
+
+
 def test_config_mistakes(folder, tmp_path, capsys):
     text = refused(capsys, tmp_path / "out", "import-hf", "--set=model.head.hiden=3", folder)
     assert "model.head.hiden" in text
@@ -93,6 +219,10 @@ def test_robovlms_files(tmp_path, capsys):
     (tmp_path / "x.pt").write_bytes(b"PK\x03\x04 cut short")
     text = refused(capsys, tmp_path / "out", "import-robovlms", tmp_path / "x.pt", ROBO)
     assert "x.pt: truncated" in text
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps(shutil.rmtree, protocol=2))
+    text = refused(capsys, tmp_path / "out", "import-robovlms", tmp_path / "x.pt", ROBO)
+    assert "contains pickled code, shutil.rmtree; nothing of it was run" in text
     text = refused(
         capsys, tmp_path / "out", "import-robovlms", tmp_path / "x.pt", TINY / "config.json"
     )

@@ -1,5 +1,6 @@
 """LoRA factors: merged as the layer adds them, and as a PEFT adapter, in both directions."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -52,8 +53,7 @@ def test_merging_is_what_peft_adds(arrays):
     before = {path: leaf for path, leaf in leaves.items() if not lora.is_factor(path)}
     merged = torch_weights(lora.merged(leaves, ALPHA / RANK))
     plain = torch_weights(before)
-    factors = {path: leaf for path, leaf in leaves.items() if lora.is_factor(path)}
-    adapter = dict(maps.outgoing(lora.adapter_rows(ROWS, factors), factors).tensors())
+    adapter = adapter_of(ROWS, leaves)
     for name, weight in plain.items():
         module = "base_model.model." + name.removesuffix(".weight")
         update = 0.0
@@ -67,29 +67,129 @@ def test_merging_is_what_peft_adds(arrays):
     assert len(adapter) == 2 * (3 + 3 + 1)
 
 
-def test_adapters_come_back_to_the_bit(arrays, tmp_path):
-    factors = {path: lazy(x) for path, x in arrays.items() if lora.is_factor(path)}
-    out = maps.outgoing(lora.adapter_rows(ROWS, factors), factors)
-    with Writer(tmp_path / "a.safetensors", out.shapes, out.dtypes) as writer:
+def adapter_of(rows, leaves):
+    return dict(outgoing(rows, leaves).tensors())
+
+
+def outgoing(rows, leaves):
+    factors = {path: leaf for path, leaf in leaves.items() if lora.is_factor(path)}
+    kernels = {path: leaf.shape for path, leaf in leaves.items() if path not in factors}
+    return maps.outgoing(lora.adapter_rows(rows, factors, kernels), factors)
+
+
+def incoming(rows, arrays, source):
+    factors = {path: x.shape for path, x in arrays.items() if lora.is_factor(path)}
+    kernels = {path: x.shape for path, x in arrays.items() if path not in factors}
+    return maps.incoming(lora.adapter_rows(rows, factors, kernels), factors, source).leaves
+
+
+def there_and_back(rows, arrays, path):
+    out = outgoing(rows, {name: lazy(x) for name, x in arrays.items()})
+    with Writer(path, out.shapes, out.dtypes) as writer:
         for name, value in out.tensors():
             writer.write(name, value)
-    source = Safetensors(tmp_path / "a.safetensors")
-    kernels = {path: x.shape for path, x in arrays.items() if not lora.is_factor(path)}
-    shapes = lora.adapter_shapes(ROWS, kernels, source)
-    back = maps.incoming(lora.adapter_rows(ROWS, shapes), shapes, source).leaves
-    assert set(back) == set(factors)
-    for path, leaf in back.items():
-        np.testing.assert_array_equal(leaf.read(), arrays[path])
+    back = incoming(rows, arrays, Safetensors(path))
+    assert set(back) == {name for name in arrays if lora.is_factor(name)}
+    for name, leaf in back.items():
+        np.testing.assert_array_equal(leaf.read(), arrays[name])
+    return out
+
+
+def test_adapters_come_back_to_the_bit(arrays, tmp_path):
+    out = there_and_back(ROWS, arrays, tmp_path / "a.safetensors")
     config = lora.adapter_config(
         {"rank": RANK, "alpha": ALPHA, "dropout": 0.1}, out.shapes, "somewhere"
     )
     assert config["target_modules"] == sorted(
         [*(f"layers.{i}.{m}" for i in range(3) for m in "qo"), "dense"]
     )
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
 
 
-def test_joint_matrices_have_no_adapter(arrays):
-    rows = [row for row in ROWS if "q" not in row.source]
-    factors = [path for path in arrays if lora.is_factor(path)]
-    with pytest.raises(WeightError, match=r"--lora=merge.*: backbone/layers/q/kernel"):
-        lora.adapter_rows(rows, factors)
+JOINT = "backbone/layers/attn/{q,k,v}/kernel"
+HEADS, WIDTH = 3, 4
+
+
+def joint_arrays(chosen, groups=1, layers=2, inputs=5, dtype=np.float32):
+    """Random kernels of a q, k, v in one matrix, k and v with fewer heads; factors for some."""
+    rng = np.random.default_rng(1)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(dtype)
+
+    found = {}
+    for letter in "qkv":
+        heads = HEADS if letter == "q" else HEADS // groups
+        folder = f"backbone/layers/attn/{letter}"
+        found[f"{folder}/kernel"] = normal(layers, inputs, heads, WIDTH)
+        if letter in chosen:
+            found[f"{folder}/lora_a"] = normal(layers, inputs, RANK)
+            found[f"{folder}/lora_b"] = normal(layers, RANK, heads * WIDTH)
+    return found
+
+
+@pytest.mark.parametrize("chosen", ["qkv", "qv", "k"])
+@pytest.mark.parametrize(
+    ("kind", "groups"),
+    [("linear", 1), ("linear", 3), ("interleaved_linear", 1), ("conv1d", 1)],
+)
+def test_kernels_that_share_a_module(kind, groups, chosen, tmp_path):
+    """W + scale * B A of the module is the module of the merged kernels, and all comes back."""
+    arrays = joint_arrays(chosen, groups)
+    rows = [w.Weight("layers.{}.qkv.weight", JOINT, kind)]
+    out = there_and_back(rows, arrays, tmp_path / "a.safetensors")
+    leaves = {path: lazy(x) for path, x in arrays.items()}
+    scale = ALPHA / RANK
+    plain, merged = (
+        dict(maps.outgoing(rows, tree).tensors())
+        for tree in (
+            {path: leaf for path, leaf in leaves.items() if not lora.is_factor(path)},
+            lora.merged(leaves, scale),
+        )
+    )
+    config = lora.adapter_config({"rank": RANK, "alpha": ALPHA, "dropout": 0}, out.shapes, "x")
+    adapter, total = dict(out.tensors()), RANK * len(chosen)
+    for i in range(2):
+        module = f"layers.{i}.qkv"
+        a, b = (adapter[f"base_model.model.{module}.lora_{m}.weight"] for m in "AB")
+        assert a.shape == (total, 5)
+        assert b.shape == ((HEADS + 2 * HEADS // groups) * WIDTH, total)
+        theirs = config["alpha_pattern"].get(module, ALPHA)
+        theirs /= config["rank_pattern"].get(module, RANK)
+        update = theirs * b @ a
+        update = update.T if kind == "conv1d" else update
+        np.testing.assert_allclose(merged[f"{module}.weight"], plain[f"{module}.weight"] + update,
+                                   atol=2e-5)  # fmt: skip
+        assert not np.array_equal(merged[f"{module}.weight"], plain[f"{module}.weight"])
+
+
+def test_half_precision_factors_share_a_module(tmp_path):
+    rows = [w.Weight("layers.{}.qkv.weight", JOINT, "linear")]
+    there_and_back(rows, joint_arrays("qkv", dtype=jnp.bfloat16), tmp_path / "a.safetensors")
+
+
+def test_dense_factors_of_a_joint_module_are_refused(tmp_path):
+    """As PEFT's own training leaves them: they are no factors of single kernels."""
+    rows, arrays = [w.Weight("layers.{}.qkv.weight", JOINT, "linear")], joint_arrays("qkv")
+    out = outgoing(rows, {path: lazy(x) for path, x in arrays.items()})
+    with Writer(tmp_path / "a.safetensors", out.shapes, out.dtypes) as writer:
+        for name, value in out.tensors():
+            writer.write(name, value + 1 if "lora_B" in name else value)
+    back = incoming(rows, arrays, Safetensors(tmp_path / "a.safetensors"))
+    with pytest.raises(WeightError, match=r"layers\..*lora_B\.weight: not block-diagonal"):
+        back["backbone/layers/attn/k/lora_b"].read()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        None,
+        w.Weight("layers.{}.in_proj_weight", "backbone/layers/q/kernel", "linear"),
+        w.Weight("layers.{}.q.weight", "backbone/layers/q/kernel", "linear_patch"),
+    ],
+)
+def test_kernels_that_are_no_modules_matrix_have_no_adapter(arrays, row):
+    rows = [*(r for r in ROWS if "q" not in r.source), *([row] if row else [])]
+    leaves = {path: lazy(x) for path, x in arrays.items()}
+    with pytest.raises(WeightError, match=r"--lora=merge.*: backbone/layers/q/kernel$"):
+        outgoing(rows, leaves)

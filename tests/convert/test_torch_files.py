@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import sys
+import tracemalloc
 import types
 import zipfile
 from collections import OrderedDict
@@ -55,7 +56,7 @@ def torch(monkeypatch):
     return package
 
 
-def save(path, tree, torch, drop=(), compress=zipfile.ZIP_STORED):
+def save(path, tree, torch, drop=(), compress=(), byteorder=b"little"):
     storages = {}
 
     class Pickler(pickle.Pickler):
@@ -67,12 +68,12 @@ def save(path, tree, torch, drop=(), compress=zipfile.ZIP_STORED):
 
     out = io.BytesIO()
     Pickler(out, protocol=2).dump(tree)
-    with zipfile.ZipFile(path, "w", compress) as archive:
-        archive.writestr("name/data.pkl", out.getvalue())
-        for key, storage in storages.values():
-            if key not in drop:
-                archive.writestr(f"name/data/{key}", storage.data.tobytes())
-        archive.writestr("name/version", b"3\n")
+    entries = {"data.pkl": out.getvalue(), "version": b"3\n", "byteorder": byteorder}
+    entries |= {f"data/{key}": x.data.tobytes() for key, x in storages.values() if key not in drop}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            how = zipfile.ZIP_DEFLATED if name in compress else zipfile.ZIP_STORED
+            archive.writestr(f"name/{name}", data, how)
     return path
 
 
@@ -179,7 +180,9 @@ def test_damaged_files(tmp_path, torch):
     with pytest.raises(WeightError, match="name/data/0: missing"):
         TorchFile(save(path, tree, torch, drop={"0"}))
     with pytest.raises(WeightError, match="name/data/0: compressed"):
-        TorchFile(save(path, tree, torch, compress=zipfile.ZIP_DEFLATED))
+        TorchFile(save(path, tree, torch, compress={"data/0"}))
+    with pytest.raises(WeightError, match="big-endian"):
+        TorchFile(save(path, tree, torch, byteorder=b"big"))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", b"\x80\x02garbage")
     with pytest.raises(WeightError, match="its pickle is damaged"):
@@ -187,6 +190,25 @@ def test_damaged_files(tmp_path, torch):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", b"")
     with pytest.raises(WeightError, match=r"not one torch\.save wrote"):
+        TorchFile(path)
+
+
+def test_nothing_grows_while_it_is_read(tmp_path, torch):
+    """Zip bombs: what is small on disk must be small in memory too."""
+    path, tree = tmp_path / "x.pt", {"w": Tensor(floats(4), 0, (4,), (1,)), "n": [0] * 10**6}
+    bomb = save(path, tree, torch, compress={"data.pkl"})
+    assert bomb.stat().st_size < 20_000
+    with pytest.raises(WeightError, match="its pickle is compressed"):
+        TorchFile(bomb)
+    bomb = save(path, {}, torch, byteorder=b"l" * 10**8, compress={"byteorder"})
+    tracemalloc.start()
+    with pytest.raises(WeightError, match="big-endian"):
+        TorchFile(bomb)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+    with zipfile.ZipFile(path, "w") as archive:  # None, remembered as number 2^32 - 1
+        archive.writestr("x/data.pkl", b"\x80\x02Nr\xff\xff\xff\xff.")
+    with pytest.raises(WeightError, match=r"damaged .*memo number 4294967295"):
         TorchFile(path)
 
 

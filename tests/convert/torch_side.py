@@ -1,6 +1,8 @@
-"""Run by an interpreter that has torch and transformers: load an exported folder, print what it is.
+"""Run by an interpreter that has torch and transformers: load what the exports wrote.
 
-python torch_side.py FOLDER IO.npz OUT.npz FILE.pt
+python torch_side.py folder FOLDER IO.npz OUT.npz CLASS TEXT INPUT...
+python torch_side.py pt FOLDER FILE.pt OUT.npz
+python torch_side.py adapter FOLDER ADAPTER MERGED OUT.npz
 """
 
 import json
@@ -8,42 +10,63 @@ import sys
 
 import numpy as np
 import torch  # type: ignore[import-not-found]
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+import transformers
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
-folder, io, out, pt = sys.argv[1:]
-model, loading = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-model.eval()
-given = np.load(io)
-with torch.no_grad():
-    from_ids = model(
-        pixel_values=torch.from_numpy(given["in/pixel_values"]),
-        input_ids=torch.from_numpy(given["in/input_ids"]),
-        attention_mask=torch.from_numpy(given["in/attention_mask"]),
-        image_embeds_position_mask=torch.from_numpy(given["in/image_embeds_position_mask"]),
+
+def folder(where, io, out, class_name, text, *inputs):
+    """The golden inputs through the exported model; its tokenizer's and processor's outputs."""
+    kind = getattr(transformers, class_name)
+    model, loading = kind.from_pretrained(where, output_loading_info=True)
+    given = np.load(io)
+    with torch.no_grad():
+        found = model.eval()(**{name: torch.from_numpy(given["in/" + name]) for name in inputs})
+    images = AutoImageProcessor.from_pretrained(where)
+    report = {
+        "missing": sorted(loading["missing_keys"]),
+        "unexpected": sorted(loading["unexpected_keys"]),
+        "mismatched": [str(key) for key in loading["mismatched_keys"]],
+        "dtype": str(model.dtype),
+        "processor": type(AutoProcessor.from_pretrained(where)).__name__,
+    }
+    np.savez(
+        out,
+        logits=found.logits.numpy(),
+        ids=np.array(transformers.AutoTokenizer.from_pretrained(where)(text)["input_ids"]),
+        pixels=images(list(given["photo"][None]), return_tensors="np")["pixel_values"],
+        report=json.dumps(report),
     )
-state = torch.load(pt, weights_only=True)["state_dict"]
-prefix = "model.backbone."
-differing = [
-    name
-    for name, value in model.state_dict().items()
-    if not torch.equal(state[prefix + name], value)
-]
-tied = [state[prefix + f"text_model.{n}.weight"] for n in ("lm_head", "model.embed_tokens")]
-text = "<grounding>An image of a robot lift the block"
-np.savez(
-    out,
-    logits=from_ids.logits.numpy(),
-    ids=np.array(AutoTokenizer.from_pretrained(folder)(text)["input_ids"]),
-    report=json.dumps(
-        {
-            "missing": sorted(loading["missing_keys"]),
-            "unexpected": sorted(loading["unexpected_keys"]),
-            "mismatched": [str(key) for key in loading["mismatched_keys"]],
-            "dtype": str(model.dtype),
-            "differing": differing,
-            "tied": tied[0].data_ptr() == tied[1].data_ptr(),
-            "others": sorted(n for n in state if not n.startswith(prefix))[:1],
-            "image_mean": list(AutoImageProcessor.from_pretrained(folder).image_mean),
-        }
-    ),
-)
+
+
+def pt(where, file, out):
+    """Which tensors of a .pt file differ from those of the model."""
+    model = AutoModelForImageTextToText.from_pretrained(where)
+    state = torch.load(file, weights_only=True)["state_dict"]
+    prefix = "model.backbone."
+    pairs = {name: (state[prefix + name], value) for name, value in model.state_dict().items()}
+    tied = [state[f"{prefix}text_model.{n}.weight"] for n in ("lm_head", "model.embed_tokens")]
+    report = {
+        "differing": [name for name, (a, b) in pairs.items() if not torch.equal(a, b)],
+        "tied": tied[0].data_ptr() == tied[1].data_ptr(),
+        "others": sorted(n for n in state if not n.startswith(prefix))[:1],
+    }
+    np.savez(out, report=json.dumps(report))
+
+
+def adapter(where, beside, merged, out):
+    """The largest difference of PEFT's own merge from ours, and the largest change of a weight."""
+    from peft import PeftModel  # type: ignore[import-not-found]
+
+    plain = AutoModelForImageTextToText.from_pretrained(where)
+    before = {name: x.clone() for name, x in plain.state_dict().items()}
+    theirs = PeftModel.from_pretrained(plain, beside).merge_and_unload().state_dict()
+    ours = AutoModelForImageTextToText.from_pretrained(merged).state_dict()
+    report = {
+        "error": max(float((theirs[name] - x).abs().max()) for name, x in ours.items()),
+        "change": max(float((before[name] - x).abs().max()) for name, x in ours.items()),
+    }
+    np.savez(out, report=json.dumps(report))
+
+
+if __name__ == "__main__":
+    {"folder": folder, "pt": pt, "adapter": adapter}[sys.argv[1]](*sys.argv[2:])

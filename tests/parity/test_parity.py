@@ -20,7 +20,6 @@ MODELS: dict[str | None, Runner] = {
     "kosmos-2": kosmos.hf,
     "QWenLMHeadModel": qwen_vl.hf,
     "VisionTransformer": qwen_vl.tower,
-    # model_type -> what runs a VLM by itself
     "qwen2_vl": qwen_next.hf,
     "qwen2_5_vl": qwen_next.hf,
     "qwen3_vl": qwen_next.hf,

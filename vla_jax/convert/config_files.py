@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_jax.config import ConfigError
-from vla_jax.convert.importing import read_json
+from vla_jax.convert.hf_files import read_json
 from vla_jax.models.backbones import BACKBONES
 
 

@@ -8,11 +8,12 @@ import numpy as np
 
 from vla_jax.config import Config, resolve
 from vla_jax.convert import hf_files, lora, maps, output, torch_write
-from vla_jax.convert.importing import POLICY, SETTINGS, STATISTICS, read_json
+from vla_jax.convert.importing import POLICY, SETTINGS, STATISTICS
 from vla_jax.convert.safetensors_io import SUFFIX, Writer
 from vla_jax.convert.store import Stored
 from vla_jax.convert.tensors import Lazy, parameters, promote
 from vla_jax.models import vla
+from vla_jax.models.backbones import BACKBONES
 
 Done = Callable[[int], Any]  # takes the bytes just written
 
@@ -56,7 +57,8 @@ def to_hf(
     rest = {path: leaf for path, leaf in leaves.items() if path not in backbone}
     vlm = maps.outgoing(rows, backbone, dtype)
     policy = maps.outgoing(maps.policy(config.model), rest, dtype)
-    update = maps.outgoing(lora.adapter_rows(rows, factors), factors, dtype)
+    kernels = {path: leaf.shape for path, leaf in backbone.items()}
+    update = maps.outgoing(lora.adapter_rows(rows, factors, kernels), factors, dtype)
     remembered = source or config.model.backbone.hf_dir
     files = Path(remembered) if remembered and Path(remembered).is_dir() else None
     with output.whole(out, overwrite) as folder:
@@ -103,18 +105,21 @@ def _write_beside(
     config: dict[str, Any],
 ) -> None:
     meta = stored.meta
-    original = meta.get("origin", {}).get("vlm_config", {})
-    copied = hf_files.copy_files(files, folder) if files else []
+    origin = meta.get("origin", {})
+    original = origin.get("vlm_config", {})
+    hf_files.place(files, origin.get("files", {}), folder)
     if files and (files / "config.json").is_file():
-        original = read_json(files / "config.json")
+        original = hf_files.read_json(files / "config.json")
     # One type for the folder: the widest, so that loading rounds nothing.
     widest = str(promote(list(vlm.dtypes.values())))
     described = hf_files.config_json(model.arch, original, widest)
     hf_files.write_json(folder / "config.json", described)
-    if not any(name.startswith("tokenizer") for name in copied) and meta["tokenizer"]:
-        hf_files.write_tokenizer(meta["tokenizer"], folder)
-    if not {"preprocessor_config.json", "processor_config.json"} & set(copied):
-        hf_files.write_processor(model.image, folder)
+    if meta["tokenizer"]:
+        hf_files.write_tokenizer(meta["tokenizer"], original, folder)
+    file, _ = BACKBONES[model.config.backbone.name]
+    more = file.preprocessor(model.arch) if hasattr(file, "preprocessor") else {}
+    tokens = file.image_tokens(model.arch)
+    hf_files.write_processor(model.image, tokens, described, more, folder)
     settings = {
         "format": meta["format"],
         "step": stored.step,

@@ -1,7 +1,6 @@
 """A Hugging Face model folder as a source of weights, without torch."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from vla_jax.config import ModelConfig
 from vla_jax.convert import maps
+from vla_jax.convert.hf_files import carried, read_json
 from vla_jax.convert.safetensors_io import Safetensors
 from vla_jax.convert.tensors import Renamed, Source
 from vla_jax.models.backbones import BACKBONES
@@ -19,8 +19,13 @@ from vla_jax.models.backbones.base import merge_arch
 def read_arch(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
     """The backbone's architecture: the folder's config.json, then the config's overrides."""
     file, _ = BACKBONES[config.backbone.name]
-    base = file.arch(json.loads((Path(folder) / "config.json").read_text()), strict=False)
+    base = file.arch(read_json(Path(folder) / "config.json"), strict=False)
     return override(base, config.backbone.arch, file)
+
+
+def origin(folder: str | Path) -> dict[str, Any]:
+    """What a checkpoint keeps of the folder its VLM came from."""
+    return {"vlm_config": read_json(Path(folder) / "config.json"), "files": carried(folder)}
 
 
 def override(base: dict[str, Any], overrides: Mapping[str, Any], file: Any) -> dict[str, Any]:

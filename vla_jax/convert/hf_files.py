@@ -1,34 +1,78 @@
-"""What stands beside the weights in a Hugging Face folder: config, tokenizer, processor, card."""
+"""What stands beside the weights in a Hugging Face folder: config, tokenizer, processor, card.
+
+Files of the folder a model came from are copied; the small ones travel inside its checkpoint, so
+that they are there when the folder is gone. What neither has is written from the model itself.
+"""
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from vla_jax.config import Config
+from vla_jax.config import Config, ConfigError
 from vla_jax.data.text import Tokenizer
 from vla_jax.models import vla
 from vla_jax.models.image import ImageSpec
 
-# Files of the source folder that are the VLM's own and do not change with its weights.
-_COPIED = (
-    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-    "*.model", "*.tiktoken", "chat_template*", "preprocessor_config.json", "processor_config.json",
-    "video_preprocessor_config.json", "generation_config.json", "*.py", "LICENSE*",
+# Settings that do not change with the weights; the tokenizer itself has a place of its own.
+_CARRIED = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "generation_config.json",
 )  # fmt: skip
+# Too large for a checkpoint, or code.
+_COPIED = (
+    *_CARRIED, "tokenizer*.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "*.py",
+    "LICENSE*",
+)  # fmt: skip
+_MAX_CARRIED = 4 * 2**20  # bytes of a file
 # PIL's number of each filter, as image processors store it.
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+# Special tokens -> where a config.json names their ids.
+_ROLES = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "pad_token": "pad_token_id"}
 
 
-def copy_files(source: Path, folder: Path) -> list[str]:
-    """Tokenizer, processor and code files of the source folder; returns their names."""
-    names = []
-    for path in sorted({p for pattern in _COPIED for p in source.glob(pattern)}):
-        if path.is_file():
+def carried(folder: str | Path) -> dict[str, str]:
+    """Name -> text of the files that travel inside a checkpoint."""
+    found = {}
+    for path in _matching(Path(folder), _CARRIED):
+        if path.stat().st_size <= _MAX_CARRIED:
+            found[path.name] = path.read_text(encoding="utf-8", errors="replace")
+    return found
+
+
+def place(source: Path | None, texts: Mapping[str, str], folder: Path) -> None:
+    """Put tokenizer, processor and code files into `folder`.
+
+    Args:
+        source: folder the model came from, if it is still there.
+        texts: of `carried`, to take if it is not; those that ask for code that is not here are
+            left out.
+        folder: to fill.
+    """
+    if source:
+        for path in _matching(source, _COPIED):
             shutil.copyfile(path, folder / path.name)
-            names.append(path.name)
-    return names
+        return
+    for name, text in texts.items():
+        if any(fnmatch(name, pattern) for pattern in _CARRIED) and not _asks_for_code(text):
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
+
+
+def _asks_for_code(text: str) -> bool:
+    """Whether a settings file names classes of Python files beside it (not of a hub repository)."""
+    try:
+        named = json.loads(text).get("auto_map", {}).values()
+    except (ValueError, AttributeError):  # chat templates are no JSON
+        return False
+    classes = [x for entry in named for x in (entry if isinstance(entry, list) else [entry]) if x]
+    return any("--" not in x for x in classes)
 
 
 def config_json(arch: Mapping[str, Any], original: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -54,29 +98,106 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def write_tokenizer(tokenizer: str, folder: Path) -> None:
-    """Tokenizer files that `AutoTokenizer` loads, from the tokenizer inside a checkpoint."""
-    own = Tokenizer.from_json(tokenizer)
-    backend = json.loads(own.to_json())
-    padding = (backend.get("padding") or {}).get("pad_token")
-    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    known = {entry["content"] for entry in backend.get("added_tokens", ())}
-    usual = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": padding}
-    settings.update({key: token for key, token in usual.items() if token in known})
-    backend["padding"] = backend["truncation"] = None
-    write_json(folder / "tokenizer.json", backend)
-    write_json(folder / "tokenizer_config.json", settings)
+def write_tokenizer(tokenizer: str, original: Mapping[str, Any], folder: Path) -> None:
+    """Tokenizer files that `AutoTokenizer` loads, where the folder lacks them.
+
+    Args:
+        tokenizer: the one inside a checkpoint.
+        original: config.json the model came with, {} if it is not known: names special tokens that
+            the tokenizer does not name itself.
+        folder: to complete.
+    """
+    own = json.loads(Tokenizer.from_json(tokenizer).to_json())
+    if not _matching(folder, ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*")):
+        write_json(folder / "tokenizer.json", {**own, "padding": None, "truncation": None})
+    if (folder / "tokenizer_config.json").is_file():
+        return
+    roles = _roles(own, original)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    write_json(folder / "tokenizer_config.json", {**settings, **roles})
+    if not (folder / "special_tokens_map.json").is_file():
+        write_json(folder / "special_tokens_map.json", roles)
 
 
-def write_processor(image: ImageSpec, folder: Path) -> None:
-    """preprocessor_config.json of CLIP's processor with this model's numbers."""
-    side = {"height": image.size, "width": image.size}
-    settings = {
-        "image_processor_type": "CLIPImageProcessor",
+def _roles(tokenizer: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, str]:
+    """Which token starts, ends and pads a text and stands for unknown pieces."""
+    added = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens") or ()}
+    text = {**(original.get("text_config") or {}), **original}
+    found = {}
+    for role, key in _ROLES.items():
+        ids = text.get(key)
+        number = ids[0] if isinstance(ids, list) and ids else ids
+        if isinstance(number, int) and number in added:
+            found[role] = added[number]
+    # What the tokenizer does comes before what a config says.
+    before, after = _template(tokenizer.get("post_processor") or {})
+    found |= {"bos_token": before[0]} if before else {}
+    found |= {"eos_token": after[-1]} if after else {}
+    padding = (tokenizer.get("padding") or {}).get("pad_token")
+    found |= {"pad_token": padding} if padding in added.values() else {}
+    unknown = tokenizer["model"].get("unk_token")
+    return found | ({"unk_token": unknown} if unknown else {})
+
+
+def _template(processor: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Special tokens before and after a single text."""
+    before: list[str] = []
+    after: list[str] = []
+    for step in processor.get("processors") or [processor]:
+        side = before
+        for piece in step.get("single") or ():
+            if "Sequence" in piece:
+                side = after
+            else:
+                side.append(piece["SpecialToken"]["id"])
+    return before, after
+
+
+def write_processor(
+    image: ImageSpec, tokens: int, config: Mapping[str, Any], more: Mapping[str, Any], folder: Path
+) -> None:
+    """Processor files that `AutoProcessor` loads, where the folder lacks them.
+
+    Args:
+        image: what the image tower takes.
+        tokens: that an image becomes.
+        config: config.json of the folder.
+        more: entries of preprocessor_config.json that do not follow from `image`.
+        folder: to complete.
+    """
+    path = folder / "processor_config.json"
+    told = read_json(path) if path.is_file() else {}
+    if not (folder / "preprocessor_config.json").is_file() and "image_processor" not in told:
+        settings = {**preprocessor(image), "image_seq_length": tokens, **more}
+        write_json(folder / "preprocessor_config.json", settings)
+    strategy = config.get("vision_feature_select_strategy")
+    patch = (config.get("vision_config") or {}).get("patch_size")
+    if not told and strategy and patch:  # of processors that count an image's tokens themselves
+        height, width = image.shape
+        dropped = 1 if strategy == "default" else 0
+        extra = tokens + dropped - (height // patch) * (width // patch)
+        counting = {"patch_size": patch, "vision_feature_select_strategy": strategy}
+        write_json(path, {**counting, "num_additional_image_tokens": extra})
+
+
+def preprocessor(image: ImageSpec) -> dict[str, Any]:
+    """preprocessor_config.json of the processor that does what `image` says.
+
+    Left out, as no processor has it: a `background` other than the mean, `larger` sizes.
+    """
+    height, width = image.shape
+    shape = {"height": height, "width": width}
+    shorter = {"shortest_edge": image.shortest or min(image.shape)}
+    sizes: dict[str, Any] = {"size": shape, "do_center_crop": False}
+    if image.fit in ("crop", "pad"):
+        sizes = {"size": shorter, "do_center_crop": True, "crop_size": shape}
+    if image.fit == "pad":
+        sizes |= {"do_pad": True}
+    return {
+        "image_processor_type": f"{'Llava' if image.fit == 'pad' else 'CLIP'}ImageProcessor",
         "do_resize": True,
-        "size": side,
+        **sizes,
         "resample": _RESAMPLE[image.resample],
-        "do_center_crop": False,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -84,7 +205,21 @@ def write_processor(image: ImageSpec, folder: Path) -> None:
         "image_std": list(image.std),
         "do_convert_rgb": True,
     }
-    write_json(folder / "preprocessor_config.json", settings)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON file with an object in it.
+
+    Raises:
+        ConfigError: it is missing or something else.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: expected an object, found {type(found).__name__}")
+    return found
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -106,7 +241,7 @@ def card(
         "cameras": ", ".join(s.cameras),
         "history": f"{s.window} steps",
         "actions": f"chunks of {s.chunk}, {m.action_dim} dimensions, gripper last",
-        "image size": str(model.image.size),
+        "image size": " x ".join(map(str, model.image.shape)),
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     units = "\n".join(

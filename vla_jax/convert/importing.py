@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,12 +14,15 @@ import numpy as np
 from vla_jax import rules
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert import hf, lora, maps, output, released, robovlms, store
+from vla_jax.convert.hf_files import read_json
 from vla_jax.convert.safetensors_io import SUFFIX, Safetensors
 from vla_jax.convert.tensors import Lazy
 from vla_jax.data.text import Tokenizer
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
 from vla_jax.policy import with_complete_arch
+from vla_jax.train import checkpoint
+from vla_jax.train.lora import factor_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -75,36 +77,44 @@ def from_hf(
         ConfigError: no config, or not one of these files.
     """
     source = Path(source)
-    settings = read_json(source / SETTINGS) if (source / SETTINGS).is_file() else {}
+    settings = _settings(source) if (source / SETTINGS).is_file() else {}
     if raw is None and not settings:
         raise ConfigError(f"{source}: holds no {SETTINGS}; name a config, --config=FILE")
     config = resolve(settings["config"] if raw is None else raw)
     if not (source / "config.json").is_file():
         raise WeightError(f"{source}: holds no config.json")
     # In our own folders the exact numbers are in our config; elsewhere in config.json.
-    own = settings and raw is None
+    own = bool(settings) and raw is None
     arch = None if own else hf.read_arch(source, config.model)
-    model, config = _complete(config, arch, source)
-    shapes = _shapes(model)
+    model, config, shapes = _complete(config, arch, source)
     rows, ignore = maps.hugging_face(config.model)
     vlm = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
-    parts = [maps.incoming(rows, vlm, hf.open_source(source, config.model), ignore, dtype)]
     rest = {path: shape for path, shape in shapes.items() if path not in vlm}
+    steps = {
+        "the VLM": lambda: maps.incoming(
+            rows, vlm, hf.open_source(source, config.model), ignore, dtype
+        )
+    }
     if own and rest:
-        head = Safetensors(source / f"{POLICY}{SUFFIX}")
-        parts.append(maps.incoming(maps.policy(config.model), rest, head, (), dtype))
+        fill, path = rest, source / f"{POLICY}{SUFFIX}"
+        steps[path.name] = lambda: maps.incoming(
+            maps.policy(config.model), fill, Safetensors(path), (), dtype
+        )
         rest = {}
-    if own and (source / lora.FOLDER).is_dir():
-        adapter = Safetensors(source / lora.FOLDER / lora.WEIGHTS)
-        factors = lora.adapter_shapes(rows, vlm, adapter)
-        parts.append(maps.incoming(lora.adapter_rows(rows, factors), factors, adapter, (), dtype))
+    if own and config.lora.rank:
+        factors = factor_shapes(shapes, config.lora)
+        file = source / lora.FOLDER / lora.WEIGHTS
+        steps[f"{lora.FOLDER}/{file.name}"] = lambda: maps.incoming(
+            lora.adapter_rows(rows, factors, vlm), factors, Safetensors(file), (), dtype
+        )
+    parts = _all(steps)
     statistics = source / STATISTICS
     meta = {
         "config": to_dict(config),
         "statistics": read_json(statistics) if own and statistics.is_file() else {},
         "action_specs": settings.get("action_specs", {}) if own else {},
         "tokenizer": _tokenizer(source),
-        "origin": {"kind": "hf", "vlm_config": read_json(source / "config.json")},
+        "origin": {"kind": "hf", **hf.origin(source)},
     }
     return _join(config, parts, meta, _random(model, config.seed, rest, dtype))
 
@@ -139,12 +149,12 @@ def from_robovlms(
         names, config.data.normalization, config.data.clip, config.model.action_dim, given
     )
     arch = hf.read_arch(vlm, config.model) if vlm else None
-    model, config = _complete(config, arch, vlm)
+    _, config, shapes = _complete(config, arch, vlm)
     rows, ignore = maps.robovlms(config.model, prefix="")
     alpha = original.get("train_setup", {}).get("lora_alpha")
     source = robovlms.open_source(checkpoint, alpha)
     ignore = (*ignore, *robovlms.IGNORE)
-    part = maps.incoming(rows, _shapes(model), source, ignore, dtype, source.unequal())
+    part = maps.incoming(rows, shapes, source, ignore, dtype, source.unequal())
     meta = {
         "config": to_dict(config),
         "statistics": {name: given[name] for name in names if name in given},
@@ -153,25 +163,63 @@ def from_robovlms(
         "origin": {
             "kind": "robovlms",
             "config": dict(original),
-            **({"vlm_config": read_json(Path(vlm) / "config.json")} if vlm else {}),
+            **(hf.origin(vlm) if vlm else {}),
         },
     }
     return _join(config, [part], meta, {})
 
 
-def _complete(config: Config, arch: dict[str, Any] | None, folder: str | Path | None) -> Any:
-    """The model, and the config as checkpoints carry it; remembers the folder for its tokenizer."""
-    model = vla.build(config.model, arch)
+def _settings(source: Path) -> dict[str, Any]:
+    """What `exporting.to_hf` wrote beside the VLM."""
+    found = read_json(source / SETTINGS)
+    if found.get("format") != checkpoint.FORMAT:
+        raise ConfigError(
+            f"{source / SETTINGS}: format {found.get('format')!r}, this version of vla_jax reads "
+            f"format {checkpoint.FORMAT}"
+        )
+    groups = [key for key in ("config", "action_specs") if not isinstance(found.get(key), dict)]
+    if groups:
+        raise ConfigError(f"{source / SETTINGS}: {groups} missing or no groups of keys")
+    return found
+
+
+def _all(steps: Mapping[str, Callable[[], maps.Incoming]]) -> list[maps.Incoming]:
+    """Every part of a checkpoint, or what is wrong with any of them."""
+    found, problems = [], []
+    for name, step in steps.items():
+        try:
+            found.append(step())
+        except WeightError as error:
+            problems.append(f"{name}:\n{error}")
+    if problems:
+        raise WeightError("\n".join(problems))
+    return found
+
+
+def _complete(
+    config: Config, arch: dict[str, Any] | None, folder: str | Path | None
+) -> tuple[vla.VLA, Config, dict[str, tuple[int, ...]]]:
+    """The model, the config as checkpoints carry it, our path -> shape of every parameter.
+
+    The config remembers the folder, for its tokenizer.
+    """
+    try:
+        model = vla.build(config.model, arch)
+        shapes = shapes_of(model)
+    except (TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ConfigError(
+            f"{folder or 'the config'}: no model can be made of its architecture ({error!r})"
+        ) from error
     config = with_complete_arch(config, model.arch)
     where = str(Path(folder).absolute()) if folder else ""
     backbone = dataclasses.replace(config.model.backbone, hf_dir=where)
     model_config = dataclasses.replace(config.model, backbone=backbone)
-    return model, dataclasses.replace(config, model=model_config)
+    return model, dataclasses.replace(config, model=model_config), shapes
 
 
-def _shapes(model: vla.VLA) -> dict[str, tuple[int, ...]]:
-    init = functools.partial(vla.initial_params, model)
-    tree = jax.eval_shape(init, jax.random.key(0))
+def shapes_of(model: vla.VLA) -> dict[str, tuple[int, ...]]:
+    """Our path -> shape of every parameter; makes none of them."""
+    tree = jax.eval_shape(functools.partial(vla.initial_params, model), jax.random.key(0))
     return {path: tuple(leaf.shape) for path, leaf in rules.flatten(tree).items()}
 
 
@@ -215,18 +263,3 @@ def _join(
         changed=tuple(line for part in parts for line in part.changed),
         unused=tuple(name for part in parts for name in part.unused),
     )
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON file with an object in it.
-
-    Raises:
-        ConfigError: it is missing or something else.
-    """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: expected an object, found {type(found).__name__}")
-    return found

@@ -5,19 +5,21 @@ In our tree `.../lora_a` [layers, in, rank] and `.../lora_b` [layers, rank, out]
 peft) stores their transposes as `base_model.model.MODULE.lora_A.weight`, `.lora_B.weight`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from vla_jax.convert.tensors import Lazy, Source
-from vla_jax.models.weights import Weight, WeightError
+from vla_jax.convert.tensors import Lazy
+from vla_jax.models.weights import FUSED, Weight, WeightError
 
 FOLDER, WEIGHTS, SETTINGS = "adapter", "adapter_model.safetensors", "adapter_config.json"
 _FACTORS = ("lora_a", "lora_b")
-_THEIRS = {"lora_a": "lora_A", "lora_b": "lora_B"}
-# The maps whose matrix PEFT's factors multiply to: torch's [out, in], one matrix a layer.
-_KINDS = ("linear", "linear_from_heads")
+# Rows of one kernel that is the matrix of a torch.nn.Linear or a transformers Conv1D.
+_KINDS = ("linear", "linear_from_heads", "conv1d", "conv1d_from_heads")
 
 
 def is_factor(path: str) -> bool:
@@ -55,81 +57,143 @@ def _adder(kernel: Lazy, a: Lazy, b: Lazy, scale: float) -> Callable[[], np.ndar
     return read
 
 
-def adapter_rows(rows: Iterable[Weight], factors: Iterable[str]) -> list[Weight]:
+@dataclass(frozen=True)
+class _Blocks(Weight):
+    """PEFT's B of a module that holds several kernels of ours: their B, block-diagonal.
+
+    With A the kernels' A one below the other, B A is the module's whole update, exactly. The rows
+    of B lie as the module's outputs do: B is laid out by the kernels' own row of the weight map,
+    as if it were a kernel with as many inputs as there are ranks.
+
+    Attributes:
+        kernels: shape of every kernel in the module, of one layer.
+        chosen: which of them have factors; the others' rows are zero.
+    """
+
+    kernels: tuple[tuple[int, ...], ...] = ()
+    chosen: tuple[int, ...] = ()
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """[rank, out] of each factor -> [all outputs, sum of ranks]."""
+        ends = list(itertools.accumulate(len(part) for part in parts))
+        blocks = [np.zeros((ends[-1], *s[1:]), np.result_type(*parts)) for s in self.kernels]
+        for i, end, part in zip(self.chosen, ends, parts, strict=True):
+            blocks[i][end - len(part) : end] = part.reshape(-1, *self.kernels[i][1:])
+        return _as_linear(self.kind, FUSED[self.kind][1](blocks))
+
+    def split(self, x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """Inverse of `join`.
+
+        Raises:
+            WeightError: something outside the blocks is not zero: no factors of ours multiply to
+                that.
+        """
+        ends = list(itertools.accumulate(shape[0] for shape in shapes))
+        sizes = [(ends[-1], *s[1:]) for s in self.kernels]
+        blocks = FUSED[self.kind][0](_as_linear(self.kind, x), sizes)
+        found = [
+            blocks[i][end - shape[0] : end].reshape(shape)
+            for i, end, shape in zip(self.chosen, ends, shapes, strict=True)
+        ]
+        if not np.array_equal(self.join(found), x):
+            raise WeightError(
+                f"{self.source}: not block-diagonal, as after training in PEFT; merge it there"
+            )
+        return found
+
+
+def _as_linear(kind: str, x: np.ndarray) -> np.ndarray:
+    """PEFT's B is [out, rank] also beside a Conv1D, whose own matrix is [in, out]."""
+    return x.T if kind.startswith("conv1d") else x
+
+
+def adapter_rows(
+    rows: Iterable[Weight], factors: Iterable[str], kernels: Mapping[str, tuple[int, ...]]
+) -> list[Weight]:
     """The weight map of an adapter's file.
 
     Args:
         rows: of the VLM's Hugging Face names.
         factors: our paths.
+        kernels: our path -> shape of the VLM's parameters.
 
     Raises:
-        WeightError: naming the kernels that are no matrix of their own under their names.
+        WeightError: naming the kernels that are no module's matrix under their names.
     """
-    modules = _modules(rows)
-    found, problems = [], []
-    for path in factors:
-        folder, _, name = path.rpartition("/")
-        if folder in modules:
-            source = f"base_model.model.{modules[folder]}.{_THEIRS[name]}.weight"
-            found.append(Weight(source, path, "linear"))
-        elif name == "lora_a":
-            problems.append(f"{folder}/kernel")
-    if problems:
+    left = {path.rpartition("/")[0]: None for path in factors}
+    found: list[Weight] = []
+    for row in rows:
+        folders = [target.removesuffix("/kernel") for target in row.targets]
+        chosen = tuple(i for i, folder in enumerate(folders) if folder in left)
+        if not chosen or not _is_module(row):
+            continue
+        for i in chosen:
+            del left[folders[i]]
+        folder = _only(row.target.removesuffix("/kernel"), chosen)
+        module = "base_model.model." + row.source.removesuffix(".weight")
+        found.append(
+            replace(row, source=f"{module}.lora_A.weight", target=f"{folder}/lora_a", kind="linear")
+        )
+        up = replace(row, source=f"{module}.lora_B.weight", target=f"{folder}/lora_b")
+        if len(folders) > 1:
+            shapes = tuple(tuple(kernels[target])[row.stacked :] for target in row.targets)
+            found.append(_Blocks(**vars(up), kernels=shapes, chosen=chosen))
+        else:
+            found.append(replace(up, kind="linear"))
+    if left:
         raise WeightError(
-            "no matrix of its own in the Hugging Face model, so no adapter can stand beside it "
-            "(use --lora=merge): " + ", ".join(problems)
+            "no linear layer of the Hugging Face model has this matrix, so no adapter can stand "
+            "beside it (use --lora=merge): " + ", ".join(f"{folder}/kernel" for folder in left)
         )
     return found
 
 
-def _modules(rows: Iterable[Weight]) -> dict[str, str]:
-    """Our folder of a linear layer -> their module."""
-    return {
-        row.target.removesuffix("/kernel"): row.source.removesuffix(".weight")
-        for row in rows
-        if row.kind in _KINDS and row.target.endswith("/kernel") and not row.alias
-    }
+def _only(target: str, chosen: Sequence[int]) -> str:
+    """Some of a target's paths: `attn/{q,k,v}`, (0, 2) -> `attn/{q,v}`."""
+
+    def pick(found: re.Match[str]) -> str:
+        choices = found[1].split(",")
+        return "{" + ",".join(choices[i] for i in chosen) + "}"
+
+    return re.sub(r"\{(.*)\}", pick, target)
 
 
-def adapter_shapes(
-    rows: Iterable[Weight], kernels: Mapping[str, tuple[int, ...]], source: Source
-) -> dict[str, tuple[int, ...]]:
-    """Our paths and shapes of the factors in an adapter's file.
-
-    Args:
-        rows: of the VLM's Hugging Face names.
-        kernels: our path -> shape of the VLM's parameters.
-        source: the adapter's tensors.
-    """
-    found = {}
-    for folder, module in _modules(rows).items():
-        stacked = "{}" in module
-        for ours, theirs in _THEIRS.items():
-            name = f"base_model.model.{module.format(0)}.{theirs}.weight"
-            if name in source.shapes:
-                lead = kernels[f"{folder}/kernel"][:1] if stacked else ()
-                found[f"{folder}/{ours}"] = (*lead, *reversed(source.shapes[name]))
-    return found
+def _is_module(row: Weight) -> bool:
+    """Whether a row is the matrix of a torch module; torch.nn.MultiheadAttention's is not."""
+    kinds = _KINDS if len(row.targets) == 1 else FUSED
+    paths = row.source.endswith(".weight") and row.target.endswith("/kernel")
+    return paths and row.kind in kinds and not row.alias
 
 
-def adapter_config(settings: Mapping[str, Any], names: Iterable[str], base: str) -> dict[str, Any]:
+def adapter_config(
+    settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], base: str
+) -> dict[str, Any]:
     """PEFT's adapter_config.json.
 
     Args:
         settings: our config's `lora` group.
-        names: of the adapter's tensors.
+        shapes: of the adapter's tensors, by name.
         base: name or folder of the VLM the adapter belongs to.
     """
     prefix, suffix = "base_model.model.", ".lora_A.weight"
-    targets = [n.removeprefix(prefix).removesuffix(suffix) for n in names if n.endswith(suffix)]
+    ranks = {
+        name.removeprefix(prefix).removesuffix(suffix): shape[0]
+        for name, shape in sorted(shapes.items())
+        if name.endswith(suffix)
+    }
+    rank, alpha = settings["rank"], settings["alpha"]
+    stacked = {module: r for module, r in ranks.items() if r != rank}
     return {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base,
-        "r": settings["rank"],
-        "lora_alpha": settings["alpha"],
+        "r": rank,
+        "lora_alpha": alpha,
+        # PEFT scales by alpha / rank of the module: the same for stacked factors.
+        "rank_pattern": stacked,
+        "alpha_pattern": {module: alpha * r / rank for module, r in stacked.items()},
         "lora_dropout": settings["dropout"],
-        "target_modules": sorted(targets),
+        "target_modules": list(ranks),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

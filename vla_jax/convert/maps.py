@@ -93,22 +93,27 @@ def incoming(
     Raises:
         WeightError: with the whole key report.
     """
-    rows, ignore = list(rows), tuple(ignore)
+    rows, ignore, unequal = list(rows), tuple(ignore), tuple(unequal)
     theirs = source.shapes
     report = compare(rows, ours, theirs, source.read, ignore, source.dtypes, source.place)
-    report = dataclasses.replace(report, unequal=(*report.unequal, *unequal))
-    if report:
-        raise w.WeightError(str(report))
     leaves, changed = {}, []
     for row in rows:
-        if row.alias:
+        if row.alias or any(path not in ours for path in row.targets):
             continue
-        types = [source.dtypes[name] for name in _names(row, ours)]
-        stored = dtype or promote(types)
+        types = [source.dtypes[name] for name in _names(row, ours) if name in theirs]
+        stored = dtype or promote(types or [np.dtype(np.float32)])
         changed += [_change(row.source, old, stored) for old in set(types) if old != stored]
         for path in row.targets:
             leaves[path] = Lazy(ours[path], stored, _reader(row, ours, path, source, stored))
     unused = [n for n in theirs if w.ignored(n, ignore)]
+    if report or unequal:
+        report = dataclasses.replace(
+            report,
+            unequal=(*report.unequal, *unequal),
+            changed=tuple(changed),
+            unused=tuple(unused),
+        )
+        raise w.WeightError(str(report))
     return Incoming(leaves, tuple(unused), tuple(changed))
 
 

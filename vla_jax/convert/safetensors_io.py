@@ -73,7 +73,7 @@ class Safetensors:
                 self._open(file)
             except OSError as error:
                 problems.append(f"{file}: {error.strerror or error}")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 problems.append(f"{file}: not a whole safetensors file ({error})")
         if not problems:
             problems = [
@@ -93,21 +93,29 @@ class Safetensors:
                 raise ValueError("truncated, or of another format")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        end = 0
+        used = []
         for name, entry in header.items():
             dtype = DTYPES.get(entry["dtype"])
             if dtype is None:
                 raise ValueError(f"{name}: type {entry['dtype']} is none of {sorted(DTYPES)}")
             shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
-            if start < 0 or stop - start != math.prod(shape) * dtype.itemsize:
+            if not all(type(x) is int and x >= 0 for x in (*shape, start, stop)):
+                raise ValueError(f"{name}: {entry['shape']} at {entry['data_offsets']} cannot be")
+            if stop - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name}: {stop - start} bytes cannot be {entry['shape']}")
             if name in self._entries:
                 raise ValueError(f"{name}: also in {self._entries[name].file.name}")
-            end = max(end, stop)
+            used.append((start, stop))
             self.shapes[name], self.dtypes[name] = shape, dtype
             self._entries[name] = _Entry(file, 8 + length + start)
+        end = max((stop for _, stop in used), default=0)
         if size < 8 + length + end:
             raise ValueError(f"truncated: {size} bytes of {8 + length + end}")
+        # As the reference implementation: every byte belongs to one tensor.
+        edges = sorted(used)
+        whole = [0, *(stop for _, stop in edges)] == [*(start for start, _ in edges), end]
+        if not whole or size != 8 + length + end:
+            raise ValueError("its tensors overlap, or leave bytes between or behind them")
 
     def read(self, name: str) -> np.ndarray:
         """One tensor; bfloat16 comes as jax's numpy type of that name."""
@@ -131,7 +139,8 @@ def _files(path: Path) -> tuple[list[Path], dict[str, str], list[str]]:
     if index.is_file():
         try:
             promised = dict(json.loads(index.read_text())["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
+            promised = {str(name): str(file) for name, file in promised.items()}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             return [], {}, [f"{index}: not an index of shards ({error!r})"]
         outside = sorted({name for name in promised.values() if Path(name).name != name})
         if outside:

@@ -46,6 +46,12 @@ class Start:
             return hf.override(base, self._config.backbone.arch, file)
         return hf.read_arch(self._where, self._config) if self._where else None
 
+    def origin(self) -> dict[str, Any]:
+        """What checkpoints of the run keep of the folder its VLM came from, to export it again."""
+        if self._stored:
+            return self._stored.meta.get("origin", {})
+        return {"kind": "hf", **hf.origin(self._where)} if self._where else {}
+
     def tokenizer(self) -> Tokenizer | None:
         """The one the weights were trained with; None if there are no weights.
 

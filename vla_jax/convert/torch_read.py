@@ -7,7 +7,9 @@ stand-ins; any other name is refused, and nothing of it is imported or called. S
 needed for its own format, and a file from a stranger cannot run code.
 """
 
+import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
@@ -52,7 +54,7 @@ _PLAIN: dict[str, Any] = {
     "__builtin__.set": set,
     "builtins.frozenset": frozenset,
 }
-_MAX_PICKLE = 512 * 2**20  # bytes; a state dict of 10 000 tensors takes 2 MB
+_MAX_PICKLE = 64 * 2**20  # bytes; a state dict of 10 000 tensors takes 2 MB
 
 
 @dataclass(frozen=True)
@@ -133,25 +135,41 @@ def _unpickle(archive: zipfile.ZipFile, path: Path) -> Any:
     found = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
     if len(found) != 1 or found[0].file_size > _MAX_PICKLE:
         raise WeightError(f"{path}: a zip file, but not one torch.save wrote")
+    if found[0].compress_type != zipfile.ZIP_STORED:
+        # Nor may a small file become a large one while it is read.
+        raise WeightError(f"{path}: its pickle is compressed, which torch.save never does")
     stem = found[0].filename.removesuffix("data.pkl")
-    if stem + "byteorder" in archive.namelist() and archive.read(stem + "byteorder") != b"little":
-        raise WeightError(f"{path}: written on a big-endian machine")
-    with archive.open(found[0]) as stream:
-        unpickler = _Unpickler(stream, stem)
-        try:
-            tree = unpickler.load()
-        except _Refused:
-            tree = None
-        except Exception as error:  # a hostile or damaged pickle fails in any way
-            if not unpickler.refused:
-                raise WeightError(f"{path}: its pickle is damaged ({error!r})") from error
-            tree = None
+    if stem + "byteorder" in archive.namelist():
+        with archive.open(stem + "byteorder") as stream:
+            if stream.read(len(b"little") + 1) != b"little":
+                raise WeightError(f"{path}: written on a big-endian machine")
+    data = archive.read(found[0])
+    unpickler = _Unpickler(io.BytesIO(data), stem)
+    try:
+        _check_memo(data)
+        tree = unpickler.load()
+    except _Refused:
+        tree = None
+    except Exception as error:  # a hostile or damaged pickle fails in any way
+        if not unpickler.refused:
+            raise WeightError(f"{path}: its pickle is damaged ({error!r})") from error
+        tree = None
     if unpickler.refused:
         raise WeightError(
             f"{path}: contains pickled code, {', '.join(sorted(unpickler.refused))}; nothing of it "
             "was run. Only tensors are read: save a state dict, torch.save(model.state_dict(), ...)"
         )
     return tree
+
+
+def _check_memo(data: bytes) -> None:
+    """Refuse memo numbers a pickler never writes: the unpickler makes an array that long."""
+    count = 0
+    for code, number, _ in pickletools.genops(data):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            count += 1
+            if int(number or 0) > 2 * count + 1000:
+                raise ValueError(f"memo number {number} after {count}")
 
 
 class _Refused(Exception):  # noqa: N818 - control flow of this file

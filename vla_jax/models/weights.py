@@ -212,13 +212,19 @@ def multihead(source: str, target: str) -> list[Weight]:
 
 @dataclass(frozen=True)
 class KeyReport:
-    """Everything wrong with a set of foreign names, at once."""
+    """Everything wrong with a set of foreign names, at once.
+
+    `changed` (types) and `unused` (names that carry nothing) are no faults: they are told beside
+    faults, and do not make the report true.
+    """
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     misshaped: tuple[str, ...] = ()
     unequal: tuple[str, ...] = ()
     mistyped: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return any((self.missing, self.unexpected, self.misshaped, self.unequal, self.mistyped))
@@ -230,6 +236,8 @@ class KeyReport:
             "of the wrong shape": self.misshaped,
             "of a type that is not floating point": self.mistyped,
             "aliases that differ from their original": self.unequal,
+            "of a type that would change": self.changed,
+            "unused, they carry nothing": self.unused,
         }
         lines = []
         for title, names in groups.items():
