@@ -66,22 +66,31 @@ def _sequence(
     def look(m: vla.VLA) -> Any:
         tokens, valid = m.encode(observation), structures.step_mask(observation)
         sequence = m.sequence(tokens, valid, observation)
-        return tokens, sequence, m.backbone(sequence.tokens)
+        logits = None
+        if "fwd/lm0_logits" in io:
+            logits = m.backbone.logits(m.backbone(sequence.tokens))
+        return tokens, sequence, m.hidden(sequence.tokens), logits
 
     found: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
-    tokens, sequence, hidden = found
-    expected = io["fwd/image_features_0"]
-    count, width = expected.shape[-2:]
-    # The first camera's tokens stand last.
-    primary = tokens[:, :, -count:].reshape(-1, count, width)
-    yield compare("image tokens", primary, expected.reshape(-1, count, width), TOLERANCE)
-    embeds, mask = io["fwd/lm0_inputs_embeds"], io["fwd/lm0_attention_mask"]
-    yield compare("sequence", sequence.tokens.embeds, embeds, TOLERANCE)
+    tokens, sequence, hidden, logits = found
+    if "fwd/image_features_0" in io:
+        expected = io["fwd/image_features_0"]
+        count, width = expected.shape[-2:]
+        # The first camera's tokens stand last.
+        primary = tokens[:, :, -count:].reshape(-1, count, width)
+        yield compare("image tokens", primary, expected.reshape(-1, count, width), TOLERANCE)
+    mask = io["fwd/lm0_attention_mask"]
+    if "fwd/lm0_inputs_embeds" in io:
+        embeds = io["fwd/lm0_inputs_embeds"]
+        yield compare("sequence", sequence.tokens.embeds, embeds, TOLERANCE)
     yield compare("attention mask", sequence.tokens.valid, mask, 0.0)
     real = mask.astype(bool)  # outputs on padding mean nothing, and nothing reads them
     if "fwd/lm0_last_hidden" in io:
         expected = io["fwd/lm0_last_hidden"]
         yield compare("last hidden", np.asarray(hidden)[real], expected[real], TOLERANCE)
+    if logits is not None:
+        expected = io["fwd/lm0_logits"]
+        yield compare("logits", np.asarray(logits)[real], expected[real], TOLERANCE)
 
 
 def _streaming(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:

@@ -8,17 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import discrete, heads, kosmos, lm, names, robo, vision
+from tests.parity import discrete, flamingo, heads, kosmos, lm, names, robo, vision
 from tests.parity.table import Row
 from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
 
 Runner = Callable[[Path], Iterator[Row]]
 
-# model_type -> what runs a VLM by itself
-MODELS: dict[str | None, Runner] = {"kosmos-2": kosmos.hf}
+# model_type of config.json, or `cls` of meta.json -> what runs a VLM by itself
+MODELS: dict[str | None, Runner] = {"kosmos-2": kosmos.hf, "Flamingo": flamingo.hf}
 # robovlm_name -> what reads the backbone of a policy off its folder
-POLICIES: dict[str, robo.Describe] = {"RoboKosMos": kosmos.describe}
+POLICIES: dict[str, robo.Describe] = {
+    "RoboFlamingo": flamingo.describe,
+    "RoboKosMos": kosmos.describe,
+}
 
 
 def find_runner(folder: Path) -> Runner | str:
@@ -26,7 +29,7 @@ def find_runner(folder: Path) -> Runner | str:
     config, meta = (_read(folder / name) for name in ("config.json", "meta.json"))
     if (folder / "tables.npz").is_file():
         return heads.tokenizer
-    if runner := MODELS.get(config.get("model_type")) or vision.find(folder):
+    if runner := MODELS.get(config.get("model_type", meta.get("cls"))) or vision.find(folder):
         return runner
     if not (folder / "io.npz").is_file():
         return "no case of this kind yet"

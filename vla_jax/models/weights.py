@@ -176,6 +176,15 @@ def prefixed(rows: Iterable[Weight], source: str, target: str) -> list[Weight]:
     return [replace(r, source=source + r.source, target=target + r.target) for r in rows]
 
 
+def with_aliases(rows: Sequence[Weight], roots: Iterable[str]) -> list[Weight]:
+    """A part that is registered under several names: of all but the first, every row an alias."""
+    return [
+        replace(row, source=root + row.source, alias=row.alias or i > 0)
+        for i, root in enumerate(roots)
+        for row in rows
+    ]
+
+
 def pair(source: str, target: str, kind: str = "linear", bias: bool = True) -> list[Weight]:
     """Weight and bias of a linear layer: `source.weight/.bias` -> `target/kernel, /bias`."""
     rows = [Weight(source + ".weight", target + "/kernel", kind)]
