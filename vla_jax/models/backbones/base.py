@@ -10,7 +10,8 @@ It may have `REFUSED`: the structures it cannot take -> the reason; `ORIGINAL_LA
 RoboVLMs puts images and actions, if elsewhere; `RENAMES`: (pattern, replacement) pairs that turn
 names other versions of transformers write into those of the weight map; `robovlms_map(config)`:
 the weight map of RoboVLMs' checkpoints, if their names differ from Hugging Face's;
-`ROBOVLMS_ROOT`: what stands before those names, if not "backbone."; `ADDED_TOKENS`: special tokens
+`ROBOVLMS_ROOT`: what stands before those names, if not "backbone."; `PARTS`: further files of
+weights in its Hugging Face folder, which come before the model's own; `ADDED_TOKENS`: special tokens
 its tokenizer gets if it lacks them, in the order of their ids; `PREFIX`: what stands before the
 question of the discrete structure. Its module may have `features(tokens)`: the hidden states that
 heads read, if not those of `__call__`, which `logits` takes.

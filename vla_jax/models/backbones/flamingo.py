@@ -105,8 +105,26 @@ ACTION_TOKEN_END = 50241
 # Language models of which RoboVLMs' features are the last layer's input: the last of the
 # `hidden_states` that their code returns.
 RAW_FEATURES = ("mosaic_gpt",)
-# Buffers older dumps contain; they carry nothing.
-IGNORE = LANGUAGES["gpt_neox"].ignore
+# Buffers older dumps contain, and the other half of CLIP where its own file is read.
+IGNORE = (
+    *LANGUAGES["gpt_neox"].ignore,
+    r"^(token_embedding|positional_embedding|text_projection|logit_scale|ln_final)(\.|$)",
+    r"^transformer\.resblocks\.",
+)
+# The hub's checkpoint holds what was trained: the perceiver, the cross-attention, the token table.
+# It goes into the folder of the language model, and so does CLIP, the file of the hub's
+# timm/vit_large_patch14_clip_224.openai; a tensor is taken from the first file that has it.
+PARTS = (
+    "checkpoint.pt",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+)
+_LAYERS = r"(transformer\.blocks|gpt_neox\.layers|model\.decoder\.layers|model\.layers)\.(\d+)\."
+RENAMES = (
+    (_LAYERS, r"lang_encoder.\1.\2.decoder_layer."),
+    (r"(?=(transformer\.(wte|ln_f|norm_f)|gpt_neox|model|embed_out|lm_head)\.)", "lang_encoder."),
+    (r"visual\.", "vision_encoder."),
+)
 ROBOVLMS_ROOT = ""
 
 
@@ -289,7 +307,7 @@ class Flamingo(nn.Module):
 
         A text sees its images from <image> on, one without that token from its start.
         """
-        mark = tokens.embeds[..., -1] > 0.5
+        mark = (tokens.embeds[..., -1] > 0.5) & tokens.valid
         images, seen, count = past.images, past.seen, past.count
         if tokens.images is not None:
             images, seen = tokens.images, tokens.seen
