@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.tiny import ARCHS
+from configs.tiny import ARCHS, WIDTH
 from tests.models import tiny
 from vla_jax.models import vla
 from vla_jax.models.backbones import flamingo
@@ -33,7 +33,7 @@ def bound():
 
 
 def tokens(run, seed=0, seen=True):
-    images = np.random.default_rng(seed).normal(size=(len(IDS), LATENTS, tiny.WIDTH))
+    images = np.random.default_rng(seed).normal(size=(len(IDS), LATENTS, WIDTH))
     embeds = run("embed_text", jnp.asarray(IDS))
     return Tokens(
         embeds=embeds,

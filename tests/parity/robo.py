@@ -133,11 +133,13 @@ def _optimizer(
     folder: Path, rows: list[weights.Weight], params: Any, step: Any, io: Mapping[str, np.ndarray]
 ) -> Iterator[Row]:
     names = list(golden.config(folder, "trainable_names.json"))
-    adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=0.0)
-    state, losses = adamw.init(params), []
+    decay = golden.config(folder)["weight_decay"]
+    adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=decay)
+    state, losses, moves = adamw.init(params), [], _moves(folder, rows, params)
     for i in range(len(io["train/losses"])):
         (total, _), grads = step(params)
         updates, state = adamw.update(grads, state, params)
+        updates = jax.tree.map(jnp.multiply, updates, moves)
         params = optax.apply_updates(params, updates)
         losses.append(float(total))
         if i == 0:
@@ -148,6 +150,21 @@ def _optimizer(
             yield _norms("after1", names, named, io["after1/param_norms"])
     yield compare("5 AdamW losses", losses, io["train/losses"], TOLERANCE)
     yield _norms("after5", names, theirs(rows, params), io["train/param_norms_after5"])
+
+
+def _moves(folder: Path, rows: list[weights.Weight], params: Any) -> Any:
+    """1 where the original's optimizer moves a parameter: it trains there and has a gradient."""
+    found = golden.config(folder, "grads.json")
+    norms = found["grad_norms"]
+    moved = {name for name in found["trainable"] if norms.get(name) is not None}
+    flat = {path: np.zeros(value.shape, np.float32) for path, value in flatten(params).items()}
+    for row in rows:
+        for path in row.targets:
+            layers = flat[path] if row.stacked else flat[path][None]
+            for i, name in enumerate(row.expand(len(layers))):
+                if name in moved:
+                    layers[i] = 1.0
+    return unflatten(flat)
 
 
 def _norms(

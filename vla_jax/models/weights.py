@@ -334,6 +334,10 @@ def to_theirs(row: Weight, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     """Inverse of `to_ours`: our path -> array becomes their name -> contiguous array."""
     values = [ours[path] for path in row.targets]
     if not row.stacked:
-        return {row.source: np.ascontiguousarray(row.join(values))}
+        return {row.source: _contiguous(row.join(values))}
     names = row.expand(values[0].shape[0])
-    return {n: np.ascontiguousarray(row.join([v[i] for v in values])) for i, n in enumerate(names)}
+    return {n: _contiguous(row.join([v[i] for v in values])) for i, n in enumerate(names)}
+
+
+def _contiguous(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, order="C")  # ascontiguousarray would make scalars vectors
