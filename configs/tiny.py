@@ -50,8 +50,32 @@ def _qwen(model: str) -> dict[str, Any]:
     return {"image_size": 32, **marks, "vision_config": vision, "text_config": text}
 
 
+def _flamingo() -> dict[str, Any]:
+    return {
+        "media_token_id": 7,
+        "perceiver_config": {"num_latents": 4, "depth": 1},
+        "vision_config": {
+            "width": WIDTH,
+            "layers": 1,
+            "heads": 2,
+            "mlp_ratio": 1.5,
+            "image_size": 28,
+            "embed_dim": 16,
+        },
+        # Two layers: the features are the input of the last.
+        "text_config": {
+            "vocab_size": VOCAB,
+            "d_model": WIDTH,
+            "n_heads": 2,
+            "n_layers": 2,
+            "mlp_ratio": 2,
+        },
+    }
+
+
 # backbone -> overrides of its released architecture
 ARCHS: dict[str, dict[str, Any]] = {
+    "flamingo": _flamingo(),
     "kosmos2": _kosmos2(),
     "qwen_vl": _qwen_vl(),
     "qwen2_vl": _qwen("qwen2_vl"),

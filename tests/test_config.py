@@ -3,6 +3,7 @@ import pytest
 from configs import (
     base,
     bridge_smoke,
+    flamingo_ph,
     kosmos_discrete,
     kosmos_interleaved,
     kosmos_one_step,
@@ -25,6 +26,7 @@ SHIPPED = (
     qwen2_vl_ph,
     qwen2_5_vl_ph,
     qwen3_vl_ph,
+    flamingo_ph,
 )
 
 

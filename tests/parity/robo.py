@@ -66,24 +66,33 @@ def _sequence(
     def look(m: vla.VLA) -> Any:
         tokens, valid = m.encode(observation), structures.step_mask(observation)
         sequence = m.sequence(tokens, valid, observation)
-        return tokens, sequence, m.backbone(sequence.tokens)
+        logits = None
+        if "fwd/lm0_logits" in io:
+            logits = m.backbone.logits(m.backbone(sequence.tokens))
+        return tokens, sequence, m.hidden(sequence.tokens), logits
 
     found: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
-    tokens, sequence, hidden = found
-    expected = io["fwd/image_features_0"]
-    count, width = expected.shape[-2:]
-    # The first camera's tokens stand last; the backbone's own around them are not among theirs.
-    marks = (tokens.shape[2] // len(model.config.structure.cameras) - count) // 2
-    end = tokens.shape[2] - marks
-    primary = tokens[:, :, end - count : end].reshape(-1, count, width)
-    yield compare("image tokens", primary, expected.reshape(-1, count, width), TOLERANCE)
-    embeds, mask = io["fwd/lm0_inputs_embeds"], io["fwd/lm0_attention_mask"]
-    yield compare("sequence", sequence.tokens.embeds, embeds, TOLERANCE)
+    tokens, sequence, hidden, logits = found
+    if "fwd/image_features_0" in io:
+        expected = io["fwd/image_features_0"]
+        count, width = expected.shape[-2:]
+        # The first camera's tokens stand last; the backbone's own around them are not among theirs.
+        marks = (tokens.shape[2] // len(model.config.structure.cameras) - count) // 2
+        end = tokens.shape[2] - marks
+        primary = tokens[:, :, end - count : end].reshape(-1, count, width)
+        yield compare("image tokens", primary, expected.reshape(-1, count, width), TOLERANCE)
+    mask = io["fwd/lm0_attention_mask"]
+    if "fwd/lm0_inputs_embeds" in io:
+        embeds = io["fwd/lm0_inputs_embeds"]
+        yield compare("sequence", sequence.tokens.embeds, embeds, TOLERANCE)
     yield compare("attention mask", sequence.tokens.valid, mask, 0.0)
     real = mask.astype(bool)  # outputs on padding mean nothing, and nothing reads them
     if "fwd/lm0_last_hidden" in io:
         expected = io["fwd/lm0_last_hidden"]
         yield compare("last hidden", np.asarray(hidden)[real], expected[real], TOLERANCE)
+    if logits is not None:
+        expected = io["fwd/lm0_logits"]
+        yield compare("logits", np.asarray(logits)[real], expected[real], TOLERANCE)
 
 
 def _streaming(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
@@ -126,12 +135,13 @@ def _optimizer(
     folder: Path, rows: list[weights.Weight], params: Any, step: Any, io: Mapping[str, np.ndarray]
 ) -> Iterator[Row]:
     names = list(golden.config(folder, "trainable_names.json"))
-    adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=0.0)
-    state, losses, trains = adamw.init(params), [], _trains(rows, params, names)
+    decay = golden.config(folder)["weight_decay"]
+    adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=decay)
+    state, losses, moves = adamw.init(params), [], _moves(folder, rows, params)
     for i in range(len(io["train/losses"])):
         (total, _), grads = step(params)
-        grads = jax.tree.map(jnp.multiply, grads, trains)
         updates, state = adamw.update(grads, state, params)
+        updates = jax.tree.map(jnp.multiply, updates, moves)
         params = optax.apply_updates(params, updates)
         losses.append(float(total))
         if i == 0:
@@ -144,14 +154,18 @@ def _optimizer(
     yield _norms("after5", names, theirs(rows, params), io["train/param_norms_after5"])
 
 
-def _trains(rows: list[weights.Weight], params: Any, names: list[str]) -> Any:
-    """1 where a parameter trains there, 0 where it is frozen, layer by layer."""
-    shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
-    found = {k: np.full(v.shape, k in names, np.float32) for k, v in theirs(rows, params).items()}
-    flat: dict[str, np.ndarray] = {}
+def _moves(folder: Path, rows: list[weights.Weight], params: Any) -> Any:
+    """1 where the original's optimizer moves a parameter: it trains there and has a gradient."""
+    found = golden.config(folder, "grads.json")
+    norms = found["grad_norms"]
+    moved = {name for name in found["trainable"] if norms.get(name) is not None}
+    flat = {path: np.zeros(value.shape, np.float32) for path, value in flatten(params).items()}
     for row in rows:
-        if not row.alias:
-            flat |= weights.to_ours(row, shapes, found.__getitem__)
+        for path in row.targets:
+            layers = flat[path] if row.stacked else flat[path][None]
+            for i, name in enumerate(row.expand(len(layers))):
+                if name in moved:
+                    layers[i] = 1.0
     return unflatten(flat)
 
 

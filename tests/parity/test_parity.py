@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import discrete, heads, kosmos, lm, names, qwen_next, qwen_vl, robo, vision
+from tests.parity import discrete, flamingo, heads, kosmos, lm, names, qwen_next, qwen_vl, robo, vision
 from tests.parity.table import Row
 from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
@@ -28,6 +28,9 @@ MODELS: dict[str | None, Runner] = {
 POLICIES: dict[str, robo.Describe] = {
     "RoboKosMos": kosmos.describe,
     "RoboQwen": qwen_vl.describe,
+# model_type of config.json, or `cls` of meta.json -> what runs a VLM by itself
+MODELS: dict[str | None, Runner] = {"kosmos-2": kosmos.hf, "Flamingo": flamingo.hf}
+    "RoboFlamingo": flamingo.describe,
 }
 
 

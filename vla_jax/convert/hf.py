@@ -10,8 +10,10 @@ import numpy as np
 from vla_jax.config import ModelConfig
 from vla_jax.convert import maps
 from vla_jax.convert.hf_files import carried, read_json
-from vla_jax.convert.safetensors_io import Safetensors
-from vla_jax.convert.tensors import Renamed, Source
+from vla_jax.convert.safetensors_io import SUFFIX, Safetensors
+from vla_jax.convert.tensors import Joined, Renamed, Source
+from vla_jax.convert.torch_read import TorchFile
+from vla_jax.data.text import Tokenizer
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import merge_arch
 
@@ -33,14 +35,35 @@ def override(base: dict[str, Any], overrides: Mapping[str, Any], file: Any) -> d
     return file.arch(merge_arch(base, overrides, strict=True))
 
 
+def tokenizer(folder: str | Path, config: ModelConfig) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder with the tokens the backbone adds to it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ImportError: it has to be converted and transformers is not installed.
+    """
+    file, _ = BACKBONES[config.backbone.name]
+    return Tokenizer.from_dir(folder, getattr(file, "ADDED_TOKENS", ()))
+
+
 def open_source(folder: str | Path, config: ModelConfig) -> Source:
     """The tensors of a Hugging Face folder under the names of the backbone's weight map.
 
     Raises:
-        WeightError: no safetensors there, or damaged ones.
+        WeightError: no weights there, or damaged ones.
     """
     file, _ = BACKBONES[config.backbone.name]
-    return Renamed(Safetensors(folder), getattr(file, "RENAMES", ()))
+    paths = [Path(folder) / name for name in getattr(file, "PARTS", ())]
+    parts: list[Source] = [
+        Safetensors(path) if path.suffix == SUFFIX else TorchFile(path)
+        for path in paths
+        if path.is_file()
+    ]
+    if not parts or any(Path(folder).glob("model*" + SUFFIX)):
+        parts.append(Safetensors(folder))
+    renames = getattr(file, "RENAMES", ())
+    renamed = [Renamed(part, renames) for part in parts]
+    return renamed[0] if len(renamed) == 1 else Joined(renamed)
 
 
 def load(

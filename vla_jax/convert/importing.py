@@ -17,7 +17,6 @@ from vla_jax.convert import hf, lora, maps, output, released, robovlms, store
 from vla_jax.convert.hf_files import read_json
 from vla_jax.convert.safetensors_io import SUFFIX, Safetensors
 from vla_jax.convert.tensors import Lazy
-from vla_jax.data.text import Tokenizer
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
 from vla_jax.policy import with_complete_arch
@@ -113,7 +112,7 @@ def from_hf(
         "config": to_dict(config),
         "statistics": read_json(statistics) if own and statistics.is_file() else {},
         "action_specs": settings.get("action_specs", {}) if own else {},
-        "tokenizer": _tokenizer(source),
+        "tokenizer": _tokenizer(source, config),
         "origin": {"kind": "hf", **hf.origin(source)},
     }
     return _join(config, parts, meta, _random(model, config.seed, rest, dtype))
@@ -159,7 +158,7 @@ def from_robovlms(
         "config": to_dict(config),
         "statistics": {name: given[name] for name in names if name in given},
         "action_specs": {name: spec.to_json() for name, spec in specs.items()},
-        "tokenizer": _tokenizer(vlm) if vlm else "",
+        "tokenizer": _tokenizer(vlm, config) if vlm else "",
         "origin": {
             "kind": "robovlms",
             "config": dict(original),
@@ -243,9 +242,9 @@ def _random(
     }
 
 
-def _tokenizer(folder: str | Path) -> str:
+def _tokenizer(folder: str | Path, config: Config) -> str:
     try:
-        return Tokenizer.from_dir(folder).to_json()
+        return hf.tokenizer(folder, config.model).to_json()
     except (FileNotFoundError, ImportError) as error:
         logger.warning("%s; the checkpoint can be converted and trained, not served", error)
         return ""

@@ -53,7 +53,8 @@ def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight
     head, _ = HEADS[config.head.kind]
     weight_map = getattr(file, "robovlms_map", file.weight_map)
     rows = weight_map(file.arch(config.backbone.arch))
-    rows = w.prefixed(rows, prefix + "backbone.", "backbone/")
+    root = getattr(file, "ROBOVLMS_ROOT", "backbone.")
+    rows = w.prefixed(rows, prefix + root, "backbone/")
     return [*rows, *policy(config, prefix)], (*file.IGNORE, *getattr(head, "IGNORE", ()))
 
 

@@ -158,6 +158,8 @@ def to_config(original: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str,
         ConfigError: listing every key that is missing or asks for what is not there.
     """
     raw, problems = robovlms_config.start(original, base)
+    if original["robovlm_name"] == robovlms_config.FLAMINGO:  # its checkpoints hold all of CLIP
+        raw["model"]["backbone"]["arch"].setdefault("clip_text_config", {"layers": 12})
     groups = ("act_head.", "fwd_head", "regular_action", "use_mu_law", "tcp_rel")
     problems += [x for x in robovlms_keys.refusals(original) if x.startswith(groups)]
     return robovlms_config.finish(raw, problems)

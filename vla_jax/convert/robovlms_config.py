@@ -26,6 +26,9 @@ HEADS = {
     "GPTDecoder": ("gpt2", 8),
     "DiscreteDecoder": ("detokenizer", 1),
 }
+FLAMINGO = "RoboFlamingo"
+# Its `vlm.name`, less `_ift` (fine-tuned on instructions) -> model_type of the language model.
+FLAMINGOS = {"mpt_1b": "mosaic_gpt", "mpt_3b": "gpt_neox", "mpt_7b": "mpt", "llama_7b": "llama"}
 HISTORIES = {"post": "policy_head", "pre": "interleaved", "video": "video"}
 SCHEDULES = {"constant": "constant", "cosine": "cosine", "half-cosine": "half_cosine"}
 DTYPES = {"16": "bfloat16", "bf16": "bfloat16", "32": "float32"}
@@ -168,6 +171,11 @@ def _model(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str]
     model["backbone"].update(
         name=name, hf_dir=original.get("vlm", {}).get("pretrained_model_name_or_path", "")
     )
+    flamingo = original["robovlm_name"] == FLAMINGO
+    if flamingo:
+        which = str(original.get("vlm", {}).get("name", "mpt_1b")).removesuffix("_ift")
+        kind, arch = _pick(FLAMINGOS, which, "vlm.name", problems), model["backbone"]["arch"]
+        arch["text_config"] = {"model_type": kind, **arch.get("text_config", {})}
     precision = str(original.get("trainer", {}).get("precision", "32")).split("-")[0]
     model["dtype"] = _pick(DTYPES, precision, "trainer.precision", problems)
     kind, layers = _pick(HEADS, head.get("type"), "act_head.type", problems)
@@ -200,7 +208,8 @@ def _model(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str]
     # The original's resampler makes 64 tokens, whatever its config block says.
     tokens = 64 if original.get("use_vision_resampler") else 0
     _put(model["structure"], "resampler", tokens, 0, "use_vision_resampler", problems)
-    readout = head.get("token_source", "all") if space == "down_sample" else "action"
+    source = "text" if flamingo else head.get("token_source", "all")
+    readout = source if space == "down_sample" else "action"
     _put(model["structure"], "readout", readout, "action", "act_head.action_space", problems)
     if original.get("use_clip_norm"):
         weight = float(original.get("clip_norm_ratio", 0.05))
@@ -353,7 +362,7 @@ def what_trains(
     words = bool(setup.get("train_text_embedding"))
     frozen: list[str] = []
     trained: list[tuple[str, int]] = []
-    if name == "RoboFlamingo":  # all frozen but what is named
+    if name == FLAMINGO:  # all frozen but what is named
         frozen = [whole, "^resampler/", "^action_token$"]
         chosen = {
             vision: train_vision,

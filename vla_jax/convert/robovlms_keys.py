@@ -52,6 +52,7 @@ KEYS: tuple[Key, ...] = (
     # Model.
     _ours("robovlm_name", "model.backbone.name"),
     _ours("vlm.pretrained_model_name_or_path", "model.backbone.hf_dir"),
+    _ours("vlm.name", "model.backbone.arch (Flamingo's language model)"),
     _ours("image_size", "model.backbone.arch (the size of the backbone's own images)"),
     _ours("window_size", "model.structure.window"),
     _ours("fwd_pred_next_n", "model.structure.chunk"),
@@ -182,7 +183,7 @@ KEYS: tuple[Key, ...] = (
     ),
     *_elsewhere("data.threads", "num_workers"),
     # The process.
-    *_elsewhere("robovlm_name", "model", "vlm.type", "vlm.name"),
+    *_elsewhere("robovlm_name", "model", "vlm.type"),
     *_elsewhere("model.backbone.hf_dir", "model_url", "model_path"),
     *_elsewhere(
         "the tokenizer of model.backbone.hf_dir",

@@ -64,7 +64,7 @@ class Start:
                 return Tokenizer.from_json(self._stored.meta["tokenizer"])
             except ValueError as error:
                 raise ConfigError(f"{self._where}: {error}") from error
-        return Tokenizer.from_dir(self._where) if self._where else None
+        return hf.tokenizer(self._where, self._config) if self._where else None
 
     def load(
         self, shapes: Mapping[str, tuple[int, ...]], place: Callable[[str, np.ndarray], Any]

@@ -78,6 +78,28 @@ class Renamed:
         return self._source.place(self._theirs[name])
 
 
+class Joined:
+    """Several sources as one: a name means the tensor of the first that has it; see `Source`."""
+
+    def __init__(self, sources: Iterable[Source]):
+        """Reads nothing."""
+        self._from: dict[str, tuple[int, Source]] = {}
+        for number, source in enumerate(sources):
+            for name in source.shapes:
+                self._from.setdefault(name, (number, source))
+        self.shapes = {name: source.shapes[name] for name, (_, source) in self._from.items()}
+        self.dtypes = {name: source.dtypes[name] for name, (_, source) in self._from.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, contiguous and owned by the caller."""
+        return self._from[name][1].read(name)
+
+    def place(self, name: str) -> Hashable:
+        """Where its bytes lie."""
+        number, source = self._from[name]
+        return number, source.place(name)
+
+
 def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
     """A name after the first (pattern, replacement) that matches its start."""
     for pattern, replacement in renames:

@@ -31,8 +31,12 @@ class Tokenizer:
         self._backend.no_truncation()
 
     @classmethod
-    def from_dir(cls, hf_dir: str | Path) -> "Tokenizer":
+    def from_dir(cls, hf_dir: str | Path, added: Iterable[str] = ()) -> "Tokenizer":
         """Reads tokenizer.json of a Hugging Face folder, or converts the files it has instead.
+
+        Args:
+            hf_dir: the folder.
+            added: special tokens that get the next ids, in this order, where they are missing.
 
         Raises:
             FileNotFoundError: there is no tokenizer in the folder.
@@ -46,7 +50,7 @@ class Tokenizer:
             pad = _pad_token(folder)
             if pad and backend.token_to_id(pad) is not None:
                 backend.enable_padding(pad_id=backend.token_to_id(pad), pad_token=pad)
-            return cls(backend)
+            return cls(_with_tokens(backend, added))
         if (folder / tiktoken.FILE).is_file():
             return cls(tiktoken.read(folder / tiktoken.FILE))
         if not folder.is_dir() or not any(folder.glob("*token*")):
@@ -60,7 +64,7 @@ class Tokenizer:
         backend = slow.backend_tokenizer
         if slow.pad_token_id is not None:
             backend.enable_padding(pad_id=slow.pad_token_id, pad_token=slow.pad_token)
-        return cls(backend)
+        return cls(_with_tokens(backend, added))
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
@@ -169,6 +173,12 @@ class Tokenizer:
         ids, target = np.full(length, self.pad_id, np.int32), np.zeros(length, bool)
         ids[:count], target[:count] = found.ids[:count], wanted[:count]
         return ids, np.arange(length) < count, target
+
+
+def _with_tokens(backend: _Backend, added: Iterable[str]) -> _Backend:
+    missing = [token for token in added if backend.token_to_id(token) is None]
+    backend.add_special_tokens([AddedToken(token, special=True) for token in missing])
+    return backend
 
 
 def _with_padding(backend: _Backend, pad_id: int, pad_token: str) -> str:

@@ -69,3 +69,19 @@ def weight_map() -> list[w.Weight]:
         *w.norm("text_model.final_layer_norm", "text/norm"),
         w.Weight("text_projection.weight", "projection/kernel", "linear"),
     ]
+
+
+def open_clip_weights() -> list[w.Weight]:
+    """open_clip's names."""
+    layer = "transformer.resblocks.{}."
+    return [
+        w.Weight("token_embedding.weight", "text/embedding"),
+        w.Weight("positional_embedding", "text/positions"),
+        *w.norm(layer + "ln_1", "text/layers/norm1"),
+        *w.multihead(layer + "attn", "text/layers/attn"),
+        *w.norm(layer + "ln_2", "text/layers/norm2"),
+        *w.pair(layer + "mlp.c_fc", "text/layers/mlp/fc1"),
+        *w.pair(layer + "mlp.c_proj", "text/layers/mlp/fc2"),
+        *w.norm("ln_final", "text/norm"),
+        w.Weight("text_projection", "projection/kernel"),
+    ]

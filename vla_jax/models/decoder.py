@@ -132,14 +132,15 @@ def _layer(
     Args:
         block: its module.
         x: [b, n, d].
-        own: what differs between layers, as far as there is any: "local", "number", and "keys"
-            and "values" of the cache.
+        own: what differs between layers, as far as there is any: "local", "number", "skip", and
+            "keys" and "values" of the cache.
         shared: what does not.
         insert: runs before the layer.
 
     Returns:
         x and what is stacked over the layers: the new "keys" and "values", the "state" before.
     """
+    before = x
     out = {"state": x} if shared.collect else {}
 
     def memory(k: Array, v: Array) -> tuple[Array, Array]:
@@ -158,6 +159,8 @@ def _layer(
         last = shared.deep.shape[0] - 1
         deep = shared.deep[jnp.minimum(own["number"], last)].astype(x.dtype)
         x = x + jnp.where(own["number"] <= last, deep, 0)
+    if "skip" in own:
+        x = jnp.where(own["skip"], before, x)
     return x, out
 
 
@@ -236,6 +239,7 @@ class Decoder(nn.Module):
         gain: Float[Array, "#b n"] | None = None,
         cache: Cache | None = None,
         collect: bool = False,
+        skip_last: bool = False,
     ) -> Result:
         """Embeddings -> hidden states, and on request a cache or the states between the layers.
 
@@ -253,6 +257,7 @@ class Decoder(nn.Module):
             gain: factor on every token's queries, the same in all layers.
             cache: tokens already seen; these are added.
             collect: also return the input of every layer.
+            skip_last: return the input of the last layer as it is, without the final norm.
         """
         s = self.spec
         batch, n = valid.shape
@@ -285,13 +290,17 @@ class Decoder(nn.Module):
             own["local"] = jnp.array(s.local)
         if deep is not None:
             own["number"] = jnp.arange(s.layers)
+        if skip_last:
+            own["skip"] = jnp.arange(s.layers) == s.layers - 1
         if cache is not None:
             own |= {"keys": cache.keys, "values": cache.values}
         x, out = self._scan(self._enter(embeds, positions), own, shared)
         if cache is not None:
             end = jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
             cache = Cache(out["keys"], out["values"], seen, cache.length + end)
-        return Result(x if s.norm_in_head else self.norm(x), out.get("state"), cache)
+        normed = self.norm(x)
+        raw = s.norm_in_head or skip_last
+        return Result(x if raw else normed, out.get("state"), cache)
 
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
         """Hidden states -> scores over the vocabulary."""

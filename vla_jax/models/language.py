@@ -256,6 +256,35 @@ def _mpt(c: Config) -> DecoderSpec:
     )
 
 
+def _mosaic_gpt(c: Config) -> DecoderSpec:
+    """MPT-1B and its code, older than MPT's (mosaicml/examples v0.0.4)."""
+    _refuse(c, {"alibi": True, "prefix_lm": False, "logit_scale": None})
+    bias = not c.get("no_bias", False)
+    norm = "layer" if bias else "layer_no_bias"
+    return DecoderSpec(
+        vocab=c["vocab_size"],
+        width=c["d_model"],
+        layers=c["n_layers"],
+        alibi=_number(c, "alibi_bias_max", 8.0),
+        embed_dropout=(_number(c, "emb_pdrop", 0.0),),
+        block=BlockSpec(
+            heads=c["n_heads"],
+            hidden=c.get("mlp_ratio", 4) * c["d_model"],
+            activation="gelu",
+            norm=norm,
+            qkv_bias=bias,
+            out_bias=bias,
+            mlp_bias=bias,
+            qk_norm=norm if c.get("attn_qk_ln") else None,
+            qk_norm_over="all",
+            scale=_optional(c, "softmax_scale"),
+            clip=_optional(c, "attn_clip_qkv") or None,
+            dropout=_number(c, "resid_pdrop", 0.0),
+            attention_dropout=_number(c, "attn_pdrop", 0.0),
+        ),
+    )
+
+
 def _opt(c: Config) -> DecoderSpec:
     _refuse(
         c,
@@ -321,6 +350,7 @@ LANGUAGES = {
     "gpt2": Language(_gpt2, names.gpt2, _BUFFERS),
     "gpt_neox": Language(_gpt_neox, names.gpt_neox, _BUFFERS),
     "llama": Language(_llama, names.rms, _BUFFERS),
+    "mosaic_gpt": Language(_mosaic_gpt, names.mosaic_gpt),
     "mpt": Language(_mpt, names.mpt),
     "opt": Language(_opt, names.opt),
     "phi": Language(_phi, names.phi, _BUFFERS),

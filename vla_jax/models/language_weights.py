@@ -92,6 +92,25 @@ def mpt(spec: DecoderSpec) -> list[w.Weight]:
     ]
 
 
+def mosaic_gpt(spec: DecoderSpec) -> list[w.Weight]:
+    """MPT-1B: q, k and v in one; the token table is the output matrix, under one name."""
+    layer, bias = "transformer.blocks.{}.", spec.block.mlp_bias
+    rows = [
+        w.Weight("transformer.wte.weight", "embedding"),
+        *w.norm("transformer.ln_f", "norm", bias),
+        *w.norm(layer + "ln_1", "layers/norm1", bias),
+        *w.norm(layer + "ln_2", "layers/norm2", bias),
+        *w.pair(layer + "attn.Wqkv", "layers/attn/{q,k,v}", bias=bias),
+        *w.pair(layer + "attn.out_proj", "layers/attn/o", "linear_from_heads", bias),
+        *w.pair(layer + "mlp.mlp_up", "layers/mlp/fc1", bias=bias),
+        *w.pair(layer + "mlp.mlp_down", "layers/mlp/fc2", bias=bias),
+    ]
+    if spec.block.qk_norm:
+        for letter in "qk":
+            rows += w.norm(f"{layer}attn.{letter}_ln", f"layers/attn/{letter}_norm", bias)
+    return rows
+
+
 def opt(spec: DecoderSpec) -> list[w.Weight]:
     """OPT."""
     top, bias = "model.decoder.", spec.block.mlp_bias

@@ -1,7 +1,7 @@
 """How history and action meet the VLM: what one sequence holds, and which columns are read.
 
 Legend: b batch · w window · r sequences (b or b w) · t text columns · k tokens before the text
-m tokens after it · n sequence · c columns read · d width
+m tokens after it · n sequence · c columns read, or width of images · d width
 """
 
 from dataclasses import dataclass
@@ -191,7 +191,7 @@ def places(config: StructureConfig, k: int) -> Int[Array, " k"]:
 def splice(
     text: Float[Array, "r t d"],
     mask: Bool[Array, "r t"],
-    images: Float[Array, "r k d"],
+    images: Float[Array, "r k c"],
     seen: Bool[Array, "r k"],
     place: Int[Array, "r k"],
     inserted: Float[Array, "r m d"],
@@ -206,7 +206,8 @@ def splice(
     Args:
         text: embedded prompt, padded on the right.
         mask: its real columns.
-        images: go behind the prompt's first `layout.bos` columns.
+        images: go behind the prompt's first `layout.bos` columns; of any width where the layout
+            keeps them out.
         seen: which of them may be attended to.
         place: see `Tokens`.
         inserted: go before the prompt's last `layout.eos` columns.

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from vla_jax.config import ConfigError, ModelConfig
 from vla_jax.models import streaming, structures
 from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.backbones.base import Tokens
 from vla_jax.models.heads import HEADS
 from vla_jax.models.heads.common import newest, pool_tokens
 from vla_jax.models.image import ImageSpec
@@ -53,7 +54,8 @@ class VLA(nn.Module):
         if s.resampler:
             self.resampler = Perceiver(s.resampler, remat=c.remat, dtype=dtype)
         if s.proprio:
-            self.state = StateToken(file.width(self.arch), dtype)
+            width = min(file.width(self.arch), file.token_width(self.arch))
+            self.state = StateToken(width, dtype)
         if has_action_token(c):
             # Zeros, as in the original: latents differ by their position alone.
             shape = (file.width(self.arch),)
@@ -215,8 +217,7 @@ class VLA(nn.Module):
 
     def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b u m d"]:
         """Run the VLM and pick the features; of the discrete structure, scores of next tokens."""
-        hidden = self.backbone(sequence.tokens)
-        picked = structures.take(hidden, sequence.columns)
+        picked = structures.take(self.hidden(sequence.tokens), sequence.columns)
         b, w = valid.shape[0], 1 if self.config.structure.kind == "video" else valid.shape[1]
         picked = picked.reshape(b, w, -1, picked.shape[-1])
         if self.config.structure.kind == "discrete":
@@ -236,6 +237,12 @@ class VLA(nn.Module):
             flat = self.pooler(picked.reshape(b * w, *picked.shape[2:]), read.reshape(b * w, -1))
             return flat.reshape(b, w, *flat.shape[1:])
         return picked
+
+    def hidden(self, tokens: Tokens) -> Float[Array, "r n d"]:
+        """Hidden states: those that make logits where the VLM writes, else those heads read."""
+        written = self.config.structure.kind == "discrete"
+        run = None if written else getattr(self.backbone, "features", None)
+        return (run or self.backbone)(tokens)
 
     def _targets(self, observation: Observation, actions: Actions) -> Any:
         if self.config.structure.kind == "discrete":

@@ -176,6 +176,15 @@ def prefixed(rows: Iterable[Weight], source: str, target: str) -> list[Weight]:
     return [replace(r, source=source + r.source, target=target + r.target) for r in rows]
 
 
+def with_aliases(rows: Sequence[Weight], roots: Iterable[str]) -> list[Weight]:
+    """A part that is registered under several names: of all but the first, every row an alias."""
+    return [
+        replace(row, source=root + row.source, alias=row.alias or i > 0)
+        for i, root in enumerate(roots)
+        for row in rows
+    ]
+
+
 def pair(source: str, target: str, kind: str = "linear", bias: bool = True) -> list[Weight]:
     """Weight and bias of a linear layer: `source.weight/.bias` -> `target/kernel, /bias`."""
     rows = [Weight(source + ".weight", target + "/kernel", kind)]
@@ -333,6 +342,10 @@ def to_theirs(row: Weight, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     """Inverse of `to_ours`: our path -> array becomes their name -> contiguous array."""
     values = [ours[path] for path in row.targets]
     if not row.stacked:
-        return {row.source: np.ascontiguousarray(row.join(values))}
+        return {row.source: _contiguous(row.join(values))}
     names = row.expand(values[0].shape[0])
-    return {n: np.ascontiguousarray(row.join([v[i] for v in values])) for i, n in enumerate(names)}
+    return {n: _contiguous(row.join([v[i] for v in values])) for i, n in enumerate(names)}
+
+
+def _contiguous(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, order="C")  # ascontiguousarray would make scalars vectors

@@ -9,11 +9,17 @@ dtype) with `encode_images(images)`, `embed_text(ids)`, `__call__(tokens)`, `log
 It may have `REFUSED`: the structures it cannot take -> the reason; `ORIGINAL_LAYOUT`: where
 RoboVLMs puts images and actions, if elsewhere; `RENAMES`: (pattern, replacement) pairs that turn
 names other versions of transformers write into those of the weight map; `robovlms_map(config)`:
-the weight map of RoboVLMs' checkpoints, if their names differ from Hugging Face's; `QUESTION`: how
-the VLM is asked a {question} that it answers in tokens, if not as RoboVLMs does.
+the weight map of RoboVLMs' checkpoints, if their names differ from Hugging Face's;
+`ROBOVLMS_ROOT`: what stands before those names, if not "backbone."; `PARTS`: further files of
+weights in its Hugging Face folder, which come before the model's own; `ADDED_TOKENS`: special
+tokens its tokenizer gets if it lacks them, in the order of their ids; `QUESTION`: how the VLM is
+asked a {question} that it answers in tokens, if not as RoboVLMs does. Its module may have
+`features(tokens)`: the hidden states that heads read, if not those of `__call__`, which `logits`
+takes.
 `backbones/__init__.py` lists them.
 
-Legend: b batch · n sequence · k image tokens · t prompt columns · e token width
+Legend: b batch · n sequence · k image tokens · t prompt columns · e token width (`token_width`;
+of "crossed" images another than the sequence's)
 """
 
 import difflib

@@ -1,0 +1,373 @@
+"""OpenFlamingo: CLIP, a Perceiver, a language model that looks at images between its layers.
+
+The hub's checkpoints (openflamingo/OpenFlamingo-3B-vitl-mpt1b and others) have no config.json; the
+keys here are open_flamingo's arguments, open_clip's and those of the language model's config.json.
+
+Legend: b batch · h height = width · k image tokens · c their width · n sequence · d text width
+e text width and a mark
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vla_jax.models import clip_text, decoder, gated, towers
+from vla_jax.models import weights as w
+from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
+from vla_jax.models.decoder import Decoder
+from vla_jax.models.decoder_spec import DecoderSpec, Insert
+from vla_jax.models.image import ImageSpec
+from vla_jax.models.language import LANGUAGES
+from vla_jax.models.layers import Dense, LayerNorm
+from vla_jax.models.resampler import Perceiver, perceiver_weights
+from vla_jax.models.vit import VisionSpec, VisionTransformer
+
+# model_type -> layers from one cross-attention to the next, and the language model's config.json,
+# both of the released model that has it: 3B, 4B, 9B, 9B of the first version; OPT-1.3B has none.
+# Vocabularies hold the tokenizer's words, <|endofchunk|>, <image> and <PAD>.
+LANGUAGE: dict[str, tuple[int, dict[str, Any]]] = {
+    "mosaic_gpt": (1, {
+        "vocab_size": 50280, "d_model": 2048, "n_heads": 16, "n_layers": 24, "mlp_ratio": 4,
+        "attn_qk_ln": True, "attn_clip_qkv": None, "softmax_scale": None, "alibi": True,
+        "alibi_bias_max": 8, "no_bias": True, "prefix_lm": False, "logit_scale": None,
+        "attn_pdrop": 0.0, "resid_pdrop": 0.0, "emb_pdrop": 0.0,
+    }),
+    "gpt_neox": (2, {
+        "vocab_size": 50280, "hidden_size": 2560, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "intermediate_size": 10240, "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5, "rotary_pct": 1.0, "rotary_emb_base": 10000,
+        "rope_parameters": None, "rope_scaling": None, "use_parallel_residual": False,
+        "attention_bias": True, "attention_dropout": 0.0, "hidden_dropout": 0.0,
+        "tie_word_embeddings": False,
+    }),
+    "mpt": (4, {
+        "vocab_size": 50280, "d_model": 4096, "n_heads": 32, "n_layers": 32,
+        "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "attn_config": {
+            "alibi_bias_max": 8, "attn_pdrop": 0.0, "clip_qkv": None, "softmax_scale": None,
+        },
+    }),
+    "llama": (4, {
+        "vocab_size": 32003, "hidden_size": 4096, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None,
+        "intermediate_size": 11008, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0, "rope_parameters": None, "rope_scaling": None,
+        "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+        "tie_word_embeddings": False,
+    }),
+    "opt": (1, {
+        "vocab_size": 50268, "hidden_size": 2048, "num_hidden_layers": 24,
+        "num_attention_heads": 32, "ffn_dim": 8192, "max_position_embeddings": 2048,
+        "activation_function": "relu", "dropout": 0.1, "attention_dropout": 0.0,
+        "do_layer_norm_before": True, "_remove_final_layer_norm": False,
+        "layer_norm_elementwise_affine": True, "word_embed_proj_dim": None, "enable_bias": True,
+        "tie_word_embeddings": True,
+    }),
+}  # fmt: skip
+ARCH: dict[str, Any] = {
+    "model_type": "flamingo",
+    "cross_attn_every_n_layers": 1,
+    "media_token_id": 50278,  # of <image>
+    "perceiver_config": {"num_latents": 64, "depth": 6},
+    "vision_config": {
+        "width": 1024,
+        "layers": 24,
+        "heads": 16,
+        "mlp_ratio": 4.0,
+        "patch_size": 14,
+        "image_size": 224,
+        "embed_dim": 768,
+        "hidden_act": "quick_gelu",
+    },
+    # CLIP's text tower, which RoboVLMs' checkpoints carry and nothing uses; 0 layers = none.
+    "clip_text_config": {
+        "width": 768,
+        "layers": 0,
+        "heads": 12,
+        "vocab_size": 49408,
+        "context_length": 77,
+    },
+    "text_config": {"model_type": "mosaic_gpt", **LANGUAGE["mosaic_gpt"][1]},
+}
+
+# No start token; the end token is part of the prompt and, as in RoboVLMs, of what is read.
+LAYOUT = Layout(bos=0, eos=0, images="crossed")
+QUESTION = "<image>Input: {question}\nOutput:"
+PROMPT = "<image>{instruction}<|endofchunk|><|endoftext|>"
+ADDED_TOKENS = ("<|endofchunk|>", "<image>")
+# GPT-NeoX's tokenizer has 50254 pieces; less 3 special tokens less 10, as RoboVLMs counts.
+ACTION_TOKEN_END = 50241
+# Language models of which RoboVLMs' features are the last layer's input: the last of the
+# `hidden_states` that their code returns.
+RAW_FEATURES = ("mosaic_gpt",)
+# Buffers older dumps contain, and the other half of CLIP where its own file is read.
+IGNORE = (
+    *LANGUAGES["gpt_neox"].ignore,
+    r"^(token_embedding|positional_embedding|text_projection|logit_scale|ln_final)(\.|$)",
+    r"^transformer\.resblocks\.",
+)
+# The hub's checkpoint holds what was trained: the perceiver, the cross-attention, the token table.
+# It goes into the folder of the language model, and so does CLIP, the file of the hub's
+# timm/vit_large_patch14_clip_224.openai; a tensor is taken from the first file that has it.
+PARTS = (
+    "checkpoint.pt",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+)
+_LAYERS = r"(transformer\.blocks|gpt_neox\.layers|model\.decoder\.layers|model\.layers)\.(\d+)\."
+RENAMES = (
+    (_LAYERS, r"lang_encoder.\1.\2.decoder_layer."),
+    (r"(?=(transformer\.(wte|ln_f|norm_f)|gpt_neox|model|embed_out|lm_head)\.)", "lang_encoder."),
+    (r"visual\.", "vision_encoder."),
+)
+ROBOVLMS_ROOT = ""
+
+
+def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+    """The released architecture with `overrides` applied; see `base.merge_arch`.
+
+    Args:
+        overrides: keys of ARCH, or the config.json of a language model alone. `model_type` in
+            `text_config` chooses which model's keys and values are the base.
+        strict: see `base.merge_arch`.
+
+    Raises:
+        ValueError: listing every unknown key; an unknown language model.
+    """
+    if overrides.get("model_type") in LANGUAGE:
+        overrides = {"text_config": overrides}
+    text = overrides.get("text_config")
+    kind = text.get("model_type", "mosaic_gpt") if isinstance(text, Mapping) else "mosaic_gpt"
+    if kind not in LANGUAGE:
+        raise ValueError(
+            "backbone architecture:\n  text_config.model_type: "
+            f"{kind!r} is none of {sorted(LANGUAGE)}"
+        )
+    every, language = LANGUAGE[kind]
+    base = {**ARCH, "cross_attn_every_n_layers": every}
+    return merge_arch({**base, "text_config": {"model_type": kind, **language}}, overrides, strict)
+
+
+def image_spec(config: Mapping[str, Any]) -> ImageSpec:
+    """OpenAI-CLIP preprocessing: squash to a square, bicubic, CLIP mean and deviation."""
+    return ImageSpec(
+        size=config["vision_config"]["image_size"],
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        resample="bicubic",
+    )
+
+
+def width(config: Mapping[str, Any]) -> int:
+    """Width of the hidden states the structure works on."""
+    return text_spec(config).width
+
+
+def token_width(config: Mapping[str, Any]) -> int:
+    """Width of the image tokens."""
+    return config["vision_config"]["width"]
+
+
+def image_tokens(config: Mapping[str, Any]) -> int:
+    """Tokens of one image."""
+    return config["perceiver_config"]["num_latents"]
+
+
+def vocab_size(config: Mapping[str, Any]) -> int:
+    """Ids the decoder knows."""
+    return config["text_config"]["vocab_size"]
+
+
+def token_end(config: Mapping[str, Any]) -> int:
+    """First id above those that may stand for actions, from the top of the vocabulary."""
+    return min(ACTION_TOKEN_END, vocab_size(config))
+
+
+def text_spec(config: Mapping[str, Any]) -> DecoderSpec:
+    """The language model's own."""
+    text = config["text_config"]
+    return LANGUAGES[text["model_type"]].spec(text)
+
+
+def vision_spec(config: Mapping[str, Any]) -> VisionSpec:
+    """CLIP's patches after the last layer, without class token and without the norm behind."""
+    v = config["vision_config"]
+    return towers.open_clip(
+        v["width"], v["layers"], v["heads"], int(v["mlp_ratio"] * v["width"]), v["patch_size"],
+        v["image_size"], activation=v["hidden_act"], class_token=True, keep_class=False,
+    )  # fmt: skip
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Memory:
+    """A sequence so far.
+
+    Attributes:
+        text: keys and values of its tokens.
+        images: [b, k, c]; None before its first tokens.
+        seen: bool [b, k], which of them exist.
+        count: int32 [b], <image> tokens so far.
+    """
+
+    text: Any
+    images: Any = None
+    seen: Any = None
+    count: Any = None
+
+
+class _Unused(nn.Module):
+    """What CLIP has beside its patches: kept, so that a checkpoint comes out as it went in."""
+
+    config: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b k c"]) -> None:
+        text, size = self.config["clip_text_config"], self.config["vision_config"]["embed_dim"]
+        Dense((size,), use_bias=False, name="projection")(LayerNorm(name="norm")(x))
+        if text["layers"]:
+            spec = clip_text.text_spec(
+                {
+                    "vocab_size": text["vocab_size"],
+                    "hidden_size": text["width"],
+                    "num_hidden_layers": text["layers"],
+                    "num_attention_heads": text["heads"],
+                    "intermediate_size": 4 * text["width"],
+                    "max_position_embeddings": text["context_length"],
+                }
+            )
+            one = jnp.ones((1, 1), int)
+            clip_text.ClipText(spec, size, name="text")(one, one == 1)
+            self.param("logit_scale", nn.initializers.zeros, ())
+
+
+class Flamingo(nn.Module):
+    """Image tokens are no part of the sequence: text attends to them from <image> on."""
+
+    config: Any
+    remat: str = "full"
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        c = self.config
+        self.vision = VisionTransformer(vision_spec(c), self.remat, self.dtype)
+        self.vision_unused = _Unused(c)
+        perceiver = c["perceiver_config"]
+        self.resampler = Perceiver(
+            perceiver["num_latents"], perceiver["depth"], remat=self.remat, dtype=self.dtype
+        )
+        make = functools.partial(gated.GatedCrossAttention, dtype=self.dtype)
+        insert = Insert(c["cross_attn_every_n_layers"], make)
+        self.text = Decoder(text_spec(c), self.remat, self.dtype, insert)
+
+    def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b k c"]:
+        """Preprocessed images -> image tokens."""
+        patches = self.vision(images)
+        if self.is_initializing():
+            self.vision_unused(patches)
+        return self.resampler(patches)
+
+    def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n e"]:
+        """Token ids -> embeddings, and behind them a mark: 1 at <image>, else 0."""
+        x, mark = self.text.embed(ids), ids == self.config["media_token_id"]
+        return jnp.concatenate([x, mark[..., None].astype(x.dtype)], axis=-1)
+
+    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
+        """Text and the images beside it -> last hidden states (after the final norm)."""
+        x, context, _ = self._look(tokens, Memory(None))
+        return self.text(x, tokens.valid, context=context)
+
+    def features(self, tokens: Tokens) -> Float[Array, "b n d"]:
+        """The hidden states RoboVLMs' heads read; see RAW_FEATURES."""
+        raw = self.config["text_config"]["model_type"] in RAW_FEATURES
+        x, context, _ = self._look(tokens, Memory(None))
+        return self.text.run(x, tokens.valid, context=context, skip_last=raw).hidden
+
+    def empty_cache(self, batch: int, slots: int) -> Memory:
+        """Before the first token of a sequence of at most `slots`."""
+        return Memory(decoder.empty_cache(text_spec(self.config), batch, slots, self.dtype))
+
+    def extend(self, tokens: Tokens, cache: Memory) -> tuple[Float[Array, "b n d"], Memory]:
+        """`__call__` for tokens that follow those in the cache, and the cache with them."""
+        x, context, now = self._look(tokens, cache)
+        result = self.text.run(x, tokens.valid, context=context, cache=cache.text)
+        return result.hidden, Memory(result.cache, now.images, now.seen, now.count)
+
+    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        """Hidden states -> vocabulary scores."""
+        return self.text.logits(hidden)
+
+    def _look(self, tokens: Tokens, past: Memory) -> tuple[Array, gated.Media, Memory]:
+        """Embeddings, what each of them may look at, and the images for what comes next.
+
+        A text sees its images from <image> on, one without that token from its start.
+        """
+        mark = (tokens.embeds[..., -1] > 0.5) & tokens.valid
+        images, seen, count = past.images, past.seen, past.count
+        if tokens.images is not None:
+            images, seen = tokens.images, tokens.seen
+            count = jnp.where(mark.any(axis=1), 0, 1)
+        if images is None or seen is None or count is None:
+            raise ValueError("the first tokens of a sequence come with its images")
+        count = count[:, None] + jnp.cumsum(mark, axis=1)
+        reached = (count > 0)[..., None] & seen[:, None]
+        memory = Memory(past.text, images, seen, count[:, -1])
+        return tokens.embeds[..., :-1], gated.Media(images, reached), memory
+
+
+def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
+    """Every parameter of open_flamingo's Flamingo; targets are relative to `backbone/`."""
+    return _rows(config, "vision_encoder.", ("lang_encoder.",))
+
+
+def robovlms_map(config: Mapping[str, Any]) -> list[w.Weight]:
+    """RoboFlamingo has the whole CLIP, and its language model twice."""
+    rows = _rows(config, "vision_encoder.visual.", ("backbone.", "model."))
+    if config["clip_text_config"]["layers"]:
+        text, ours = clip_text.open_clip_weights(), "vision_unused/"
+        rows += w.prefixed(text, "vision_encoder.", ours + "text/")
+        rows.append(w.Weight("vision_encoder.logit_scale", ours + "logit_scale"))
+    return rows
+
+
+def _rows(config: Mapping[str, Any], vision: str, roots: tuple[str, ...]) -> list[w.Weight]:
+    return [
+        *towers.open_clip_weights(vision_spec(config), vision, "vision/"),
+        *w.norm(vision + "ln_post", "vision_unused/norm"),
+        w.Weight(vision + "proj", "vision_unused/projection/kernel"),
+        *w.prefixed(perceiver_weights(), "perceiver.", "resampler/"),
+        *w.with_aliases(w.prefixed(_language(config), "", "text/"), roots),
+    ]
+
+
+def _language(config: Mapping[str, Any]) -> list[w.Weight]:
+    """The wrapped language model, which registers its layers a second time by themselves."""
+    spec, every = text_spec(config), config["cross_attn_every_n_layers"]
+    rows: list[w.Weight] = []
+    top = ""
+    for row in LANGUAGES[config["text_config"]["model_type"]].weights(spec):
+        if not row.stacked:
+            rows.append(row)
+            continue
+        top, rest = row.source.split("{}.")
+        for i in range(every):
+            target = row.target.replace("layers/", f"layers/blocks_{i}/", 1)
+            names = (top + "{}.decoder_layer." + rest, "old_decoder_blocks.{}." + rest)
+            rows += [
+                w.Weight(name, target, row.kind, alias, first=i, step=every)
+                for name, alias in zip(names, (False, True), strict=True)
+            ]
+    # It stands before the last layer of each group.
+    for row in gated.weight_map():
+        names = (top + "{}.gated_cross_attn_layer.", "gated_cross_attn_layers.{}.")
+        target = "layers/extra/" + row.target
+        rows += [
+            w.Weight(name + row.source, target, row.kind, alias, first=every - 1, step=every)
+            for name, alias in zip(names, (False, True), strict=True)
+        ]
+    return rows
