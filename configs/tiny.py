@@ -22,9 +22,19 @@ def _kosmos2() -> dict[str, Any]:
     return arch
 
 
+def _moondream() -> dict[str, Any]:
+    tower = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower |= {"intermediate_size": 48}
+    return {
+        "vision_config": {**tower, "image_size": 28, "projection_dim": 48},
+        "text_config": {**tower, "vocab_size": VOCAB},
+    }
+
+
 # backbone -> overrides of its released architecture
 ARCHS: dict[str, dict[str, Any]] = {
     "kosmos2": _kosmos2(),
+    "moondream": _moondream(),
 }
 
 

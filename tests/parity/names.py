@@ -40,6 +40,9 @@ class Full:
 # folder -> its models
 FULL: dict[str, tuple[Full, ...]] = {
     "hf_kosmos2": (Full("kosmos2"),),
+    "hf_moondream2_22565c0": (Full("moondream"),),
+    "hf_moondream2_5f520ae": (Full("moondream", {"vision_config": {"streams": 1}}),),
+    "moondream_new_torch": (Full("moondream"),),
     "robokosmos_full_calvin_ws8": (Full("kosmos2", whole=True),),
     "robokosmos_full_hand_ws16": (Full("kosmos2", whole=True),),
 }

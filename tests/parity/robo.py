@@ -125,9 +125,11 @@ def _optimizer(
 ) -> Iterator[Row]:
     names = list(golden.config(folder, "trainable_names.json"))
     adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=0.0)
-    state, losses = adamw.init(params), []
+    state, losses, still = adamw.init(params), [], _still(folder, rows, params)
     for i in range(len(io["train/losses"])):
         (total, _), grads = step(params)
+        flat = flatten(grads)
+        grads = unflatten({k: jnp.zeros_like(g) if k in still else g for k, g in flat.items()})
         updates, state = adamw.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(total))
@@ -139,6 +141,17 @@ def _optimizer(
             yield _norms("after1", names, named, io["after1/param_norms"])
     yield compare("5 AdamW losses", losses, io["train/losses"], TOLERANCE)
     yield _norms("after5", names, theirs(rows, params), io["train/param_norms_after5"])
+
+
+def _still(folder: Path, rows: list[weights.Weight], params: Any) -> set[str]:
+    """Parameters without a gradient in the original (towers under no_grad), which stay there."""
+    norms, flat = golden.config(folder, "grads.json")["grad_norms"], flatten(params)
+    return {
+        path
+        for row in rows
+        for path in row.targets
+        if not row.alias and all(norms.get(n) is None for n in row.expand(len(flat[path])))
+    }
 
 
 def _norms(

@@ -16,7 +16,7 @@ import numpy as np
 from tests.parity import golden
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
-from vla_jax.models import image, layers, resampler, resnet, tiles, towers, weights
+from vla_jax.models import image, layers, resampler, resnet, towers, weights
 from vla_jax.models.vit import VisionSpec, VisionTransformer
 from vla_jax.rules import flatten, unflatten
 
@@ -228,49 +228,6 @@ def qwen2_vl(folder: Path) -> Iterator[Row]:
     yield model.exported("tower")  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
-def moondream(folder: Path) -> Iterator[Row]:
-    """Moondream's SigLIP and its projection; one stream or two, tiles where the folder has them."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
-    source = "vision_encoder.encoder.model.visual."
-    x = channels_last(io["in/pixel_values"])
-    spec = _moondream_spec(theirs, source, x.shape[1])
-    model = tower(spec, towers.moondream_weights(source, ""), theirs, x)
-    first = theirs["vision_encoder.projection.mlp.fc1.weight"]
-
-    def features(images: jax.Array) -> jax.Array:
-        two = first.shape[1] == 2 * spec.width
-        tokens = tiles.two_streams(model, images, spec) if two else model(images)
-        y = dense(theirs, "vision_encoder.projection.mlp.fc1", tokens)
-        y = layers.ACTIVATIONS["gelu_pytorch_tanh"](y)
-        return dense(theirs, "vision_encoder.projection.mlp.fc2", y)
-
-    yield compare_scaled("image features", features(x), io["out/image_features"])
-    if "in/pixel_values_2crop" in io:
-        y = features(channels_last(io["in/pixel_values_2crop"]))
-        yield compare_scaled("image features of two tiles", y, io["out/image_features_2crop"])
-    yield model.exported("tower")
-
-
-def moondream_new(folder: Path) -> Iterator[Row]:
-    """The tower under the names of 2025."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
-    x, names = channels_last(io["in/pixel_values"]), towers.MOONDREAM_2025
-    spec = _moondream_spec(theirs, "vision.", x.shape[1], "patch_emb")
-    model = tower(spec, towers.moondream_weights("vision.", "", names), theirs, x)
-    yield compare_scaled("vision features", model(x), io["out/vision_features"])
-    yield model.exported("tower")
-
-
-def _moondream_spec(
-    theirs: Arrays, source: str, side: int, patch: str = "patch_embed.linear"
-) -> VisionSpec:
-    blocks = source + "blocks."
-    width, size = theirs[f"{source}{patch}.weight"].shape
-    depth = 1 + max(int(k[len(blocks) :].split(".")[0]) for k in theirs if blocks in k)
-    hidden = len(theirs[blocks + "0.mlp.fc1.bias"])
-    return towers.timm_siglip(width, depth, HEADS, hidden, round((size // 3) ** 0.5), side)
-
-
 def uform(folder: Path) -> Iterator[Row]:
     """UForm-Gen: encoder and pooler, projecting first."""
     io, theirs = golden.arrays(folder), golden.weights(folder)
@@ -375,7 +332,6 @@ KINDS: dict[str, Runner] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_vl,
     "qwen3_vl": qwen2_vl,
-    "Moondream": moondream,
     "VLMForCausalLM": uform,
     "PoolerGen2": uform_pooler,
     "Flamingo": open_flamingo,
@@ -394,7 +350,5 @@ def find(folder: Path) -> Runner | None:
     names = np.load(folder / "io.npz").files
     if any(n.split("/")[0].partition("to")[2].isdigit() for n in names):
         return preprocess
-    if "in/reconstructed" in names:
-        return moondream_new
     kind = said.get("model_type", said.get("cls"))
     return KINDS.get(kind) if kind else None

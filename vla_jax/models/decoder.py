@@ -291,7 +291,10 @@ class Decoder(nn.Module):
         if cache is not None:
             end = jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
             cache = Cache(out["keys"], out["values"], seen, cache.length + end)
-        return Result(x if s.norm_in_head else self.norm(x), out.get("state"), cache)
+        # Applied when parameters are made, or the norm in the head would get none.
+        if not s.norm_in_head or self.is_initializing():
+            x = self.norm(x)
+        return Result(x, out.get("state"), cache)
 
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
         """Hidden states -> scores over the vocabulary."""
