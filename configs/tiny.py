@@ -31,10 +31,32 @@ def _moondream() -> dict[str, Any]:
     }
 
 
+def _uform() -> dict[str, Any]:
+    return {
+        "image_size": 28,
+        "image_encoder_hidden_size": WIDTH,
+        "image_encoder_num_layers": 1,
+        "image_encoder_num_heads": 2,
+        "image_encoder_embedding_dim": 8,
+        "image_pooler_num_attn_heads": 2,
+        "image_pooler_intermediate_size": 48,
+        "image_pooler_num_latents": 4,
+        "text_config": {
+            "vocab_size": VOCAB,
+            "hidden_size": WIDTH,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+        },
+    }
+
+
 # backbone -> overrides of its released architecture
 ARCHS: dict[str, dict[str, Any]] = {
     "kosmos2": _kosmos2(),
     "moondream": _moondream(),
+    "uform": _uform(),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import discrete, heads, kosmos, lm, moondream, names, robo, vision
+from tests.parity import discrete, heads, kosmos, lm, moondream, names, robo, uform, vision
 from tests.parity.table import Row
 from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
@@ -16,11 +16,16 @@ from vla_jax.models.language import LANGUAGES
 Runner = Callable[[Path], Iterator[Row]]
 
 # model_type of config.json, or cls of meta.json -> what runs a VLM by itself
-MODELS: dict[str | None, Runner] = {"kosmos-2": kosmos.hf, "Moondream": moondream.hf}
+MODELS: dict[str | None, Runner] = {
+    "kosmos-2": kosmos.hf,
+    "Moondream": moondream.hf,
+    "VLMForCausalLM": uform.hf,
+}
 # robovlm_name -> what reads the backbone of a policy off its folder
 POLICIES: dict[str, robo.Describe] = {
     "RoboKosMos": kosmos.describe,
     "RoboMoonDream": moondream.describe,
+    "RoboUform": uform.describe,
 }
 
 

@@ -228,37 +228,15 @@ def qwen2_vl(folder: Path) -> Iterator[Row]:
     yield model.exported("tower")  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
-def uform(folder: Path) -> Iterator[Row]:
-    """UForm-Gen: encoder and pooler, projecting first."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
-    config = golden.config(folder, "meta.json")["config"]
-    x, spec = channels_last(io["in/images"]), towers.uform(config)
-    model = tower(spec, towers.uform_weights("image_encoder.", ""), theirs, x)
-    tokens = model(x)
-    yield compare_scaled("encoder features", tokens, io["out/encoder_features"])
-    yield model.exported("tower")
-    heads = config["image_pooler_num_attn_heads"]
-    yield from _pooler(theirs, "image_pooler.", heads, tokens, io["out/image_latents"])
-
-
 def uform_pooler(folder: Path) -> Iterator[Row]:
     """UForm-Gen2's pooler, projecting last."""
-    io = golden.arrays(folder)
+    io, theirs = golden.arrays(folder), golden.weights(folder)
     x = jnp.asarray(io["in/features"])
-    yield from _pooler(golden.weights(folder), "", HEADS, x, io["out/latents"])
-
-
-def _pooler(theirs: Arrays, source: str, heads: int, x: Any, expected: np.ndarray) -> Iterator[Row]:
-    _, queries, inner = theirs[source + "image_latents"].shape
-    width, before = theirs[source + "projection.weight"].shape
-    # The two generations keep the same names; which it is, is in the shapes. Where all widths are
-    # the same nothing tells; no released model is so.
-    first = inner == width and before == x.shape[-1] and width != before
-    hidden = len(theirs[source + "pooler.linear1.bias"])
-    module = resampler.LatentDecoder(queries, width, heads, hidden, project_first=first)
-    rows = weights.prefixed(resampler.latent_decoder_weights(), source, "")
-    pooler = Filled(module, rows, theirs, x)
-    yield compare_scaled("latents", pooler(x), expected)
+    queries = theirs["image_latents"].shape[1]
+    width, hidden = len(theirs["projection.weight"]), len(theirs["pooler.linear1.bias"])
+    module = resampler.LatentDecoder(queries, width, HEADS, hidden, project_first=False)
+    pooler = Filled(module, resampler.latent_decoder_weights(), theirs, x)
+    yield compare_scaled("latents", pooler(x), io["out/latents"])
     yield pooler.exported("pooler")
 
 
@@ -332,7 +310,6 @@ KINDS: dict[str, Runner] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_vl,
     "qwen3_vl": qwen2_vl,
-    "VLMForCausalLM": uform,
     "PoolerGen2": uform_pooler,
     "Flamingo": open_flamingo,
     "OFAModel": ofa,
