@@ -73,6 +73,36 @@ def _flamingo() -> dict[str, Any]:
     }
 
 
+def _moondream() -> dict[str, Any]:
+    tower = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower |= {"intermediate_size": 48}
+    return {
+        "vision_config": {**tower, "image_size": 28, "projection_dim": 48},
+        "text_config": {**tower, "vocab_size": VOCAB},
+    }
+
+
+def _uform() -> dict[str, Any]:
+    return {
+        "image_size": 28,
+        "image_encoder_hidden_size": WIDTH,
+        "image_encoder_num_layers": 1,
+        "image_encoder_num_heads": 2,
+        "image_encoder_embedding_dim": 8,
+        "image_pooler_num_attn_heads": 2,
+        "image_pooler_intermediate_size": 48,
+        "image_pooler_num_latents": 4,
+        "text_config": {
+            "vocab_size": VOCAB,
+            "hidden_size": WIDTH,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+        },
+    }
+
+
 # backbone -> overrides of its released architecture
 ARCHS: dict[str, dict[str, Any]] = {
     "flamingo": _flamingo(),
@@ -81,6 +111,8 @@ ARCHS: dict[str, dict[str, Any]] = {
     "qwen2_vl": _qwen("qwen2_vl"),
     "qwen2_5_vl": _qwen("qwen2_5_vl"),
     "qwen3_vl": _qwen("qwen3_vl"),
+    "moondream": _moondream(),
+    "uform": _uform(),
 }
 
 

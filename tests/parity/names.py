@@ -73,6 +73,25 @@ QWEN3_8B = {
     },
     "tie_word_embeddings": False,
 }
+# The first generation of UForm-Gen.
+UFORM_1 = {
+    "image_size": 224,
+    "image_encoder_hidden_size": 768,
+    "image_encoder_patch_size": 16,
+    "image_encoder_num_layers": 12,
+    "image_encoder_embedding_dim": 256,
+    "image_pooler_intermediate_size": 5504,
+    "image_pooler_num_latents": 196,
+    "image_pooler_project_first": True,
+    "text_config": {
+        "model_type": "llama",
+        "vocab_size": 32003,
+        "hidden_size": 2048,
+        "num_key_value_heads": 16,
+        "intermediate_size": 5504,
+        "tie_word_embeddings": False,
+    },
+}
 
 # folder -> its models
 FULL: dict[str, tuple[Full, ...]] = {
@@ -95,6 +114,10 @@ FULL: dict[str, tuple[Full, ...]] = {
         Full("qwen3_vl", QWEN3_4B, file="full_param_names.4b.tf5.txt"),
         Full("qwen3_vl", QWEN3_8B, file="full_param_names.8b.tf5.txt"),
     ),
+    "hf_moondream2_22565c0": (Full("moondream"),),
+    "hf_moondream2_5f520ae": (Full("moondream", {"vision_config": {"streams": 1}}),),
+    "hf_uform_gen_llama": (Full("uform", UFORM_1),),
+    "moondream_new_torch": (Full("moondream"),),
     "robokosmos_full_calvin_ws8": (Full("kosmos2", whole=True),),
     "robokosmos_full_hand_ws16": (Full("kosmos2", whole=True),),
 }

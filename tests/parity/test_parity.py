@@ -8,18 +8,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import discrete, flamingo, heads, kosmos, lm, names, qwen_next, qwen_vl, robo, vision
+from tests.parity import (
+    discrete,
+    flamingo,
+    heads,
+    kosmos,
+    lm,
+    moondream,
+    names,
+    qwen_next,
+    qwen_vl,
+    robo,
+    uform,
+    vision,
+)
 from tests.parity.table import Row
 from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
 
 Runner = Callable[[Path], Iterator[Row]]
 
-# model_type, or `cls` of meta.json -> what runs a VLM by itself
+# model_type of config.json, or cls of meta.json -> what runs a VLM by itself
 MODELS: dict[str | None, Runner] = {
     "kosmos-2": kosmos.hf,
+    "Flamingo": flamingo.hf,
+    "Moondream": moondream.hf,
     "QWenLMHeadModel": qwen_vl.hf,
     "VisionTransformer": qwen_vl.tower,
+    "VLMForCausalLM": uform.hf,
     "qwen2_vl": qwen_next.hf,
     "qwen2_5_vl": qwen_next.hf,
     "qwen3_vl": qwen_next.hf,
@@ -27,10 +43,10 @@ MODELS: dict[str | None, Runner] = {
 # robovlm_name -> what reads the backbone of a policy off its folder
 POLICIES: dict[str, robo.Describe] = {
     "RoboKosMos": kosmos.describe,
-    "RoboQwen": qwen_vl.describe,
-# model_type of config.json, or `cls` of meta.json -> what runs a VLM by itself
-MODELS: dict[str | None, Runner] = {"kosmos-2": kosmos.hf, "Flamingo": flamingo.hf}
     "RoboFlamingo": flamingo.describe,
+    "RoboMoonDream": moondream.describe,
+    "RoboQwen": qwen_vl.describe,
+    "RoboUform": uform.describe,
 }
 
 
@@ -39,7 +55,8 @@ def find_runner(folder: Path) -> Runner | str:
     config, meta = (_read(folder / name) for name in ("config.json", "meta.json"))
     if (folder / "tables.npz").is_file():
         return heads.tokenizer
-    if runner := MODELS.get(config.get("model_type", meta.get("cls"))) or vision.find(folder):
+    kind = config.get("model_type", meta.get("cls"))
+    if runner := MODELS.get(kind) or vision.find(folder):
         return runner
     if not (folder / "io.npz").is_file():
         return "no case of this kind yet"
@@ -48,6 +65,8 @@ def find_runner(folder: Path) -> Runner | str:
     if meta.get("cls") in robovlms.HEADS:
         return heads.continuous
     names = np.load(folder / "io.npz").files
+    if "in/reconstructed" in names:
+        return moondream.hf_2025
     if "robovlm_name" in config and "batch/rgb" in names:
         describe = POLICIES.get(config["robovlm_name"])
         if describe is None:

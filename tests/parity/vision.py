@@ -16,7 +16,7 @@ import numpy as np
 from tests.parity import golden
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
-from vla_jax.models import image, layers, resampler, resnet, tiles, towers, weights
+from vla_jax.models import image, layers, resampler, resnet, towers, weights
 from vla_jax.models.vit import VisionSpec, VisionTransformer
 from vla_jax.rules import flatten, unflatten
 
@@ -139,80 +139,15 @@ def paligemma(folder: Path) -> Iterator[Row]:
     yield model.exported("tower")
 
 
-def moondream(folder: Path) -> Iterator[Row]:
-    """Moondream's SigLIP and its projection; one stream or two, tiles where the folder has them."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
-    source = "vision_encoder.encoder.model.visual."
-    x = channels_last(io["in/pixel_values"])
-    spec = _moondream_spec(theirs, source, x.shape[1])
-    model = tower(spec, towers.moondream_weights(source, ""), theirs, x)
-    first = theirs["vision_encoder.projection.mlp.fc1.weight"]
-
-    def features(images: jax.Array) -> jax.Array:
-        two = first.shape[1] == 2 * spec.width
-        tokens = tiles.two_streams(model, images, spec) if two else model(images)
-        y = dense(theirs, "vision_encoder.projection.mlp.fc1", tokens)
-        y = layers.ACTIVATIONS["gelu_pytorch_tanh"](y)
-        return dense(theirs, "vision_encoder.projection.mlp.fc2", y)
-
-    yield compare_scaled("image features", features(x), io["out/image_features"])
-    if "in/pixel_values_2crop" in io:
-        y = features(channels_last(io["in/pixel_values_2crop"]))
-        yield compare_scaled("image features of two tiles", y, io["out/image_features_2crop"])
-    yield model.exported("tower")
-
-
-def moondream_new(folder: Path) -> Iterator[Row]:
-    """The tower under the names of 2025."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
-    x, names = channels_last(io["in/pixel_values"]), towers.MOONDREAM_2025
-    spec = _moondream_spec(theirs, "vision.", x.shape[1], "patch_emb")
-    model = tower(spec, towers.moondream_weights("vision.", "", names), theirs, x)
-    yield compare_scaled("vision features", model(x), io["out/vision_features"])
-    yield model.exported("tower")
-
-
-def _moondream_spec(
-    theirs: Arrays, source: str, side: int, patch: str = "patch_embed.linear"
-) -> VisionSpec:
-    blocks = source + "blocks."
-    width, size = theirs[f"{source}{patch}.weight"].shape
-    depth = 1 + max(int(k[len(blocks) :].split(".")[0]) for k in theirs if blocks in k)
-    hidden = len(theirs[blocks + "0.mlp.fc1.bias"])
-    return towers.timm_siglip(width, depth, HEADS, hidden, round((size // 3) ** 0.5), side)
-
-
-def uform(folder: Path) -> Iterator[Row]:
-    """UForm-Gen: encoder and pooler, projecting first."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
-    config = golden.config(folder, "meta.json")["config"]
-    x, spec = channels_last(io["in/images"]), towers.uform(config)
-    model = tower(spec, towers.uform_weights("image_encoder.", ""), theirs, x)
-    tokens = model(x)
-    yield compare_scaled("encoder features", tokens, io["out/encoder_features"])
-    yield model.exported("tower")
-    heads = config["image_pooler_num_attn_heads"]
-    yield from _pooler(theirs, "image_pooler.", heads, tokens, io["out/image_latents"])
-
-
 def uform_pooler(folder: Path) -> Iterator[Row]:
     """UForm-Gen2's pooler, projecting last."""
-    io = golden.arrays(folder)
+    io, theirs = golden.arrays(folder), golden.weights(folder)
     x = jnp.asarray(io["in/features"])
-    yield from _pooler(golden.weights(folder), "", HEADS, x, io["out/latents"])
-
-
-def _pooler(theirs: Arrays, source: str, heads: int, x: Any, expected: np.ndarray) -> Iterator[Row]:
-    _, queries, inner = theirs[source + "image_latents"].shape
-    width, before = theirs[source + "projection.weight"].shape
-    # The two generations keep the same names; which it is, is in the shapes. Where all widths are
-    # the same nothing tells; no released model is so.
-    first = inner == width and before == x.shape[-1] and width != before
-    hidden = len(theirs[source + "pooler.linear1.bias"])
-    module = resampler.LatentDecoder(queries, width, heads, hidden, project_first=first)
-    rows = weights.prefixed(resampler.latent_decoder_weights(), source, "")
-    pooler = Filled(module, rows, theirs, x)
-    yield compare_scaled("latents", pooler(x), expected)
+    queries = theirs["image_latents"].shape[1]
+    width, hidden = len(theirs["projection.weight"]), len(theirs["pooler.linear1.bias"])
+    module = resampler.LatentDecoder(queries, width, HEADS, hidden, project_first=False)
+    pooler = Filled(module, resampler.latent_decoder_weights(), theirs, x)
+    yield compare_scaled("latents", pooler(x), io["out/latents"])
     yield pooler.exported("pooler")
 
 
@@ -281,8 +216,6 @@ KINDS: dict[str, Runner] = {
     "siglip_vision_model": siglip_model,
     "llava": llava,
     "paligemma": paligemma,
-    "Moondream": moondream,
-    "VLMForCausalLM": uform,
     "PoolerGen2": uform_pooler,
     "Flamingo": open_flamingo,
     "OFAModel": ofa,
@@ -300,7 +233,5 @@ def find(folder: Path) -> Runner | None:
     names = np.load(folder / "io.npz").files
     if any(n.split("/")[0].partition("to")[2].isdigit() for n in names):
         return preprocess
-    if "in/reconstructed" in names:
-        return moondream_new
     kind = said.get("model_type", said.get("cls"))
     return KINDS.get(kind) if kind else None

@@ -298,7 +298,7 @@ class Decoder(nn.Module):
         if cache is not None:
             end = jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
             cache = Cache(out["keys"], out["values"], seen, cache.length + end)
-        normed = self.norm(x)
+        normed = self.norm(x)  # in any case, or parameters that are made would lack it
         raw = s.norm_in_head or skip_last
         return Result(x if raw else normed, out.get("state"), cache)
 

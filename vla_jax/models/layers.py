@@ -320,7 +320,11 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """fc2(norm?(act(fc1(x)))), or down(act(gate(x)) * up(x)) where gated."""
+    """fc2(norm?(act(fc1(x)))), or down(act(gate(x)) * up(x)) where gated.
+
+    Attributes:
+        width: of the result; 0 = that of the input.
+    """
 
     hidden: int
     activation: str
@@ -329,12 +333,13 @@ class MLP(nn.Module):
     dtype: Any = jnp.float32
     gated: bool = False
     use_bias: bool = True
+    width: int = 0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Perceptron of the same output width."""
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... _"]:
+        """Perceptron of two layers."""
         dense = functools.partial(Dense, use_bias=self.use_bias, dtype=self.dtype)
-        act, width = ACTIVATIONS[self.activation], x.shape[-1]
+        act, width = ACTIVATIONS[self.activation], self.width or x.shape[-1]
         if self.gated:
             x = act(dense((self.hidden,), name="gate")(x)) * dense((self.hidden,), name="up")(x)
         else:

@@ -7,7 +7,9 @@ dtype) with `encode_images(images)`, `embed_text(ids)`, `__call__(tokens)`, `log
 `empty_cache(batch, slots)` and `extend(tokens, cache)`. `config` is the complete architecture.
 
 It may have `REFUSED`: the structures it cannot take -> the reason; `ORIGINAL_LAYOUT`: where
-RoboVLMs puts images and actions, if elsewhere; `RENAMES`: (pattern, replacement) pairs that turn
+RoboVLMs puts images and actions, if elsewhere; `from_shapes(shapes)`: what the shapes of the
+tensors (under the weight map's names) tell of the architecture that its config.json need not say,
+{} if they are not of this backbone; `RENAMES`: (pattern, replacement) pairs that turn
 names other versions of transformers write into those of the weight map; `robovlms_map(config)`:
 the weight map of RoboVLMs' checkpoints, if their names differ from Hugging Face's;
 `ROBOVLMS_ROOT`: what stands before those names, if not "backbone."; `PARTS`: further files of
@@ -23,7 +25,7 @@ of "crossed" images another than the sequence's)
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,6 +92,16 @@ def merge_arch(
     if problems:
         raise ValueError("backbone architecture:\n  " + "\n  ".join(problems))
     return merged
+
+
+def count_layers(names: Iterable[str], prefix: str) -> int:
+    """Layers among the names `<prefix>0.…`, `<prefix>1.…`, ...
+
+    Raises:
+        ValueError: there is none.
+    """
+    numbers = {name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)}
+    return 1 + max(int(number) for number in numbers)
 
 
 def _merge(
