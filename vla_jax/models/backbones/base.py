@@ -7,7 +7,8 @@ dtype) with `encode_images(images)`, `embed_text(ids)`, `__call__(tokens)`, `log
 `empty_cache(batch, slots)` and `extend(tokens, cache)`. `config` is the complete architecture.
 
 It may have `REFUSED`: the structures it cannot take -> the reason; `ORIGINAL_LAYOUT`: where
-RoboVLMs puts images and actions, if elsewhere; `RENAMES`: (pattern, replacement) pairs that turn
+RoboVLMs puts images and actions, if elsewhere; `MARKS`: how many of an image's tokens, on either
+side, are no part of it and no resampler sees; `RENAMES`: (pattern, replacement) pairs that turn
 names other versions of transformers write into those of the weight map; `robovlms_map(config)`:
 the weight map of RoboVLMs' checkpoints, if their names differ from Hugging Face's; `QUESTION`: how
 the VLM is asked a {question} that it answers in tokens, if not as RoboVLMs does.
