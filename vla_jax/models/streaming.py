@@ -78,7 +78,7 @@ def empty_history(model: Any, batch: int) -> History:
     c, s = model.config, model.config.structure
     file, module = BACKBONES[c.backbone.name]
     joint, dtype = STRUCTURES[s.kind].joint, jnp.dtype(c.dtype)
-    images = len(s.cameras) * (s.resampler or file.image_tokens(model.arch)) + bool(s.proprio)
+    images = len(s.cameras) * structures.image_count(c, model.arch) + bool(s.proprio)
     kept, width = s.latent, file.width(model.arch)
     if joint:
         kept, width = images, file.token_width(model.arch)

@@ -4,6 +4,7 @@ Legend: b batch · w window · r sequences (b or b w) · t text columns · k tok
 m tokens after it · n sequence · c columns read, or width of images · d width
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -157,6 +158,19 @@ def layout_of(config: ModelConfig) -> Layout:
     file, _ = BACKBONES[config.backbone.name]
     padded = config.structure.act_insert == "padded_column"
     return getattr(file, "ORIGINAL_LAYOUT", file.LAYOUT) if padded else file.LAYOUT
+
+
+def marks(config: ModelConfig) -> int:
+    """Tokens of the backbone's own before, and as many behind, those of an image."""
+    return getattr(BACKBONES[config.backbone.name][0], "MARKS", 0)
+
+
+def image_count(config: ModelConfig, arch: Mapping[str, Any]) -> int:
+    """Tokens of an image in the sequence, its marks included."""
+    resampled = config.structure.resampler
+    if resampled:
+        return resampled + 2 * marks(config)
+    return BACKBONES[config.backbone.name][0].image_tokens(arch)
 
 
 class Sequence(NamedTuple):

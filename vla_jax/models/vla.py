@@ -153,7 +153,9 @@ class VLA(nn.Module):
         stacked = jnp.stack(images, axis=2)
         tokens = self.backbone.encode_images(stacked.reshape(-1, *stacked.shape[3:]))
         if self.config.structure.resampler:
-            tokens = self.resampler(tokens)
+            marks = structures.marks(self.config)
+            before, tokens, behind = jnp.split(tokens, [marks, tokens.shape[1] - marks], axis=1)
+            tokens = jnp.concatenate([before, self.resampler(tokens), behind], axis=1)
         tokens = tokens.reshape(b, w, len(images), *tokens.shape[1:])
         # Each further camera is inserted at the same column, so the last one comes first.
         tokens = tokens[:, :, ::-1].reshape(b, w, -1, tokens.shape[-1])

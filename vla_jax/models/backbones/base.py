@@ -6,18 +6,22 @@ A backbone is a module (file) with: `ARCH`, `LAYOUT`, `PROMPT`, `IGNORE`, `arch(
 dtype) with `encode_images(images)`, `embed_text(ids)`, `__call__(tokens)`, `logits(hidden)`,
 `empty_cache(batch, slots)` and `extend(tokens, cache)`. `config` is the complete architecture.
 
-It may have `REFUSED`: the structures it cannot take -> the reason; `ORIGINAL_LAYOUT`: where
-RoboVLMs puts images and actions, if elsewhere; `from_shapes(shapes)`: what the shapes of the
-tensors (under the weight map's names) tell of the architecture that its config.json need not say,
-{} if they are not of this backbone; `RENAMES`: (pattern, replacement) pairs that turn
-names other versions of transformers write into those of the weight map; `robovlms_map(config)`:
-the weight map of RoboVLMs' checkpoints, if their names differ from Hugging Face's;
-`ROBOVLMS_ROOT`: what stands before those names, if not "backbone."; `PARTS`: further files of
-weights in its Hugging Face folder, which come before the model's own; `ADDED_TOKENS`: special
-tokens its tokenizer gets if it lacks them, in the order of their ids; `QUESTION`: how the VLM is
-asked a {question} that it answers in tokens, if not as RoboVLMs does. Its module may have
-`features(tokens)`: the hidden states that heads read, if not those of `__call__`, which `logits`
-takes.
+It may have:
+    REFUSED: the structures it cannot take -> the reason.
+    ORIGINAL_LAYOUT: where RoboVLMs puts images and actions, if elsewhere.
+    MARKS: how many of an image's tokens, on either side, are no part of it; no resampler sees them.
+    QUESTION: how it is asked a {question} that it answers in tokens, if not as RoboVLMs does.
+    ADDED_TOKENS: special tokens its tokenizer gets if it lacks them, in the order of their ids.
+    from_shapes(shapes): what the shapes of the tensors (under the weight map's names) tell of the
+        architecture that its config.json need not say, {} if they are not of this backbone.
+    RENAMES: (pattern, replacement) pairs that turn names other versions of transformers write into
+        those of the weight map.
+    PARTS: further files of weights in its Hugging Face folder; they come before the model's own.
+    robovlms_map(config): the weight map of RoboVLMs' checkpoints, if their names differ.
+    ROBOVLMS_ROOT: what stands before those names, if not "backbone.".
+Its module may have `features(tokens)`: the hidden states that heads read, if not those of
+`__call__`, which `logits` takes.
+
 `backbones/__init__.py` lists them.
 
 Legend: b batch · n sequence · k image tokens · t prompt columns · e token width (`token_width`;
