@@ -52,7 +52,7 @@ def hf(folder: Path) -> Iterator[Row]:
 
     columns, place, grid = lay_out(np.asarray(ids), grids, found["image_token_id"])
     valid = io["in/attention_mask"] == 1
-    grid = tuple(jnp.asarray(side) for side in grid)
+    grid = jnp.asarray(grid[0]), jnp.asarray(grid[1])
     rows, following = qwen_family.positions(jnp.asarray(valid), jnp.asarray(place), grid)
     rows = np.asarray(rows)[:, valid]
     yield compare("positions", rows, io["out/position_ids"][:, valid], 0.0)
