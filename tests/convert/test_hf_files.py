@@ -132,7 +132,11 @@ def test_image_processors(spec, expected):
 def test_processors_that_count_image_tokens(tmp_path):
     """As LLaVA's: (tokens of the tower - 1 dropped) in an image of 2 x 3 patches."""
     image = ImageSpec(size=28, width=42, mean=MEAN, std=STD)
-    config = {"vision_config": {"patch_size": 14}, "vision_feature_select_strategy": "default"}
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "vision_config": {"patch_size": 14},
+        "vision_feature_select_strategy": "default",
+    }
     hf_files.write_processor(image, 6, config, {"do_pad": False}, tmp_path)
     assert read(tmp_path / "processor_config.json") == {
         "patch_size": 14, "vision_feature_select_strategy": "default",
@@ -140,3 +144,4 @@ def test_processors_that_count_image_tokens(tmp_path):
     }  # fmt: skip
     found = read(tmp_path / "preprocessor_config.json")
     assert (found["image_seq_length"], found["do_pad"]) == (6, False)
+    assert found["processor_class"] == "LlavaProcessor"

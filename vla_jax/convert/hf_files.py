@@ -168,7 +168,8 @@ def write_processor(
     path = folder / "processor_config.json"
     told = read_json(path) if path.is_file() else {}
     if not (folder / "preprocessor_config.json").is_file() and "image_processor" not in told:
-        settings = {**preprocessor(image), "image_seq_length": tokens, **more}
+        settings = {**preprocessor(image), **_processor_class(config), "image_seq_length": tokens}
+        settings |= more
         write_json(folder / "preprocessor_config.json", settings)
     strategy = config.get("vision_feature_select_strategy")
     patch = (config.get("vision_config") or {}).get("patch_size")
@@ -178,6 +179,12 @@ def write_processor(
         extra = tokens + dropped - (height // patch) * (width // patch)
         counting = {"patch_size": patch, "vision_feature_select_strategy": strategy}
         write_json(path, {**counting, "num_additional_image_tokens": extra})
+
+
+def _processor_class(config: Mapping[str, Any]) -> dict[str, str]:
+    """As transformers names it, after the model: PaliGemmaFor... -> PaliGemmaProcessor."""
+    name, found, _ = (config.get("architectures") or [""])[0].partition("For")
+    return {"processor_class": f"{name}Processor"} if found and "auto_map" not in config else {}
 
 
 def preprocessor(image: ImageSpec) -> dict[str, Any]:
