@@ -22,9 +22,25 @@ def _kosmos2() -> dict[str, Any]:
     return arch
 
 
+def _ofa() -> dict[str, Any]:
+    sizes = {"layers": 1, "attention_heads": 2, "ffn_dim": 48}
+    return {
+        "vocab_size": VOCAB,
+        "d_model": WIDTH,
+        "resnet_type": "resnet18",
+        "image_size": 32,
+        "image_bucket_size": 3,
+        "max_position_embeddings": 64,
+        "token_bucket_size": 8,
+        **{f"encoder_{key}": value for key, value in sizes.items()},
+        **{f"decoder_{key}": value for key, value in sizes.items()},
+    }
+
+
 # backbone -> overrides of its released architecture
 ARCHS: dict[str, dict[str, Any]] = {
     "kosmos2": _kosmos2(),
+    "ofa": _ofa(),
 }
 
 

@@ -40,6 +40,7 @@ class Full:
 # folder -> its models
 FULL: dict[str, tuple[Full, ...]] = {
     "hf_kosmos2": (Full("kosmos2"),),
+    "hf_ofa": (Full("ofa"),),
     "robokosmos_full_calvin_ws8": (Full("kosmos2", whole=True),),
     "robokosmos_full_hand_ws16": (Full("kosmos2", whole=True),),
 }

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import discrete, heads, kosmos, lm, names, robo, vision
+from tests.parity import discrete, heads, kosmos, lm, names, ofa, robo, vision
 from tests.parity.table import Row
 from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
 
 Runner = Callable[[Path], Iterator[Row]]
 
-# model_type -> what runs a VLM by itself
-MODELS: dict[str | None, Runner] = {"kosmos-2": kosmos.hf}
+# model_type of config.json, or `cls` of meta.json -> what runs a VLM by itself
+MODELS: dict[str | None, Runner] = {"kosmos-2": kosmos.hf, "OFAModel": ofa.hf}
 # robovlm_name -> what reads the backbone of a policy off its folder
 POLICIES: dict[str, robo.Describe] = {"RoboKosMos": kosmos.describe}
 
@@ -26,7 +26,8 @@ def find_runner(folder: Path) -> Runner | str:
     config, meta = (_read(folder / name) for name in ("config.json", "meta.json"))
     if (folder / "tables.npz").is_file():
         return heads.tokenizer
-    if runner := MODELS.get(config.get("model_type")) or vision.find(folder):
+    kind = config.get("model_type", meta.get("cls"))
+    if runner := MODELS.get(kind) or vision.find(folder):
         return runner
     if not (folder / "io.npz").is_file():
         return "no case of this kind yet"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int32
-from tokenizers import AddedToken, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as _Backend
 
 from vla_jax.data.errors import TextLengthError
@@ -31,7 +31,9 @@ class Tokenizer:
 
     @classmethod
     def from_dir(cls, hf_dir: str | Path) -> "Tokenizer":
-        """Reads tokenizer.json of a Hugging Face folder, or converts its slow tokenizer.
+        """Reads tokenizer.json of a Hugging Face folder, or what it has instead.
+
+        That is vocab.json and merges.txt alone (OFA), or files that transformers can convert.
 
         Raises:
             FileNotFoundError: there is no tokenizer in the folder.
@@ -45,7 +47,10 @@ class Tokenizer:
             if pad and backend.token_to_id(pad) is not None:
                 backend.enable_padding(pad_id=backend.token_to_id(pad), pad_token=pad)
             return cls(backend)
-        if not folder.is_dir() or not any(folder.glob("*token*")):
+        described = folder.is_dir() and any(folder.glob("*token*"))
+        if not described and (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
+            return cls(_byte_level(folder))
+        if not described:
             raise FileNotFoundError(f"{folder}: no tokenizer.json and no other tokenizer files")
         try:
             from transformers import AutoTokenizer
@@ -172,6 +177,16 @@ def _with_padding(backend: _Backend, pad_id: int, pad_token: str) -> str:
     copy.no_truncation()
     copy.enable_padding(pad_id=pad_id, pad_token=pad_token)
     return copy.to_str()
+
+
+def _byte_level(folder: Path) -> _Backend:
+    """Byte-level pairs; with <s> and </s> around a text where the vocabulary has them (BART)."""
+    merges = str(folder / "merges.txt")
+    backend = _Backend(models.BPE.from_file(str(folder / "vocab.json"), merges, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    known = [name for name in (*SPECIALS, "<mask>", "<|endoftext|>") if backend.token_to_id(name)]
+    return backend
 
 
 def _pad_token(folder: Path) -> str | None:

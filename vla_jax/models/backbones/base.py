@@ -52,6 +52,7 @@ class Tokens(NamedTuple):
         seen: which of them exist.
         prompt: the text an encoder reads ("encoded"), like `images`.
         prompt_valid: False on its padding.
+        image_place: `place` of the images ("encoded"), the same in all rows.
     """
 
     embeds: Float[Array, "b n e"]
@@ -61,6 +62,7 @@ class Tokens(NamedTuple):
     seen: Bool[Array, "b k"] | None = None
     prompt: Float[Array, "b t e"] | None = None
     prompt_valid: Bool[Array, "b t"] | None = None
+    image_place: Int[Array, " k"] | None = None
 
 
 def merge_arch(
