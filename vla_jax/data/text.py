@@ -14,6 +14,8 @@ from vla_jax.data.errors import TextLengthError
 
 # Of tokenizers made by `Tokenizer.build`; the order is the id, as in Kosmos-2's vocabulary.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<grounding>")
+# Files of a byte-level tokenizer that nothing else describes.
+_PAIRS = ("vocab.json", "merges.txt")
 
 
 class Tokenizer:
@@ -47,10 +49,9 @@ class Tokenizer:
             if pad and backend.token_to_id(pad) is not None:
                 backend.enable_padding(pad_id=backend.token_to_id(pad), pad_token=pad)
             return cls(backend)
-        described = folder.is_dir() and any(folder.glob("*token*"))
-        if not described and (folder / "merges.txt").exists() and (folder / "vocab.json").exists():
-            return cls(_byte_level(folder))
-        if not described:
+        if not any(folder.glob("*token*")):
+            if all((folder / name).is_file() for name in _PAIRS):
+                return cls(_byte_level(folder))
             raise FileNotFoundError(f"{folder}: no tokenizer.json and no other tokenizer files")
         try:
             from transformers import AutoTokenizer
@@ -180,12 +181,18 @@ def _with_padding(backend: _Backend, pad_id: int, pad_token: str) -> str:
 
 
 def _byte_level(folder: Path) -> _Backend:
-    """Byte-level pairs; with <s> and </s> around a text where the vocabulary has them (BART)."""
-    merges = str(folder / "merges.txt")
-    backend = _Backend(models.BPE.from_file(str(folder / "vocab.json"), merges, unk_token="<unk>"))
+    """Byte-level pairs as GPT-2's; texts are `<s> ... </s>` if the vocabulary has these (BART)."""
+    files = (str(folder / name) for name in _PAIRS)
+    backend = _Backend(models.BPE.from_file(*files))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    known = [name for name in (*SPECIALS, "<mask>", "<|endoftext|>") if backend.token_to_id(name)]
+    vocabulary = backend.get_vocab()
+    specials = (*SPECIALS, "<mask>", "<|endoftext|>")
+    known = [AddedToken(name, special=True) for name in specials if name in vocabulary]
+    backend.add_special_tokens(known)
+    if {"<s>", "</s>"} <= set(vocabulary):
+        ends = [(token, vocabulary[token]) for token in ("</s>", "<s>")]
+        backend.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)  # type: ignore[assignment]
     return backend
 
 
