@@ -103,6 +103,21 @@ def _uform() -> dict[str, Any]:
     }
 
 
+def _ofa() -> dict[str, Any]:
+    sizes = {"layers": 1, "attention_heads": 2, "ffn_dim": 48}
+    return {
+        "vocab_size": VOCAB,
+        "d_model": WIDTH,
+        "resnet_type": "resnet18",
+        "image_size": 32,
+        "image_bucket_size": 3,
+        "max_position_embeddings": 64,
+        "token_bucket_size": 8,
+        **{f"encoder_{key}": value for key, value in sizes.items()},
+        **{f"decoder_{key}": value for key, value in sizes.items()},
+    }
+
+
 # backbone -> overrides of its released architecture
 ARCHS: dict[str, dict[str, Any]] = {
     "flamingo": _flamingo(),
@@ -113,6 +128,7 @@ ARCHS: dict[str, dict[str, Any]] = {
     "qwen3_vl": _qwen("qwen3_vl"),
     "moondream": _moondream(),
     "uform": _uform(),
+    "ofa": _ofa(),
 }
 
 

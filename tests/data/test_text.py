@@ -91,3 +91,23 @@ def test_from_dir_converts_a_slow_tokenizer(tmp_path):
     ids, mask = Tokenizer.from_dir(tmp_path).encode("ab ab", 4)
     assert ids.tolist() == [3, 5, 0, 0]
     assert mask.sum() == 2
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_from_dir_reads_vocabulary_and_merges_alone(tmp_path, described):
+    """OFA's files are BART's without a word on what they are; transformers agrees when told."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "ab", "Ġ", "Ġab", "<mask>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nĠ ab\n")
+    if described:
+        pytest.importorskip("transformers")
+        said = json.dumps({"tokenizer_class": "BartTokenizer"})
+        (tmp_path / "tokenizer_config.json").write_text(said)
+    found = Tokenizer.from_dir(tmp_path)
+    ids, mask = found.encode(" ab aba", 8)
+    assert ids.tolist() == [0, 8, 8, 4, 2, 1, 1, 1]
+    assert mask.sum() == 5
+    ids, _, target = found.encode_answers(((" ab", False), (" ab", True)), 5)
+    assert ids.tolist() == [0, 8, 8, 2, 1]
+    assert target.tolist() == [False, False, True, True, False]
+    assert Tokenizer.from_json(found.to_json()).encode("a<mask>", 4)[0].tolist() == [0, 4, 9, 2]

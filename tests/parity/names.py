@@ -118,6 +118,7 @@ FULL: dict[str, tuple[Full, ...]] = {
     "hf_moondream2_5f520ae": (Full("moondream", {"vision_config": {"streams": 1}}),),
     "hf_uform_gen_llama": (Full("uform", UFORM_1),),
     "moondream_new_torch": (Full("moondream"),),
+    "hf_ofa": (Full("ofa"),),
     "robokosmos_full_calvin_ws8": (Full("kosmos2", whole=True),),
     "robokosmos_full_hand_ws16": (Full("kosmos2", whole=True),),
 }

@@ -16,7 +16,7 @@ import numpy as np
 from tests.parity import golden
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
-from vla_jax.models import image, layers, resampler, resnet, towers, weights
+from vla_jax.models import image, layers, resampler, towers, weights
 from vla_jax.models.vit import VisionSpec, VisionTransformer
 from vla_jax.rules import flatten, unflatten
 
@@ -178,18 +178,6 @@ def open_flamingo(folder: Path) -> Iterator[Row]:
     yield perceiver.exported("perceiver")
 
 
-def ofa(folder: Path) -> Iterator[Row]:
-    """OFA's ResNet."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
-    config = golden.config(folder, "meta.json")["config"]
-    spec = resnet.ResNetSpec(resnet.DEPTHS[config["resnet_type"]])
-    rows = resnet.weight_map(spec, "encoder.embed_images.", "")
-    x = channels_last(io["in/patch_images"])
-    model = Filled(resnet.ResNet(spec, "none"), rows, theirs, x)
-    yield compare_scaled("ResNet", model(x), np.moveaxis(io["out/resnet"], 1, -1))
-    yield model.exported("ResNet")
-
-
 def preprocess(folder: Path) -> Iterator[Row]:
     """Squashed, bicubic, CLIP's mean; cases are named by their sizes, `84x84to28`."""
     io = golden.arrays(folder)
@@ -218,7 +206,6 @@ KINDS: dict[str, Runner] = {
     "paligemma": paligemma,
     "PoolerGen2": uform_pooler,
     "Flamingo": open_flamingo,
-    "OFAModel": ofa,
 }
 
 

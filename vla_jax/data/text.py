@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int32
-from tokenizers import AddedToken, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as _Backend
 
 from vla_jax.data import tiktoken
@@ -15,6 +15,8 @@ from vla_jax.data.errors import TextLengthError
 
 # Of tokenizers made by `Tokenizer.build`; the order is the id, as in Kosmos-2's vocabulary.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<grounding>")
+# Files of a byte-level tokenizer that nothing else describes.
+_PAIRS = ("vocab.json", "merges.txt")
 
 
 class Tokenizer:
@@ -33,6 +35,8 @@ class Tokenizer:
     @classmethod
     def from_dir(cls, hf_dir: str | Path, added: Iterable[str] = ()) -> "Tokenizer":
         """Reads tokenizer.json of a Hugging Face folder, or converts the files it has instead.
+
+        Those are qwen.tiktoken, vocab.json and merges.txt alone (OFA), or what transformers reads.
 
         Args:
             hf_dir: the folder.
@@ -53,7 +57,9 @@ class Tokenizer:
             return cls(_with_tokens(backend, added))
         if (folder / tiktoken.FILE).is_file():
             return cls(tiktoken.read(folder / tiktoken.FILE))
-        if not folder.is_dir() or not any(folder.glob("*token*")):
+        if not any(folder.glob("*token*")):
+            if all((folder / name).is_file() for name in _PAIRS):
+                return cls(_byte_level(folder))
             raise FileNotFoundError(f"{folder}: no tokenizer.json and no other tokenizer files")
         try:
             from transformers import AutoTokenizer
@@ -186,6 +192,22 @@ def _with_padding(backend: _Backend, pad_id: int, pad_token: str) -> str:
     copy.no_truncation()
     copy.enable_padding(pad_id=pad_id, pad_token=pad_token)
     return copy.to_str()
+
+
+def _byte_level(folder: Path) -> _Backend:
+    """Byte-level pairs as GPT-2's; texts are `<s> ... </s>` if the vocabulary has these (BART)."""
+    files = (str(folder / name) for name in _PAIRS)
+    backend = _Backend(models.BPE.from_file(*files))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    vocabulary = backend.get_vocab()
+    specials = (*SPECIALS, "<mask>", "<|endoftext|>")
+    known = [AddedToken(name, special=True) for name in specials if name in vocabulary]
+    backend.add_special_tokens(known)
+    if {"<s>", "</s>"} <= set(vocabulary):
+        ends = [(token, vocabulary[token]) for token in ("</s>", "<s>")]
+        backend.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)  # type: ignore[assignment]
+    return backend
 
 
 def _pad_token(folder: Path) -> str | None:

@@ -39,12 +39,17 @@ class Cache:
 
 def empty_cache(spec: DecoderSpec, batch: int, slots: int, dtype: Any = jnp.float32) -> Cache:
     """A cache before the first token."""
-    shape = (spec.layers, batch, slots, spec.block.kv_heads or spec.block.heads, spec.head_width)
+    heads = spec.block.kv_heads or spec.block.heads
+    return zeros((spec.layers, batch, slots, heads, spec.head_width), dtype)
+
+
+def zeros(shape: tuple[int, int, int, int, int], dtype: Any) -> Cache:
+    """An empty cache for keys of this shape; see `Cache`."""
     return Cache(
         keys=jnp.zeros(shape, dtype),
         values=jnp.zeros(shape, dtype),
-        valid=jnp.zeros((batch, slots), bool),
-        length=jnp.zeros((batch,), jnp.int32),
+        valid=jnp.zeros(shape[1:3], bool),
+        length=jnp.zeros(shape[1:2], jnp.int32),
     )
 
 

@@ -224,6 +224,7 @@ class Attention(nn.Module):
         qk_norm: a key of NORMS: queries and keys are normalised after projection.
         qk_norm_over: "head": each head by itself; "all": the concatenated heads.
         sub_norm: LayerNorm on the concatenated heads before the output projection (Kosmos-2).
+        head_scale: a learned factor on each head's output (NormFormer).
         scale: of the scores; None = head_width ** -0.5.
         clip: projected q, k, v are clipped to +- this (MPT).
         soft_cap: scores are squashed to +- this by tanh (Gemma-2).
@@ -246,6 +247,7 @@ class Attention(nn.Module):
     scale: float | None = None
     clip: float | None = None
     soft_cap: float | None = None
+    head_scale: bool = False
 
     @nn.compact
     def __call__(
@@ -304,6 +306,9 @@ class Attention(nn.Module):
         weights = Dropout(self.dropout)(jax.nn.softmax(scores, axis=-1)).astype(self.dtype)
         x = jnp.einsum("bgns,bgsk->bgnk", weights.reshape(b, groups, -1, s), v)
         x = x.reshape(b, self.heads, n, k_width).swapaxes(1, 2)
+        if self.head_scale:
+            factor = self.param("head_scale", nn.initializers.ones, (self.heads,))
+            x = x * factor[:, None].astype(self.dtype)
         if self.sub_norm:
             flat = LayerNorm(self.eps, self.dtype, name="norm")(x.reshape(b, n, -1))
             x = flat.reshape(x.shape)

@@ -1,13 +1,13 @@
-"""Where a patch stands: tables of positions over a grid, rotations by row and column, windows.
+"""Where a token stands: tables over a grid, rotations by row and column, windows, buckets.
 
-Legend: n patches of a grid, row by row · m of a stored table · d width
+Legend: n patches of a grid, row by row · m of a stored table · d width · k image tokens
 
-Everything here but the table's values depends on static shapes alone and is made in numpy.
+What depends on static shapes alone is made in numpy.
 """
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Grid = tuple[int, int]  # rows, columns
 
@@ -116,3 +116,46 @@ def window_mask(grid: Grid, side: int) -> Bool[np.ndarray, "n n"]:
     rows, columns = coordinates(grid)
     window = rows // side * grid[1] + columns // side
     return window[:, None] == window[None]
+
+
+# Distances between tokens that OFA tells apart end here: its longest text.
+FARTHEST = 1023
+
+
+def token_buckets(count: int) -> Int[np.ndarray, " m"]:
+    """OFA's buckets of the distances -FARTHEST .. FARTHEST (query less key), from 0.
+
+    Distances up to count / 2 have one each, farther ones share them by their logarithm. Made in
+    float32, as the original, whose rounding up decides at the borders.
+
+    Args:
+        count: buckets of one sign, the distance 0 included; 2 count - 1 in all.
+    """
+    distance, middle = np.arange(-FARTHEST, FARTHEST + 1), count // 2
+    size = np.maximum(np.abs(distance), 1).astype(np.float32)
+    share = np.log(size / np.float32(middle)) / np.float32(np.log(FARTHEST / middle))
+    far = np.ceil(share * np.float32(middle - 1)).astype(int) + middle
+    far = np.sign(distance) * np.minimum(far, count - 1)
+    return (np.where(np.abs(distance) <= middle, distance, far) + count - 1).astype(np.int32)
+
+
+def image_buckets(place: Int[Array, " k"], side: int, count: int) -> Int[Array, "k k"]:
+    """OFA's buckets of where one image token stands from another.
+
+    Tokens of one image have theirs by rows and columns apart (query less key). The three last
+    buckets the original's encoder never uses. Here they tell cameras apart, which OFA, whose images
+    all stand at the same places, could not: the key is in a later image, or in an earlier one, or
+    neither token has a place.
+
+    Args:
+        place: which of its image's tokens, row by row, each is; -1 if it has no place.
+        side: rows and columns of an image.
+        count: of rows and columns the table is made for.
+    """
+    span, order, image = 2 * count - 1, jnp.arange(len(place)), jnp.cumsum(place == 0)
+    rows, columns, image = (x[:, None] - x for x in (place // side, place % side, image))
+    found = place >= 0
+    within = (rows + count - 1) * span + columns + count - 1
+    across = span * span + jnp.where(order[:, None] < order, 0, 1)
+    across = jnp.where(found[:, None] | found, across, span * span + 2)
+    return jnp.where((image == 0) & found[:, None] & found, within, across)

@@ -237,7 +237,8 @@ def splice(
         embeds = jnp.concatenate([text[:, :1], inserted], axis=1)
         valid = jnp.ones(embeds.shape[:2], bool)
         none = jnp.full(valid.shape, -1)
-        return Tokens(embeds, valid, none, images, seen, text, mask), jnp.ones((rows, 1), int)
+        tokens = Tokens(embeds, valid, none, images, seen, text, mask, place[0])
+        return tokens, jnp.ones((rows, 1), int)
     length = jnp.full((rows, 1), t) if padded else mask.sum(axis=1, keepdims=True)
     first = length - layout.eos
     if m:

@@ -66,6 +66,7 @@ class Tokens(NamedTuple):
         seen: which of them exist.
         prompt: the text an encoder reads ("encoded"), like `images`.
         prompt_valid: False on its padding.
+        image_place: `place` of the images ("encoded"), the same in all rows.
     """
 
     embeds: Float[Array, "b n e"]
@@ -75,6 +76,7 @@ class Tokens(NamedTuple):
     seen: Bool[Array, "b k"] | None = None
     prompt: Float[Array, "b t e"] | None = None
     prompt_valid: Bool[Array, "b t"] | None = None
+    image_place: Int[Array, " k"] | None = None
 
 
 def merge_arch(
