@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import discrete, heads, kosmos, lm, names, robo, vision
+from tests.parity import discrete, heads, kosmos, llava, lm, names, robo, vision
 from tests.parity.table import Row
 from vla_jax.convert import robovlms
 from vla_jax.models.language import LANGUAGES
@@ -16,9 +16,13 @@ from vla_jax.models.language import LANGUAGES
 Runner = Callable[[Path], Iterator[Row]]
 
 # model_type -> what runs a VLM by itself
-MODELS: dict[str | None, Runner] = {"kosmos-2": kosmos.hf}
+MODELS: dict[str | None, Runner] = {"kosmos-2": kosmos.hf, "llava": llava.hf}
 # robovlm_name -> what reads the backbone of a policy off its folder
-POLICIES: dict[str, robo.Describe] = {"RoboKosMos": kosmos.describe}
+POLICIES: dict[str, robo.Describe] = {
+    "RoboKosMos": kosmos.describe,
+    "RoboLLaVA": llava.mpt,
+    "RoboLLaVAVicuna": llava.vicuna,
+}
 
 
 def find_runner(folder: Path) -> Runner | str:
