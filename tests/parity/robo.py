@@ -125,9 +125,10 @@ def _optimizer(
 ) -> Iterator[Row]:
     names = list(golden.config(folder, "trainable_names.json"))
     adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=0.0)
-    state, losses = adamw.init(params), []
+    state, losses, moving = adamw.init(params), [], _moving(folder, rows, params)
     for i in range(len(io["train/losses"])):
         (total, _), grads = step(params)
+        grads = jax.tree.map(jnp.multiply, grads, moving)
         updates, state = adamw.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(total))
@@ -139,6 +140,21 @@ def _optimizer(
             yield _norms("after1", names, named, io["after1/param_norms"])
     yield compare("5 AdamW losses", losses, io["train/losses"], TOLERANCE)
     yield _norms("after5", names, theirs(rows, params), io["train/param_norms_after5"])
+
+
+def _moving(folder: Path, rows: list[weights.Weight], params: Any) -> Any:
+    """0 on parameters that have no gradient there, which makes AdamW leave them alone; else 1."""
+    norms = golden.config(folder, "grads.json")["grad_norms"]
+    named = {
+        name: np.full(x.shape, norms.get(name, 0.0) is not None, np.float32)
+        for name, x in theirs(rows, params).items()
+    }
+    shapes = {path: x.shape for path, x in flatten(params).items()}
+    flat: dict[str, np.ndarray] = {}
+    for row in rows:
+        if not row.alias:
+            flat |= weights.to_ours(row, shapes, named.__getitem__)
+    return unflatten(flat)
 
 
 def _norms(
