@@ -55,7 +55,10 @@ def hf(folder: Path) -> Iterator[Row]:
 
 
 def vicuna(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
-    """Architecture of a tiny RoboLLaVA on Vicuna, read off its tensors."""
+    """Architecture of a tiny RoboLLaVA on Vicuna, read off its tensors.
+
+    The llava package had loaded it in float16.
+    """
     top = "backbone.model."
     layer = top + "layers.0."
     vocab, width = params[top + "embed_tokens.weight"].shape
@@ -67,6 +70,8 @@ def vicuna(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any
         "num_hidden_layers": _depth(params, top + "layers."),
         "num_attention_heads": HEADS,
         "num_key_value_heads": len(params[layer + "self_attn.k_proj.weight"]) // head,
+        "rms_norm_eps": 1e-6,
+        "rope_dtype": "float16",
     }
     found = {"text_config": text, **_rest(params, top)}
     return "llava", llava.arch(found)

@@ -4,6 +4,7 @@ Names are Hugging Face's; folders of the llava package (liuhaotian/llava-v1.5-7b
 RoboVLMs' checkpoints have its names.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,9 @@ ARCH: dict[str, Any] = {
         "rope_theta": 10000.0,
         "rope_scaling": None,
         "rope_parameters": None,
+        # Type of the table of cosines and sines. The llava package loads a model in float16 and,
+        # up to transformers 4.37, makes the table in it: casting the model leaves it so rounded.
+        "rope_dtype": None,
         "attention_bias": False,
         "mlp_bias": False,
         "attention_dropout": 0.0,
@@ -47,6 +51,7 @@ LEGAL = {
     "vision_config.model_type": ("clip_vision_model",),
     "vision_feature_select_strategy": ("default", "full"),
     "text_config.model_type": ("llama",),
+    "text_config.rope_dtype": (None, "float16", "bfloat16"),
 }
 
 # The tokenizer writes <s> and no </s>.
@@ -88,9 +93,13 @@ def _from_original(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def parts(config: Mapping[str, Any]) -> shared.Parts:
     """Of a complete architecture."""
+    text = LANGUAGES["llama"].spec(config["text_config"])
+    if text.rope:
+        rope = dataclasses.replace(text.rope, rounded=config["text_config"]["rope_dtype"])
+        text = dataclasses.replace(text, rope=rope)
     return shared.assemble(
         config,
-        LANGUAGES["llama"].spec(config["text_config"]),
+        text,
         take=config["vision_feature_layer"],
         keep_class=config["vision_feature_select_strategy"] == "full",
         activation=config["projector_hidden_act"],
