@@ -118,6 +118,27 @@ def _ofa() -> dict[str, Any]:
     }
 
 
+_CLIP = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,  # of which the last is not read
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "patch_size": 16,
+    "image_size": 32,
+}
+
+
+def _llava() -> dict[str, Any]:
+    text = {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 48}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    return {"vision_config": _CLIP, "text_config": {**text, **layers}}
+
+
+def _llava_mpt() -> dict[str, Any]:
+    text = {"vocab_size": VOCAB, "d_model": WIDTH, "n_layers": 1, "n_heads": 2}
+    return {"vision_config": _CLIP, **text}
+
+
 # backbone -> overrides of its released architecture
 ARCHS: dict[str, dict[str, Any]] = {
     "flamingo": _flamingo(),
@@ -129,6 +150,8 @@ ARCHS: dict[str, dict[str, Any]] = {
     "moondream": _moondream(),
     "uform": _uform(),
     "ofa": _ofa(),
+    "llava": _llava(),
+    "llava_mpt": _llava_mpt(),
 }
 
 

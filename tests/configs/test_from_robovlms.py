@@ -62,7 +62,8 @@ def test_the_files_differ_where_they_should():
     backbones = {name: of[name].model.backbone.name for name in NAMES}
     assert backbones == {
         "flamingo_calvin": "flamingo", "kosmos_hand_calvin": "kosmos2", "kosmos_calvin": "kosmos2",
-        "llava_calvin": "llava", "moondream_calvin": "moondream", "paligemma_calvin": "paligemma",
+        "llava_calvin": "llava_mpt", "moondream_calvin": "moondream",
+        "paligemma_calvin": "paligemma",
         "qwen_calvin": "qwen_vl", "uform_calvin": "uform", "kosmos_bridge": "kosmos2",
         "kosmos_oxe": "kosmos2", "kosmos_rt": "kosmos2",
     }  # fmt: skip

@@ -67,12 +67,12 @@ def test_truncated_file(folder, tmp_path, capsys):
 
 def test_wrong_architecture(folder, tmp_path, capsys):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "blip-2"}))
     text = refused(capsys, tmp_path / "out", "import-hf", folder)
-    assert "no config here for a VLM of type 'llava'" in text
+    assert "no config here for a VLM of type 'blip-2'" in text
     named = f"--config={Path(convert.CONFIGS) / 'kosmos_ph.py'}"
     text = refused(capsys, tmp_path / "out", "import-hf", named, folder)
-    assert "the files are of 'llava', expected 'kosmos-2'" in text
+    assert "the files are of 'blip-2', expected 'kosmos-2'" in text
     config["text_config"]["ffn_dim"] = 999
     (folder / "config.json").write_text(json.dumps(config))
     text = refused(capsys, tmp_path / "out", "import-hf", folder)

@@ -119,6 +119,9 @@ FULL: dict[str, tuple[Full, ...]] = {
     "hf_uform_gen_llama": (Full("uform", UFORM_1),),
     "moondream_new_torch": (Full("moondream"),),
     "hf_ofa": (Full("ofa"),),
+    "hf_llava_llama": (Full("llava"),),
+    "llava_original_7b": (Full("llava", {"text_config": {"vocab_size": 32000}}),),
+    "llava_original_mpt7b": (Full("llava_mpt", {"vision_config": {"image_size": 336}}),),
     "robokosmos_full_calvin_ws8": (Full("kosmos2", whole=True),),
     "robokosmos_full_hand_ws16": (Full("kosmos2", whole=True),),
 }

@@ -16,7 +16,7 @@ import numpy as np
 from tests.parity import golden
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
-from vla_jax.models import image, layers, resampler, towers, weights
+from vla_jax.models import image, resampler, towers, weights
 from vla_jax.models.vit import VisionSpec, VisionTransformer
 from vla_jax.rules import flatten, unflatten
 
@@ -109,25 +109,6 @@ def siglip_model(folder: Path) -> Iterator[Row]:
         yield pool.exported("pooling head")
 
 
-def llava(folder: Path) -> Iterator[Row]:
-    """CLIP at hidden state -2 without class token, then the projector."""
-    io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
-    x = channels_last(io["in/pixel_values"])
-    spec = towers.clip(
-        config["vision_config"],
-        take=config["vision_feature_layer"],
-        keep_class=config["vision_feature_select_strategy"] == "full",
-        post_norm=True,
-    )
-    rows = towers.hugging_face_weights(spec, prefix(theirs, "embeddings.class"), "")
-    model = tower(spec, rows, theirs, x)
-    at = prefix(theirs, "linear_1.weight")
-    y = layers.ACTIVATIONS[config["projector_hidden_act"]](dense(theirs, at + "linear_1", model(x)))
-    y = dense(theirs, at + "linear_2", y).reshape(io["out/image_features"].shape)
-    yield compare_scaled("image features", y, io["out/image_features"])
-    yield model.exported("tower")
-
-
 def paligemma(folder: Path) -> Iterator[Row]:
     """SigLIP, then the projector (transformers 5 does not divide by the root of the width)."""
     io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
@@ -202,7 +183,6 @@ Runner = Callable[[Path], Iterator[Row]]
 KINDS: dict[str, Runner] = {
     "clip_vision_model": clip_model,
     "siglip_vision_model": siglip_model,
-    "llava": llava,
     "paligemma": paligemma,
     "PoolerGen2": uform_pooler,
     "Flamingo": open_flamingo,

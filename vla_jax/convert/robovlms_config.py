@@ -13,7 +13,10 @@ from vla_jax.convert import robovlms_keys as keys
 BACKBONES: dict[str, tuple[str, int | None]] = {
     "RoboKosMos": ("kosmos2", 224),
     "RoboPaligemma": ("paligemma", None),
-    "RoboLLaVA": ("llava", 224),
+    # Its word embedding is MPT's `transformer.wte`; with Vicuna it needs a class of one's own, for
+    # which this name was used in comparisons.
+    "RoboLLaVA": ("llava_mpt", 224),
+    "RoboLLaVAVicuna": ("llava", 336),
     "RoboQwen": ("qwen_vl", None),
     "RoboMoonDream": ("moondream", None),
     "RoboUform": ("uform", None),
@@ -376,7 +379,7 @@ def what_trains(
         return tuple(frozen), tuple(trained)
     if setup.get("freeze_resampler"):
         frozen.append("^resampler/")
-    if name == "RoboLLaVA":  # the tower runs without gradients
+    if name.startswith("RoboLLaVA"):  # the tower runs without gradients
         train_vision = False
     (trained.append((vision, -1)) if train_vision else frozen.append(vision))
     (trained.append((embedding, -1)) if words else frozen.append(embedding))

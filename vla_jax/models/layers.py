@@ -155,6 +155,7 @@ class Rope:
         sections: M-RoPE: how many of the r frequencies follow each row of the positions (time,
             height, width); empty for plain RoPE.
         interleaved: M-RoPE: frequencies go round the rows (Qwen3-VL) instead of in one run a row.
+        rounded: type to whose precision cosines and sines are rounded, if any.
     """
 
     theta: float
@@ -162,6 +163,7 @@ class Rope:
     stretch: float = 1.0
     sections: tuple[int, ...] = ()
     interleaved: bool = False
+    rounded: str | None = None
 
     def __post_init__(self):
         if self.sections and sum(self.sections) != self.width // 2:
@@ -197,7 +199,12 @@ class Rope:
         else:
             positions = positions[..., None]
         angle = positions.astype(jnp.float32) * frequency
-        return jnp.cos(angle), jnp.sin(angle)
+        cosine, sine = jnp.cos(angle), jnp.sin(angle)
+        if self.rounded is None:
+            return cosine, sine
+        # A pair of casts would be compiled away.
+        kind = jnp.finfo(self.rounded)
+        return tuple(jax.lax.reduce_precision(x, kind.nexp, kind.nmant) for x in (cosine, sine))
 
 
 def rotate(

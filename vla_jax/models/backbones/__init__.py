@@ -3,6 +3,8 @@
 from vla_jax.models.backbones import (
     flamingo,
     kosmos2,
+    llava,
+    llava_mpt,
     moondream,
     ofa,
     qwen2_5_vl,
@@ -13,10 +15,12 @@ from vla_jax.models.backbones import (
 )
 from vla_jax.models.backbones.qwen_family import Qwen2VL
 
-# name -> (file, its Linen module)
+# name -> (file, what makes its Linen module)
 BACKBONES = {
     "flamingo": (flamingo, flamingo.Flamingo),
     "kosmos2": (kosmos2, kosmos2.Kosmos2),
+    "llava": (llava, llava.build),
+    "llava_mpt": (llava_mpt, llava_mpt.build),
     "moondream": (moondream, moondream.Moondream),
     "ofa": (ofa, ofa.OFA),
     "qwen_vl": (qwen_vl, qwen_vl.QwenVL),

@@ -1,0 +1,115 @@
+"""LLaVA on Vicuna and on MPT: the golden model, and the architectures of RoboLLaVA folders."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.parity import golden, names, original
+from tests.parity.robo import load
+from tests.parity.table import Row
+from tests.parity.vision import compare_scaled
+from vla_jax.convert import maps
+from vla_jax.models import vla
+from vla_jax.models.backbones import llava, llava_mpt
+from vla_jax.models.backbones.base import Tokens
+from vla_jax.rules import flatten
+
+# Every tiny model of the golden set has four heads in both towers; shapes do not tell.
+HEADS = 4
+
+
+def hf(folder: Path) -> Iterator[Row]:
+    """LlavaForConditionalGeneration on ids, of which some stand for the images' tokens."""
+    io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
+    arch = llava.arch(config, strict=False)
+    model = vla.build(original.model_config({}, "llava", arch))
+    mapped = maps.hugging_face(model.config)
+    params = load(mapped, model, theirs, "backbone/")
+    yield names.exported(mapped[0], flatten(params), theirs)
+    backbone = llava.build(arch, remat="none")
+
+    ids = io["in/input_ids"].astype(np.int32)
+    valid = io["in/attention_mask"] == 1
+    place = ids == config["image_token_index"]
+
+    @jax.jit
+    def forward(images: Any) -> Any:
+        def apply(m: Any) -> Any:
+            features = m.encode_images(images).reshape(-1, llava.width(arch))
+            embeds = m.embed_text(jnp.asarray(ids)).at[np.nonzero(place)].set(features)
+            tokens = Tokens(embeds, jnp.asarray(valid), jnp.full(ids.shape, -1))
+            hidden = m(tokens)
+            return features, hidden, m.logits(hidden)
+
+        return backbone.apply({"params": params["backbone"]}, method=apply)
+
+    features, hidden, logits = forward(original.image(io["in/pixel_values"]))
+    yield compare_scaled("image features", features, io["out/image_features"])
+    for name, got in (("last hidden", hidden), ("logits", logits)):
+        expected = io[f"out/{name.replace(' ', '_')}"]
+        yield compare_scaled(name, np.asarray(got)[valid], expected[valid])
+
+
+def vicuna(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
+    """Architecture of a tiny RoboLLaVA on Vicuna, read off its tensors.
+
+    The llava package had loaded it in float16.
+    """
+    top = "backbone.model."
+    layer = top + "layers.0."
+    vocab, width = params[top + "embed_tokens.weight"].shape
+    head = width // HEADS
+    text = {
+        "vocab_size": vocab,
+        "hidden_size": width,
+        "intermediate_size": len(params[layer + "mlp.gate_proj.weight"]),
+        "num_hidden_layers": _depth(params, top + "layers."),
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": len(params[layer + "self_attn.k_proj.weight"]) // head,
+        "rms_norm_eps": 1e-6,
+        "rope_dtype": "float16",
+    }
+    found = {"text_config": text, **_rest(params, top)}
+    return "llava", llava.arch(found)
+
+
+def mpt(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
+    """The same on MPT."""
+    top = "backbone.transformer."
+    vocab, width = params[top + "wte.weight"].shape
+    found = {
+        "vocab_size": vocab,
+        "d_model": width,
+        "n_layers": _depth(params, top + "blocks."),
+        "n_heads": HEADS,
+        **_rest(params, top),
+    }
+    return "llava_mpt", llava_mpt.arch(found)
+
+
+def _depth(params: Mapping[str, np.ndarray], prefix: str) -> int:
+    """Layers whose names begin so."""
+    return 1 + max(int(k[len(prefix) :].split(".")[0]) for k in params if k.startswith(prefix))
+
+
+def _rest(params: Mapping[str, np.ndarray], top: str) -> dict[str, Any]:
+    """Tower and projector."""
+    tower = top + "vision_tower.vision_tower.vision_model."
+    patch = params[tower + "embeddings.patch_embedding.weight"]
+    side = round((len(params[tower + "embeddings.position_embedding.weight"]) - 1) ** 0.5)
+    linear = sum(k.startswith(top + "mm_projector.") and k.endswith("weight") for k in params)
+    return {
+        "mm_projector_type": "linear" if linear == 1 else f"mlp{linear}x_gelu",
+        "vision_config": {
+            "hidden_size": patch.shape[0],
+            "num_hidden_layers": _depth(params, tower + "encoder.layers."),
+            "num_attention_heads": HEADS,
+            "intermediate_size": len(params[tower + "encoder.layers.0.mlp.fc1.bias"]),
+            "patch_size": patch.shape[2],
+            "image_size": side * patch.shape[2],
+        },
+    }

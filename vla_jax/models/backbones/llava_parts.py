@@ -1,0 +1,207 @@
+"""What the LLaVAs share: CLIP's tower, a projector, a decoder, and how they are put together."""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vla_jax.models import towers
+from vla_jax.models import weights as w
+from vla_jax.models.backbones.base import Tokens
+from vla_jax.models.decoder import Cache, Decoder, empty_cache
+from vla_jax.models.decoder_spec import DecoderSpec
+from vla_jax.models.image import ImageSpec
+from vla_jax.models.layers import ACTIVATIONS, Dense
+from vla_jax.models.vit import VisionSpec, VisionTransformer
+
+# openai/clip-vit-large-patch14-336, the tower of LLaVA-1.5; -patch14 takes 224 pixels.
+CLIP: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "patch_size": 14,
+    "image_size": 336,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a LLaVA is put together from.
+
+    Attributes:
+        vision: the image tower.
+        text: the decoder.
+        depth: linear layers from the one's width to the other's.
+        activation: between them.
+    """
+
+    vision: VisionSpec
+    text: DecoderSpec
+    depth: int
+    activation: str = "gelu"
+
+
+def tower_of(name: str) -> dict[str, Any]:
+    """`vision_config` of one of OpenAI's two CLIP ViT-L/14, by the name or path of its folder.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = re.search(r"clip-vit-large-patch14(-336)?/?$", name)
+    if not found:
+        raise ValueError(
+            f"mm_vision_tower: {name!r} is neither openai/clip-vit-large-patch14 nor "
+            "openai/clip-vit-large-patch14-336; give its sizes as vision_config"
+        )
+    return {**CLIP, "image_size": 336 if found[1] else 224}
+
+
+def check(config: dict[str, Any], legal: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """`config`, if it is supported.
+
+    Args:
+        config: a complete architecture.
+        legal: dotted key -> values it may have.
+
+    Raises:
+        ValueError: naming every key with another, and an unknown `mm_projector_type`.
+    """
+    problems = []
+    for path, values in legal.items():
+        value: Any = functools.reduce(lambda group, key: group[key], path.split("."), config)
+        if value not in values:
+            problems.append(f"{path}: {value!r} is none of {list(values)}")
+    if not _depth(config["mm_projector_type"]):
+        kind = config["mm_projector_type"]
+        problems.append(
+            f"mm_projector_type: {kind!r} is none of linear, mlp2x_gelu, mlp3x_gelu ..."
+        )
+    if problems:
+        raise ValueError("backbone architecture:\n  " + "\n  ".join(problems))
+    return config
+
+
+def _depth(projector: str) -> int:
+    """Linear layers of a projector; 0 for an unknown one."""
+    found = re.fullmatch(r"mlp([2-9])x_gelu", projector)
+    return 1 if projector == "linear" else int(found[1]) if found else 0
+
+
+def assemble(
+    config: Mapping[str, Any], text: DecoderSpec, take: int, keep_class: bool, **facts: Any
+) -> Parts:
+    """Parts of a config with `vision_config` and `mm_projector_type`.
+
+    Args:
+        config: the complete architecture.
+        text: the decoder.
+        take: which hidden states of the tower are read; see `VisionSpec`.
+        keep_class: whether the class token is.
+        facts: further fields.
+    """
+    # The norm behind the last layer belongs to the checkpoint though nothing reads it.
+    vision = towers.clip(config["vision_config"], take=take, keep_class=keep_class, post_norm=True)
+    return Parts(vision, text, _depth(config["mm_projector_type"]), **facts)
+
+
+def image_spec(config: Mapping[str, Any]) -> ImageSpec:
+    """As RoboVLMs: squash to a square, bicubic, CLIP mean and deviation.
+
+    LLaVA itself pads to a square (its package) or crops (Hugging Face).
+    """
+    return ImageSpec(
+        size=config["vision_config"]["image_size"],
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        resample="bicubic",
+    )
+
+
+class Projector(nn.Module):
+    """Linear layers from the tower's width to the decoder's."""
+
+    width: int
+    depth: int
+    activation: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b k v"]) -> Float[Array, "b k d"]:
+        x = Dense((self.width,), dtype=self.dtype, name="fc1")(x)
+        for i in range(1, self.depth):
+            x = ACTIVATIONS[self.activation](x)
+            x = Dense((self.width,), dtype=self.dtype, name=f"fc{i + 1}")(x)
+        return x
+
+
+class Llava(nn.Module):
+    """Legend: b batch · h height = width · k image tokens · n sequence · d text width."""
+
+    parts: Parts
+    remat: str = "full"
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        p = self.parts
+        self.vision = VisionTransformer(p.vision, self.remat, self.dtype)
+        self.projection = Projector(p.text.width, p.depth, p.activation, self.dtype)
+        self.text = Decoder(p.text, self.remat, self.dtype)
+
+    def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b k d"]:
+        """Preprocessed images -> image tokens."""
+        return self.projection(self.vision(images))
+
+    def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        """Token ids -> embeddings."""
+        return self.text.embed(ids)
+
+    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
+        """Spliced embeddings -> last hidden states (after the final norm)."""
+        return self.text(tokens.embeds, tokens.valid)
+
+    def empty_cache(self, batch: int, slots: int) -> Cache:
+        """Before the first token of a sequence of at most `slots`."""
+        return empty_cache(self.parts.text, batch, slots, self.dtype)
+
+    def extend(self, tokens: Tokens, cache: Cache) -> tuple[Float[Array, "b n d"], Cache]:
+        """`__call__` for tokens that follow those in the cache, and the cache with them."""
+        result = self.text.run(tokens.embeds, tokens.valid, cache=cache)
+        return result.hidden, result.cache
+
+    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        """Hidden states -> vocabulary scores."""
+        return self.text.logits(hidden)
+
+
+def rows(
+    p: Parts, vision: str, projector: Sequence[str], text: Sequence[w.Weight]
+) -> list[w.Weight]:
+    """Weight map of a LLaVA.
+
+    Args:
+        p: what it is made of.
+        vision: their prefix of the tower.
+        projector: their names of its linear layers.
+        text: rows of the decoder, targets relative to it.
+    """
+    linear = [w.pair(name, f"projection/fc{i}") for i, name in enumerate(projector, 1)]
+    return [
+        *towers.hugging_face_weights(p.vision, vision, "vision/"),
+        *(row for pair in linear for row in pair),
+        *w.prefixed(text, "", "text/"),
+    ]
+
+
+def mm_projector(depth: int, prefix: str) -> list[str]:
+    """The llava package's names of a projector's linear layers: alone, or every other of a list."""
+    return [prefix] if depth == 1 else [f"{prefix}.{2 * i}" for i in range(depth)]
