@@ -18,10 +18,26 @@ from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import merge_arch
 
 
-def read_arch(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
-    """The backbone's architecture: the folder's config.json, then the config's overrides."""
+def read_arch(
+    folder: str | Path | None, config: ModelConfig, shapes: maps.Shapes | None = None
+) -> dict[str, Any]:
+    """The backbone's architecture: the folder's config.json, then the config's overrides.
+
+    Before both comes what the weights' shapes tell, of backbones whose config.json leaves it out.
+
+    Args:
+        folder: None = there is no config.json.
+        config: the model.
+        shapes: of the weights, by their name in the weight map; None = those of the folder.
+    """
     file, _ = BACKBONES[config.backbone.name]
-    base = file.arch(read_json(Path(folder) / "config.json"), strict=False)
+    found = read_json(Path(folder) / "config.json") if folder else {}
+    if hasattr(file, "from_shapes"):
+        if shapes is None:
+            shapes = open_source(folder, config).shapes if folder else {}
+        base = merge_arch(file.arch(file.from_shapes(shapes)), found, strict=False)
+    else:
+        base = file.arch(found, strict=False)
     return override(base, config.backbone.arch, file)
 
 
