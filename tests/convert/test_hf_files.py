@@ -145,3 +145,14 @@ def test_processors_that_count_image_tokens(tmp_path):
     found = read(tmp_path / "preprocessor_config.json")
     assert (found["image_seq_length"], found["do_pad"]) == (6, False)
     assert found["processor_class"] == "LlavaProcessor"
+
+
+def test_processors_that_cut_patches(tmp_path):
+    image = ImageSpec(size=56, mean=MEAN, std=STD)
+    vision = {"patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2}
+    config = {"architectures": ["Qwen2VLForConditionalGeneration"], "vision_config": vision}
+    hf_files.write_processor(image, 4, config, {}, tmp_path)
+    found = read(tmp_path / "preprocessor_config.json")
+    assert found["image_processor_type"] == "Qwen2VLImageProcessor"
+    assert found["size"] == {"shortest_edge": 3136, "longest_edge": 3136}
+    assert (found["patch_size"], found["merge_size"], found["temporal_patch_size"]) == (14, 2, 2)

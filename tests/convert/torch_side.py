@@ -22,12 +22,16 @@ def folder(where, io, out, class_name, text, *inputs):
     with torch.no_grad():
         found = model.eval()(**{name: torch.from_numpy(given["in/" + name]) for name in inputs})
     images = AutoImageProcessor.from_pretrained(where)
+    try:
+        processor = type(AutoProcessor.from_pretrained(where)).__name__
+    except ImportError as error:  # those for videos ask for torchvision
+        processor = str(error)
     report = {
         "missing": sorted(loading["missing_keys"]),
         "unexpected": sorted(loading["unexpected_keys"]),
         "mismatched": [str(key) for key in loading["mismatched_keys"]],
         "dtype": str(model.dtype),
-        "processor": type(AutoProcessor.from_pretrained(where)).__name__,
+        "processor": processor,
     }
     np.savez(
         out,

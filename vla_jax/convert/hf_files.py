@@ -169,7 +169,7 @@ def write_processor(
     told = read_json(path) if path.is_file() else {}
     if not (folder / "preprocessor_config.json").is_file() and "image_processor" not in told:
         settings = {**preprocessor(image), **_processor_class(config), "image_seq_length": tokens}
-        settings |= more
+        settings |= _cutting(image, config.get("vision_config") or {}) | dict(more)
         write_json(folder / "preprocessor_config.json", settings)
     strategy = config.get("vision_feature_select_strategy")
     patch = (config.get("vision_config") or {}).get("patch_size")
@@ -185,6 +185,25 @@ def _processor_class(config: Mapping[str, Any]) -> dict[str, str]:
     """As transformers names it, after the model: PaliGemmaFor... -> PaliGemmaProcessor."""
     name, found, _ = (config.get("architectures") or [""])[0].partition("For")
     return {"processor_class": f"{name}Processor"} if found and "auto_map" not in config else {}
+
+
+def _cutting(image: ImageSpec, vision: Mapping[str, Any]) -> dict[str, Any]:
+    """Of processors that cut the patches themselves, for towers that merge neighbours.
+
+    They keep the aspect ratio and take the number of pixels: the same for square cameras.
+    """
+    if "spatial_merge_size" not in vision:
+        return {}
+    pixels = image.shape[0] * image.shape[1]
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "size": {"shortest_edge": pixels, "longest_edge": pixels},
+        "min_pixels": pixels,
+        "max_pixels": pixels,
+        "patch_size": vision["patch_size"],
+        "temporal_patch_size": vision["temporal_patch_size"],
+        "merge_size": vision["spatial_merge_size"],
+    }
 
 
 def preprocessor(image: ImageSpec) -> dict[str, Any]:
