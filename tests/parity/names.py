@@ -119,8 +119,11 @@ FULL: dict[str, tuple[Full, ...]] = {
     "hf_uform_gen_llama": (Full("uform", UFORM_1),),
     "moondream_new_torch": (Full("moondream"),),
     "hf_ofa": (Full("ofa"),),
+    "hf_paligemma1": (Full("paligemma"),),
+    "hf_paligemma2": (Full("paligemma2"),),
     "robokosmos_full_calvin_ws8": (Full("kosmos2", whole=True),),
     "robokosmos_full_hand_ws16": (Full("kosmos2", whole=True),),
+    "robopaligemma_full": (Full("paligemma", whole=True),),
 }
 
 

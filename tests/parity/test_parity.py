@@ -17,6 +17,7 @@ from tests.parity import (
     moondream,
     names,
     ofa,
+    paligemma,
     qwen_next,
     qwen_vl,
     robo,
@@ -35,6 +36,7 @@ MODELS: dict[str | None, Runner] = {
     "Flamingo": flamingo.hf,
     "Moondream": moondream.hf,
     "OFAModel": ofa.hf,
+    "paligemma": paligemma.hf,
     "QWenLMHeadModel": qwen_vl.hf,
     "VisionTransformer": qwen_vl.tower,
     "VLMForCausalLM": uform.hf,
@@ -45,6 +47,7 @@ MODELS: dict[str | None, Runner] = {
 # robovlm_name -> what reads the backbone of a policy off its folder
 POLICIES: dict[str, robo.Describe] = {
     "RoboKosMos": kosmos.describe,
+    "RoboPaligemma": paligemma.describe,
     "RoboFlamingo": flamingo.describe,
     "RoboMoonDream": moondream.describe,
     "RoboQwen": qwen_vl.describe,
