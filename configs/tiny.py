@@ -139,6 +139,24 @@ def _llava_mpt() -> dict[str, Any]:
     return {"vision_config": _CLIP, **text}
 
 
+def _paligemma(**text: Any) -> dict[str, Any]:
+    vision = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    common = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    return {
+        "hidden_size": WIDTH,
+        "projection_dim": WIDTH,
+        "vision_config": {**vision, "intermediate_size": 48, "image_size": 28},
+        "text_config": {
+            **common,
+            "vocab_size": VOCAB,
+            "hidden_size": WIDTH,
+            "num_hidden_layers": 1,
+            "intermediate_size": 48,
+            **text,
+        },
+    }
+
+
 # backbone -> overrides of its released architecture
 ARCHS: dict[str, dict[str, Any]] = {
     "flamingo": _flamingo(),
@@ -152,6 +170,9 @@ ARCHS: dict[str, dict[str, Any]] = {
     "ofa": _ofa(),
     "llava": _llava(),
     "llava_mpt": _llava_mpt(),
+    "paligemma": _paligemma(),
+    # A local layer that does not reach over a step, and one that does.
+    "paligemma2": _paligemma(num_hidden_layers=2, query_pre_attn_scalar=16, sliding_window=8),
 }
 
 

@@ -161,7 +161,8 @@ def train(config: Config, workdir: Path) -> None:
     # Loop.
     talk: Any = contextlib.nullcontext(itertools.repeat(None))
     if texts:
-        talk = CaptionLoader(texts, tokenizer, cotrain, side, start=start, **share)
+        ends = vla.ends(config.model)
+        talk = CaptionLoader(texts, tokenizer, cotrain, side, start=start, ends=ends, **share)
 
     def due(done: int, every: int) -> bool:
         return done == c.steps or (every > 0 and done % every == 0)

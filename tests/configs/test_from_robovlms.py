@@ -98,6 +98,20 @@ def test_the_files_differ_where_they_should():
     assert of["flamingo_calvin"].train.eval_batches == 100
 
 
+@pytest.mark.parametrize(
+    ("folder", "backbone"),
+    [
+        (".vlms/paligemma2-3b-pt-224", "paligemma2"),
+        ("models/google/paligemma-2-10b", "paligemma2"),
+        (".vlms/paligemma-224", "paligemma"),
+    ],
+)
+def test_one_class_serves_two_generations(folder, backbone):
+    original = shipped("paligemma_calvin")
+    found = translate(changed(original, "vlm.pretrained_model_name_or_path", folder))
+    assert found.model.backbone.name == backbone
+
+
 def test_epochs_become_steps():
     config = with_steps(translate(shipped("kosmos_hand_calvin")), windows=4003)
     assert (config.train.steps, config.optim.warmup_steps) == (5000, 250)

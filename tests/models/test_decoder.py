@@ -44,12 +44,13 @@ def plain():
     return model, random_params(model, embeds(), VALID)
 
 
-def influence(model: Decoder, params, i: int, *args) -> set[int]:
+def influence(model: Decoder, params, i: int, *args, **more) -> set[int]:
     """Columns whose output changes with the input at column i."""
-    run = jitted(model)
+    run = jitted(model, "run")
     x = embeds(model.spec)
     # Not a constant: LayerNorm would take it out again.
-    change = run(params, x, *args) - run(params, x.at[:, i].multiply(-0.5), *args)
+    moved = x.at[:, i].multiply(-0.5)
+    change = run(params, x, *args, **more).hidden - run(params, moved, *args, **more).hidden
     return set(np.flatnonzero(np.abs(change).max((0, 2)) > 1e-6).tolist())
 
 
@@ -90,18 +91,32 @@ def test_padding_is_not_seen(plain):
 
 def test_masks_given_explicitly(plain):
     model, params = plain
-    prefix = jnp.arange(N)[None] < 4
-    prefix = jnp.broadcast_to(prefix, (B, N))
-    mask = tower.prefix_mask(VALID, prefix)
     everywhere = set(range(N))
-    assert influence(model, params, 3, VALID, None, mask) == everywhere
-    assert influence(model, params, 4, VALID, None, mask) == {4, 5, 6}
     mask = tower.bidirectional_mask(VALID.at[:, 6].set(False))
     assert influence(model, params, 5, VALID, None, mask) == everywhere
     assert influence(model, params, 6, VALID, None, mask) == {6}
     odd = jnp.eye(N, dtype=bool)[None].at[:, 0, 5].set(True)
     assert influence(model, params, 5, VALID, None, odd) == {0, 5}
     assert influence(model, params, 2, VALID, None, odd) == {2}
+
+
+def test_prefixes_see_all_of_themselves(plain):
+    model, params = plain
+    prefix = jnp.broadcast_to(jnp.array([1, 1, 1, 0, 1, 1, 0], bool), (B, N))
+    see = functools.partial(influence, model, params, prefix=prefix)
+    assert see(2, VALID) == set(range(N))
+    assert see(3, VALID) == {3, 4, 5, 6}
+    assert see(5, VALID) == {4, 5, 6}
+    assert see(2, VALID.at[:, 2].set(False)) == {2}
+
+
+def test_prefixes_in_local_layers():
+    model = Decoder(dataclasses.replace(SPEC, layers=1, window=2, local=(True,)), "none")
+    params = random_params(model, embeds(), VALID)
+    prefix = jnp.broadcast_to(jnp.arange(N) < 4, (B, N))
+    assert influence(model, params, 0, VALID, prefix=prefix) == {0, 1, 2, 3}
+    assert influence(model, params, 3, VALID, prefix=prefix) == {0, 1, 2, 3, 4}
+    assert influence(model, params, 0, VALID) == {0, 1}
 
 
 def test_explicit_causal_mask_changes_nothing(plain):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.models.test_decoder import BLOCK, SPEC, Gate, random_params
-from vla_jax.models import decoder as tower
 from vla_jax.models.decoder import Decoder, empty_cache
 from vla_jax.models.decoder_spec import Insert
 from vla_jax.models.layers import Rope
@@ -91,12 +90,31 @@ def test_prefix_then_causal():
     params = random_params(model, x, ones)
     run = runner(model)
     prefix = jnp.broadcast_to(jnp.arange(7) < 4, (2, 7))
-    full = run(params, x, ones, None, tower.prefix_mask(ones, prefix)).hidden
-    seen = jnp.broadcast_to(jnp.arange(9) < 4, (2, 4, 9))
-    cached = run(params, x[:, :4], ones[:, :4], None, seen, cache=empty_cache(SPEC, 2, 9))
+    full = run(params, x, ones, prefix=prefix).hidden
+    empty = empty_cache(SPEC, 2, 9)
+    cached = run(params, x[:, :4], ones[:, :4], cache=empty, prefix=prefix[:, :4])
     np.testing.assert_allclose(cached.hidden, full[:, :4], atol=1e-5)
     rest = run(params, x[:, 4:], ones[:, 4:], cache=cached.cache)
     np.testing.assert_allclose(rest.hidden, full[:, 4:], atol=1e-5)
+
+
+def test_a_second_prefix_behind_a_cache():
+    """Seen entirely by itself, and by nothing before it; a cache of more slots than tokens."""
+    model = Decoder(SPECS["local"], "none")
+    x = jax.random.normal(jax.random.key(0), (2, 9, SPEC.width))
+    ones = jnp.ones((2, 9), bool)
+    params = random_params(model, x, ones)
+    run = runner(model)
+    column = jnp.arange(9)
+    prefix = jnp.broadcast_to((column < 4) | (column >= 5), (2, 9))
+    full = run(params, x, ones, prefix=prefix).hidden
+    cache, parts = empty_cache(SPECS["local"], 2, 12), []
+    for begin, end in ((0, 4), (4, 5), (5, 9)):
+        part = slice(begin, end)
+        result = run(params, x[:, part], ones[:, part], cache=cache, prefix=prefix[:, part])
+        cache = result.cache
+        parts.append(result.hidden)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), full, atol=1e-5)
 
 
 def test_shapes_are_static():

@@ -28,7 +28,10 @@ def test_splice_per_row_and_padded():
     inserted = tagged([[21, 22]] * 2)
     place = jnp.asarray([[0, 1]] * 2)
     args = (text, mask, tokens, seen, place, inserted, LAYOUT)
-    (embeds, valid, place, *_), first = structures.splice(*args, padded=False)
+    (embeds, valid, place, *_, given), first = structures.splice(*args, padded=False)
+    assert given is not None
+    assert given.sum(1).tolist() == [5, 7]
+    assert bool(given[0, :5].all())
     assert place.tolist() == [[-1, 0, 1] + [-1] * 7] * 2
     assert embeds[..., 0].astype(int).tolist() == [
         [1, 11, 12, 2, 3, 21, 22, 4, 0, 0],
@@ -36,7 +39,10 @@ def test_splice_per_row_and_padded():
     ]
     assert valid.sum(1).tolist() == [8, 10]
     assert first[:, 0].tolist() == [5, 7]
-    (embeds, valid, *_), first = structures.splice(*args, padded=True)
+    (embeds, valid, *_, given), first = structures.splice(*args, padded=True)
+    assert given is not None
+    assert given[:, :7].all()
+    assert not given[:, 7:].any()
     assert embeds[0, :, 0].astype(int).tolist() == [1, 11, 12, 2, 3, 4, 0, 21, 22, 0]
     assert valid[0].astype(int).tolist() == [1, 1, 1, 1, 1, 1, 0, 1, 1, 0]
     assert first[:, 0].tolist() == [7, 7]
@@ -63,7 +69,9 @@ def test_join_leaves_out_what_is_not_there(padded):
     tags = np.arange(1, 19).reshape(6, 3)
     valid = jnp.asarray(np.tile([1, 1, 0], (6, 1)), bool)
     columns = jnp.ones((6, 1), jnp.int32)
-    tokens = Tokens(tagged(tags), valid, jnp.asarray(np.tile([0, 1, -1], (6, 1))))
+    place = jnp.asarray(np.tile([0, 1, -1], (6, 1)))
+    given = jnp.asarray(tags % 3 == 1)  # the first column of each step
+    tokens = Tokens(tagged(tags), valid, place, given=given)
     steps = Sequence(tokens, columns, jnp.ones((6, 1), bool))
     keep = jnp.asarray([[0, 1, 1], [1, 1, 1]], bool)
     found = structures.join(steps, keep, padded)
@@ -78,7 +86,8 @@ def test_join_leaves_out_what_is_not_there(padded):
         valid = found.tokens.valid
         assert not bool((~valid[:, :-1] & valid[:, 1:]).any())  # no gaps
         assert found.tokens.place[0, :4].tolist() == [0, 1, 0, 1]
-    # Columns still point at the same tokens.
+    # Marks and columns still belong to the same tokens.
+    np.testing.assert_array_equal(found.tokens.given, found.tokens.embeds[..., 0] % 3 == 1)
     picked = structures.take(found.tokens.embeds, found.columns)[..., 0].astype(int)
     assert picked[0, 1:].tolist() == [5, 8]
     assert picked[1].tolist() == [11, 14, 17]

@@ -21,7 +21,8 @@ HEAD_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-6
 
 
-# Their config and weights -> our backbone and its architecture; the files do not say it all.
+# Their config (with "versions" of the packages) and weights -> our backbone and its architecture;
+# the files do not say it all.
 Describe = Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], tuple[str, dict[str, Any]]]
 
 
@@ -134,10 +135,10 @@ def gradients(
 def _optimizer(
     folder: Path, rows: list[weights.Weight], params: Any, step: Any, io: Mapping[str, np.ndarray]
 ) -> Iterator[Row]:
-    names = list(golden.config(folder, "trainable_names.json"))
-    decay = golden.config(folder)["weight_decay"]
+    found = golden.config(folder, "grads.json")
+    names, decay = found["trainable"], golden.config(folder)["weight_decay"]
     adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=decay)
-    state, losses, moves = adamw.init(params), [], _moves(folder, rows, params)
+    state, losses, moves = adamw.init(params), [], _moves(found, rows, params)
     for i in range(len(io["train/losses"])):
         (total, _), grads = step(params)
         updates, state = adamw.update(grads, state, params)
@@ -154,9 +155,8 @@ def _optimizer(
     yield _norms("after5", names, theirs(rows, params), io["train/param_norms_after5"])
 
 
-def _moves(folder: Path, rows: list[weights.Weight], params: Any) -> Any:
+def _moves(found: Mapping[str, Any], rows: list[weights.Weight], params: Any) -> Any:
     """1 where the original's optimizer moves a parameter: it trains there and has a gradient."""
-    found = golden.config(folder, "grads.json")
     norms = found["grad_norms"]
     moved = {name for name in found["trainable"] if norms.get(name) is not None}
     flat = {path: np.zeros(value.shape, np.float32) for path, value in flatten(params).items()}
@@ -183,7 +183,8 @@ def build(
 ) -> tuple[vla.VLA, list[weights.Weight], dict[str, Any]]:
     """The model of a folder, its weight map and its parameters."""
     params = golden.weights(folder)
-    model = vla.build(original.model_config(config, *describe(config, params)))
+    told = {"versions": golden.config(folder, "meta.json")["versions"], **config}
+    model = vla.build(original.model_config(config, *describe(told, params)))
     rows, ignore = maps.robovlms(model.config, prefix="")
     return model, rows, load((rows, ignore), model, params)
 

@@ -18,6 +18,7 @@ from tests.parity import (
     moondream,
     names,
     ofa,
+    paligemma,
     qwen_next,
     qwen_vl,
     robo,
@@ -37,6 +38,7 @@ MODELS: dict[str | None, Runner] = {
     "Moondream": moondream.hf,
     "OFAModel": ofa.hf,
     "llava": llava.hf,
+    "paligemma": paligemma.hf,
     "QWenLMHeadModel": qwen_vl.hf,
     "VisionTransformer": qwen_vl.tower,
     "VLMForCausalLM": uform.hf,
@@ -47,6 +49,7 @@ MODELS: dict[str | None, Runner] = {
 # robovlm_name -> what reads the backbone of a policy off its folder
 POLICIES: dict[str, robo.Describe] = {
     "RoboKosMos": kosmos.describe,
+    "RoboPaligemma": paligemma.describe,
     "RoboFlamingo": flamingo.describe,
     "RoboLLaVA": llava.mpt,
     "RoboLLaVAVicuna": llava.vicuna,

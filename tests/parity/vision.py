@@ -109,17 +109,6 @@ def siglip_model(folder: Path) -> Iterator[Row]:
         yield pool.exported("pooling head")
 
 
-def paligemma(folder: Path) -> Iterator[Row]:
-    """SigLIP, then the projector (transformers 5 does not divide by the root of the width)."""
-    io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
-    x, spec = channels_last(io["in/pixel_values"]), towers.siglip(config["vision_config"])
-    source = prefix(theirs, "embeddings.position")
-    model = tower(spec, towers.hugging_face_weights(spec, source, ""), theirs, x)
-    y = dense(theirs, prefix(theirs, "linear.weight") + "linear", model(x))
-    yield compare_scaled("image features", y, io["out/image_features"])
-    yield model.exported("tower")
-
-
 def uform_pooler(folder: Path) -> Iterator[Row]:
     """UForm-Gen2's pooler, projecting last."""
     io, theirs = golden.arrays(folder), golden.weights(folder)
@@ -183,7 +172,6 @@ Runner = Callable[[Path], Iterator[Row]]
 KINDS: dict[str, Runner] = {
     "clip_vision_model": clip_model,
     "siglip_vision_model": siglip_model,
-    "paligemma": paligemma,
     "PoolerGen2": uform_pooler,
     "Flamingo": open_flamingo,
 }

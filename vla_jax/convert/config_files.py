@@ -47,9 +47,17 @@ def find(folder: Path, hf_dir: str | Path) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    kind = read_json(Path(hf_dir) / "config.json").get("model_type")
+    described = read_json(Path(hf_dir) / "config.json")
+    kind, why = described.get("model_type"), ""
     for path in sorted(folder.glob("*_ph.py")):
         name = load(path)["model"]["backbone"]["name"]
         if name in BACKBONES and BACKBONES[name][0].ARCH.get("model_type") == kind:
+            try:  # two backbones may share a type
+                BACKBONES[name][0].arch(described, strict=False)
+            except ValueError as error:
+                why = str(error)
+                continue
             return path
+    if why:
+        raise ConfigError(f"{hf_dir}: {why}")
     raise ConfigError(f"{hf_dir}: no config here for a VLM of type {kind!r}; use --config=FILE")

@@ -59,7 +59,8 @@ def tokenizer(folder: str | Path, config: ModelConfig) -> Tokenizer:
         ImportError: it has to be converted and transformers is not installed.
     """
     file, _ = BACKBONES[config.backbone.name]
-    return Tokenizer.from_dir(folder, getattr(file, "ADDED_TOKENS", ()))
+    added, plain = getattr(file, "ADDED_TOKENS", ()), hasattr(file, "ENDS")
+    return Tokenizer.from_dir(folder, added, plain)
 
 
 def open_source(folder: str | Path, config: ModelConfig) -> Source:

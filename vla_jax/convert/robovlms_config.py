@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ BACKBONES: dict[str, tuple[str, int | None]] = {
     "RoboUform": ("uform", None),
     "RoboFlamingo": ("flamingo", 224),
 }
+# Their class -> (what the name of the VLM's folder has in it, our backbone for that one).
+VARIANTS = {"RoboPaligemma": (r"paligemma-?2(?!\d)", "paligemma2")}
 # Their class -> our head, its layers by default.
 HEADS = {
     "LSTMDecoder": ("lstm", 4),
@@ -171,9 +174,11 @@ def _put(
 def _model(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
     head, model = original["act_head"], raw["model"]
     name, _ = _pick(BACKBONES, original["robovlm_name"], "robovlm_name", problems)
-    model["backbone"].update(
-        name=name, hf_dir=original.get("vlm", {}).get("pretrained_model_name_or_path", "")
-    )
+    folder = original.get("vlm", {}).get("pretrained_model_name_or_path", "")
+    pattern, variant = VARIANTS.get(original["robovlm_name"], ("", ""))
+    if variant and re.search(pattern, folder):
+        name = variant
+    model["backbone"].update(name=name, hf_dir=folder)
     flamingo = original["robovlm_name"] == FLAMINGO
     if flamingo:
         which = str(original.get("vlm", {}).get("name", "mpt_1b")).removesuffix("_ift")

@@ -163,6 +163,7 @@ class CaptionLoader(Iterator[Captions]):
         process_count: int = 1,
         threads: int = 2,
         prefetch: int = 4,
+        ends: tuple[str, str] = ("", ""),
     ):
         """Starts loading.
 
@@ -177,6 +178,7 @@ class CaptionLoader(Iterator[Captions]):
             process_count: number of shares.
             threads: batches that are prepared at the same time.
             prefetch: batches in preparation or ready.
+            ends: what a text begins and ends with, where the tokenizer does not add it.
 
         Raises:
             ConfigError: the rows cannot be split over the processes.
@@ -186,7 +188,7 @@ class CaptionLoader(Iterator[Captions]):
                 f"data.cotrain.rows: {config.rows} is not a multiple of {process_count} processes"
             )
         self._texts, self._tokenizer, self._config = texts, tokenizer, config
-        self._size, self._rows = image_size, config.rows // process_count
+        self._size, self._rows, self._ends = image_size, config.rows // process_count, ends
         self._offset, self._next = process_index * self._rows, start
         self._order = MixtureOrder([len(texts)], [1.0], seed, _BLOCK)
         self._pool = concurrent.futures.ThreadPoolExecutor(max(1, threads), "captions")
@@ -220,11 +222,12 @@ class CaptionLoader(Iterator[Captions]):
             if image is not None:
                 _read_image(image, self._texts.path, number, images[row])
                 has_image[row] = True
-            turns: list[tuple[str, bool]] = []
+            turns: list[tuple[str, bool]] = [(self._ends[0], False)]
             for question, answer in pairs:
-                space = " " if turns else ""  # the next question's, not to be predicted
+                space = " " if len(turns) > 1 else ""  # the next question's, not to be predicted
                 turns.append((space + c.prompt.format(question=question), False))
                 turns.append((answer, True))
+            turns.append((self._ends[1], True))
             parts.append(self._tokenizer.encode_answers(turns, c.text_len))
         text, mask, target = (np.stack(column) for column in zip(*parts, strict=True))
         return Captions(images, has_image, text, mask, target)

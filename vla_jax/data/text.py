@@ -33,7 +33,9 @@ class Tokenizer:
         self._backend.no_truncation()
 
     @classmethod
-    def from_dir(cls, hf_dir: str | Path, added: Iterable[str] = ()) -> "Tokenizer":
+    def from_dir(
+        cls, hf_dir: str | Path, added: Iterable[str] = (), plain: bool = False
+    ) -> "Tokenizer":
         """Reads tokenizer.json of a Hugging Face folder, or converts the files it has instead.
 
         Those are qwen.tiktoken, vocab.json and merges.txt alone (OFA), or what transformers reads.
@@ -41,6 +43,8 @@ class Tokenizer:
         Args:
             hf_dir: the folder.
             added: special tokens that get the next ids, in this order, where they are missing.
+            plain: nothing is added to a text (`add_special_tokens=False`); special tokens that it
+                spells out are still found.
 
         Raises:
             FileNotFoundError: there is no tokenizer in the folder.
@@ -54,7 +58,7 @@ class Tokenizer:
             pad = _pad_token(folder)
             if pad and backend.token_to_id(pad) is not None:
                 backend.enable_padding(pad_id=backend.token_to_id(pad), pad_token=pad)
-            return cls(_with_tokens(backend, added))
+            return cls(_plain(_with_tokens(backend, added), plain))
         if (folder / tiktoken.FILE).is_file():
             return cls(tiktoken.read(folder / tiktoken.FILE))
         if not any(folder.glob("*token*")):
@@ -70,7 +74,7 @@ class Tokenizer:
         backend = slow.backend_tokenizer
         if slow.pad_token_id is not None:
             backend.enable_padding(pad_id=slow.pad_token_id, pad_token=slow.pad_token)
-        return cls(_with_tokens(backend, added))
+        return cls(_plain(_with_tokens(backend, added), plain))
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
@@ -208,6 +212,11 @@ def _byte_level(folder: Path) -> _Backend:
         ends = [(token, vocabulary[token]) for token in ("</s>", "<s>")]
         backend.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)  # type: ignore[assignment]
     return backend
+
+
+def _plain(backend: _Backend, plain: bool) -> _Backend:
+    bare = {**json.loads(backend.to_str()), "post_processor": None} if plain else None
+    return _Backend.from_str(json.dumps(bare)) if bare else backend
 
 
 def _pad_token(folder: Path) -> str | None:

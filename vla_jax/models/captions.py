@@ -42,9 +42,12 @@ def caption_loss(
         tokens = tokens._replace(
             embeds=text, valid=mask, place=jnp.full(mask.shape, -1), prompt_valid=asked
         )
-    hidden = backbone(tokens)
     # Text column j stands at j + k; the column before it predicts it.
     k, first = tokens.embeds.shape[1] - text.shape[1], max(layout.bos, 1)
+    if tokens.given is not None:
+        shift = ((0, 0), (k, 0))
+        tokens = tokens._replace(given=tokens.given & ~jnp.pad(captions.target, shift))
+    hidden = backbone(tokens)
     logits = backbone.logits(hidden[:, k + first - 1 : -1]).astype(jnp.float32)
     return _cross_entropy(logits, captions.text[:, first:], captions.target[:, first:])
 

@@ -93,14 +93,15 @@ def causal_mask(valid: Bool[Array, "b n"]) -> Bool[Array, "b n n"]:
     return jnp.tril(jnp.ones((n, n), bool)) & valid[:, None, :]
 
 
-def prefix_mask(valid: Bool[Array, "b n"], prefix: Bool[Array, "b n"]) -> Bool[Array, "b n n"]:
-    """Causal, and the tokens marked in `prefix` are seen by all (prefix-LM, PaliGemma)."""
-    return causal_mask(valid) | (prefix & valid)[:, None, :]
-
-
 def bidirectional_mask(valid: Bool[Array, "b n"]) -> Bool[Array, "b n n"]:
     """Each token sees all valid ones."""
     return jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
+
+
+def runs(marked: Bool[Array, "b n"]) -> Int[Array, "b n"]:
+    """Which unbroken run of marked tokens each belongs to, from 1; 0 if it is not marked."""
+    begins = marked & ~jnp.pad(marked, ((0, 0), (1, 0)))[:, :-1]
+    return jnp.where(marked, jnp.cumsum(begins, axis=1, dtype=jnp.int32), 0)
 
 
 class Group(nn.Module):
@@ -245,6 +246,7 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         collect: bool = False,
         skip_last: bool = False,
+        prefix: Bool[Array, "b n"] | None = None,
     ) -> Result:
         """Embeddings -> hidden states, and on request a cache or the states between the layers.
 
@@ -263,6 +265,8 @@ class Decoder(nn.Module):
             cache: tokens already seen; these are added.
             collect: also return the input of every layer.
             skip_last: return the input of the last layer as it is, without the final norm.
+            prefix: an unbroken run of tokens marked here sees all of itself, also those behind and
+                those a local layer would not reach (prefix-LM); without `mask` only.
         """
         s = self.spec
         batch, n = valid.shape
@@ -271,6 +275,12 @@ class Decoder(nn.Module):
             columns = cache.length[:, None] + columns
             seen = cache.valid.at[rows, columns].set(valid)
         behind = columns[..., None] - jnp.arange(seen.shape[1])
+        reached, near = behind >= 0, None if s.window is None else behind < s.window
+        if prefix is not None:
+            number = runs(prefix)
+            theirs = jnp.zeros(seen.shape, jnp.int32).at[rows, columns].set(number)
+            together = prefix[..., None] & (number[..., None] == theirs[:, None])
+            reached, near = reached | together, None if near is None else near | together
         if positions is None:
             positions = self._default_positions(seen, valid, columns)
         if rope is None and s.rope is not None:
@@ -280,8 +290,8 @@ class Decoder(nn.Module):
             slopes = jnp.array(alibi_slopes(s.block.heads, s.alibi))
             bias = -slopes[:, None, None] * behind[:, None]
         shared = _Shared(
-            mask=(behind >= 0) & seen[:, None] if mask is None else mask,
-            near=None if s.window is None else behind < s.window,
+            mask=reached & seen[:, None] if mask is None else mask,
+            near=near,
             rope=rope,
             bias=bias,
             gain=gain,

@@ -241,6 +241,7 @@ def splice(
         return tokens, jnp.ones((rows, 1), int)
     length = jnp.full((rows, 1), t) if padded else mask.sum(axis=1, keepdims=True)
     first = length - layout.eos
+    given = jnp.arange(t + m) < first
     if m:
         # Column j comes from text j before the inserted, from text j - m after them; the inserted
         # themselves stand behind the text in the source, at t, t + 1, ...
@@ -252,11 +253,12 @@ def splice(
     none = jnp.full(mask.shape, -1)
     if layout.images == "crossed":
         return Tokens(text, mask, none, images, seen), first
-    embeds, valid, place = (
+    every = jnp.ones(seen.shape, bool)
+    embeds, valid, place, given = (
         jnp.concatenate([around[:, :start], inner, around[:, start:]], axis=1)
-        for around, inner in ((text, images), (mask, seen), (none, place))
+        for around, inner in ((text, images), (mask, seen), (none, place), (given, every))
     )
-    return Tokens(embeds, valid, place), first + images.shape[1]
+    return Tokens(embeds, valid, place, given=given), first + images.shape[1]
 
 
 def widen(x: Float[Array, "*b d"], width: int) -> Float[Array, "*b e"]:
@@ -315,10 +317,14 @@ def join(steps: Sequence, keep: Bool[Array, "b w"], padded: bool) -> Sequence:
     columns = steps.columns.reshape(b, w, -1) + n * jnp.arange(w)[:, None]
     order = jnp.argsort(~kept, axis=1, stable=True)
     place = jnp.argsort(order, axis=1)  # old column -> new column
+    given = steps.tokens.given
     tokens = Tokens(
         embeds=take(steps.tokens.embeds.reshape(b, w * n, d), order),
         valid=jnp.take_along_axis(valid, order, axis=1),
         place=jnp.take_along_axis(steps.tokens.place.reshape(b, w * n), order, axis=1),
+        given=None
+        if given is None
+        else jnp.take_along_axis(given.reshape(b, w * n), order, axis=1),
     )
     return Sequence(
         tokens,

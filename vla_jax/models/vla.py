@@ -275,6 +275,11 @@ def prompt(config: ModelConfig) -> str:
     return getattr(file, "QUESTION", "Input: {question}\nOutput:").format(question=question)
 
 
+def ends(config: ModelConfig) -> tuple[str, str]:
+    """What captions begin and end with; empty where the tokenizer adds what they need."""
+    return getattr(BACKBONES[config.backbone.name][0], "ENDS", ("", ""))
+
+
 def word_ids(model: VLA) -> int:
     """How many ids, from 0, may be words: all, less those that stand for actions."""
     c = model.config
@@ -328,6 +333,8 @@ def build(config: ModelConfig, arch: dict[str, Any] | None = None) -> VLA:
     file, _ = BACKBONES[config.backbone.name]
     if arch is None:
         arch = file.arch(config.backbone.arch)
+    if reason := getattr(file, "refusal", lambda *_: "")(arch, config.structure):
+        raise ConfigError(f"model:\n  {config.backbone.name} + {config.structure.kind}: {reason}")
     if config.structure.kind == "discrete":
         end = config.head.token_end or file.token_end(arch)
         if not config.head.bins < end <= file.vocab_size(arch):

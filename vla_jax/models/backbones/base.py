@@ -8,9 +8,12 @@ dtype) with `encode_images(images)`, `embed_text(ids)`, `__call__(tokens)`, `log
 
 It may have:
     REFUSED: the structures it cannot take -> the reason.
+    refusal(config, structure): why this architecture cannot take a StructureConfig, or "".
     ORIGINAL_LAYOUT: where RoboVLMs puts images and actions, if elsewhere.
     MARKS: how many of an image's tokens, on either side, are no part of it; no resampler sees them.
     QUESTION: how it is asked a {question} that it answers in tokens, if not as RoboVLMs does.
+    ENDS: what captions begin and end with, in which case the tokenizer adds nothing to any text,
+        and PROMPT and QUESTION spell out all they need.
     ADDED_TOKENS: special tokens its tokenizer gets if it lacks them, in the order of their ids.
     from_shapes(shapes): what the shapes of the tensors (under the weight map's names) tell of the
         architecture that its config.json need not say, {} if they are not of this backbone.
@@ -67,6 +70,8 @@ class Tokens(NamedTuple):
         prompt: the text an encoder reads ("encoded"), like `images`.
         prompt_valid: False on its padding.
         image_place: `place` of the images ("encoded"), the same in all rows.
+        given: True on images and prompt up to the action tokens, False on those, on what is written
+            and on what stands behind: the prefix of a prefix-LM. None: nothing of it is prefix.
     """
 
     embeds: Float[Array, "b n e"]
@@ -77,6 +82,7 @@ class Tokens(NamedTuple):
     prompt: Float[Array, "b t e"] | None = None
     prompt_valid: Bool[Array, "b t"] | None = None
     image_place: Int[Array, " k"] | None = None
+    given: Bool[Array, "b n"] | None = None
 
 
 def merge_arch(
