@@ -1,6 +1,7 @@
 """Every backbone in every structure that takes it: trains, streams, writes, or is refused."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,8 @@ def test_streams_and_trains(name, structure):
     size = model.image.size
     whole = tiny.observe(window=window + 1, size=size)
     step = jax.jit(lambda p, o, h: model.apply({"params": p}, o, h, key, method="step"))
-    history, got = streaming.empty_history(model, 2), None
+    history = streaming.empty_history(model, 2)
+    got: Any = None
     for t in range(window + 1):
         got, history = step(params, tiny.steps(whole, t, t + 1), history)
         if structure == "discrete" and t == window - 1:

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import optax
@@ -106,8 +107,9 @@ def test_settings_that_do_not_combine(cell, changes, words):
 
 
 def test_all_problems_at_once():
+    changes: dict[str, Any] = {"structure.window": 4}
     with pytest.raises(ConfigError) as error:
-        vla.build(tiny.config("one_step", "lstm", **{"structure.window": 4}))
+        vla.build(tiny.config("one_step", "lstm", **changes))
     assert "nothing to remember" in str(error.value)
     assert "no history" in str(error.value)
 

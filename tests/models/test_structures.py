@@ -1,6 +1,7 @@
 """Which tokens make a sequence, and that a stream of steps gives what the window gives."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +135,8 @@ def test_streaming_equals_recomputing_the_window(structure, head):
 
 def test_a_window_that_slides_by_several_steps_goes_on_from_its_cache():
     """What has not left the window is read as if it were read anew, pads and all."""
-    model, params = tiny.build(tiny.config("interleaved", "lstm", **{"structure.slide": 2}))
+    changes: dict[str, Any] = {"structure.slide": 2}
+    model, params = tiny.build(tiny.config("interleaved", "lstm", **changes))
     window, seen = model.config.structure.window, []
     whole = tiny.observe(window=window + 4)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
@@ -184,9 +186,9 @@ def test_interleaved_does_not_depend_on_padding():
 
 def test_a_window_of_one_is_one_step():
     """Interleaved, policy head and video agree with one_step there."""
-    arms = []
+    arms, changes = [], dict[str, Any]({"structure.window": 1})
     for structure in ("one_step", "interleaved", "policy_head", "video"):
-        model, params = tiny.build(tiny.config(structure, "mlp", **{"structure.window": 1}))
+        model, params = tiny.build(tiny.config(structure, "mlp", **changes))
         arms.append(
             jax.jit(lambda p, o, m=model: m.apply({"params": p}, o).arm)(
                 params, tiny.observe(window=1)
