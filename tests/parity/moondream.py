@@ -18,7 +18,7 @@ from vla_jax.convert import maps
 from vla_jax.convert.tensors import Renamed
 from vla_jax.models import vla
 from vla_jax.models.backbones import moondream
-from vla_jax.models.decoder import Decoder, prefix_mask
+from vla_jax.models.decoder import Decoder, causal_mask
 from vla_jax.models.layers import MLP
 from vla_jax.models.vit import VisionTransformer
 from vla_jax.rules import flatten
@@ -101,7 +101,7 @@ def hf_2025(folder: Path) -> Iterator[Row]:
     embeds = jnp.asarray(theirs["text_model.transformer.embd.wte.weight"])[ids]
     text = part(decoder, "text/", embeds, valid)
     prefix = jnp.broadcast_to(jnp.arange(ids.shape[1]) < PREFIX, ids.shape)
-    seen = {"causal": None, "prefix": prefix_mask(valid, prefix)}
+    seen = {"causal": None, "prefix": causal_mask(valid) | prefix[:, None]}
     for name, mask in seen.items():
         hidden = text(embeds, valid, None, mask)
         yield compare_scaled(f"{name} hidden", hidden, io[f"out/hidden_{name}"])

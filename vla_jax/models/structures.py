@@ -317,14 +317,16 @@ def join(steps: Sequence, keep: Bool[Array, "b w"], padded: bool) -> Sequence:
     columns = steps.columns.reshape(b, w, -1) + n * jnp.arange(w)[:, None]
     order = jnp.argsort(~kept, axis=1, stable=True)
     place = jnp.argsort(order, axis=1)  # old column -> new column
+
+    def moved(x: Array) -> Array:
+        return jnp.take_along_axis(x.reshape(b, w * n), order, axis=1)
+
     given = steps.tokens.given
     tokens = Tokens(
         embeds=take(steps.tokens.embeds.reshape(b, w * n, d), order),
-        valid=jnp.take_along_axis(valid, order, axis=1),
-        place=jnp.take_along_axis(steps.tokens.place.reshape(b, w * n), order, axis=1),
-        given=None
-        if given is None
-        else jnp.take_along_axis(given.reshape(b, w * n), order, axis=1),
+        valid=moved(valid),
+        place=moved(steps.tokens.place),
+        given=None if given is None else moved(given),
     )
     return Sequence(
         tokens,
