@@ -11,13 +11,12 @@ The original has no such model: there is no score to compare with.
 from typing import Any
 
 from configs import kosmos_ph
-from vla_jax.models.backbones.qwen_family import QUESTION
+from vla_jax.models.backbones.qwen_family import ASKED
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:
     """The argument after the colon is the dataset's folder."""
     c = kosmos_ph.get_config(data)
     c.model.backbone.name = "qwen2_vl"
-    # Texts about images are a turn of the chat too, so that the image stands where it does there.
-    c.data.cotrain.prompt = QUESTION
+    c.data.cotrain.prompt = ASKED
     return c

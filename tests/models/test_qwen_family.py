@@ -11,11 +11,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from configs import qwen3_vl_ph
 from configs.tiny import ARCHS
 from tests.models import tiny
 from tests.parity.qwen_next import frames
+from vla_jax.config import resolve
 from vla_jax.convert import hf
-from vla_jax.data.text import Tokenizer as OurTokenizer
 from vla_jax.models import image, vla, weights
 from vla_jax.models.backbones import BACKBONES, qwen_family
 from vla_jax.models.backbones.base import Tokens
@@ -268,21 +269,32 @@ def small_tokenizer(folder):
     return backend
 
 
-def test_the_prompt_is_a_turn_of_the_chat(tmp_path):
+def test_prompts_are_turns_of_the_chat(tmp_path):
     """Three tokens before the images, nothing added, the assistant's turn is open at the end."""
     backend = small_tokenizer(tmp_path)
-    tokenizer = OurTokenizer.from_dir(tmp_path)
-    for template in (
-        qwen_family.PROMPT,
-        vla.prompt(tiny.config("discrete", "detokenizer", "qwen3_vl")),
-    ):
+    discrete = tiny.config("discrete", "detokenizer", "qwen3_vl")
+    tokenizer = hf.tokenizer(tmp_path, discrete)
+    newline = backend.encode("\n").tokens[0]
+    for template in (qwen_family.PROMPT, vla.prompt(discrete)):
         ids, mask = tokenizer.encode(template.format(instruction="pick it up"), 128)
         tokens = [backend.id_to_token(i) for i in ids[mask]]
-        newline = backend.encode("\n").tokens[0]
         assert tokens[: qwen_family.LAYOUT.bos] == ["<|im_start|>", "user", newline]
-        assert tokens[-4:] == [newline, "<|im_start|>", "assistant", newline]
-        assert "<|im_end|>" in tokens
+        assert tokens[-5:] == ["<|im_end|>", newline, "<|im_start|>", "assistant", newline]
         assert (ids[~mask] == backend.token_to_id("<|endoftext|>")).all()
+
+
+def test_captions_are_chats(tmp_path):
+    """What is predicted is the answer and that it ends."""
+    backend = small_tokenizer(tmp_path)
+    tokenizer = hf.tokenizer(tmp_path, tiny.config("policy_head", "lstm", "qwen2_vl"))
+    start, end = vla.ends(tiny.config("policy_head", "lstm", "qwen2_vl"))
+    asked = resolve(qwen3_vl_ph.get_config()).data.cotrain.prompt.format(question="what?")
+    parts = [(start, False), (asked, False), ("a cup", True), (end, True)]
+    ids, mask, target = tokenizer.encode_answers(parts, 64)
+    assert backend.decode(ids[mask].tolist(), skip_special_tokens=False) == (
+        "<|im_start|>user\nwhat?<|im_end|>\n<|im_start|>assistant\na cup<|im_end|>"
+    )
+    assert backend.decode(ids[target].tolist(), skip_special_tokens=False) == "a cup<|im_end|>"
 
 
 def test_images_stand_inside_the_turn():

@@ -6,6 +6,7 @@ from typing import Any
 from vla_jax.models import weights as w
 from vla_jax.models.backbones import qwen_family as family
 from vla_jax.models.backbones.qwen_family import (  # noqa: F401
+    ENDS,
     IGNORE,
     LAYOUT,
     PROMPT,

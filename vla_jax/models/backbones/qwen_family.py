@@ -23,11 +23,13 @@ from vla_jax.models.language import LANGUAGES
 from vla_jax.models.positions import Grid
 from vla_jax.models.vit import VisionSpec, VisionTransformer
 
-# The models' chat, its default system text left out: <|im_start|>user\n, the images, what is said.
-# The tokenizer adds nothing of its own; action tokens stand where the assistant would speak.
+# The models' chat without its default system text: the images stand behind the user's three first
+# tokens, action tokens where the assistant would speak.
+_USER, _ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 LAYOUT = Layout(bos=3, eos=0)
-_TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-PROMPT, QUESTION = _TURN.format("{instruction}"), _TURN.format("{question}")
+PROMPT, QUESTION = (_USER + slot + _ASSISTANT for slot in ("{instruction}", "{question}"))
+# With `data.cotrain.prompt` = ASKED a text with one answer is a chat too.
+ENDS, ASKED = (_USER, "<|im_end|>"), "{question}" + _ASSISTANT
 # <|endoftext|>, the first of the special tokens, behind the rarest words.
 ACTION_TOKEN_END = 151643
 # Buffers older dumps contain; they carry nothing.
