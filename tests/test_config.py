@@ -8,10 +8,12 @@ from configs import (
     kosmos_interleaved,
     kosmos_one_step,
     kosmos_ph,
+    moondream_ph,
     quickstart,
     qwen2_5_vl_ph,
     qwen2_vl_ph,
     qwen3_vl_ph,
+    uform_ph,
 )
 from vla_jax.config import ConfigError, resolve, to_dict
 from vla_jax.models import vla
@@ -27,6 +29,8 @@ SHIPPED = (
     qwen2_5_vl_ph,
     qwen3_vl_ph,
     flamingo_ph,
+    moondream_ph,
+    uform_ph,
 )
 
 

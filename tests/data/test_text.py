@@ -2,9 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, processors
 
 from vla_jax.data.errors import TextLengthError
 from vla_jax.data.text import Tokenizer
+from vla_jax.models.backbones import moondream, uform
 
 TEXTS = ["push the red block", "push the blue block", "Open the drawer"]
 
@@ -111,3 +114,19 @@ def test_from_dir_reads_vocabulary_and_merges_alone(tmp_path, described):
     assert ids.tolist() == [0, 8, 8, 2, 1]
     assert target.tolist() == [False, False, True, True, False]
     assert Tokenizer.from_json(found.to_json()).encode("a<mask>", 4)[0].tolist() == [0, 4, 9, 2]
+
+
+def test_a_tokenizer_of_bytes_adds_nothing(tmp_path):
+    """Moondream's and UForm's prompts: the special token is found, none is added."""
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    backend.add_special_tokens(["<|endoftext|>"])
+    backend.add_special_tokens(["<image>"])
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)  # type: ignore[assignment]
+    backend.save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.from_dir(tmp_path)
+    text, mask = ours.encode(moondream.PROMPT.format(instruction="go"), 6)
+    assert text[mask].tolist() == [256, *(pieces.index(c) for c in "go")]
+    text, mask = ours.encode(uform.PROMPT.format(instruction="go"), 6)
+    assert text[mask].tolist() == [257, *(pieces.index(c) for c in "Ġgo")]

@@ -18,10 +18,31 @@ from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import merge_arch
 
 
-def read_arch(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
-    """The backbone's architecture: the folder's config.json, then the config's overrides."""
+def read_arch(
+    folder: str | Path | None, config: ModelConfig, shapes: maps.Shapes | None = None
+) -> dict[str, Any]:
+    """The backbone's architecture: the folder's config.json, then the config's overrides.
+
+    Before both comes what the weights' shapes tell, of backbones whose config.json leaves it out.
+
+    Args:
+        folder: None = there is no config.json.
+        config: the model.
+        shapes: of the weights, by their name in the weight map; None = those of the folder.
+    """
     file, _ = BACKBONES[config.backbone.name]
-    base = file.arch(read_json(Path(folder) / "config.json"), strict=False)
+    told: dict[str, Any] = {}
+    if hasattr(file, "from_shapes"):
+        if shapes is None and folder:
+            shapes = open_source(folder, config).shapes
+        told = file.from_shapes(shapes or {})
+    if not (folder or told):
+        return file.arch(config.backbone.arch)
+    found = read_json(Path(folder) / "config.json") if folder else {}
+    if told:
+        base = merge_arch(file.arch(told), found, strict=False)
+    else:
+        base = file.arch(found, strict=False)
     return override(base, config.backbone.arch, file)
 
 

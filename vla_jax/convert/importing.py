@@ -147,11 +147,11 @@ def from_robovlms(
     specs = released.action_specs(
         names, config.data.normalization, config.data.clip, config.model.action_dim, given
     )
-    arch = hf.read_arch(vlm, config.model) if vlm else None
-    _, config, shapes = _complete(config, arch, vlm)
-    rows, ignore = maps.robovlms(config.model, prefix="")
     alpha = original.get("train_setup", {}).get("lora_alpha")
     source = robovlms.open_source(checkpoint, alpha)
+    found = {name.removeprefix("backbone."): shape for name, shape in source.shapes.items()}
+    _, config, shapes = _complete(config, hf.read_arch(vlm, config.model, found), vlm)
+    rows, ignore = maps.robovlms(config.model, prefix="")
     ignore = (*ignore, *robovlms.IGNORE)
     part = maps.incoming(rows, shapes, source, ignore, dtype, source.unequal())
     meta = {

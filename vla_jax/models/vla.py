@@ -150,8 +150,13 @@ class VLA(nn.Module):
         """Tokens of every step's cameras and robot state, in sequence order."""
         images = [observation.images[camera] for camera in self.config.structure.cameras]
         b, w = images[0].shape[:2]
-        stacked = jnp.stack(images, axis=2)
-        tokens = self.backbone.encode_images(stacked.reshape(-1, *stacked.shape[3:]))
+        if len({image.shape for image in images}) == 1:
+            stacked = jnp.stack(images, axis=2)
+            tokens = self.backbone.encode_images(stacked.reshape(-1, *stacked.shape[3:]))
+        else:  # some towers see large images in tiles
+            parts = [self.backbone.encode_images(x.reshape(b * w, *x.shape[2:])) for x in images]
+            tokens = jnp.stack(parts, axis=1)
+            tokens = tokens.reshape(-1, *tokens.shape[2:])
         if self.config.structure.resampler:
             marks = structures.marks(self.config)
             before, tokens, behind = jnp.split(tokens, [marks, tokens.shape[1] - marks], axis=1)
