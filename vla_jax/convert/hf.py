@@ -31,11 +31,16 @@ def read_arch(
         shapes: of the weights, by their name in the weight map; None = those of the folder.
     """
     file, _ = BACKBONES[config.backbone.name]
-    found = read_json(Path(folder) / "config.json") if folder else {}
+    told: dict[str, Any] = {}
     if hasattr(file, "from_shapes"):
-        if shapes is None:
-            shapes = open_source(folder, config).shapes if folder else {}
-        base = merge_arch(file.arch(file.from_shapes(shapes)), found, strict=False)
+        if shapes is None and folder:
+            shapes = open_source(folder, config).shapes
+        told = file.from_shapes(shapes or {})
+    if not (folder or told):
+        return file.arch(config.backbone.arch)
+    found = read_json(Path(folder) / "config.json") if folder else {}
+    if told:
+        base = merge_arch(file.arch(told), found, strict=False)
     else:
         base = file.arch(found, strict=False)
     return override(base, config.backbone.arch, file)

@@ -150,8 +150,7 @@ def from_robovlms(
     alpha = original.get("train_setup", {}).get("lora_alpha")
     source = robovlms.open_source(checkpoint, alpha)
     found = {name.removeprefix("backbone."): shape for name, shape in source.shapes.items()}
-    arch = hf.read_arch(vlm, config.model, found)
-    _, config, shapes = _complete(config, arch, vlm)
+    _, config, shapes = _complete(config, hf.read_arch(vlm, config.model, found), vlm)
     rows, ignore = maps.robovlms(config.model, prefix="")
     ignore = (*ignore, *robovlms.IGNORE)
     part = maps.incoming(rows, shapes, source, ignore, dtype, source.unequal())
