@@ -124,6 +124,7 @@ def test_epochs_become_steps():
 OTHER: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "robovlm_name": ("kosmos_calvin", "RoboPaligemma", {}),
     "vlm.pretrained_model_name_or_path": ("kosmos_calvin", "elsewhere", {}),
+    "vlm.name": ("flamingo_calvin", "mpt_7b", {}),
     "window_size": ("kosmos_calvin", 4, {}),
     "fwd_pred_next_n": ("kosmos_calvin", 5, {}),
     "use_hand_rgb": ("kosmos_calvin", True, {}),

@@ -1,5 +1,7 @@
 """OpenFlamingo: who sees an image, what heads read, the choice of language models."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from tests.models import tiny
 from vla_jax.models import vla
 from vla_jax.models.backbones import flamingo
 from vla_jax.models.backbones.base import Tokens
+from vla_jax.models.captions import caption_loss
+from vla_jax.types import Captions
 
 IMAGE = ARCHS["flamingo"]["media_token_id"]
 N, LATENTS = 6, 4
@@ -122,3 +126,29 @@ def test_a_language_models_own_config_chooses():
         flamingo.arch({"text_config": {"model_type": "bloom"}})
     with pytest.raises(ValueError, match="n_layer: unknown key; did you mean 'n_layers'"):
         flamingo.arch({"text_config": {"n_layer": 3}})
+
+
+def test_captions_look_at_their_image():
+    """Where there is one, <image> or not; a text without one is scored the same beside any."""
+    model, params = tiny.build(tiny.config("policy_head", "lstm", "flamingo"))
+    mask = np.arange(N) < np.array([[6], [5], [4]])
+    captions = Captions(
+        images=None,  # the preprocessed ones are given apart
+        has_image=jnp.array([True, True, False]),
+        text=jnp.asarray(np.where(mask, [[IMAGE, 9, 9, 9, 9, 9], [9] * 6, [9] * 6], 1)),
+        text_mask=jnp.asarray(mask),
+        target=jnp.asarray(mask),
+    )
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 3, model.image.size, model.image.size, 3))
+
+    def loss(images, only):
+        target = captions.target & (jnp.arange(3)[:, None] == only)
+        given = dataclasses.replace(captions, target=target)
+        return model.apply({"params": params}, images, given, method=caption_loss)[0]
+
+    run = jax.jit(loss)
+    a, b = (np.array([run(x, i) for i in range(3)]) for x in images)
+    assert np.isfinite(a).all()
+    assert (np.abs(a - b)[:2] > 1e-5).all()
+    assert a[2] == b[2]

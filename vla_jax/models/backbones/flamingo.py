@@ -99,6 +99,7 @@ ARCH: dict[str, Any] = {
 LAYOUT = Layout(bos=0, eos=0, images="crossed")
 QUESTION = "<image>Input: {question}\nOutput:"
 PROMPT = "<image>{instruction}<|endofchunk|><|endoftext|>"
+ENDS = ("<image>", "<|endofchunk|>")
 ADDED_TOKENS = ("<|endofchunk|>", "<image>")
 # GPT-NeoX's tokenizer has 50254 pieces; less 3 special tokens less 10, as RoboVLMs counts.
 ACTION_TOKEN_END = 50241
