@@ -5,7 +5,7 @@ python launch/train.py --config=configs/moondream_ph.py:DATA --workdir=runs/moon
 
 DATA: CALVIN in RLDS, as for configs/kosmos_ph.py. MOONDREAM: the files of vikhyatk/moondream2 at
 one of the revisions of 2024 (5f520ae: one stream of features; 22565c0: two) or later.
-Hardware: 1.9 B parameters, full fine-tune. Not run. A camera of 512 pixels or more may be seen in
+Hardware: 2.1 B parameters, full fine-tune. Not run. A camera of 512 pixels or more may be seen in
 tiles, which costs up to five times the vision tower; resize such images when writing the data.
 """
 

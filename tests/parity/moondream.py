@@ -71,7 +71,7 @@ def hf_2025(folder: Path) -> Iterator[Row]:
     io, stored = golden.arrays(folder), golden.weights(folder)
     shapes = {name: value.shape for name, value in stored.items()}
     dtypes = {name: value.dtype for name, value in stored.items()}
-    source = SimpleNamespace(
+    source: Any = SimpleNamespace(
         shapes=shapes, dtypes=dtypes, read=stored.__getitem__, place=lambda name: name
     )
     renamed = Renamed(source, moondream.RENAMES)
