@@ -134,7 +134,7 @@ def get_config() -> Any:
             "dropout": 0.0,  # rate on the input of the updates, as in peft; needs model.dropout
             # Path regexes of the kernels that get one; these kernels are frozen. The other
             # parameters train or not as `optim` says: freeze them with optim.frozen.
-            "targets": (r"^backbone/text/layers/.*kernel$",),
+            "targets": (r"^backbone/text/(.*/)?layers/.*kernel$",),
         }
     )
     c.optim = ConfigDict(

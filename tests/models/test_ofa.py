@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +55,9 @@ def params(inputs):
     return jax.tree.map(lambda x: x + jnp.asarray(rng.normal(size=x.shape), x.dtype) / 2, found)
 
 
-def run(params, inputs, spec=SPEC, **changes):
+def run(params, inputs, **changes) -> Any:
     values = {**inputs, **changes}.values()
-    return EncoderDecoder(spec, "none").apply(params, *values, method=both)
+    return EncoderDecoder(SPEC, "none").apply(params, *values, method=both)
 
 
 def test_buckets_of_distances():
@@ -121,7 +122,7 @@ def test_cache_equals_recomputation(params, inputs):
     def further(m, written, cache):
         return m.decoder(m.embed(written), jnp.ones(written.shape, bool), None, cache)
 
-    model = EncoderDecoder(SPEC, "none")
+    model: Any = EncoderDecoder(SPEC, "none")
     valid = jnp.arange(3) < lengths[:, None]
     values = {**inputs, "written": inputs["written"][:, :3], "valid": valid}.values()
     found = model.apply(params, *values, method=first)
@@ -141,7 +142,7 @@ def test_gradients_reach_what_is_used_through_remat(params, inputs):
 
     def grads(kind):
         def loss(p):
-            found = EncoderDecoder(SPEC, kind).apply(p, *inputs.values(), method=both)
+            found: Any = EncoderDecoder(SPEC, kind).apply(p, *inputs.values(), method=both)
             return jnp.sum(found**3)
 
         return jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params))
