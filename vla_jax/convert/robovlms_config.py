@@ -14,8 +14,7 @@ from vla_jax.convert import robovlms_keys as keys
 BACKBONES: dict[str, tuple[str, int | None]] = {
     "RoboKosMos": ("kosmos2", 224),
     "RoboPaligemma": ("paligemma", None),
-    # Its word embedding is MPT's `transformer.wte`; with Vicuna it needs a class of one's own, for
-    # which this name was used in comparisons.
+    # Its word embedding is MPT's `transformer.wte`; with Vicuna it needs a class of one's own.
     "RoboLLaVA": ("llava_mpt", 224),
     "RoboLLaVAVicuna": ("llava", 336),
     "RoboQwen": ("qwen_vl", None),
