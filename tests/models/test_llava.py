@@ -52,7 +52,7 @@ def test_a_flat_config_is_understood():
     ],
 )
 def test_what_is_not_supported_is_refused(file, config, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         file.arch(config, strict=False)
     for word in words:
         assert word in str(error.value)
