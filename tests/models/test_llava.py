@@ -1,6 +1,7 @@
 """The llava package's folders, and what its tokenizers write."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
