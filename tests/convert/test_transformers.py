@@ -95,7 +95,8 @@ def test_transformers_loads_the_export(python, tmp_path, fixture, source_files):
     kind = golden.config(fixture)["model_type"]
     io = golden.arrays(fixture)
     photo = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
-    np.savez(tmp_path / "in.npz", photo=photo, **{k: v for k, v in io.items() if "/" in k})
+    given: dict[str, Any] = {k: v for k, v in io.items() if "/" in k}
+    np.savez(tmp_path / "in.npz", photo=photo, **given)
     name, inputs = CLASSES[kind]
     theirs, report = torch_side(
         python, "folder", hf, tmp_path / "in.npz", tmp_path / "out.npz", name, TEXT, *inputs

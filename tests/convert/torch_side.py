@@ -19,8 +19,11 @@ def folder(where, io, out, class_name, text, *inputs):
     kind = getattr(transformers, class_name)
     model, loading = kind.from_pretrained(where, output_loading_info=True)
     given = np.load(io)
+    batch = {name: torch.from_numpy(given["in/" + name]) for name in inputs}
+    if "image_grid_thw" in batch:  # without it, images have the positions of text
+        batch["mm_token_type_ids"] = (batch["input_ids"] == model.config.image_token_id).int()
     with torch.no_grad():
-        found = model.eval()(**{name: torch.from_numpy(given["in/" + name]) for name in inputs})
+        found = model.eval()(**batch)
     images = AutoImageProcessor.from_pretrained(where)
     try:
         processor = type(AutoProcessor.from_pretrained(where)).__name__

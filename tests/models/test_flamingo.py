@@ -66,8 +66,8 @@ def test_reading_on_remembers_images(bound):
 
     def part(begin, end):
         images = (whole.images, whole.seen) if begin == 0 else (None, None)
-        cut = (x[:, begin:end] for x in (whole.embeds, whole.valid, whole.place))
-        return Tokens(*cut, *images)
+        embeds, valid, place = (x[:, begin:end] for x in (whole.embeds, whole.valid, whole.place))
+        return Tokens(embeds, valid, place, *images)
 
     cache, found = backbone.empty_cache(len(IDS), N), []
     for begin, end in ((0, 3), (3, 4), (4, N)):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,8 @@ def test_streaming_with_a_prefix_equals_the_window(name):
     model, weights = vla.build(config("interleaved", "prefix", name)), params(name)
     whole, window = tiny.observe(window=tiny.WINDOW + 1, size=28), tiny.WINDOW
     step = jax.jit(lambda o, h: model.apply(weights, o, h, method="step"))
-    history, got = streaming.empty_history(model, 2), None
+    history = streaming.empty_history(model, 2)
+    got: Any = None
     for t in range(window + 1):
         got, history = step(tiny.steps(whole, t, t + 1), history)
     apply = jax.jit(lambda o: model.apply(weights, o))
@@ -182,7 +184,7 @@ def test_the_config_for_a_folder_is_that_of_its_generation(file, kind, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(described))
     configs = config_files.Path(paligemma_ph.__file__).parent
     page = {"gemma": paligemma_ph, "gemma2": paligemma2_ph}[kind]
-    assert config_files.find(configs, tmp_path) == config_files.Path(page.__file__)
+    assert config_files.find(configs, tmp_path) == config_files.Path(str(page.__file__))
     assert resolve(page.get_config()).model.backbone.name == file.__name__.rsplit(".")[-1]
     described["text_config"] = {**described["text_config"], "model_type": "llama"}
     (tmp_path / "config.json").write_text(json.dumps(described))

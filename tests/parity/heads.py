@@ -117,6 +117,7 @@ def _structure(attrs: Mapping[str, Any]) -> StructureConfig:
         text_len=1,
         resampler=0,
         proprio=0,
+        slide=1,
         act_insert="padded_column",
         readout="action",
     )

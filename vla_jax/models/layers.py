@@ -204,7 +204,8 @@ class Rope:
             return cosine, sine
         # A pair of casts would be compiled away.
         kind = jnp.finfo(self.rounded)
-        return tuple(jax.lax.reduce_precision(x, kind.nexp, kind.nmant) for x in (cosine, sine))
+        cosine, sine = (jax.lax.reduce_precision(x, kind.nexp, kind.nmant) for x in (cosine, sine))
+        return cosine, sine
 
 
 def rotate(
