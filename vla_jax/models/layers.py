@@ -204,7 +204,8 @@ class Rope:
             return cosine, sine
         # A pair of casts would be compiled away.
         kind = jnp.finfo(self.rounded)
-        return tuple(jax.lax.reduce_precision(x, kind.nexp, kind.nmant) for x in (cosine, sine))
+        bits = kind.nexp, kind.nmant
+        return jax.lax.reduce_precision(cosine, *bits), jax.lax.reduce_precision(sine, *bits)
 
 
 def rotate(
