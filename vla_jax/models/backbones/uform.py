@@ -19,6 +19,7 @@ from vla_jax.models.decoder import Cache, Decoder, empty_cache
 from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.language import LANGUAGES
+from vla_jax.models.layers import Dense
 from vla_jax.models.resampler import LatentDecoder, latent_decoder_weights
 from vla_jax.models.vit import VisionSpec, VisionTransformer
 
@@ -191,9 +192,7 @@ class UForm(nn.Module):
     def setup(self):
         c, text = self.config, self.config["text_config"]
         self.vision = VisionTransformer(vision_spec(c), self.remat, self.dtype)
-        if c["image_encoder_embedding_dim"]:  # only so that weights come out as they went in
-            shape = (c["image_encoder_embedding_dim"], c["image_encoder_hidden_size"])
-            self.vision_embedding = self.param("vision_embedding", nn.initializers.zeros, shape)
+        self.vision_embedding = Dense((c["image_encoder_embedding_dim"],), use_bias=False)
         self.image_pooler = LatentDecoder(
             c["image_pooler_num_latents"],
             text["hidden_size"],
@@ -206,7 +205,10 @@ class UForm(nn.Module):
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> image tokens."""
-        return self.image_pooler(self.vision(images))
+        x = self.vision(images)
+        if self.is_initializing() and self.config["image_encoder_embedding_dim"]:
+            self.vision_embedding(x)  # only so that weights come out as they went in
+        return self.image_pooler(x)
 
     def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         """Token ids -> embeddings."""
@@ -241,7 +243,7 @@ def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
         *w.prefixed(decoder, _TEXT, "text/"),
     ]
     if config["image_encoder_embedding_dim"]:
-        rows.append(w.Weight(_EMBEDDING, "vision_embedding"))
+        rows.append(w.Weight(_EMBEDDING, "vision_embedding/kernel", "linear"))
     return [row for row in rows if row.source not in absent]
 
 
