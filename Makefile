@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
+# Test processes; each takes up to 5 GB.
+WORKERS ?= 2
+
 .PHONY: help demo test test-slow lint bench clean
 
 help:
@@ -35,7 +38,7 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu and not sim" --fixtures tests/fixtures
+	$(BIN)/pytest -m "not slow and not gpu and not sim" --fixtures tests/fixtures -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
