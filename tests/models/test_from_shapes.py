@@ -128,6 +128,7 @@ def test_names_of_2025(tmp_path):
     assert weights.ignored("model.region.coord_encoder.weight", moondream.IGNORE)
 
 
+@pytest.mark.slow
 def test_cameras_of_different_sizes():
     """One in four tiles, one in none; each gives the tokens it gives alone."""
     model, params = tiny.build(tiny.config("policy_head", "lstm", backbone="moondream"))

@@ -86,6 +86,7 @@ def test_buckets_of_image_tokens():
         assert found[i, j] == expected, (i, j)
 
 
+@pytest.mark.slow
 def test_cameras_are_told_apart_by_what_training_adds(params, inputs):
     """Exchanged, they give the same until the tables' last rows, which OFA leaves at 0, change."""
     exchanged = inputs["images"][:, [4, 5, 6, 7, 0, 1, 2, 3, 8]]
@@ -173,6 +174,7 @@ def test_architectures_are_refused():
     assert ofa.image_tokens(ofa.arch({"image_size": 672})) == 42**2
 
 
+@pytest.mark.slow
 def test_tokens_without_a_place():
     """The robot's state is read, beside a resampler's latents."""
     changes = {"structure.resampler": 2, "structure.proprio": 3}
@@ -185,6 +187,7 @@ def test_tokens_without_a_place():
     assert np.abs(one - other).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_answers_are_not_given_away():
     """What the model thinks of every possible answer sums to one: it has not read the given one."""
     model, params = tiny.build(tiny.config("policy_head", "mlp", backbone="ofa"))

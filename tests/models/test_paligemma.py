@@ -82,6 +82,7 @@ def test_who_sees_whom():
 BOTH = ["paligemma2", pytest.param("paligemma", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOTH)
 def test_streaming_with_a_prefix_equals_the_window(name):
     model, weights = vla.build(config("interleaved", "prefix", name)), params(name)

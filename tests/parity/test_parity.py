@@ -94,14 +94,18 @@ def _read(path: Path) -> dict:
 def pytest_generate_tests(metafunc: pytest.Metafunc):
     folders: list[Path] = metafunc.config.stash[metafunc.config.parity_folders]  # type: ignore[attr-defined]
     waiting = metafunc.config.stash[metafunc.config.parity_waiting]  # type: ignore[attr-defined]
-    cases = []
+    cases, seen = [], set()
     for folder in folders:
         runner = find_runner(folder)
+        # Of whole policies, the fast suite runs one a backbone.
+        describe = runner.args[0] if isinstance(runner, functools.partial) else None
+        marks = [pytest.mark.slow] if describe in seen else []
+        seen |= {describe} - {None}
         named = folder.name in names.FULL
         if named:
             cases.append(pytest.param(folder, names.run, id=f"{folder.name}-names"))
         if not isinstance(runner, str):
-            cases.append(pytest.param(folder, runner, id=folder.name))
+            cases.append(pytest.param(folder, runner, id=folder.name, marks=marks))
         elif not named:
             waiting[folder.name] = runner
     metafunc.parametrize(("folder", "runner"), cases)

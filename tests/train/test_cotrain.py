@@ -128,6 +128,7 @@ def set_up(c: Config) -> tuple[Any, state.TrainState, Any]:
     return make_train_step(model, c, mesh, template), now, mesh
 
 
+@pytest.mark.slow
 def test_parts_of_texts_count_by_their_answers():
     results = []
     for parts in (1, 2):
