@@ -1,6 +1,6 @@
 """Memory and time of converting a full-size VLM: Hugging Face folder -> checkpoint -> folder.
 
-    python bench/convert.py --scratch /tmp/scratch
+    python bench/convert.py --scratch SCRATCH
 
 Writes a folder of the released architecture with random float32 weights (Kosmos-2: 7 GB; the
 scratch folder needs twice that), converts it with launch/convert.py there and back, compares every
