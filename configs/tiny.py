@@ -3,7 +3,7 @@
 python launch/demo.py --config=configs/tiny.py:kosmos2 --workdir=runs/kosmos2
 
 The argument names the backbone. That everything is wired is what this shows: it trains, serves and
-acts on two CPU cores; `python bench/backbones.py` runs all of them.
+acts on two CPU cores; `python bench/closed_loop.py backbones --data DATA` runs all of them.
 """
 
 from typing import Any

@@ -137,13 +137,13 @@ def test_processors_that_count_image_tokens(tmp_path):
         "vision_config": {"patch_size": 14},
         "vision_feature_select_strategy": "default",
     }
-    hf_files.write_processor(image, 6, config, {"do_pad": False}, tmp_path)
+    hf_files.write_processor(image, 6, config, tmp_path)
     assert read(tmp_path / "processor_config.json") == {
         "patch_size": 14, "vision_feature_select_strategy": "default",
         "num_additional_image_tokens": 1,
     }  # fmt: skip
     found = read(tmp_path / "preprocessor_config.json")
-    assert (found["image_seq_length"], found["do_pad"]) == (6, False)
+    assert found["image_seq_length"] == 6
     assert found["processor_class"] == "LlavaProcessor"
 
 
@@ -151,7 +151,7 @@ def test_processors_that_cut_patches(tmp_path):
     image = ImageSpec(size=56, mean=MEAN, std=STD)
     vision = {"patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2}
     config = {"architectures": ["Qwen2VLForConditionalGeneration"], "vision_config": vision}
-    hf_files.write_processor(image, 4, config, {}, tmp_path)
+    hf_files.write_processor(image, 4, config, tmp_path)
     found = read(tmp_path / "preprocessor_config.json")
     assert found["image_processor_type"] == "Qwen2VLImageProcessor"
     assert found["size"] == {"shortest_edge": 3136, "longest_edge": 3136}

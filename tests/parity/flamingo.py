@@ -17,6 +17,7 @@ from tests.parity.vision import HEADS, compare_scaled, prefix
 from vla_jax.convert import maps
 from vla_jax.models import vla
 from vla_jax.models.backbones import flamingo
+from vla_jax.models.backbones.base import count_layers
 from vla_jax.models.gated import Media
 from vla_jax.models.vit import VisionTransformer
 from vla_jax.rules import flatten
@@ -104,10 +105,6 @@ def read(theirs: Arrays, vision: str, language: str, below: int) -> dict[str, An
         language: of the language model.
         below: of the vocabulary's end, where <image> is.
     """
-
-    def depth(top: str) -> int:
-        return 1 + max(int(k[len(top) :].split(".")[0]) for k in theirs if k.startswith(top))
-
     patch, blocks = theirs[vision + "conv1.weight"], vision + "transformer.resblocks."
     wide, _, side, _ = patch.shape
     grid = round((len(theirs[vision + "positional_embedding"]) - 1) ** 0.5)
@@ -119,11 +116,11 @@ def read(theirs: Arrays, vision: str, language: str, below: int) -> dict[str, An
         "media_token_id": text["vocab_size"] - below,
         "perceiver_config": {
             "num_latents": len(theirs["perceiver.latents"]),
-            "depth": depth("perceiver.layers."),
+            "depth": count_layers(theirs, "perceiver.layers."),
         },
         "vision_config": {
             "width": wide,
-            "layers": depth(blocks),
+            "layers": count_layers(theirs, blocks),
             "heads": HEADS,
             "mlp_ratio": len(theirs[blocks + "0.mlp.c_fc.bias"]) / wide,
             "patch_size": side,
@@ -135,7 +132,7 @@ def read(theirs: Arrays, vision: str, language: str, below: int) -> dict[str, An
         vocab, size = theirs["vision_encoder.token_embedding.weight"].shape
         found["clip_text_config"] = {
             "width": size,
-            "layers": depth("vision_encoder.transformer.resblocks."),
+            "layers": count_layers(theirs, "vision_encoder.transformer.resblocks."),
             "heads": HEADS,
             "vocab_size": vocab,
             "context_length": len(theirs["vision_encoder.positional_embedding"]),

@@ -13,7 +13,7 @@ from tests.parity.table import Row, compare
 from vla_jax.convert import maps
 from vla_jax.models import vla
 from vla_jax.models.backbones import kosmos2
-from vla_jax.models.backbones.base import Tokens
+from vla_jax.models.backbones.base import Tokens, count_layers
 from vla_jax.rules import flatten
 
 # Every tiny model of the golden set has four heads in both towers; shapes do not tell.
@@ -67,15 +67,12 @@ def describe(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, A
     side = round((len(params[vision + "embeddings.position_embedding.weight"]) - 1) ** 0.5)
     vocab, width = params[text + "embed_tokens.weight"].shape
 
-    def depth(prefix: str) -> int:
-        return 1 + max(int(k[len(prefix) :].split(".")[0]) for k in params if k.startswith(prefix))
-
     found = kosmos2.arch(
         {
             "latent_query_num": len(params["backbone.image_to_text_projection.latent_query"]),
             "vision_config": {
                 "hidden_size": patch.shape[0],
-                "num_hidden_layers": depth(vision + "encoder.layers."),
+                "num_hidden_layers": count_layers(params, vision + "encoder.layers."),
                 "num_attention_heads": HEADS,
                 "intermediate_size": len(params[vision + "encoder.layers.0.mlp.fc1.bias"]),
                 "patch_size": patch.shape[2],
@@ -84,7 +81,7 @@ def describe(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, A
             "text_config": {
                 "vocab_size": vocab,
                 "embed_dim": width,
-                "layers": depth(text + "layers."),
+                "layers": count_layers(params, text + "layers."),
                 "attention_heads": HEADS,
                 "ffn_dim": len(params[text + "layers.0.ffn.fc1.bias"]),
             },

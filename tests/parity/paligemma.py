@@ -14,7 +14,7 @@ from tests.parity.table import Row, compare
 from vla_jax.convert import maps
 from vla_jax.models import vla
 from vla_jax.models.backbones import BACKBONES
-from vla_jax.models.backbones.base import Tokens
+from vla_jax.models.backbones.base import Tokens, count_layers
 from vla_jax.rules import flatten
 
 # What shapes do not tell of the tiny models of the golden set.
@@ -96,9 +96,6 @@ def describe(
     head = len(params[text + "layers.0.self_attn.q_proj.weight"]) // HEADS
     second = text + "layers.0.pre_feedforward_layernorm.weight" in params
 
-    def depth(prefix: str) -> int:
-        return 1 + max(int(k[len(prefix) :].split(".")[0]) for k in params if k.startswith(prefix))
-
     name = GENERATIONS["gemma2" if second else "gemma"]
     version = ".".join(config["versions"]["transformers"].split(".")[:2])
     found = BACKBONES[name][0].arch(
@@ -108,7 +105,7 @@ def describe(
             "projection_dim": width,
             "vision_config": {
                 "hidden_size": patch.shape[0],
-                "num_hidden_layers": depth(vision + "encoder.layers."),
+                "num_hidden_layers": count_layers(params, vision + "encoder.layers."),
                 "num_attention_heads": HEADS,
                 "intermediate_size": len(params[vision + "encoder.layers.0.mlp.fc1.bias"]),
                 "patch_size": patch.shape[2],
@@ -117,7 +114,7 @@ def describe(
             "text_config": {
                 "vocab_size": vocab,
                 "hidden_size": width,
-                "num_hidden_layers": depth(text + "layers."),
+                "num_hidden_layers": count_layers(params, text + "layers."),
                 "num_attention_heads": HEADS,
                 "num_key_value_heads": len(params[text + "layers.0.self_attn.k_proj.weight"])
                 // head,

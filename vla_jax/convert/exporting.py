@@ -117,9 +117,7 @@ def _write_beside(
     if meta["tokenizer"]:
         hf_files.write_tokenizer(meta["tokenizer"], original, folder)
     file, _ = BACKBONES[model.config.backbone.name]
-    more = file.preprocessor(model.arch) if hasattr(file, "preprocessor") else {}
-    tokens = file.image_tokens(model.arch)
-    hf_files.write_processor(model.image, tokens, described, more, folder)
+    hf_files.write_processor(model.image, file.image_tokens(model.arch), described, folder)
     settings = {
         "format": meta["format"],
         "step": stored.step,

@@ -153,23 +153,20 @@ def _template(processor: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return before, after
 
 
-def write_processor(
-    image: ImageSpec, tokens: int, config: Mapping[str, Any], more: Mapping[str, Any], folder: Path
-) -> None:
+def write_processor(image: ImageSpec, tokens: int, config: Mapping[str, Any], folder: Path) -> None:
     """Processor files that `AutoProcessor` loads, where the folder lacks them.
 
     Args:
         image: what the image tower takes.
         tokens: that an image becomes.
         config: config.json of the folder.
-        more: entries of preprocessor_config.json that do not follow from `image`.
         folder: to complete.
     """
     path = folder / "processor_config.json"
     told = read_json(path) if path.is_file() else {}
     if not (folder / "preprocessor_config.json").is_file() and "image_processor" not in told:
         settings = {**preprocessor(image), **_processor_class(config), "image_seq_length": tokens}
-        settings |= _cutting(image, config.get("vision_config") or {}) | dict(more)
+        settings |= _cutting(image, config.get("vision_config") or {})
         write_json(folder / "preprocessor_config.json", settings)
     strategy = config.get("vision_feature_select_strategy")
     patch = (config.get("vision_config") or {}).get("patch_size")

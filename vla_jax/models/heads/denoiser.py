@@ -10,15 +10,17 @@ r sequences = b u · c context tokens · n sequence · f chunk · a action dimen
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.models.layers import MLP, Attention, Dense
+from vla_jax.models.losses import masked_mean, row_means
 from vla_jax.types import Actions, Prediction
 
 _FREQUENCIES = 128
@@ -122,6 +124,59 @@ class Denoiser(nn.Module):
         x, _ = self.layers(x, level, mask)
         shift, scale = jnp.split(self.final(level)[:, None], 2, axis=-1)
         return self.leave(_normalise(x[:, -chunk:]) * (1 + scale) + shift).astype(jnp.float32)
+
+    def loss(
+        self,
+        features: Float[Array, "b w m d"],
+        valid: Bool[Array, "b w"],
+        noisy: Float[Array, "b w f a"],
+        time: Float[Array, "b w"],
+        wanted: Float[Array, "b w f a"],
+        mask: Bool[Array, "b w f"],
+    ) -> tuple[Float[Array, ""], Float[Array, "b"]]:
+        """Mean squared error over what `mask` holds, whole and of each row."""
+        context, seen = self.context(features, valid, last=False)
+        found = self(context, seen, noisy.reshape(-1, *noisy.shape[2:]), time.reshape(-1))
+        error = jnp.square(found.reshape(wanted.shape) - wanted).mean(-1)
+        return masked_mean(error, mask), row_means(error, mask)
+
+    def sample(
+        self,
+        features: Float[Array, "b w m d"],
+        valid: Bool[Array, "b w"],
+        key: PRNGKeyArray,
+        last: bool,
+        move: Callable[[Array, Array, Callable[[Array, Array], Any]], Array],
+    ) -> Prediction:
+        """`head.sampling_steps` moves from noise to a chunk, for every step or the last.
+
+        All steps start from the same noise, so a stream equals a window.
+
+        Args:
+            features: what the VLM says of each step.
+            valid: False on padding.
+            key: of the noise.
+            last: only the window's last step.
+            move: (number of the move, chunks [r, f, a], estimate) -> chunks, where
+                `estimate(chunks, time [])` is this network's.
+        """
+        context, seen = self.context(features, valid, last)
+        b, steps = valid.shape[0], 1 if last else valid.shape[1]
+        shape = (b, 1, self.structure.chunk, self.action_dim)
+        start = jnp.repeat(jax.random.normal(key, shape), steps, axis=1)
+        net, variables = self.unbind()
+
+        def step(i: Array, x: Float[Array, "r f a"]) -> Float[Array, "r f a"]:
+            def estimate(chunks: Array, time: Array) -> Any:
+                times = jnp.broadcast_to(time, chunks.shape[:1])
+                return net.apply(variables, context, seen, chunks, times)
+
+            return move(i, x, estimate)
+
+        x = jax.lax.fori_loop(
+            0, self.head.sampling_steps, step, start.reshape(b * steps, *shape[2:])
+        )
+        return as_prediction(x.reshape(b, steps, *shape[2:]))
 
 
 def as_values(actions: Actions) -> Float[Array, "b w f a"]:

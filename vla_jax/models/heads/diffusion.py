@@ -18,8 +18,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.models import weights as w
-from vla_jax.models.heads.denoiser import Denoiser, as_prediction, as_values
-from vla_jax.models.losses import masked_mean, row_means
+from vla_jax.models.heads.denoiser import Denoiser, as_values
 from vla_jax.types import Actions, Prediction
 
 
@@ -57,12 +56,9 @@ class DiffusionHead(nn.Module):
         level = jax.random.randint(two, clean.shape[:2], 0, self.head.noise_levels)
         signal = self._signal[level][..., None, None]
         noisy = jnp.sqrt(signal) * clean + jnp.sqrt(1 - signal) * noise
-        context, seen = self.net.context(features, valid, last=False)
-        rows = (-1, *clean.shape[2:])
-        found = self.net(context, seen, noisy.reshape(rows), self._time(level.reshape(-1)))
-        error = jnp.square(found.reshape(clean.shape) - noise).mean(-1)
-        total = masked_mean(error, actions.mask)
-        return total, {"rows": row_means(error, actions.mask), "loss_noise": total}
+        time = self._time(level)
+        total, rows = self.net.loss(features, valid, noisy, time, noise, actions.mask)
+        return total, {"rows": rows, "loss_noise": total}
 
     def predict(
         self,
@@ -71,29 +67,22 @@ class DiffusionHead(nn.Module):
         key: PRNGKeyArray,
         last: bool = False,
     ) -> Prediction:
-        """One sample a step. All steps start from the same noise, so a stream equals a window."""
-        context, seen = self.net.context(features, valid, last)
-        b, steps = valid.shape[0], 1 if last else valid.shape[1]
-        shape = (b, 1, self.structure.chunk, self.action_dim)
-        start = jnp.repeat(jax.random.normal(key, shape), steps, axis=1)
+        """One sample a step; see `Denoiser.sample`."""
         count = self.head.sampling_steps
         # From the highest level down, evenly; after the last one nothing but signal is left.
         chosen = np.linspace(self.head.noise_levels - 1, 0, count).round().astype(np.int32)
         levels = jnp.asarray(chosen)
         after = jnp.append(self._signal[levels[1:]], 1.0)
-        net, variables = self.net.unbind()
 
-        def denoise(i: Array, x: Float[Array, "r f a"]) -> Float[Array, "r f a"]:
-            time = jnp.broadcast_to(self._time(levels[i]), x.shape[:1])
-            noise: Any = net.apply(variables, context, seen, x, time)
+        def denoise(i: Array, x: Float[Array, "r f a"], estimate: Any) -> Float[Array, "r f a"]:
+            noise = estimate(x, self._time(levels[i]))
             signal = self._signal[levels[i]]
             clean = (x - jnp.sqrt(1 - signal) * noise) / jnp.sqrt(signal)
             clean = jnp.clip(clean, -1.0, 1.0)
             noise = (x - jnp.sqrt(signal) * clean) / jnp.sqrt(1 - signal)
             return jnp.sqrt(after[i]) * clean + jnp.sqrt(1 - after[i]) * noise
 
-        x = jax.lax.fori_loop(0, count, denoise, start.reshape(b * steps, *shape[2:]))
-        return as_prediction(x.reshape(b, steps, *shape[2:]))
+        return self.net.sample(features, valid, key, last, denoise)
 
     @property
     def _signal(self) -> Float[Array, "levels"]:

@@ -16,8 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.models import weights as w
-from vla_jax.models.heads.denoiser import Denoiser, as_prediction, as_values
-from vla_jax.models.losses import masked_mean, row_means
+from vla_jax.models.heads.denoiser import Denoiser, as_values
 from vla_jax.types import Actions, Prediction
 
 _LATEST = 0.999  # training times stay below; at 1 nothing is left to predict
@@ -51,11 +50,8 @@ class FlowHead(nn.Module):
         time = _LATEST * (1 - jax.random.uniform(two, clean.shape[:2]) ** (1 / 1.5))
         share = time[..., None, None]
         noisy = (1 - share) * noise + share * clean
-        context, seen = self.net.context(features, valid, last=False)
-        found = self.net(context, seen, noisy.reshape(-1, *clean.shape[2:]), time.reshape(-1))
-        error = jnp.square(found.reshape(clean.shape) - (clean - noise)).mean(-1)
-        total = masked_mean(error, actions.mask)
-        return total, {"rows": row_means(error, actions.mask), "loss_velocity": total}
+        total, rows = self.net.loss(features, valid, noisy, time, clean - noise, actions.mask)
+        return total, {"rows": rows, "loss_velocity": total}
 
     def predict(
         self,
@@ -64,21 +60,13 @@ class FlowHead(nn.Module):
         key: PRNGKeyArray,
         last: bool = False,
     ) -> Prediction:
-        """One sample a step. All steps start from the same noise, so a stream equals a window."""
-        context, seen = self.net.context(features, valid, last)
-        b, steps = valid.shape[0], 1 if last else valid.shape[1]
-        shape = (b, 1, self.structure.chunk, self.action_dim)
-        start = jnp.repeat(jax.random.normal(key, shape), steps, axis=1)
+        """One sample a step; see `Denoiser.sample`."""
         count = self.head.sampling_steps
-        net, variables = self.net.unbind()
 
-        def move(i: Array, x: Float[Array, "r f a"]) -> Float[Array, "r f a"]:
-            time = jnp.broadcast_to(i / count, x.shape[:1])
-            velocity: Any = net.apply(variables, context, seen, x, time)
-            return x + velocity / count
+        def move(i: Array, x: Float[Array, "r f a"], velocity: Any) -> Float[Array, "r f a"]:
+            return x + velocity(x, i / count) / count
 
-        x = jax.lax.fori_loop(0, count, move, start.reshape(b * steps, *shape[2:]))
-        return as_prediction(x.reshape(b, steps, *shape[2:]))
+        return self.net.sample(features, valid, key, last, move)
 
 
 def weight_map(head: HeadConfig, width: int) -> list[w.Weight]:
