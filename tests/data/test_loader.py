@@ -1,3 +1,4 @@
+import atexit
 import json
 import threading
 
@@ -330,6 +331,17 @@ def test_close_ends_the_threads(mixture):
     assert threading.active_count() == before
     with pytest.raises(StopIteration):
         next(loader)
+
+
+def test_one_left_open_is_closed_when_the_interpreter_ends(mixture, monkeypatch):
+    at_exit = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    before = set(threading.enumerate())
+    next(Loader(mixture, encode, 8, 3))
+    assert set(threading.enumerate()) > before
+    for function in at_exit:
+        function()
+    assert set(threading.enumerate()) <= before
 
 
 def test_batch_that_does_not_divide(mixture):

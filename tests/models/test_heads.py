@@ -28,9 +28,8 @@ def make(kind: str, **changes: Any):
     head = HEADS[kind][1](config.head, config.structure, 7)
     actions = Actions(jnp.zeros((1, W, tiny.CHUNK, 7)), jnp.ones((1, W, tiny.CHUNK), bool))
     args = (features(batch=1), jnp.ones((1, W), bool), actions, KEY, 0.1)
-    params = head.init(jax.random.key(0), *args, method="loss")["params"]
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), params)
+    init = jax.jit(lambda key: head.init(key, *args, method="loss")["params"])
+    params = tiny.moved(init(jax.random.key(0)), seed=0)
 
     def predict(x, valid, last=False, key=KEY):
         return head.apply({"params": params}, x, valid, key, last, method="predict")
@@ -182,7 +181,8 @@ def test_rows_average_to_the_loss():
         head, params, _ = make(kind)
         mask = jnp.ones((2, W, tiny.CHUNK), bool).at[0, 0].set(False)
         args = (features(), jnp.ones((2, W), bool), Actions(tiny.act(2, W).chunk, mask), KEY, 0.1)
-        total, parts = head.apply({"params": params}, *args, method="loss")
+        run = jax.jit(lambda p, head=head, args=args: head.apply(p, *args, method="loss"))
+        total, parts = run({"params": params})
         weights = mask.sum((1, 2))
         assert parts["rows"] @ weights / weights.sum() == pytest.approx(float(total), rel=1e-5)
 
@@ -194,6 +194,7 @@ def test_unsupervised_actions_do_not_matter():
         mask = mask.at[:, :, 1].set(False)
         chunk = jnp.zeros((2, W, tiny.CHUNK, 7))
 
+        @jax.jit
         def loss(chunk, mask, head=head, params=params, valid=valid):
             args = (features(), valid, Actions(chunk, mask), KEY, 0.1)
             return head.apply({"params": params}, *args, method="loss")[0]

@@ -34,12 +34,14 @@ def build(model_config: ModelConfig, seed: int = 0) -> tuple[Any, dict[str, Any]
     """The model, and parameters none of which is neutral (gates and tokens start at zero)."""
     model = vla.build(model_config)
     params = jax.jit(lambda k: vla.initial_params(model, k))(jax.random.key(seed))
+    return model, moved(params, seed)
+
+
+def moved(params: Any, seed: int) -> Any:
+    """Parameters with a little noise; in numpy, as every shape would be a program to compile."""
     rng = np.random.default_rng(seed)
-
-    def moved(x: Any) -> Any:
-        return x + jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype)
-
-    return model, jax.tree.map(moved, params)
+    noisy = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), jax.device_get(params))
+    return jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), noisy, params)
 
 
 def observe(

@@ -5,6 +5,7 @@ What a batch holds depends on (mixture, seed, sample number) alone: not on threa
 the number of processes, or where a run was interrupted.
 """
 
+import atexit
 import concurrent.futures
 import logging
 import queue
@@ -98,6 +99,8 @@ class Loader(Iterator[Batch]):
         self._pool = concurrent.futures.ThreadPoolExecutor(self._threads, "decode")
         self._feeder = threading.Thread(target=self._feed, args=(self._samples,), daemon=True)
         self._feeder.start()
+        # A thread that the interpreter's end finds inside numpy would abort the process.
+        atexit.register(self.close)
 
     def __iter__(self) -> "Loader":
         return self
@@ -130,6 +133,7 @@ class Loader(Iterator[Batch]):
 
     def close(self) -> None:
         """Stops the threads; no more batches come."""
+        atexit.unregister(self.close)
         self._closed.set()
         self._slots.release()
         if threading.current_thread() is not self._feeder:
