@@ -96,7 +96,10 @@ def test_transformers_loads_the_export(python, tmp_path, fixture, source_files):
     io = golden.arrays(fixture)
     photo = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
     given: dict[str, Any] = {k: v for k, v in io.items() if "/" in k}
-    np.savez(tmp_path / "in.npz", photo=photo, **given)
+    # On which the mask of a PaliGemma depends, and whether Gemma 2 caps its scores.
+    told = fixture / "meta.json"
+    attention = json.loads(told.read_text()).get("attn", "sdpa") if told.is_file() else "sdpa"
+    np.savez(tmp_path / "in.npz", photo=photo, attention=attention, **given)
     name, inputs = CLASSES[kind]
     theirs, report = torch_side(
         python, "folder", hf, tmp_path / "in.npz", tmp_path / "out.npz", name, TEXT, *inputs
@@ -117,6 +120,8 @@ def test_transformers_loads_the_export(python, tmp_path, fixture, source_files):
     again = tmp_path / "again"
     again.mkdir()
     shutil.copy(hf / "config.json", again)
+    if told.is_file():
+        shutil.copy(told, again)
     shards = [load_file(path) for path in sorted(hf.glob("model*.safetensors"))]
     assert len(shards) > 1
     save_file({k: v for shard in shards for k, v in shard.items()}, again / "model.safetensors")

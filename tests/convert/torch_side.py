@@ -17,8 +17,10 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoPr
 def folder(where, io, out, class_name, text, *inputs):
     """The golden inputs through the exported model; its tokenizer's and processor's outputs."""
     kind = getattr(transformers, class_name)
-    model, loading = kind.from_pretrained(where, output_loading_info=True)
     given = np.load(io)
+    model, loading = kind.from_pretrained(
+        where, output_loading_info=True, attn_implementation=str(given["attention"])
+    )
     batch = {name: torch.from_numpy(given["in/" + name]) for name in inputs}
     if "image_grid_thw" in batch:  # without it, images have the positions of text
         batch["mm_token_type_ids"] = (batch["input_ids"] == model.config.image_token_id).int()
