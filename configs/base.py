@@ -102,6 +102,42 @@ def get_config() -> Any:
                     "prompt": "Question: {question} Answer: ",
                 }
             ),
+            # Which trajectories are used. A regex counts where it is found in an instruction.
+            "filters": ConfigDict(
+                {
+                    "language": (),  # regexes, one of which must be found; () = any text
+                    "not_language": (),  # regexes none of which may be found
+                    # JSON file {dataset: [...]} of the training episodes to keep: their numbers in
+                    # the split, or [start, end] as in episode_metadata (CALVIN's lists); "" = all.
+                    "episodes": "",
+                    "few_shot": 0,  # training trajectories kept of each instruction; 0 = all
+                    "few_shot_seed": 0,  # which ones
+                    # Windows are left out before which the robot idles for a whole chunk: no arm
+                    # dimension of a relative action above this, in the dataset's units, and no
+                    # change of the gripper (LIBERO: 1e-4); 0 = off.
+                    "noop": 0.0,
+                }
+            ),
+            # What a training sample is told: one of its instructions, drawn evenly, unless:
+            "language": ConfigDict(
+                {
+                    "paraphrases": "",  # JSON file {instruction: [other words for it]}; "" = none
+                    "paraphrase": 0.5,  # share of the samples that get one of these
+                    "dropout": 0.0,  # share of the samples that are told nothing
+                }
+            ),
+            "left_pad": True,  # windows may reach left of the start, masked (RoboVLMs: False)
+            # sliding: one window ends at every frame. segment: every window comes `window` times,
+            # of copy i the first i steps are hidden (RoboVLMs' organize_type = "segment").
+            "windows": "sliding",
+            # Parity: supervise actions up to a random later frame only, as RoboVLMs' OXE loader
+            # does through goals it does not use.
+            "random_goal": False,
+            # Parity: supervise steps that are themselves padding or hidden, as RoboVLMs does.
+            "padded_rows": False,
+            # What is wrong with the data: error: stop and say where; skip: leave it out, count it
+            # and log it (episodes; windows with a corrupt image; views a dataset does not have).
+            "on_error": "error",
             "train_split": "train",  # TFDS split
             "val_split": "val",  # when absent, the last val_fraction of the train trajectories
             "val_fraction": 0.05,  # see above

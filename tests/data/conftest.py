@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from vla_jax.config import CotrainConfig, DataConfig, DatasetConfig, StructureConfig
+from vla_jax.config import (
+    CotrainConfig,
+    DataConfig,
+    DatasetConfig,
+    FiltersConfig,
+    LanguageConfig,
+    StructureConfig,
+)
 from vla_jax.data import features
 from vla_jax.data.writer import RLDSWriter
 
@@ -25,6 +32,8 @@ def data_config(tmp_path):
         datasets = tuple(DatasetConfig(s, str(d), w) for s, d, w in entries)
         cache = str(tmp_path / "cache")
         knobs["cotrain"] = CotrainConfig(**knobs["cotrain"])
+        knobs["filters"] = FiltersConfig(**{**knobs["filters"], **changes.pop("filters", {})})
+        knobs["language"] = LanguageConfig(**{**knobs["language"], **changes.pop("language", {})})
         return DataConfig(**{**knobs, "datasets": datasets, "cache_dir": cache, **changes})
 
     return build

@@ -110,13 +110,13 @@ def test_pixels_text_and_actions_belong_together(mixture):
 
 
 def test_left_padding_can_be_left_out(calvin, data_config, structure):
-    config = data_config(("calvin", calvin, 1.0), val_fraction=0.0)
-    mixture = open_datasets(config, structure(window=4), 7, "train", left_pad=False)
+    config = data_config(("calvin", calvin, 1.0), val_fraction=0.0, left_pad=False)
+    mixture = open_datasets(config, structure(window=4), 7, "train")
     assert mixture.num_windows == 4 + 0 + 8 + 2
     for batch in take(mixture, 4):
         assert batch.observation.image_mask["primary"].all()
     with pytest.raises(errors.DataError, match=r"as long as the window 12"):
-        open_datasets(config, structure(window=12), 7, "train", left_pad=False)
+        open_datasets(config, structure(window=12), 7, "train")
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -231,7 +231,7 @@ def test_trajectories_without_text_are_dropped(tmp_path, data_config, structure,
     assert mixture.instructions == ["a", "b"]
     assert "calvin: 1 of 3 trajectories have no text" in caplog.text
     silent = write_calvin(tmp_path / "silent" / "1.0.0", [4], texts=[""])
-    with pytest.raises(errors.DataError, match="no trajectory with text"):
+    with pytest.raises(errors.DataError, match="no trajectory is left: 1 have no text"):
         open_datasets(
             data_config(("calvin", silent, 1.0), val_fraction=0.0), structure(), 7, "train"
         )
@@ -292,7 +292,7 @@ def test_errors_of_the_config_are_all_listed(calvin, data_config, structure):
 
 def test_missing_camera_lists_the_cameras(bridge, data_config, structure):
     config = data_config(("bridge_dataset", bridge, 1.0))
-    with pytest.raises(errors.FeatureError, match=r"no camera 'wrist'; its cameras are .*image_0"):
+    with pytest.raises(errors.MissingCameraError, match=r"no camera 'wrist'; its cameras are .*image_0"):
         open_datasets(config, structure(cameras=("primary", "wrist")), 7, "train")
 
 

@@ -3,7 +3,10 @@
 Axis letters: e trajectories, n frames or samples, w window, f chunk, a action dimension.
 """
 
+import hashlib
+import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Literal
@@ -11,10 +14,18 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from vla_jax.data import trajectory as windows
+from vla_jax.data import trajectory as trajectories
 from vla_jax.data.decode import decode_into, image_size
-from vla_jax.data.errors import DataError, FeatureError, ImageDecodeError
+from vla_jax.data.errors import (
+    ActionError,
+    DataError,
+    FeatureError,
+    ImageDecodeError,
+    MissingCameraError,
+    Skips,
+)
 from vla_jax.data.features import STEPS, Feature, load_features
+from vla_jax.data.filters import SPAN, Filters, moving
 from vla_jax.data.normalize import ActionSpec
 from vla_jax.data.rlds_index import RLDSIndex, open_index
 from vla_jax.data.spec import DatasetSpec, Path, Trajectory
@@ -33,9 +44,11 @@ class Dataset:
         proprio: float32 [n, p] over the same frames, in robot units until the mixture normalises
             it, or None.
         starts: int64 [e+1], first row of each trajectory in `actions`.
-        text: int32 [e], index into `instructions`.
+        text: int32 [m], indices into `instructions`, of one trajectory after another.
+        text_starts: int64 [e+1], the first of each trajectory in `text`; each has at least one.
         instructions: the distinct instructions.
-        image_sizes: camera role -> (height, width) of its first image.
+        image_sizes: camera role -> (height, width) of its first image; a view it lacks is absent.
+        skips: what was wrong and has been left out.
     """
 
     def __init__(
@@ -47,50 +60,88 @@ class Dataset:
         cameras: Mapping[str, str],
         episodes: range,
         action_dim: int,
+        filters: Filters,
+        skips: Skips,
     ):
         """Standardises `episodes` of an opened index; see `open_dataset`."""
-        self.name, self.spec, self.index = name, spec, index
+        self.name, self.spec, self.index, self.skips = name, spec, index, skips
         self._cameras = dict(cameras)
+        self._may_end: np.ndarray | None = None
+        for error, parts in index.skipped:
+            skips.add(error, parts)
         capacity = int(index.starts[episodes.stop] - index.starts[episodes.start])
         self.actions = np.empty((capacity, action_dim), np.float32)
         self.proprio: np.ndarray | None = None
         raw = {short: self._column(index, path) for short, path in paths.items()}
-        starts, frames, texts, unlabelled = [0], [], [], 0
+        starts, frames, texts = [0], [], []
+        unused: Counter[str] = Counter()
         table: dict[str, int] = {}
         for episode in episodes:
             first, stop = int(index.starts[episode]), int(index.starts[episode + 1])
-            place = index.place(first)[:2]
-            found = spec.standardise(
-                {short: column(episode, first, stop) for short, column in raw.items()}
-            )
-            instruction = _instruction(found)
-            if not instruction:
-                unlabelled += 1
+            columns = {short: column(episode, first, stop) for short, column in raw.items()}
+            if not _is_listed(filters, episode, columns):
+                unused["are not listed in data.filters.episodes"] += 1
+                continue
+            try:
+                found = self._standardise(columns, action_dim, first)
+            except DataError as error:
+                skips.add(error)
                 continue
             begin, end, _ = found.keep.indices(stop - first)
-            if end <= begin:
+            said = _instructions(found)
+            allowed = filters.texts(said)
+            if not said or not allowed or end <= begin:
+                unused[
+                    "have no text" if not said
+                    else "say what data.filters leaves out" if not allowed
+                    else "have no frame that may be used"
+                ] += 1  # fmt: skip
                 continue
-            action = found.action[begin:end]
-            if action.shape[1] != action_dim:
-                problem = f"actions have {action.shape[1]} dimensions, the model {action_dim}"
-                raise FeatureError(problem, *place)
-            if not np.isfinite(action).all():
-                raise FeatureError("an action is not finite", *place)
-            self._append(starts[-1], action, found, slice(begin, end), capacity)
+            self._append(starts[-1], found.action[begin:end], found, slice(begin, end), capacity)
             starts.append(starts[-1] + end - begin)
             frames.append(first + begin)
-            texts.append(table.setdefault(instruction, len(table)))
-        if unlabelled:
-            log.info("%s: %d of %d trajectories have no text", name, unlabelled, len(episodes))
+            texts.append([table.setdefault(text, len(table)) for text in allowed])
+        chosen = np.ones(len(frames), bool)
+        if filters.few_shot and frames:
+            chosen = filters.few([codes[0] for codes in texts])
+            unused["are beyond data.filters.few_shot"] += int((~chosen).sum())
+        for reason, count in unused.items():
+            if count:
+                log.info("%s: %d of %d trajectories %s", name, count, len(episodes), reason)
+        if skips.counts:
+            log.warning("%s", skips)
         if not frames:
-            raise DataError(f"{name}: no trajectory with text", index.shards[0].parent)
-        self.starts = np.array(starts, np.int64)
-        self._frames = np.array(frames, np.int64)
-        self.text = np.array(texts, np.int32)
+            reasons = [f"{count} {reason}" for reason, count in unused.items()]
+            reasons += [str(skips)] if skips.counts else []
+            problem = f"{name}: no trajectory is left: {'; '.join(reasons)}"
+            raise DataError(problem, index.shards[0].parent)
+        self._keep(chosen, np.array(starts, np.int64), np.array(frames, np.int64), texts)
         self.instructions = list(table)
-        self.actions = self.actions[: starts[-1]]
-        self.proprio = None if self.proprio is None else self.proprio[: starts[-1]]
         self.image_sizes = {role: self._first_size(path) for role, path in cameras.items()}
+
+    def _standardise(
+        self, columns: Mapping[str, np.ndarray], action_dim: int, first: int
+    ) -> Trajectory:
+        """One episode, checked; `first` is its first frame."""
+        place = self.index.place
+        try:
+            found = self.spec.standardise(columns)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            problem = f"{self.name}: cannot be standardised: {type(error).__name__}: {error}"
+            raise FeatureError(problem, *place(first)[:2]) from error
+        if found.action.shape[1] != action_dim:
+            problem = f"actions have {found.action.shape[1]} dimensions, the model {action_dim}"
+            raise FeatureError(problem, *place(first)[:2])
+        for what, values in (("action", found.action), ("robot state", found.proprio)):
+            if values is None:
+                continue
+            bad = ~np.isfinite(values[found.keep]).all(axis=1)
+            if bad.any():
+                begin = found.keep.indices(len(values))[0]
+                frame = begin + int(np.argmax(bad))
+                problem = f"{self.name}: the {what} is not finite: {values[frame].tolist()}"
+                raise ActionError(problem, *place(first + frame))
+        return found
 
     def _append(
         self, row: int, action: np.ndarray, found: Trajectory, keep: slice, capacity: int
@@ -100,6 +151,23 @@ class Dataset:
             if self.proprio is None:
                 self.proprio = np.empty((capacity, found.proprio.shape[1]), np.float32)
             self.proprio[row : row + len(action)] = found.proprio[keep]
+
+    def _keep(
+        self, chosen: np.ndarray, starts: np.ndarray, frames: np.ndarray, texts: list[list[int]]
+    ) -> None:
+        """Cuts all arrays to the chosen trajectories."""
+        self.actions = self.actions[: starts[-1]]
+        self.proprio = None if self.proprio is None else self.proprio[: starts[-1]]
+        lengths = np.diff(starts)
+        if not chosen.all():
+            rows = np.repeat(chosen, lengths)
+            self.actions = self.actions[rows]
+            self.proprio = None if self.proprio is None else self.proprio[rows]
+        self.starts = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)
+        self._frames = frames[chosen]
+        kept = [codes for codes, keep in zip(texts, chosen, strict=True) if keep]
+        self.text = np.array([code for codes in kept for code in codes], np.int32)
+        self.text_starts = np.cumsum([0, *(len(codes) for codes in kept)]).astype(np.int64)
 
     @staticmethod
     def _column(index: RLDSIndex, path: str):
@@ -139,31 +207,32 @@ class Dataset:
             part = slice(row, row + step)
             self.actions[part] = spec.normalize(self.actions[part])
 
-    def count_windows(self, window: int, left_pad: bool) -> int:
-        """Fixes the windows that `locate` numbers, and counts them."""
-        counts = windows.num_windows(self.lengths, window, left_pad)
-        self._window_starts = np.concatenate([[0], np.cumsum(counts)])
-        self._first_end = 0 if left_pad else window - 1
-        return int(self._window_starts[-1])
+    def leave_out_idle(self, threshold: float, chunk: int) -> None:
+        """Lets no window end where the robot idles for a chunk; before `normalize`."""
+        self._may_end = moving(self.actions, self.starts, chunk, threshold)
+        idle = int((~self._may_end).sum())
+        log.info("%s: data.filters.noop leaves out %d of %d frames", self.name, idle, len(self))
 
-    def locate(
-        self, numbers: Int64[np.ndarray, "n"]
-    ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
-        """Trajectory and last frame (within it) of each window."""
-        trajectory = np.searchsorted(self._window_starts, numbers, side="right") - 1
-        return trajectory, numbers - self._window_starts[trajectory] + self._first_end
+    def __len__(self) -> int:
+        return len(self.actions)
 
-    def chunks(
-        self,
-        trajectory: Int64[np.ndarray, "n"],
-        ends: Int64[np.ndarray, "n"],
-        window: int,
-        chunk: int,
-    ) -> tuple[Float32[np.ndarray, "n w f a"], Bool[np.ndarray, "n w f"]]:
-        """Actions supervised at every step of the windows, and which count."""
-        lengths = self.starts[trajectory + 1] - self.starts[trajectory]
-        frames, mask = windows.chunks(ends, lengths, window, chunk)
-        return self.actions[self.starts[trajectory][:, None, None] + frames], mask
+    @property
+    def digest(self) -> str:
+        """Changes when the frames that are used would, or their texts."""
+        parts = (self._frames, self.text, self.text_starts, self._may_end)
+        blobs = [b"" if part is None else part.tobytes() for part in parts]
+        blobs.append(json.dumps(self.instructions).encode())
+        return hashlib.sha256(b"".join(blobs)).hexdigest()
+
+    def windows(self, window: int, left_pad: bool, segment: bool) -> trajectories.Windows:
+        """The windows that may be drawn, by number."""
+        return trajectories.Windows(self.lengths, window, left_pad, segment, self._may_end)
+
+    def actions_at(
+        self, trajectory: Int64[np.ndarray, "n"], frames: Int64[np.ndarray, "n w f"]
+    ) -> Float32[np.ndarray, "n w f a"]:
+        """The actions at these frames of these trajectories."""
+        return self.actions[self.starts[trajectory][:, None, None] + frames]
 
     def states(
         self, trajectory: Int64[np.ndarray, "n"], frames: Int64[np.ndarray, "n w"]
@@ -181,6 +250,9 @@ class Dataset:
         out: UInt8[np.ndarray, "w h x 3"],
     ) -> Bool[np.ndarray, "w"]:
         """Decodes one window of one camera into `out`; says which frames have an image."""
+        if role not in self._cameras:
+            out[...] = 0
+            return np.zeros(len(frames), bool)
         base, first = int(self._frames[trajectory]), int(frames[0])
         path = self._cameras[role]
         views = self.index.read(path, base + first, base + int(frames[-1]))
@@ -210,6 +282,8 @@ def open_dataset(
     held_out: float = 0.0,
     cache_dir: str = "",
     rebuild: bool = False,
+    filters: Filters | None = None,
+    skips: Skips | None = None,
 ) -> Dataset:
     """Opens, and if need be indexes, one split of one dataset.
 
@@ -224,43 +298,49 @@ def open_dataset(
         held_out: as a share of the trajectories; at least one if any.
         cache_dir: where indices live; see `open_index`.
         rebuild: index anew.
+        filters: of its trajectories; None = all that have a text.
+        skips: what to do about parts that are wrong; None = raise.
 
     Raises:
-        DataError: listing every camera and feature that is missing.
+        DataError: listing every camera and feature that is missing. A view it lacks is black where
+            `skips` allows it.
     """
+    filters, skips = filters or Filters(), skips or Skips(name)
     folder = FilePath(directory).expanduser()
     features = load_features(folder / "features.json")
-    problems: list[str] = []
-    images = _find_cameras(spec, features, cameras, problems)
-    paths = {short: _find(features, path) for short, path in spec.features.items()}
-    for short, found in paths.items():
-        if found is None:
-            problems.append(f"no feature {spec.features[short]!r}")
-    if problems:
-        raise FeatureError(f"{name}: {'; '.join(problems)}. It has {sorted(features)}", folder)
-    columns = {short: found for short, found in paths.items() if found}
-    index = open_index(folder, split, sorted(columns.values()), cache_dir, rebuild)
+    images = _find_cameras(spec, features, cameras)
+    needed = {**spec.features, **({path: path for path in SPAN} if filters.by_span else {})}
+    columns = {short: _find(features, path) for short, path in needed.items()}
+    problems = [f"no feature {needed[short]!r}" for short, path in columns.items() if path is None]
+    lacking = _lacking(spec, features, [role for role in cameras if role not in images])
+    if lacking and not problems:
+        error = MissingCameraError(f"{name}: {lacking}. It has {sorted(features)}", folder)
+        skips.add(error)
+    elif problems:
+        listing = "; ".join([*([lacking] if lacking else []), *problems])
+        raise FeatureError(f"{name}: {listing}. It has {sorted(features)}", folder)
+    paths = {short: path for short, path in columns.items() if path}
+    low = sorted(set(paths.values()))
+    index = open_index(folder, split, low, cache_dir, rebuild, skip=skips.allowed)
     total = index.num_episodes
     held = min(max(1, round(total * held_out)), total - 1) if held_out > 0 else 0
     parts = {"all": range(total), "head": range(total - held), "tail": range(total - held, total)}
     if not parts[part]:
         problem = f"{name}: split {split!r} has {total} trajectories, too few to hold some out"
         raise DataError(problem + f" ({held_out=})", folder)
-    return Dataset(name, spec, index, columns, images, parts[part], action_dim)
+    return Dataset(name, spec, index, paths, images, parts[part], action_dim, filters, skips)
 
 
 def _find_cameras(
-    spec: DatasetSpec, features: Mapping[str, Feature], cameras: Sequence[str], problems: list[str]
+    spec: DatasetSpec, features: Mapping[str, Feature], cameras: Sequence[str]
 ) -> dict[str, str]:
-    found = {}
-    for role in cameras:
-        path = _find(features, spec.images[role]) if role in spec.images else None
-        if path is None:
-            have = {r: p for r, p in spec.images.items() if _find(features, p)}
-            problems.append(f"no camera {role!r}; its cameras are {have}")
-        else:
-            found[role] = path
-    return found
+    found = {role: _find(features, spec.images[role]) for role in cameras if role in spec.images}
+    return {role: path for role, path in found.items() if path}
+
+
+def _lacking(spec: DatasetSpec, features: Mapping[str, Feature], roles: Sequence[str]) -> str:
+    have = {role: path for role, path in spec.images.items() if _find(features, path)}
+    return "; ".join(f"no camera {role!r}; its cameras are {have}" for role in roles)
 
 
 def _find(features: Mapping[str, Feature], path: Path) -> str | None:
@@ -269,7 +349,19 @@ def _find(features: Mapping[str, Feature], path: Path) -> str | None:
     return next((p for p in spelled if p in features), None)
 
 
-def _instruction(found: Trajectory) -> str:
-    if isinstance(found.language, str):
-        return found.language
-    return next((str(text) for text in found.language[found.keep] if text), "")
+def _is_listed(filters: Filters, episode: int, columns: Mapping[str, np.ndarray]) -> bool:
+    if filters.episodes is None:
+        return True
+    if not filters.by_span:
+        return episode in filters.episodes
+    return tuple(int(columns[path].item()) for path in SPAN) in filters.episodes
+
+
+def _instructions(found: Trajectory) -> list[str]:
+    """The distinct texts of an episode, blank ones left out."""
+    alternatives = found.language if isinstance(found.language, tuple) else (found.language,)
+    texts = []
+    for steps in alternatives:
+        spoken = [steps] if isinstance(steps, str) else map(str, steps[found.keep])
+        texts += [text for text in spoken if text.strip()][:1]
+    return list(dict.fromkeys(texts))

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from vla_jax.data import features as feature_module
 from vla_jax.data import records
 from vla_jax.data.errors import (
+    KINDS,
     CorruptRecordError,
     DataError,
     EmptyTrajectoryError,
@@ -24,11 +25,30 @@ from vla_jax.data.features import STEPS, Feature
 _PARALLEL_BYTES = 2 << 30  # below this, starting processes costs more than it saves
 
 
+class Skipped(NamedTuple):
+    """Episodes that are left out of an index; JSON-serialisable.
+
+    Attributes:
+        kind: a key of `errors.KINDS`.
+        problem: what is wrong.
+        shard: file name.
+        episode: the (first) episode within it, -1 when it does not apply.
+        count: how many.
+    """
+
+    kind: str
+    problem: str
+    shard: str
+    episode: int
+    count: int
+
+
 class _Shard(NamedTuple):
-    """What one shard contributes: arrays by file stem, and the texts its codes refer to."""
+    """What one shard contributes: arrays by file stem, texts its codes refer to, what it lacks."""
 
     arrays: dict[str, np.ndarray]
     tables: dict[str, list[str]]
+    skipped: list[Skipped]
 
 
 def index_shards(
@@ -38,6 +58,7 @@ def index_shards(
     features: Mapping[str, Feature],
     low: Sequence[str],
     check_crc: bool,
+    skip: bool = False,
 ) -> dict[str, Any]:
     """Writes the arrays into `folder` and returns what index.json says about them.
 
@@ -48,15 +69,23 @@ def index_shards(
         features: all features of the dataset.
         low: paths of the numeric and text features to copy.
         check_crc: verify every payload's checksum.
+        skip: leave episodes out that are wrong, and say so under "skipped", instead of raising.
     """
     images = sorted(p for p, f in features.items() if f.kind == "image" and p.startswith(STEPS))
     cameras = {path: f"camera_{i}" for i, path in enumerate(images)}
     lows = {path: f"low_{i}" for i, path in enumerate(low)}
     wanted = {path: features[path] for path in low}
-    jobs = [(directory / n, count, cameras, lows, wanted, check_crc) for n, count in shards.items()]
+    jobs = [
+        (directory / n, count, cameras, lows, wanted, check_crc, skip)
+        for n, count in shards.items()
+    ]
+    skipped: list[Skipped] = []
     columns: dict[str, _Column] = {}
     tables: dict[str, dict[str, int]] = {p: {} for p in low if features[p].kind == "text"}
     for number, shard in enumerate(_run(jobs)):
+        skipped += shard.skipped
+        if not shard.arrays:
+            continue
         for path, table in tables.items():
             codes = [table.setdefault(s, len(table)) for s in shard.tables[path]]
             shard.arrays[lows[path]] = np.array(codes, np.int32)[shard.arrays[lows[path]]]
@@ -67,6 +96,8 @@ def index_shards(
             columns[stem].append(array)
     for column in columns.values():
         column.close()
+    if not columns:
+        raise as_error(skipped[0], directory)
     lengths = np.load(folder / "length.npy")
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     os.unlink(folder / "length.npy")
@@ -75,7 +106,13 @@ def index_shards(
         "cameras": cameras,
         "low": lows,
         "tables": {path: list(table) for path, table in tables.items()},
+        "skipped": skipped,
     }
+
+
+def as_error(skipped: Skipped, directory: Path) -> DataError:
+    """The error that was not raised."""
+    return KINDS[skipped.kind](skipped.problem, directory / skipped.shard, skipped.episode)
 
 
 def _run(jobs: list[tuple]) -> Iterator[_Shard]:
@@ -90,22 +127,39 @@ def _run(jobs: list[tuple]) -> Iterator[_Shard]:
 
 
 def _index_shard(job: tuple) -> _Shard:
-    path, count, cameras, lows, wanted, check_crc = job
-    lists: dict[str, list] = {"length": []}
+    path, count, cameras, lows, wanted, check_crc, skip = job
+    lists: dict[str, list] = {"length": [], "number": []}
     tables: dict[str, dict[str, int]] = {p: {} for p, f in wanted.items() if f.kind == "text"}
-    episode = -1
-    for episode, (offset, record) in enumerate(records.read_records(path, check_crc)):
-        try:
-            arrays = _index_episode(offset, record, cameras, lows, wanted, tables)
-        except DataError as error:
+    skipped: list[Skipped] = []
+
+    def fail(error: DataError, episode: int, episodes: int = 1) -> None:
+        if not skip:
             raise type(error)(error.problem, path, episode, error.frame) from error
-        for stem, array in arrays.items():
-            lists.setdefault(stem, []).append(array)
-    if episode + 1 != count:
-        problem = f"holds {episode + 1} episodes, dataset_info.json says {count}"
-        raise TruncatedShardError(problem, path)
-    arrays = {stem: np.concatenate(parts) for stem, parts in lists.items()} if count else {}
-    return _Shard(arrays, {p: list(table) for p, table in tables.items()})
+        kind = type(error).__name__
+        skipped.append(Skipped(kind, error.problem, path.name, episode, episodes))
+
+    seen = 0
+    try:
+        for episode, (offset, record) in enumerate(records.read_records(path, check_crc)):
+            seen = episode + 1
+            try:
+                arrays = _index_episode(offset, record, cameras, lows, wanted, tables)
+            except DataError as error:
+                fail(error, episode)
+                continue
+            arrays["number"] = np.array([episode], np.int32)
+            for stem, array in arrays.items():
+                lists.setdefault(stem, []).append(array)
+        if seen != count:
+            problem = f"holds {seen} episodes, dataset_info.json says {count}"
+            raise TruncatedShardError(problem, path)
+    except (TruncatedShardError, CorruptRecordError) as error:
+        # Where the next record would begin is not known: the rest of the shard is lost.
+        if not skip:
+            raise
+        fail(error, error.episode, max(count - seen, 1))
+    arrays = {stem: np.concatenate(parts) for stem, parts in lists.items() if parts}
+    return _Shard(arrays, {p: list(table) for p, table in tables.items()}, skipped)
 
 
 def _index_episode(offset, record, cameras, lows, wanted, tables) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ On disk, in a folder beside the data or in a cache folder:
     index.json          digest, shards, features, and which array holds what
     starts.npy          int64 [e+1]   first frame of each episode, and the total
     shard.npy           int32 [e]     shard of each episode
+    number.npy          int32 [e]     number of each episode within its shard
     camera_<i>_at.npy   int64 [n]     byte offset of each frame in its shard
     camera_<i>_size.npy int32 [n]     its length in bytes; 0 = no image
     low_<i>.npy         [n, ...] or [e, ...]; text as int32 codes into a table in index.json
@@ -31,10 +32,10 @@ import numpy as np
 
 from vla_jax.data.errors import DataError, EmptyTrajectoryError, FeatureError
 from vla_jax.data.features import STEPS, Feature, load_features
-from vla_jax.data.rlds_build import index_shards
+from vla_jax.data.rlds_build import Skipped, as_error, index_shards
 
 log = logging.getLogger(__name__)
-FORMAT = 1  # of the files; part of the digest
+FORMAT = 2  # of the files; part of the digest
 _OPEN_FILES = 256  # shards kept open a process
 
 
@@ -47,6 +48,7 @@ class RLDSIndex:
         digest: of shard names and sizes and the features read; independent of where they lie.
         features: every feature of the dataset, {path: Feature}.
         starts: int64 [e+1], first frame of each episode; the last entry is the number of frames.
+        skipped: what is wrong with the episodes that were left out, and how many each concerns.
     """
 
     def __init__(self, folder: Path, directory: Path, features: dict[str, Feature]):
@@ -57,7 +59,11 @@ class RLDSIndex:
         self.shards = [directory / name for name in meta["shards"]]
         self.starts: np.ndarray = np.load(folder / "starts.npy")
         self._shard = np.load(folder / "shard.npy")
-        self._first_in_shard = np.searchsorted(self._shard, np.arange(len(self.shards)))
+        self._number = np.load(folder / "number.npy")
+        self.skipped: list[tuple[DataError, int]] = [
+            (as_error(entry, directory), entry.count)
+            for entry in (Skipped(*values) for values in meta["skipped"])
+        ]
         self._meta, self._folder = meta, folder
         self._cameras = {
             path: (_map(folder / f"{stem}_at.npy"), _map(folder / f"{stem}_size.npy"))
@@ -108,7 +114,7 @@ class RLDSIndex:
         """(shard file, episode within it, frame within the episode) of a frame, for messages."""
         episode = int(np.searchsorted(self.starts, frame, side="right")) - 1
         shard = int(self._shard[episode])
-        number = episode - int(self._first_in_shard[shard])
+        number = int(self._number[episode])
         return self.shards[shard], number, frame - int(self.starts[episode])
 
 
@@ -141,6 +147,7 @@ def open_index(
     cache_dir: str = "",
     rebuild: bool = False,
     check_crc: bool = False,
+    skip: bool = False,
 ) -> RLDSIndex:
     """Opens the index of one split, building it first where there is none that fits.
 
@@ -152,6 +159,7 @@ def open_index(
             ~/.cache/vla_jax.
         rebuild: make it anew even if one fits.
         check_crc: verify every record's checksum while building.
+        skip: while building, leave episodes out that are wrong; `RLDSIndex.skipped` lists them.
 
     Raises:
         DataError: with file, episode and frame; see `vla_jax.data.errors`.
@@ -177,7 +185,7 @@ def open_index(
             started = time.monotonic()
             work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
             try:
-                meta = index_shards(work, directory, shards, features, low, check_crc)
+                meta = index_shards(work, directory, shards, features, low, check_crc, skip)
                 meta |= {"name": info["name"], "split": split, "digest": digest}
                 (work / "index.json").write_text(json.dumps(meta), encoding="utf-8")
                 work.chmod(0o755)

@@ -18,13 +18,14 @@ class Trajectory:
 
     Attributes:
         action: float32 [t, a]; arm in the dataset's own units, gripper last, 1 = open, 0 = closed.
-        language: the instruction, "" if there is none, or one str a step (the first text counts).
+        language: the instruction, "" if there is none, or one str a step (the first text counts);
+            or a tuple of such, of which every sample gets one.
         proprio: float32 [t, p] in the dataset's own units, or None.
         keep: the frames that may be used; outside it actions need not make sense.
     """
 
     action: Float32[np.ndarray, "t a"]
-    language: str | np.ndarray
+    language: str | np.ndarray | tuple[str | np.ndarray, ...]
     proprio: Float32[np.ndarray, "t p"] | None = None
     keep: slice = field(default_factory=lambda: slice(None))
 
