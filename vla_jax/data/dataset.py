@@ -24,10 +24,11 @@ from vla_jax.data.errors import (
     MissingCameraError,
     Skips,
 )
-from vla_jax.data.features import STEPS, Feature, load_features
+from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.filters import SPAN, Filters, moving
 from vla_jax.data.normalize import ActionSpec
-from vla_jax.data.rlds_index import RLDSIndex, open_index
+from vla_jax.data.source import Source
+from vla_jax.data.sources import find_reader
 from vla_jax.data.spec import DatasetSpec, Path, Trajectory
 
 Part = Literal["all", "head", "tail"]
@@ -55,7 +56,7 @@ class Dataset:
         self,
         name: str,
         spec: DatasetSpec,
-        index: RLDSIndex,
+        index: Source,
         paths: Mapping[str, str],
         cameras: Mapping[str, str],
         episodes: range,
@@ -63,7 +64,7 @@ class Dataset:
         filters: Filters,
         skips: Skips,
     ):
-        """Standardises `episodes` of an opened index; see `open_dataset`."""
+        """Standardises `episodes` of an opened source; see `open_dataset`."""
         self.name, self.spec, self.index, self.skips = name, spec, index, skips
         self._cameras = dict(cameras)
         self._may_end: np.ndarray | None = None
@@ -114,7 +115,7 @@ class Dataset:
             reasons = [f"{count} {reason}" for reason, count in unused.items()]
             reasons += [str(skips)] if skips.counts else []
             problem = f"{name}: no trajectory is left: {'; '.join(reasons)}"
-            raise DataError(problem, index.shards[0].parent)
+            raise DataError(problem, index.root)
         self._keep(chosen, np.array(starts, np.int64), np.array(frames, np.int64), texts)
         self.instructions = list(table)
         self.image_sizes = {role: self._first_size(path) for role, path in cameras.items()}
@@ -170,7 +171,7 @@ class Dataset:
         self.text_starts = np.cumsum([0, *(len(codes) for codes in kept)]).astype(np.int64)
 
     @staticmethod
-    def _column(index: RLDSIndex, path: str):
+    def _column(index: Source, path: str):
         """Reads one feature of one episode."""
         if index.features[path].kind == "text":
             codes, table = index.text(path)
@@ -193,7 +194,7 @@ class Dataset:
             data = self.index.read(path, int(frame), int(frame))[0]
             if len(data):
                 return image_size(data)
-        raise DataError(f"{self.name}: camera {path!r} has no images", self.index.shards[0].parent)
+        raise DataError(f"{self.name}: camera {path!r} has no images", self.index.root)
 
     @property
     def lengths(self) -> Int64[np.ndarray, "e"]:
@@ -285,18 +286,18 @@ def open_dataset(
     filters: Filters | None = None,
     skips: Skips | None = None,
 ) -> Dataset:
-    """Opens, and if need be indexes, one split of one dataset.
+    """Opens, and if need be indexes, one split of one dataset, whatever its format.
 
     Args:
         name: for messages.
         spec: how it is standardised.
-        directory: version folder.
-        split: TFDS split.
+        directory: of the data; see `vla_jax.data.sources`.
+        split: of its splits.
         cameras: roles that are needed.
         action_dim: a, which the spec must produce.
         part: all of its trajectories, all but the last `held_out` ("head"), or those ("tail").
         held_out: as a share of the trajectories; at least one if any.
-        cache_dir: where indices live; see `open_index`.
+        cache_dir: where indices live; see `cached_folder`.
         rebuild: index anew.
         filters: of its trajectories; None = all that have a text.
         skips: what to do about parts that are wrong; None = raise.
@@ -307,7 +308,8 @@ def open_dataset(
     """
     filters, skips = filters or Filters(), skips or Skips(name)
     folder = FilePath(directory).expanduser()
-    features = load_features(folder / "features.json")
+    reader = find_reader(folder)
+    features = reader.features(folder)
     images = _find_cameras(spec, features, cameras)
     needed = {**spec.features, **({path: path for path in SPAN} if filters.by_span else {})}
     columns = {short: _find(features, path) for short, path in needed.items()}
@@ -321,7 +323,7 @@ def open_dataset(
         raise FeatureError(f"{name}: {listing}. It has {sorted(features)}", folder)
     paths = {short: path for short, path in columns.items() if path}
     low = sorted(set(paths.values()))
-    index = open_index(folder, split, low, cache_dir, rebuild, skip=skips.allowed)
+    index = reader.open(folder, split, low, cache_dir, rebuild, skip=skips.allowed)
     total = index.num_episodes
     held = min(max(1, round(total * held_out)), total - 1) if held_out > 0 else 0
     parts = {"all": range(total), "head": range(total - held), "tail": range(total - held, total)}

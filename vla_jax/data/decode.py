@@ -35,16 +35,19 @@ def decode(data: bytes | memoryview) -> UInt8[np.ndarray, "h x 3"]:
         raise ImageDecodeError(f"{kind}: {error}") from error
 
 
-def decode_into(data: bytes | memoryview, out: UInt8[np.ndarray, "h x 3"]) -> None:
+def decode_into(data: bytes | memoryview | np.ndarray, out: UInt8[np.ndarray, "h x 3"]) -> None:
     """Decodes into `out`; an image of another size is squashed to it (Lanczos, antialiased).
 
-    No bytes at all mean no image: `out` becomes black.
+    No bytes at all mean no image: `out` becomes black. Pixels need no decoding.
 
     Raises:
         ImageDecodeError: the bytes are not a sound image.
     """
     if not len(data):
         out[...] = 0
+        return
+    if isinstance(data, np.ndarray):
+        _squash(data, out)
         return
     if bytes(data[:2]) == _JPEG and out.flags.c_contiguous:
         try:
@@ -54,19 +57,24 @@ def decode_into(data: bytes | memoryview, out: UInt8[np.ndarray, "h x 3"]) -> No
                 return
         except ValueError as error:
             raise ImageDecodeError(f"corrupt JPEG: {error}") from error
-    pixels = decode(data)
+    _squash(decode(data), out)
+
+
+def _squash(pixels: UInt8[np.ndarray, "height width 3"], out: UInt8[np.ndarray, "h x 3"]) -> None:
     if pixels.shape != out.shape:
         size = (out.shape[1], out.shape[0])
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
     out[...] = pixels
 
 
-def image_size(data: bytes | memoryview) -> tuple[int, int]:
-    """Height and width from the header alone.
+def image_size(data: bytes | memoryview | np.ndarray) -> tuple[int, int]:
+    """Height and width, of encoded images from the header alone.
 
     Raises:
         ImageDecodeError: the bytes are not an image.
     """
+    if isinstance(data, np.ndarray):
+        return data.shape[0], data.shape[1]
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.height, image.width

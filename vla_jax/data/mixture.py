@@ -16,7 +16,7 @@ from vla_jax.data.filters import make_filters
 from vla_jax.data.instructions import Instructions
 from vla_jax.data.normalize import ActionSpec, StateSpec
 from vla_jax.data.oxe import get_spec
-from vla_jax.data.rlds_index import split_names
+from vla_jax.data.sources import find_reader
 from vla_jax.data.spec import DatasetSpec
 from vla_jax.data.stats import statistics as compute_statistics
 
@@ -187,7 +187,8 @@ def _states(
 
 def _sources(entry: DatasetConfig, config: DataConfig) -> dict[str, tuple[str, Part]]:
     """Where train and val come from: a split, and which part of it."""
-    if config.val_split in split_names(Path(entry.dir).expanduser()):
+    folder = Path(entry.dir).expanduser()
+    if config.val_split in find_reader(folder).splits(folder):
         return {"train": (config.train_split, "all"), "val": (config.val_split, "all")}
     return {"train": (config.train_split, "head"), "val": (config.train_split, "tail")}
 

@@ -1,17 +1,15 @@
 """Builds the arrays of an `RLDSIndex`: one pass over the shards, large datasets in parallel."""
 
-import concurrent.futures
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from vla_jax.data import features as feature_module
 from vla_jax.data import records
+from vla_jax.data.cache import run_jobs, write_columns
 from vla_jax.data.errors import (
     KINDS,
     CorruptRecordError,
@@ -79,24 +77,22 @@ def index_shards(
         (directory / n, count, cameras, lows, wanted, check_crc, skip)
         for n, count in shards.items()
     ]
+    parallel = sum(job[0].stat().st_size for job in jobs) >= _PARALLEL_BYTES
     skipped: list[Skipped] = []
-    columns: dict[str, _Column] = {}
     tables: dict[str, dict[str, int]] = {p: {} for p in low if features[p].kind == "text"}
-    for number, shard in enumerate(_run(jobs)):
-        skipped += shard.skipped
-        if not shard.arrays:
-            continue
-        for path, table in tables.items():
-            codes = [table.setdefault(s, len(table)) for s in shard.tables[path]]
-            shard.arrays[lows[path]] = np.array(codes, np.int32)[shard.arrays[lows[path]]]
-        shard.arrays["shard"] = np.full(len(shard.arrays["length"]), number, np.int32)
-        for stem, array in shard.arrays.items():
-            if stem not in columns:
-                columns[stem] = _Column(folder / f"{stem}.npy", array)
-            columns[stem].append(array)
-    for column in columns.values():
-        column.close()
-    if not columns:
+
+    def parts() -> Iterator[dict[str, np.ndarray]]:
+        for number, shard in enumerate(run_jobs(_index_shard, jobs, parallel)):
+            skipped.extend(shard.skipped)
+            if not shard.arrays:
+                continue
+            for path, table in tables.items():
+                codes = [table.setdefault(s, len(table)) for s in shard.tables[path]]
+                shard.arrays[lows[path]] = np.array(codes, np.int32)[shard.arrays[lows[path]]]
+            shard.arrays["shard"] = np.full(len(shard.arrays["length"]), number, np.int32)
+            yield shard.arrays
+
+    if not write_columns(folder, parts()):
         raise as_error(skipped[0], directory)
     lengths = np.load(folder / "length.npy")
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
@@ -113,17 +109,6 @@ def index_shards(
 def as_error(skipped: Skipped, directory: Path) -> DataError:
     """The error that was not raised."""
     return KINDS[skipped.kind](skipped.problem, directory / skipped.shard, skipped.episode)
-
-
-def _run(jobs: list[tuple]) -> Iterator[_Shard]:
-    workers = min(os.cpu_count() or 1, len(jobs), 16)
-    if workers < 2 or sum(job[0].stat().st_size for job in jobs) < _PARALLEL_BYTES:
-        yield from tqdm(map(_index_shard, jobs), total=len(jobs), desc="index", disable=None)
-        return
-    # spawn: jax has threads by now, and forking a threaded process can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-        yield from tqdm(pool.map(_index_shard, jobs), total=len(jobs), desc="index", disable=None)
 
 
 def _index_shard(job: tuple) -> _Shard:
@@ -201,29 +186,3 @@ def _field(fields: dict[str, records.Field], path: str, kind: int = 0) -> record
     if kind and field.kind not in (kind, records.EMPTY):
         raise FeatureError(f"feature {path!r} holds no images")
     return field
-
-
-class _Column:
-    """An .npy file that grows along its first axis."""
-
-    def __init__(self, path: Path, like: np.ndarray):
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
-        self._like, self._rows = like[:0], 0
-        self._data_at = self._header()
-
-    def _header(self) -> int:
-        # numpy pads the header so that the first axis can grow in place.
-        description = np.lib.format.header_data_from_array_1_0(self._like)
-        description["shape"] = (self._rows, *self._like.shape[1:])
-        self._file.seek(0)
-        np.lib.format.write_array_header_1_0(self._file, description)
-        return self._file.tell()
-
-    def append(self, array: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(array, self._like.dtype).tobytes())
-        self._rows += len(array)
-
-    def close(self) -> None:
-        if self._header() != self._data_at:
-            raise RuntimeError("numpy's header outgrew its padding")
-        self._file.close()
