@@ -46,7 +46,7 @@ def calvin(episode: Episode) -> Trajectory:
 
 
 def berkeley_rpt(episode: Episode) -> Trajectory:
-    """octo's rule: every third step of 30 Hz; the motion between those; the last has none."""
+    """Octo's rule: every third step of 30 Hz; the motion between those; the last has none."""
     joints, steps = episode["joints"], len(episode["joints"])
     return Trajectory(
         action=ops.cat(ops.state_delta(joints[:, :7], stride=3), 1 - episode["action"][:, -1]),
@@ -57,7 +57,7 @@ def berkeley_rpt(episode: Episode) -> Trajectory:
 
 
 def gnm(episode: Episode) -> Trajectory:
-    """octo's rule: every third step; the way to the next of them, in the robot's frame.
+    """Octo's rule: every third step; the way to the next of them, in the robot's frame.
 
     It is scaled as the recorded actions are: by the first action's length over the first step's.
     An episode that begins without a motion has no such scale, and is left out.
