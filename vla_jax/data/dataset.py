@@ -75,6 +75,8 @@ class Dataset:
         self.proprio: np.ndarray | None = None
         raw = {short: self._column(index, path) for short, path in paths.items()}
         starts, frames, texts = [0], [], []
+        # By the episode's number alone: the same for every process, seed and part of the split.
+        swaps = np.random.default_rng(0).integers(0, 2, index.num_episodes)
         unused: Counter[str] = Counter()
         table: dict[str, int] = {}
         for episode in episodes:
@@ -88,7 +90,7 @@ class Dataset:
             except DataError as error:
                 skips.add(error)
                 continue
-            begin, end, _ = found.keep.indices(stop - first)
+            begin, end, stride = found.keep.indices(stop - first)
             said = _instructions(found)
             allowed = filters.texts(said)
             if not said or not allowed or end <= begin:
@@ -98,9 +100,8 @@ class Dataset:
                     else "have no frame that may be used"
                 ] += 1  # fmt: skip
                 continue
-            self._append(starts[-1], found.action[begin:end], found, slice(begin, end), capacity)
-            starts.append(starts[-1] + end - begin)
-            frames.append(first + begin)
+            starts.append(starts[-1] + self._append(starts[-1], found, capacity))
+            frames.append((first + begin, stride, swaps[episode]))
             texts.append([table.setdefault(text, len(table)) for text in allowed])
         chosen = np.ones(len(frames), bool)
         if filters.few_shot and frames:
@@ -138,20 +139,20 @@ class Dataset:
                 continue
             bad = ~np.isfinite(values[found.keep]).all(axis=1)
             if bad.any():
-                begin = found.keep.indices(len(values))[0]
-                frame = begin + int(np.argmax(bad))
+                frame = int(np.arange(len(values))[found.keep][np.argmax(bad)])
                 problem = f"{self.name}: the {what} is not finite: {values[frame].tolist()}"
                 raise ActionError(problem, *place(first + frame))
         return found
 
-    def _append(
-        self, row: int, action: np.ndarray, found: Trajectory, keep: slice, capacity: int
-    ) -> None:
+    def _append(self, row: int, found: Trajectory, capacity: int) -> int:
+        """Stores the kept frames from `row` on, and counts them."""
+        action = found.action[found.keep]
         self.actions[row : row + len(action)] = action
         if found.proprio is not None:
             if self.proprio is None:
                 self.proprio = np.empty((capacity, found.proprio.shape[1]), np.float32)
-            self.proprio[row : row + len(action)] = found.proprio[keep]
+            self.proprio[row : row + len(action)] = found.proprio[found.keep]
+        return len(action)
 
     def _keep(
         self, chosen: np.ndarray, starts: np.ndarray, frames: np.ndarray, texts: list[list[int]]
@@ -165,7 +166,7 @@ class Dataset:
             self.actions = self.actions[rows]
             self.proprio = None if self.proprio is None else self.proprio[rows]
         self.starts = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)
-        self._frames = frames[chosen]
+        self._frames, self._strides, self._swapped = np.ascontiguousarray(frames[chosen].T)
         kept = [codes for codes, keep in zip(texts, chosen, strict=True) if keep]
         self.text = np.array([code for codes in kept for code in codes], np.int32)
         self.text_starts = np.cumsum([0, *(len(codes) for codes in kept)]).astype(np.int64)
@@ -220,7 +221,8 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Changes when the frames that are used would, or their texts."""
-        parts = (self._frames, self.text, self.text_starts, self._may_end)
+        places = (self._frames, self._strides, self._swapped)
+        parts = (*places, self.text, self.text_starts, self._may_end)
         blobs = [b"" if part is None else part.tobytes() for part in parts]
         blobs.append(json.dumps(self.instructions).encode())
         return hashlib.sha256(b"".join(blobs)).hexdigest()
@@ -254,14 +256,14 @@ class Dataset:
         if role not in self._cameras:
             out[...] = 0
             return np.zeros(len(frames), bool)
-        base, first = int(self._frames[trajectory]), int(frames[0])
-        path = self._cameras[role]
-        views = self.index.read(path, base + first, base + int(frames[-1]))
+        base, recorded = int(self._frames[trajectory]), frames * int(self._strides[trajectory])
+        first, path = int(recorded[0]), self._path(role, trajectory)
+        views = self.index.read(path, base + first, base + int(recorded[-1]))
         present = np.ones(len(frames), bool)
-        for row, frame in enumerate(frames.tolist()):
+        for row, frame in enumerate(recorded.tolist()):
             data = views[frame - first]
             present[row] = len(data) > 0
-            if row and frame == frames[row - 1]:
+            if row and frame == recorded[row - 1]:
                 out[row] = out[row - 1]
                 continue
             try:
@@ -270,6 +272,13 @@ class Dataset:
                 problem = f"dataset {self.name!r}, camera {role!r} ({path}): {error.problem}"
                 raise ImageDecodeError(problem, *self.index.place(base + frame)) from error
         return present
+
+    def _path(self, role: str, trajectory: int) -> str:
+        """The image feature that plays a role in a trajectory."""
+        swap = self.spec.swap or ()
+        if role in swap and self._swapped[trajectory]:
+            role = next(r for r in (swap[1 - swap.index(role)], role) if r in self._cameras)
+        return self._cameras[role]
 
 
 def open_dataset(
@@ -310,11 +319,16 @@ def open_dataset(
     folder = FilePath(directory).expanduser()
     reader = find_reader(folder)
     features = reader.features(folder)
-    images = _find_cameras(spec, features, cameras)
+    roles = list(dict.fromkeys([*cameras, *_partners(spec, cameras)]))
+    images = _find_cameras(spec, features, roles)
     needed = {**spec.features, **({path: path for path in SPAN} if filters.by_span else {})}
     columns = {short: _find(features, path) for short, path in needed.items()}
     problems = [f"no feature {needed[short]!r}" for short, path in columns.items() if path is None]
-    lacking = _lacking(spec, features, [role for role in cameras if role not in images])
+    lacking = _lacking(spec, features, [role for role in roles if role not in images])
+    try:
+        spec.mask(action_dim)
+    except ValueError as error:
+        problems.append(str(error))
     if lacking and not problems:
         error = MissingCameraError(f"{name}: {lacking}. It has {sorted(features)}", folder)
         skips.add(error)
@@ -338,6 +352,11 @@ def _find_cameras(
 ) -> dict[str, str]:
     found = {role: _find(features, spec.images[role]) for role in cameras if role in spec.images}
     return {role: path for role, path in found.items() if path}
+
+
+def _partners(spec: DatasetSpec, cameras: Sequence[str]) -> tuple[str, ...]:
+    """The cameras that may take the place of some of these."""
+    return spec.swap if spec.swap and set(spec.swap) & set(cameras) else ()
 
 
 def _lacking(spec: DatasetSpec, features: Mapping[str, Feature], roles: Sequence[str]) -> str:
