@@ -114,7 +114,8 @@ def get_config() -> Any:
                     "few_shot_seed": 0,  # which ones
                     # Windows are left out before which the robot idles for a whole chunk: no arm
                     # dimension of a relative action above this, in the dataset's units, and no
-                    # change of the gripper (LIBERO: 1e-4); 0 = off.
+                    # change of the gripper (LIBERO: 1e-4); 0 = the dataset's own rule, which
+                    # only DROID has (1e-5; a tiny value here leaves out what is exactly 0).
                     "noop": 0.0,
                 }
             ),
@@ -141,6 +142,20 @@ def get_config() -> Any:
             "train_split": "train",  # TFDS split
             "val_split": "val",  # when absent, the last val_fraction of the train trajectories
             "val_fraction": 0.05,  # see above
+            # Whose rules for Open X-Embodiment's datasets, where they differ: openvla | octo.
+            # default: openvla's, which are RoboVLMs', but for bridge_dataset, which is octo's
+            # (openvla's rule for those data is called bridge_orig).
+            "variant": "default",
+            # Numbers between open and closed. declared: cut at 0.5 where the dataset means only
+            # those two, else held within 0..1. recorded: as they are (octo, openvla). exact: all
+            # but 1 is closed (RoboVLMs).
+            "gripper": "declared",
+            # File or folder of statistics to use instead of the data's own: octo's, openvla's,
+            # openpi's or RoboVLMs'; "" = computed.
+            "statistics": "",
+            "stats_split": "train",  # computed from: train | all (the reference: validation too)
+            # Parity: a gripper that never moves becomes 0, though it is not scaled (openvla).
+            "constant_to_zero": False,
             "normalization": "q99",  # arm scaling: q99 | bounds | normal | none
             "clip": 1.0,  # then clip to +-clip and stretch to +-1 (RoboVLMs: 0.65)
             "cache_dir": "",  # where indices live; "" = beside the data, else ~/.cache/vla_jax
@@ -158,6 +173,8 @@ def get_config() -> Any:
             "contrast": 0.0,  # factor 1 +- this (OXE: 0.2)
             "saturation": 0.0,  # factor 1 +- this (OXE: 0.2)
             "hue": 0.0,  # +- this turn (OXE: 0.05)
+            # Parity: one number for the crop's place and all colours, as by dlimp's shared seed.
+            "draws": "independent",  # independent | shared
             "per_frame": False,  # shift: a new draw for every frame (the original) or one a window
         }
     )

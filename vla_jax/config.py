@@ -151,6 +151,11 @@ class DataConfig:
     threads: int
     prefetch: int
     block: int
+    statistics: str
+    constant_to_zero: bool
+    variant: str = choice("default", "openvla", "octo")
+    gripper: str = choice("declared", "recorded", "exact")
+    stats_split: str = choice("train", "all")
     normalization: str = choice("q99", "bounds", "normal", "none")
     index: str = choice("auto", "rebuild")
     windows: str = choice("sliding", "segment")
@@ -168,6 +173,7 @@ class AugmentConfig:
     saturation: float
     hue: float
     per_frame: bool
+    draws: str = choice("independent", "shared")
 
 
 @dataclass(frozen=True)

@@ -188,9 +188,9 @@ def test_droid_in_both_its_forms():
         assert spec.gripper_env == (1, 0)
         assert not spec.gripper_binary
     assert get_spec("droid").swap == ("primary", "secondary")
-    assert get_spec("droid").still == 1e-5
+    assert get_spec("droid").noop == 1e-5
     assert get_spec("droid_wipe").swap is None
-    assert get_spec("droid_wipe").still is None
+    assert get_spec("droid_wipe").noop == 0
 
 
 def test_libero_gripper_is_told_its_own_way():

@@ -14,8 +14,8 @@ from vla_jax.train import augment as module
 from vla_jax.train.mesh import make_mesh, shard_batch
 from vla_jax.types import Batch
 
-OFF = AugmentConfig({}, 1.0, 0.0, 0.0, 0.0, 0.0, False)
-ALL = AugmentConfig({"primary": 2, "wrist": 1}, 0.9, 0.2, 0.2, 0.2, 0.05, True)
+OFF = AugmentConfig({}, 1.0, 0.0, 0.0, 0.0, 0.0, False, "independent")
+ALL = AugmentConfig({"primary": 2, "wrist": 1}, 0.9, 0.2, 0.2, 0.2, 0.05, True, "independent")
 
 
 def run(batch: Batch, config: AugmentConfig, seed: int = 3, train: bool = True) -> dict:
@@ -176,3 +176,15 @@ def test_values_stay_in_range_and_padding_stays_black():
         assert padded.any()
         np.testing.assert_allclose(pixels[padded], 0, atol=1e-6)
         assert (pixels[~padded].max((-3, -2, -1)) > 0.1).mean() > 0.9
+
+
+def test_shared_draws_are_one_number_for_place_and_colours():
+    """As dlimp's shared seed has it; the random shift keeps draws of its own."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.random((2, 16, 16, 3), np.float32))
+    u = jnp.asarray(rng.random(10, np.float32))
+    shared = dataclasses.replace(ALL, draws="shared")
+    same = jnp.concatenate([jnp.full(6, u[0]), u[6:]])
+    found = module._window(u, x, shared, 2)
+    np.testing.assert_array_equal(found, module._window(same, x, ALL, 2))
+    assert not np.array_equal(found, module._window(u, x, ALL, 2))

@@ -51,6 +51,22 @@ RECORDINGS: dict[str, Recording] = {
 }
 
 
+def targets(opened: Float[np.ndarray, "n"], binary: bool, rule: str) -> Float[np.ndarray, "n"]:
+    """What a model is to predict of a gripper, float32.
+
+    Args:
+        opened: 1 = open, 0 = closed, as standardised.
+        binary: whether the dataset means only those two.
+        rule: declared: what is meant, so binary ones are cut at 0.5 and the others are held within
+            0..1. recorded: as it is (octo, openvla). exact: open is what equals 1 (RoboVLMs).
+    """
+    if rule == "declared":
+        opened = opened > 0.5 if binary else np.clip(opened, 0, 1)
+    elif rule == "exact":
+        opened = opened == 1
+    return np.asarray(opened, np.float32)
+
+
 @dataclass(frozen=True)
 class GripperState:
     """What a gripper has been told in this episode.

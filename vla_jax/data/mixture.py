@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +14,17 @@ from vla_jax.config import ConfigError, DataConfig, DatasetConfig, StructureConf
 from vla_jax.data.dataset import Dataset, Part, open_dataset
 from vla_jax.data.errors import DataError, FeatureError, MissingCameraError, Skips
 from vla_jax.data.filters import make_filters
+from vla_jax.data.gripper import targets
 from vla_jax.data.instructions import Instructions
 from vla_jax.data.normalize import ActionSpec, StateSpec
 from vla_jax.data.oxe import get_spec
 from vla_jax.data.sources import find_reader
 from vla_jax.data.spec import DatasetSpec
+from vla_jax.data.statistics_files import read_statistics
 from vla_jax.data.stats import statistics as compute_statistics
 
 _PARTS = ("train", "val")
+log = logging.getLogger(__name__)
 
 
 class Mixture:
@@ -114,7 +118,13 @@ def open_datasets(
     """
     names = _names(config.datasets)
     filters = {part: make_filters(config.filters, names, part == "train") for part in _PARTS}
-    specs = _specs(config.datasets)
+    specs = _specs(config.datasets, config.variant)
+    if statistics is None and config.statistics:
+        statistics = read_statistics(config.statistics, names)
+    if config.normalization == "q99" and config.clip < 1:
+        log.warning(
+            "data.clip = %s cuts actions that q99 has already cut at its quantiles", config.clip
+        )
     missing = [name for name in names if statistics is not None and name not in statistics]
     left_out = Skips("data.datasets", config.on_error)
     if missing and not left_out.allowed:
@@ -153,14 +163,22 @@ def open_datasets(
         if statistics is not None:
             found[name] = statistics[name]
         else:
-            found[name] = compute_statistics(dataset.actions, dataset.proprio, len(dataset.lengths))
+            parts = [dataset]
+            if config.stats_split == "all" and (config.val_fraction or sources["val"][1] == "all"):
+                parts.append(opened("val"))
+            found[name] = _measure(parts, spec.mask(action_dim))
             dataset = opened("val") if split == "val" else dataset
-        if config.filters.noop:
-            dataset.leave_out_idle(config.filters.noop, structure.chunk)
+        noop = config.filters.noop or spec.noop
+        if noop:
+            dataset.leave_out_idle(noop, structure.chunk)
         action_specs[name] = ActionSpec.from_statistics(
             found[name], config.normalization, config.clip, spec.gripper_env, spec.hz
         )
         dataset.normalize(action_specs[name])
+        gripper = dataset.actions[:, -1]
+        gripper[:] = targets(gripper, spec.gripper_binary, config.gripper)
+        if config.constant_to_zero and _is_constant(found[name]["action"]):
+            gripper[:] = 0
         dataset.proprio = _states(name, found[name], dataset.proprio, structure.proprio)
         datasets.append(dataset)
         weights.append(entry.weight)
@@ -170,6 +188,23 @@ def open_datasets(
         datasets, weights, found, action_specs, structure, config, split == "train", image_size,
         future,
     )  # fmt: skip
+
+
+def _measure(parts: Sequence[Dataset], mask: Sequence[bool]) -> dict[str, Any]:
+    """Statistics over the actions and states of all parts of a dataset."""
+    states = [part.proprio for part in parts if part.proprio is not None]
+    return compute_statistics(
+        np.concatenate([part.actions for part in parts]) if parts[1:] else parts[0].actions,
+        np.concatenate(states) if states[1:] else parts[0].proprio,
+        sum(len(part.lengths) for part in parts),
+        mask,
+    )
+
+
+def _is_constant(action: Mapping[str, Any]) -> bool:
+    """Whether the gripper never moves; unknown counts as no."""
+    ends = [action[key][-1] for key in ("min", "max") if key in action]
+    return len(ends) == 2 and ends[0] == ends[1]
 
 
 def _states(
@@ -193,11 +228,11 @@ def _sources(entry: DatasetConfig, config: DataConfig) -> dict[str, tuple[str, P
     return {"train": (config.train_split, "head"), "val": (config.train_split, "tail")}
 
 
-def _specs(entries: Sequence[DatasetConfig]) -> list[DatasetSpec]:
+def _specs(entries: Sequence[DatasetConfig], variant: str) -> list[DatasetSpec]:
     found, problems = [], []
     for i, entry in enumerate(entries):
         try:
-            found.append(get_spec(entry.spec))
+            found.append(get_spec(entry.spec, variant))
         except KeyError as error:
             problems.append(f"data.datasets[{i}].spec: {error.args[0]}")
     if problems:

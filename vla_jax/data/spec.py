@@ -90,8 +90,7 @@ class DatasetSpec:
         gripper_binary: whether the gripper is only ever open or closed.
         depth: camera role -> depth feature.
         swap: two camera roles that are exchanged in every other trajectory, at random.
-        still: leave out windows in whose chunk no normalised arm number differs from that of
-            standing still by more than this; None keeps them.
+        noop: the dataset's own threshold for `data.filters.noop`, where that is 0.
     """
 
     images: Mapping[str, Path]
@@ -104,7 +103,7 @@ class DatasetSpec:
     gripper_binary: bool = False
     depth: Mapping[str, Path] = field(default_factory=dict)
     swap: tuple[str, str] | None = None
-    still: float | None = None
+    noop: float = 0.0
 
     def mask(self, dim: int) -> list[bool]:
         """Which of an action's `dim` numbers normalisation scales.
@@ -117,9 +116,8 @@ class DatasetSpec:
             return [True] * (dim - 1) + [False]
         encoding = ACTION_ENCODINGS[self.action]
         if encoding.dim != dim:
-            raise ValueError(
-                f"{self.action} actions have {encoding.dim} numbers, the model's {dim}"
-            )
+            problem = f"{self.action} actions have {encoding.dim} dimensions, the model {dim}"
+            raise ValueError(problem)
         if dim - 1 not in encoding.grippers:
             raise ValueError(f"{self.action} actions do not end in a gripper, as the model's do")
         return encoding.mask

@@ -94,6 +94,8 @@ def _window(
     u: Float[Array, "n"], x: Float[Array, "w s r 3"], config: AugmentConfig, shift: int
 ) -> Float[Array, "w s r 3"]:
     """All changes of one window of one camera, from its draws; pixels in [0, 1]."""
+    if config.draws == "shared":
+        u = u.at[:_SHIFT].set(u[0])
 
     def around(i: int, centre: float, reach: float) -> Array:
         return centre + reach * (2.0 * u[i] - 1.0)
