@@ -9,6 +9,7 @@ from typing import Any
 
 from vla_jax.config import ConfigError
 from vla_jax.convert import robovlms_keys as keys
+from vla_jax.data.oxe import MIXTURES, SPECS
 
 # Their class -> our backbone, the size of the images it takes where `image_size` sets it.
 BACKBONES: dict[str, tuple[str, int | None]] = {
@@ -39,24 +40,6 @@ SCHEDULES = {"constant": "constant", "cosine": "cosine", "half-cosine": "half_co
 DTYPES = {"16": "bfloat16", "bf16": "bfloat16", "32": "float32"}
 
 CALVIN, OXE, TEXTS = "DiskCalvinDataset", "OpenVLADataset", "VideoLLaVADataset"
-_RLDS = "_converted_externally_to_rlds"
-# data_mix -> weight of a window of each dataset (openvla's mixtures).
-MIXTURES: dict[str, dict[str, float]] = {
-    "bridge": {"bridge_orig": 1.0},
-    "rt_1": {"fractal20220817_data": 1.0},
-    "bridge_rt_1": {"bridge_orig": 1.0, "fractal20220817_data": 1.0},
-    "oxe_magic_soup": {
-        "fractal20220817_data": 0.54087122203, "kuka": 0.8341046294, "bridge_orig": 1.0,
-        "taco_play": 2.0, "jaco_play": 1.0, "berkeley_cable_routing": 1.0, "roboturk": 2.0,
-        "viola": 2.0, "berkeley_autolab_ur5": 2.0, "toto": 1.0, "language_table": 0.1,
-        f"stanford_hydra_dataset{_RLDS}": 2.0, f"austin_buds_dataset{_RLDS}": 1.0,
-        f"nyu_franka_play_dataset{_RLDS}": 3.0, f"furniture_bench_dataset{_RLDS}": 0.1,
-        f"ucsd_kitchen_dataset{_RLDS}": 2.0, f"austin_sailor_dataset{_RLDS}": 1.0,
-        f"austin_sirius_dataset{_RLDS}": 1.0, f"dlr_edan_shared_control{_RLDS}": 1.0,
-        f"iamlab_cmu_pickup_insert{_RLDS}": 1.0, "utaustin_mutex": 1.0,
-        "berkeley_fanuc_manipulation": 2.0, "cmu_stretch": 1.0,
-    },
-}  # fmt: skip
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -265,7 +248,8 @@ def _data(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str])
         shift = {camera: pads[camera] for camera in cameras if pads[camera] > 0}
         raw["augment"].update(shift=shift, per_frame=True)
     else:
-        mix = _pick(MIXTURES, part.get("data_mix"), "train_dataset.data_mix", problems)
+        mixtures = MIXTURES["openvla"] | {name: {name: 1.0} for name in SPECS}
+        mix = _pick(mixtures, part.get("data_mix"), "train_dataset.data_mix", problems)
         root = part.get("data_root_dir", "")
         data["datasets"] = tuple(
             {"spec": name, "dir": f"{root}/{name}", "weight": weight}

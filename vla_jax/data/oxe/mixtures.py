@@ -63,34 +63,34 @@ _SOUP = {
     "berkeley_fanuc_manipulation": 2.0,
     "cmu_stretch": 1.0,
 }
-_ORIG, _OCTO_BRIDGE = {"bridge_orig": 1.0}, {"bridge_dataset": 1.0}
+_ORIG, _DATASET = {"bridge_orig": 1.0}, {"bridge_dataset": 1.0}
 _RT_1 = {"fractal20220817_data": 1.0}
-# As a row of octo's mixtures, with the door's only camera on the wrist.
-_DOOR = "nyu_door_opening_surprising_effectiveness"
-_PLUS = {**_SOUP, **_ORIG, "bc_z": 0.2, "fmb_dataset": 1.0, "dobbe": 0.2, "droid": 0.06}
-_OCTO_SOUP = {**_SOUP, **_OCTO_BRIDGE, _DOOR: 1.0, "bc_z": 0.2}
-# All of octo's registry but what came after Open X-Embodiment.
-_LATER = ("aloha", "fmb", "dobbe", "roboset", "rh20t", "mujoco")
+_DOOR = "nyu_door_opening_surprising_effectiveness"  # octo has it, its only camera is the wrist's
+# Their order is kept: fractal, kuka, Bridge, the others.
+_FIRST = {name: _RT_X[name] for name in ("fractal20220817_data", "kuka")}
+_PLUS = {**_FIRST, **_ORIG, **_SOUP, "bc_z": 0.2, "fmb_dataset": 1.0, "dobbe": 0.2, "droid": 0.06}
+_OCTO_SOUP = {**_FIRST, **_DATASET, **_SOUP, _DOOR: 1.0, "bc_z": 0.2}
+_OCTO_RT_X = {**_FIRST, **_DATASET, **_RT_X, _DOOR: 5.0}
 
 MIXTURES: dict[str, dict[str, dict[str, float]]] = {
     "openvla": {
         "bridge": _ORIG,
         "rt_1": _RT_1,
         "bridge_rt_1": {**_ORIG, **_RT_1},
-        "rtx": {**_RT_X, **_ORIG},
-        "rtx_franka": {**_RT_X, **_ORIG, **_FRANKA},
-        "oxe_magic_soup": {**_SOUP, **_ORIG},
+        "rtx": {**_FIRST, **_ORIG, **_RT_X},
+        "rtx_franka": {**_FIRST, **_ORIG, **_RT_X, **_FRANKA},
+        "oxe_magic_soup": {**_FIRST, **_ORIG, **_SOUP},
         "oxe_magic_soup_plus": _PLUS,
         "oxe_magic_soup_plus_minus": {
-            **{k: v for k, v in _PLUS.items() if k not in ("language_table", "droid")},
+            **{name: _PLUS[name] for name in _PLUS if name not in ("language_table", "droid")},
             **_RT_1,
         },
     },
     "octo": {
-        "bridge": _OCTO_BRIDGE,
+        "bridge": _DATASET,
         "rt_1": _RT_1,
-        "rtx": {**_RT_X, **_OCTO_BRIDGE, _DOOR: 5.0},
-        "rtx_franka": {**_RT_X, **_OCTO_BRIDGE, _DOOR: 5.0, **_FRANKA},
+        "rtx": _OCTO_RT_X,
+        "rtx_franka": {**_OCTO_RT_X, **_FRANKA},
         "oxe_magic_soup": _OCTO_SOUP,
         "oxe_flex_act_soup": {
             **_OCTO_SOUP,
