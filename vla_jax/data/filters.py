@@ -1,6 +1,6 @@
 """Which trajectories and windows are used: filters over numbers and texts, never over images.
 
-Axis letters: e trajectories, n frames, a action dimension.
+Axis letters: e trajectories, k = e + 1, n frames, a action dimension.
 """
 
 import json
@@ -129,7 +129,7 @@ def _read_episodes(path: Path, names: Sequence[str]) -> dict[str, Any]:
 
 def moving(
     actions: Float32[np.ndarray, "n a"],
-    starts: Int64[np.ndarray, "e+1"],
+    starts: Int64[np.ndarray, "k"],
     chunk: int,
     threshold: float,
 ) -> Bool[np.ndarray, "n"]:
