@@ -173,9 +173,12 @@ def get_config() -> Any:
             "contrast": 0.0,  # factor 1 +- this (OXE: 0.2)
             "saturation": 0.0,  # factor 1 +- this (OXE: 0.2)
             "hue": 0.0,  # +- this turn (OXE: 0.05)
+            "dropout": 0.0,  # share of the views that are blacked out; one always stays (octo)
             # Parity: one number for the crop's place and all colours, as by dlimp's shared seed.
             "draws": "independent",  # independent | shared
             "per_frame": False,  # shift: a new draw for every frame (the original) or one a window
+            "jitter_per_frame": False,  # the others: a new draw for every frame or one a window
+            "share_cameras": False,  # crop, colours and shift: one draw for all cameras
         }
     )
     shift: Any = c.augment.shift

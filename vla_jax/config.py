@@ -172,7 +172,10 @@ class AugmentConfig:
     contrast: float
     saturation: float
     hue: float
+    dropout: float
     per_frame: bool
+    jitter_per_frame: bool
+    share_cameras: bool
     draws: str = choice("independent", "shared")
 
 
@@ -350,6 +353,8 @@ def _filter_checks(config: Config) -> list[str]:
                 problems.append(f"data.filters.{name}: {pattern!r} is no regex: {error}")
     if filters.few_shot < 0 or filters.noop < 0:
         problems.append("data.filters: few_shot and noop must not be negative")
+    if not 0 <= config.augment.dropout < 1:
+        problems.append("augment.dropout: must be in [0, 1)")
     for name in ("paraphrase", "dropout"):
         if not 0 <= getattr(language, name) <= 1:
             problems.append(f"data.language.{name}: must be in [0, 1]")
