@@ -176,6 +176,9 @@ def get_config() -> Any:
             "dropout": 0.0,  # share of the views that are blacked out; one always stays (octo)
             # Parity: one number for the crop's place and all colours, as by dlimp's shared seed.
             "draws": "independent",  # independent | shared
+            # To the model's size. backbone: as its processor does, which serving always does.
+            # lanczos3: TensorFlow's, the parity of octo's, openvla's and RoboVLMs' OXE training.
+            "resize": "backbone",
             "per_frame": False,  # shift: a new draw for every frame (the original) or one a window
             "jitter_per_frame": False,  # the others: a new draw for every frame or one a window
             "share_cameras": False,  # crop, colours and shift: one draw for all cameras

@@ -177,6 +177,7 @@ class AugmentConfig:
     jitter_per_frame: bool
     share_cameras: bool
     draws: str = choice("independent", "shared")
+    resize: str = choice("backbone", "lanczos3")
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ def test_the_files_differ_where_they_should():
     assert {d.spec: d.weight for d in soup}["language_table"] == 0.1
     assert soup[2].dir == "datasets/openvla/bridge_orig"
     assert (rt.augment.crop_scale, rt.augment.hue) == (0.9, 0.05)
+    assert {(c.data.windows, c.data.left_pad) for c in of.values()} == {("sliding", False)}
     assert of["moondream_calvin"].model.structure.resampler == 64
     uform = of["uform_calvin"].model
     assert (uform.structure.readout, uform.head.down_sample) == ("all", "pooling")

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_language(kept, caplog):
     assert "calvin: 3 of 5 trajectories say what data.filters leaves out" in caplog.text
     assert kept(language=("drawer", "blue")) == [5, 6, 7]
     assert kept("val", language=("drawer",)) == [5, 7]
-    with pytest.raises(errors.DataError, match="no trajectory is left: 5 say what data.filters"):
+    with pytest.raises(errors.DataError, match=r"no trajectory is left: 5 say what data\.filters"):
         kept(language=("fold the towel",))
 
 
@@ -75,7 +76,10 @@ def test_listed_episodes(kept, tmp_path, listed, caplog):
     [
         ("{", "not JSON"),
         ("[1]", "expected {dataset"),
-        ('{"calvn": [1], "calvin": "x"}', r"'calvn' is no dataset(.|\n)*'calvin': expected numbers"),
+        (
+            '{"calvn": [1], "calvin": "x"}',
+            r"'calvn' is no dataset(.|\n)*'calvin': expected numbers",
+        ),
         ('{"calvin": [1, [2, 3]]}', "expected numbers, or"),
         ('{"calvin": []}', "expected numbers, or"),
     ],
@@ -100,7 +104,7 @@ def test_pairs_need_recorded_spans(tmp_path, data_config, structure):
 
 def idle_by_loop(actions, starts, chunk, threshold):
     keep = []
-    for first, stop in zip(starts[:-1], starts[1:], strict=True):
+    for first, stop in itertools.pairwise(starts):
         for t in range(first, stop):
             moves = False
             for u in range(t, min(t + chunk, stop)):

@@ -18,9 +18,10 @@ SAMPLES = np.arange(6000, dtype=np.uint64)
 class Said:
     """Trajectory 0 is told "a", "b" or "c", trajectory 1 only "b"."""
 
-    instructions = ["b", "a", "c"]
-    text = np.array([1, 0, 2, 0], np.int32)
-    text_starts = np.array([0, 3, 4])
+    def __init__(self):
+        self.instructions = ["b", "a", "c"]
+        self.text = np.array([1, 0, 2, 0], np.int32)
+        self.text_starts = np.array([0, 3, 4])
 
 
 @pytest.fixture
@@ -123,7 +124,9 @@ def test_in_a_batch(tmp_path, data_config, structure):
         for _ in range(8):
             batch = next(loader)
             episode = batch.observation.images["primary"][:, -1, 0, 0, 0]
-            seen |= {(int(e), int(t)) for e, (t,) in zip(episode, batch.observation.text, strict=True)}
+            seen |= {
+                (int(e), int(t)) for e, (t,) in zip(episode, batch.observation.text, strict=True)
+            }
     assert seen == {(0, 0), (0, 3), (1, 0), (1, 1), (1, 2), (1, 4)}
     held_out = open_datasets(config, structure(), 7, "val")
     assert held_out.instructions == ["task 2"]

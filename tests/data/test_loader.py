@@ -160,7 +160,9 @@ def test_random_goals_cut_the_chunks(calvin, data_config, structure):
         left, full = ours.sum(-1), all_of_it.sum(-1)
         assert (left >= np.minimum(full, 2)).all()  # the goal is a later frame, if there is one
         cuts |= set(zip(full.tolist(), left.tolist(), strict=True))
-        np.testing.assert_array_equal(a.observation.images["primary"], b.observation.images["primary"])
+        np.testing.assert_array_equal(
+            a.observation.images["primary"], b.observation.images["primary"]
+        )
     assert {left for full, left in cuts if full == 6} == set(range(2, 7))
     assert not open_datasets(config, structure(), 7, "val").random_goal
 
@@ -192,8 +194,8 @@ def everything(tmp_path_factory):
     c = get_config()
     entries = [("a", [7, 3, 11, 5], 1.0), ("b", [9, 4], 0.5), ("c", [20], 2.0)]
     c.data.datasets = tuple(
-        {"spec": "calvin", "dir": str(write_calvin(root / n / "1.0.0", l, i)), "weight": w}
-        for i, (n, l, w) in enumerate(entries)
+        {"spec": "calvin", "dir": str(write_calvin(root / n / "1.0.0", lengths, i)), "weight": w}
+        for i, (n, lengths, w) in enumerate(entries)
     )
     c.data.cache_dir = str(root / "cache")
     c.data.update({"val_fraction": 0.0, "windows": "segment", "random_goal": True, "block": 256})
@@ -423,7 +425,9 @@ def test_errors_of_the_config_are_all_listed(calvin, data_config, structure):
 
 def test_missing_camera_lists_the_cameras(bridge, data_config, structure):
     config = data_config(("bridge_dataset", bridge, 1.0))
-    with pytest.raises(errors.MissingCameraError, match=r"no camera 'wrist'; its cameras are .*image_0"):
+    with pytest.raises(
+        errors.MissingCameraError, match=r"no camera 'wrist'; its cameras are .*image_0"
+    ):
         open_datasets(config, structure(cameras=("primary", "wrist")), 7, "train")
 
 

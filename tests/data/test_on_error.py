@@ -1,17 +1,17 @@
 """Real little datasets, broken in every way: a named error with its place, or a counted skip."""
 
+import dataclasses
 import logging
 
 import numpy as np
 import pytest
 
 from tests.data.conftest import write_calvin
-from vla_jax.data import errors, records
+from vla_jax.data import errors, oxe, records
 from vla_jax.data.features import load_features
 from vla_jax.data.loader import Loader, open_datasets
 
 LENGTHS = [4, 5, 6, 7]
-# What is left out by skipping: kind of error, (file, episode, frame) where it is; message.
 SHARD = "calvin-train.tfrecord-00000-of-00001"
 
 
@@ -55,7 +55,9 @@ def spoil_a_length(folder):
 
 def empty(folder):
     described = load_features(folder / "features.json")
-    kinds = {p: records.FLOAT if f.kind == "tensor" else records.BYTES for p, f in described.items()}
+    kinds = {
+        p: records.FLOAT if f.kind == "tensor" else records.BYTES for p, f in described.items()
+    }
     nothing = records.build_example({p: (kind, []) for p, kind in kinds.items()})
     rewrite(folder, lambda found: found.__setitem__(1, nothing))
 
@@ -87,6 +89,7 @@ def state_not_a_number(folder):
     not_a_number(folder, "steps/observation/robot_obs", 15)
 
 
+# What is done; the error, its episode and frame, its message; episodes that skipping loses.
 BROKEN = {
     "truncated": (truncate, errors.TruncatedShardError, 3, -1, "ends 1000 bytes early", 1),
     "short": (cut_between_records, errors.TruncatedShardError, -1, -1, "holds 2 episodes", 2),
@@ -246,7 +249,7 @@ def test_a_view_that_one_dataset_lacks_is_black(tmp_path, opened, caplog):
     assert not batch.observation.image_mask["wrist"][black].any()
     assert batch.observation.images["wrist"][~black].any()
     assert batch.actions.mask[black].any()
-    with pytest.raises(errors.MissingCameraError, match="no dataset of .* has 'wrist'"):
+    with pytest.raises(errors.MissingCameraError, match=r"no dataset of .* has 'wrist'"):
         opened(folders[1], cameras=cameras, on_error="skip")
 
 
@@ -256,7 +259,9 @@ def _renamed(folder, found):
     return [records.build_example({new if k == old else k: v for k, v in e.items()}) for e in every]
 
 
-def test_a_wrong_feature_name_leaves_the_dataset_out(tmp_path, opened, data_config, structure, caplog):
+def test_a_wrong_feature_name_leaves_the_dataset_out(
+    tmp_path, opened, data_config, structure, caplog
+):
     folders = [write_calvin(tmp_path / name / "1.0.0", LENGTHS) for name in "ab"]
     without(folders[0], "robot_obs", "robot_observation")
     message = r"calvin: no feature 'observation/robot_obs'. It has .*robot_observation"
@@ -275,8 +280,6 @@ def test_a_wrong_feature_name_leaves_the_dataset_out(tmp_path, opened, data_conf
 
 
 def test_a_spec_that_fails_names_the_episode(folder, opened, monkeypatch):
-    from vla_jax.data import oxe
-
     spec = oxe.SPECS["calvin"]
 
     def standardise(episode):
@@ -284,11 +287,9 @@ def test_a_spec_that_fails_names_the_episode(folder, opened, monkeypatch):
             raise ValueError("six steps are too many for me")
         return spec.standardise(episode)
 
-    import dataclasses
-
     changed = dataclasses.replace(spec, standardise=standardise)
     monkeypatch.setitem(oxe.SPECS, "calvin", changed)
-    with pytest.raises(errors.FeatureError, match="episode 2: calvin: cannot be .*six steps"):
+    with pytest.raises(errors.FeatureError, match=r"episode 2: calvin: cannot be .*six steps"):
         opened(folder)
     mixture = opened(folder, on_error="skip")
     assert mixture.datasets[0].lengths.tolist() == [4, 5, 7]

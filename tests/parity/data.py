@@ -52,9 +52,7 @@ def collater(folder: Path) -> Iterator[Row]:
     samples = sorted({k.split("/")[0] for k in io if k.startswith("in")})
     for out in sorted({k.split("/")[0] for k in io if not k.startswith("in")}):
         expected = _under(io, out)
-        rows = [
-            _Sample(io[f"{s}/actions"], io[f"{s}/mask"] > 0, window, chunk) for s in samples
-        ]
+        rows = [_Sample(io[f"{s}/actions"], io[f"{s}/mask"] > 0, window, chunk) for s in samples]
         yield from _actions(out, rows, expected, io_gripper=_from_signs)
         for camera, key in (("rgb", "rgb"), ("hand", "hand_rgb")):
             pixels = np.stack([io[f"{s}/{camera}"] for s in samples])
@@ -74,9 +72,7 @@ def transform(folder: Path) -> Iterator[Row]:
     for case in sorted({k.split("/")[0] for k in io}):
         given, expected = _under(io, case), _under(io, f"{case}/out")
         samples = sorted({k.split("/")[0] for k in given if k.startswith("in")})
-        rows = [
-            _Sample(given[f"{s}/action"], given[f"{s}/mask"], window, chunk) for s in samples
-        ]
+        rows = [_Sample(given[f"{s}/action"], given[f"{s}/mask"], window, chunk) for s in samples]
         yield from _actions(case, rows, expected, io_gripper=lambda g: (g == 1).astype(g.dtype))
         pixels = np.stack([given[f"{s}/images"] for s in samples])
         pixels = np.moveaxis(pixels.astype(np.float64) / 255, -1, 2)
@@ -107,17 +103,14 @@ class _Sample:
         self.length = int(np.flatnonzero(mask)[-1]) + 1
         place = np.array([window - 1]), np.array([self.length])
         self.frames, self.mask = (
-            x[0]
-            for x in trajectory.chunks(*place, window, chunk, self.hidden, padded_rows=True)
+            x[0] for x in trajectory.chunks(*place, window, chunk, self.hidden, padded_rows=True)
         )
         self.strict = trajectory.chunks(*place, window, chunk, self.hidden)[1][0]
         self.future, self.future_mask = (
             trajectory.unfold(x[:, 1:], chunk)[0]
             for x in trajectory.spans(*place, window, chunk, self.hidden)
         )
-        self.history, self.seen = (
-            x[0] for x in trajectory.history(place[0], window, self.hidden)
-        )
+        self.history, self.seen = (x[0] for x in trajectory.history(place[0], window, self.hidden))
 
 
 def _actions(

@@ -14,7 +14,7 @@ from vla_jax.train import augment as module
 from vla_jax.train.mesh import make_mesh, shard_batch
 from vla_jax.types import Batch
 
-OFF = AugmentConfig({}, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, False, False, "independent")
+OFF = AugmentConfig({}, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, False, False, "independent", "backbone")
 ALL = dataclasses.replace(
     OFF, shift={"primary": 2, "wrist": 1}, crop_scale=0.9, brightness=0.2, contrast=0.2,
     saturation=0.2, hue=0.05, dropout=0.3, per_frame=True,
@@ -104,6 +104,31 @@ def test_shift_is_a_crop_of_the_replicate_padded_image(per_frame):
     assert set(np.unique(offsets[::2])) == set(range(2 * pad + 1))
     together = (offsets[::2] == offsets[::2, :1]).all()
     assert together != per_frame
+
+
+def test_lanczos3_is_tensorflows_within_a_grey_level():
+    tf = pytest.importorskip("tensorflow")
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (1, 64, 48, 3)).astype(np.uint8)
+    edges = np.kron(rng.integers(0, 2, (1, 8, 6, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8) * 255
+    for images in (noise, edges):
+        for size in ((56, 56), (24, 40), (100, 90)):
+            theirs = tf.image.resize(images, size, "lanczos3", antialias=True)
+            theirs = np.clip(np.round(theirs.numpy()), 0, 255)
+            ours = np.asarray(module.lanczos3(jnp.asarray(images), *size)).astype(int)
+            assert np.abs(ours - theirs).max() <= 1
+            assert np.abs(ours - theirs).mean() < 1e-3
+
+
+def test_lanczos3_comes_before_what_the_backbone_does():
+    batch = make_batch(size=12)
+    config = dataclasses.replace(OFF, resize="lanczos3")
+    for images in (run(batch, config), run(batch, config, train=False)):
+        for camera, x in images.items():
+            small = module.lanczos3(jnp.asarray(batch.observation.images[camera]), 8, 8)
+            np.testing.assert_allclose(x, preprocess(small, Toy.image), rtol=0, atol=5e-7)
+            plain = preprocess(jnp.asarray(batch.observation.images[camera]), Toy.image)
+            assert not np.allclose(x, plain, atol=1e-3)
 
 
 def test_crop_resize_is_bilinear_sampling_of_the_box():

@@ -50,6 +50,7 @@ class Dataset:
         instructions: the distinct instructions.
         image_sizes: camera role -> (height, width) of its first image; a view it lacks is absent.
         skips: what was wrong and has been left out.
+        unused: reason -> how many sound trajectories are not used.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Dataset:
         capacity = int(index.starts[episodes.stop] - index.starts[episodes.start])
         self.actions = np.empty((capacity, action_dim), np.float32)
         self.proprio: np.ndarray | None = None
-        raw = {short: self._column(index, path) for short, path in paths.items()}
+        raw = {short: self.column(index, path) for short, path in paths.items()}
         starts, frames, texts = [0], [], []
         # By the episode's number alone: the same for every process, seed and part of the split.
         swaps = np.random.default_rng(0).integers(0, 2, index.num_episodes)
@@ -107,6 +108,7 @@ class Dataset:
         if filters.few_shot and frames:
             chosen = filters.few([codes[0] for codes in texts])
             unused["are beyond data.filters.few_shot"] += int((~chosen).sum())
+        self.unused = unused
         for reason, count in unused.items():
             if count:
                 log.info("%s: %d of %d trajectories %s", name, count, len(episodes), reason)
@@ -172,8 +174,8 @@ class Dataset:
         self.text_starts = np.cumsum([0, *(len(codes) for codes in kept)]).astype(np.int64)
 
     @staticmethod
-    def _column(index: Source, path: str):
-        """Reads one feature of one episode."""
+    def column(index: Source, path: str):
+        """Reads one feature of one episode: (episode, its first frame, the next's) -> array."""
         if index.features[path].kind == "text":
             codes, table = index.text(path)
             texts = np.array(table, object)
@@ -322,7 +324,7 @@ def open_dataset(
     roles = list(dict.fromkeys([*cameras, *_partners(spec, cameras)]))
     images = _find_cameras(spec, features, roles)
     needed = {**spec.features, **({path: path for path in SPAN} if filters.by_span else {})}
-    columns = {short: _find(features, path) for short, path in needed.items()}
+    columns = {short: find_feature(features, path) for short, path in needed.items()}
     problems = [f"no feature {needed[short]!r}" for short, path in columns.items() if path is None]
     lacking = _lacking(spec, features, [role for role in roles if role not in images])
     try:
@@ -350,7 +352,9 @@ def open_dataset(
 def _find_cameras(
     spec: DatasetSpec, features: Mapping[str, Feature], cameras: Sequence[str]
 ) -> dict[str, str]:
-    found = {role: _find(features, spec.images[role]) for role in cameras if role in spec.images}
+    found = {
+        role: find_feature(features, spec.images[role]) for role in cameras if role in spec.images
+    }
     return {role: path for role, path in found.items() if path}
 
 
@@ -360,11 +364,12 @@ def _partners(spec: DatasetSpec, cameras: Sequence[str]) -> tuple[str, ...]:
 
 
 def _lacking(spec: DatasetSpec, features: Mapping[str, Feature], roles: Sequence[str]) -> str:
-    have = {role: path for role, path in spec.images.items() if _find(features, path)}
+    have = {role: path for role, path in spec.images.items() if find_feature(features, path)}
     return "; ".join(f"no camera {role!r}; its cameras are {have}" for role in roles)
 
 
-def _find(features: Mapping[str, Feature], path: Path) -> str | None:
+def find_feature(features: Mapping[str, Feature], path: Path) -> str | None:
+    """The first of the alternatives that there is, below `steps/` or not."""
     candidates = [path] if isinstance(path, str) else list(path)
     spelled = [p for c in candidates for p in (STEPS + c, c)]
     return next((p for p in spelled if p in features), None)

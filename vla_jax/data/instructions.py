@@ -77,7 +77,8 @@ class Instructions:
             self._choices.append(_Lists(codes[dataset.text], dataset.text_starts))
         lists = [[number[text] for text in others.get(known, ())] for known in self.texts]
         starts = np.concatenate([[0], np.cumsum([len(codes) for codes in lists])])
-        self._others = _Lists(np.array(sum(lists, []), np.int64), starts.astype(np.int64))
+        flat = np.array([code for codes in lists for code in codes], np.int64)
+        self._others = _Lists(flat, starts.astype(np.int64))
 
     def choose(
         self,

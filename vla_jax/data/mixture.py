@@ -14,10 +14,10 @@ from vla_jax.config import ConfigError, DataConfig, DatasetConfig, StructureConf
 from vla_jax.data.dataset import Dataset, Part, open_dataset
 from vla_jax.data.errors import DataError, FeatureError, MissingCameraError, Skips
 from vla_jax.data.filters import make_filters
+from vla_jax.data.find_spec import find_spec, short_name
 from vla_jax.data.gripper import targets
 from vla_jax.data.instructions import Instructions
 from vla_jax.data.normalize import ActionSpec, StateSpec
-from vla_jax.data.oxe import get_spec
 from vla_jax.data.sources import find_reader
 from vla_jax.data.spec import DatasetSpec
 from vla_jax.data.statistics_files import read_statistics
@@ -232,7 +232,7 @@ def _specs(entries: Sequence[DatasetConfig], variant: str) -> list[DatasetSpec]:
     found, problems = [], []
     for i, entry in enumerate(entries):
         try:
-            found.append(get_spec(entry.spec, variant))
+            found.append(find_spec(entry.spec, variant))
         except KeyError as error:
             problems.append(f"data.datasets[{i}].spec: {error.args[0]}")
     if problems:
@@ -245,9 +245,9 @@ def _names(entries: Sequence[DatasetConfig]) -> list[str]:
     seen: Counter[str] = Counter()
     names = []
     for entry in entries:
-        seen[entry.spec] += 1
-        again = seen[entry.spec]
-        names.append(entry.spec if again == 1 else f"{entry.spec}-{again}")
+        name = short_name(entry.spec)
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
     return names
 
 
