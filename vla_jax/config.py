@@ -156,6 +156,7 @@ class DataConfig:
     variant: str = choice("default", "openvla", "octo")
     gripper: str = choice("declared", "recorded", "exact")
     stats_split: str = choice("train", "all")
+    dct: str = choice("fast", "accurate")
     normalization: str = choice("q99", "bounds", "normal", "none")
     index: str = choice("auto", "rebuild")
     windows: str = choice("sliding", "segment")

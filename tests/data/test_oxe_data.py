@@ -258,3 +258,14 @@ def test_masks_come_from_the_encoding():
     spec = get_spec("aloha_static_dataset")
     found = stats.statistics(np.ones((2, 14), np.float32), None, 1, spec.mask(14))
     assert found["action"]["mask"] == ([True] * 6 + [False]) * 2
+
+
+def test_the_dct_is_a_choice(bridge, data_config, structure):
+    found = {}
+    for dct in ("fast", "accurate"):
+        config = data_config(("bridge_dataset", bridge, 1.0), val_fraction=0.0, dct=dct)
+        dataset = open_datasets(config, structure(), 7, "train").datasets[0]
+        found[dct] = np.empty((2, *dataset.image_sizes["primary"], 3), np.uint8)
+        dataset.images("primary", 0, np.array([0, 1]), found[dct])
+    difference = np.abs(found["fast"].astype(int) - found["accurate"])
+    assert 0 < difference.mean() < 4

@@ -2,10 +2,11 @@
 
 import pytest
 
-from configs import oxe, oxe_robovlms
+from configs import base, oxe, oxe_robovlms
 from vla_jax.config import ConfigError, resolve
 from vla_jax.data.oxe import MIXTURES, SPECS, get_mixture
 from vla_jax.data.oxe.folders import find_folder, mixture_entries
+from vla_jax.data.oxe.quirks import QUIRKS
 
 X = "_converted_externally_to_rlds"
 FRACTAL, KUKA = 0.54087122203, 0.8341046294
@@ -111,6 +112,16 @@ def test_other_actions_are_left_out_and_named(caplog):
         get_mixture("roboset", action="eef_pos")
 
 
+def test_the_quirks_are_off_by_default():
+    defaults = base.get_config()
+    assert len(QUIRKS) == 14
+    knobs = {path: value for quirk in QUIRKS for path, value in quirk.parity.items()}
+    assert len(knobs) == 6
+    for path, value in knobs.items():
+        group, name = path.split(".")
+        assert defaults[group][name] != value, path
+
+
 def make(root, name, *versions):
     for version in versions:
         folder = root / name / version
@@ -157,7 +168,8 @@ def test_config_files(tmp_path):
     assert config.data.variant == "octo"
     config = resolve(oxe_robovlms.get_config(f"bridge:{tmp_path}"))
     assert (config.data.clip, config.data.stats_split) == (0.65, "all")
-    assert config.data.gripper == "exact"
+    assert (config.data.gripper, config.data.constant_to_zero) == ("exact", True)
+    assert (config.data.random_goal, config.data.left_pad) == (True, False)
     assert config.augment.draws == "shared"
     with pytest.raises(ValueError, match="openvla or octo, not 'okto'"):
         oxe.get_config(f"bridge:{tmp_path}:okto")

@@ -51,6 +51,7 @@ class Dataset:
         image_sizes: camera role -> (height, width) of its first image; a view it lacks is absent.
         skips: what was wrong and has been left out.
         unused: reason -> how many sound trajectories are not used.
+        fast_dct: see `vla_jax.data.decode.decode`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Dataset:
         self.name, self.spec, self.index, self.skips = name, spec, index, skips
         self._cameras = dict(cameras)
         self._may_end: np.ndarray | None = None
+        self.fast_dct = True
         for error, parts in index.skipped:
             skips.add(error, parts)
         capacity = int(index.starts[episodes.stop] - index.starts[episodes.start])
@@ -269,7 +271,7 @@ class Dataset:
                 out[row] = out[row - 1]
                 continue
             try:
-                decode_into(data, out[row])
+                decode_into(data, out[row], self.fast_dct)
             except ImageDecodeError as error:
                 problem = f"dataset {self.name!r}, camera {role!r} ({path}): {error.problem}"
                 raise ImageDecodeError(problem, *self.index.place(base + frame)) from error

@@ -12,19 +12,19 @@ from vla_jax.data.errors import ImageDecodeError
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 
 
-def decode(data: bytes | memoryview) -> UInt8[np.ndarray, "h x 3"]:
+def decode(data: bytes | memoryview, fast_dct: bool = True) -> UInt8[np.ndarray, "h x 3"]:
     """A JPEG or PNG as RGB.
 
     The fast integer DCT with smooth chroma upsampling is what `tf.io.decode_image` does: the same
     bits as the pipelines the published weights were trained with. The accurate DCT differs by 1.2
-    grey levels on average.
+    grey levels on average; it is PIL's, OpenCV's and most serving code's.
 
     Raises:
         ImageDecodeError: the bytes are not a sound image (the caller adds the place).
     """
     if bytes(data[:2]) == _JPEG:
         try:
-            return simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=False)
+            return simplejpeg.decode_jpeg(data, fastdct=fast_dct, fastupsample=False)
         except ValueError as error:
             raise ImageDecodeError(f"corrupt JPEG: {error}") from error
     try:
@@ -35,10 +35,15 @@ def decode(data: bytes | memoryview) -> UInt8[np.ndarray, "h x 3"]:
         raise ImageDecodeError(f"{kind}: {error}") from error
 
 
-def decode_into(data: bytes | memoryview | np.ndarray, out: UInt8[np.ndarray, "h x 3"]) -> None:
+def decode_into(
+    data: bytes | memoryview | np.ndarray,
+    out: UInt8[np.ndarray, "h x 3"],
+    fast_dct: bool = True,
+) -> None:
     """Decodes into `out`; an image of another size is squashed to it (Lanczos, antialiased).
 
-    No bytes at all mean no image: `out` becomes black. Pixels need no decoding.
+    No bytes at all mean no image: `out` becomes black. Pixels need no decoding. `fast_dct`: see
+    `decode`.
 
     Raises:
         ImageDecodeError: the bytes are not a sound image.
@@ -53,11 +58,11 @@ def decode_into(data: bytes | memoryview | np.ndarray, out: UInt8[np.ndarray, "h
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             if (height, width) == out.shape[:2]:
-                simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=False, buffer=out)
+                simplejpeg.decode_jpeg(data, fastdct=fast_dct, fastupsample=False, buffer=out)
                 return
         except ValueError as error:
             raise ImageDecodeError(f"corrupt JPEG: {error}") from error
-    _squash(decode(data), out)
+    _squash(decode(data, fast_dct), out)
 
 
 def _squash(pixels: UInt8[np.ndarray, "height width 3"], out: UInt8[np.ndarray, "h x 3"]) -> None:

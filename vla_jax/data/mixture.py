@@ -174,6 +174,7 @@ def open_datasets(
         action_specs[name] = ActionSpec.from_statistics(
             found[name], config.normalization, config.clip, spec.gripper_env, spec.hz
         )
+        dataset.fast_dct = config.dct == "fast"
         dataset.normalize(action_specs[name])
         gripper = dataset.actions[:, -1]
         gripper[:] = targets(gripper, spec.gripper_binary, config.gripper)
