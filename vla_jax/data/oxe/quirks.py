@@ -1,7 +1,7 @@
 """What the reference pipelines do that is a mistake or a matter of taste, and how to have it back.
 
-Sources: octo, openvla, RoboVLMs and its copy of openvla's loader. `configs/oxe_robovlms.py` sets all
-the knobs named here.
+Sources: octo, openvla, RoboVLMs and its copy of openvla's loader. `configs/oxe_robovlms.py` sets
+all the knobs named here.
 """
 
 from collections.abc import Mapping
