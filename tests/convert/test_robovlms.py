@@ -108,7 +108,7 @@ def test_mixtures():
     config = convert(original(train_dataset={"type": "OpenVLADataset", "data_mix": "bridge"}))
     assert config.data.normalization == "q99"
     assert [d.spec for d in config.data.datasets] == ["bridge_orig"]
-    for mix, count in (("rtx", 11), ("oxe_magic_soup_plus", 27), ("taco_play", 1)):
+    for mix, count in (("rtx", 10), ("rtx_franka", 23), ("taco_play", 1)):
         config = convert(original(train_dataset={"type": "OpenVLADataset", "data_mix": mix}))
         assert len(config.data.datasets) == count
 

@@ -66,6 +66,7 @@ def test_columns(name, variant):
     elif octo and state:
         state = [number for i, number in enumerate(state) if i not in row.padding]
     if state:
+        assert found.proprio is not None
         np.testing.assert_array_equal(found.proprio, columns(state, row))
         assert found.proprio.dtype == np.float32
     else:

@@ -8,8 +8,14 @@ from scipy.spatial.transform import Rotation
 
 from vla_jax.data import ops
 from vla_jax.data.oxe import get_spec
+from vla_jax.data.spec import Trajectory
 
 X = "_converted_externally_to_rlds"
+
+
+def state_of(found: Trajectory) -> np.ndarray:
+    assert found.proprio is not None
+    return found.proprio
 
 
 def binarise_by_loop(position):
@@ -56,7 +62,7 @@ def test_absolute_gripper(change, expected):
 
 
 def test_euler_angles_turn_like_their_quaternion():
-    turns = Rotation.random(500, rng=0)
+    turns = Rotation.random(500, rng=np.random.default_rng(0))
     found = ops.euler_from_quaternion(turns.as_quat())
     again = Rotation.from_euler("xyz", found).as_matrix()
     np.testing.assert_allclose(again, turns.as_matrix(), atol=1e-6)
@@ -101,7 +107,7 @@ def test_bridge(bridge_episode, name, variant, kept):
     assert (found.action[:, 6] == 1).all()
     assert found.action.dtype == np.float32
     expected = state if len(kept) == 5 else np.insert(state, 6, 0, axis=1)
-    np.testing.assert_array_equal(found.proprio, expected)
+    np.testing.assert_array_equal(state_of(found), expected)
 
 
 def test_bridge_oxe():
@@ -112,7 +118,7 @@ def test_bridge_oxe():
     )
     kept = found.action[found.keep]
     assert kept.tolist() == [[14, 15, 16, 17, 18, 19, 1], [21, 22, 23, 24, 25, 26, 1]]
-    assert found.proprio[1].tolist() == [*state[1, :6].tolist(), 0, state[1, 6]]
+    assert state_of(found)[1].tolist() == [*state[1, :6].tolist(), 0, state[1, 6]]
 
 
 def test_calvin_gripper_and_arm():
@@ -141,8 +147,8 @@ def test_kuka_states_may_come_compressed():
     }
     plain = spec.standardise(episode | dict(zip(names, (pose, closed), strict=True)))
     found = spec.standardise(episode | packed)
-    np.testing.assert_array_equal(found.proprio, np.concatenate([pose, closed], axis=1))
-    np.testing.assert_array_equal(found.proprio, plain.proprio)
+    np.testing.assert_array_equal(state_of(found), np.concatenate([pose, closed], axis=1))
+    np.testing.assert_array_equal(state_of(found), state_of(plain))
     assert found.action[:, 6].tolist() == [0, 1]
 
 
@@ -159,9 +165,10 @@ def test_language_table(variant):
         }
     )
     assert found.language == "go → é"
-    np.testing.assert_array_equal(found.action, np.float32([[0.1, -0.2, 0, 0, 0, 0, 1]] * 3))
+    expected = np.array([[0.1, -0.2, 0, 0, 0, 0, 1]] * 3, np.float32)
+    np.testing.assert_array_equal(found.action, expected)
     padding = [0.0] * (6 if variant == "openvla" else 0)
-    assert found.proprio.tolist() == [[0.5, 0.25, *padding]] * 3
+    assert state_of(found).tolist() == [[0.5, 0.25, *padding]] * 3
 
 
 def test_language_table_without_text():
@@ -184,7 +191,7 @@ def test_droid_in_both_its_forms():
         found = spec.standardise(episode)
         np.testing.assert_array_equal(found.action[:, :6], velocity)
         assert found.action[:, 6].tolist() == [1, 0.75, 0]
-        assert found.proprio.shape == (3, 7)
+        assert state_of(found).shape == (3, 7)
         assert spec.gripper_env == (1, 0)
         assert not spec.gripper_binary
     assert get_spec("droid").swap == ("primary", "secondary")
@@ -215,7 +222,7 @@ def test_berkeley_rpt_by_octo_goes_at_a_third_of_the_rate():
     kept = found.action[found.keep]
     assert kept[:, 0].tolist() == [9, 27]
     assert kept[:, 7].tolist() == [1, 1 - 3 / 8]
-    assert found.proprio[found.keep].tolist() == [[*range(7), 1], [*range(9, 16), 1]]
+    assert state_of(found)[found.keep].tolist() == [[*range(7), 1], [*range(9, 16), 1]]
     plain = get_spec(f"berkeley_rpt{X}")
     assert plain.hz == 30
     assert get_spec(f"berkeley_rpt{X}", "octo").hz == 10
@@ -276,5 +283,5 @@ def test_aloha_goes_at_a_fifth_of_the_rate(robot, numbers):
     }
     found = spec.standardise(episode)
     np.testing.assert_array_equal(found.action[found.keep], action[[0, 5, 10]])
-    np.testing.assert_array_equal(found.proprio[found.keep], state[[0, 5, 10]])
+    np.testing.assert_array_equal(state_of(found)[found.keep], state[[0, 5, 10]])
     assert spec.hz == 10

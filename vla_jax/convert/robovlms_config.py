@@ -9,7 +9,7 @@ from typing import Any
 
 from vla_jax.config import ConfigError
 from vla_jax.convert import robovlms_keys as keys
-from vla_jax.data.oxe import MIXTURES, SPECS
+from vla_jax.data.oxe import get_mixture
 
 # Their class -> our backbone, the size of the images it takes where `image_size` sets it.
 BACKBONES: dict[str, tuple[str, int | None]] = {
@@ -251,8 +251,11 @@ def _data(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str])
         shift = {camera: pads[camera] for camera in cameras if pads[camera] > 0}
         raw["augment"].update(shift=shift, per_frame=True)
     else:
-        mixtures = MIXTURES["openvla"] | {name: {name: 1.0} for name in SPECS}
-        mix = _pick(mixtures, part.get("data_mix"), "train_dataset.data_mix", problems)
+        try:  # like the original, without datasets whose actions are not a hand's
+            mix = get_mixture(str(part.get("data_mix")), action="eef_pos")
+        except KeyError as error:
+            problems.append(f"train_dataset.data_mix: {error.args[0]}")
+            return
         root = part.get("data_root_dir", "")
         data["datasets"] = tuple(
             {"spec": name, "dir": f"{root}/{name}", "weight": weight}

@@ -163,7 +163,7 @@ def open_datasets(
         if statistics is not None:
             found[name] = statistics[name]
         else:
-            parts = [dataset]
+            parts: list[Dataset] = [dataset]
             if config.stats_split == "all" and (config.val_fraction or sources["val"][1] == "all"):
                 parts.append(opened("val"))
             found[name] = _measure(parts, spec.mask(action_dim))
