@@ -104,13 +104,18 @@ def test_config():
     assert convert(original(norm_action=False)).data.clip == 1.0
 
 
-def test_mixtures():
+def test_mixtures(tmp_path):
     config = convert(original(train_dataset={"type": "OpenVLADataset", "data_mix": "bridge"}))
     assert config.data.normalization == "q99"
     assert [d.spec for d in config.data.datasets] == ["bridge_orig"]
     for mix, count in (("rtx", 10), ("rtx_franka", 23), ("taco_play", 1)):
         config = convert(original(train_dataset={"type": "OpenVLADataset", "data_mix": mix}))
         assert len(config.data.datasets) == count
+    version = tmp_path / "taco_play" / "0.1.0"
+    version.mkdir(parents=True)
+    (version / "dataset_info.json").write_text("{}")
+    found = {"type": "OpenVLADataset", "data_mix": "taco_play", "data_root_dir": str(tmp_path)}
+    assert convert(original(train_dataset=found)).data.datasets[0].dir == str(version)
 
 
 def test_statistics_may_be_a_file(tmp_path):

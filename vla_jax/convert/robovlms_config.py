@@ -10,6 +10,7 @@ from typing import Any
 from vla_jax.config import ConfigError
 from vla_jax.convert import robovlms_keys as keys
 from vla_jax.data.oxe import get_mixture
+from vla_jax.data.oxe.folders import find_folder
 
 # Their class -> our backbone, the size of the images it takes where `image_size` sets it.
 BACKBONES: dict[str, tuple[str, int | None]] = {
@@ -258,8 +259,8 @@ def _data(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str])
             return
         root = part.get("data_root_dir", "")
         data["datasets"] = tuple(
-            {"spec": name, "dir": f"{root}/{name}", "weight": weight}
-            for name, weight in mix.items()
+            {"spec": n, "dir": str(find_folder(root, n) or f"{root}/{n}"), "weight": weight}
+            for n, weight in mix.items()
         )
         data["normalization"] = "q99"
         if part.get("image_aug"):
