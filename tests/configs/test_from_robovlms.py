@@ -179,6 +179,7 @@ OTHER: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "train_dataset.data_dir": ("kosmos_calvin", "elsewhere", {}),
     "train_dataset.data_root_dir": ("kosmos_rt", "elsewhere", {}),
     "train_dataset.data_mix": ("kosmos_rt", "bridge", {}),
+    "train_dataset.organize_type": ("kosmos_rt", "segment", {}),
     "train_dataset.rgb_pad": ("kosmos_calvin", 3, {}),
     "train_dataset.gripper_pad": ("kosmos_hand_calvin", -1, {}),
     "train_dataset.image_aug": ("kosmos_rt", False, {}),

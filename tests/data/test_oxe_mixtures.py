@@ -155,6 +155,19 @@ def test_all_missing_datasets_are_told(tmp_path):
         mixture_entries("bridge_rt1", tmp_path)
 
 
+def test_octo_leaves_out_what_it_has_no_instructions_for(tmp_path, caplog):
+    for name in get_mixture("rtx", "octo"):
+        make(tmp_path, name, "0.1.0")
+    found = [entry["spec"] for entry in mixture_entries("rtx", tmp_path, "octo")]
+    left = ["fractal20220817_data", "bridge_dataset", "taco_play", "jaco_play"]
+    assert found == [*left, "berkeley_autolab_ur5"]
+    assert "'berkeley_cable_routing', 'kuka', 'nyu_door_opening" in caplog.text
+    with pytest.raises(ConfigError, match="take the variant openvla"):
+        mixture_entries("viola", tmp_path, "octo")
+    make(tmp_path, "bridge_orig", "1.0.0")
+    assert len(mixture_entries("rtx", tmp_path)) == 10
+
+
 def test_config_files(tmp_path):
     make(tmp_path, "bridge_dataset", "1.0.0")
     folder = str(tmp_path / "bridge_dataset" / "1.0.0")

@@ -7,6 +7,7 @@ from typing import Any
 
 from vla_jax.config import ConfigError
 from vla_jax.data.oxe.mixtures import Variant, get_mixture
+from vla_jax.data.oxe.octo import UNINFORMATIVE
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ def mixture_entries(
         mixture: see `get_mixture`.
         root: folder of the datasets' folders.
         variant: whose mixture; set `data.variant` to the same.
-        action: encoding; datasets of another are left out and logged.
+        action: encoding; datasets of another are left out and logged, as are those without
+            instructions.
 
     Raises:
         ConfigError: no such mixture, or listing every dataset that is not there.
@@ -34,6 +36,13 @@ def mixture_entries(
         weights = get_mixture(mixture, variant, action)
     except KeyError as error:
         raise ConfigError(str(error.args[0])) from error
+    if variant == "octo":
+        silent = sorted(UNINFORMATIVE & set(weights))
+        if silent:
+            log.warning("%s: left out, as octo hides their instructions: %s", mixture, silent)
+        weights = {name: weight for name, weight in weights.items() if name not in silent}
+        if not weights:
+            raise ConfigError(f"{mixture}: octo hides all instructions; take the variant openvla")
     folders = {name: find_folder(root, name) for name in weights}
     missing = [name for name, folder in folders.items() if folder is None]
     if missing:
