@@ -14,6 +14,7 @@ JOINT, NONE = ("eef_pos", "joint"), ("eef_pos", "none")
 _MOVE = (take("action/world_vector"), take("action/rotation_delta"))
 _CLOSEDNESS = take("action/gripper_closedness_action")
 _OPEN = take("action/open_gripper")
+_BC_Z = (("xyz_residual", 3), ("axis_angle_residual", 3), ("target_close", 1))
 
 
 def bridge_oxe(episode: Episode) -> Trajectory:
@@ -163,11 +164,7 @@ SPECS: dict[str, DatasetSpec] = {
     # Only version 0.1.0 of the data is sound. The rotation stays an axis times an angle.
     "bc_z": recipe(
         {"primary": "image"},
-        action=(
-            take("action/future/xyz_residual", 0, 3),
-            take("action/future/axis_angle_residual", 0, 3),
-            take("action/future/target_close", 0, 1),
-        ),
+        action=tuple(take(f"action/future/{name}", 0, count) for name, count in _BC_Z),
         gripper="closed_flag",
         state=(
             take("observation/present/xyz"),
