@@ -31,13 +31,17 @@ EXTRAS = {
     "data": ["tensorflow-cpu>=2.20,<2.22", "tensorflow-datasets>=4.9.9,<5"],
     # Tokenizers that ship without a tokenizer.json are converted by transformers (no torch).
     "convert": ["transformers>=5.20,<6", "sentencepiece>=0.2"],
+    # LeRobot's parquet files and videos.
+    "lerobot": ["av>=18.0,<19", "pyarrow>=25,<27"],
     "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     "log": ["tensorboardX>=2.6,<3", "wandb>=0.19"],
     "demo": ["matplotlib>=3.9"],
     "dev": [
+        "av>=18.0,<19",
         "beartype>=0.20",
         "matplotlib>=3.9",
+        "pyarrow>=25,<27",
         "pyright==1.1.414",
         "pytest>=8.3,<10",
         "pytest-xdist>=3.6",

@@ -142,15 +142,16 @@ def _resident_mb() -> float:
 
 def _mixture(args: argparse.Namespace, window: int):
     from configs.base import get_config
-    from vla_jax.config import DataConfig, DatasetConfig, StructureConfig
+    from vla_jax.config import resolve
     from vla_jax.data.loader import open_datasets
 
-    defaults = get_config().to_dict()
-    entry = DatasetConfig(spec=DATASET, dir=str(args.data / DATASET / "1.0.0"), weight=1.0)
-    config = DataConfig(**{**defaults["data"], "datasets": (entry,), "cache_dir": args.cache})
-    changes = {"window": window, "chunk": CHUNK, "cameras": ("primary",)}
-    structure = StructureConfig(**{**defaults["model"]["structure"], **changes})
-    return open_datasets(config, structure, 7, "train")
+    c = get_config()
+    folder = str(args.data / DATASET / "1.0.0")
+    c.data.update({"datasets": ({"spec": DATASET, "dir": folder, "weight": 1.0},)})
+    c.data.cache_dir = args.cache
+    c.model.structure.update({"window": window, "chunk": CHUNK, "cameras": ("primary",)})
+    config = resolve(c)
+    return open_datasets(config.data, config.model.structure, 7, "train")
 
 
 def _ours(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:

@@ -102,13 +102,67 @@ def get_config() -> Any:
                     "prompt": "Question: {question} Answer: ",
                 }
             ),
+            # Which trajectories are used. A regex counts where it is found in an instruction.
+            "filters": ConfigDict(
+                {
+                    "language": (),  # regexes, one of which must be found; () = any text
+                    "not_language": (),  # regexes none of which may be found
+                    # JSON file {dataset: [...]} of the training episodes to keep: their numbers in
+                    # the split, or [start, end] as in episode_metadata (CALVIN's lists); "" = all.
+                    "episodes": "",
+                    "few_shot": 0,  # training trajectories kept of each instruction; 0 = all
+                    "few_shot_seed": 0,  # which ones
+                    # Windows are left out before which the robot idles for a whole chunk: no arm
+                    # dimension of a relative action above this, in the dataset's units, and no
+                    # change of the gripper (LIBERO: 1e-4); 0 = the dataset's own rule, which
+                    # only DROID has (1e-5; a tiny value here leaves out what is exactly 0).
+                    "noop": 0.0,
+                }
+            ),
+            # What a training sample is told: one of its instructions, drawn evenly, unless:
+            "language": ConfigDict(
+                {
+                    "paraphrases": "",  # JSON file {instruction: [other words for it]}; "" = none
+                    "paraphrase": 0.5,  # share of the samples that get one of these
+                    "dropout": 0.0,  # share of the samples that are told nothing
+                }
+            ),
+            "left_pad": True,  # windows may reach left of the start, masked (RoboVLMs: False)
+            # sliding: one window ends at every frame. segment: every window comes `window` times,
+            # of copy i the first i steps are hidden (RoboVLMs' organize_type = "segment").
+            "windows": "sliding",
+            # Parity: supervise actions up to a random later frame only, as RoboVLMs' OXE loader
+            # does through goals it does not use.
+            "random_goal": False,
+            # Parity: supervise steps that are themselves padding or hidden, as RoboVLMs does.
+            "padded_rows": False,
+            # What is wrong with the data: error: stop and say where; skip: leave it out, count it
+            # and log it (episodes; windows with a corrupt image; views a dataset does not have).
+            "on_error": "error",
             "train_split": "train",  # TFDS split
             "val_split": "val",  # when absent, the last val_fraction of the train trajectories
             "val_fraction": 0.05,  # see above
+            # Whose rules for Open X-Embodiment's datasets, where they differ: openvla | octo.
+            # default: openvla's, which are RoboVLMs', but for bridge_dataset, which is octo's
+            # (openvla's rule for those data is called bridge_orig).
+            "variant": "default",
+            # Numbers between open and closed. declared: cut at 0.5 where the dataset means only
+            # those two, else held within 0..1. recorded: as they are (octo, openvla). exact: all
+            # but 1 is closed (RoboVLMs).
+            "gripper": "declared",
+            # File or folder of statistics to use instead of the data's own: octo's, openvla's,
+            # openpi's or RoboVLMs'; "" = computed.
+            "statistics": "",
+            "stats_split": "train",  # computed from: train | all (the reference: validation too)
+            # Parity: a gripper that never moves becomes 0, though it is not scaled (openvla).
+            "constant_to_zero": False,
             "normalization": "q99",  # arm scaling: q99 | bounds | normal | none
             "clip": 1.0,  # then clip to +-clip and stretch to +-1 (RoboVLMs: 0.65)
             "cache_dir": "",  # where indices live; "" = beside the data, else ~/.cache/vla_jax
             "index": "auto",  # auto: reuse a valid index; rebuild: make it anew
+            # Of JPEGs: fast, as TensorFlow decodes and the published weights were trained, or
+            # accurate, as PIL decodes: 1.2 grey levels apart on average.
+            "dct": "fast",
             "threads": 2,  # decoding threads a process
             "prefetch": 4,  # batches kept ready
             "block": 16384,  # samples per mixture block; proportions are exact over one block
@@ -122,7 +176,15 @@ def get_config() -> Any:
             "contrast": 0.0,  # factor 1 +- this (OXE: 0.2)
             "saturation": 0.0,  # factor 1 +- this (OXE: 0.2)
             "hue": 0.0,  # +- this turn (OXE: 0.05)
+            "dropout": 0.0,  # share of the views that are blacked out; one always stays (octo)
+            # Parity: one number for the crop's place and all colours, as by dlimp's shared seed.
+            "draws": "independent",  # independent | shared
+            # To the model's size. backbone: as its processor does, which serving always does.
+            # lanczos3: TensorFlow's, the parity of octo's, openvla's and RoboVLMs' OXE training.
+            "resize": "backbone",
             "per_frame": False,  # shift: a new draw for every frame (the original) or one a window
+            "jitter_per_frame": False,  # the others: a new draw for every frame or one a window
+            "share_cameras": False,  # crop, colours and shift: one draw for all cameras
         }
     )
     shift: Any = c.augment.shift

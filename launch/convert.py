@@ -66,8 +66,7 @@ def import_robovlms(flags: argparse.Namespace) -> None:
 
     original = hf_files.read_json(flags.config_json)
     base = config_files.load(CONFIGS / "base.py", flags.set)
-    units = hf_files.read_json(flags.statistics) if flags.statistics else {}
-    vlm = flags.vlm
+    units, vlm = flags.statistics, flags.vlm
     _save(importing.from_robovlms(flags.ckpt, original, base, vlm, units, _dtype(flags)), flags)
 
 
@@ -167,7 +166,8 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
               "CONFIG.json": "RoboVLMs' config of the same run"}  # fmt: skip
     add = command(import_robovlms, "import-robovlms", True, source | workdir)
     add("--vlm", metavar="DIR", help="Hugging Face folder of the VLM: tokenizer and config.json")
-    add("--statistics", metavar="FILE", help="dataset_statistics.json, for units not known here")
+    add("--statistics", metavar="FILE", help="octo's, openvla's, openpi's or RoboVLMs' statistics,"
+        " for units not known here")  # fmt: skip
     source = {"CKPT": "workdir of launch/train.py, or an imported one"}
     add = command(export_hf, "export-hf", False, source | {"OUT": "new folder"})
     add("--source", metavar="DIR", help="where tokenizer and processor files are copied from")

@@ -7,6 +7,7 @@ Config files (`configs/*.py`) build an `ml_collections.ConfigDict`; `resolve` tu
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -111,11 +112,37 @@ class CotrainConfig:
 
 
 @dataclass(frozen=True)
+class FiltersConfig:
+    """Which trajectories and windows are used."""
+
+    language: tuple[str, ...]
+    not_language: tuple[str, ...]
+    episodes: str
+    few_shot: int
+    few_shot_seed: int
+    noop: float
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """What a sample is told."""
+
+    paraphrases: str
+    paraphrase: float
+    dropout: float
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The mixture and how trajectories become samples."""
 
     datasets: tuple[DatasetConfig, ...]
     cotrain: CotrainConfig
+    filters: FiltersConfig
+    language: LanguageConfig
+    left_pad: bool
+    random_goal: bool
+    padded_rows: bool
     train_split: str
     val_split: str
     val_fraction: float
@@ -124,8 +151,16 @@ class DataConfig:
     threads: int
     prefetch: int
     block: int
+    statistics: str
+    constant_to_zero: bool
+    variant: str = choice("default", "openvla", "octo")
+    gripper: str = choice("declared", "recorded", "exact")
+    stats_split: str = choice("train", "all")
+    dct: str = choice("fast", "accurate")
     normalization: str = choice("q99", "bounds", "normal", "none")
     index: str = choice("auto", "rebuild")
+    windows: str = choice("sliding", "segment")
+    on_error: str = choice("error", "skip")
 
 
 @dataclass(frozen=True)
@@ -138,7 +173,12 @@ class AugmentConfig:
     contrast: float
     saturation: float
     hue: float
+    dropout: float
     per_frame: bool
+    jitter_per_frame: bool
+    share_cameras: bool
+    draws: str = choice("independent", "shared")
+    resize: str = choice("backbone", "lanczos3")
 
 
 @dataclass(frozen=True)
@@ -280,7 +320,7 @@ def _cross_checks(config: Config) -> list[str]:
         for i, d in enumerate(data.datasets)
         if d.weight <= 0
     ]
-    problems += _lora_checks(config) + _cotrain_checks(config)
+    problems += _lora_checks(config) + _cotrain_checks(config) + _filter_checks(config)
     epochs = {
         "train.epochs": config.train.epochs,
         "train.check_epochs": config.train.check_epochs,
@@ -302,6 +342,24 @@ def _cotrain_checks(config: Config) -> list[str]:
         problems.append("data.cotrain: rows and text_len must be positive")
     if cotrain.prompt.count("{question}") != 1:
         problems.append(f"data.cotrain.prompt: needs {{question}} once: {cotrain.prompt!r}")
+    return problems
+
+
+def _filter_checks(config: Config) -> list[str]:
+    filters, language, problems = config.data.filters, config.data.language, []
+    for name in ("language", "not_language"):
+        for pattern in getattr(filters, name):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                problems.append(f"data.filters.{name}: {pattern!r} is no regex: {error}")
+    if filters.few_shot < 0 or filters.noop < 0:
+        problems.append("data.filters: few_shot and noop must not be negative")
+    if not 0 <= config.augment.dropout < 1:
+        problems.append("augment.dropout: must be in [0, 1)")
+    for name in ("paraphrase", "dropout"):
+        if not 0 <= getattr(language, name) <= 1:
+            problems.append(f"data.language.{name}: must be in [0, 1]")
     return problems
 
 

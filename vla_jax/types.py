@@ -60,6 +60,21 @@ class Actions:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Future:
+    """What the cameras see after the window, for a model that predicts images.
+
+    Attributes:
+        images: camera role -> uint8 [b, n, h, x, 3], RGB, the n frames after the window's last;
+            beyond the trajectory's end they repeat the last one.
+        mask: bool [b, n], False beyond the end.
+    """
+
+    images: dict[str, Any]
+    mask: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Captions:
     """Texts about images, for training the VLM's language beside the actions.
 
@@ -90,6 +105,7 @@ class Batch:
             randomness for augmentation, so pixels do not depend on topology or on a restart.
         dataset: int32 [b], index of the sample's dataset in the mixture.
         captions: rows of their own beside the windows, or None.
+        future: see `Future`; None unless a model asks for it.
     """
 
     observation: Observation
@@ -97,6 +113,7 @@ class Batch:
     sample: Any
     dataset: Any
     captions: Captions | None = None
+    future: Future | None = None
 
 
 @jax.tree_util.register_dataclass

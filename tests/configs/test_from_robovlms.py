@@ -86,6 +86,7 @@ def test_the_files_differ_where_they_should():
     assert {d.spec: d.weight for d in soup}["language_table"] == 0.1
     assert soup[2].dir == "datasets/openvla/bridge_orig"
     assert (rt.augment.crop_scale, rt.augment.hue) == (0.9, 0.05)
+    assert {(c.data.windows, c.data.left_pad) for c in of.values()} == {("sliding", False)}
     assert of["moondream_calvin"].model.structure.resampler == 64
     uform = of["uform_calvin"].model
     assert (uform.structure.readout, uform.head.down_sample) == ("all", "pooling")
@@ -178,6 +179,7 @@ OTHER: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "train_dataset.data_dir": ("kosmos_calvin", "elsewhere", {}),
     "train_dataset.data_root_dir": ("kosmos_rt", "elsewhere", {}),
     "train_dataset.data_mix": ("kosmos_rt", "bridge", {}),
+    "train_dataset.organize_type": ("kosmos_rt", "segment", {}),
     "train_dataset.rgb_pad": ("kosmos_calvin", 3, {}),
     "train_dataset.gripper_pad": ("kosmos_hand_calvin", -1, {}),
     "train_dataset.image_aug": ("kosmos_rt", False, {}),

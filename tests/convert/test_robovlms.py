@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from configs import base
 from vla_jax.config import ConfigError, resolve
-from vla_jax.convert import maps, released, robovlms
+from vla_jax.convert import importing, maps, released, robovlms
 from vla_jax.data.gripper import GripperState
 from vla_jax.models.weights import Weight, WeightError
 
@@ -104,10 +104,33 @@ def test_config():
     assert convert(original(norm_action=False)).data.clip == 1.0
 
 
-def test_mixtures():
+def test_mixtures(tmp_path):
     config = convert(original(train_dataset={"type": "OpenVLADataset", "data_mix": "bridge"}))
     assert config.data.normalization == "q99"
     assert [d.spec for d in config.data.datasets] == ["bridge_orig"]
+    for mix, count in (("rtx", 10), ("rtx_franka", 23), ("taco_play", 1)):
+        config = convert(original(train_dataset={"type": "OpenVLADataset", "data_mix": mix}))
+        assert len(config.data.datasets) == count
+    version = tmp_path / "taco_play" / "0.1.0"
+    version.mkdir(parents=True)
+    (version / "dataset_info.json").write_text("{}")
+    found = {"type": "OpenVLADataset", "data_mix": "taco_play", "data_root_dir": str(tmp_path)}
+    assert convert(original(train_dataset=found)).data.datasets[0].dir == str(version)
+
+
+def test_statistics_may_be_a_file(tmp_path):
+    theirs = original(train_dataset={"type": "OpenVLADataset", "data_mix": "taco_play"})
+    given = (tmp_path / "none.pt", theirs, base.get_config().to_dict(), None)
+    with pytest.raises(ConfigError, match=r"statistics of \['taco_play'\] are not known"):
+        importing.from_robovlms(*given)
+    file = tmp_path / "dataset_statistics.json"
+    file.write_text(json.dumps({"action": {"mean": [0.0] * 7}}))
+    with pytest.raises(ConfigError, match="taco_play: action: std is missing"):
+        importing.from_robovlms(*given, statistics=file)
+    columns = {"mean": 0.0, "std": 1.0, "q01": -2.0, "q99": 2.0}
+    file.write_text(json.dumps({"action": {k: [v] * 7 for k, v in columns.items()}}))
+    with pytest.raises(WeightError, match=r"none\.pt"):  # the next thing that is missing
+        importing.from_robovlms(*given, statistics=file)
 
 
 def test_config_problems_come_all_at_once():

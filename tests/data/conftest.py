@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from vla_jax.config import CotrainConfig, DataConfig, DatasetConfig, StructureConfig
+from vla_jax.config import (
+    CotrainConfig,
+    DataConfig,
+    DatasetConfig,
+    FiltersConfig,
+    LanguageConfig,
+    StructureConfig,
+)
 from vla_jax.data import features
 from vla_jax.data.writer import RLDSWriter
 
@@ -25,6 +32,8 @@ def data_config(tmp_path):
         datasets = tuple(DatasetConfig(s, str(d), w) for s, d, w in entries)
         cache = str(tmp_path / "cache")
         knobs["cotrain"] = CotrainConfig(**knobs["cotrain"])
+        knobs["filters"] = FiltersConfig(**{**knobs["filters"], **changes.pop("filters", {})})
+        knobs["language"] = LanguageConfig(**{**knobs["language"], **changes.pop("language", {})})
         return DataConfig(**{**knobs, "datasets": datasets, "cache_dir": cache, **changes})
 
     return build
@@ -40,8 +49,14 @@ def structure():
     return build
 
 
-def write_calvin(folder, lengths, seed=0, size=24, texts=None, splits=("train",), **writer):
-    """A small CALVIN-shaped dataset whose pixels and actions name their episode and step."""
+def write_calvin(
+    folder, lengths, seed=0, size=24, texts=None, splits=("train",), spans=False, idle=(), **writer
+):
+    """A small CALVIN-shaped dataset whose pixels and actions name their episode and step.
+
+    `spans` records a start and an end: episode e begins at 1000 + 100 e. `idle` holds (episode,
+    first, stop) of frames without motion.
+    """
     described = {
         "steps": {
             "observation": {
@@ -53,6 +68,9 @@ def write_calvin(folder, lengths, seed=0, size=24, texts=None, splits=("train",)
             "language_instruction": features.text(),
         }
     }
+    if spans:
+        number = features.tensor((), "int64")
+        described["episode_metadata"] = {"start": number, "end": number}
     rng = np.random.default_rng(seed)
     with RLDSWriter(folder, "calvin", described, **writer) as out:
         for split in splits:
@@ -61,6 +79,10 @@ def write_calvin(folder, lengths, seed=0, size=24, texts=None, splits=("train",)
                 action[:, 0] = number / 100
                 action[:, 1] = np.arange(length) / 100
                 action[:, 6] = rng.choice([-1, 1], length)
+                for episode, first, stop in idle:
+                    if episode == number:
+                        action[first:stop, :6] = 0
+                        action[first:stop, 6] = action[max(first - 1, 0), 6]
                 static = np.zeros((length, size, size, 3), np.uint8)
                 static[..., 0], static[..., 1] = number, np.arange(length)[:, None, None]
                 steps = {
@@ -72,7 +94,9 @@ def write_calvin(folder, lengths, seed=0, size=24, texts=None, splits=("train",)
                     "rel_actions": action,
                     "language_instruction": texts[number] if texts else f"task {number % 3}",
                 }
-                out.write(split, {"steps": steps})
+                start = 1000 + 100 * number
+                span = {"episode_metadata": {"start": start, "end": start + length}}
+                out.write(split, {"steps": steps, **(span if spans else {})})
     return folder
 
 

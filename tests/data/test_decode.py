@@ -40,6 +40,15 @@ def test_other_sizes_are_squashed_with_antialiasing():
     np.testing.assert_array_equal(out, np.asarray(expected))
 
 
+def test_the_accurate_dct_is_pils():
+    expected = np.asarray(Image.open(io.BytesIO(JPEG)))
+    np.testing.assert_array_equal(decode(JPEG, fast_dct=False), expected)
+    out = np.empty((20, 28, 3), np.uint8)
+    decode_into(JPEG, out, fast_dct=False)
+    np.testing.assert_array_equal(out, expected)
+    assert not np.array_equal(decode(JPEG), expected)
+
+
 def test_no_bytes_are_a_black_image():
     out = np.full((4, 4, 3), 9, np.uint8)
     decode_into(b"", out)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.parity import (
+    data,
     discrete,
     flamingo,
     heads,
@@ -65,7 +66,7 @@ def find_runner(folder: Path) -> Runner | str:
     if (folder / "tables.npz").is_file():
         return heads.tokenizer
     kind = config.get("model_type", meta.get("cls"))
-    if runner := MODELS.get(kind) or vision.find(folder):
+    if runner := MODELS.get(kind) or vision.find(folder) or data.find(folder):
         return runner
     if not (folder / "io.npz").is_file():
         return "no case of this kind yet"

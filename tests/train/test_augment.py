@@ -14,8 +14,13 @@ from vla_jax.train import augment as module
 from vla_jax.train.mesh import make_mesh, shard_batch
 from vla_jax.types import Batch
 
-OFF = AugmentConfig({}, 1.0, 0.0, 0.0, 0.0, 0.0, False)
-ALL = AugmentConfig({"primary": 2, "wrist": 1}, 0.9, 0.2, 0.2, 0.2, 0.05, True)
+OFF = AugmentConfig(
+    {}, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, False, False, "independent", "backbone"
+)
+ALL = dataclasses.replace(
+    OFF, shift={"primary": 2, "wrist": 1}, crop_scale=0.9, brightness=0.2, contrast=0.2,
+    saturation=0.2, hue=0.05, dropout=0.3, per_frame=True,
+)  # fmt: skip
 
 
 def run(batch: Batch, config: AugmentConfig, seed: int = 3, train: bool = True) -> dict:
@@ -33,6 +38,11 @@ def _jit(key: str, seed: int, train: bool):
 
 def compiled(config: tuple, seed: int, train: bool):
     return _jit(repr(config), seed, train)
+
+
+def masks(batch: Batch, config: AugmentConfig) -> dict:
+    out = compiled(dataclasses.astuple(config), 3, True)(batch)
+    return {camera: np.asarray(x) for camera, x in out.image_mask.items()}
 
 
 def raw(images: np.ndarray) -> np.ndarray:
@@ -96,6 +106,31 @@ def test_shift_is_a_crop_of_the_replicate_padded_image(per_frame):
     assert set(np.unique(offsets[::2])) == set(range(2 * pad + 1))
     together = (offsets[::2] == offsets[::2, :1]).all()
     assert together != per_frame
+
+
+def test_lanczos3_is_tensorflows_within_a_grey_level():
+    tf = pytest.importorskip("tensorflow")
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (1, 64, 48, 3)).astype(np.uint8)
+    edges = np.kron(rng.integers(0, 2, (1, 8, 6, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8) * 255
+    for images in (noise, edges):
+        for size in ((56, 56), (24, 40), (100, 90)):
+            theirs = tf.image.resize(images, size, "lanczos3", antialias=True)
+            theirs = np.clip(np.round(theirs.numpy()), 0, 255)
+            ours = np.asarray(module.lanczos3(jnp.asarray(images), *size)).astype(int)
+            assert np.abs(ours - theirs).max() <= 1
+            assert np.abs(ours - theirs).mean() < 0.02  # of halves that round either way
+
+
+def test_lanczos3_comes_before_what_the_backbone_does():
+    batch = make_batch(size=12)
+    config = dataclasses.replace(OFF, resize="lanczos3")
+    for images in (run(batch, config), run(batch, config, train=False)):
+        for camera, x in images.items():
+            small = module.lanczos3(jnp.asarray(batch.observation.images[camera]), 8, 8)
+            np.testing.assert_allclose(x, preprocess(small, Toy.image), rtol=0, atol=5e-7)
+            plain = preprocess(jnp.asarray(batch.observation.images[camera]), Toy.image)
+            assert not np.allclose(x, plain, atol=1e-3)
 
 
 def test_crop_resize_is_bilinear_sampling_of_the_box():
@@ -168,11 +203,95 @@ def test_brightness_and_contrast_draw_within_their_ranges():
 def test_values_stay_in_range_and_padding_stays_black():
     batch = make_batch(rows=16)
     extreme = dataclasses.replace(ALL, brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5)
+    seen = masks(batch, extreme)
     for camera, x in run(batch, extreme).items():
         pixels = raw(x)
         assert pixels.min() > -1e-5
         assert pixels.max() < 1 + 1e-5
-        padded = ~batch.observation.image_mask[camera]
-        assert padded.any()
-        np.testing.assert_allclose(pixels[padded], 0, atol=1e-6)
-        assert (pixels[~padded].max((-3, -2, -1)) > 0.1).mean() > 0.9
+        black = ~seen[camera]
+        assert (black | batch.observation.image_mask[camera]).all()
+        np.testing.assert_allclose(pixels[black], 0, atol=1e-6)
+        assert (pixels[~black].max((-3, -2, -1)) > 0.1).mean() > 0.9
+    existing = sum(int(mask.sum()) for mask in batch.observation.image_mask.values())
+    assert sum(int(mask.sum()) for mask in seen.values()) < existing  # some are dropped
+
+
+def alike(rows: int = 8) -> Batch:
+    """Two cameras that see the same still picture all the time."""
+    batch = make_batch(rows=rows)
+    picture = batch.observation.images["primary"][0, -1]
+    pixels = np.broadcast_to(picture, (rows, 3, 8, 8, 3)).copy()
+    observation = dataclasses.replace(
+        batch.observation,
+        images=dict.fromkeys(("primary", "wrist"), pixels),
+        image_mask=dict.fromkeys(("primary", "wrist"), np.ones((rows, 3), bool)),
+    )
+    return dataclasses.replace(batch, observation=observation)
+
+
+JITTER = dataclasses.replace(ALL, shift={}, dropout=0.0, per_frame=False)
+
+
+@pytest.mark.parametrize("share_cameras", [False, True])
+@pytest.mark.parametrize("jitter_per_frame", [False, True])
+def test_draws_are_shared_as_asked(share_cameras, jitter_per_frame):
+    config = dataclasses.replace(
+        JITTER, share_cameras=share_cameras, jitter_per_frame=jitter_per_frame
+    )
+    images = run(alike(), config)
+    same_camera = [
+        np.allclose(a, b, atol=1e-5)
+        for a, b in zip(images["primary"], images["wrist"], strict=True)
+    ]
+    assert same_camera == [share_cameras] * 8
+    same_time = [np.allclose(x[0], x[1], atol=1e-5) for x in images["primary"]]
+    assert same_time == [not jitter_per_frame] * 8
+    assert not np.allclose(images["primary"][0], images["primary"][1], atol=1e-3)
+
+
+def test_the_first_frame_draws_alike_whether_others_follow_or_not():
+    each = dataclasses.replace(JITTER, jitter_per_frame=True)
+    for camera, x in run(alike(), each).items():
+        np.testing.assert_allclose(x[:, 0], run(alike(), JITTER)[camera][:, 0], atol=2e-6)
+
+
+def test_shared_draws_are_one_number_for_place_and_colours():
+    """As dlimp's shared seed has it; the random shift keeps draws of its own."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.random((2, 16, 16, 3), np.float32))
+    u = jnp.asarray(rng.random((2, 8), np.float32))
+    shared = dataclasses.replace(ALL, draws="shared")
+    same = jnp.concatenate([jnp.repeat(u[:, :1], 6, axis=1), u[:, 6:]], axis=1)
+    found = module._window(u, x, shared, 2)
+    np.testing.assert_array_equal(found, module._window(same, x, ALL, 2))
+    assert not np.array_equal(found, module._window(u, x, ALL, 2))
+
+
+@pytest.mark.parametrize("jitter_per_frame", [False, True])
+def test_dropout_leaves_a_view(jitter_per_frame):
+    batch = alike(256)
+    config = dataclasses.replace(OFF, dropout=0.4, jitter_per_frame=jitter_per_frame)
+    seen, plain = masks(batch, config), run(batch, OFF)
+    images = run(batch, config)
+    stacked = np.stack([seen["primary"], seen["wrist"]])
+    assert stacked.any(0).all()
+    # One of two is safe, the other goes in 40 %: each camera in 20 % of the rows.
+    for camera, mask in seen.items():
+        assert abs((~mask).mean() - 0.2) < 0.08
+        np.testing.assert_array_equal(images[camera][mask], plain[camera][mask])
+        np.testing.assert_allclose(raw(images[camera])[~mask], 0, atol=1e-6)
+    together = (stacked == stacked[:, :, :1]).all()
+    assert together != jitter_per_frame
+
+
+def test_a_view_that_is_missing_is_not_the_one_that_stays():
+    batch = alike(64)
+    missing = np.ones((64, 3), bool)
+    missing[::2] = False
+    mask = {"primary": missing, "wrist": np.ones((64, 3), bool)}
+    observation = dataclasses.replace(batch.observation, image_mask=mask)
+    config = dataclasses.replace(OFF, dropout=0.9)
+    seen = masks(dataclasses.replace(batch, observation=observation), config)
+    assert seen["wrist"][::2].all()
+    assert not seen["primary"][::2].any()
+    assert (~seen["wrist"][1::2]).any()

@@ -17,6 +17,7 @@ from vla_jax.convert import hf, lora, maps, output, released, robovlms, store
 from vla_jax.convert.hf_files import read_json
 from vla_jax.convert.safetensors_io import SUFFIX, Safetensors
 from vla_jax.convert.tensors import Lazy
+from vla_jax.data.statistics_files import read_statistics
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
 from vla_jax.policy import with_complete_arch
@@ -123,7 +124,7 @@ def from_robovlms(
     original: Mapping[str, Any],
     base: Mapping[str, Any],
     vlm: str | Path | None = None,
-    statistics: Mapping[str, Any] | None = None,
+    statistics: Mapping[str, Any] | str | Path | None = None,
     dtype: np.dtype | None = None,
 ) -> Import:
     """A checkpoint of RoboVLMs and its JSON config.
@@ -134,7 +135,8 @@ def from_robovlms(
         base: our raw config with defaults.
         vlm: Hugging Face folder of the VLM, for its config.json and tokenizer; None = the released
             architecture, no tokenizer.
-        statistics: dataset -> entry of a dataset_statistics.json.
+        statistics: dataset -> entry of a dataset_statistics.json; or a file that
+            `vla_jax.data.statistics_files` reads.
         dtype: of all parameters; None keeps each one's.
 
     Raises:
@@ -144,6 +146,8 @@ def from_robovlms(
     config = resolve(robovlms.to_config(original, base))
     names = tuple(dataset.spec for dataset in config.data.datasets)
     given = statistics or {}
+    if isinstance(given, str | Path):
+        given = read_statistics(given, names)
     specs = released.action_specs(
         names, config.data.normalization, config.data.clip, config.model.action_dim, given
     )

@@ -25,10 +25,6 @@ _QUANTILES = {
          0.5892666035890578, 0.35272657424211445, 0.44796681255102094),
     ),
 }  # fmt: skip
-# (closed, open) and 1/s of datasets that have no reader here: RT-1 records 1 = open at 3 Hz.
-_ROBOTS: dict[str, tuple[tuple[float, float], float | None]] = {
-    "fractal20220817_data": ((0.0, 1.0), 3.0)
-}
 
 
 def action_specs(
@@ -53,7 +49,7 @@ def action_specs(
     found, unknown = {}, []
     for name in names:
         spec = SPECS.get(name)
-        env, hz = (spec.gripper_env, spec.hz) if spec else _ROBOTS.get(name, ((0.0, 1.0), None))
+        env, hz = (spec.gripper_env, spec.hz) if spec else ((0.0, 1.0), None)
         if name in statistics:
             found[name] = ActionSpec.from_statistics(statistics[name], normalization, clip, env, hz)
         elif normalization == "none":

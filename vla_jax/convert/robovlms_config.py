@@ -9,6 +9,8 @@ from typing import Any
 
 from vla_jax.config import ConfigError
 from vla_jax.convert import robovlms_keys as keys
+from vla_jax.data.oxe import get_mixture
+from vla_jax.data.oxe.folders import find_folder
 
 # Their class -> our backbone, the size of the images it takes where `image_size` sets it.
 BACKBONES: dict[str, tuple[str, int | None]] = {
@@ -39,24 +41,6 @@ SCHEDULES = {"constant": "constant", "cosine": "cosine", "half-cosine": "half_co
 DTYPES = {"16": "bfloat16", "bf16": "bfloat16", "32": "float32"}
 
 CALVIN, OXE, TEXTS = "DiskCalvinDataset", "OpenVLADataset", "VideoLLaVADataset"
-_RLDS = "_converted_externally_to_rlds"
-# data_mix -> weight of a window of each dataset (openvla's mixtures).
-MIXTURES: dict[str, dict[str, float]] = {
-    "bridge": {"bridge_orig": 1.0},
-    "rt_1": {"fractal20220817_data": 1.0},
-    "bridge_rt_1": {"bridge_orig": 1.0, "fractal20220817_data": 1.0},
-    "oxe_magic_soup": {
-        "fractal20220817_data": 0.54087122203, "kuka": 0.8341046294, "bridge_orig": 1.0,
-        "taco_play": 2.0, "jaco_play": 1.0, "berkeley_cable_routing": 1.0, "roboturk": 2.0,
-        "viola": 2.0, "berkeley_autolab_ur5": 2.0, "toto": 1.0, "language_table": 0.1,
-        f"stanford_hydra_dataset{_RLDS}": 2.0, f"austin_buds_dataset{_RLDS}": 1.0,
-        f"nyu_franka_play_dataset{_RLDS}": 3.0, f"furniture_bench_dataset{_RLDS}": 0.1,
-        f"ucsd_kitchen_dataset{_RLDS}": 2.0, f"austin_sailor_dataset{_RLDS}": 1.0,
-        f"austin_sirius_dataset{_RLDS}": 1.0, f"dlr_edan_shared_control{_RLDS}": 1.0,
-        f"iamlab_cmu_pickup_insert{_RLDS}": 1.0, "utaustin_mutex": 1.0,
-        "berkeley_fanuc_manipulation": 2.0, "cmu_stretch": 1.0,
-    },
-}  # fmt: skip
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -256,6 +240,9 @@ def _data(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str])
         )
         return
     part = actions[0]
+    # `organize_type` decides both, whatever left_pad and window_sample say.
+    segment = part.get("organize_type") == "segment"
+    data.update(left_pad=segment, padded_rows=segment, windows="segment" if segment else "sliding")
     if part["type"] == CALVIN:
         folder = part.get("data_dir", "")
         data["datasets"] = ({"spec": "calvin", "dir": folder, "weight": 1.0},)
@@ -265,11 +252,15 @@ def _data(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str])
         shift = {camera: pads[camera] for camera in cameras if pads[camera] > 0}
         raw["augment"].update(shift=shift, per_frame=True)
     else:
-        mix = _pick(MIXTURES, part.get("data_mix"), "train_dataset.data_mix", problems)
+        try:  # like the original, without datasets whose actions are not a hand's
+            mix = get_mixture(str(part.get("data_mix")), action="eef_pos")
+        except KeyError as error:
+            problems.append(f"train_dataset.data_mix: {error.args[0]}")
+            return
         root = part.get("data_root_dir", "")
         data["datasets"] = tuple(
-            {"spec": name, "dir": f"{root}/{name}", "weight": weight}
-            for name, weight in mix.items()
+            {"spec": n, "dir": str(find_folder(root, n) or f"{root}/{n}"), "weight": weight}
+            for n, weight in mix.items()
         )
         data["normalization"] = "q99"
         if part.get("image_aug"):

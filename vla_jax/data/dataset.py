@@ -3,7 +3,10 @@
 Axis letters: e trajectories, n frames or samples, w window, f chunk, a action dimension.
 """
 
+import hashlib
+import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Literal
@@ -11,12 +14,21 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from vla_jax.data import trajectory as windows
+from vla_jax.data import trajectory as trajectories
 from vla_jax.data.decode import decode_into, image_size
-from vla_jax.data.errors import DataError, FeatureError, ImageDecodeError
-from vla_jax.data.features import STEPS, Feature, load_features
+from vla_jax.data.errors import (
+    ActionError,
+    DataError,
+    FeatureError,
+    ImageDecodeError,
+    MissingCameraError,
+    Skips,
+)
+from vla_jax.data.features import STEPS, Feature
+from vla_jax.data.filters import SPAN, Filters, moving
 from vla_jax.data.normalize import ActionSpec
-from vla_jax.data.rlds_index import RLDSIndex, open_index
+from vla_jax.data.source import Source
+from vla_jax.data.sources import find_reader
 from vla_jax.data.spec import DatasetSpec, Path, Trajectory
 
 Part = Literal["all", "head", "tail"]
@@ -33,77 +45,139 @@ class Dataset:
         proprio: float32 [n, p] over the same frames, in robot units until the mixture normalises
             it, or None.
         starts: int64 [e+1], first row of each trajectory in `actions`.
-        text: int32 [e], index into `instructions`.
+        text: int32 [m], indices into `instructions`, of one trajectory after another.
+        text_starts: int64 [e+1], the first of each trajectory in `text`; each has at least one.
         instructions: the distinct instructions.
-        image_sizes: camera role -> (height, width) of its first image.
+        image_sizes: camera role -> (height, width) of its first image; a view it lacks is absent.
+        skips: what was wrong and has been left out.
+        unused: reason -> how many sound trajectories are not used.
+        fast_dct: see `vla_jax.data.decode.decode`.
     """
 
     def __init__(
         self,
         name: str,
         spec: DatasetSpec,
-        index: RLDSIndex,
+        index: Source,
         paths: Mapping[str, str],
         cameras: Mapping[str, str],
         episodes: range,
         action_dim: int,
+        filters: Filters,
+        skips: Skips,
     ):
-        """Standardises `episodes` of an opened index; see `open_dataset`."""
-        self.name, self.spec, self.index = name, spec, index
+        """Standardises `episodes` of an opened source; see `open_dataset`."""
+        self.name, self.spec, self.index, self.skips = name, spec, index, skips
         self._cameras = dict(cameras)
+        self._may_end: np.ndarray | None = None
+        self.fast_dct = True
+        for error, parts in index.skipped:
+            skips.add(error, parts)
         capacity = int(index.starts[episodes.stop] - index.starts[episodes.start])
         self.actions = np.empty((capacity, action_dim), np.float32)
         self.proprio: np.ndarray | None = None
-        raw = {short: self._column(index, path) for short, path in paths.items()}
-        starts, frames, texts, unlabelled = [0], [], [], 0
+        raw = {short: self.column(index, path) for short, path in paths.items()}
+        starts, frames, texts = [0], [], []
+        # By the episode's number alone: the same for every process, seed and part of the split.
+        swaps = np.random.default_rng(0).integers(0, 2, index.num_episodes)
+        unused: Counter[str] = Counter()
         table: dict[str, int] = {}
         for episode in episodes:
             first, stop = int(index.starts[episode]), int(index.starts[episode + 1])
-            place = index.place(first)[:2]
-            found = spec.standardise(
-                {short: column(episode, first, stop) for short, column in raw.items()}
-            )
-            instruction = _instruction(found)
-            if not instruction:
-                unlabelled += 1
+            columns = {short: column(episode, first, stop) for short, column in raw.items()}
+            if not _is_listed(filters, episode, columns):
+                unused["are not listed in data.filters.episodes"] += 1
                 continue
-            begin, end, _ = found.keep.indices(stop - first)
-            if end <= begin:
+            try:
+                found = self._standardise(columns, action_dim, first)
+            except DataError as error:
+                skips.add(error)
                 continue
-            action = found.action[begin:end]
-            if action.shape[1] != action_dim:
-                problem = f"actions have {action.shape[1]} dimensions, the model {action_dim}"
-                raise FeatureError(problem, *place)
-            if not np.isfinite(action).all():
-                raise FeatureError("an action is not finite", *place)
-            self._append(starts[-1], action, found, slice(begin, end), capacity)
-            starts.append(starts[-1] + end - begin)
-            frames.append(first + begin)
-            texts.append(table.setdefault(instruction, len(table)))
-        if unlabelled:
-            log.info("%s: %d of %d trajectories have no text", name, unlabelled, len(episodes))
+            begin, end, stride = found.keep.indices(stop - first)
+            said = _instructions(found)
+            allowed = filters.texts(said)
+            if not said or not allowed or end <= begin:
+                unused[
+                    "have no text" if not said
+                    else "say what data.filters leaves out" if not allowed
+                    else "have no frame that may be used"
+                ] += 1  # fmt: skip
+                continue
+            starts.append(starts[-1] + self._append(starts[-1], found, capacity))
+            frames.append((first + begin, stride, swaps[episode]))
+            texts.append([table.setdefault(text, len(table)) for text in allowed])
+        chosen = np.ones(len(frames), bool)
+        if filters.few_shot and frames:
+            chosen = filters.few([codes[0] for codes in texts])
+            unused["are beyond data.filters.few_shot"] += int((~chosen).sum())
+        self.unused = unused
+        for reason, count in unused.items():
+            if count:
+                log.info("%s: %d of %d trajectories %s", name, count, len(episodes), reason)
+        if skips.counts:
+            log.warning("%s", skips)
         if not frames:
-            raise DataError(f"{name}: no trajectory with text", index.shards[0].parent)
-        self.starts = np.array(starts, np.int64)
-        self._frames = np.array(frames, np.int64)
-        self.text = np.array(texts, np.int32)
+            reasons = [f"{count} {reason}" for reason, count in unused.items()]
+            reasons += [str(skips)] if skips.counts else []
+            problem = f"{name}: no trajectory is left: {'; '.join(reasons)}"
+            raise DataError(problem, index.root)
+        self._keep(chosen, np.array(starts, np.int64), np.array(frames, np.int64), texts)
         self.instructions = list(table)
-        self.actions = self.actions[: starts[-1]]
-        self.proprio = None if self.proprio is None else self.proprio[: starts[-1]]
         self.image_sizes = {role: self._first_size(path) for role, path in cameras.items()}
 
-    def _append(
-        self, row: int, action: np.ndarray, found: Trajectory, keep: slice, capacity: int
-    ) -> None:
+    def _standardise(
+        self, columns: Mapping[str, np.ndarray], action_dim: int, first: int
+    ) -> Trajectory:
+        """One episode, checked; `first` is its first frame."""
+        place = self.index.place
+        try:
+            found = self.spec.standardise(columns)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            problem = f"{self.name}: cannot be standardised: {type(error).__name__}: {error}"
+            raise FeatureError(problem, *place(first)[:2]) from error
+        if found.action.shape[1] != action_dim:
+            problem = f"actions have {found.action.shape[1]} dimensions, the model {action_dim}"
+            raise FeatureError(problem, *place(first)[:2])
+        for what, values in (("action", found.action), ("robot state", found.proprio)):
+            if values is None:
+                continue
+            bad = ~np.isfinite(values[found.keep]).all(axis=1)
+            if bad.any():
+                frame = int(np.arange(len(values))[found.keep][np.argmax(bad)])
+                problem = f"{self.name}: the {what} is not finite: {values[frame].tolist()}"
+                raise ActionError(problem, *place(first + frame))
+        return found
+
+    def _append(self, row: int, found: Trajectory, capacity: int) -> int:
+        """Stores the kept frames from `row` on, and counts them."""
+        action = found.action[found.keep]
         self.actions[row : row + len(action)] = action
         if found.proprio is not None:
             if self.proprio is None:
                 self.proprio = np.empty((capacity, found.proprio.shape[1]), np.float32)
-            self.proprio[row : row + len(action)] = found.proprio[keep]
+            self.proprio[row : row + len(action)] = found.proprio[found.keep]
+        return len(action)
+
+    def _keep(
+        self, chosen: np.ndarray, starts: np.ndarray, frames: np.ndarray, texts: list[list[int]]
+    ) -> None:
+        """Cuts all arrays to the chosen trajectories."""
+        self.actions = self.actions[: starts[-1]]
+        self.proprio = None if self.proprio is None else self.proprio[: starts[-1]]
+        lengths = np.diff(starts)
+        if not chosen.all():
+            rows = np.repeat(chosen, lengths)
+            self.actions = self.actions[rows]
+            self.proprio = None if self.proprio is None else self.proprio[rows]
+        self.starts = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)
+        self._frames, self._strides, self._swapped = np.ascontiguousarray(frames[chosen].T)
+        kept = [codes for codes, keep in zip(texts, chosen, strict=True) if keep]
+        self.text = np.array([code for codes in kept for code in codes], np.int32)
+        self.text_starts = np.cumsum([0, *(len(codes) for codes in kept)]).astype(np.int64)
 
     @staticmethod
-    def _column(index: RLDSIndex, path: str):
-        """Reads one feature of one episode."""
+    def column(index: Source, path: str):
+        """Reads one feature of one episode: (episode, its first frame, the next's) -> array."""
         if index.features[path].kind == "text":
             codes, table = index.text(path)
             texts = np.array(table, object)
@@ -125,7 +199,7 @@ class Dataset:
             data = self.index.read(path, int(frame), int(frame))[0]
             if len(data):
                 return image_size(data)
-        raise DataError(f"{self.name}: camera {path!r} has no images", self.index.shards[0].parent)
+        raise DataError(f"{self.name}: camera {path!r} has no images", self.index.root)
 
     @property
     def lengths(self) -> Int64[np.ndarray, "e"]:
@@ -139,31 +213,33 @@ class Dataset:
             part = slice(row, row + step)
             self.actions[part] = spec.normalize(self.actions[part])
 
-    def count_windows(self, window: int, left_pad: bool) -> int:
-        """Fixes the windows that `locate` numbers, and counts them."""
-        counts = windows.num_windows(self.lengths, window, left_pad)
-        self._window_starts = np.concatenate([[0], np.cumsum(counts)])
-        self._first_end = 0 if left_pad else window - 1
-        return int(self._window_starts[-1])
+    def leave_out_idle(self, threshold: float, chunk: int) -> None:
+        """Lets no window end where the robot idles for a chunk; before `normalize`."""
+        self._may_end = moving(self.actions, self.starts, chunk, threshold)
+        idle = int((~self._may_end).sum())
+        log.info("%s: data.filters.noop leaves out %d of %d frames", self.name, idle, len(self))
 
-    def locate(
-        self, numbers: Int64[np.ndarray, "n"]
-    ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
-        """Trajectory and last frame (within it) of each window."""
-        trajectory = np.searchsorted(self._window_starts, numbers, side="right") - 1
-        return trajectory, numbers - self._window_starts[trajectory] + self._first_end
+    def __len__(self) -> int:
+        return len(self.actions)
 
-    def chunks(
-        self,
-        trajectory: Int64[np.ndarray, "n"],
-        ends: Int64[np.ndarray, "n"],
-        window: int,
-        chunk: int,
-    ) -> tuple[Float32[np.ndarray, "n w f a"], Bool[np.ndarray, "n w f"]]:
-        """Actions supervised at every step of the windows, and which count."""
-        lengths = self.starts[trajectory + 1] - self.starts[trajectory]
-        frames, mask = windows.chunks(ends, lengths, window, chunk)
-        return self.actions[self.starts[trajectory][:, None, None] + frames], mask
+    @property
+    def digest(self) -> str:
+        """Changes when the frames that are used would, or their texts."""
+        places = (self._frames, self._strides, self._swapped)
+        parts = (*places, self.text, self.text_starts, self._may_end)
+        blobs = [b"" if part is None else part.tobytes() for part in parts]
+        blobs.append(json.dumps(self.instructions).encode())
+        return hashlib.sha256(b"".join(blobs)).hexdigest()
+
+    def windows(self, window: int, left_pad: bool, segment: bool) -> trajectories.Windows:
+        """The windows that may be drawn, by number."""
+        return trajectories.Windows(self.lengths, window, left_pad, segment, self._may_end)
+
+    def actions_at(
+        self, trajectory: Int64[np.ndarray, "n"], frames: Int64[np.ndarray, "n w f"]
+    ) -> Float32[np.ndarray, "n w f a"]:
+        """The actions at these frames of these trajectories."""
+        return self.actions[self.starts[trajectory][:, None, None] + frames]
 
     def states(
         self, trajectory: Int64[np.ndarray, "n"], frames: Int64[np.ndarray, "n w"]
@@ -181,22 +257,32 @@ class Dataset:
         out: UInt8[np.ndarray, "w h x 3"],
     ) -> Bool[np.ndarray, "w"]:
         """Decodes one window of one camera into `out`; says which frames have an image."""
-        base, first = int(self._frames[trajectory]), int(frames[0])
-        path = self._cameras[role]
-        views = self.index.read(path, base + first, base + int(frames[-1]))
+        if role not in self._cameras:
+            out[...] = 0
+            return np.zeros(len(frames), bool)
+        base, recorded = int(self._frames[trajectory]), frames * int(self._strides[trajectory])
+        first, path = int(recorded[0]), self._path(role, trajectory)
+        views = self.index.read(path, base + first, base + int(recorded[-1]))
         present = np.ones(len(frames), bool)
-        for row, frame in enumerate(frames.tolist()):
+        for row, frame in enumerate(recorded.tolist()):
             data = views[frame - first]
             present[row] = len(data) > 0
-            if row and frame == frames[row - 1]:
+            if row and frame == recorded[row - 1]:
                 out[row] = out[row - 1]
                 continue
             try:
-                decode_into(data, out[row])
+                decode_into(data, out[row], self.fast_dct)
             except ImageDecodeError as error:
                 problem = f"dataset {self.name!r}, camera {role!r} ({path}): {error.problem}"
                 raise ImageDecodeError(problem, *self.index.place(base + frame)) from error
         return present
+
+    def _path(self, role: str, trajectory: int) -> str:
+        """The image feature that plays a role in a trajectory."""
+        swap = self.spec.swap or ()
+        if role in swap and self._swapped[trajectory]:
+            role = next(r for r in (swap[1 - swap.index(role)], role) if r in self._cameras)
+        return self._cameras[role]
 
 
 def open_dataset(
@@ -210,66 +296,100 @@ def open_dataset(
     held_out: float = 0.0,
     cache_dir: str = "",
     rebuild: bool = False,
+    filters: Filters | None = None,
+    skips: Skips | None = None,
 ) -> Dataset:
-    """Opens, and if need be indexes, one split of one dataset.
+    """Opens, and if need be indexes, one split of one dataset, whatever its format.
 
     Args:
         name: for messages.
         spec: how it is standardised.
-        directory: version folder.
-        split: TFDS split.
+        directory: of the data; see `vla_jax.data.sources`.
+        split: of its splits.
         cameras: roles that are needed.
         action_dim: a, which the spec must produce.
         part: all of its trajectories, all but the last `held_out` ("head"), or those ("tail").
         held_out: as a share of the trajectories; at least one if any.
-        cache_dir: where indices live; see `open_index`.
+        cache_dir: where indices live; see `cached_folder`.
         rebuild: index anew.
+        filters: of its trajectories; None = all that have a text.
+        skips: what to do about parts that are wrong; None = raise.
 
     Raises:
-        DataError: listing every camera and feature that is missing.
+        DataError: listing every camera and feature that is missing. A view it lacks is black where
+            `skips` allows it.
     """
+    filters, skips = filters or Filters(), skips or Skips(name)
     folder = FilePath(directory).expanduser()
-    features = load_features(folder / "features.json")
-    problems: list[str] = []
-    images = _find_cameras(spec, features, cameras, problems)
-    paths = {short: _find(features, path) for short, path in spec.features.items()}
-    for short, found in paths.items():
-        if found is None:
-            problems.append(f"no feature {spec.features[short]!r}")
-    if problems:
-        raise FeatureError(f"{name}: {'; '.join(problems)}. It has {sorted(features)}", folder)
-    columns = {short: found for short, found in paths.items() if found}
-    index = open_index(folder, split, sorted(columns.values()), cache_dir, rebuild)
+    reader = find_reader(folder)
+    features = reader.features(folder)
+    roles = list(dict.fromkeys([*cameras, *_partners(spec, cameras)]))
+    images = _find_cameras(spec, features, roles)
+    needed = {**spec.features, **({path: path for path in SPAN} if filters.by_span else {})}
+    columns = {short: find_feature(features, path) for short, path in needed.items()}
+    problems = [f"no feature {needed[short]!r}" for short, path in columns.items() if path is None]
+    lacking = _lacking(spec, features, [role for role in roles if role not in images])
+    try:
+        spec.mask(action_dim)
+    except ValueError as error:
+        problems.append(str(error))
+    if lacking and not problems:
+        error = MissingCameraError(f"{name}: {lacking}. It has {sorted(features)}", folder)
+        skips.add(error)
+    elif problems:
+        listing = "; ".join([*([lacking] if lacking else []), *problems])
+        raise FeatureError(f"{name}: {listing}. It has {sorted(features)}", folder)
+    paths = {short: path for short, path in columns.items() if path}
+    low = sorted(set(paths.values()))
+    index = reader.open(folder, split, low, cache_dir, rebuild, skip=skips.allowed)
     total = index.num_episodes
     held = min(max(1, round(total * held_out)), total - 1) if held_out > 0 else 0
     parts = {"all": range(total), "head": range(total - held), "tail": range(total - held, total)}
     if not parts[part]:
         problem = f"{name}: split {split!r} has {total} trajectories, too few to hold some out"
         raise DataError(problem + f" ({held_out=})", folder)
-    return Dataset(name, spec, index, columns, images, parts[part], action_dim)
+    return Dataset(name, spec, index, paths, images, parts[part], action_dim, filters, skips)
 
 
 def _find_cameras(
-    spec: DatasetSpec, features: Mapping[str, Feature], cameras: Sequence[str], problems: list[str]
+    spec: DatasetSpec, features: Mapping[str, Feature], cameras: Sequence[str]
 ) -> dict[str, str]:
-    found = {}
-    for role in cameras:
-        path = _find(features, spec.images[role]) if role in spec.images else None
-        if path is None:
-            have = {r: p for r, p in spec.images.items() if _find(features, p)}
-            problems.append(f"no camera {role!r}; its cameras are {have}")
-        else:
-            found[role] = path
-    return found
+    found = {
+        role: find_feature(features, spec.images[role]) for role in cameras if role in spec.images
+    }
+    return {role: path for role, path in found.items() if path}
 
 
-def _find(features: Mapping[str, Feature], path: Path) -> str | None:
+def _partners(spec: DatasetSpec, cameras: Sequence[str]) -> tuple[str, ...]:
+    """The cameras that may take the place of some of these."""
+    return spec.swap if spec.swap and set(spec.swap) & set(cameras) else ()
+
+
+def _lacking(spec: DatasetSpec, features: Mapping[str, Feature], roles: Sequence[str]) -> str:
+    have = {role: path for role, path in spec.images.items() if find_feature(features, path)}
+    return "; ".join(f"no camera {role!r}; its cameras are {have}" for role in roles)
+
+
+def find_feature(features: Mapping[str, Feature], path: Path) -> str | None:
+    """The first of the alternatives that there is, below `steps/` or not."""
     candidates = [path] if isinstance(path, str) else list(path)
     spelled = [p for c in candidates for p in (STEPS + c, c)]
     return next((p for p in spelled if p in features), None)
 
 
-def _instruction(found: Trajectory) -> str:
-    if isinstance(found.language, str):
-        return found.language
-    return next((str(text) for text in found.language[found.keep] if text), "")
+def _is_listed(filters: Filters, episode: int, columns: Mapping[str, np.ndarray]) -> bool:
+    if filters.episodes is None:
+        return True
+    if not filters.by_span:
+        return episode in filters.episodes
+    return tuple(int(columns[path].item()) for path in SPAN) in filters.episodes
+
+
+def _instructions(found: Trajectory) -> list[str]:
+    """The distinct texts of an episode, blank ones left out."""
+    alternatives = found.language if isinstance(found.language, tuple) else (found.language,)
+    texts = []
+    for steps in alternatives:
+        spoken = [steps] if isinstance(steps, str) else map(str, steps[found.keep])
+        texts += [text for text in spoken if text.strip()][:1]
+    return list(dict.fromkeys(texts))

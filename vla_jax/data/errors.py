@@ -1,6 +1,11 @@
 """What can be wrong with a dataset, each kind by name and with the place where it is wrong."""
 
+import logging
+import threading
+from collections import Counter
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
@@ -42,3 +47,61 @@ class ImageDecodeError(DataError):
 
 class TextLengthError(ValueError):
     """A prompt with more tokens than there are text columns."""
+
+
+class MissingCameraError(FeatureError):
+    """A dataset, or an episode of it, without a camera that the model takes."""
+
+
+class ActionError(DataError):
+    """An action or a robot state that is not a finite number."""
+
+
+# By name, for those that an index keeps on disk.
+KINDS: dict[str, type[DataError]] = {
+    kind.__name__: kind
+    for kind in (
+        DataError, TruncatedShardError, CorruptRecordError, FeatureError, EmptyTrajectoryError,
+        ImageDecodeError, MissingCameraError, ActionError,
+    )
+}  # fmt: skip
+_SHOWN = 5  # of each kind in full; beyond that they are counted
+
+
+class Skips:
+    """What a run does about a part of the data that is wrong: it stops, or goes on without.
+
+    Nothing is left out in silence: every part is counted by kind, and logged with its place.
+
+    Attributes:
+        name: of the dataset, for messages.
+        on_error: "error" or "skip", see `data.on_error`.
+        counts: kind of error -> parts left out.
+    """
+
+    def __init__(self, name: str, on_error: str = "error"):
+        """Nothing has been left out yet."""
+        self.name, self.on_error = name, on_error
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @property
+    def allowed(self) -> bool:
+        """Whether parts that are wrong may be left out."""
+        return self.on_error == "skip"
+
+    def add(self, error: DataError, parts: int = 1) -> None:
+        """Leaves out `parts` (episodes, windows) because of `error`, or raises it."""
+        if not self.allowed:
+            raise error
+        kind = type(error).__name__
+        with self._lock:
+            shown = self.counts[kind] < _SHOWN
+            self.counts[kind] += parts
+        if shown:
+            log.warning("%s: skipped %d: %s: %s", self.name, parts, kind, error)
+
+    def __str__(self) -> str:
+        with self._lock:
+            listing = ", ".join(f"{n} {kind}" for kind, n in sorted(self.counts.items()))
+        return f"{self.name}: skipped {listing or 'nothing'}"

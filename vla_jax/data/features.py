@@ -132,7 +132,9 @@ def _leaf_node(feature: Feature) -> dict[str, Any]:
         body = {"shape": shape, "dtype": feature.dtype, "encodingFormat": feature.encoding}
         return {"pythonClassName": _CLASS + "image_feature.Image", "image": body}
     body = {"shape": shape, "dtype": feature.dtype, "encoding": feature.encoding}
-    name = "tensor_feature.Tensor" if feature.shape else "scalar.Scalar"
+    # TFDS reads no encoding of a Scalar.
+    scalar = not feature.shape and feature.encoding == "none"
+    name = "scalar.Scalar" if scalar else "tensor_feature.Tensor"
     return {"pythonClassName": _CLASS + name, "tensor": body}
 
 

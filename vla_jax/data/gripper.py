@@ -1,15 +1,70 @@
-"""From "open or closed?" at every step to what an environment's gripper takes. numpy only.
+"""From a recorded gripper to "open or closed?", and from there to an environment's command.
 
-Source of the two kinds with a memory: RoboVLMs' wrapper for SIMPLER, whose Google robot takes
-changes and whose WidowX opens late.
+numpy only: serving imports it. Source of the two kinds of environment with a memory: RoboVLMs'
+wrapper for SIMPLER, whose Google robot takes changes and whose WidowX opens late.
 
 Axis letters: n steps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from vla_jax.data import ops
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A convention in which datasets record their gripper.
+
+    Attributes:
+        to_open: what was recorded in one episode, float32 [n] -> 1 = open, 0 = closed, float32 [n].
+        env: the robot's own command for (closed, open).
+        binary: whether only 0 and 1 are meant, so that a value in between is neither.
+    """
+
+    to_open: Callable[[np.ndarray], np.ndarray]
+    env: tuple[float, float]
+    binary: bool
+
+
+# Name -> convention. Those with a sign record -1 and 1, which clipping to 0..1 makes 0 and 1.
+RECORDINGS: dict[str, Recording] = {
+    # Openness, or something that octo and openvla take for it without a change.
+    "as_recorded": Recording(lambda x: x, (0.0, 1.0), binary=False),
+    "open_flag": Recording(lambda x: x, (0.0, 1.0), binary=True),
+    "open_sign": Recording(lambda x: np.clip(x, 0, 1), (-1.0, 1.0), binary=True),
+    # Openness that moves through the middle; see `ops.binarise_gripper`.
+    "open_moving": Recording(ops.binarise_gripper, (0.0, 1.0), binary=True),
+    "closed": Recording(lambda x: 1 - x, (1.0, 0.0), binary=False),
+    "closed_flag": Recording(lambda x: 1 - x, (1.0, 0.0), binary=True),
+    "closed_sign": Recording(lambda x: 1 - np.clip(x, 0, 1), (1.0, -1.0), binary=True),
+    "closed_clipped": Recording(lambda x: 1 - np.clip(x, 0, 1), (1.0, 0.0), binary=False),
+    "closed_byte": Recording(lambda x: 1 - x / np.float32(255), (255.0, 0.0), binary=False),
+    # Commands to change: 1 close, -1 open, 0 stay; see `ops.absolute_gripper`.
+    "closing": Recording(ops.absolute_gripper, (0.0, 1.0), binary=True),
+    # No gripper, or one that never moves; the recorded value does not count.
+    "always_closed": Recording(np.zeros_like, (0.0, 1.0), binary=True),
+    "always_open": Recording(np.ones_like, (0.0, 1.0), binary=True),
+}
+
+
+def targets(opened: Float[np.ndarray, "n"], binary: bool, rule: str) -> Float[np.ndarray, "n"]:
+    """What a model is to predict of a gripper, float32.
+
+    Args:
+        opened: 1 = open, 0 = closed, as standardised.
+        binary: whether the dataset means only those two.
+        rule: declared: what is meant, so binary ones are cut at 0.5 and the others are held within
+            0..1. recorded: as it is (octo, openvla). exact: open is what equals 1 (RoboVLMs).
+    """
+    if rule == "declared":
+        opened = opened > 0.5 if binary else np.clip(opened, 0, 1)
+    elif rule == "exact":
+        opened = opened == 1
+    return np.asarray(opened, np.float32)
 
 
 @dataclass(frozen=True)

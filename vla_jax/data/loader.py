@@ -15,16 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.data import trajectory as windows
+from vla_jax.data import trajectory as trajectories
 from vla_jax.data.buffers import BufferPool
-from vla_jax.data.errors import TextLengthError
+from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.mixture import Mixture, open_datasets
-from vla_jax.data.sampler import MixtureOrder, SequentialOrder
-from vla_jax.types import Actions, Batch, Observation
+from vla_jax.data.sampler import MixtureOrder, SequentialOrder, uniform
+from vla_jax.types import Actions, Batch, Future, Observation
 
 __all__ = ["Loader", "Mixture", "open_datasets"]
 
 log = logging.getLogger(__name__)
+_GOALS = 2  # stream of `uniform`
 _TASKS_PER_THREAD = 2  # of a batch; more balance better, fewer cost less
 
 
@@ -88,10 +89,13 @@ class Loader(Iterator[Batch]):
         self._sentences = None
         if sentences is not None:
             self._sentences = np.stack([sentences[text] for text in mixture.instructions])
-        self._images = {
-            camera: BufferPool((self._rows, mixture.window, *mixture.image_sizes[camera], 3))
-            for camera in mixture.cameras
-        }
+        self._images, self._after = (
+            {
+                camera: BufferPool((self._rows, frames, *mixture.image_sizes[camera], 3))
+                for camera in mixture.cameras
+            }
+            for frames in (mixture.window, mixture.future)
+        )
         self._slots = threading.Semaphore(max(1, prefetch))
         self._ready: queue.SimpleQueue[tuple[int, Batch | BaseException | None]]
         self._ready = queue.SimpleQueue()
@@ -134,6 +138,10 @@ class Loader(Iterator[Batch]):
     def close(self) -> None:
         """Stops the threads; no more batches come."""
         atexit.unregister(self.close)
+        if not self._closed.is_set():
+            for source in self._mixture.datasets:
+                if source.skips.counts:
+                    log.warning("%s", source.skips)
         self._closed.set()
         self._slots.release()
         if threading.current_thread() is not self._feeder:
@@ -194,8 +202,8 @@ class Loader(Iterator[Batch]):
         if self._total is not None:
             numbers = np.minimum(numbers, np.uint64(self._total - 1))
         dataset, element = self._order(numbers)
-        trajectory, ends = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-        codes = np.zeros(rows, np.int64)  # of the instructions
+        # Of every row: its place, the frames its actions may come from, its instruction.
+        trajectory, ends, hidden, until, codes = np.zeros((5, rows), np.int64)
         width = mixture.datasets[0].actions.shape[1]
         chunk = np.zeros((rows, window, mixture.chunk, width), np.float32)
         mask = np.zeros((rows, window, mixture.chunk), bool)
@@ -204,50 +212,86 @@ class Loader(Iterator[Batch]):
             proprio = np.zeros((rows, window, mixture.proprio), np.float32)
         for d in np.unique(dataset):
             mine, source = np.flatnonzero(dataset == d), mixture.datasets[d]
-            trajectory[mine], ends[mine] = source.locate(element[mine])
-            parts = source.chunks(trajectory[mine], ends[mine], window, mixture.chunk)
-            chunk[mine], mask[mine] = parts
+            place = mixture.windows[d].locate(element[mine])
+            trajectory[mine], ends[mine], hidden[mine] = place
+            until[mine] = source.starts[place.trajectory + 1] - source.starts[place.trajectory]
+            reach = self._goals(numbers[mine], place.end, until[mine]) + 1
+            frames, mask[mine] = trajectories.chunks(
+                place.end, reach, window, mixture.chunk, place.hidden, mixture.padded_rows
+            )
+            chunk[mine] = source.actions_at(place.trajectory, frames)
             if proprio is not None:
-                frames, _ = windows.history(ends[mine], window)
-                proprio[mine] = source.states(trajectory[mine], frames)
-            codes[mine] = self._text[0][d][source.text[trajectory[mine]]]
-        images, present = self._decode(dataset, trajectory, ends)
-        ids, id_mask = (table[codes] for table in self._text[1:])
+                frames, _ = trajectories.history(place.end, window, place.hidden)
+                proprio[mine] = source.states(place.trajectory, frames)
+            codes[mine] = mixture.language.choose(
+                int(d), place.trajectory, numbers[mine], self._seed
+            )
+        frames, seen = trajectories.history(ends, window, hidden)
+        images, present, sound = self._decode(self._images, dataset, trajectory, frames, seen)
+        future = None
+        if mixture.future:
+            after, exist = trajectories.spans(ends, until, window, mixture.future)
+            after, exist = after[:, window:], exist[:, window:]
+            pixels, _, whole = self._decode(self._after, dataset, trajectory, after, exist)
+            future, sound = Future(pixels, exist), sound & whole
+        ids, id_mask = (table[codes] for table in self._text)
         sentence = None if self._sentences is None else self._sentences[codes]
         return Batch(
             observation=Observation(images, present, ids, id_mask, proprio, sentence),
-            actions=Actions(chunk, mask & real[:, None, None]),
+            actions=Actions(chunk, mask & (real & sound)[:, None, None]),
             sample=np.stack([numbers >> np.uint64(32), numbers], axis=1).astype(np.uint32),
             dataset=dataset.astype(np.int32),
+            future=future,
         )
 
+    def _goals(self, numbers: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Last frame whose action counts: the trajectory's, or a random one after the window."""
+        if not self._mixture.random_goal:
+            return lengths - 1
+        draw = uniform(self._seed, _GOALS, numbers, 1)[:, 0]
+        return np.minimum(ends + 1 + (draw * (lengths - 1 - ends)).astype(np.int64), lengths - 1)
+
     def _decode(
-        self, dataset: np.ndarray, trajectory: np.ndarray, ends: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """All images of a batch, and which of them exist."""
-        frames, seen = windows.history(ends, self._mixture.window)
-        images = {camera: pool.take() for camera, pool in self._images.items()}
-        present = {camera: seen.copy() for camera in images}
+        self,
+        pools: Mapping[str, BufferPool],
+        dataset: np.ndarray,
+        trajectory: np.ndarray,
+        frames: np.ndarray,
+        wanted: np.ndarray,
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+        """These frames of all cameras, which of them exist, and which rows are sound.
+
+        What is wrong with a row that is not is raised, or counted; its pixels are black.
+        """
+        images = {camera: pool.take() for camera, pool in pools.items()}
+        present = {camera: wanted.copy() for camera in images}
+        sound = np.ones(self._rows, bool)
 
         def work(part: np.ndarray) -> None:
             for row in part.tolist():
                 source = self._mixture.datasets[dataset[row]]
-                for camera, out in images.items():
-                    found = source.images(camera, int(trajectory[row]), frames[row], out[row])
-                    present[camera][row] &= found
+                place = int(trajectory[row]), frames[row]
+                try:
+                    for camera, out in images.items():
+                        present[camera][row] &= source.images(camera, *place, out[row])
+                except DataError as error:
+                    source.skips.add(error)
+                    sound[row] = False
+                    for camera, out in images.items():
+                        out[row], present[camera][row] = 0, wanted[row]
 
         parts = np.array_split(np.arange(self._rows), self._threads * _TASKS_PER_THREAD)
         tasks = [self._pool.submit(work, part) for part in parts if len(part)]
         concurrent.futures.wait(tasks)  # all: a failed batch must not be written to any more
         for task in tasks:
             task.result()
-        return images, present
+        return images, present, sound
 
 
 def _encode_all(
     mixture: Mixture, encode: Callable[[str], tuple[np.ndarray, np.ndarray]]
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Tokenises every distinct instruction: (rows of each dataset's texts, ids, masks)."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenises every distinct instruction: ids and masks."""
     ids, masks, problems = [], [], []
     for instruction in mixture.instructions:
         try:
@@ -259,6 +303,4 @@ def _encode_all(
     if problems:
         listing = "\n  ".join(problems[:10])
         raise TextLengthError(f"{len(problems)} prompts are too long:\n  {listing}")
-    number = {text: i for i, text in enumerate(mixture.instructions)}
-    rows = [np.array([number[text] for text in d.instructions]) for d in mixture.datasets]
-    return rows, np.stack(ids), np.stack(masks)
+    return np.stack(ids), np.stack(masks)

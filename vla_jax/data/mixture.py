@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,19 @@ import numpy as np
 
 from vla_jax.config import ConfigError, DataConfig, DatasetConfig, StructureConfig
 from vla_jax.data.dataset import Dataset, Part, open_dataset
-from vla_jax.data.errors import DataError
+from vla_jax.data.errors import DataError, FeatureError, MissingCameraError, Skips
+from vla_jax.data.filters import make_filters
+from vla_jax.data.find_spec import find_spec, short_name
+from vla_jax.data.gripper import targets
+from vla_jax.data.instructions import Instructions
 from vla_jax.data.normalize import ActionSpec, StateSpec
-from vla_jax.data.oxe import get_spec
-from vla_jax.data.rlds_index import split_names
+from vla_jax.data.sources import find_reader
 from vla_jax.data.spec import DatasetSpec
+from vla_jax.data.statistics_files import read_statistics
 from vla_jax.data.stats import statistics as compute_statistics
+
+_PARTS = ("train", "val")
+log = logging.getLogger(__name__)
 
 
 class Mixture:
@@ -28,11 +36,15 @@ class Mixture:
         weights: of one window of each.
         sizes: windows of each.
         num_windows: their sum.
-        instructions: every distinct instruction, sorted.
+        instructions: every distinct text a sample may be told, sorted.
         statistics: name -> statistics of the train part, in openvla's schema.
         action_specs: name -> how model outputs become that robot's actions.
         window, chunk, cameras, proprio: of the model's structure.
         image_sizes: camera -> (height, width) of the batch's images.
+        windows: of each dataset, see `vla_jax.data.trajectory.Windows`.
+        language: what a sample is told; its codes index `instructions`.
+        future: images after the window's end that are decoded too.
+        random_goal, padded_rows: see `data.random_goal`, `data.padded_rows`.
         block: samples over which the shares come out even.
         digest: changes when the windows or their order would.
     """
@@ -44,26 +56,34 @@ class Mixture:
         statistics: Mapping[str, Any],
         action_specs: Mapping[str, ActionSpec],
         structure: StructureConfig,
-        block: int,
-        left_pad: bool,
+        config: DataConfig,
+        train: bool,
         image_size: tuple[int, int] | None,
+        future: int,
     ):
         """Joins opened datasets; see `open_datasets`."""
         self.datasets, self.weights = list(datasets), [float(w) for w in weights]
         self.names = [dataset.name for dataset in datasets]
         self.statistics, self.action_specs = dict(statistics), dict(action_specs)
         self.window, self.chunk, self.proprio = structure.window, structure.chunk, structure.proprio
-        self.cameras, self.block = tuple(structure.cameras), block
-        self.sizes = [d.count_windows(self.window, left_pad) for d in datasets]
+        self.cameras, self.block, self.future = tuple(structure.cameras), config.block, future
+        self.random_goal, self.padded_rows = config.random_goal and train, config.padded_rows
+        segment = config.windows == "segment"
+        self.windows = [d.windows(self.window, config.left_pad, segment) for d in datasets]
+        self.sizes = [len(windows) for windows in self.windows]
         self.num_windows = sum(self.sizes)
-        self.instructions = sorted({text for d in datasets for text in d.instructions})
+        self.language = Instructions(datasets, config.language, train)
+        self.instructions = self.language.texts
         self.image_sizes = {c: _canvas(c, datasets, image_size) for c in self.cameras}
         empty = [name for name, size in zip(self.names, self.sizes, strict=True) if not size]
         if empty:
-            raise DataError(f"no trajectory of {empty} is as long as the window {self.window}")
+            raise DataError(
+                f"{empty}: no window is left: no trajectory is as long as the window {self.window}"
+                " or data.filters.noop leaves nothing"
+            )
         identity = [
-            [[d.name, d.index.digest, d.starts.tolist()] for d in datasets],
-            [self.weights, self.sizes, self.window, left_pad, block],
+            [[d.name, d.index.digest, d.starts.tolist(), d.digest] for d in datasets],
+            [self.weights, self.sizes, self.window, config.left_pad, segment, self.block],
         ]
         self.digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
@@ -75,8 +95,8 @@ def open_datasets(
     split: Literal["train", "val"],
     *,
     statistics: Mapping[str, Any] | None = None,
-    left_pad: bool = True,
     image_size: tuple[int, int] | None = None,
+    future: int = 0,
 ) -> Mixture:
     """Opens every dataset of a config, indexing those that are not indexed yet.
 
@@ -88,22 +108,34 @@ def open_datasets(
             `config.val_fraction` of its train trajectories (which "train" then leaves out).
         statistics: of the train part, when already at hand (from a checkpoint or the train
             mixture); otherwise computed, for "val" too.
-        left_pad: also draw windows that reach left of a trajectory's start. RoboVLMs does not.
         image_size: (height, width) of the images where the datasets of the mixture disagree.
+        future: decode as many images after every window too, for a model that predicts images.
 
     Raises:
         ConfigError: an unknown spec, or statistics without a dataset of the mixture.
-        DataError: anything wrong with the data; see `vla_jax.data.errors`.
+        DataError: anything wrong with the data; see `vla_jax.data.errors`. With `data.on_error` =
+            skip that part is left out, or if a feature is missing the dataset, unless none is left.
     """
     names = _names(config.datasets)
-    specs = _specs(config.datasets)
+    filters = {part: make_filters(config.filters, names, part == "train") for part in _PARTS}
+    specs = _specs(config.datasets, config.variant)
+    if statistics is None and config.statistics:
+        statistics = read_statistics(config.statistics, names)
+    if config.normalization == "q99" and config.clip < 1:
+        log.warning(
+            "data.clip = %s cuts actions that q99 has already cut at its quantiles", config.clip
+        )
     missing = [name for name in names if statistics is not None and name not in statistics]
-    if missing:
+    left_out = Skips("data.datasets", config.on_error)
+    if missing and not left_out.allowed:
         known = sorted(statistics or {})
         raise ConfigError(f"the statistics lack {missing}; they have {known}")
     found: dict[str, Any] = {}
-    action_specs, datasets = {}, []
+    action_specs, datasets, weights = {}, [], []
     for name, spec, entry in zip(names, specs, config.datasets, strict=True):
+        if name in missing:  # the run that the statistics are of has left it out, too
+            left_out.add(DataError(f"there are no statistics of {name}", entry.dir))
+            continue
         sources = _sources(entry, config)
 
         def opened(which: str, name=name, spec=spec, entry=entry, sources=sources) -> Dataset:
@@ -119,23 +151,61 @@ def open_datasets(
                 held_out=config.val_fraction,
                 cache_dir=config.cache_dir,
                 rebuild=config.index == "rebuild",
+                filters=filters[which][name],
+                skips=Skips(name, config.on_error),
             )
 
+        try:
+            dataset = opened("train" if statistics is None else split)
+        except FeatureError as error:
+            left_out.add(error)
+            continue
         if statistics is not None:
             found[name] = statistics[name]
-            dataset = opened(split)
         else:
-            dataset = opened("train")
-            found[name] = compute_statistics(dataset.actions, dataset.proprio, len(dataset.lengths))
+            parts: list[Dataset] = [dataset]
+            if config.stats_split == "all" and (config.val_fraction or sources["val"][1] == "all"):
+                parts.append(opened("val"))
+            found[name] = _measure(parts, spec.mask(action_dim))
             dataset = opened("val") if split == "val" else dataset
+        noop = config.filters.noop or spec.noop
+        if noop:
+            dataset.leave_out_idle(noop, structure.chunk)
         action_specs[name] = ActionSpec.from_statistics(
             found[name], config.normalization, config.clip, spec.gripper_env, spec.hz
         )
+        dataset.fast_dct = config.dct == "fast"
         dataset.normalize(action_specs[name])
+        gripper = dataset.actions[:, -1]
+        gripper[:] = targets(gripper, spec.gripper_binary, config.gripper)
+        if config.constant_to_zero and _is_constant(found[name]["action"]):
+            gripper[:] = 0
         dataset.proprio = _states(name, found[name], dataset.proprio, structure.proprio)
         datasets.append(dataset)
-    weights, block = [entry.weight for entry in config.datasets], config.block
-    return Mixture(datasets, weights, found, action_specs, structure, block, left_pad, image_size)
+        weights.append(entry.weight)
+    if not datasets:
+        raise DataError(f"no dataset is left of {names}: {left_out}")
+    return Mixture(
+        datasets, weights, found, action_specs, structure, config, split == "train", image_size,
+        future,
+    )  # fmt: skip
+
+
+def _measure(parts: Sequence[Dataset], mask: Sequence[bool]) -> dict[str, Any]:
+    """Statistics over the actions and states of all parts of a dataset."""
+    states = [part.proprio for part in parts if part.proprio is not None]
+    return compute_statistics(
+        np.concatenate([part.actions for part in parts]) if parts[1:] else parts[0].actions,
+        np.concatenate(states) if states[1:] else parts[0].proprio,
+        sum(len(part.lengths) for part in parts),
+        mask,
+    )
+
+
+def _is_constant(action: Mapping[str, Any]) -> bool:
+    """Whether the gripper never moves; unknown counts as no."""
+    ends = [action[key][-1] for key in ("min", "max") if key in action]
+    return len(ends) == 2 and ends[0] == ends[1]
 
 
 def _states(
@@ -153,16 +223,17 @@ def _states(
 
 def _sources(entry: DatasetConfig, config: DataConfig) -> dict[str, tuple[str, Part]]:
     """Where train and val come from: a split, and which part of it."""
-    if config.val_split in split_names(Path(entry.dir).expanduser()):
+    folder = Path(entry.dir).expanduser()
+    if config.val_split in find_reader(folder).splits(folder):
         return {"train": (config.train_split, "all"), "val": (config.val_split, "all")}
     return {"train": (config.train_split, "head"), "val": (config.train_split, "tail")}
 
 
-def _specs(entries: Sequence[DatasetConfig]) -> list[DatasetSpec]:
+def _specs(entries: Sequence[DatasetConfig], variant: str) -> list[DatasetSpec]:
     found, problems = [], []
     for i, entry in enumerate(entries):
         try:
-            found.append(get_spec(entry.spec))
+            found.append(find_spec(entry.spec, variant))
         except KeyError as error:
             problems.append(f"data.datasets[{i}].spec: {error.args[0]}")
     if problems:
@@ -175,16 +246,18 @@ def _names(entries: Sequence[DatasetConfig]) -> list[str]:
     seen: Counter[str] = Counter()
     names = []
     for entry in entries:
-        seen[entry.spec] += 1
-        again = seen[entry.spec]
-        names.append(entry.spec if again == 1 else f"{entry.spec}-{again}")
+        name = short_name(entry.spec)
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
     return names
 
 
 def _canvas(
     camera: str, datasets: Sequence[Dataset], image_size: tuple[int, int] | None
 ) -> tuple[int, int]:
-    sizes = {d.name: d.image_sizes[camera] for d in datasets}
+    sizes = {d.name: d.image_sizes[camera] for d in datasets if camera in d.image_sizes}
+    if not sizes:
+        raise MissingCameraError(f"no dataset of {[d.name for d in datasets]} has {camera!r}")
     if len(set(sizes.values())) == 1:
         return next(iter(sizes.values()))
     if image_size is None:

@@ -71,20 +71,24 @@ class ActionSpec:
         """
         action = statistics.get("action", {})
         names = {"q99": ("q01", "q99"), "bounds": ("min", "max"), "normal": ("mean", "std")}
+        extremes = ("min", "max")
+        if not {"min", "max"} <= set(action) and {"mean", "std"} <= set(action):
+            extremes = ("mean", "std")  # openpi records no more
         if normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization {normalization!r} is none of {NORMALIZATIONS}")
-        missing = [k for k in ("min", "max", *names.get(normalization, ())) if k not in action]
+        needed = dict.fromkeys([*extremes, *names.get(normalization, ())])
+        missing = [k for k in needed if k not in action]
         if missing:
             raise ValueError(f"statistics['action'] lacks {missing}; it has {sorted(action)}")
-        dim = len(action["min"])
-        smallest, largest = _array(action["min"]), _array(action["max"])
+        dim = len(action[extremes[0]])
+        smallest, other = (_array(action[k]) for k in extremes)
+        constant = other == (smallest if extremes[0] == "min" else 0)
         if normalization == "none":
             low, high = -np.ones(dim), np.ones(dim)
         else:
             low, high = (_array(action[k]) for k in names[normalization])
             if normalization == "normal":
                 low, high = low - high, low + high
-            constant = smallest == largest
             low, high = np.where(constant, smallest, low), np.where(constant, smallest, high)
         mask = np.asarray(action.get("mask", [True] * (dim - 1) + [False]), bool)
         low, high = np.where(mask, low, -1.0), np.where(mask, high, 1.0)
@@ -174,6 +178,8 @@ class StateSpec:
         found = statistics.get("proprio")
         if not found:
             raise ValueError(f"the data record no robot state, and the model takes {dim} numbers")
+        if not {"q01", "q99"} <= set(found):
+            raise ValueError("the statistics have no quantiles of the robot state")
         if len(found["q01"]) != dim:
             size = len(found["q01"])
             raise ValueError(f"the recorded state has {size} numbers, the model takes {dim}")

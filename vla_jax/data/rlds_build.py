@@ -1,18 +1,17 @@
 """Builds the arrays of an `RLDSIndex`: one pass over the shards, large datasets in parallel."""
 
-import concurrent.futures
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from vla_jax.data import features as feature_module
 from vla_jax.data import records
+from vla_jax.data.cache import run_jobs, write_columns
 from vla_jax.data.errors import (
+    KINDS,
     CorruptRecordError,
     DataError,
     EmptyTrajectoryError,
@@ -24,11 +23,30 @@ from vla_jax.data.features import STEPS, Feature
 _PARALLEL_BYTES = 2 << 30  # below this, starting processes costs more than it saves
 
 
+class Skipped(NamedTuple):
+    """Episodes that are left out of an index; JSON-serialisable.
+
+    Attributes:
+        kind: a key of `errors.KINDS`.
+        problem: what is wrong.
+        shard: file name.
+        episode: the (first) episode within it, -1 when it does not apply.
+        count: how many.
+    """
+
+    kind: str
+    problem: str
+    shard: str
+    episode: int
+    count: int
+
+
 class _Shard(NamedTuple):
-    """What one shard contributes: arrays by file stem, and the texts its codes refer to."""
+    """What one shard contributes: arrays by file stem, texts its codes refer to, what it lacks."""
 
     arrays: dict[str, np.ndarray]
     tables: dict[str, list[str]]
+    skipped: list[Skipped]
 
 
 def index_shards(
@@ -38,6 +56,7 @@ def index_shards(
     features: Mapping[str, Feature],
     low: Sequence[str],
     check_crc: bool,
+    skip: bool = False,
 ) -> dict[str, Any]:
     """Writes the arrays into `folder` and returns what index.json says about them.
 
@@ -48,25 +67,33 @@ def index_shards(
         features: all features of the dataset.
         low: paths of the numeric and text features to copy.
         check_crc: verify every payload's checksum.
+        skip: leave episodes out that are wrong, and say so under "skipped", instead of raising.
     """
     images = sorted(p for p, f in features.items() if f.kind == "image" and p.startswith(STEPS))
     cameras = {path: f"camera_{i}" for i, path in enumerate(images)}
     lows = {path: f"low_{i}" for i, path in enumerate(low)}
     wanted = {path: features[path] for path in low}
-    jobs = [(directory / n, count, cameras, lows, wanted, check_crc) for n, count in shards.items()]
-    columns: dict[str, _Column] = {}
+    jobs = [
+        (directory / n, count, cameras, lows, wanted, check_crc, skip)
+        for n, count in shards.items()
+    ]
+    parallel = sum(job[0].stat().st_size for job in jobs) >= _PARALLEL_BYTES
+    skipped: list[Skipped] = []
     tables: dict[str, dict[str, int]] = {p: {} for p in low if features[p].kind == "text"}
-    for number, shard in enumerate(_run(jobs)):
-        for path, table in tables.items():
-            codes = [table.setdefault(s, len(table)) for s in shard.tables[path]]
-            shard.arrays[lows[path]] = np.array(codes, np.int32)[shard.arrays[lows[path]]]
-        shard.arrays["shard"] = np.full(len(shard.arrays["length"]), number, np.int32)
-        for stem, array in shard.arrays.items():
-            if stem not in columns:
-                columns[stem] = _Column(folder / f"{stem}.npy", array)
-            columns[stem].append(array)
-    for column in columns.values():
-        column.close()
+
+    def parts() -> Iterator[dict[str, np.ndarray]]:
+        for number, shard in enumerate(run_jobs(_index_shard, jobs, parallel)):
+            skipped.extend(shard.skipped)
+            if not shard.arrays:
+                continue
+            for path, table in tables.items():
+                codes = [table.setdefault(s, len(table)) for s in shard.tables[path]]
+                shard.arrays[lows[path]] = np.array(codes, np.int32)[shard.arrays[lows[path]]]
+            shard.arrays["shard"] = np.full(len(shard.arrays["length"]), number, np.int32)
+            yield shard.arrays
+
+    if not write_columns(folder, parts()):
+        raise as_error(skipped[0], directory)
     lengths = np.load(folder / "length.npy")
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     os.unlink(folder / "length.npy")
@@ -75,37 +102,49 @@ def index_shards(
         "cameras": cameras,
         "low": lows,
         "tables": {path: list(table) for path, table in tables.items()},
+        "skipped": skipped,
     }
 
 
-def _run(jobs: list[tuple]) -> Iterator[_Shard]:
-    workers = min(os.cpu_count() or 1, len(jobs), 16)
-    if workers < 2 or sum(job[0].stat().st_size for job in jobs) < _PARALLEL_BYTES:
-        yield from tqdm(map(_index_shard, jobs), total=len(jobs), desc="index", disable=None)
-        return
-    # spawn: jax has threads by now, and forking a threaded process can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-        yield from tqdm(pool.map(_index_shard, jobs), total=len(jobs), desc="index", disable=None)
+def as_error(skipped: Skipped, directory: Path) -> DataError:
+    """The error that was not raised."""
+    return KINDS[skipped.kind](skipped.problem, directory / skipped.shard, skipped.episode)
 
 
 def _index_shard(job: tuple) -> _Shard:
-    path, count, cameras, lows, wanted, check_crc = job
-    lists: dict[str, list] = {"length": []}
+    path, count, cameras, lows, wanted, check_crc, skip = job
+    lists: dict[str, list] = {"length": [], "number": []}
     tables: dict[str, dict[str, int]] = {p: {} for p, f in wanted.items() if f.kind == "text"}
-    episode = -1
-    for episode, (offset, record) in enumerate(records.read_records(path, check_crc)):
-        try:
-            arrays = _index_episode(offset, record, cameras, lows, wanted, tables)
-        except DataError as error:
+    skipped: list[Skipped] = []
+
+    def fail(error: DataError, episode: int, episodes: int = 1) -> None:
+        if not skip:
             raise type(error)(error.problem, path, episode, error.frame) from error
-        for stem, array in arrays.items():
-            lists.setdefault(stem, []).append(array)
-    if episode + 1 != count:
-        problem = f"holds {episode + 1} episodes, dataset_info.json says {count}"
-        raise TruncatedShardError(problem, path)
-    arrays = {stem: np.concatenate(parts) for stem, parts in lists.items()} if count else {}
-    return _Shard(arrays, {p: list(table) for p, table in tables.items()})
+        kind = type(error).__name__
+        skipped.append(Skipped(kind, error.problem, path.name, episode, episodes))
+
+    seen = 0
+    try:
+        for episode, (offset, record) in enumerate(records.read_records(path, check_crc)):
+            seen = episode + 1
+            try:
+                arrays = _index_episode(offset, record, cameras, lows, wanted, tables)
+            except DataError as error:
+                fail(error, episode)
+                continue
+            arrays["number"] = np.array([episode], np.int32)
+            for stem, array in arrays.items():
+                lists.setdefault(stem, []).append(array)
+        if seen != count:
+            problem = f"holds {seen} episodes, dataset_info.json says {count}"
+            raise TruncatedShardError(problem, path)
+    except (TruncatedShardError, CorruptRecordError) as error:
+        # Where the next record would begin is not known: the rest of the shard is lost.
+        if not skip:
+            raise
+        fail(error, error.episode, max(count - seen, 1))
+    arrays = {stem: np.concatenate(parts) for stem, parts in lists.items() if parts}
+    return _Shard(arrays, {p: list(table) for p, table in tables.items()}, skipped)
 
 
 def _index_episode(offset, record, cameras, lows, wanted, tables) -> dict[str, np.ndarray]:
@@ -147,29 +186,3 @@ def _field(fields: dict[str, records.Field], path: str, kind: int = 0) -> record
     if kind and field.kind not in (kind, records.EMPTY):
         raise FeatureError(f"feature {path!r} holds no images")
     return field
-
-
-class _Column:
-    """An .npy file that grows along its first axis."""
-
-    def __init__(self, path: Path, like: np.ndarray):
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
-        self._like, self._rows = like[:0], 0
-        self._data_at = self._header()
-
-    def _header(self) -> int:
-        # numpy pads the header so that the first axis can grow in place.
-        description = np.lib.format.header_data_from_array_1_0(self._like)
-        description["shape"] = (self._rows, *self._like.shape[1:])
-        self._file.seek(0)
-        np.lib.format.write_array_header_1_0(self._file, description)
-        return self._file.tell()
-
-    def append(self, array: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(array, self._like.dtype).tobytes())
-        self._rows += len(array)
-
-    def close(self) -> None:
-        if self._header() != self._data_at:
-            raise RuntimeError("numpy's header outgrew its padding")
-        self._file.close()

@@ -9,32 +9,28 @@ On disk, in a folder beside the data or in a cache folder:
     index.json          digest, shards, features, and which array holds what
     starts.npy          int64 [e+1]   first frame of each episode, and the total
     shard.npy           int32 [e]     shard of each episode
+    number.npy          int32 [e]     number of each episode within its shard
     camera_<i>_at.npy   int64 [n]     byte offset of each frame in its shard
     camera_<i>_size.npy int32 [n]     its length in bytes; 0 = no image
     low_<i>.npy         [n, ...] or [e, ...]; text as int32 codes into a table in index.json
 """
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import json
-import logging
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vla_jax.data.cache import DONE, cached_folder, map_array
 from vla_jax.data.errors import DataError, EmptyTrajectoryError, FeatureError
 from vla_jax.data.features import STEPS, Feature, load_features
-from vla_jax.data.rlds_build import index_shards
+from vla_jax.data.rlds_build import Skipped, as_error, index_shards
+from vla_jax.data.source import find_place
 
-log = logging.getLogger(__name__)
-FORMAT = 1  # of the files; part of the digest
+FORMAT = 2  # of the files; part of the digest
 _OPEN_FILES = 256  # shards kept open a process
 
 
@@ -47,20 +43,26 @@ class RLDSIndex:
         digest: of shard names and sizes and the features read; independent of where they lie.
         features: every feature of the dataset, {path: Feature}.
         starts: int64 [e+1], first frame of each episode; the last entry is the number of frames.
+        root: folder of the shards.
+        skipped: what is wrong with the episodes that were left out, and how many each concerns.
     """
 
     def __init__(self, folder: Path, directory: Path, features: dict[str, Feature]):
         """Opens the finished index in `folder` of the dataset in `directory`; see `open_index`."""
         meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.name, self.split, self.digest = meta["name"], meta["split"], meta["digest"]
-        self.features = features
+        self.features, self.root = features, directory
         self.shards = [directory / name for name in meta["shards"]]
         self.starts: np.ndarray = np.load(folder / "starts.npy")
         self._shard = np.load(folder / "shard.npy")
-        self._first_in_shard = np.searchsorted(self._shard, np.arange(len(self.shards)))
+        self._number = np.load(folder / "number.npy")
+        self.skipped: list[tuple[DataError, int]] = [
+            (as_error(entry, directory), entry.count)
+            for entry in (Skipped(*values) for values in meta["skipped"])
+        ]
         self._meta, self._folder = meta, folder
         self._cameras = {
-            path: (_map(folder / f"{stem}_at.npy"), _map(folder / f"{stem}_size.npy"))
+            path: (map_array(folder / f"{stem}_at.npy"), map_array(folder / f"{stem}_size.npy"))
             for path, stem in meta["cameras"].items()
         }
         self._file = functools.lru_cache(maxsize=_OPEN_FILES)(_File)
@@ -77,7 +79,7 @@ class RLDSIndex:
 
     def low(self, path: str) -> np.ndarray:
         """A numeric feature, memory-mapped: [n, ...] over all frames, or [e, ...] over episodes."""
-        return _map(self._folder / f"{self._meta['low'][path]}.npy")
+        return map_array(self._folder / f"{self._meta['low'][path]}.npy")
 
     def text(self, path: str) -> tuple[np.ndarray, list[str]]:
         """A text feature: int32 codes over all frames (or episodes), and the table they index."""
@@ -106,10 +108,9 @@ class RLDSIndex:
 
     def place(self, frame: int) -> tuple[Path, int, int]:
         """(shard file, episode within it, frame within the episode) of a frame, for messages."""
-        episode = int(np.searchsorted(self.starts, frame, side="right")) - 1
+        episode, step = find_place(self.starts, frame)
         shard = int(self._shard[episode])
-        number = episode - int(self._first_in_shard[shard])
-        return self.shards[shard], number, frame - int(self.starts[episode])
+        return self.shards[shard], int(self._number[episode]), step
 
 
 class _File:
@@ -124,11 +125,6 @@ class _File:
             os.close(self.fd)
 
 
-def _map(path: Path) -> np.ndarray:
-    mapped = np.load(path, mmap_mode="r")
-    return np.asarray(mapped)  # a plain view: indexing np.memmap itself is several times slower
-
-
 def split_names(directory: Path) -> list[str]:
     """Splits of the dataset in `directory`, as dataset_info.json lists them."""
     return [split["name"] for split in _dataset_info(directory)["splits"]]
@@ -141,6 +137,7 @@ def open_index(
     cache_dir: str = "",
     rebuild: bool = False,
     check_crc: bool = False,
+    skip: bool = False,
 ) -> RLDSIndex:
     """Opens the index of one split, building it first where there is none that fits.
 
@@ -152,6 +149,7 @@ def open_index(
             ~/.cache/vla_jax.
         rebuild: make it anew even if one fits.
         check_crc: verify every record's checksum while building.
+        skip: while building, leave episodes out that are wrong; `RLDSIndex.skipped` lists them.
 
     Raises:
         DataError: with file, episode and frame; see `vla_jax.data.errors`.
@@ -165,51 +163,14 @@ def open_index(
     low = sorted(set(low))
     digest = _digest(directory, info, split, shards, features, low)
     name = f"{info['name']}-{info['version']}-{split}-{digest[:16]}"
-    roots = _roots(directory, cache_dir)
-    if not rebuild:
-        for root in roots:
-            if (root / name / "index.json").exists():
-                return RLDSIndex(root / name, directory, features)
-    root = next((r for r in roots if _writable(r)), roots[-1])
-    root.mkdir(parents=True, exist_ok=True)
-    with _lock(root / f".{name}.lock"):
-        if rebuild or not (root / name / "index.json").exists():
-            started = time.monotonic()
-            work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
-            try:
-                meta = index_shards(work, directory, shards, features, low, check_crc)
-                meta |= {"name": info["name"], "split": split, "digest": digest}
-                (work / "index.json").write_text(json.dumps(meta), encoding="utf-8")
-                work.chmod(0o755)
-                shutil.rmtree(root / name, ignore_errors=True)
-                os.replace(work, root / name)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-            seconds = time.monotonic() - started
-            log.info("indexed %s in %.1f s into %s", directory, seconds, root / name)
-    return RLDSIndex(root / name, directory, features)
 
+    def build(folder: Path) -> None:
+        meta = index_shards(folder, directory, shards, features, low, check_crc, skip)
+        meta |= {"name": info["name"], "split": split, "digest": digest}
+        (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
-def _roots(directory: Path, cache_dir: str) -> list[Path]:
-    if cache_dir:
-        return [Path(cache_dir).expanduser()]
-    return [directory / "vla_index", Path("~/.cache/vla_jax").expanduser()]
-
-
-def _writable(root: Path) -> bool:
-    existing = next(p for p in (root, *root.parents) if p.exists())
-    # Mode bits as well: a folder nobody may write is left alone even by root.
-    return os.access(existing, os.W_OK) and bool(existing.stat().st_mode & 0o222)
-
-
-@contextlib.contextmanager
-def _lock(path: Path):
-    """Lets one process build while others wait; file systems without locks go without."""
-    with open(path, "w") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    path.unlink(missing_ok=True)
+    folder = cached_folder(directory, cache_dir, name, rebuild, build)
+    return RLDSIndex(folder, directory, features)
 
 
 def _dataset_info(directory: Path) -> dict:

@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Float64, Int64, Integer
 
 _ROUNDS = 4
 _SHARE_BITS = 40  # resolution of the shares
@@ -51,6 +51,23 @@ def _keys(seed: int, stream: int, counter: Integer[np.ndarray, "n"]) -> np.ndarr
     base = np.array([seed & _MASK, stream & _MASK], np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     word = _mix(_mix(base[:1]) ^ base[1:])
     return _mix(word + counter.astype(np.uint64) * np.uint64(0xD1342543DE82EF95))
+
+
+def uniform(
+    seed: int, stream: int, samples: Integer[np.ndarray, "n"], count: int
+) -> Float64[np.ndarray, "n k"]:
+    """`count` numbers in [0, 1) for every sample, from its number alone.
+
+    Args:
+        seed: of the run.
+        stream: of whoever draws; streams are independent of one another and of the order.
+        samples: sample numbers.
+        count: k.
+    """
+    # The order's streams count up from 0.
+    keys = _keys(seed, -1 - stream, samples)[:, None]
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (_mix(keys + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 class MixtureOrder:

@@ -18,15 +18,60 @@ class Trajectory:
 
     Attributes:
         action: float32 [t, a]; arm in the dataset's own units, gripper last, 1 = open, 0 = closed.
-        language: the instruction, "" if there is none, or one str a step (the first text counts).
+        language: the instruction, "" if there is none, or one str a step (the first text counts);
+            or a tuple of such, of which every sample gets one.
         proprio: float32 [t, p] in the dataset's own units, or None.
-        keep: the frames that may be used; outside it actions need not make sense.
+        keep: the frames that may be used, a step of more than 1 for fewer a second; elsewhere
+            actions need not make sense.
     """
 
     action: Float32[np.ndarray, "t a"]
-    language: str | np.ndarray
+    language: str | np.ndarray | tuple[str | np.ndarray, ...]
     proprio: Float32[np.ndarray, "t p"] | None = None
     keep: slice = field(default_factory=lambda: slice(None))
+
+
+@dataclass(frozen=True)
+class ActionEncoding:
+    """What the numbers of an action are.
+
+    Attributes:
+        dim: how many there are.
+        grippers: which of them command a gripper; the others are scaled by the statistics.
+    """
+
+    dim: int
+    grippers: tuple[int, ...]
+
+    @property
+    def mask(self) -> list[bool]:
+        """Which numbers normalisation scales."""
+        return [i not in self.grippers for i in range(self.dim)]
+
+
+# Source: octo and openvla, `ActionEncoding`. "Delta" means from this step to the next.
+ACTION_ENCODINGS: dict[str, ActionEncoding] = {
+    # Hand: delta xyz, delta rotation (roll, pitch, yaw), gripper.
+    "eef_pos": ActionEncoding(7, (6,)),
+    # 7 joints' deltas, gripper.
+    "joint_pos": ActionEncoding(8, (7,)),
+    # Twice: 6 joint positions, gripper.
+    "joint_pos_bimanual": ActionEncoding(14, (6, 13)),
+    # The same, then the base's linear and angular velocity.
+    "joint_pos_bimanual_nav": ActionEncoding(16, (6, 13)),
+    # Delta xy of a wheeled robot, in its own frame.
+    "nav_2d": ActionEncoding(2, ()),
+}
+# What the state's numbers are, padded or not. Source: octo and openvla, `StateEncoding`.
+STATE_ENCODINGS: dict[str, str] = {
+    "none": "no state was recorded",
+    "pos_euler": "hand: xyz, roll, pitch, yaw; gripper",
+    "pos_quat": "hand: xyz, quaternion; gripper",
+    "joint": "joint angles; gripper",
+    "joint_bimanual": "twice: 6 joint angles, gripper",
+    "pos_nav": "xy and yaw of a wheeled robot",
+    "robot_obs": "CALVIN: hand xyz, roll, pitch, yaw; gripper width; 7 joints; gripper command",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +83,14 @@ class DatasetSpec:
         features: short name -> the numeric and text features that `standardise` reads.
         standardise: one raw episode -> one `Trajectory`.
         gripper_env: the environment's gripper command for (closed, open).
-        hz: control rate in 1/s, None when it varies.
+        hz: control rate in 1/s of the kept steps, None when it varies or is not known.
+        action: what the actions' numbers are, a key of `ACTION_ENCODINGS`; "": any, the last of
+            which is the gripper.
+        state: what the state's numbers are, a key of `STATE_ENCODINGS`.
+        gripper_binary: whether the gripper is only ever open or closed.
+        depth: camera role -> depth feature.
+        swap: two camera roles that are exchanged in every other trajectory, at random.
+        noop: the dataset's own threshold for `data.filters.noop`, where that is 0.
     """
 
     images: Mapping[str, Path]
@@ -46,3 +98,26 @@ class DatasetSpec:
     standardise: Callable[[Episode], Trajectory]
     gripper_env: tuple[float, float]
     hz: float | None = None
+    action: str = ""
+    state: str = "none"
+    gripper_binary: bool = False
+    depth: Mapping[str, Path] = field(default_factory=dict)
+    swap: tuple[str, str] | None = None
+    noop: float = 0.0
+
+    def mask(self, dim: int) -> list[bool]:
+        """Which of an action's `dim` numbers normalisation scales.
+
+        Raises:
+            ValueError: the encoding has another number of them, or its last is no gripper, which
+                is what the models here end in.
+        """
+        if not self.action:
+            return [True] * (dim - 1) + [False]
+        encoding = ACTION_ENCODINGS[self.action]
+        if encoding.dim != dim:
+            problem = f"{self.action} actions have {encoding.dim} dimensions, the model {dim}"
+            raise ValueError(problem)
+        if dim - 1 not in encoding.grippers:
+            raise ValueError(f"{self.action} actions do not end in a gripper, as the model's do")
+        return encoding.mask

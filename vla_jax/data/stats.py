@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ def statistics(
     actions: Float32[np.ndarray, "n a"],
     proprio: Float32[np.ndarray, "n p"] | None,
     num_trajectories: int,
+    mask: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
     """Mean, std, min, max and exact 1 % and 99 % quantiles of every dimension.
 
@@ -21,14 +22,15 @@ def statistics(
         actions: standardised, not normalised, over all frames that are used for training.
         proprio: the same frames' robot state, or None.
         num_trajectories: recorded beside the number of frames.
+        mask: True on the dimensions that normalisation scales; all but the last, which is the
+            gripper, if it is not given.
 
     Returns:
-        JSON-serialisable; `action.mask` is True on the dimensions that normalisation scales (all
-        but the gripper, which is last).
+        JSON-serialisable; `action.mask` is the mask.
     """
     dim = actions.shape[1]
-    mask = [True] * (dim - 1) + [False]
-    found: dict[str, Any] = {"action": _columns(actions) | {"mask": mask}}
+    scaled = [True] * (dim - 1) + [False] if mask is None else list(mask)
+    found: dict[str, Any] = {"action": _columns(actions) | {"mask": scaled}}
     if proprio is not None:
         found["proprio"] = _columns(proprio)
     return found | {"num_transitions": len(actions), "num_trajectories": num_trajectories}

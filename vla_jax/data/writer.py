@@ -191,17 +191,23 @@ def _encode(value: Any, feature: Feature, steps: int | None) -> tuple[int, Any]:
 
 
 def _encode_images(frames: Sequence[Any] | np.ndarray, feature: Feature) -> list[bytes]:
-    encoded = []
-    for frame in frames:
-        if isinstance(frame, (bytes, memoryview)):
-            encoded.append(bytes(frame))
-            continue
-        pixels = np.ascontiguousarray(frame)
-        wrong = [a != b for a, b in zip(pixels.shape, feature.shape, strict=True) if b is not None]
-        if pixels.dtype != np.uint8 or any(wrong):
-            raise ValueError(f"an image is {pixels.dtype} {pixels.shape}, not {feature.shape}")
-        encoded.append(_png(pixels) if feature.encoding == "png" else _jpeg(pixels))
-    return encoded
+    return [
+        bytes(frame) if isinstance(frame, (bytes, memoryview)) else encode_image(frame, feature)
+        for frame in frames
+    ]
+
+
+def encode_image(frame: Any, feature: Feature) -> bytes:
+    """Pixels [h, x, 3] as PNG where `feature.encoding` says so, else as JPEG (95, 4:4:4).
+
+    Raises:
+        ValueError: they are not uint8, or not of the feature's shape.
+    """
+    pixels = np.ascontiguousarray(frame)
+    wrong = [a != b for a, b in zip(pixels.shape, feature.shape, strict=True) if b is not None]
+    if pixels.dtype != np.uint8 or any(wrong):
+        raise ValueError(f"an image is {pixels.dtype} {pixels.shape}, not {feature.shape}")
+    return _png(pixels) if feature.encoding == "png" else _jpeg(pixels)
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:

@@ -4,27 +4,29 @@ Legend: b batch · w window · h, x camera's height and width · s, r the model'
 
 The draws of a sample depend on the seed, the sample number and the camera, and on nothing else:
 the same pixels come after a restart, on another mesh and in a batch of another size. One draw
-serves all frames of a window, except the shift's where `per_frame` is set.
+serves all frames of a window unless the config asks for one a frame, and every camera has its own
+unless they share.
 
 The order and the definitions are the reference pipelines': crop, brightness, contrast,
 saturation and hue of octo and openvla (dlimp's augmentations, values clipped to [0, 1] after each
 but the crop, which cannot leave it), then the random shift of RoboVLMs' CALVIN loader.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, UInt8, UInt32
 
 from vla_jax.config import AugmentConfig
 from vla_jax.models.image import ImageSpec, fit, normalize, preprocess
 from vla_jax.types import CAMERAS, Observation
 
-# Every window draws one row of uniform numbers, whatever is on: [crop top, crop left, brightness,
-# contrast, saturation, hue, then (rows, columns) of the shift for each frame]. So switching one
-# change on moves no other's draw, and a hash function is compiled once a camera, not once a change.
-_CROP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _SHIFT = 0, 2, 3, 4, 5, 6
+# Every frame draws one row of uniform numbers, whatever is on: crop top, crop left, brightness,
+# contrast, saturation, hue, shift of rows and of columns. So switching one change on moves no
+# other's draw, and a hash function is compiled once a camera, not once a change.
+_CROP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _SHIFT, _COUNT = 0, 2, 3, 4, 5, 6, 8
 
 
 def augment(
@@ -43,57 +45,119 @@ def augment(
         seed: of the run.
         config: which changes and how strong; what is off costs nothing.
         spec: of the backbone.
-        train: False leaves only `preprocess`.
+        train: False leaves only `preprocess`, behind `config.resize`.
 
     Returns:
         The observation with float32 images [b, w, s, r, 3]. Frames that `image_mask` calls
-        padding are black before normalisation.
+        padding are black before normalisation, and so are views that are dropped; of these
+        `image_mask` is False.
     """
+    mask, cameras = dict(observation.image_mask), list(observation.images)
+    dropped, draws = train and config.dropout > 0, {}
+    changed = [c for c in cameras if train and (config.shift.get(c) or _changes(config))]
+    if dropped or changed:
+        keys = _keys(sample, seed)
+        w = observation.images[cameras[0]].shape[1]
+        if dropped:
+            mask = drop_views(mask, _draw(keys, list(mask), len(CAMERAS), w, 2), config)
+        own = {c: 0 for c in changed} if config.share_cameras else changed
+        draws = _draw(keys, own, 0, w, _COUNT)
     images = {}
-    draws = {}
-    if train and (config.shift or _colour(config) or config.crop_scale != 1.0):
-        draws = _draw(observation.images, sample, seed)
     for camera, pixels in observation.images.items():
-        shift = config.shift.get(camera, 0)
-        if camera not in draws or not (shift or _colour(config) or config.crop_scale != 1.0):
+        if config.resize == "lanczos3":
+            pixels = lanczos3(pixels, *spec.shape_for(*pixels.shape[-3:-1]))
+        if not dropped and camera not in draws:
             images[camera] = preprocess(pixels, spec)
             continue
-        small = fit(pixels, spec).astype(jnp.float32) / 255.0
-        changed = jax.vmap(lambda u, x, p=shift: _window(u, x, config, p))(draws[camera], small)
-        if config.brightness:  # the only change that lights up a black frame
-            mask = observation.image_mask[camera][..., None, None, None]
-            changed = jnp.where(mask, changed, 0.0)
-        images[camera] = normalize(changed, spec)
-    return replace(observation, images=images)
+        x = fit(pixels, spec).astype(jnp.float32) / 255.0
+        if camera in draws:
+            shift = config.shift.get(camera, 0)
+            x = jax.vmap(lambda u, x, p=shift: _window(u, x, config, p))(draws[camera], x)
+        if dropped or config.brightness:  # the only change that lights up a black frame
+            x = jnp.where(mask[camera][..., None, None, None], x, 0.0)
+        images[camera] = normalize(x, spec)
+    return replace(observation, images=images, image_mask=mask)
 
 
-def _colour(config: AugmentConfig) -> bool:
-    return any((config.brightness, config.contrast, config.saturation, config.hue))
+def drop_views(
+    mask: dict[str, Bool[Array, "b w"]],
+    draws: dict[str, Float[Array, "b w 2"]],
+    config: AugmentConfig,
+) -> dict[str, Bool[Array, "b w"]]:
+    """`image_mask` without the views that are dropped; of those there are, one always stays.
+
+    Args:
+        mask: camera -> which frames exist.
+        draws: camera -> uniform numbers: whether it is dropped, and which one stays.
+        config: `dropout` and `jitter_per_frame`.
+    """
+    seen, u = jnp.stack(list(mask.values())), jnp.stack([draws[c] for c in mask])
+    exist = seen
+    if not config.jitter_per_frame:
+        u = jnp.broadcast_to(u[:, :, :1], u.shape)
+        exist = jnp.broadcast_to(seen.any(-1, keepdims=True), seen.shape)
+    stays = jnp.where(exist, u[..., 1], -1.0)
+    stays = stays == stays.max(0)
+    seen = seen & (stays | (u[..., 0] >= config.dropout))
+    return dict(zip(mask, seen, strict=True))
+
+
+def _changes(config: AugmentConfig) -> bool:
+    colours = (config.brightness, config.contrast, config.saturation, config.hue)
+    return any(colours) or config.crop_scale != 1.0
+
+
+def _keys(sample: UInt32[Array, "b 2"], seed: int) -> Key[Array, "b"]:
+    """One key a sample."""
+
+    def key(number: UInt32[Array, "2"]) -> PRNGKeyArray:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number[0]), number[1])
+
+    return jax.vmap(key)(sample)
 
 
 def _draw(
-    images: dict[str, UInt8[Array, "b w h x 3"]], sample: UInt32[Array, "b 2"], seed: int
-) -> dict[str, Float[Array, "b n"]]:
-    """Uniform numbers in [0, 1) for every sample and camera."""
+    keys: Key[Array, "b"], cameras: Iterable[str], stream: int, w: int, count: int
+) -> dict[str, Float[Array, "b w n"]]:
+    """Uniform numbers in [0, 1) for every sample, camera and frame.
 
-    def sample_key(number: UInt32[Array, "2"]) -> PRNGKeyArray:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number[0]), number[1])
+    Args:
+        keys: of the samples.
+        cameras: each draws by its number in `CAMERAS`; of a mapping, by the number given there.
+        stream: added to these numbers.
+        w: frames.
+        count: n.
+    """
 
-    def draw(key: PRNGKeyArray, camera: int, count: int) -> Float[Array, "n"]:
-        return jax.random.uniform(jax.random.fold_in(key, camera), (count,))
+    def draw(key: PRNGKeyArray, number: int) -> Float[Array, "w n"]:
+        return jax.random.uniform(jax.random.fold_in(key, number), (w, count))
 
-    keys = jax.vmap(sample_key)(sample)
-    return {
-        camera: jax.vmap(draw, (0, None, None))(keys, CAMERAS.index(camera), count)
-        for camera, x in images.items()
-        for count in [_SHIFT + 2 * x.shape[1]]
-    }
+    numbers = cameras if isinstance(cameras, Mapping) else {c: CAMERAS.index(c) for c in cameras}
+    drawn = {n: jax.vmap(draw, (0, None))(keys, n) for n in {stream + n for n in numbers.values()}}
+    return {camera: drawn[stream + n] for camera, n in numbers.items()}
 
 
 def _window(
-    u: Float[Array, "n"], x: Float[Array, "w s r 3"], config: AugmentConfig, shift: int
+    u: Float[Array, "w n"], x: Float[Array, "w s r 3"], config: AugmentConfig, shift: int
 ) -> Float[Array, "w s r 3"]:
     """All changes of one window of one camera, from its draws; pixels in [0, 1]."""
+    rows = jnp.broadcast_to(u[:, :1], u.shape) if config.draws == "shared" else u
+    if config.jitter_per_frame:
+        x = jax.vmap(lambda v, frame: _jitter(v, frame[None], config)[0])(rows, x)
+    else:
+        x = _jitter(rows[0], x, config)
+    if shift:
+        offsets = jnp.floor(u[:, _SHIFT:] * (2 * shift + 1)).astype(jnp.int32) - shift
+        if not config.per_frame:
+            offsets = jnp.broadcast_to(offsets[:1], offsets.shape)
+        x = jax.vmap(move)(x, offsets)
+    return x
+
+
+def _jitter(
+    u: Float[Array, "n"], x: Float[Array, "w s r 3"], config: AugmentConfig
+) -> Float[Array, "w s r 3"]:
+    """Crop and colours, the same for all frames."""
 
     def around(i: int, centre: float, reach: float) -> Array:
         return centre + reach * (2.0 * u[i] - 1.0)
@@ -110,12 +174,20 @@ def _window(
         x = scale_saturation(x, around(_SATURATION, 1.0, config.saturation))
     if config.hue:
         x = turn_hue(x, around(_HUE, 0.0, config.hue))
-    if shift:
-        offsets = jnp.floor(u[_SHIFT:].reshape(-1, 2) * (2 * shift + 1)).astype(jnp.int32) - shift
-        if not config.per_frame:
-            offsets = jnp.broadcast_to(offsets[:1], offsets.shape)
-        x = jax.vmap(move)(x, offsets)
     return x
+
+
+def lanczos3(images: UInt8[Array, "*lead h x 3"], height: int, width: int) -> UInt8[Array, "..."]:
+    """`tf.image.resize(images, (height, width), "lanczos3", antialias=True)`, rounded and clipped.
+
+    Equal to within one grey level; Pillow's (`vla_jax.models.image.resize`) clips between its two
+    passes and differs by up to 33 where edges are sharp. The aspect ratio is not kept.
+    """
+    if images.shape[-3:-1] == (height, width):
+        return images
+    shape = (*images.shape[:-3], height, width, 3)
+    x = jax.image.resize(images.astype(jnp.float32), shape, "lanczos3", antialias=True)
+    return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
 
 
 def crop_resize(

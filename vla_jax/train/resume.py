@@ -14,6 +14,8 @@ MACHINE = (
     "train.save_every",
     "train.keep", "train.tensorboard", "train.wandb", "data.threads", "data.prefetch",
     "data.cache_dir", "data.index", "data.datasets[i].dir", "data.cotrain.path",
+    "data.statistics",  # the checkpoint has them
+    "data.on_error",  # left-out episodes change the digest, which the loader checks
     "data.cotrain.images", "model.backbone.hf_dir", "model.remat",
 )  # fmt: skip
 # Where it may not: the weights, the moments or the sample stream would not fit.

@@ -1,0 +1,81 @@
+"""Convert a dataset into RLDS, the format that trains fastest.
+
+    python launch/convert_data.py calvin task_ABC_D data/calvin_abc/1.0.0
+    python launch/convert_data.py calvin task_ABC_D data/calvin_abc_play/1.0.0 --episodes=segments
+    python launch/convert_data.py lerobot ~/lerobot/pusht data/pusht/1.0.0
+
+CALVIN and LeRobot folders can also be named in `data.datasets[].dir` as they are; converting makes
+reading images several times cheaper. OUT is the version folder `data.datasets[].dir` will name;
+plain TFDS reads it too (`tfds.builder_from_directory(OUT)`). It appears when all is written. Images
+that are encoded already are kept byte for byte; pixels become JPEG (quality 95, 4:4:4) or PNG.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vla_jax.data import calvin, lerobot
+from vla_jax.data.errors import DataError
+from vla_jax.data.source import Source
+from vla_jax.data.source_write import write_rlds
+
+
+def open_sources(kind: str, folder: Path, episodes: str, cache_dir: str) -> dict[str, Source]:
+    """Every split of a CALVIN or LeRobot dataset, with all that can be written.
+
+    Raises:
+        DataError: the folder does not hold such data.
+    """
+    splits = {"calvin": calvin, "lerobot": lerobot}[kind].split_names(folder)
+    if not splits:
+        raise DataError("no training/ or validation/ with ep_start_end_ids.npy", folder)
+    if kind == "lerobot":
+        found = lerobot.features(folder)
+        low = [path for path, f in found.items() if f.kind in ("tensor", "text")]
+        return {split: lerobot.open_lerobot(folder, split, low, cache_dir) for split in splits}
+    low = list(calvin.features(folder))
+    mode: calvin.Mode = "segments" if episodes == "segments" else "windows"
+    return {split: calvin.open_calvin(folder, split, low, cache_dir, mode=mode) for split in splits}
+
+
+def main() -> None:
+    """Parse flags and convert."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=("calvin", "lerobot"))
+    parser.add_argument("src", type=Path, help="folder of the dataset")
+    parser.add_argument("out", type=Path, help="version folder to make, e.g. data/my_robot/1.0.0")
+    parser.add_argument(
+        "--episodes",
+        choices=("windows", "segments"),
+        default="windows",
+        help="calvin: one episode for every annotation, or all recordings, annotated or not, in "
+        "pieces of up to 512 frames (default: %(default)s)",
+    )
+    parser.add_argument("--images", choices=("jpeg", "png"), default="jpeg", help="for pixels")
+    parser.add_argument("--name", help="of the dataset; default: the folder above OUT")
+    parser.add_argument(
+        "--cache", default="", help="where copied numbers live; default: beside SRC"
+    )
+    flags = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    name = flags.name or re.sub(r"\W+", "_", flags.out.absolute().parent.name.lower())
+    description = f"Converted from {flags.kind} by vla_jax."
+    try:
+        sources = open_sources(flags.kind, flags.src.expanduser(), flags.episodes, flags.cache)
+        counts = write_rlds(sources, flags.out, name, flags.images, description)
+    except (DataError, FileExistsError) as error:
+        logging.debug("traceback of the error below", exc_info=True)
+        sys.exit(f"convert_data.py: {error}")
+    frames = sum(int(source.starts[-1]) for source in sources.values())
+    print(f"{flags.out}: {counts} episodes, {frames} frames")
+
+
+if __name__ == "__main__":
+    main()

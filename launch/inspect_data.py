@@ -1,0 +1,178 @@
+"""Look at a dataset before training on it.
+
+    python launch/inspect_data.py data/my_robot/1.0.0 --spec=my_robot.py:SPEC
+    python launch/inspect_data.py bridge_dataset --root=~/data
+
+Prints shapes, the gripper's histogram, statistics and what is suspicious: a gripper that is not
+binary, constant dimensions, wrong polarity, missing texts. Writes a contact sheet of the cameras
+and a plot of the actions to OUT (default runs/inspect/NAME).
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vla_jax.data.errors import DataError
+from vla_jax.data.find_spec import find_spec, short_name
+from vla_jax.data.inspection import Findings, check_images, inspect, trajectories_shown
+from vla_jax.data.oxe.folders import find_folder
+
+_TILE, _MARGIN, _LINE = 112, 4, 16  # pixels
+_INK, _PAPER = (20, 20, 20), (255, 255, 255)
+_SHOWN = 3  # trajectories in the plot
+
+
+def contact_sheet(findings: Findings, images: dict[str, np.ndarray]) -> Image.Image:
+    """Some frames of some trajectories, under what these are told; one block a camera."""
+    dataset, font = findings.dataset, ImageFont.load_default()
+    shown = trajectories_shown(dataset)
+    columns = max(x.shape[1] for x in images.values())
+    gap = 4 * _MARGIN
+    block = columns * (_TILE + _MARGIN)
+    row = _TILE + _LINE + _MARGIN
+    size = (gap + len(images) * (block + gap), gap + _LINE + len(shown) * row)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for b, (camera, tiles) in enumerate(images.items()):
+        left = gap + b * (block + gap)
+        height, width = dataset.image_sizes[camera]
+        draw.text((left, _MARGIN), f"{camera}, {height} x {width}", _INK, font)
+        for r, trajectory in enumerate(shown):
+            top = gap + _LINE + r * row
+            code = dataset.text[dataset.text_starts[trajectory]]
+            text = f"{trajectory}: {dataset.instructions[code]}"
+            draw.text((left, top), _cut(text, block, font), _INK, font)
+            for c, pixels in enumerate(tiles[r]):
+                scale = _TILE / max(pixels.shape[:2])
+                shape = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
+                tile = Image.fromarray(pixels).resize(shape, Image.Resampling.LANCZOS)
+                sheet.paste(tile, (left + c * (_TILE + _MARGIN), top + _LINE))
+    return sheet
+
+
+def _cut(text: str, width: int, font: Any) -> str:
+    text = text.encode("latin-1", "replace").decode("latin-1")  # what the built-in font can draw
+    while text and font.getlength(text) > width:
+        text = text[:-2].rstrip() + "…" if font.getlength("…") else text[:-1]
+        text = text.replace("……", "…")
+    return text
+
+
+def action_plot(findings: Findings, path: Path) -> None:
+    """Every action dimension: its histogram, and its course in some trajectories.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    dataset, columns = findings.dataset, findings.statistics["action"]
+    dim = dataset.actions.shape[1]
+    figure, axes = pyplot.subplots(
+        dim, 2, figsize=(10, 1.3 * dim + 0.6), width_ratios=(1, 2), squeeze=False
+    )
+    shown = trajectories_shown(dataset)[:_SHOWN]
+    for i, (left, right) in enumerate(axes):
+        left.hist(dataset.actions[:, i], bins=50, color="0.4")
+        for name in ("q01", "q99"):
+            left.axvline(columns[name][i], color="tab:red", linewidth=0.8)
+        left.set_yscale("log")
+        left.set_ylabel("gripper" if i == dim - 1 else f"dim {i}")
+        for trajectory in shown:
+            rows = slice(*dataset.starts[trajectory : trajectory + 2])
+            right.plot(dataset.actions[rows, i], linewidth=0.9, label=f"trajectory {trajectory}")
+        for axis in (left, right):
+            axis.tick_params(labelsize=7)
+            axis.locator_params(axis="x", nbins=5)
+        left.tick_params(axis="y", which="both", left=False, labelleft=False)
+    axes[0, 0].set_title("all frames (log scale); red: 1 % and 99 %", fontsize=9)
+    axes[0, 1].set_title(f"{dataset.name}, in its own units, by frame", fontsize=9)
+    axes[-1, 1].legend(fontsize=7, loc="upper right")
+    figure.tight_layout()
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    figure.savefig(temporary, dpi=110)
+    pyplot.close(figure)
+    os.replace(temporary, path)
+
+
+def report(findings: Findings, more: list[str]) -> str:
+    """What is printed."""
+    bars = " ".join(f"{share:4.0%}" for share in findings.gripper)
+    lines = [f"{findings.dataset.name} in {findings.dataset.index.root}", *findings.summary]
+    lines.append(f"gripper, from 0 = closed to 1 = open in tenths: {bars}")
+    warnings = [*findings.warnings, *more]
+    lines.append(f"{len(warnings)} warnings" + ":" * bool(warnings))
+    return "\n".join([*lines, *(f"  - {warning}" for warning in warnings)])
+
+
+def locate(data: str, root: str, spec: str) -> tuple[Path, str]:
+    """The dataset's folder and its spec's name.
+
+    Raises:
+        DataError: there is no such folder; KeyError: no such spec.
+    """
+    folder = Path(data).expanduser()
+    if folder.is_dir():
+        # .../NAME/1.0.0 or .../NAME
+        named = folder.absolute()
+        version = named.name.replace(".", "").isdigit()
+        return folder, spec or (named.parent.name if version else named.name)
+    find_spec(spec or data)
+    found = find_folder(root, data) if root else None
+    if found is None:
+        where = f"{root}/{data}/VERSION does not exist" if root else "name its folder or --root"
+        raise DataError(f"no folder {data!r}, and {where}")
+    return found, spec or data
+
+
+def main() -> None:
+    """Parse flags, inspect, print, write the pictures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="folder of a dataset, or a name of the registry with --root")
+    parser.add_argument("--spec", default="", help="of the registry, or FILE.py:NAME")
+    parser.add_argument("--variant", default="default", help="see data.variant")
+    parser.add_argument("--root", default="", help="holds NAME/VERSION of the registry's datasets")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--out", type=Path, help="default: runs/inspect/NAME")
+    parser.add_argument("--cache", default="", help="where its index lives; default: beside it")
+    flags = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    try:
+        folder, named = locate(flags.data, flags.root, flags.spec)
+        name = short_name(named)
+        findings = inspect(name, find_spec(named, flags.variant), folder, flags.split, flags.cache)
+    except (DataError, KeyError) as error:
+        logging.debug("traceback of the error below", exc_info=True)
+        sys.exit(f"inspect_data.py: {error.args[0] if isinstance(error, KeyError) else error}")
+    images, more = check_images(findings.dataset)
+    print(report(findings, more))
+    out = flags.out or Path("runs/inspect") / name
+    out.mkdir(parents=True, exist_ok=True)
+    if images:
+        temporary = out / f".{os.getpid()}.png"
+        contact_sheet(findings, images).save(temporary)
+        os.replace(temporary, out / "cameras.png")
+        print(f"wrote {out / 'cameras.png'}")
+    try:
+        action_plot(findings, out / "actions.png")
+        print(f"wrote {out / 'actions.png'}")
+    except ImportError:
+        print("no plot of the actions: pip install 'vla_jax[demo]' for matplotlib")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""CALVIN's annotations, and the episodes that they and the recordings make.
+
+Axis letters: r recordings.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from vla_jax.data.errors import DataError
+
+log = logging.getLogger(__name__)
+LONGEST = 512  # frames of a piece of a recording
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What happened in frames `start` .. `end` - 1: a task's name, and a person's words for it."""
+
+    start: int
+    end: int
+    task: str
+    text: str
+
+
+# First frame, last frame + 1, and the annotated spans in between.
+Span = tuple[int, int, tuple[Annotation, ...]]
+
+
+def read_annotations(folder: Path, required: bool) -> list[Annotation]:
+    """The annotations of one split.
+
+    Args:
+        folder: `training` or `validation`.
+        required: else none is returned where there are none.
+
+    Raises:
+        DataError: there are none, or they are not in CALVIN's form.
+    """
+    candidates = [folder / "lang_annotations" / "auto_lang_ann.npy", folder / "auto_lang_ann.npy"]
+    path = next((p for p in candidates if p.exists()), None)
+    if path is None:
+        if required:
+            raise DataError("does not exist: there are no annotated windows", candidates[0])
+        return []
+    try:
+        # A pickle, as CALVIN publishes it: whoever made the file could run code here.
+        tree = np.load(path, allow_pickle=True).item()
+        spans, language = tree["info"]["indx"], tree["language"]
+        rows = zip(spans, language["task"], language["ann"], strict=True)
+        return [Annotation(int(a), int(b), str(task), str(text)) for (a, b), task, text in rows]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"is not a CALVIN annotation file ({error!r})", path) from error
+
+
+def episodes_of_spans(
+    recordings: Int64[np.ndarray, "r 2"], annotations: Sequence[Annotation], folder: Path
+) -> list[Span]:
+    """One episode for every annotation that lies within one recording.
+
+    Raises:
+        DataError: no annotation does.
+    """
+    order = recordings[np.argsort(recordings[:, 0])]
+    before = np.searchsorted(order[:, 0], [a.start for a in annotations], side="right") - 1
+    inside = [
+        a.start < a.end and r >= 0 and a.end - 1 <= order[r, 1]
+        for a, r in zip(annotations, before.tolist(), strict=True)
+    ]
+    if not any(inside):
+        raise DataError("no annotation lies within a recording of ep_start_end_ids.npy", folder)
+    if not all(inside):
+        lost = [(a.start, a.end) for a, ok in zip(annotations, inside, strict=True) if not ok]
+        log.warning(
+            "%s: left out %d of %d annotations, which no recording holds: %s%s",
+            folder, len(lost), len(annotations), lost[:5], " ..." if len(lost) > 5 else "",
+        )  # fmt: skip
+    return [(a.start, a.end, (a,)) for a, ok in zip(annotations, inside, strict=True) if ok]
+
+
+def cut(
+    recordings: Int64[np.ndarray, "r 2"], annotations: Sequence[Annotation], _: Path
+) -> list[Span]:
+    """Every frame of every recording once, in pieces of `LONGEST` frames at most.
+
+    No annotated span is cut in two, except where they overlap without end.
+    """
+    found = []
+    for first, last in recordings.tolist():
+        spans = [a for a in annotations if a.end > first and a.start <= last]
+        for start, stop in _pieces(first, last + 1, spans):
+            found.append((start, stop, tuple(a for a in spans if a.end > start and a.start < stop)))
+    return found
+
+
+def _pieces(first: int, stop: int, spans: Sequence[Annotation]) -> Iterator[tuple[int, int]]:
+    open_spans = np.zeros(stop - first + 1, np.int64)  # spans that a cut before frame i divides
+    for span in spans:
+        open_spans[min(max(span.start + 1 - first, 0), stop - first)] += 1
+        open_spans[min(max(span.end - first, 0), stop - first)] -= 1
+    free = np.cumsum(open_spans) == 0
+    begin = first
+    while stop - first > LONGEST:
+        ahead = free[first - begin + 1 : first - begin + 1 + LONGEST]
+        candidates = np.flatnonzero(ahead) + 1
+        piece = int(candidates[-1]) if len(candidates) else LONGEST
+        yield first, first + piece
+        first += piece
+    yield first, stop

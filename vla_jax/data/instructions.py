@@ -1,0 +1,133 @@
+"""What each sample is told: one of its trajectory's instructions, a paraphrase of it, or nothing.
+
+Axis letters: n samples.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from vla_jax.config import ConfigError, LanguageConfig
+from vla_jax.data.sampler import uniform
+
+log = logging.getLogger(__name__)
+_STREAM = 1  # of `uniform`
+# Columns of a sample's draws.
+_WHICH, _WHETHER, _PARAPHRASE, _DROPOUT, _COUNT = range(5)
+
+
+@runtime_checkable
+class Texts(Protocol):
+    """What a dataset says; see `vla_jax.data.dataset.Dataset`."""
+
+    instructions: list[str]
+    text: Int32[np.ndarray, "m"]
+    text_starts: Int64[np.ndarray, "e+1"]
+
+
+class _Lists(NamedTuple):
+    """Lists of codes, one after another."""
+
+    codes: np.ndarray
+    starts: np.ndarray
+
+    def pick(self, rows: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        """An element of each row; rows must not be empty."""
+        first = self.starts[rows]
+        return self.codes[first + (draw * (self.starts[rows + 1] - first)).astype(np.int64)]
+
+
+class Instructions:
+    """The texts of a mixture, and which of them a sample gets.
+
+    Attributes:
+        texts: every distinct text that can be said, sorted; codes index it.
+    """
+
+    def __init__(self, datasets: Sequence[Texts], config: LanguageConfig, train: bool):
+        """Collects them.
+
+        Args:
+            datasets: of the mixture.
+            config: `data.language`.
+            train: False: always a trajectory's first instruction, as it stands.
+
+        Raises:
+            ConfigError: the paraphrases cannot be read.
+        """
+        self._config, self._train = config, train
+        known = {text for dataset in datasets for text in dataset.instructions}
+        others: dict[str, list[str]] = {}
+        if train and config.paraphrases:
+            others = _read_paraphrases(Path(config.paraphrases).expanduser(), known)
+        said = known.union(*others.values())
+        if train and config.dropout > 0:
+            said.add("")
+        self.texts = sorted(said)
+        number = {text: i for i, text in enumerate(self.texts)}
+        self._blank = number.get("", -1)
+        self._choices = []
+        for dataset in datasets:
+            codes = np.array([number[text] for text in dataset.instructions], np.int64)
+            self._choices.append(_Lists(codes[dataset.text], dataset.text_starts))
+        lists = [[number[text] for text in others.get(known, ())] for known in self.texts]
+        starts = np.concatenate([[0], np.cumsum([len(codes) for codes in lists])])
+        flat = np.array([code for codes in lists for code in codes], np.int64)
+        self._others = _Lists(flat, starts.astype(np.int64))
+
+    def choose(
+        self,
+        dataset: int,
+        trajectory: Int64[np.ndarray, "n"],
+        samples: np.ndarray,
+        seed: int,
+    ) -> Int64[np.ndarray, "n"]:
+        """Code of what each sample is told; depends on seed and sample number alone.
+
+        Args:
+            dataset: number in the mixture.
+            trajectory: of each sample.
+            samples: uint64 [n], sample numbers.
+            seed: of the run.
+        """
+        choices = self._choices[dataset]
+        if not self._train:
+            return choices.codes[choices.starts[trajectory]]
+        draws = uniform(seed, _STREAM, samples, _COUNT)
+        codes = choices.pick(trajectory, draws[:, _WHICH])
+        has_others = self._others.starts[codes + 1] > self._others.starts[codes]
+        other = np.flatnonzero(has_others & (draws[:, _WHETHER] < self._config.paraphrase))
+        codes[other] = self._others.pick(codes[other], draws[other, _PARAPHRASE])
+        return np.where(draws[:, _DROPOUT] < self._config.dropout, self._blank, codes)
+
+
+def _read_paraphrases(path: Path, known: set[str]) -> dict[str, list[str]]:
+    """Those of the file that are about instructions of the mixture."""
+    where = f"data.language.paraphrases: {path}"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from error
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: expected {{instruction: [paraphrases]}}")
+    bad = [
+        text
+        for text, others in raw.items()
+        if not isinstance(others, list)
+        or not others
+        or not all(isinstance(other, str) and other.strip() for other in others)
+    ]
+    if bad:
+        raise ConfigError(f"{where}: not a list of texts: {bad[:5]} ({len(bad)} in all)")
+    found = {text: list(dict.fromkeys(others)) for text, others in raw.items() if text in known}
+    if not found:
+        raise ConfigError(f"{where}: none of its {len(raw)} texts is one of {sorted(known)[:5]}...")
+    log.info("paraphrases for %d of %d instructions", len(found), len(known))
+    return found

@@ -1,0 +1,255 @@
+"""LeRobot datasets, v2.0 to v3.0: numbers from parquet, images from videos or from parquet.
+
+A feature `observation.images.front` has the path `steps/observation/images/front`; the text of
+`task_index` is `steps/language_instruction`. Numbers are copied into memory-mapped arrays the first
+time. Axis letters: e episodes, n frames.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_jax.data.cache import DONE, cached_folder, map_array, run_jobs, write_columns
+from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError
+from vla_jax.data.features import Feature
+from vla_jax.data.lerobot_meta import LANGUAGE, Episode, Info, read_table
+from vla_jax.data.lerobot_video import VideoFrames
+from vla_jax.data.source import find_place, text_codes
+
+FORMAT = 1  # of the copied numbers; part of the digest
+_PARALLEL_FILES = 2000  # below this, starting processes costs more than it saves
+_IMAGE_GROUPS = 4  # row groups of images kept in memory
+_TIME = "timestamp of the videos"  # not the path of a feature
+_SCALAR = Feature("tensor", (), "")
+
+
+def split_names(folder: Path) -> list[str]:
+    """The splits in info.json, mostly "train" alone."""
+    return list(Info(folder).splits())
+
+
+def features(folder: Path) -> dict[str, Feature]:
+    """Every feature of the dataset in `folder`."""
+    return Info(folder).features
+
+
+def open_lerobot(
+    folder: str | Path,
+    split: str,
+    low: Sequence[str] = (),
+    cache_dir: str = "",
+    rebuild: bool = False,
+) -> "LeRobotSource":
+    """Opens one split; the first time, copies the numbers that are asked for.
+
+    Args:
+        folder: holds `meta`, `data` and mostly `videos`.
+        split: of info.json.
+        low: paths of numbers and texts, such as `steps/action`.
+        cache_dir: where the copies live; see `cached_folder`.
+        rebuild: copy anew.
+
+    Raises:
+        DataError: a file, a codec or a package that is missing; an unsound file.
+    """
+    folder = Path(folder).expanduser()
+    info = Info(folder)
+    missing = sorted(set(low) - set(info.features))
+    if missing:
+        raise FeatureError(f"no such feature: {missing}; it has {sorted(info.features)}", folder)
+    return LeRobotSource(info, split, low, cache_dir, rebuild)
+
+
+class LeRobotSource:
+    """See `vla_jax.data.source.Source`; made by `open_lerobot`."""
+
+    def __init__(self, info: Info, split: str, low: Sequence[str], cache_dir: str, rebuild: bool):
+        """Finds the episodes; see `open_lerobot`."""
+        self.root, self.features, self._info = info.folder, info.features, info
+        self.name = info.folder.name.lower().replace("-", "_")
+        self._episodes = info.episodes(split)
+        lengths = np.array([e.length for e in self._episodes], np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])
+        wanted = {path: (info.keys[path], info.features[path]) for path in low if path in info.keys}
+        if LANGUAGE in low and LANGUAGE not in info.keys:
+            wanted[LANGUAGE] = ("task_index", _SCALAR)
+        if info.videos:
+            wanted[_TIME] = ("timestamp", _SCALAR)
+        wanted = dict(sorted(wanted.items()))
+        columns = [[path, key] for path, (key, _) in wanted.items()]
+        identity = [FORMAT, info.version, info.fps, split, lengths.tolist(), columns, _sizes(self)]
+        self.digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        name = f"lerobot-{split}-{self.digest[:16]}"
+
+        def build(folder: Path) -> None:
+            stems = {path: f"low_{i}" for i, path in enumerate(wanted)}
+            tables: dict[str, dict[str, int]] = {}
+            jobs = _jobs(self._episodes, wanted)
+            rows = run_jobs(_copy_low, jobs, len(jobs) >= _PARALLEL_FILES)
+            write_columns(folder, _coded(rows, stems, tables))
+            if LANGUAGE in stems and LANGUAGE not in tables:
+                tables[LANGUAGE] = self._code_tasks(folder / f"{stems[LANGUAGE]}.npy")
+            meta = {"low": stems, "tables": {path: list(table) for path, table in tables.items()}}
+            (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
+
+        self._folder = cached_folder(info.folder, cache_dir, name, rebuild, build)
+        self._meta = json.loads((self._folder / DONE).read_text(encoding="utf-8"))
+        self._times = self.low(_TIME) if info.videos else None
+        self._videos = VideoFrames(info.fps)
+        self._images = functools.lru_cache(_IMAGE_GROUPS)(_image_group)
+
+    def _code_tasks(self, path: Path) -> dict[str, int]:
+        """Turns the task numbers in a file into codes of a table."""
+        tasks, numbers = self._info.tasks(), np.load(path)
+        used, places = np.unique(numbers, return_inverse=True)
+        unknown = sorted(set(used.tolist()) - set(tasks))
+        if unknown:
+            problem = f"frames have task_index {unknown}, meta knows {sorted(tasks)}"
+            raise FeatureError(problem, self.root)
+        codes, table = text_codes([tasks[number] for number in used.tolist()])
+        np.save(path, codes[places])
+        return {text: code for code, text in enumerate(table)}
+
+    @property
+    def cameras(self) -> list[str]:
+        """Paths of the image features."""
+        return sorted(path for path, f in self.features.items() if f.kind == "image")
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes of the split."""
+        return len(self._episodes)
+
+    def low(self, path: str) -> np.ndarray:
+        """A numeric feature over all frames, memory-mapped."""
+        return map_array(self._folder / f"{self._meta['low'][path]}.npy")
+
+    def text(self, path: str) -> tuple[np.ndarray, list[str]]:
+        """Codes and table of a text feature."""
+        return self.low(path), self._meta["tables"][path]
+
+    def read(self, camera: str, first: int, last: int) -> list[np.ndarray] | list[bytes]:
+        """Frames `first`..`last`, inclusive, of one episode: pixels, or as encoded in parquet."""
+        number, step = find_place(self.starts, first)
+        episode, key = self._episodes[number], self._info.keys[camera]
+        try:
+            if self._times is not None and camera in self._info.videos:
+                path, begin = episode.videos[key]
+                times = begin + self._times[first : last + 1].astype(np.float64)
+                return self._videos.read(path, times.tolist())
+            row = episode.row + step
+            return _encoded(self._images, episode.data, key, row, row + last - first)
+        except DataError as error:
+            path = error.file or episode.data
+            raise type(error)(f"camera {key!r}: {error.problem}", path, number, step) from error
+
+    def place(self, frame: int) -> tuple[Path, int, int]:
+        """(parquet file, episode, frame within the episode), for messages."""
+        number, step = find_place(self.starts, frame)
+        return self._episodes[number].data, number, step
+
+
+def _sizes(source: LeRobotSource) -> list[list[Any]]:
+    files = {e.data for e in source._episodes}
+    files |= {path for e in source._episodes for path, _ in e.videos.values()}
+    return sorted([str(p.relative_to(source.root)), p.stat().st_size] for p in files)
+
+
+def _jobs(
+    episodes: Sequence[Episode], wanted: Mapping[str, tuple[str, Feature]]
+) -> list[tuple[Path, list[Episode], Mapping[str, tuple[str, Feature]]]]:
+    by_file: dict[Path, list[Episode]] = {}
+    for episode in episodes:
+        by_file.setdefault(episode.data, []).append(episode)
+    return [(path, part, wanted) for path, part in by_file.items()]
+
+
+def _copy_low(job: tuple) -> dict[str, np.ndarray]:
+    """The rows of one file's episodes: path -> numbers, or an object array of str."""
+    path, episodes, wanted = job
+    table = read_table(path, sorted({key for key, _ in wanted.values()} | {"episode_index"}))
+    rows = np.concatenate([np.arange(e.row, e.row + e.length) for e in episodes])
+    owner = np.repeat([e.number for e in episodes], [e.length for e in episodes])
+    if rows[-1] >= len(table) or (_numbers(table["episode_index"], _SCALAR)[rows] != owner).any():
+        raise CorruptRecordError("its rows are not those of the episodes that meta names", path)
+    found = {}
+    for name, (key, feature) in wanted.items():
+        try:
+            if feature.kind == "text":
+                found[name] = np.array(table[key].to_pylist(), object)[rows]
+            else:
+                found[name] = _numbers(table[key], feature)[rows]
+        except FeatureError as error:
+            raise FeatureError(f"column {key!r} {error.problem}", path) from error
+    return found
+
+
+def _numbers(column: Any, feature: Feature) -> np.ndarray:
+    """A column of (lists of lists of) numbers as [rows, *shape]."""
+    array = column.combine_chunks()
+    if hasattr(array, "storage"):  # datasets' own types for more than one axis
+        array = array.storage
+    while hasattr(array, "flatten") and hasattr(array.type, "value_type"):
+        if array.null_count:
+            break
+        array = array.flatten()
+    if array.null_count:
+        raise FeatureError("has empty places")
+    values = np.asarray(array.to_numpy(zero_copy_only=False))
+    shape = (len(column), *(size for size in feature.shape if size is not None))
+    if values.dtype == object or values.size != np.prod(shape):
+        raise FeatureError(f"does not hold {feature.dtype} {shape}")
+    return values.reshape(shape).astype(feature.dtype or values.dtype, copy=False)
+
+
+def _coded(
+    parts: Iterator[dict[str, np.ndarray]],
+    stems: Mapping[str, str],
+    tables: dict[str, dict[str, int]],
+) -> Iterator[dict[str, np.ndarray]]:
+    """Files' rows by stem, texts as codes into `tables`, which fill up."""
+    for part in parts:
+        for path, values in part.items():
+            if values.dtype == object:
+                table = tables.setdefault(path, {})
+                codes = [table.setdefault(str(text or ""), len(table)) for text in values]
+                part[path] = np.array(codes, np.int32)
+        yield {stems[path]: values for path, values in part.items()}
+
+
+def _encoded(images: Any, path: Path, key: str, first: int, last: int) -> list[bytes]:
+    """Rows `first`..`last` of a column of encoded images."""
+    found: list[bytes] = []
+    bounds = _row_groups(path)
+    for group in range(len(bounds) - 1):
+        begin, end = max(first, bounds[group]), min(last + 1, bounds[group + 1])
+        if begin < end:
+            rows = images(path, key, group)
+            found += rows[begin - bounds[group] : end - bounds[group]]
+    return found
+
+
+@functools.lru_cache(256)
+def _row_groups(path: Path) -> list[int]:
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(path) as file:
+        meta = file.metadata
+        sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+    return np.cumsum([0, *sizes]).tolist()
+
+
+def _image_group(path: Path, key: str, group: int) -> list[bytes]:
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(path) as file:
+        rows = file.read_row_group(group, [key])[key].to_pylist()
+    lost = [i for i, row in enumerate(rows) if not (row and row.get("bytes"))]
+    if lost:
+        raise DataError(f"{len(lost)} rows hold no image, the first is {lost[0]}", path)
+    return [row["bytes"] for row in rows]

@@ -1,0 +1,234 @@
+"""What a LeRobot dataset says about itself: v2.0 and v2.1 in JSON lines, v3.0 in parquet.
+
+    v2   data/chunk-000/episode_000000.parquet      videos/chunk-000/KEY/episode_000000.mp4
+         meta/{info.json, episodes.jsonl, tasks.jsonl}
+    v3   data/chunk-000/file-000.parquet            videos/KEY/chunk-000/file-000.mp4
+         meta/{info.json, tasks.parquet, episodes/chunk-000/file-000.parquet}
+
+A file of v3 holds many episodes. info.json gives the paths as templates; the ones above are the
+usual ones. Source: lerobot/datasets of github.com/huggingface/lerobot.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vla_jax.data.errors import DataError
+from vla_jax.data.features import STEPS, Feature
+
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+LANGUAGE = STEPS + "language_instruction"  # the text of `task_index`
+_NUMBERS = (
+    "bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
+    "float16", "float32", "float64",
+)  # fmt: skip
+
+
+class Episode(NamedTuple):
+    """Where one episode lies.
+
+    Attributes:
+        number: `episode_index`.
+        length: frames.
+        data: parquet file.
+        row: its first row there.
+        videos: camera key -> (file, time of its first frame there in s).
+    """
+
+    number: int
+    length: int
+    data: Path
+    row: int
+    videos: Mapping[str, tuple[Path, float]]
+
+
+class Info:
+    """meta/info.json, checked.
+
+    Attributes:
+        folder: of the dataset.
+        raw: all of it.
+        version: one of `VERSIONS`.
+        fps: frames in 1/s.
+        keys: path of a feature -> its name in the dataset.
+        features: path -> what it is.
+        videos: paths of the cameras that are videos.
+    """
+
+    def __init__(self, folder: Path):
+        """Reads it.
+
+        Raises:
+            DataError: it is missing, or of a version that is not read.
+        """
+        path = folder / "meta" / "info.json"
+        self.folder, self.raw = folder, _json(path)
+        try:
+            self.version, self.fps = str(self.raw["codebase_version"]), float(self.raw["fps"])
+            described: dict[str, Any] = dict(self.raw["features"])
+            self._data_path, self._video_path = self.raw["data_path"], self.raw.get("video_path")
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"not a LeRobot info.json ({error!r})", path) from error
+        if self.version not in VERSIONS:
+            raise DataError(f"is of version {self.version}; read are {list(VERSIONS)}", path)
+        self.keys = _paths(described)
+        self.features = {p: _feature(described[key]) for p, key in self.keys.items()}
+        self.features.setdefault(LANGUAGE, Feature("text"))
+        self.videos = [p for p, key in self.keys.items() if described[key]["dtype"] == "video"]
+
+    def splits(self) -> dict[str, range]:
+        """Split -> which episodes."""
+        total = int(self.raw.get("total_episodes", 0))
+        found = {}
+        for name, text in (self.raw.get("splits") or {"train": f"0:{total}"}).items():
+            first, _, stop = str(text).partition(":")
+            found[name] = range(int(first or 0), int(stop or total))
+        return found
+
+    def tasks(self) -> dict[int, str]:
+        """`task_index` -> text."""
+        folder = self.folder / "meta"
+        if self.version != "v3.0":
+            rows = _json_lines(folder / "tasks.jsonl")
+            return {int(row["task_index"]): str(row["task"]) for row in rows}
+        table = read_table(folder / "tasks.parquet").to_pydict()
+        numbers = table.pop("task_index")
+        # pandas' index column, which has a name or not.
+        texts = table.get("task") or next(iter(table.values()))
+        return {int(number): str(text) for number, text in zip(numbers, texts, strict=True)}
+
+    def episodes(self, split: str) -> list[Episode]:
+        """The episodes of a split, in order.
+
+        Raises:
+            DataError: no such split, or files that are missing (the first are listed).
+        """
+        splits = self.splits()
+        if split not in splits:
+            raise DataError(f"no split {split!r}; it has {sorted(splits)}", self.folder)
+        every = self._v3() if self.version == "v3.0" else self._v2()
+        found = [episode for episode in every if episode.number in splits[split]]
+        if not found:
+            raise DataError(f"split {split!r} has no episodes", self.folder)
+        files = {e.data for e in found} | {path for e in found for path, _ in e.videos.values()}
+        missing = sorted(str(path) for path in files if not path.exists())
+        if missing:
+            raise DataError(f"{len(missing)} files are missing: {missing[:5]}", self.folder)
+        return found
+
+    def _v2(self) -> list[Episode]:
+        chunk = int(self.raw.get("chunks_size", 1000))
+        found = []
+        for row in _json_lines(self.folder / "meta" / "episodes.jsonl"):
+            number, length = int(row["episode_index"]), int(row["length"])
+            names = {"episode_index": number, "episode_chunk": number // chunk}
+            videos = {key: (self._video(key, names), 0.0) for key in self._video_keys()}
+            data = self.folder / self._data_path.format(**names)
+            found.append(Episode(number, length, data, 0, videos))
+        return sorted(found)
+
+    def _v3(self) -> list[Episode]:
+        paths = sorted((self.folder / "meta" / "episodes").glob("*/*.parquet"))
+        if not paths:
+            raise DataError("no */*.parquet", self.folder / "meta" / "episodes")
+        columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+        for key in self._video_keys():
+            columns += [
+                f"videos/{key}/{c}" for c in ("chunk_index", "file_index", "from_timestamp")
+            ]
+        found, rows = [], {}
+        tables = [read_table(path, columns).to_pylist() for path in paths]
+        for row in sorted((r for t in tables for r in t), key=lambda r: r["episode_index"]):
+            data = self.folder / self._data_path.format(**_names(row, "data"))
+            videos = {
+                key: (
+                    self._video(key, _names(row, f"videos/{key}")),
+                    float(row[f"videos/{key}/from_timestamp"]),
+                )
+                for key in self._video_keys()
+            }
+            first = rows.get(data, 0)
+            rows[data] = first + row["length"]
+            found.append(Episode(row["episode_index"], row["length"], data, first, videos))
+        return found
+
+    def _video_keys(self) -> list[str]:
+        return [self.keys[path] for path in self.videos]
+
+    def _video(self, key: str, names: Mapping[str, int]) -> Path:
+        if not self._video_path:
+            raise DataError(f"{key!r} is a video, but there is no video_path", self.folder)
+        return self.folder / self._video_path.format(video_key=key, **names)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> Any:
+    """A parquet file as a pyarrow table.
+
+    Raises:
+        DataError: pyarrow, the file or a column is missing, or the file is unsound.
+    """
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        hint = "LeRobot's parquet files need pyarrow: pip install 'vla_jax[lerobot]'"
+        raise DataError(hint, path) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            lacking = sorted(set(columns or ()) - set(file.schema_arrow.names))
+            if lacking:
+                problem = f"has no columns {lacking}; it has {file.schema_arrow.names}"
+                raise DataError(problem, path)
+            return file.read(columns)
+    except (OSError, arrow.ArrowException) as error:
+        raise DataError(f"cannot be read: {error}", path) from error
+
+
+def _names(row: Mapping[str, Any], of: str) -> dict[str, int]:
+    return {name: int(row[f"{of}/{name}"]) for name in ("chunk_index", "file_index")}
+
+
+def _paths(described: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> key: dots become slashes, but below a key that is a feature itself underscores."""
+    found: dict[str, str] = {}
+    path_of: dict[str, str] = {}
+    for key in sorted(described, key=lambda k: k.count(".")):
+        above = [k for k in path_of if key.startswith(k + ".")]
+        parent = max(above, key=len, default="")
+        rest = key[len(parent) + 1 :].replace(".", "_")
+        path_of[key] = f"{path_of[parent]}_{rest}" if parent else STEPS + key.replace(".", "/")
+        found[path_of[key]] = key
+    return found
+
+
+def _feature(body: Mapping[str, Any]) -> Feature:
+    dtype, shape = body["dtype"], tuple(int(size) for size in body.get("shape") or ())
+    if dtype in ("video", "image"):
+        names = list(body.get("names") or ())
+        channels_first = bool(names) and str(names[0]).startswith("channel")
+        height, width = shape[1:] if channels_first else shape[:2]
+        return Feature("image", (height, width, 3), "uint8", "")
+    if dtype == "string":
+        return Feature("text")
+    if dtype in _NUMBERS:
+        # One number a step is a scalar, in the files and in LeRobot's own loader.
+        return Feature("tensor", () if shape == (1,) else shape, np.dtype(dtype).name)
+    return Feature("other")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", path) from error
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", path) from error

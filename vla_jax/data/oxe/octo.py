@@ -1,0 +1,94 @@
+"""Where octo's rules for a dataset are others than openvla's.
+
+Octo fills no state up to a fixed width, and hides the instructions of datasets whose instructions
+say nothing, so that it can leave those trajectories out. Where its own rule fails (robo_net's
+state) or zeros stand for a state that was not recorded, here is what was meant: the state, none.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from vla_jax.data.oxe import others
+from vla_jax.data.oxe.franka import EXTERNAL
+from vla_jax.data.oxe.recipe import STEP, Recipe, take
+from vla_jax.data.spec import DatasetSpec
+
+# Their instructions are the same in all episodes, or do not say what is done.
+UNINFORMATIVE = frozenset(
+    {
+        "kuka",
+        "berkeley_cable_routing",
+        "roboturk",
+        "nyu_door_opening_surprising_effectiveness",
+        "viola",
+        "toto",
+        f"stanford_hydra_dataset{EXTERNAL}",
+        f"austin_buds_dataset{EXTERNAL}",
+        f"nyu_franka_play_dataset{EXTERNAL}",
+        f"austin_sailor_dataset{EXTERNAL}",
+        f"austin_sirius_dataset{EXTERNAL}",
+        "utaustin_mutex",
+    }
+)
+# What octo's registry does not have, or has under the same rule.
+SAME = frozenset(
+    {
+        "calvin",
+        "bridge_oxe",
+        "bridge_orig",
+        "droid",
+        "droid_wipe",
+        *(f"berkeley_gnm_{name}" for name in ("recon", "cory_hall", "sac_son")),
+        *(f"libero_{name}_no_noops" for name in ("spatial", "object", "goal", "10")),
+        "tdroid_carrot_in_bowl",
+        "tdroid_pour_corn_in_pot",
+        "tdroid_flip_pot_upright",
+        "tdroid_move_object_onto_plate",
+        "tdroid_knock_object_over",
+        "tdroid_cover_object_with_towel",
+    }
+)
+
+
+def specs(openvla: Mapping[str, DatasetSpec]) -> dict[str, DatasetSpec]:
+    """Octo's specs of the datasets that both know by the same name."""
+    found = {name: _octo(name, spec) for name, spec in openvla.items() if name not in SAME}
+    pick, both = f"utokyo_xarm_pick_and_place{EXTERNAL}", f"utokyo_xarm_bimanual{EXTERNAL}"
+    mvp, rpt = f"berkeley_mvp{EXTERNAL}", f"berkeley_rpt{EXTERNAL}"
+    wrist = found["dobbe"].images["primary"]
+    return found | {
+        "bridge_dataset": others.BRIDGE_DATASET,
+        "dobbe": replace(found["dobbe"], images={"wrist": wrist}),
+        "imperialcollege_sawyer_wrist_cam": _changed(
+            found["imperialcollege_sawyer_wrist_cam"], state=()
+        ),
+        pick: replace(_changed(found[pick], state=()), state="none"),
+        both: _changed(found[both], state=(take("observation/end_effector_pose"),)),
+        mvp: replace(_changed(found[mvp], gripper="closed"), gripper_env=(1.0, 0.0)),
+        rpt: replace(
+            found[rpt],
+            standardise=others.berkeley_rpt,
+            features={
+                "joints": "observation/joint_pos",
+                "gripper": "observation/gripper",
+                "action": "action",
+                "language": STEP,
+            },
+            gripper_env=(1.0, 0.0),
+            hz=10.0,
+        ),
+    }
+
+
+def _octo(name: str, spec: DatasetSpec) -> DatasetSpec:
+    if not isinstance(spec.standardise, Recipe):
+        return spec
+    bare = _changed(spec, state=spec.standardise.without_padding().state)
+    return _changed(bare, language="") if name in UNINFORMATIVE else bare
+
+
+def _changed(spec: DatasetSpec, **changes) -> DatasetSpec:
+    assert isinstance(spec.standardise, Recipe)
+    made = replace(spec.standardise, **changes)
+    kept = {k: v for k, v in spec.features.items() if k in made.features or callable(made.language)}
+    return replace(spec, standardise=made, features={**kept, **made.features})

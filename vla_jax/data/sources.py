@@ -1,0 +1,63 @@
+"""The formats that can be trained on as they are. Adding one is one line in `READERS`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_jax.data import calvin, lerobot, rlds_index
+from vla_jax.data.errors import DataError
+from vla_jax.data.features import Feature, load_features
+from vla_jax.data.source import Source
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one format is read.
+
+    Attributes:
+        marks: files relative to the data; any of them tells the format.
+        splits: folder -> names of the splits.
+        features: folder -> every feature, {path: Feature}.
+        open: (folder, split, paths of the features to hold, cache_dir, rebuild) -> the episodes.
+            The last two are those of `vla_jax.data.cache.cached_folder`.
+    """
+
+    marks: tuple[str, ...]
+    splits: Callable[[Path], Sequence[str]]
+    features: Callable[[Path], Mapping[str, Feature]]
+    open: Callable[[Path, str, Sequence[str], str, bool], Source]
+
+
+READERS: dict[str, Reader] = {
+    "RLDS": Reader(
+        ("dataset_info.json",),
+        rlds_index.split_names,
+        lambda folder: load_features(folder / "features.json"),
+        rlds_index.open_index,
+    ),
+    "CALVIN": Reader(
+        ("training/ep_start_end_ids.npy", "validation/ep_start_end_ids.npy"),
+        calvin.split_names,
+        calvin.features,
+        calvin.open_calvin,
+    ),
+    "LeRobot": Reader(
+        ("meta/info.json",), lerobot.split_names, lerobot.features, lerobot.open_lerobot
+    ),
+}
+
+
+def find_reader(folder: Path) -> Reader:
+    """The reader of the data in `folder`.
+
+    Raises:
+        DataError: there are none of a known format; names the folders below that hold some.
+    """
+    for reader in READERS.values():
+        if any((folder / mark).exists() for mark in reader.marks):
+            return reader
+    near = [folder.parent, *folder.glob("*/"), *folder.glob("*/*/")]
+    marked = [p for p in near if any((p / m).exists() for r in READERS.values() for m in r.marks)]
+    hint = f"; did you mean one of {sorted(map(str, marked))[:5]}?" if marked else ""
+    known = ", ".join(f"{name} ({r.marks[0]})" for name, r in READERS.items())
+    raise DataError(f"holds none of the known formats: {known}{hint}", folder)
