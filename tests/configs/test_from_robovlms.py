@@ -238,6 +238,7 @@ def test_every_key_is_in_the_table_once():
         ("norm_min", -0.5, "clipping is symmetric"),
         ("scheduler", "linear", "'linear' is none of"),
         ("train_dataset.type", "ConcatDataset", "'ConcatDataset' is none of"),
+        ("train_dataset.organize_type", "episodes", "'episodes' is none of"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_the_reason(path, value, reason):

@@ -95,7 +95,7 @@ def test_constant_dimensions_and_outliers(tmp_path, warnings):
         return action
 
     found = warnings(change, data=data)
-    assert "action dimensions [2] are constant" in found
+    assert "action dimensions [0, 2] are constant" in found  # 0 names the episode
     assert "action dimensions [3] are constant in 98 % of the frames" in found
     assert any(warning.startswith("action dimensions [4] have outliers") for warning in found)
 

@@ -241,7 +241,9 @@ def _data(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str])
         return
     part = actions[0]
     # `organize_type` decides both, whatever left_pad and window_sample say.
-    segment = part.get("organize_type") == "segment"
+    modes = {"interleave": False, "segment": True}
+    mode, path = part.get("organize_type", "interleave"), "train_dataset.organize_type"
+    segment = bool(_pick(modes, mode, path, problems))
     data.update(left_pad=segment, padded_rows=segment, windows="segment" if segment else "sliding")
     if part["type"] == CALVIN:
         folder = part.get("data_dir", "")
