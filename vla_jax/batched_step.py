@@ -146,7 +146,7 @@ class BatchedStep:
         return list(zip(np.asarray(chunks), histories, strict=True))[: len(inputs)]
 
     def _fitted(self, image: UInt8[np.ndarray, "h x 3"], shape: tuple[int, int]) -> Any:
-        """In the model's size; an image that has it already need not go to the device on its own."""
+        """In the model's size; what has it already need not go to the device on its own."""
         changes = self._image.fit != "squash" and (shape[0] != shape[1] or self._image.shortest > 0)
         if not changes and image.shape[:2] == shape:
             return image

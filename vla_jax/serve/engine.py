@@ -83,6 +83,7 @@ class Engine:
         self._policy, self._max_wait = policy, max_wait
         self._limit = policy.max_batch if isinstance(policy, BatchPolicy) else 1
         self._queue: list[_Ticket] = []
+        self._batch: list[_Ticket] = []  # being computed
         self._arrival = asyncio.Event()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
 
@@ -109,7 +110,7 @@ class Engine:
         finally:
             dispatcher.cancel()
             await asyncio.gather(dispatcher, return_exceptions=True)
-            for ticket in self._queue:
+            for ticket in [*self._batch, *self._queue]:
                 ticket.outcome.cancel()
 
     def close(self) -> None:
@@ -142,13 +143,14 @@ class Engine:
             await self._arrival.wait()
             await self._gather()
             batch, self._queue = self._queue[: self._limit], self._queue[self._limit :]
+            self._batch = batch
             if not self._queue:
                 self._arrival.clear()
             asked = [(ticket.seat.session, ticket.obs) for ticket in batch]
             begin = time.perf_counter()
             outcomes = await self._call(self._run, asked)
             seconds = time.perf_counter() - begin
-            self.metrics.batch_size.add(len(batch))
+            self.metrics.batch_size.add(float(len(batch)))
             self.metrics.infer_seconds.add(seconds)
             for ticket, outcome in zip(batch, outcomes, strict=True):
                 timing = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 class Histogram:
@@ -59,7 +59,7 @@ class Metrics:
     request_seconds: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
     infer_seconds: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
 
-    def render(self, gauges: Mapping[str, float]) -> str:
+    def render(self, gauges: Mapping[str, int]) -> str:
         """One page.
 
         Args:
@@ -80,5 +80,5 @@ class Metrics:
             lines += [f"# HELP vla_{name} {text}", f"# TYPE vla_{name} histogram"]
             lines += histogram.lines(f"vla_{name}")
         for name, value in gauges.items():
-            lines += [f"# HELP vla_{name} now", f"# TYPE vla_{name} gauge", f"vla_{name} {value:g}"]
+            lines += [f"# HELP vla_{name} now", f"# TYPE vla_{name} gauge", f"vla_{name} {value}"]
         return "\n".join(lines) + "\n"

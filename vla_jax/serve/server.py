@@ -125,7 +125,7 @@ class PolicyServer:
         taken = len(self._engine.seats) >= limit
         return f"all {limit} sessions of this policy server are in use" if taken else ""
 
-    def _gauges(self) -> dict[str, float]:
+    def _gauges(self) -> dict[str, int]:
         engine = self._engine
         connections = len(self._door.connections)
         return {"sessions": len(engine.seats), "connections": connections, "queue": engine.waiting}
@@ -166,7 +166,9 @@ class PolicyServer:
             endpoint = obs.pop(protocol.ENDPOINT_KEY, "infer")
             if not isinstance(endpoint, str) or endpoint not in protocol.ENDPOINTS:
                 legal = list(protocol.ENDPOINTS)
-                raise RequestError(f"endpoint {str(endpoint)[:40]!r} does not exist; legal: {legal}")
+                raise RequestError(
+                    f"endpoint {str(endpoint)[:40]!r} does not exist; legal: {legal}"
+                )
             if endpoint == "reset":
                 seat.reset()
                 await connection.send(protocol.RESET_REPLY)
