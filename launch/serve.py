@@ -39,6 +39,8 @@ def main() -> int:
             api_key=_api_key(flags.api_key_file),
         )
         server.check_port(options.host, options.port)
+        if not options.api_key and flags.host not in ("127.0.0.1", "::1", "localhost"):
+            logging.warning("--host=%s without an API key: anyone may connect", flags.host)
         from vla_jax.execution import Execution
         from vla_jax.policy import Policy  # after the flags: --help need not wait for jax
 
@@ -157,10 +159,10 @@ def _parse_flags() -> argparse.Namespace:
     add(
         "--max-batch",
         type=int,
-        default=8,
+        default=4,
         metavar="N",
         help="sessions that share one pass of the model; N and each power of two below is compiled"
-        " before the server listens; 1 = no sharing (default: 8)",
+        " before the server listens; 1 = no sharing (default: 4)",
     )
     add(
         "--max-wait-ms",

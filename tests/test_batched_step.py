@@ -1,62 +1,82 @@
 """Sessions that share a pass of the model get what each would get alone."""
 
+import jax
 import numpy as np
 import pytest
 
 from tests.test_policy import make, observe
 from vla_jax.batched_step import buckets
 from vla_jax.execution import Execution
+from vla_jax.policy import Policy
 from vla_jax.serve.protocol import BatchPolicy
 
 TOLERANCE = 1e-6
 
 
-def rollouts(policy, starts, steps):
-    """Actions of sessions that begin at different times, all in one pass, and each alone."""
-    sessions = [policy.new_session() for _ in starts]
-    alone = list(sessions)
+def shaken(policy: Policy) -> Policy:
+    """With noise on all weights: some begin as zeros, and would hide what the images say."""
+    rng = np.random.default_rng(0)
+    policy._steps._params = jax.tree.map(
+        lambda x: jax.device_put((x + 0.1 * rng.normal(size=x.shape)).astype(x.dtype)),
+        policy._steps._params,
+    )
+    return policy
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return shaken(make(max_batch=4))
+
+
+def check_shared_steps(policy: Policy, ages: tuple[int, ...], steps: int = 4) -> None:
+    """Sessions of these ages go on together, and each of them alone."""
+    alone = []
+    for i, age in enumerate(ages):
+        session = policy.new_session()
+        for step in range(age):
+            _, session = policy.infer(session, observe(100 * i + step))
+        alone.append(session)
+    shared = list(alone)
+    replies = set()
     for step in range(steps):
-        now = [i for i, start in enumerate(starts) if step >= start]
-        seen = [observe(100 * i + step, prompt=f"lift {i}") for i in now]
-        answers = policy.infer_many([sessions[i] for i in now], seen)
-        for i, obs, (reply, session) in zip(now, seen, answers, strict=True):
-            expected, alone[i] = policy.infer(alone[i], obs)
-            sessions[i] = session
-            yield i, reply["actions"], expected["actions"]
+        seen = [observe(100 * i + age + step, prompt=f"lift {i}") for i, age in enumerate(ages)]
+        results = policy.infer_many(shared, seen)
+        shared = [session for _, session in results]
+        for i, (reply, _) in enumerate(results):
+            expected, alone[i] = policy.infer(alone[i], seen[i])
+            np.testing.assert_allclose(
+                reply["actions"], expected["actions"], rtol=0, atol=TOLERANCE
+            )
+            replies.add(reply["actions"].tobytes())
+    # Were all replies the same, equality would say nothing; an untrained diffusion ends at the
+    # limits of the range, and on the side of its noise.
+    assert len(replies) > 0.5 * steps * len(ages)
+
+
+def test_a_batch_equals_its_rows(policy):
+    assert isinstance(policy, BatchPolicy)
+    check_shared_steps(policy, ages=(2, 1, 0))
 
 
 @pytest.mark.parametrize(
     ("structure", "head"),
     [
-        ("policy_head", "lstm"),
-        ("one_step", "diffusion"),
-        ("policy_head", "flow"),
+        ("one_step", "flow"),
         ("interleaved", "mlp"),
-        ("discrete", "detokenizer"),
-        ("video", "mlp"),
+        pytest.param("policy_head", "diffusion", marks=pytest.mark.slow),
+        pytest.param("discrete", "detokenizer", marks=pytest.mark.slow),
+        pytest.param("video", "mlp", marks=pytest.mark.slow),
     ],
 )
-def test_a_batch_equals_its_rows(structure, head):
-    policy = make(structure, head, max_batch=4)
-    assert isinstance(policy, BatchPolicy)
-    policy.warmup()
-    seen = {}
-    for i, shared, alone in rollouts(policy, starts=(0, 1, 3), steps=6):
-        np.testing.assert_allclose(shared, alone, rtol=0, atol=TOLERANCE)
-        seen.setdefault(i, []).append(shared.tobytes())
-    assert {i: len(x) for i, x in seen.items()} == {0: 6, 1: 5, 2: 3}
-    if structure != "discrete":  # untrained, the likeliest token may be the same for all images
-        assert len({x for xs in seen.values() for x in xs}) == 14
+def test_in_every_structure(structure, head):
+    check_shared_steps(shaken(make(structure, head, max_batch=4)), ages=(3, 1, 0))
 
 
-def test_more_sessions_than_a_batch_takes():
-    policy = make(max_batch=2)
-    for _, shared, alone in rollouts(policy, starts=(0,) * 5, steps=2):
-        np.testing.assert_allclose(shared, alone, rtol=0, atol=TOLERANCE)
+def test_more_sessions_than_a_batch_takes(policy):
+    check_shared_steps(policy, ages=(0,) * 5, steps=2)
 
 
-def test_cameras_of_many_sizes_in_one_batch():
-    policy = make(max_batch=4)
+def test_cameras_of_many_sizes_in_one_batch(policy):
     seen = [observe(i, size=size) for i, size in enumerate((32, 48, 200))]
     fresh = policy.new_session()
     for obs, (reply, _) in zip(seen, policy.infer_many([fresh] * 3, seen), strict=True):
@@ -64,14 +84,12 @@ def test_cameras_of_many_sizes_in_one_batch():
         np.testing.assert_allclose(reply["actions"], alone["actions"], rtol=0, atol=TOLERANCE)
 
 
-def test_sizes_of_clients_choice_do_not_pile_up(monkeypatch):
+def test_sizes_of_clients_choice_do_not_pile_up(policy, monkeypatch):
     monkeypatch.setattr("vla_jax.batched_step.MAX_SIZES", 3)
-    policy = make()
     fresh = policy.new_session()
-    for size in (40, 41, 42, 43, 44, 45, 46):
+    for size in (40, 41, 42, 43, 44):
         policy.infer(fresh, observe(size=size))
-        assert policy._steps._fit._cache_size() <= 3
-    assert policy._steps._fit._cache_size() > 0
+        assert 0 < policy._steps._fit._cache_size() <= 3
 
 
 def test_chunks_being_executed_need_no_pass():
@@ -92,8 +110,7 @@ def test_everything_is_compiled_before_the_first_request():
     policy.warmup()
     programs = dict(policy._steps._programs)
     assert sorted(size for size, _ in programs) == [1, 2, 3]
-    for _ in rollouts(policy, starts=(0, 0, 0), steps=3):
-        pass
+    check_shared_steps(policy, ages=(0, 1, 0), steps=2)
     assert policy._steps._programs == programs
 
 

@@ -68,7 +68,7 @@ def test_requests_wait_for_those_that_are_due_and_share_a_pass():
 
     async def client(engine, seat, delay):
         replies = []
-        for _ in range(6):
+        for _ in range(10):
             await asyncio.sleep(delay)
             replies.append(await engine.act(seat, obs()))
         return replies
@@ -80,13 +80,14 @@ def test_requests_wait_for_those_that_are_due_and_share_a_pass():
         return await asyncio.gather(*jobs)
 
     histories = drive(policy, scenario)
-    # Once their habits are known, all four are awaited.
-    assert policy.batches[-3:] == [4, 4, 4]
-    assert histories[0][-1]["server_timing"]["batch"] == 4
+    # Once their habits are known, all four are awaited; some end before the others.
+    assert policy.batches.count(4) >= 4, policy.batches
+    assert sum(policy.batches) == 40
+    assert 4 in [reply["server_timing"]["batch"] for reply in histories[0]]
     numbers = set()
     for replies in histories:
         numbers.add(int(replies[0]["actions"][0, 0]))
-        assert [int(r["actions"][0, 1]) for r in replies] == [1, 2, 3, 4, 5, 6]
+        assert [int(r["actions"][0, 1]) for r in replies] == list(range(1, 11))
         assert len({int(r["actions"][0, 0]) for r in replies}) == 1
     assert len(numbers) == 4
 

@@ -22,7 +22,7 @@ def test_arrays_survive_both_ways(dtype, shape):
 
 
 def test_everything_else_survives():
-    value = {"none": None, "flag": True, "n": [1, 2.5, {"text": "große Tasse 杯"}]}
+    value = {"none": None, "flag": True, "n": [1, 2.5, {"text": "große Tasse 杯 🍵"}]}
     assert json_wire.unpack(json_wire.pack(value)) == value
     assert json_wire.unpack(json_wire.pack(np.float32(0.5))) == np.float32(0.5)
 
@@ -38,6 +38,7 @@ BAD = {
     "two documents": ("1 2", "JSON"),
     "not utf-8": (b"\xff\xfe", "JSON"),
     "lone surrogate": ('"\ud800"', "JSON"),
+    "escaped half character": (r'{"a": ["\ud83d"]}', "surrogate"),
     "double key": ('{"a": 1, "a": 2}', "twice"),
     "nan": ("[NaN]", "NaN is not JSON"),
     "infinity": ("[-Infinity]", "Infinity is not JSON"),

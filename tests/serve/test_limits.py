@@ -124,7 +124,7 @@ def test_the_page_is_prometheus_text():
 
 
 def test_an_idle_session_ends_and_its_client_may_start_over():
-    options = ServerOptions(port=0, idle_timeout=0.3)
+    options = ServerOptions(port=0, idle_timeout=1.0)
     with server.background(CountingPolicy(), options) as uri:
         with connect(uri) as ws:
             ws.recv()
@@ -132,10 +132,10 @@ def test_an_idle_session_ends_and_its_client_may_start_over():
             with pytest.raises(ConnectionClosed) as closed:
                 ws.recv(timeout=5)
             assert close_code(closed) == 1001
-            assert "no request in 0.3 s" in str(closed.value)
+            assert "no request in 1 s" in str(closed.value)
         client = PolicyClient(uri)
         client.infer(obs())
-        time.sleep(0.6)
+        time.sleep(1.3)
         with pytest.raises(SessionLostError):
             client.infer(obs())
         assert client.infer(obs())["actions"][0, 1] == 1
@@ -154,6 +154,17 @@ def is_over(connection):
         return True
 
 
+def sends_all(connection, pieces, pause=0.0):
+    """Whether the other side takes all of it."""
+    try:
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(pause)
+    except OSError:
+        return False
+    return True
+
+
 BEGINNINGS = {
     "nothing": b"",
     "half a verb": b"PO",
@@ -166,7 +177,7 @@ BEGINNINGS = {
 
 @pytest.mark.parametrize("name", BEGINNINGS)
 def test_those_who_never_finish_are_dropped(name):
-    options = ServerOptions(port=0, open_timeout=0.3)
+    options = ServerOptions(port=0, open_timeout=0.6)
     with server.background(CountingPolicy(), options) as uri, raw(uri) as slow:
         slow.sendall(BEGINNINGS[name])
         begin = time.monotonic()
@@ -182,10 +193,8 @@ def test_one_byte_at_a_time_is_too_slow():
     options = ServerOptions(port=0, open_timeout=0.5)
     with server.background(CountingPolicy(), options) as uri, raw(uri) as slow:
         begin = time.monotonic()
-        with pytest.raises(OSError):  # noqa: PT011 reset or broken pipe
-            for byte in b"POST /act HTTP/1.1\r\n" + b"X: y\r\n" * 100:
-                slow.sendall(bytes([byte]))
-                time.sleep(0.02)
+        letters = b"POST /act HTTP/1.1\r\n" + b"X: y\r\n" * 100
+        assert not sends_all(slow, [bytes([letter]) for letter in letters], pause=0.02)
         assert time.monotonic() - begin < 3
 
 
@@ -229,6 +238,7 @@ def test_a_frame_that_claims_a_gigabyte_is_refused_at_its_head():
         while more := ws.recv(2**16):
             reply += more
         assert b"message too large" in reply
+        ws.close()
         eventually(lambda: samples(uri)["vla_sessions"] == 0)
         assert samples(uri)['vla_errors_total{reason="too_large"}'] == 1
 
@@ -236,10 +246,7 @@ def test_a_frame_that_claims_a_gigabyte_is_refused_at_its_head():
 def test_endless_empty_fragments_end():
     with server.background(CountingPolicy(), ServerOptions(port=0)) as uri, handshake(uri) as ws:
         pieces = frame(2, fin=False) + (frame(0, fin=False) + frame(9)) * 3000
-        with pytest.raises(OSError):  # noqa: PT011 reset or broken pipe
-            for _ in range(200):
-                ws.sendall(pieces)
-                time.sleep(0.02)
+        assert not sends_all(ws, [pieces] * 200, pause=0.02)
         eventually(lambda: samples(uri)["vla_sessions"] == 0)
 
 
@@ -247,9 +254,7 @@ def test_one_who_does_not_read_is_cut_off(monkeypatch):
     monkeypatch.setattr(front, "MAX_UNREAD", 2**16)
     with server.background(CountingPolicy(), ServerOptions(port=0)) as uri, handshake(uri) as ws:
         pings = frame(9, bytes(125)) * 5000
-        with pytest.raises(OSError):  # noqa: PT011 reset or broken pipe
-            for _ in range(200):
-                ws.sendall(pings)
+        assert not sends_all(ws, [pings] * 200)
         eventually(lambda: samples(uri)["vla_sessions"] == 0)
 
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from tests.serve.clients import (
     IMAGE,
@@ -193,7 +194,7 @@ def test_a_session_has_one_request_at_a_time():
 
 
 def test_named_sessions_count_and_idle_ones_are_forgotten(policy):
-    options = server.ServerOptions(port=0, max_sessions=2, idle_timeout=0.5)
+    options = server.ServerOptions(port=0, max_sessions=2, idle_timeout=1.0)
     with server.background(policy, options) as uri:
         for name in "ab":
             assert post(uri, {**REQUEST, "session_id": name})[0] == 200
@@ -201,11 +202,20 @@ def test_named_sessions_count_and_idle_ones_are_forgotten(policy):
         assert status == 503
         assert "all 2 sessions" in reply["error"]
         assert post(uri, REQUEST)[0] == 200  # needs no session
-        time.sleep(0.6)
-        assert post(uri, {**REQUEST, "session_id": "c"})[1][1] == 1
+        with pytest.raises(InvalidStatus, match="503"):
+            connect(uri)
+        time.sleep(1.1)
         with connect(uri) as ws:
             ws.recv()
             assert ask(ws, obs())["actions"][0, 1] == 1
+            assert post(uri, {**REQUEST, "session_id": "c"})[1][1] == 1
+
+
+def test_a_session_that_was_never_answered_takes_no_seat(policy):
+    with server.background(policy, server.ServerOptions(port=0, max_sessions=1)) as uri:
+        for name in "abc":
+            assert post(uri, {"session_id": name})[0] == 422
+        assert post(uri, {**REQUEST, "session_id": "d"})[0] == 200
 
 
 def test_a_policy_with_a_history_is_said_to_need_session_ids(policy, caplog):

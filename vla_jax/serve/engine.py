@@ -146,6 +146,8 @@ class Engine:
             self._batch = batch
             if not self._queue:
                 self._arrival.clear()
+            else:
+                self._arrival.set()
             asked = [(ticket.seat.session, ticket.obs) for ticket in batch]
             begin = time.perf_counter()
             outcomes = await self._call(self._run, asked)

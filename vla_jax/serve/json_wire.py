@@ -52,6 +52,8 @@ def unpack(data: bytes | str) -> Any:
         detail = str(error).replace("\n", " ")[:200]
         raise WireError(f"not a JSON document ({len(raw)} bytes): {detail}") from error
     wire.check_depth(value)
+    if b"\\u" in raw:
+        _check_text(value)
     return value
 
 
@@ -77,6 +79,14 @@ def _decode(pairs: list[tuple[str, Any]]) -> Any:
         raise WireError(f"an array's bytes are not base64: {error}") from error
     array = wire.make_array(items["dtype"], items["shape"], data)
     return array if array.ndim else array[()]
+
+
+def _check_text(value: Any) -> None:
+    """Refuse half characters, which JSON can escape and which are no text anywhere else."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise WireError("a text holds half of a surrogate pair") from error
 
 
 def _refuse(constant: str) -> Any:

@@ -63,7 +63,7 @@ class Metrics:
         """One page.
 
         Args:
-            gauges: sessions, connections, waiting: how many there are now.
+            gauges: what is counted elsewhere, as there is of it now: sessions, connections, queue.
         """
         lines = []
         for name, label, counts, text in (

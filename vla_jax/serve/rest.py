@@ -172,8 +172,8 @@ class RestAdapter:
         if not isinstance(request, dict):
             text = f"expected a JSON object, got a {type(request).__name__}"
             raise HTTPError(status.BAD_REQUEST, text)
-        named = self._seat(request)
         self._check_dataset(request.pop("unnorm_key", None))
+        named = self._seat(request)
         if named.seat.waiting:
             text = "this session_id has another request waiting; one session is one robot"
             raise HTTPError(status.CONFLICT, text)
@@ -207,7 +207,7 @@ class RestAdapter:
         if not isinstance(name, str) or not 0 < len(name) <= 200 or not isinstance(reset, bool):
             text = "session_id: expected a string of 1 to 200 characters; reset: true or false"
             raise HTTPError(status.BAD_REQUEST, text)
-        self._forget_idle()
+        self.forget_idle()
         if name not in self._named:
             if len(self._engine.seats) >= self._options.max_sessions:
                 text = f"all {self._options.max_sessions} sessions of this server are in use"
@@ -219,11 +219,13 @@ class RestAdapter:
             named.seat.reset()
         return named
 
-    def _forget_idle(self) -> None:
+    def forget_idle(self) -> None:
+        """Give back the seats of clients that have been away, or never got an answer."""
         limit = self._options.idle_timeout
         oldest = time.monotonic() - limit
         for name, named in list(self._named.items()):
-            if limit and named.used < oldest and not named.seat.waiting:
+            empty = named.seat.session is None
+            if (empty or (limit and named.used < oldest)) and not named.seat.waiting:
                 self._engine.seats.discard(named.seat)
                 del self._named[name]
 

@@ -121,6 +121,7 @@ class PolicyServer:
 
     @property
     def _full(self) -> str:
+        self._door.rest.forget_idle()
         limit = self._options.max_sessions
         taken = len(self._engine.seats) >= limit
         return f"all {limit} sessions of this policy server are in use" if taken else ""
