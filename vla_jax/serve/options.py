@@ -21,7 +21,8 @@ class ServerOptions:
         ping_timeout: seconds without an answer after which a client counts as gone.
         max_wait: seconds a request waits at most for others that are due, to share a batch.
         idle_timeout: seconds without a request after which a session ends; 0 = never.
-        open_timeout: seconds a client has for a handshake, or for one whole HTTP request.
+        open_timeout: seconds a client has for a handshake, opening or closing, and for sending
+            what an HTTP request says it will.
         api_key: what clients must send as "Authorization: Api-Key KEY"; "" lets everyone in.
 
     Raises:

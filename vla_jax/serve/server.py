@@ -81,6 +81,7 @@ class PolicyServer:
                     max_size=options.max_message_bytes,
                     max_queue=2,  # a client waits for its reply; more would only hold memory
                     open_timeout=options.open_timeout,
+                    close_timeout=options.open_timeout,
                     ping_interval=options.ping_interval,
                     ping_timeout=options.ping_timeout,
                     process_request=self._process_request,
