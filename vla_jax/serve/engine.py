@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +81,8 @@ class Engine:
         self.metrics = Metrics()
         self.seats: set[Seat] = set()
         self._policy, self._max_wait = policy, max_wait
-        self._limit = policy.max_batch if isinstance(policy, BatchPolicy) else 1
+        self._batched = policy if isinstance(policy, BatchPolicy) else None
+        self._limit = self._batched.max_batch if self._batched else 1
         self._queue: list[_Ticket] = []
         self._batch: list[_Ticket] = []  # being computed
         self._arrival = asyncio.Event()
@@ -102,7 +103,7 @@ class Engine:
         await self._call(self._policy.warmup)
 
     @contextlib.asynccontextmanager
-    async def running(self):
+    async def running(self) -> AsyncIterator[None]:
         """Answers requests for the length of the block."""
         dispatcher = asyncio.create_task(self._dispatch(), name="dispatcher")
         try:
@@ -195,10 +196,10 @@ class Engine:
                 ready.append((i, self._policy.new_session() if session is None else session, obs))
             except Exception as error:
                 outcomes[i] = _explained(error)
-        if len(ready) > 1 and isinstance(self._policy, BatchPolicy):
+        if len(ready) > 1 and self._batched is not None:
             _, sessions, observations = zip(*ready, strict=True)
             try:
-                results = self._policy.infer_many(sessions, observations)
+                results = self._batched.infer_many(sessions, observations)
                 for (i, _, _), result in zip(ready, results, strict=True):
                     outcomes[i] = _checked(result)
                 return outcomes

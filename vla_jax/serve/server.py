@@ -96,8 +96,10 @@ class PolicyServer:
 
     def _connect(self, given: ServerProtocol, *args: Any, **kwargs: Any) -> Connection:
         def websocket() -> ServerConnection:
-            limits = {"max_size": self._options.max_message_bytes, "logger": given.logger}
-            return ServerConnection(_Protocol(**limits), *args, **kwargs)
+            limit = self._options.max_message_bytes
+            return ServerConnection(
+                _Protocol(max_size=limit, logger=given.logger), *args, **kwargs
+            )
 
         return Connection(self._door, websocket)
 
