@@ -83,7 +83,7 @@ class BatchedStep:
         self._device = jax.local_devices()[0]
         self._params = jax.device_put(dict(params), self._device)
         self.empty: History = jax.device_put(empty_history(model, 1), self._device)
-        self._fit = jax.jit(partial(fit, spec=image))
+        self._fit: Any = jax.jit(partial(fit, spec=image))
         self._sizes: set[tuple[int, ...]] = set()
         self._programs: dict[tuple[int, Shapes], Any] = {}
 

@@ -56,7 +56,7 @@ def bad_messages(rng: np.random.Generator, trace: Path) -> Iterator[bytes]:
         return msgpack.packb({"observation/image": fields, "prompt": "go"}) or b""
 
     while True:
-        yield rng.bytes(rng.integers(1, 400))
+        yield rng.bytes(int(rng.integers(1, 400)))
         yield good[: rng.integers(1, len(good))]
         yield good + rng.bytes(4)
         yield b"\xc6\x40\x00\x00\x00" + rng.bytes(30)  # bytes: a gigabyte of them
@@ -85,7 +85,7 @@ def bad_posts(rng: np.random.Generator, trace: Path) -> Iterator[bytes]:
     good = json.dumps({"image": image, "instruction": "go"}, default=numpy_json).encode()
     bomb = pickle.dumps(Bomb(trace))
     while True:
-        yield rng.bytes(rng.integers(1, 400))
+        yield rng.bytes(int(rng.integers(1, 400)))
         yield good[: rng.integers(1, len(good))]
         yield b"[" * 50_000
         yield b'{"py/object": "os.system", "image": null}'

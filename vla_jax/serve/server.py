@@ -97,9 +97,7 @@ class PolicyServer:
     def _connect(self, given: ServerProtocol, *args: Any, **kwargs: Any) -> Connection:
         def websocket() -> ServerConnection:
             limit = self._options.max_message_bytes
-            return ServerConnection(
-                _Protocol(max_size=limit, logger=given.logger), *args, **kwargs
-            )
+            return ServerConnection(_Protocol(max_size=limit, logger=given.logger), *args, **kwargs)
 
         return Connection(self._door, websocket)
 
