@@ -177,7 +177,7 @@ class RestAdapter:
         if named.seat.waiting:
             text = "this session_id has another request waiting; one session is one robot"
             raise HTTPError(status.CONFLICT, text)
-        obs: dict[str, Any] = {NAMES.get(key, key): x for key, x in request.items()}
+        obs = {NAMES[key] if key in NAMES else key: x for key, x in request.items()}  # noqa: SIM401
         try:
             reply = await self._engine.act(named.seat, obs)
         except protocol.ObservationError as error:
