@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import time
 from collections import deque
 from typing import Any, Deque, Dict, Optional
 from urllib.parse import urlsplit
 
 import numpy as np
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import connect
 
 from eval_servers import wire
@@ -27,6 +28,7 @@ from eval_servers import wire
 log = logging.getLogger(__name__)
 
 RESET_REPLY = "reset successful"  # RoboArena's answer to the "reset" endpoint
+API_KEY = "VLA_API_KEY"  # environment variable; `launch/serve.py` reads the same
 
 
 class PolicyServerError(RuntimeError):
@@ -48,7 +50,11 @@ class PolicyClient:
     """
 
     def __init__(
-        self, uri: str, connect_timeout: float = 60.0, request_timeout: float = 300.0
+        self,
+        uri: str,
+        connect_timeout: float = 60.0,
+        request_timeout: float = 300.0,
+        api_key: Optional[str] = None,
     ) -> None:
         """Connect, waiting for the server to come up.
 
@@ -56,9 +62,11 @@ class PolicyClient:
             uri: ws://host:port
             connect_timeout: seconds to wait for the server, here and after a dropped connection.
             request_timeout: seconds to wait for one reply.
+            api_key: of servers that want one; None takes it from the environment.
 
         Raises:
-            PolicyServerError: if no policy server answers within `connect_timeout`.
+            PolicyServerError: if no policy server answers within `connect_timeout`, or the key is
+                not the server's.
         """
         if urlsplit(uri).scheme not in ("ws", "wss"):
             raise PolicyServerError("server {!r}: write it as ws://host:port".format(uri))
@@ -67,6 +75,9 @@ class PolicyClient:
         self._connect_timeout = connect_timeout
         self._request_timeout = request_timeout
         self._options = _connect_options(uri)
+        key = os.environ.get(API_KEY, "") if api_key is None else api_key
+        if key:
+            self._options["additional_headers"] = {"Authorization": "Api-Key " + key}
         self._socket: Any = None
         self._greeting = b""
         self._connect()
@@ -150,6 +161,10 @@ class PolicyClient:
             except InvalidURI as error:
                 raise PolicyServerError("server {!r}: {}".format(self.uri, error)) from None
             except (OSError, ConnectionClosed, InvalidHandshake, EOFError) as error:
+                if isinstance(error, InvalidStatus) and error.response.status_code == 401:
+                    raise PolicyServerError(
+                        "{} wants its API key: set {}".format(self.uri, API_KEY)
+                    ) from None
                 # Not up yet, starting, full (HTTP 503): all of these may pass.
                 reason = str(error) or type(error).__name__
             except (ValueError, TypeError) as error:

@@ -3,13 +3,16 @@
     python launch/serve.py --checkpoint=runs/quickstart --port=8000
 
 speaks openpi's websocket protocol, so `openpi_client.websocket_client_policy` and the clients in
-`eval_servers/` connect unmodified. The policy is compiled first; `listening on ws://...` means
-that clients can connect. `curl http://127.0.0.1:8000/healthz` answers OK. Ctrl-C stops it.
+`eval_servers/` connect unmodified; `POST /act` on the same port answers OpenVLA's clients. The
+policy is compiled first; `listening on ws://...` means that clients can connect.
+`curl http://127.0.0.1:8000/healthz` answers OK, `/metrics` what has been served. Ctrl-C stops it.
 """
 
 import argparse
 import logging
+import os
 import sys
+from pathlib import Path
 
 from vla_jax.serve import server
 
@@ -25,14 +28,19 @@ def main() -> int:
     if not flags.verbose:
         for chatty in ("websockets", "absl"):  # absl: orbax's account of every restore
             logging.getLogger(chatty).setLevel(logging.WARNING)
-    options = server.ServerOptions(
-        host=flags.host,
-        port=flags.port,
-        max_message_bytes=round(flags.max_message_mb * 2**20),
-        max_sessions=flags.max_sessions,
-    )
     try:
+        options = server.ServerOptions(
+            host=flags.host,
+            port=flags.port,
+            max_message_bytes=round(flags.max_message_mb * 2**20),
+            max_sessions=flags.max_sessions,
+            max_wait=flags.max_wait_ms / 1e3,
+            idle_timeout=flags.idle_timeout,
+            api_key=_api_key(flags.api_key_file),
+        )
         server.check_port(options.host, options.port)
+        if not options.api_key and flags.host not in ("127.0.0.1", "::1", "localhost"):
+            logging.warning("--host=%s without an API key: anyone may connect", flags.host)
         from vla_jax.execution import Execution
         from vla_jax.policy import Policy  # after the flags: --help need not wait for jax
 
@@ -44,6 +52,7 @@ def main() -> int:
             untrained=flags.untrained,
             execution=Execution(flags.execute, flags.horizon, flags.ensemble_decay),
             gripper={f"gripper_{k}": v for k, v in told.items() if v is not None},
+            max_batch=min(flags.max_batch, flags.max_sessions),
         )
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
     except (OSError, ValueError) as error:
@@ -52,6 +61,11 @@ def main() -> int:
         print(f"serve.py: {text or error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _api_key(file: str | None) -> str:
+    """From a file or the environment: a command line is there for every user to read."""
+    return Path(file).read_text("utf-8").strip() if file else os.environ.get("VLA_API_KEY", "")
 
 
 def _parse_flags() -> argparse.Namespace:
@@ -65,7 +79,14 @@ def _parse_flags() -> argparse.Namespace:
         "--host",
         default="127.0.0.1",
         help="interface to listen on; 0.0.0.0 = all of them, and then anyone who can reach this"
-        " machine can use the policy (default: 127.0.0.1, this machine only)",
+        " machine and knows the API key, if there is one, can use the policy (default: 127.0.0.1,"
+        " this machine only)",
+    )
+    add(
+        "--api-key-file",
+        metavar="FILE",
+        help="clients must send what this file holds as 'Authorization: Api-Key KEY', as openpi's"
+        " client does (default: the environment's VLA_API_KEY; without one, no key)",
     )
     add("--step", type=int, metavar="N", help="checkpoint of this step (default: the newest)")
     add(
@@ -128,12 +149,37 @@ def _parse_flags() -> argparse.Namespace:
         metavar="N",
         help="clients at a time; each holds its own history (default: 64)",
     )
+    add(
+        "--idle-timeout",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="seconds without a request after which a session ends, 0 = never (default: 1800)",
+    )
+    add(
+        "--max-batch",
+        type=int,
+        default=4,
+        metavar="N",
+        help="sessions that share one pass of the model; N and each power of two below is compiled"
+        " before the server listens; 1 = no sharing (default: 4)",
+    )
+    add(
+        "--max-wait-ms",
+        type=float,
+        default=5.0,
+        metavar="MS",
+        help="how long a request waits at most for sessions that are due to ask as well; a lone"
+        " client never waits (default: 5)",
+    )
     add("--verbose", action="store_true", help="log every frame, and tracebacks of errors")
     flags = parser.parse_args()
     if not 0 <= flags.port < 65536:
         parser.error(f"--port: {flags.port} is not in 0..65535")
-    if flags.max_message_mb <= 0 or flags.max_sessions < 1:
-        parser.error("--max-message-mb and --max-sessions: must be positive")
+    if flags.max_message_mb <= 0 or flags.max_sessions < 1 or flags.max_batch < 1:
+        parser.error("--max-message-mb, --max-sessions and --max-batch: must be positive")
+    if flags.max_wait_ms < 0 or flags.idle_timeout < 0:
+        parser.error("--max-wait-ms and --idle-timeout: must not be negative")
     return flags
 
 

@@ -34,6 +34,7 @@ def make(
     execution: Execution | None = None,
     spec: ActionSpec = SPEC,
     states: StateSpec | None = None,
+    max_batch: int = 1,
     **changes: Any,
 ) -> Policy:
     raw = quickstart.get_config()
@@ -50,7 +51,7 @@ def make(
     params = jax.jit(lambda k: vla.initial_params(model, k))(jax.random.key(3))
     prompt = vla.prompt(config.model).format(instruction="lift the red block")
     tokenizer = Tokenizer.build([prompt], vla.word_ids(model))
-    options = {"execution": execution, "states": states}
+    options: Any = {"execution": execution, "states": states, "max_batch": max_batch}
     return Policy(config, params, tokenizer, spec, "tabletop", step=7, **options)
 
 

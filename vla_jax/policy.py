@@ -1,21 +1,17 @@
-"""Checkpoint -> observation -> actions. Owns history and units; knows no sockets.
-
-Legend: b = 1 · f chunk · a action dimension · h, x image height and width
-"""
+"""Checkpoint -> observation -> actions. Owns history and units; knows no sockets."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from vla_jax import config as configuration
+from vla_jax.batched_step import BatchedStep, StepInput
 from vla_jax.config import Config
 from vla_jax.data.errors import TextLengthError
 from vla_jax.data.gripper import GripperState
@@ -24,8 +20,7 @@ from vla_jax.data.text import Tokenizer
 from vla_jax.execution import Execution, Plan
 from vla_jax.models import vla
 from vla_jax.models.backbones import BACKBONES
-from vla_jax.models.image import preprocess
-from vla_jax.models.streaming import History, empty_history
+from vla_jax.models.streaming import History
 from vla_jax.serve.protocol import (
     ACTIONS_KEY,
     IMAGE_KEYS,
@@ -34,7 +29,6 @@ from vla_jax.serve.protocol import (
     ObservationError,
 )
 from vla_jax.train import checkpoint, lora
-from vla_jax.types import Observation
 
 
 @dataclass(frozen=True)
@@ -55,11 +49,12 @@ class Session:
 
 
 class Policy:
-    """A trained VLA that answers one observation at a time.
+    """A trained VLA that answers observations, one at a time or those of several robots at once.
 
     Attributes:
         metadata: what a client needs to know: cameras and their observation keys, chunk length,
             action dimension, control rate, gripper commands.
+        max_batch: how many sessions one pass of the model takes.
     """
 
     def __init__(
@@ -72,8 +67,9 @@ class Policy:
         step: int | None = None,
         execution: Execution | None = None,
         states: StateSpec | None = None,
+        max_batch: int = 1,
     ):
-        """Wraps parameters that are on the device already.
+        """Wraps parameters.
 
         Args:
             config: of the run that trained them; `model.backbone.arch` is complete.
@@ -84,11 +80,14 @@ class Policy:
             step: of the checkpoint, for the metadata.
             execution: what of the predicted chunks is executed; by default whole chunks.
             states: units of the robot's state, of models that take it.
+            max_batch: sessions that `infer_many` takes in one pass; a program is compiled for it
+                and for each power of two below.
 
         Raises:
-            ValueError: the execution does not fit the chunk or the gripper.
+            ValueError: the execution does not fit the chunk or the gripper, or `max_batch` is not
+                positive.
         """
-        self._model = vla.build(config.model)
+        model = vla.build(config.model)
         self._structure = config.model.structure
         self._tokenizer, self._spec, self._states = tokenizer, spec, states
         self._execution = execution or Execution()
@@ -100,13 +99,12 @@ class Policy:
                 "'receding'"
             )
         file, _ = BACKBONES[config.model.backbone.name]
-        self._image, self._prompt = file.image_spec(self._model.arch), vla.prompt(config.model)
-        self._empty, self._key = empty_history(self._model, 1), jax.random.key(config.seed)
+        self._image, self._prompt = file.image_spec(model.arch), vla.prompt(config.model)
         # Parameters in the compute type: the cast would otherwise be paid at every step.
         dtype = jnp.dtype(config.model.dtype)
-        self._params = jax.tree.map(lambda x: x.astype(dtype), dict(params))
-        self._step = jax.jit(partial(self._model.apply, method="step"))
-        self._preprocess = jax.jit(partial(preprocess, spec=self._image))
+        params = jax.tree.map(lambda x: x.astype(dtype), dict(params))
+        self._steps = BatchedStep(model, params, self._image, config.seed, max_batch)
+        self.max_batch = max_batch
         self._texts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         choices = (config.model.backbone.name, self._structure.kind, config.model.head.kind)
         self.metadata = {
@@ -134,6 +132,7 @@ class Policy:
         untrained: bool = False,
         execution: Execution | None = None,
         gripper: Mapping[str, int] | None = None,
+        max_batch: int = 1,
     ) -> "Policy":
         """Loads what `launch/train.py` wrote.
 
@@ -145,6 +144,7 @@ class Policy:
             execution: see `Policy`.
             gripper: fields of the dataset's `ActionSpec` that this environment wants otherwise:
                 gripper_repeat, gripper_patience.
+            max_batch: see `Policy`.
 
         Raises:
             CheckpointError: nothing usable there.
@@ -172,11 +172,12 @@ class Policy:
             step=0 if untrained else step,
             execution=execution,
             states=_states(config, meta["statistics"].get(dataset, {})),
+            max_batch=max_batch,
         )
 
     def new_session(self) -> Session:
         """The state before the first step of an episode."""
-        return Session(self._empty)
+        return Session(self._steps.empty)
 
     def check(self, obs: Mapping[str, Any]) -> None:
         """Refuse an observation the model cannot use.
@@ -196,7 +197,7 @@ class Policy:
             elif image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 problems.append(f"{key}: expected shape [h, w, 3], got {list(image.shape)}")
         if self._states is not None:
-            dim, state = self._structure.proprio, np.asarray(obs.get(STATE_KEY, ()))
+            dim, state = self._structure.proprio, _numbers(obs.get(STATE_KEY, ()))
             if state.shape != (dim,) or state.dtype.kind not in "fiu":
                 problems.append(
                     f"{STATE_KEY}: expected {dim} numbers, got shape {list(state.shape)}"
@@ -226,46 +227,47 @@ class Policy:
             {"actions": float32 [n, a] in robot units}, n as the metadata's "chunk"; the next
             session.
         """
-        plan, history, chunk = session.plan, session.history, None
-        # While a chunk is being executed the model runs for its history's sake alone.
-        if self._execution.needs_chunk(plan) or self._structure.window > 1:
-            chunk, history = self._predict(session, obs)
-        actions, plan = self._execution.select(chunk, plan)
-        actions, gripper = self._spec.to_env(actions, session.gripper)
-        return {ACTIONS_KEY: actions}, Session(history, session.steps + 1, plan, gripper)
+        return self.infer_many([session], [obs])[0]
 
-    def _predict(
-        self, session: Session, obs: Mapping[str, Any]
-    ) -> tuple[Float[np.ndarray, "f a"], History]:
-        """The chunk of this step, normalised and with the gripper 1 = open, 0 = closed."""
-        images = {
-            camera: self._preprocess(jnp.asarray(obs[IMAGE_KEYS[camera]])[None, None])
-            for camera in self._structure.cameras
-        }
-        ids, mask = self._encode(obs[PROMPT_KEY])
-        present = {camera: jnp.ones((1, 1), bool) for camera in images}
-        proprio = None
+    def infer_many(
+        self, sessions: Sequence[Session], observations: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[dict[str, Any], Session]]:
+        """`infer` for several robots in one pass of the model, `max_batch` of them at a time.
+
+        Who shares a pass changes an action by rounding alone: each row has its own history and
+        its own noise.
+        """
+        # While a chunk is being executed the model runs for its history's sake alone.
+        looking = [
+            i
+            for i, session in enumerate(sessions)
+            if self._execution.needs_chunk(session.plan) or self._structure.window > 1
+        ]
+        inputs = [self._input(sessions[i], observations[i]) for i in looking]
+        predicted = dict(zip(looking, self._steps.run(inputs), strict=True))
+        results = []
+        for i, session in enumerate(sessions):
+            chunk, history = predicted.get(i, (None, session.history))
+            actions, plan = self._execution.select(chunk, session.plan)
+            actions, gripper = self._spec.to_env(actions, session.gripper)
+            following = Session(history, session.steps + 1, plan, gripper)
+            results.append(({ACTIONS_KEY: actions}, following))
+        return results
+
+    def _input(self, session: Session, obs: Mapping[str, Any]) -> StepInput:
+        state = None
         if self._states is not None:
-            proprio = jnp.asarray(self._states.normalize(np.asarray(obs[STATE_KEY])))[None, None]
-        text, seen = jnp.asarray(ids)[None], jnp.asarray(mask)[None]
-        observation = Observation(images, present, text, seen, proprio)
-        key = jax.random.fold_in(self._key, session.steps)
-        variables = {"params": self._params}
-        prediction, history = self._step(variables, observation, session.history, key)
-        arm = np.asarray(prediction.arm[0, 0], np.float32)
-        is_open = np.asarray(prediction.gripper[0, 0]) > 0
-        return np.concatenate([arm, is_open[:, None]], axis=-1, dtype=np.float32), history
+            state = self._states.normalize(np.asarray(obs[STATE_KEY]))
+        images = {camera: obs[IMAGE_KEYS[camera]] for camera in self._structure.cameras}
+        text, mask = self._encode(obs[PROMPT_KEY])
+        return StepInput(images, text, mask, state, session.history, session.steps)
 
     def warmup(self) -> None:
-        """Compile the step for images of the model's size; other sizes add one small resize."""
+        """Compile for 1 to `max_batch` sessions; images of another size add one small resize."""
         black = np.zeros((*self._image.shape, 3), np.uint8)
         obs: dict[str, Any] = {IMAGE_KEYS[camera]: black for camera in self._structure.cameras}
         obs |= {STATE_KEY: np.zeros(self._structure.proprio, np.float32), PROMPT_KEY: "warm up"}
-        session = self.new_session()
-        # Twice: the second step's history comes from the device, not from the host.
-        for _ in range(2):
-            _, history = self._predict(session, obs)
-            session = dataclasses.replace(session, history=history)
+        self._steps.warmup(self._input(self.new_session(), obs))
 
     def _encode(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         if instruction not in self._texts:
@@ -274,6 +276,14 @@ class Policy:
             prompt = self._prompt.format(instruction=instruction.strip())
             self._texts[instruction] = self._tokenizer.encode(prompt, self._structure.text_len)
         return self._texts[instruction]
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """As an array; an empty one for what is none."""
+    try:
+        return np.asarray(value)
+    except ValueError:  # rows of several lengths
+        return np.empty(0)
 
 
 def _states(config: Config, statistics: Mapping[str, Any]) -> StateSpec | None:

@@ -62,3 +62,28 @@ class CountingPolicy:
         if obs["prompt"] == "nan":
             actions[0, 0] = np.nan
         return {"actions": actions}, session
+
+
+class BatchCountingPolicy(CountingPolicy):
+    """The same for several sessions at once; a pass takes as long as for one."""
+
+    def __init__(self, max_batch: int = 8, **options: Any) -> None:
+        super().__init__(**options)
+        self.max_batch = max_batch
+        self.batches: list[int] = []
+
+    def infer(self, session: dict[str, int], obs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        self.batches.append(1)
+        return super().infer(session, obs)
+
+    def infer_many(self, sessions: Any, observations: Any) -> list[tuple[dict[str, Any], Any]]:
+        assert 1 < len(sessions) <= self.max_batch
+        assert len({session["number"] for session in sessions}) == len(sessions)
+        self.batches.append(len(sessions))
+        seconds, self.seconds = self.seconds, 0.0
+        try:
+            time.sleep(seconds)
+            pairs = zip(sessions, observations, strict=True)
+            return [super(BatchCountingPolicy, self).infer(s, o) for s, o in pairs]
+        finally:
+            self.seconds = seconds

@@ -31,7 +31,8 @@ def serve_py(*flags):
 def test_help_names_every_flag():
     done = serve_py("--help")
     assert done.returncode == 0
-    for flag in ("checkpoint", "port", "host", "step", "dataset", "untrained", "max-message-mb"):
+    flags = ("checkpoint", "port", "host", "step", "dataset", "untrained", "max-message-mb")
+    for flag in (*flags, "max-batch", "max-wait-ms", "api-key-file", "idle-timeout"):
         assert f"--{flag}" in done.stdout
 
 
@@ -48,6 +49,8 @@ def test_a_taken_port_is_found_before_anything_is_loaded():
 def test_bad_flags():
     assert "65535" in serve_py("--checkpoint=x", "--port=70000").stderr
     assert "positive" in serve_py("--checkpoint=x", "--max-message-mb=0").stderr
+    assert "negative" in serve_py("--checkpoint=x", "--max-wait-ms=-1").stderr
+    assert "missing.key" in serve_py("--checkpoint=x", "--api-key-file=missing.key").stderr
 
 
 def test_sigterm_ends_the_server_cleanly():
@@ -102,13 +105,30 @@ def test_flags_reach_the_policy_and_the_server(launch, capsys):
     assert status == 0
     folder, choices = calls["checkpoint"]
     assert folder == "runs/a"
-    wanted = {"step": 300, "dataset": "tabletop", "untrained": True, "gripper": {}}
+    wanted = {"step": 300, "dataset": "tabletop", "untrained": True, "gripper": {}, "max_batch": 3}
     assert {k: v for k, v in choices.items() if k != "execution"} == wanted
     assert choices["execution"].mode == "chunk"
     options = calls["options"]
     assert (options.host, options.port, options.max_sessions) == ("0.0.0.0", 0, 3)
     assert options.max_message_bytes == 2 * 2**20
     assert capsys.readouterr().out == "listening on ws://somewhere:1\n"
+
+
+def test_limits_and_the_key_reach_the_server(launch, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("VLA_API_KEY", "from-environment")
+    flags = ["--checkpoint=a", "--port=0", "--max-batch=16", "--max-wait-ms=7", "--idle-timeout=60"]
+    _, calls = launch(*flags)
+    options = calls["options"]
+    assert (options.max_wait, options.idle_timeout) == (0.007, 60.0)
+    assert options.api_key == "from-environment"
+    assert calls["checkpoint"][1]["max_batch"] == 16
+    (tmp_path / "key").write_text("from-file\n")
+    _, calls = launch(*flags, f"--api-key-file={tmp_path / 'key'}", "--host=0.0.0.0")
+    assert calls["options"].api_key == "from-file"
+    assert "without an API key" not in caplog.text
+    monkeypatch.delenv("VLA_API_KEY")
+    launch(*flags, "--host=0.0.0.0")
+    assert "--host=0.0.0.0 without an API key: anyone may connect" in caplog.text
 
 
 def test_a_checkpoint_that_does_not_load_is_one_line(launch, capsys):

@@ -1,6 +1,4 @@
 import concurrent.futures
-import http.client
-import inspect
 import socket
 import threading
 import time
@@ -10,32 +8,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect as _connect
 
+from tests.serve.clients import IMAGE, ask, close_code, connect, get, obs
 from tests.serve.fakes import CHUNK, CountingPolicy
 from vla_jax.serve import server, wire
-
-IMAGE: Any = np.full((8, 8, 3), 7, np.uint8)
-
-
-def connect(uri, **options) -> Any:
-    if "legacy" in inspect.signature(_connect).parameters:  # websockets 17
-        options["legacy"] = True
-    return _connect(uri, compression=None, max_size=None, proxy=None, **options)
-
-
-def obs(prompt: Any = "go", **changes):
-    return {"observation/image": IMAGE, "prompt": prompt} | changes
-
-
-def close_code(caught: Any) -> int:
-    return caught.value.rcvd.code
-
-
-def ask(ws, request) -> Any:
-    ws.send(request if isinstance(request, (bytes, str)) else wire.pack(request))
-    reply = ws.recv(timeout=10)
-    return reply if isinstance(reply, str) else wire.unpack(reply)
 
 
 @pytest.fixture
@@ -114,6 +90,7 @@ BAD = {
     "wrong dtype": (wire.pack(obs(**{"observation/image": IMAGE / 255})), ["float64"]),
     "array prompt": (wire.pack(obs(prompt=np.zeros(2))), ["prompt: missing"]),
     "endpoint": (wire.pack(obs(endpoint="step")), ["'step'", "infer", "reset"]),
+    "array endpoint": (wire.pack(obs(endpoint=np.zeros(2))), ["infer", "reset"]),
     "list endpoint": (wire.pack(obs(endpoint=["infer"])), ["infer", "reset"]),
     "huge": (wire.pack(obs(image=np.zeros(2**20 + 1, np.uint8))), ["too large", "1048576"]),
     "huge text": ("x" * (2**20 + 1), ["too large"]),
@@ -168,14 +145,6 @@ def test_reset_and_a_new_prompt_start_a_new_history(uri):
         steps += [ask(ws, obs("b"))["actions"][0, 1] for _ in range(2)]
         steps += [ask(ws, obs("a"))["actions"][0, 1]]
     assert steps == [1, 2, 3, 1, 2, 1, 2, 1]
-
-
-def get(uri, path):
-    address = urlsplit(uri)
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=5)
-    connection.request("GET", path)
-    response = connection.getresponse()
-    return response.status, response.read()
 
 
 def test_healthz(uri):

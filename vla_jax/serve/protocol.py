@@ -4,6 +4,7 @@ An observation is a flat dict with openpi's keys; a policy states in its metadat
 takes. `vla_jax.policy.Policy` is the implementation; any object with these five members serves.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 IMAGE_KEYS = {  # camera role (vla_jax.types.CAMERAS) -> observation key, uint8 [h, x, 3] RGB
@@ -61,4 +62,21 @@ class Policy(Protocol):
         Returns:
             ({"actions": float32 [f, a] in robot units, ...}, the next session).
         """
+        ...
+
+
+@runtime_checkable
+class BatchPolicy(Policy, Protocol):
+    """A policy that answers several sessions in one pass; the server looks for it.
+
+    Attributes:
+        max_batch: sessions in one pass; `warmup` has compiled for all sizes up to it.
+    """
+
+    max_batch: int
+
+    def infer_many(
+        self, sessions: Sequence[Any], observations: Sequence[dict[str, Any]]
+    ) -> list[tuple[dict[str, Any], Any]]:
+        """`infer` for at most `max_batch` distinct sessions, each answered as if alone."""
         ...

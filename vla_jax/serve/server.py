@@ -2,15 +2,11 @@
 
 On connection the server sends the policy's metadata (one binary frame); after that every binary
 request (an observation) gets one binary reply (actions). A problem is a text frame with one
-paragraph, then close code 1011; other clients are not disturbed. `GET /healthz` answers 200.
+paragraph, then close code 1011; other clients are not disturbed. A connection owns one seat, the
+policy's history for it; RoboArena's "reset" endpoint empties it, see `engine.Seat`.
 
-A connection owns one session, the policy's history. It starts anew on RoboArena's "reset" endpoint
-and whenever `prompt` differs from the request before: a history under another instruction is one no
-training episode has (one episode = one instruction), and openpi's client has no other way to say
-that an episode ended, its `reset()` being empty.
-
-The policy is compiled before the port is bound and runs in one worker thread, because the device
-is one: the event loop stays free to answer keep-alive pings, whatever an inference takes.
+The same port answers `POST /act` (see `rest`), `GET /healthz` with 200 and `GET /metrics` in
+Prometheus' format. The policy is compiled before the port is bound.
 """
 
 import asyncio
@@ -22,57 +18,48 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
-from websockets.frames import CloseCode
+from websockets.exceptions import ConnectionClosed, ProtocolError
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from vla_jax.serve import protocol, wire
+from vla_jax.serve import metrics, protocol, rest, wire
+from vla_jax.serve.engine import Engine, PolicyFailedError, Seat
+from vla_jax.serve.front import Connection, FrontDoor
+from vla_jax.serve.options import ServerOptions
+
+__all__ = ["PolicyServer", "ServerOptions", "background", "check_port", "run", "uri_of"]
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """Where and how to listen.
-
-    Attributes:
-        host: interface; the default is reachable from this machine only. There is no
-            authentication: put anything else behind a tunnel or a firewall.
-        port: 0 lets the system choose.
-        max_message_bytes: larger requests are refused before they are read.
-        max_sessions: connections at a time; one more gets HTTP 503.
-        ping_interval: seconds between keep-alive pings.
-        ping_timeout: seconds without an answer after which a client counts as gone.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    max_message_bytes: int = 16 * 2**20
-    max_sessions: int = 64
-    ping_interval: float = 20.0
-    ping_timeout: float = 20.0
+MAX_FRAGMENTS = 1024  # of one message; no client of this wire makes more than one
 
 
 class RequestError(ValueError):
     """A request the server cannot act on; the message goes to the client."""
 
 
+# What goes to a client as a text frame, and how it is counted.
+_REASONS: dict[type[Exception], str] = {
+    RequestError: "malformed",
+    wire.WireError: "malformed",
+    protocol.ObservationError: "observation",
+    PolicyFailedError: "policy",
+}
+
+
 class PolicyServer:
     """One policy behind one port; see the module's docstring for the protocol."""
 
     def __init__(self, policy: protocol.Policy, options: ServerOptions) -> None:
-        self._policy = policy
         self._options = options
-        self._sessions = 0
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
+        self._engine = Engine(policy, options.max_wait)
+        adapter = rest.RestAdapter(self._engine, options)
+        self._door = FrontDoor(adapter, options, self._engine.metrics)
         self._metadata = wire.pack(policy.metadata)
 
     async def run(self, ready: Callable[[str], None], stop: asyncio.Event) -> None:
@@ -83,98 +70,131 @@ class PolicyServer:
         """
         options = self._options
         try:
-            await self._call(self._policy.warmup)
-            async with serve(
-                self._handle,
-                options.host,
-                options.port,
-                compression=None,  # camera images barely shrink and every request would wait for it
-                max_size=options.max_message_bytes,
-                max_queue=2,  # a client waits for its reply; more would only hold memory
-                ping_interval=options.ping_interval,
-                ping_timeout=options.ping_timeout,
-                process_request=self._process_request,
-                create_connection=self._connect,  # type: ignore[arg-type]
-            ) as server:
+            await self._engine.warmup()
+            async with (
+                self._engine.running(),
+                serve(
+                    self._handle,
+                    options.host,
+                    options.port,
+                    compression=None,  # images barely shrink and every request would wait for it
+                    max_size=options.max_message_bytes,
+                    max_queue=2,  # a client waits for its reply; more would only hold memory
+                    open_timeout=options.open_timeout,
+                    close_timeout=options.open_timeout,
+                    ping_interval=options.ping_interval,
+                    ping_timeout=options.ping_timeout,
+                    process_request=self._process_request,
+                    create_connection=self._connect,  # type: ignore[arg-type]
+                ) as server,
+            ):
                 ready(uri_of(options.host, _port_of(server)))
                 await stop.wait()
+                self._door.close()
         finally:
-            self._worker.shutdown(wait=False, cancel_futures=True)
+            self._engine.close()
 
-    def _connect(self, given: ServerProtocol, *args: Any, **kwargs: Any) -> ServerConnection:
-        limit = self._options.max_message_bytes
-        return ServerConnection(_Protocol(max_size=limit, logger=given.logger), *args, **kwargs)
+    def _connect(self, given: ServerProtocol, *args: Any, **kwargs: Any) -> Connection:
+        def websocket() -> ServerConnection:
+            limit = self._options.max_message_bytes
+            return ServerConnection(_Protocol(max_size=limit, logger=given.logger), *args, **kwargs)
+
+        return Connection(self._door, websocket)
 
     def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
-        if self._sessions >= self._options.max_sessions:
-            text = f"all {self._options.max_sessions} sessions of this policy server are in use\n"
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, text)
+        if not self._options.admits(_header(request, "Authorization")):
+            self._engine.metrics.errors["unauthorized"] += 1
+            response = connection.respond(http.HTTPStatus.UNAUTHORIZED, rest.UNAUTHORIZED + "\n")
+            response.headers["WWW-Authenticate"] = "Api-Key"
+            return response
+        if request.path == "/metrics":
+            page = self._engine.metrics.render(self._gauges())
+            response = connection.respond(http.HTTPStatus.OK, page)
+            del response.headers["Content-Type"]
+            response.headers["Content-Type"] = metrics.CONTENT_TYPE
+            return response
+        if self._full:
+            self._engine.metrics.errors["full"] += 1
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, self._full + "\n")
         return None
 
+    @property
+    def _full(self) -> str:
+        self._door.rest.forget_idle()
+        limit = self._options.max_sessions
+        taken = len(self._engine.seats) >= limit
+        return f"all {limit} sessions of this policy server are in use" if taken else ""
+
+    def _gauges(self) -> dict[str, int]:
+        engine = self._engine
+        connections = len(self._door.connections)
+        return {"sessions": len(engine.seats), "connections": connections, "queue": engine.waiting}
+
     async def _handle(self, connection: ServerConnection) -> None:
-        peer = connection.remote_address
-        self._sessions += 1
-        log.info("%s connected; %d session(s)", peer, self._sessions)
+        peer, engine, seat = connection.remote_address, self._engine, Seat()
+        if self._full:  # several shook hands for the last seat
+            engine.metrics.errors["full"] += 1
+            return await _refuse(connection, self._full)
+        engine.seats.add(seat)
+        log.info("%s connected; %d session(s)", peer, len(engine.seats))
         try:
             await connection.send(self._metadata)
-            await self._converse(connection)
-        except ConnectionClosed:
-            pass
-        except (RequestError, protocol.ObservationError, wire.WireError) as error:
+            await self._converse(connection, seat)
+        except ConnectionClosed as closed:
+            if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
+                engine.metrics.errors["too_large"] += 1
+        except TimeoutError:
+            # No text frame: the client need not fail, it may connect again and start over.
+            engine.metrics.errors["timeout"] += 1
+            idle = f"no request in {self._options.idle_timeout:g} s"
+            await connection.close(CloseCode.GOING_AWAY, idle)
+        except tuple(_REASONS) as error:
             log.warning("%s: %s", peer, error)
+            engine.metrics.errors[_REASONS[type(error)]] += 1
             await _refuse(connection, str(error))
-        except Exception as error:  # one client's failure must not end the others' service
-            log.exception("%s: inference failed", peer)
-            kind = type(error).__name__
-            await _refuse(connection, f"the policy failed: {kind}: {error} (see the server's log)")
         finally:
-            self._sessions -= 1
-            log.info("%s left; %d session(s)", peer, self._sessions)
+            engine.seats.discard(seat)
+            log.info("%s left; %d session(s)", peer, len(engine.seats))
 
-    async def _converse(self, connection: ServerConnection) -> None:
-        session: Any = None  # None: `_step` asks the policy for a new one
-        prompt = previous_total = None
+    async def _converse(self, connection: ServerConnection, seat: Seat) -> None:
+        previous_total = None
         while True:
-            obs = _parse(await connection.recv())
+            async with asyncio.timeout(self._options.idle_timeout or None):
+                message = await connection.recv()
             start = time.perf_counter()
+            obs = _parse(message)
             endpoint = obs.pop(protocol.ENDPOINT_KEY, "infer")
-            if endpoint not in protocol.ENDPOINTS:
+            if not isinstance(endpoint, str) or endpoint not in protocol.ENDPOINTS:
                 legal = list(protocol.ENDPOINTS)
-                raise RequestError(f"endpoint {endpoint!r} does not exist; legal: {legal}")
+                raise RequestError(
+                    f"endpoint {str(endpoint)[:40]!r} does not exist; legal: {legal}"
+                )
             if endpoint == "reset":
-                session = prompt = None
+                seat.reset()
                 await connection.send(protocol.RESET_REPLY)
                 continue
-            told = obs.get(protocol.PROMPT_KEY)
-            if isinstance(told, str):
-                session, prompt = session if told == prompt else None, told
-            reply, session, seconds = await self._call(self._step, session, obs)
-            timing = {"infer_ms": seconds * 1e3}
+            reply = await self._engine.act(seat, obs)
             if previous_total is not None:
-                timing["prev_total_ms"] = previous_total * 1e3
-            await connection.send(wire.pack({**reply, protocol.TIMING_KEY: timing}))
+                reply[protocol.TIMING_KEY]["prev_total_ms"] = previous_total * 1e3
+            await connection.send(wire.pack(reply))
+            self._engine.metrics.requests["websocket"] += 1
             previous_total = time.perf_counter() - start
-
-    def _step(self, session: Any, obs: dict[str, Any]) -> tuple[dict[str, Any], Any, float]:
-        """One inference, in the worker thread; a session of None asks for a new one."""
-        start = time.perf_counter()
-        self._policy.check(obs)
-        if session is None:
-            session = self._policy.new_session()
-        reply, session = self._policy.infer(session, obs)
-        actions = np.asarray(reply[protocol.ACTIONS_KEY])
-        if not np.isfinite(actions).all():
-            raise FloatingPointError("the actions are not finite; nothing was sent to the robot")
-        return {**reply, protocol.ACTIONS_KEY: actions}, session, time.perf_counter() - start
-
-    async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
 
 
 class _Protocol(ServerProtocol):
     """Says in a text frame, which every client shows, why a huge message ends the connection."""
+
+    _fragments = 0
+
+    def recv_frame(self, frame: Frame) -> None:
+        # Empty fragments count for nothing in `max_size` and are held until the last one comes.
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            self._fragments = 0 if frame.fin else self._fragments + 1
+        if self._fragments > MAX_FRAGMENTS:
+            raise ProtocolError(f"a message in more than {MAX_FRAGMENTS} fragments")
+        super().recv_frame(frame)
 
     def fail(self, code: CloseCode | int, reason: str = "") -> None:
         if code == CloseCode.MESSAGE_TOO_BIG and self.state is State.OPEN:
@@ -193,6 +213,12 @@ def _parse(message: str | bytes) -> dict[str, Any]:
             + (f"the keys {list(obs)[:8]}" if isinstance(obs, dict) else type(obs).__name__)
         )
     return obs
+
+
+def _header(request: Request, name: str) -> str | None:
+    """Its value; None where it is missing or stands there twice."""
+    values = request.headers.get_all(name)
+    return values[0] if len(values) == 1 else None
 
 
 async def _refuse(connection: ServerConnection, message: str) -> None:

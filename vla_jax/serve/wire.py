@@ -65,7 +65,7 @@ def unpack(data: bytes) -> Any:
     except (ValueError, TypeError, OverflowError, msgpack.exceptions.UnpackException) as error:
         detail = str(error) or type(error).__name__
         raise WireError(f"not a msgpack message ({len(data)} bytes): {detail}") from error
-    _check_depth(value, 1)
+    check_depth(value)
     return value
 
 
@@ -95,8 +95,7 @@ class _Budget:
 
 def _encode(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
-        if value.dtype.kind not in _KINDS or value.dtype.itemsize > 8:
-            raise TypeError(f"numpy dtype {value.dtype} is not bool, int or float of 1-8 bytes")
+        check_numbers(value.dtype)
         if isinstance(value, np.generic):
             return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
         return {
@@ -111,7 +110,22 @@ def _encode(value: Any) -> Any:
 def _decode_array(items: dict[Any, Any]) -> np.ndarray:
     if items.keys() != _ARRAY_KEYS:
         raise WireError(f"array with the keys {sorted(map(repr, items))}, not data, dtype, shape")
-    dtype, shape, data = _dtype(items[b"dtype"]), items[b"shape"], items[b"data"]
+    return make_array(items[b"dtype"], items[b"shape"], items[b"data"])
+
+
+def check_numbers(dtype: np.dtype) -> None:
+    """Raise TypeError for a dtype that is not sent: anything but plain numbers."""
+    if dtype.kind not in _KINDS or dtype.itemsize > 8:
+        raise TypeError(f"numpy dtype {dtype} is not bool, int or float of 1-8 bytes")
+
+
+def make_array(dtype_text: Any, shape: Any, data: Any) -> np.ndarray:
+    """A read-only array of plain numbers from what came over a network, in native byte order.
+
+    Raises:
+        WireError: unless a legal dtype, a list of sizes and bytes that fill exactly these.
+    """
+    dtype = _dtype(dtype_text)
     legal = isinstance(shape, list) and len(shape) <= 8
     if not legal or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
         raise WireError(f"array shape {_short(shape)} is not a list of at most 8 sizes")
@@ -147,13 +161,14 @@ def _refuse_ext(code: int, data: bytes) -> Any:
     raise WireError(f"msgpack extension type {code} ({len(data)} bytes) is not allowed")
 
 
-def _check_depth(value: Any, depth: int) -> None:
+def check_depth(value: Any, depth: int = 1) -> None:
+    """Raise WireError for a tree nested more than `MAX_DEPTH` deep."""
     if not isinstance(value, (dict, list)):
         return
     if depth > MAX_DEPTH:
         raise WireError(f"maps and lists nested more than {MAX_DEPTH} deep")
     for item in value.values() if isinstance(value, dict) else value:
-        _check_depth(item, depth + 1)
+        check_depth(item, depth + 1)
 
 
 def _short(value: Any) -> str:

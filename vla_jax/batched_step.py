@@ -1,0 +1,197 @@
+"""The model's control step for several sessions at once: static shapes, compiled ahead of time.
+
+Sessions are stacked, padded to the next bucket and mapped over with `jax.vmap`: every row sees its
+own history and its own noise, so a session's actions do not depend on who shares its batch.
+
+Legend: s rows of a bucket · h, x image height and width · t text columns · p robot state
+f chunk · a action dimension
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, UInt8
+
+from vla_jax.models.image import ImageSpec, fit, normalize
+from vla_jax.models.streaming import History, empty_history
+from vla_jax.types import Observation
+
+# Sizes of cameras whose resizing is kept compiled; clients choose them, so there is a bound.
+MAX_SIZES = 64
+# camera -> height and width of the model's image
+Shapes = tuple[tuple[str, tuple[int, int]], ...]
+
+
+def buckets(largest: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and `largest`: batch sizes that get a program of their own.
+
+    Raises:
+        ValueError: `largest` is not positive.
+    """
+    if largest < 1:
+        raise ValueError(f"max_batch: must be at least 1, {largest} is not")
+    return (*itertools.takewhile(lambda n: n < largest, (2**i for i in range(32))), largest)
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """One session's step.
+
+    Attributes:
+        images: camera -> uint8 [h, x, 3], any size.
+        text: int32 [t] token ids.
+        text_mask: bool [t], True on real tokens.
+        proprio: float32 [p], model units, or None.
+        history: of one session, on the device.
+        step: how many steps came before; seeds the noise.
+    """
+
+    images: Mapping[str, UInt8[np.ndarray, "h x 3"]]
+    text: Int32[np.ndarray, "t"]
+    text_mask: Bool[np.ndarray, "t"]
+    proprio: Float[np.ndarray, "p"] | None
+    history: History
+    step: int
+
+
+class BatchedStep:
+    """A `VLA`'s `step` with its parameters, for 1 to `buckets[-1]` sessions.
+
+    Attributes:
+        buckets: batch sizes, rising.
+        empty: history before the first step of an episode.
+    """
+
+    def __init__(
+        self, model: Any, params: Mapping[str, Any], image: ImageSpec, seed: int, max_batch: int
+    ):
+        """Puts the parameters on the first device; compiles nothing yet.
+
+        Raises:
+            ValueError: `max_batch` is not positive.
+        """
+        self.buckets = buckets(max_batch)
+        self._model, self._image, self._seed = model, image, seed
+        # One explicit device: programs compiled ahead of time take arrays of the placement they
+        # were compiled for, and histories go in as they came out.
+        self._device = jax.local_devices()[0]
+        self._params = jax.device_put(dict(params), self._device)
+        self.empty: History = jax.device_put(empty_history(model, 1), self._device)
+        self._fit: Any = jax.jit(partial(fit, spec=image))
+        self._sizes: set[tuple[int, ...]] = set()
+        self._programs: dict[tuple[int, Shapes], Any] = {}
+
+    def warmup(self, example: StepInput) -> None:
+        """Compile every bucket for images of the example's size, and run each once.
+
+        Other sizes add one small resize, a program for each size, when they are first seen.
+        """
+        for bucket in self.buckets:
+            self.run([example] * bucket)
+
+    def run(self, inputs: Sequence[StepInput]) -> list[tuple[Float[np.ndarray, "f a"], History]]:
+        """One step of every session, each equal to what it would be alone.
+
+        Returns:
+            For each input the predicted chunk (arm normalised; gripper 1 = open, 0 = closed) and
+            the history after the step.
+        """
+        found: dict[int, tuple[np.ndarray, History]] = {}
+        for shapes, members in self._parts(inputs):
+            part = [inputs[i] for i in members]
+            found.update(zip(members, self._run_part(part, shapes), strict=True))
+        return [found[i] for i in range(len(inputs))]
+
+    def _parts(self, inputs: Sequence[StepInput]) -> Iterator[tuple[Shapes, list[int]]]:
+        """Rows that fit one program; some towers take large images in another size."""
+        groups: dict[Shapes, list[int]] = {}
+        for i, one in enumerate(inputs):
+            shapes = {c: self._image.shape_for(*x.shape[:2]) for c, x in one.images.items()}
+            groups.setdefault(tuple(sorted(shapes.items())), []).append(i)
+        for shapes, members in groups.items():
+            for start in range(0, len(members), self.buckets[-1]):
+                yield shapes, members[start : start + self.buckets[-1]]
+
+    def _run_part(
+        self, inputs: Sequence[StepInput], shapes: Shapes
+    ) -> list[tuple[np.ndarray, History]]:
+        bucket = next(size for size in self.buckets if size >= len(inputs))
+        # Padding repeats the first row: its numbers are ordinary, and nobody reads them.
+        rows = [*inputs, *itertools.repeat(inputs[0], bucket - len(inputs))]
+        images = {
+            camera: tuple(self._fitted(row.images[camera], shape) for row in rows)
+            for camera, shape in shapes
+        }
+        has_state = rows[0].proprio is not None
+        arguments = (
+            self._params,
+            images,
+            np.stack([row.text for row in rows]),
+            np.stack([row.text_mask for row in rows]),
+            np.stack([np.asarray(row.proprio) for row in rows]) if has_state else None,
+            tuple(row.history for row in rows),
+            np.array([row.step for row in rows], np.uint32),
+        )
+        program = self._programs.get((bucket, shapes))
+        if program is None:
+            program = jax.jit(self._batch).lower(*arguments).compile()
+            self._programs[bucket, shapes] = program
+        chunks, histories = program(*arguments)
+        return list(zip(np.asarray(chunks), histories, strict=True))[: len(inputs)]
+
+    def _fitted(self, image: UInt8[np.ndarray, "h x 3"], shape: tuple[int, int]) -> Any:
+        """In the model's size; what has it already need not go to the device on its own."""
+        changes = self._image.fit != "squash" and (shape[0] != shape[1] or self._image.shortest > 0)
+        if not changes and image.shape[:2] == shape:
+            return image
+        if image.shape not in self._sizes and len(self._sizes) >= MAX_SIZES:
+            self._fit.clear_cache()
+            self._sizes.clear()
+        self._sizes.add(image.shape)
+        return self._fit(image)
+
+    def _batch(
+        self,
+        params: Mapping[str, Any],
+        images: Mapping[str, tuple[UInt8[Array, "_ _ 3"], ...]],
+        text: Int32[Array, "s t"],
+        mask: Bool[Array, "s t"],
+        proprio: Float[Array, "s p"] | None,
+        histories: tuple[History, ...],
+        steps: Array,
+    ) -> tuple[Float[Array, "s f a"], tuple[History, ...]]:
+        """Stacking and unstacking are part of the program: one dispatch a batch, not one a row."""
+
+        def one(pixels, text, mask, proprio, history, step):
+            images = {
+                camera: normalize(x.astype(jnp.float32) / 255.0, self._image)[None, None]
+                for camera, x in pixels.items()
+            }
+            present = {camera: jnp.ones((1, 1), bool) for camera in images}
+            state = None if proprio is None else proprio[None, None]
+            observation = Observation(images, present, text[None], mask[None], state)
+            key = jax.random.fold_in(jax.random.key(self._seed), step)
+            prediction, history = self._model.apply(
+                {"params": params}, observation, history, key, method="step"
+            )
+            arm = prediction.arm[0, 0].astype(jnp.float32)
+            is_open = (prediction.gripper[0, 0] > 0).astype(jnp.float32)
+            return jnp.concatenate([arm, is_open[:, None]], axis=-1), history
+
+        if len(histories) == 1:
+            # Not mapped over: under a map the branches of `lax.cond` are both taken.
+            pixels = {camera: x[0] for camera, x in images.items()}
+            state = None if proprio is None else proprio[0]
+            chunk, history = one(pixels, text[0], mask[0], state, histories[0], steps[0])
+            return chunk[None], (history,)
+        pixels = {camera: jnp.stack(x) for camera, x in images.items()}
+        history = jax.tree.map(lambda *x: jnp.stack(x), *histories)
+        chunks, history = jax.vmap(one)(pixels, text, mask, proprio, history, steps)
+        rows = range(len(histories))
+        return chunks, tuple(jax.tree.map(lambda x, i=i: x[i], history) for i in rows)

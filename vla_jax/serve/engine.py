@@ -1,0 +1,232 @@
+"""Requests of many sessions -> batches of one policy -> each session's own reply.
+
+The device is one, so the policy runs in one worker thread and the event loop stays free. While a
+batch is computed, requests pile up and form the next one. Beyond that a request waits, `max_wait`
+at most, only for sessions that are due: those whose habit (the pause between their last reply and
+the request after it) says that they ask within that time. A lone client, and one among others that
+are idle or slow, waits for nobody.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vla_jax.serve.metrics import Metrics
+from vla_jax.serve.protocol import (
+    ACTIONS_KEY,
+    PROMPT_KEY,
+    TIMING_KEY,
+    BatchPolicy,
+    ObservationError,
+    Policy,
+)
+
+log = logging.getLogger(__name__)
+
+
+class PolicyFailedError(RuntimeError):
+    """The policy raised, or its actions cannot be sent; the message goes to the client."""
+
+
+@dataclass(eq=False)
+class Seat:
+    """One client's episode, and its habit.
+
+    The episode starts anew with `reset` and whenever the prompt differs from the request before: a
+    history under another instruction is one no training episode has (one episode = one
+    instruction), and openpi's client has no other way to say that an episode ended.
+    """
+
+    session: Any = None  # None: the policy is asked for a new one
+    prompt: str | None = None
+    replied: float = -math.inf  # perf_counter() seconds
+    pause: float = math.inf  # seconds between the last reply and the request after it
+    waiting: bool = False
+
+    def reset(self) -> None:
+        """Forget the episode."""
+        self.session = self.prompt = None
+
+    def due(self, earliest: float, latest: float) -> bool:
+        """Whether its next request is expected between these times."""
+        return not self.waiting and earliest < self.replied + self.pause < latest
+
+
+@dataclass(eq=False)
+class _Ticket:
+    seat: Seat
+    obs: dict[str, Any]
+    arrived: float
+    outcome: asyncio.Future[dict[str, Any]]
+
+
+class Engine:
+    """One policy and the queue before it; all methods belong to one event loop.
+
+    Attributes:
+        metrics: counted here and by the transports.
+        seats: of the clients that hold a history.
+    """
+
+    def __init__(self, policy: Policy, max_wait: float) -> None:
+        """`max_wait` in seconds; see the module."""
+        self.metrics = Metrics()
+        self.seats: set[Seat] = set()
+        self._policy, self._max_wait = policy, max_wait
+        self._batched = policy if isinstance(policy, BatchPolicy) else None
+        self._limit = self._batched.max_batch if self._batched else 1
+        self._queue: list[_Ticket] = []
+        self._batch: list[_Ticket] = []  # being computed
+        self._arrival = asyncio.Event()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Of the policy."""
+        return self._policy.metadata
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are in no batch yet."""
+        return len(self._queue)
+
+    async def warmup(self) -> None:
+        """Compile; raises whatever the policy raises."""
+        await self._call(self._policy.warmup)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Answers requests for the length of the block."""
+        dispatcher = asyncio.create_task(self._dispatch(), name="dispatcher")
+        try:
+            yield
+        finally:
+            dispatcher.cancel()
+            await asyncio.gather(dispatcher, return_exceptions=True)
+            for ticket in [*self._batch, *self._queue]:
+                ticket.outcome.cancel()
+
+    def close(self) -> None:
+        """Let go of the worker thread; what it computes is not waited for."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    async def act(self, seat: Seat, obs: dict[str, Any]) -> dict[str, Any]:
+        """The policy's reply to one observation of this seat, which has no other one waiting.
+
+        Raises:
+            ObservationError: the policy does not take it; the seat keeps its history.
+            PolicyFailedError: the policy failed on it.
+        """
+        told, now = obs.get(PROMPT_KEY), time.perf_counter()
+        if isinstance(told, str):
+            seat.session, seat.prompt = seat.session if told == seat.prompt else None, told
+        seat.pause, seat.waiting = now - seat.replied, True
+        ticket = _Ticket(seat, obs, now, asyncio.get_running_loop().create_future())
+        self._queue.append(ticket)
+        self._arrival.set()
+        try:
+            reply = await ticket.outcome
+        finally:
+            seat.replied, seat.waiting = time.perf_counter(), False
+        self.metrics.request_seconds.add(seat.replied - now)
+        return reply
+
+    async def _dispatch(self) -> None:
+        while True:
+            await self._arrival.wait()
+            await self._gather()
+            batch, self._queue = self._queue[: self._limit], self._queue[self._limit :]
+            self._batch = batch
+            if not self._queue:
+                self._arrival.clear()
+            else:
+                self._arrival.set()
+            asked = [(ticket.seat.session, ticket.obs) for ticket in batch]
+            begin = time.perf_counter()
+            outcomes = await self._call(self._run, asked)
+            seconds = time.perf_counter() - begin
+            self.metrics.batch_size.add(float(len(batch)))
+            self.metrics.infer_seconds.add(seconds)
+            for ticket, outcome in zip(batch, outcomes, strict=True):
+                timing = {
+                    "infer_ms": seconds * 1e3,
+                    "queue_ms": (begin - ticket.arrived) * 1e3,
+                    "batch": len(batch),
+                }
+                self._settle(ticket, outcome, timing)
+
+    async def _gather(self) -> None:
+        """Return when the batch is full, nobody else is due, or the first has waited enough."""
+        deadline = self._queue[0].arrived + self._max_wait
+        while len(self._queue) < self._limit:
+            now = time.perf_counter()
+            # One that is late is given as long again as it may be early.
+            if now >= deadline or not any(
+                seat.due(now - self._max_wait, deadline) for seat in self.seats
+            ):
+                return
+            self._arrival.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrival.wait(), deadline - now)
+
+    def _settle(self, ticket: _Ticket, outcome: Any, timing: dict[str, Any]) -> None:
+        if ticket.outcome.done():  # the client's task was cancelled
+            return
+        if isinstance(outcome, Exception):
+            ticket.outcome.set_exception(outcome)
+            return
+        reply, ticket.seat.session = outcome
+        ticket.outcome.set_result({**reply, TIMING_KEY: timing})
+
+    def _run(self, asked: list[tuple[Any, dict[str, Any]]]) -> list[Any]:
+        """In the worker thread: for each request (reply, next session), or what went wrong."""
+        outcomes: list[Any] = [None] * len(asked)
+        ready: list[tuple[int, Any, dict[str, Any]]] = []
+        for i, (session, obs) in enumerate(asked):
+            try:
+                self._policy.check(obs)
+                ready.append((i, self._policy.new_session() if session is None else session, obs))
+            except Exception as error:
+                outcomes[i] = _explained(error)
+        if len(ready) > 1 and self._batched is not None:
+            _, sessions, observations = zip(*ready, strict=True)
+            try:
+                results = self._batched.infer_many(sessions, observations)
+                for (i, _, _), result in zip(ready, results, strict=True):
+                    outcomes[i] = _checked(result)
+                return outcomes
+            except Exception:  # one of them may be to blame: the others get their answers
+                log.exception("a batch of %d failed; answering one at a time", len(ready))
+        for i, session, obs in ready:
+            try:
+                outcomes[i] = _checked(self._policy.infer(session, obs))
+            except Exception as error:
+                outcomes[i] = _explained(error)
+        return outcomes
+
+    async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
+
+
+def _checked(result: tuple[dict[str, Any], Any]) -> Any:
+    reply, session = result
+    actions = np.asarray(reply[ACTIONS_KEY])
+    if not np.isfinite(actions).all():
+        return PolicyFailedError("the actions are not finite; nothing was sent to the robot")
+    return {**reply, ACTIONS_KEY: actions}, session
+
+
+def _explained(error: Exception) -> Exception:
+    if isinstance(error, ObservationError):
+        return error
+    log.error("inference failed", exc_info=error)
+    kind = type(error).__name__
+    return PolicyFailedError(f"the policy failed: {kind}: {error} (see the server's log)")

@@ -1,0 +1,282 @@
+"""`POST /act` as OpenVLA's server answers it, for clients written for that one.
+
+    requests.post("http://127.0.0.1:8000/act", json={"image": image, "instruction": "..."}).json()
+
+with json_numpy patched in. The reply is one action, float32 [a] in robot units: the first of the
+chunk, since the client asks at every step. {"encoded": TEXT} with the request as text inside gets
+its reply as text inside, as there. What cannot be answered is an HTTP error with {"error": WHY}
+(OpenVLA's server sends the word "error" and status 200).
+
+OpenVLA's requests have no history. "session_id" (a string of the client's choice) gives them one:
+it goes on with the same prompt and starts over with "reset": true.
+
+The HTTP is what this needs and no more: one verb, bodies of a stated length, a time limit on every
+request. A web framework would be three dependencies for one route, and `websockets`, which answers
+on the same port, does not read bodies.
+"""
+
+import asyncio
+import contextlib
+import http
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vla_jax.serve import json_wire, protocol
+from vla_jax.serve.engine import Engine, PolicyFailedError, Seat
+from vla_jax.serve.options import ServerOptions
+from vla_jax.serve.protocol import IMAGE_KEYS, PROMPT_KEY, STATE_KEY
+from vla_jax.serve.wire import WireError
+
+log = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 16 * 1024
+KEEP_ALIVE = 75.0  # seconds an unused connection is kept
+# OpenVLA's and OpenVLA-OFT's names -> ours; our own names are taken as well.
+NAMES = {
+    "image": IMAGE_KEYS["primary"],
+    "full_image": IMAGE_KEYS["primary"],
+    "image_secondary": IMAGE_KEYS["secondary"],
+    "wrist_image": IMAGE_KEYS["wrist"],
+    "state": STATE_KEY,
+    "instruction": PROMPT_KEY,
+}
+
+
+class HTTPError(Exception):
+    """A request that is not answered with actions; the message goes to the client.
+
+    Attributes:
+        status: of the response.
+        reason: one of the `Metrics.errors`.
+    """
+
+    def __init__(self, status: http.HTTPStatus, text: str, reason: str = "malformed") -> None:
+        super().__init__(text)
+        self.status, self.reason = status, reason
+
+
+@dataclass(frozen=True)
+class Head:
+    """A request up to its body; names of headers are in lower case."""
+
+    method: str
+    path: str
+    version: str
+    headers: Mapping[str, str]
+
+    @property
+    def keeps_alive(self) -> bool:
+        """Whether the client wants to go on with this connection."""
+        told = self.headers.get("connection", "").lower()
+        return "close" not in told and (self.version == "HTTP/1.1" or "keep-alive" in told)
+
+
+@dataclass(eq=False)
+class _Named:
+    """A seat that a client calls by name."""
+
+    seat: Seat = field(default_factory=Seat)
+    used: float = field(default_factory=time.monotonic)
+
+
+class RestAdapter:
+    """Answers HTTP connections from the engine."""
+
+    def __init__(self, engine: Engine, options: ServerOptions) -> None:
+        self._engine, self._options = engine, options
+        self._named: dict[str, _Named] = {}
+        self._warned = False
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection's requests until either side ends it."""
+        patience = self._options.open_timeout
+        try:
+            while await self._answer(reader, writer, patience):
+                patience = KEEP_ALIVE
+        except (ConnectionError, asyncio.IncompleteReadError, TimeoutError):
+            log.debug("%s left", writer.get_extra_info("peername"))
+        finally:
+            writer.close()
+
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float
+    ) -> bool:
+        """One request; whether there may be another."""
+        keep = False
+        try:
+            head = await _read_head(reader, patience)
+            body = await self._read_body(head, reader, writer)
+            keep = head.keeps_alive
+            status, payload = http.HTTPStatus.OK, json_wire.pack(await self._act(body))
+            self._engine.metrics.requests["rest"] += 1
+        except _SilenceError:
+            return False
+        except HTTPError as error:
+            log.warning("%s: %s", writer.get_extra_info("peername"), error)
+            self._engine.metrics.errors[error.reason] += 1
+            status, payload = error.status, json_wire.pack({"error": str(error)})
+        lines = [
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(payload)}",
+            f"Connection: {'keep-alive' if keep else 'close'}",
+        ]
+        if status is http.HTTPStatus.UNAUTHORIZED:
+            lines.append("WWW-Authenticate: Api-Key")
+        writer.write("\r\n".join([*lines, "", ""]).encode("ascii") + payload)
+        # A client that does not read its reply is given up on, like one that does not finish.
+        async with asyncio.timeout(self._options.open_timeout):
+            await writer.drain()
+        if not keep:
+            await _linger(reader, writer)
+        return keep
+
+    async def _read_body(
+        self, head: Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bytes:
+        status = http.HTTPStatus
+        if not self._options.admits(head.headers.get("authorization")):
+            raise HTTPError(status.UNAUTHORIZED, UNAUTHORIZED, "unauthorized")
+        if head.path.partition("?")[0] != "/act":
+            raise HTTPError(status.NOT_FOUND, f"no {head.path[:80]!r} here; POST to /act")
+        if "transfer-encoding" in head.headers:
+            raise HTTPError(status.LENGTH_REQUIRED, "send a Content-Length, not chunks")
+        length = head.headers.get("content-length", "")
+        if not (length.isascii() and length.isdigit() and len(length) < 20):
+            raise HTTPError(status.LENGTH_REQUIRED, f"Content-Length {length[:40]!r} is no number")
+        size, limit = int(length), self._options.max_message_bytes
+        if size > limit:
+            text = f"message too large: {size} bytes, {limit} are allowed; send smaller images"
+            raise HTTPError(status.REQUEST_ENTITY_TOO_LARGE, text, "too_large")
+        if head.headers.get("expect", "").lower() == "100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            async with asyncio.timeout(self._options.open_timeout):
+                return await reader.readexactly(size)
+        except TimeoutError:
+            text = f"the body of {size} bytes did not arrive in time"
+            raise HTTPError(status.REQUEST_TIMEOUT, text, "timeout") from None
+
+    async def _act(self, body: bytes) -> Any:
+        status = http.HTTPStatus
+        try:
+            request = json_wire.unpack(body)
+            encoded = isinstance(request, dict) and set(request) == {"encoded"}
+            if encoded and isinstance(request["encoded"], str):
+                request = json_wire.unpack(request["encoded"])
+        except WireError as error:
+            raise HTTPError(status.BAD_REQUEST, str(error)) from error
+        if not isinstance(request, dict):
+            text = f"expected a JSON object, got a {type(request).__name__}"
+            raise HTTPError(status.BAD_REQUEST, text)
+        self._check_dataset(request.pop("unnorm_key", None))
+        named = self._seat(request)
+        if named.seat.waiting:
+            text = "this session_id has another request waiting; one session is one robot"
+            raise HTTPError(status.CONFLICT, text)
+        obs = {NAMES[key] if key in NAMES else key: x for key, x in request.items()}  # noqa: SIM401
+        try:
+            reply = await self._engine.act(named.seat, obs)
+        except protocol.ObservationError as error:
+            text = f"{error}. Names of POST /act: {NAMES}"
+            raise HTTPError(status.UNPROCESSABLE_ENTITY, text, "observation") from error
+        except PolicyFailedError as error:
+            raise HTTPError(status.INTERNAL_SERVER_ERROR, str(error), "policy") from error
+        finally:
+            named.used = time.monotonic()
+        action = reply[protocol.ACTIONS_KEY][0]
+        return json_wire.pack(action).decode() if encoded else action
+
+    def _seat(self, request: dict[str, Any]) -> _Named:
+        """The seat that the request names, or one for this request alone."""
+        name, reset = request.pop("session_id", None), request.pop("reset", False)
+        status = http.HTTPStatus
+        if name is None:
+            window = self._engine.metadata.get("window", 1)
+            if window > 1 and not self._warned:
+                self._warned = True
+                log.warning(
+                    "POST /act without a session_id: each request is the first of an episode, and "
+                    "this policy was trained on a history of %d steps",
+                    window,
+                )
+            return _Named()
+        if not isinstance(name, str) or not 0 < len(name) <= 200 or not isinstance(reset, bool):
+            text = "session_id: expected a string of 1 to 200 characters; reset: true or false"
+            raise HTTPError(status.BAD_REQUEST, text)
+        self.forget_idle()
+        if name not in self._named:
+            if len(self._engine.seats) >= self._options.max_sessions:
+                text = f"all {self._options.max_sessions} sessions of this server are in use"
+                raise HTTPError(status.SERVICE_UNAVAILABLE, text, "full")
+            self._named[name] = _Named()
+            self._engine.seats.add(self._named[name].seat)
+        named = self._named[name]
+        if reset and not named.seat.waiting:
+            named.seat.reset()
+        return named
+
+    def forget_idle(self) -> None:
+        """Give back the seats of clients that have been away, or never got an answer."""
+        limit = self._options.idle_timeout
+        oldest = time.monotonic() - limit
+        for name, named in list(self._named.items()):
+            empty = named.seat.session is None
+            if (empty or (limit and named.used < oldest)) and not named.seat.waiting:
+                self._engine.seats.discard(named.seat)
+                del self._named[name]
+
+    def _check_dataset(self, key: Any) -> None:
+        """Refuse to answer in the units of another dataset than the client asks for."""
+        served = self._engine.metadata.get("dataset")
+        if key is not None and served is not None and str(key) != served:
+            text = f"unnorm_key {str(key)[:80]!r}: this server's actions are those of {served!r}"
+            raise HTTPError(http.HTTPStatus.UNPROCESSABLE_ENTITY, text, "observation")
+
+
+# Given twice, these would mean one thing to a proxy and another to this server.
+_SINGLE = ("authorization", "content-length", "transfer-encoding")
+UNAUTHORIZED = "send the server's API key as 'Authorization: Api-Key KEY'"
+
+
+async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read on for a moment: closing on unread bytes resets the connection under the reply."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1.0):
+            writer.write_eof()
+            while await reader.read(2**16):
+                pass
+
+
+class _SilenceError(Exception):
+    """Nothing came, or not enough of it in time to be worth an answer."""
+
+
+async def _read_head(reader: asyncio.StreamReader, patience: float) -> Head:
+    try:
+        async with asyncio.timeout(patience):
+            raw = await reader.readuntil(b"\r\n\r\n")
+    except (TimeoutError, asyncio.IncompleteReadError):
+        raise _SilenceError from None
+    except asyncio.LimitOverrunError:
+        status = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        raise HTTPError(status, f"more than {MAX_HEADER_BYTES} bytes of headers") from None
+    first, *rest = raw.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    words = first.split(" ")
+    if len(words) != 3 or words[2] not in ("HTTP/1.0", "HTTP/1.1"):
+        raise HTTPError(http.HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
+    if words[0] != "POST":
+        text = f"{words[0][:20]!r} on a connection that began with POST"
+        raise HTTPError(http.HTTPStatus.METHOD_NOT_ALLOWED, text)
+    headers: dict[str, str] = {}
+    for line in rest:
+        name, colon, value = line.partition(":")
+        key = name.lower()
+        if not colon or not name or name != name.strip() or (key in headers and key in _SINGLE):
+            text = f"header {line[:60]!r} has no name, or stands there twice"
+            raise HTTPError(http.HTTPStatus.BAD_REQUEST, text)
+        headers.setdefault(key, value.strip())
+    return Head(words[0], words[1], words[2], headers)
