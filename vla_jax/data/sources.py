@@ -18,14 +18,15 @@ class Reader:
         marks: files relative to the data; any of them tells the format.
         splits: folder -> names of the splits.
         features: folder -> every feature, {path: Feature}.
-        open: (folder, split, paths of the features to hold, cache_dir, rebuild) -> the episodes.
-            The last two are those of `vla_jax.data.cache.cached_folder`.
+        open: `open(folder, split, low, cache_dir, rebuild, skip=...)` -> the episodes, with the
+            features `low` at hand. `cache_dir` and `rebuild` are those of `cached_folder`; `skip`
+            leaves unsound episodes out.
     """
 
     marks: tuple[str, ...]
     splits: Callable[[Path], Sequence[str]]
     features: Callable[[Path], Mapping[str, Feature]]
-    open: Callable[[Path, str, Sequence[str], str, bool], Source]
+    open: Callable[..., Source]
 
 
 READERS: dict[str, Reader] = {
