@@ -28,7 +28,7 @@ from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.filters import SPAN, Filters, moving
 from vla_jax.data.normalize import ActionSpec
 from vla_jax.data.source import Source
-from vla_jax.data.sources import find_reader
+from vla_jax.data.sources import Reader, find_reader, to_folder
 from vla_jax.data.spec import DatasetSpec, Path, Trajectory
 
 Part = Literal["all", "head", "tail"]
@@ -202,6 +202,16 @@ class Dataset:
         raise DataError(f"{self.name}: camera {path!r} has no images", self.index.root)
 
     @property
+    def camera_paths(self) -> list[str]:
+        """Paths of the images that are used."""
+        return sorted(set(self._cameras.values()))
+
+    @property
+    def episodes(self) -> Int64[np.ndarray, "e"]:
+        """Number of each trajectory's episode in the source."""
+        return np.searchsorted(self.index.starts, self._frames, side="right") - 1
+
+    @property
     def lengths(self) -> Int64[np.ndarray, "e"]:
         """Kept frames of each trajectory."""
         return np.diff(self.starts)
@@ -298,6 +308,7 @@ def open_dataset(
     rebuild: bool = False,
     filters: Filters | None = None,
     skips: Skips | None = None,
+    reader: Reader | None = None,
 ) -> Dataset:
     """Opens, and if need be indexes, one split of one dataset, whatever its format.
 
@@ -314,14 +325,14 @@ def open_dataset(
         rebuild: index anew.
         filters: of its trajectories; None = all that have a text.
         skips: what to do about parts that are wrong; None = raise.
+        reader: of its format; None = the one for random access.
 
     Raises:
         DataError: listing every camera and feature that is missing. A view it lacks is black where
             `skips` allows it.
     """
     filters, skips = filters or Filters(), skips or Skips(name)
-    folder = FilePath(directory).expanduser()
-    reader = find_reader(folder)
+    folder, reader = to_folder(directory), reader or find_reader(directory)
     features = reader.features(folder)
     roles = list(dict.fromkeys([*cameras, *_partners(spec, cameras)]))
     images = _find_cameras(spec, features, roles)

@@ -43,6 +43,8 @@ class RLDSIndex:
         digest: of shard names and sizes and the features read; independent of where they lie.
         features: every feature of the dataset, {path: Feature}.
         starts: int64 [e+1], first frame of each episode; the last entry is the number of frames.
+        shard: int32 [e], number of each episode's shard.
+        number: int32 [e], number of each episode within its shard.
         root: folder of the shards.
         skipped: what is wrong with the episodes that were left out, and how many each concerns.
     """
@@ -54,8 +56,8 @@ class RLDSIndex:
         self.features, self.root = features, directory
         self.shards = [directory / name for name in meta["shards"]]
         self.starts: np.ndarray = np.load(folder / "starts.npy")
-        self._shard = np.load(folder / "shard.npy")
-        self._number = np.load(folder / "number.npy")
+        self.shard: np.ndarray = np.load(folder / "shard.npy")
+        self.number: np.ndarray = np.load(folder / "number.npy")
         self.skipped: list[tuple[DataError, int]] = [
             (as_error(entry, directory), entry.count)
             for entry in (Skipped(*values) for values in meta["skipped"])
@@ -93,7 +95,7 @@ class RLDSIndex:
         at, size = self._cameras[camera]
         begin, end = int(at[first]), int(at[last]) + int(size[last])
         episode = int(np.searchsorted(self.starts, first, side="right")) - 1
-        file = self._file(self.shards[self._shard[episode]])
+        file = self._file(self.shards[self.shard[episode]])
         data = memoryview(os.pread(file.fd, end - begin, begin))
         if len(data) < end - begin:
             path, number, frame = self.place(first)
@@ -109,8 +111,8 @@ class RLDSIndex:
     def place(self, frame: int) -> tuple[Path, int, int]:
         """(shard file, episode within it, frame within the episode) of a frame, for messages."""
         episode, step = find_place(self.starts, frame)
-        shard = int(self._shard[episode])
-        return self.shards[shard], int(self._number[episode]), step
+        shard = int(self.shard[episode])
+        return self.shards[shard], int(self.number[episode]), step
 
 
 class _File:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vla_jax.data import calvin, lerobot, rlds_index
+from vla_jax.data import calvin, lerobot, rlds_index, stream_records
 from vla_jax.data.errors import DataError
 from vla_jax.data.features import Feature, load_features
 from vla_jax.data.source import Source
@@ -24,8 +25,8 @@ class Reader:
     """
 
     marks: tuple[str, ...]
-    splits: Callable[[Path], Sequence[str]]
-    features: Callable[[Path], Mapping[str, Feature]]
+    splits: Callable[[Any], Sequence[str]]
+    features: Callable[[Any], Mapping[str, Feature]]
     open: Callable[..., Source]
 
 
@@ -48,12 +49,35 @@ READERS: dict[str, Reader] = {
 }
 
 
-def find_reader(folder: Path) -> Reader:
-    """The reader of the data in `folder`.
+def to_folder(directory: str | Path) -> str | Path:
+    """A folder on a disk as a path; the URL of one stays as it is."""
+    return str(directory) if "://" in str(directory) else Path(directory).expanduser()
+
+
+def find_reader(directory: str | Path, kind: str = "index") -> Reader:
+    """The reader of the data in a folder.
+
+    Args:
+        directory: a folder, or the URL of one.
+        kind: `data.reader`: "stream" reads RLDS from front to back.
 
     Raises:
         DataError: there are none of a known format; names the folders below that hold some.
     """
+    folder = to_folder(directory)
+    if isinstance(folder, str) and kind != "stream":
+        raise DataError("is not on a disk; set data.reader=stream", folder)
+    rlds = READERS["RLDS"]
+    if kind == "stream" and (
+        isinstance(folder, str) or any((folder / mark).exists() for mark in rlds.marks)
+    ):
+        return Reader(
+            rlds.marks,
+            stream_records.split_names,
+            stream_records.features,
+            stream_records.open_stream,
+        )
+    folder = Path(folder)
     for reader in READERS.values():
         if any((folder / mark).exists() for mark in reader.marks):
             return reader
