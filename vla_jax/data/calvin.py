@@ -31,6 +31,7 @@ from vla_jax.data.calvin_spans import Annotation, cut, episodes_of_spans, read_a
 from vla_jax.data.errors import KINDS, CorruptRecordError, DataError, FeatureError
 from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.source import find_place, text_codes
+from vla_jax.data.source_spans import ANNOTATIONS
 
 Mode = Literal["windows", "segments"]
 FORMAT = 1  # of the copied numbers; part of the digest
@@ -59,7 +60,8 @@ def features(folder: Path) -> dict[str, Feature]:
         height, width, _ = frame[path.split("/")[1]].shape
         found[STEPS + path] = feature_module.image(height, width, "")
     found[_TEXT] = feature_module.text()
-    for name in ("task", "scene", "annotations"):
+    found[ANNOTATIONS] = feature_module.text()
+    for name in ("task", "scene"):
         found[f"episode_metadata/{name}"] = feature_module.text()
     for name in ("start", "end"):
         found[f"episode_metadata/{name}"] = feature_module.tensor((), "int64")
@@ -126,7 +128,10 @@ class CalvinSource:
         mode: Mode,
     ):
         """Finds the episodes; see `open_calvin`."""
-        self.root, self.features, self._files = root, features, _Files(root)
+        self.root, self._files = root, _Files(root)
+        # An annotated span has its text on every frame; only recordings need a list of them.
+        hidden = ANNOTATIONS if mode == "windows" else ""
+        self.features = {path: f for path, f in features.items() if path != hidden}
         recordings, annotations = _recordings(root), read_annotations(root, mode == "windows")
         spans = (episodes_of_spans if mode == "windows" else cut)(recordings, annotations, root)
         self._episodes = [_Episode(*span) for span in spans]
@@ -212,7 +217,7 @@ class CalvinSource:
             return text_codes(_scenes(self.root, self._first))
         if path == "episode_metadata/task":
             return text_codes([",".join(s.task for s in e.spans) for e in self._episodes])
-        if path == "episode_metadata/annotations":
+        if path == ANNOTATIONS:
             return text_codes([_to_json(e) for e in self._episodes])
         codes = np.zeros(self.starts[-1], np.int32)
         table: dict[str, int] = {"": 0}

@@ -2,11 +2,15 @@
 
 A feature `observation.images.front` has the path `steps/observation/images/front`; the text of
 `task_index` is `steps/language_instruction`. Numbers are copied into memory-mapped arrays the first
-time. Axis letters: e episodes, n frames.
+time. Frames of a video are decoded one after another from the key frame before them, and images in
+parquet come a whole row group (an episode) at a time: `launch/convert_data.py` pays when training.
+
+Axis letters: e episodes, n frames.
 """
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +28,7 @@ from vla_jax.data.source import find_place, text_codes
 FORMAT = 1  # of the copied numbers; part of the digest
 _PARALLEL_FILES = 2000  # below this, starting processes costs more than it saves
 _IMAGE_GROUPS = 4  # row groups of images kept in memory
+_GROUPS = 4096  # files whose row groups are known
 _TIME = "timestamp of the videos"  # not the path of a feature
 _SCALAR = Feature("tensor", (), "")
 
@@ -113,7 +118,8 @@ class LeRobotSource:
                         yield {stems[p]: v for p, v in _with_codes(found, tables).items()}
 
             write_columns(folder, parts())
-            if LANGUAGE in stems and LANGUAGE not in tables and len(unsound) < len(jobs):
+            by_number = wanted.get(LANGUAGE, ("",))[0] == "task_index"
+            if by_number and len(unsound) < len(jobs):
                 tables[LANGUAGE] = self._code_tasks(folder / f"{stems[LANGUAGE]}.npy")
             meta = {"tables": {p: list(table) for p, table in tables.items()}, "unsound": unsound}
             (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
@@ -132,6 +138,7 @@ class LeRobotSource:
         self.starts = np.cumsum([0, *(e.length for e in self._episodes)])
         self._copies = {path: map_array(folder / f"{stem}.npy") for path, stem in stems.items()}
         self._videos = VideoFrames(info.fps)
+        self._groups = functools.lru_cache(_GROUPS)(_row_groups)
         self._images = functools.lru_cache(_IMAGE_GROUPS)(_image_group)
 
     def _code_tasks(self, path: Path) -> dict[str, int]:
@@ -174,10 +181,19 @@ class LeRobotSource:
                 times = begin + self._copies[_TIME][first : last + 1].astype(np.float64)
                 return self._videos.read(path, times.tolist())
             row = episode.row + step
-            return _encoded(self._images, episode.data, key, row, row + last - first)
+            return self._encoded(episode.data, key, row, row + last - first)
         except DataError as error:
             path = error.file or episode.data
             raise type(error)(f"camera {key!r}: {error.problem}", path, number, step) from error
+
+    def _encoded(self, path: Path, key: str, first: int, last: int) -> list[bytes]:
+        """Rows `first`..`last` of a column of encoded images."""
+        found: list[bytes] = []
+        for group, (start, stop) in enumerate(itertools.pairwise(self._groups(path))):
+            begin, end = max(first, start), min(last + 1, stop)
+            if begin < end:
+                found += self._images(path, key, group)[begin - start : end - start]
+        return found
 
     def place(self, frame: int) -> tuple[Path, int, int]:
         """(parquet file, episode, frame within the episode), for messages."""
@@ -199,7 +215,7 @@ def _copy_low(job: tuple) -> dict[str, np.ndarray] | DataError:
         rows = np.concatenate([np.arange(e.row, e.row + e.length) for e in episodes])
         owner = np.repeat([e.number for e in episodes], [e.length for e in episodes])
         whose = _numbers(table["episode_index"], _SCALAR)
-        if rows[-1] >= len(whose) or (whose[rows] != owner).any():
+        if rows.max() >= len(whose) or (whose[rows] != owner).any():
             raise CorruptRecordError("its rows are not those of the episodes that meta names", path)
         found = {}
         for name, (key, feature) in wanted.items():
@@ -248,20 +264,8 @@ def _with_codes(
     return found
 
 
-def _encoded(images: Any, path: Path, key: str, first: int, last: int) -> list[bytes]:
-    """Rows `first`..`last` of a column of encoded images."""
-    found: list[bytes] = []
-    bounds = _row_groups(path)
-    for group in range(len(bounds) - 1):
-        begin, end = max(first, bounds[group]), min(last + 1, bounds[group + 1])
-        if begin < end:
-            rows = images(path, key, group)
-            found += rows[begin - bounds[group] : end - bounds[group]]
-    return found
-
-
-@functools.lru_cache(256)
 def _row_groups(path: Path) -> list[int]:
+    """First row of each row group, and the number of rows."""
     import pyarrow.parquet as parquet
 
     with parquet.ParquetFile(path) as file:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from vla_jax.data.errors import (
 )
 from vla_jax.data.features import STEPS, Feature
 
-Read = Callable[[Path, bool], Iterator[tuple[int, bytes]]]
+Read = Callable[[Any, bool], Iterator[tuple[int, bytes]]]
 _PARALLEL_BYTES = 2 << 30  # below this, starting processes costs more than it saves
 
 
@@ -52,7 +52,7 @@ class _Shard(NamedTuple):
 
 def index_shards(
     folder: Path,
-    directory: Path,
+    directory: PurePath,
     shards: Mapping[str, int],
     features: Mapping[str, Feature],
     low: Sequence[str],
@@ -110,7 +110,7 @@ def index_shards(
     }
 
 
-def as_error(skipped: Skipped, directory: Path) -> DataError:
+def as_error(skipped: Skipped, directory: PurePath) -> DataError:
     """The error that was not raised."""
     return KINDS[skipped.kind](skipped.problem, directory / skipped.shard, skipped.episode)
 

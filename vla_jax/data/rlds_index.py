@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class RLDSIndex:
         skipped: what is wrong with the episodes that were left out, and how many each concerns.
     """
 
-    def __init__(self, folder: Path, directory: Path, features: dict[str, Feature]):
+    def __init__(self, folder: Path, directory: PurePath, features: dict[str, Feature]):
         """Opens the finished index in `folder` of the dataset in `directory`; see `open_index`."""
         meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.name, self.split, self.digest = meta["name"], meta["split"], meta["digest"]
@@ -108,7 +108,7 @@ class RLDSIndex:
             views.append(data[start : start + int(size[frame])])
         return views
 
-    def place(self, frame: int) -> tuple[Path, int, int]:
+    def place(self, frame: int) -> tuple[PurePath, int, int]:
         """(shard file, episode within it, frame within the episode) of a frame, for messages."""
         episode, step = find_place(self.starts, frame)
         shard = int(self.shard[episode])
@@ -118,7 +118,7 @@ class RLDSIndex:
 class _File:
     """A file descriptor that closes with its last reference, so evicting it is safe."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: PurePath):
         self.fd = os.open(path, os.O_RDONLY)
 
     def __del__(self):

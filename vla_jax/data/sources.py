@@ -9,6 +9,7 @@ from vla_jax.data import calvin, lerobot, rlds_index, stream_records
 from vla_jax.data.errors import DataError
 from vla_jax.data.features import Feature, load_features
 from vla_jax.data.source import Source
+from vla_jax.data.source_spans import ANNOTATIONS, NEEDED, SpanSource
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,21 @@ class Reader:
     open: Callable[..., Source]
 
 
+def _open_rlds(
+    folder: Path, split: str, low: Sequence[str], cache_dir: str, rebuild: bool, skip: bool
+) -> Source:
+    annotated = ANNOTATIONS in load_features(folder / "features.json")
+    low = [*low, *NEEDED] if annotated else low
+    index = rlds_index.open_index(folder, split, low, cache_dir, rebuild, skip=skip)
+    return SpanSource(index) if annotated else index
+
+
 READERS: dict[str, Reader] = {
     "RLDS": Reader(
         ("dataset_info.json",),
         rlds_index.split_names,
         lambda folder: load_features(folder / "features.json"),
-        rlds_index.open_index,
+        _open_rlds,
     ),
     "CALVIN": Reader(
         ("training/ep_start_end_ids.npy", "validation/ep_start_end_ids.npy"),

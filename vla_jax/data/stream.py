@@ -3,7 +3,7 @@
 Numbers and texts of all episodes are collected in one pass and then at hand, so that statistics,
 windows, filters and batches are those of the index. Images are not: their episodes pass by, in an
 order that is new every time, and a pool of some of them is held, encoded, from which windows are
-drawn until an episode has none left. Every window comes once a pass.
+drawn until an episode has none left. Every window comes once before any comes again.
 
 Each process reads its own share of the episodes. Memory grows with the pool alone. Which windows
 come is a function of the seed, the processes and the sample number a run begins at: a run that is
@@ -113,7 +113,7 @@ class _Episodes:
 
 
 class _Shuffled:
-    """Draws from a pool of episodes that pass by, for ever."""
+    """Draws from a pool of episodes that pass by, pass after pass."""
 
     def __init__(
         self,
@@ -125,22 +125,14 @@ class _Shuffled:
     ):
         self._source, self._episodes = source, episodes
         self._random = np.random.default_rng(key)
-        self._coming = self._passing(share)
+        self._share = share
+        self._coming: Iterator[tuple[int, Frames]] = iter(())
         self._slots = min(pool, len(share))
         # Of each slot: its trajectory, its windows in random order, and how many are left.
         self._trajectory = np.full(self._slots, -1)
         self._windows: list[np.ndarray] = [np.zeros(0, np.int64)] * self._slots
         self._left = np.zeros(self._slots, np.int64)
         self._done: list[int] = []  # trajectories whose last window was drawn by the last call
-
-    def _passing(self, share: Int64[np.ndarray, "k"]) -> Iterator[tuple[int, Frames]]:
-        """Trajectory and images, pass after pass."""
-        numbers = self._episodes.numbers[share]
-        trajectory = dict(zip(numbers.tolist(), share.tolist(), strict=True))
-        while True:
-            seed = int(self._random.integers(1 << 62))
-            for number, frames in self._source.passes(numbers, self._episodes.cameras, seed):
-                yield trajectory[number], frames
 
     def draw(self, windows: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
         """As many windows as were asked for."""
@@ -150,8 +142,7 @@ class _Shuffled:
         self._done.clear()
         found = np.empty(len(windows), np.int64)
         for i in range(len(windows)):
-            for slot in np.flatnonzero(self._left == 0).tolist():
-                self._fill(slot)
+            self._refill()
             below = np.cumsum(self._left)
             slot = int(np.searchsorted(below, self._random.integers(below[-1]), side="right"))
             self._left[slot] -= 1
@@ -161,13 +152,29 @@ class _Shuffled:
                 self._trajectory[slot] = -1
         return found
 
-    def _fill(self, slot: int) -> None:
-        trajectory, frames = next(self._coming)
+    def _refill(self) -> None:
+        """Fills empty slots; a pass begins when the one before has not left a window."""
+        self._fill()
+        if self._left.any():
+            return
+        seed = int(self._random.integers(1 << 62))
+        numbers = self._episodes.numbers[self._share]
+        self._coming = self._source.passes(numbers, self._episodes.cameras, seed)
+        self._fill()
+        if not self._left.any():
+            raise DataError("no episode of the first pass came again", self._source.root)
+
+    def _fill(self) -> None:
         episodes = self._episodes
-        count, first = int(episodes.counts[trajectory]), int(episodes.first_window[trajectory])
-        self._source.held[int(episodes.numbers[trajectory])] = frames
-        self._trajectory[slot], self._left[slot] = trajectory, count
-        self._windows[slot] = first + self._random.permutation(count)
+        for slot in np.flatnonzero(self._left == 0).tolist():
+            number, frames = next(self._coming, (-1, {}))
+            if number < 0:
+                return
+            trajectory = int(np.searchsorted(episodes.numbers, number))
+            count, first = int(episodes.counts[trajectory]), int(episodes.first_window[trajectory])
+            self._source.held[number] = frames
+            self._trajectory[slot], self._left[slot] = trajectory, count
+            self._windows[slot] = first + self._random.permutation(count)
 
 
 class _Ascending:

@@ -20,6 +20,7 @@ from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError, Tru
 from vla_jax.data.features import Feature, parse_features
 from vla_jax.data.rlds_build import index_shards
 from vla_jax.data.rlds_index import FORMAT, RLDSIndex
+from vla_jax.data.source_spans import ANNOTATIONS
 from vla_jax.data.stream_source import Frames, StreamSource
 
 _CYCLE = 4  # shards that are read at the same time, and mixed
@@ -64,6 +65,9 @@ def open_stream(
     kind = builder.info.file_format
     if kind is not None and kind.value != "tfrecord":
         raise DataError(f"shards are {kind.value}; the stream reads tfrecord only", str(folder))
+    if ANNOTATIONS in described:
+        problem = "recordings with annotated spans cannot be streamed; set data.reader=index"
+        raise DataError(problem, str(folder))
     missing = sorted(set(low) - set(described))
     if missing:
         raise FeatureError(f"no such feature: {missing}; it has {sorted(described)}", str(folder))
@@ -82,15 +86,9 @@ def open_stream(
         (work / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
     remote = "://" in str(folder)
-    place = Path("~/.cache/vla_jax").expanduser()
     name = f"{builder.name}-{builder.version}-{split}-stream-{digest[:16]}"
-    work = cached_folder(
-        place if remote else Path(folder).expanduser(),
-        cache_dir or (str(place) if remote else ""),
-        name,
-        rebuild,
-        build,
-    )
+    beside = None if remote else Path(folder).expanduser()
+    work = cached_folder(beside, cache_dir, name, rebuild, build)
     columns = RLDSIndex(work, builder.data_path, described)
     return StreamSource(columns, _Passes(columns))
 

@@ -5,7 +5,7 @@ Axis letters: e episodes, k some of them.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -90,6 +90,6 @@ class StreamSource:
             _, frames = next(self.passes(np.array([episode]), [camera], None))
         return frames[camera][step : step + last - first + 1]
 
-    def place(self, frame: int) -> tuple[Path, int, int]:
+    def place(self, frame: int) -> tuple[PurePath, int, int]:
         """(file, episode, frame) for messages."""
         return self.columns.place(frame)
