@@ -215,7 +215,7 @@ def test_given_trajectories_equal_the_files(bridge, data_config, structure):
     assert Counter(one_pass) == Counter(rows(index, 999, size=1, shuffle=False))
 
 
-def test_tf_data_and_transforms_are_taken(bridge, data_config, structure):
+def test_tf_data_and_transforms_are_taken(bridge, data_config, structure, tmp_path):
     # A transform in TensorFlow that also decodes, and trajectories that are alike.
     def build():
         for steps in Trajectories(bridge):
@@ -246,7 +246,7 @@ def test_tf_data_and_transforms_are_taken(bridge, data_config, structure):
     assert mixture.instructions == ["wave"]
     assert mixture.image_sizes == {"primary": (64, 64)}
     assert mixture.num_windows == 5 * 9
-    index = open_index(bridge, "train", ["steps/action"])
+    index = open_index(bridge, "train", ["steps/action"], str(tmp_path))
     (batch,) = _take(mixture, 1)
     expected = decode(index.read("steps/observation/image_0", 0, 0)[0])
     np.testing.assert_array_equal(batch.observation.images["primary"][0, 0], expected)

@@ -119,8 +119,7 @@ class Dataset:
         if not frames:
             reasons = [f"{count} {reason}" for reason, count in unused.items()]
             reasons += [str(skips)] if skips.counts else []
-            problem = f"{name}: no trajectory is left: {'; '.join(reasons)}"
-            raise DataError(problem, index.root)
+            raise DataError(f"{name}: no trajectory is left: {'; '.join(reasons)}", index.root)
         self._keep(chosen, np.array(starts, np.int64), np.array(frames, np.int64), texts)
         self.instructions = list(table)
         self.image_sizes = {role: self._first_size(path) for role, path in cameras.items()}
@@ -201,15 +200,10 @@ class Dataset:
                 return image_size(data)
         raise DataError(f"{self.name}: camera {path!r} has no images", self.index.root)
 
-    @property
-    def camera_paths(self) -> list[str]:
-        """Paths of the images that are used."""
-        return sorted(set(self._cameras.values()))
-
-    @property
-    def episodes(self) -> Int64[np.ndarray, "e"]:
-        """Number of each trajectory's episode in the source."""
-        return np.searchsorted(self.index.starts, self._frames, side="right") - 1
+    def in_source(self) -> tuple[list[str], Int64[np.ndarray, "e"]]:
+        """Paths of the images that are used, and the source's number of each trajectory."""
+        episodes = np.searchsorted(self.index.starts, self._frames, side="right") - 1
+        return sorted(set(self._cameras.values())), episodes
 
     @property
     def lengths(self) -> Int64[np.ndarray, "e"]:

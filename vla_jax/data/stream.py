@@ -101,8 +101,8 @@ class _Episodes:
     """Which windows each trajectory has, and which episode of the source it is."""
 
     def __init__(self, dataset: Dataset, windows: Windows):
-        self.cameras = dataset.camera_paths
-        self.windows, self.numbers = windows, dataset.episodes
+        self.windows = windows
+        self.cameras, self.numbers = dataset.in_source()
         counts = np.zeros(len(self.numbers), np.int64)
         for begin in range(0, len(windows), _COUNTED):
             block = np.arange(begin, min(begin + _COUNTED, len(windows)))
