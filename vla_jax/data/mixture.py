@@ -150,7 +150,7 @@ def open_datasets(
         sources = _sources(entry, config, reader)
 
         def opened(
-            which: str, name=name, spec=spec, entry=entry, sources=sources, reader=reader
+            which: str, name=name, spec=spec, entry=entry, sources=sources, reader: Reader = reader
         ) -> Dataset:
             source, part = sources[which]
             return open_dataset(

@@ -81,7 +81,7 @@ def index_shards(
         for n, count in shards.items()
     ]
     local = read is records.read_records
-    parallel = local and sum(job[0].stat().st_size for job in jobs) >= _PARALLEL_BYTES
+    parallel = local and sum(os.path.getsize(job[0]) for job in jobs) >= _PARALLEL_BYTES
     skipped: list[Skipped] = []
     tables: dict[str, dict[str, int]] = {p: {} for p in low if features[p].kind == "text"}
 

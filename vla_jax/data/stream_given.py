@@ -36,7 +36,9 @@ def given_reader(trajectories: Given | Mapping[str, Given]) -> Reader:
         trajectories: can be iterated over any number of times; or split -> such ones. Without
             names they are the split "train".
     """
-    named = trajectories if isinstance(trajectories, Mapping) else {"train": trajectories}
+    named: dict[str, Given] = {"train": trajectories}
+    if isinstance(trajectories, Mapping):
+        named = {str(split): given for split, given in trajectories.items()}
 
     def open_given(
         folder: Any, split: str, low: Sequence[str], *_: Any, skip: bool
