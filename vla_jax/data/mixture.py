@@ -143,10 +143,8 @@ def open_datasets(
         if name in missing:  # the run that the statistics are of has left it out, too
             left_out.add(DataError(f"there are no statistics of {name}", entry.dir))
             continue
-        if name in given:
-            reader = given_reader(given[name])
-        else:
-            reader = find_reader(entry.dir, config.reader)
+        made = given_reader(given[name]) if name in given else None
+        reader: Reader = made or find_reader(entry.dir, config.reader)
         sources = _sources(entry, config, reader)
 
         def opened(

@@ -36,7 +36,7 @@ def given_reader(trajectories: Given | Mapping[str, Given]) -> Reader:
         trajectories: can be iterated over any number of times; or split -> such ones. Without
             names they are the split "train".
     """
-    named: dict[str, Given] = {"train": trajectories}
+    named: dict[str, Any] = {"train": trajectories}
     if isinstance(trajectories, Mapping):
         named = {str(split): given for split, given in trajectories.items()}
 
