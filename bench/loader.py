@@ -10,7 +10,9 @@ The reference does on the host what the published RLDS pipelines do there: TFDS 
 encoded, standardise, normalise, window and chunk, flatten, shuffle buffer, decode, Lanczos resize
 to 224 with antialiasing, crop, brightness, contrast, saturation, hue, batch. It decodes no goal and
 no future images. Ours stops at decoded uint8 windows: resizing, augmentation and scaling are moved
-to the device. The third row adds Pillow's resize on the host, for machines that want it there.
+to the device: from the index, or from the stream that serves object stores, whose pool of episodes
+holds about as many windows as the reference's buffer. The last row adds Pillow's resize on the
+host, for machines that want it there.
 """
 
 import argparse
@@ -32,10 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without ins
 
 PIPELINES = {
     "tf.data": "all on the host: decode, resize to 224, augment",
-    "ours": "decode on the host; resize, augmentation and scaling moved to the device",
+    "ours": "index; decode on the host; resize, augmentation and scaling moved to the device",
+    "ours, stream": "as ours, read from front to back through tf.data (data.reader=stream)",
     "ours + Pillow": "as ours, and Pillow's bicubic resize to 224 on the host",
 }
 CHUNK, SIZE, SHUFFLE, DATASET = 10, 224, 2000, "bridge_dataset"
+POOL = 64  # episodes
 
 
 def main() -> None:
@@ -106,7 +110,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
     ours = args.worker != "tf.data"
     if ours:
         import vla_jax.data.loader  # noqa: F401 - memory is counted from here
-    else:
+    if args.worker in ("tf.data", "ours, stream"):
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         import tensorflow as tf  # noqa: F401
         import tensorflow_datasets  # noqa: F401
@@ -149,6 +153,8 @@ def _mixture(args: argparse.Namespace, window: int):
     folder = str(args.data / DATASET / "1.0.0")
     c.data.update({"datasets": ({"spec": DATASET, "dir": folder, "weight": 1.0},)})
     c.data.cache_dir = args.cache
+    if args.worker == "ours, stream":
+        c.data.update({"reader": "stream", "pool": POOL})
     c.model.structure.update({"window": window, "chunk": CHUNK, "cameras": ("primary",)})
     config = resolve(c)
     return open_datasets(config.data, config.model.structure, 7, "train")
@@ -173,7 +179,7 @@ def _ours(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:
     resized = np.empty((args.batch, window, SIZE, SIZE, 3), np.uint8)
     for batch in loader:
         images = batch.observation.images["primary"]
-        if args.worker == "ours":
+        if args.worker != "ours + Pillow":
             yield images
             continue
         for source, out in zip(images, resized, strict=True):

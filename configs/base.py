@@ -163,6 +163,10 @@ def get_config() -> Any:
             # Of JPEGs: fast, as TensorFlow decodes and the published weights were trained, or
             # accurate, as PIL decodes: 1.2 grey levels apart on average.
             "dct": "fast",
+            # index: random access, on disks. stream: RLDS from front to back, through TensorFlow,
+            # for object stores (gs://...). The windows are the same; index resumes exactly.
+            "reader": "index",
+            "pool": 256,  # stream: episodes held, encoded, whose windows are shuffled
             "threads": 2,  # decoding threads a process
             "prefetch": 4,  # batches kept ready
             "block": 16384,  # samples per mixture block; proportions are exact over one block

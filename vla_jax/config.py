@@ -151,6 +151,7 @@ class DataConfig:
     threads: int
     prefetch: int
     block: int
+    pool: int
     statistics: str
     constant_to_zero: bool
     variant: str = choice("default", "openvla", "octo")
@@ -159,6 +160,7 @@ class DataConfig:
     dct: str = choice("fast", "accurate")
     normalization: str = choice("q99", "bounds", "normal", "none")
     index: str = choice("auto", "rebuild")
+    reader: str = choice("index", "stream")
     windows: str = choice("sliding", "segment")
     on_error: str = choice("error", "skip")
 
@@ -313,6 +315,7 @@ def _cross_checks(config: Config) -> list[str]:
         "train.accumulate": config.train.accumulate,
         "train.steps": config.train.steps,
         "data.clip": data.clip,
+        "data.pool": data.pool,
     }
     problems += [f"{name}: must be positive, not {v}" for name, v in positive.items() if v <= 0]
     problems += [

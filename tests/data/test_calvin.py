@@ -175,3 +175,17 @@ def test_wrong_folder_is_pointed_to_the_right_one(folder, data_config, structure
         config = data_config(("calvin", wrong, 1.0))
         with pytest.raises(errors.DataError, match=rf"none of the known.*did you mean.*{folder}"):
             open_datasets(config, structure(), 7, "train")
+
+
+def test_unsound_episodes_can_be_left_out(folder):
+    for step in (15, 16, 28):  # of the first two episodes, and of the second alone
+        (folder / "training" / f"episode_{START + step:07d}.npz").write_bytes(b"not a zip")
+    for _ in range(2):  # also when the numbers are copied already
+        source = open_calvin(folder, "train", [REL, TEXT], skip=True)
+        assert source.starts.tolist() == [0, 15]
+        expected = [calvin_frame(START + i)["rel_actions"] for i in range(60, 75)]
+        np.testing.assert_array_equal(source.low(REL), np.stack(expected).astype(np.float32))
+        codes, table = source.text(TEXT)
+        assert [table[c] for c in codes] == [TEXTS[2]] * 15
+        assert [count for _, count in source.skipped] == [1, 1]
+        assert all(f"{START + 15}.npz: the frame cannot be" in str(e) for e, _ in source.skipped)

@@ -26,6 +26,7 @@ from vla_jax.data.lerobot import open_lerobot
 from vla_jax.data.loader import open_datasets
 from vla_jax.data.rlds_index import open_index
 from vla_jax.data.source_write import write_rlds
+from vla_jax.data.sources import find_reader
 
 tfds = pytest.importorskip("tensorflow_datasets")
 SCRIPT = Path(__file__).parents[2] / "launch" / "convert_data.py"
@@ -77,6 +78,36 @@ def test_calvin_windows(tmp_path, data_config, structure):
     again = convert("calvin", src, out)
     assert again.returncode == 1
     assert again.stderr.strip().endswith("exists and is not empty")
+
+
+def test_spans_of_segments_train_like_windows(tmp_path, data_config, structure):
+    src = write_calvin_npz(tmp_path / "c")
+    for mode in ("windows", "segments"):
+        found = {s: open_calvin(src, s, list(features(src)), mode=mode) for s in ("train", "val")}
+        write_rlds(found, tmp_path / mode / "1.0.0", "calvin", "png")
+    windows, segments = (
+        open_datasets(
+            data_config(("calvin", tmp_path / mode / "1.0.0", 1.0)), structure(), 7, "val"
+        )
+        for mode in ("windows", "segments")
+    )
+    (a,), (b,) = windows.datasets, segments.datasets
+    for name in ("actions", "starts", "text", "text_starts"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert a.instructions == b.instructions == TEXTS
+    assert a.index.num_episodes == b.index.num_episodes == 3
+    for path in ("episode_metadata/start", "episode_metadata/end"):
+        index = open_index(tmp_path / "windows" / "1.0.0", "val", [path])
+        spans = find_reader(tmp_path / "segments" / "1.0.0").open(
+            tmp_path / "segments" / "1.0.0", "val", [path], "", False, skip=False
+        )
+        np.testing.assert_array_equal(index.low(path), spans.low(path))
+    out = np.zeros((2, 3, 16, 16, 3), np.uint8)
+    for trajectory in range(3):
+        for dataset, pixels in ((a, out[0]), (b, out[1])):
+            assert dataset.images("primary", trajectory, np.array([5, 6, 7]), pixels).all()
+        np.testing.assert_array_equal(out[0], out[1])
+    assert b.index.place(20) == (b.index._source.root / a.index.shards[0].name, 0, 15)
 
 
 def test_calvin_segments_and_jpeg(tmp_path):

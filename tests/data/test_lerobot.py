@@ -159,3 +159,16 @@ def test_missing_packages_are_asked_for(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(errors.DataError, match=r"pip install 'vla_jax\[lerobot\]'"):
         open_lerobot(folder, "train", ["steps/action"]).read(CAMERA, 0, 0)
+
+
+def test_unsound_files_can_be_left_out(tmp_path):
+    folder = write_lerobot(tmp_path / "robot", "v2.1")
+    (folder / "data" / "chunk-000" / "episode_000001.parquet").write_bytes(b"not parquet")
+    with pytest.raises(errors.DataError, match=r"000001\.parquet: cannot be read"):
+        open_lerobot(folder, "train", ["steps/action"])
+    source = open_lerobot(folder, "train", ["steps/action", TEXT], skip=True)
+    expected = np.concatenate([lerobot_rows()[i]["action"] for i in (0, 2)])
+    np.testing.assert_array_equal(source.low("steps/action"), expected)
+    assert is_picture(source.read(CAMERA, 15, 15)[0], 2, 2)
+    ((error, count),) = source.skipped
+    assert (count, "000001.parquet" in str(error)) == (1, True)

@@ -21,12 +21,13 @@ DONE = "index.json"  # what `build` writes last
 
 
 def cached_folder(
-    directory: Path, cache_dir: str, name: str, rebuild: bool, build: Callable[[Path], None]
+    directory: Path | None, cache_dir: str, name: str, rebuild: bool, build: Callable[[Path], None]
 ) -> Path:
     """The folder `name`, built first where there is none.
 
     Args:
-        directory: the data it belongs to; the folder lies in `vla_index` below.
+        directory: the data it belongs to, the folder lies in `vla_index` below; None = not on a
+            disk.
         cache_dir: where it lies instead; "" = beside the data if that may be written, else
             ~/.cache/vla_jax.
         name: tells by a digest what is inside.
@@ -52,14 +53,15 @@ def cached_folder(
             finally:
                 shutil.rmtree(work, ignore_errors=True)
             seconds = time.monotonic() - started
-            log.info("indexed %s in %.1f s into %s", directory, seconds, root / name)
+            log.info("indexed in %.1f s: %s", seconds, root / name)
     return root / name
 
 
-def _roots(directory: Path, cache_dir: str) -> list[Path]:
+def _roots(directory: Path | None, cache_dir: str) -> list[Path]:
     if cache_dir:
         return [Path(cache_dir).expanduser()]
-    return [directory / "vla_index", Path("~/.cache/vla_jax").expanduser()]
+    beside = [] if directory is None else [directory / "vla_index"]
+    return [*beside, Path("~/.cache/vla_jax").expanduser()]
 
 
 def _writable(root: Path) -> bool:

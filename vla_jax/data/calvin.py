@@ -17,7 +17,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +28,10 @@ from jaxtyping import Int64
 from vla_jax.data import features as feature_module
 from vla_jax.data.cache import DONE, cached_folder, map_array, run_jobs, write_columns
 from vla_jax.data.calvin_spans import Annotation, cut, episodes_of_spans, read_annotations
-from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError
+from vla_jax.data.errors import KINDS, CorruptRecordError, DataError, FeatureError
 from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.source import find_place, text_codes
+from vla_jax.data.source_spans import ANNOTATIONS
 
 Mode = Literal["windows", "segments"]
 FORMAT = 1  # of the copied numbers; part of the digest
@@ -59,7 +60,8 @@ def features(folder: Path) -> dict[str, Feature]:
         height, width, _ = frame[path.split("/")[1]].shape
         found[STEPS + path] = feature_module.image(height, width, "")
     found[_TEXT] = feature_module.text()
-    for name in ("task", "scene", "annotations"):
+    found[ANNOTATIONS] = feature_module.text()
+    for name in ("task", "scene"):
         found[f"episode_metadata/{name}"] = feature_module.text()
     for name in ("start", "end"):
         found[f"episode_metadata/{name}"] = feature_module.tensor((), "int64")
@@ -72,6 +74,7 @@ def open_calvin(
     low: Sequence[str] = (),
     cache_dir: str = "",
     rebuild: bool = False,
+    skip: bool = False,
     mode: Mode = "windows",
 ) -> "CalvinSource":
     """Opens one split; the first time, copies the numbers that are asked for out of the frames.
@@ -82,6 +85,7 @@ def open_calvin(
         low: paths of the numbers, such as `steps/action/rel_actions`.
         cache_dir: where the copies live; see `cached_folder`.
         rebuild: copy anew.
+        skip: leave out episodes with an unsound frame; `CalvinSource.skipped` lists them.
         mode: see the head of this file.
 
     Raises:
@@ -94,7 +98,8 @@ def open_calvin(
     missing = sorted(set(low) - set(found))
     if missing:
         raise FeatureError(f"no such feature: {missing}; it has {sorted(found)}", folder)
-    return CalvinSource(folder / _FOLDERS[split], split, found, low, cache_dir, rebuild, mode)
+    where = folder / _FOLDERS[split]
+    return CalvinSource(where, split, found, low, cache_dir, rebuild, skip, mode)
 
 
 @dataclass(frozen=True)
@@ -119,16 +124,17 @@ class CalvinSource:
         low: Sequence[str],
         cache_dir: str,
         rebuild: bool,
+        skip: bool,
         mode: Mode,
     ):
         """Finds the episodes; see `open_calvin`."""
-        self.root, self.features, self._files = root, features, _Files(root)
+        self.root, self._files = root, _Files(root)
+        # An annotated span has its text on every frame; only recordings need a list of them.
+        hidden = ANNOTATIONS if mode == "windows" else ""
+        self.features = {path: f for path, f in features.items() if path != hidden}
         recordings, annotations = _recordings(root), read_annotations(root, mode == "windows")
         spans = (episodes_of_spans if mode == "windows" else cut)(recordings, annotations, root)
         self._episodes = [_Episode(*span) for span in spans]
-        self._first = np.array([e.start for e in self._episodes], np.int64)
-        lengths = np.array([e.stop - e.start for e in self._episodes], np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(lengths)])
         copied = sorted(p for p in set(low) if p.removeprefix(STEPS) in _LOW)
         ends = recordings.ravel().tolist()
         identity = [
@@ -138,21 +144,50 @@ class CalvinSource:
         ]
         self.digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         # Annotated spans overlap: a frame's numbers are kept once.
-        self._ids = np.unique(self._frame_ids())
+        every = [np.arange(e.start, e.stop) for e in self._episodes]
+        self._ids = np.unique(np.concatenate(every))
         name = f"calvin-{split}-{mode}-{self.digest[:16]}"
         stems = {path: f"low_{i}" for i, path in enumerate(copied)}
 
         def build(folder: Path) -> None:
+            shapes = {stem: features[path].shape for path, stem in stems.items()}
             jobs = [
-                (self._files, self._ids[i : i + _JOB].tolist(), stems)
+                (self._files, self._ids[i : i + _JOB].tolist(), stems, shapes, skip)
                 for i in range(0, len(self._ids), _JOB)
             ]
-            parallel = len(self._ids) >= _PARALLEL_FRAMES
-            write_columns(folder, run_jobs(_copy_low, jobs, parallel))
-            (folder / DONE).write_text(json.dumps({"low": stems}), encoding="utf-8")
+            unsound: list[tuple[int, str, str]] = []
 
-        folder = cached_folder(root, cache_dir, name, rebuild, build) if copied else root
-        self._copies = {path: map_array(folder / f"{stem}.npy") for path, stem in stems.items()}
+            def parts() -> Iterator[dict[str, np.ndarray]]:
+                for rows, wrong in run_jobs(_copy_low, jobs, len(self._ids) >= _PARALLEL_FRAMES):
+                    unsound.extend(wrong)
+                    yield rows
+
+            write_columns(folder, parts())
+            (folder / DONE).write_text(json.dumps({"unsound": unsound}), encoding="utf-8")
+
+        folder = cached_folder(root, cache_dir, name, rebuild, build) if copied else None
+        self._copies = {p: map_array(folder / f"{s}.npy") for p, s in stems.items() if folder}
+        self.skipped: list[tuple[DataError, int]] = []
+        if folder:
+            self._leave_out(json.loads((folder / DONE).read_text(encoding="utf-8"))["unsound"])
+        self._first = np.array([e.start for e in self._episodes], np.int64)
+        lengths = np.array([e.stop - e.start for e in self._episodes], np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])
+
+    def _leave_out(self, unsound: Sequence[Sequence[Any]]) -> None:
+        """Leaves out the episodes that hold unsound frames: (id, kind of error, problem) each."""
+        ids = np.array([frame for frame, _, _ in unsound], np.int64)
+        kept = []
+        for episode in self._episodes:
+            number = int(np.searchsorted(ids, episode.start))
+            if number < len(ids) and ids[number] < episode.stop:
+                frame, kind, problem = unsound[number]
+                self.skipped.append((KINDS[kind](problem, self._files.path(frame)), 1))
+            else:
+                kept.append(episode)
+        if not kept:
+            raise self.skipped[0][0]
+        self._episodes = kept
 
     def _frame_ids(self) -> Int64[np.ndarray, "n"]:
         step = np.arange(self.starts[-1]) - np.repeat(self.starts[:-1], np.diff(self.starts))
@@ -182,7 +217,7 @@ class CalvinSource:
             return text_codes(_scenes(self.root, self._first))
         if path == "episode_metadata/task":
             return text_codes([",".join(s.task for s in e.spans) for e in self._episodes])
-        if path == "episode_metadata/annotations":
+        if path == ANNOTATIONS:
             return text_codes([_to_json(e) for e in self._episodes])
         codes = np.zeros(self.starts[-1], np.int32)
         table: dict[str, int] = {"": 0}
@@ -235,18 +270,25 @@ class _Files:
         return path.stat().st_size
 
 
-def _copy_low(job: tuple[_Files, list[int], dict[str, str]]) -> dict[str, np.ndarray]:
-    files, frames, stems = job
+def _copy_low(job: tuple) -> tuple[dict[str, np.ndarray], list[tuple[int, str, str]]]:
+    """Numbers of some frames, and what is wrong with those that are skipped (not finite then)."""
+    files, frames, stems, shapes, skip = job
     members = {path.rsplit("/", 1)[1]: stem for path, stem in stems.items()}
-    rows: dict[str, list[np.ndarray]] = {stem: [] for stem in stems.values()}
-    for frame in frames:
-        for member, values in _load(files.path(frame), list(members)).items():
-            rows[members[member]].append(values.astype(np.float32))
-    try:
-        return {stem: np.stack(values) for stem, values in rows.items()}
-    except ValueError as error:
-        problem = f"frames {frames[0]} to {frames[-1]} hold arrays of different shapes"
-        raise FeatureError(problem, files.folder) from error
+    rows = {s: np.full((len(frames), *shape), np.nan, np.float32) for s, shape in shapes.items()}
+    unsound = []
+    for row, frame in enumerate(frames):
+        path = files.path(frame)
+        try:
+            for member, values in _load(path, list(members)).items():
+                shape = shapes[members[member]]
+                if values.shape != shape:
+                    raise FeatureError(f"{member!r} has shape {values.shape}, not {shape}", path)
+                rows[members[member]][row] = values
+        except DataError as error:
+            if not skip:
+                raise
+            unsound.append((frame, type(error).__name__, error.problem))
+    return rows, unsound
 
 
 def _load(path: Path, members: Sequence[str]) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.filters import SPAN, Filters, moving
 from vla_jax.data.normalize import ActionSpec
 from vla_jax.data.source import Source
-from vla_jax.data.sources import find_reader
+from vla_jax.data.sources import Reader, find_reader, to_folder
 from vla_jax.data.spec import DatasetSpec, Path, Trajectory
 
 Part = Literal["all", "head", "tail"]
@@ -119,8 +119,7 @@ class Dataset:
         if not frames:
             reasons = [f"{count} {reason}" for reason, count in unused.items()]
             reasons += [str(skips)] if skips.counts else []
-            problem = f"{name}: no trajectory is left: {'; '.join(reasons)}"
-            raise DataError(problem, index.root)
+            raise DataError(f"{name}: no trajectory is left: {'; '.join(reasons)}", index.root)
         self._keep(chosen, np.array(starts, np.int64), np.array(frames, np.int64), texts)
         self.instructions = list(table)
         self.image_sizes = {role: self._first_size(path) for role, path in cameras.items()}
@@ -200,6 +199,11 @@ class Dataset:
             if len(data):
                 return image_size(data)
         raise DataError(f"{self.name}: camera {path!r} has no images", self.index.root)
+
+    def in_source(self) -> tuple[list[str], Int64[np.ndarray, "e"]]:
+        """Paths of the images that are used, and the source's number of each trajectory."""
+        episodes = np.searchsorted(self.index.starts, self._frames, side="right") - 1
+        return sorted(set(self._cameras.values())), episodes
 
     @property
     def lengths(self) -> Int64[np.ndarray, "e"]:
@@ -298,6 +302,7 @@ def open_dataset(
     rebuild: bool = False,
     filters: Filters | None = None,
     skips: Skips | None = None,
+    reader: Reader | None = None,
 ) -> Dataset:
     """Opens, and if need be indexes, one split of one dataset, whatever its format.
 
@@ -314,14 +319,14 @@ def open_dataset(
         rebuild: index anew.
         filters: of its trajectories; None = all that have a text.
         skips: what to do about parts that are wrong; None = raise.
+        reader: of its format; None = the one for random access.
 
     Raises:
         DataError: listing every camera and feature that is missing. A view it lacks is black where
             `skips` allows it.
     """
     filters, skips = filters or Filters(), skips or Skips(name)
-    folder = FilePath(directory).expanduser()
-    reader = find_reader(folder)
+    folder, reader = to_folder(directory), reader or find_reader(directory)
     features = reader.features(folder)
     roles = list(dict.fromkeys([*cameras, *_partners(spec, cameras)]))
     images = _find_cameras(spec, features, roles)

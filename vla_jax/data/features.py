@@ -61,10 +61,20 @@ def load_features(path: Path) -> dict[str, Feature]:
         DataError: the file is missing or is not a features.json.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        return dict(_flatten(tree, ""))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path) from error
+    return parse_features(text, path)
+
+
+def parse_features(text: str, path: Path) -> dict[str, Feature]:
+    """The text of a features.json; `path` is for messages.
+
+    Raises:
+        DataError: it is not a features.json.
+    """
+    try:
+        return dict(_flatten(json.loads(text), ""))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"not a TFDS features.json ({error})", path) from error
 

@@ -2,11 +2,15 @@
 
 A feature `observation.images.front` has the path `steps/observation/images/front`; the text of
 `task_index` is `steps/language_instruction`. Numbers are copied into memory-mapped arrays the first
-time. Axis letters: e episodes, n frames.
+time. Frames of a video are decoded one after another from the key frame before them, and images in
+parquet come a whole row group (an episode) at a time: `launch/convert_data.py` pays when training.
+
+Axis letters: e episodes, n frames.
 """
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vla_jax.data.cache import DONE, cached_folder, map_array, run_jobs, write_columns
-from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError
+from vla_jax.data.errors import KINDS, CorruptRecordError, DataError, FeatureError
 from vla_jax.data.features import Feature
 from vla_jax.data.lerobot_meta import LANGUAGE, Episode, Info, read_table
 from vla_jax.data.lerobot_video import VideoFrames
@@ -24,6 +28,7 @@ from vla_jax.data.source import find_place, text_codes
 FORMAT = 1  # of the copied numbers; part of the digest
 _PARALLEL_FILES = 2000  # below this, starting processes costs more than it saves
 _IMAGE_GROUPS = 4  # row groups of images kept in memory
+_GROUPS = 4096  # files whose row groups are known
 _TIME = "timestamp of the videos"  # not the path of a feature
 _SCALAR = Feature("tensor", (), "")
 
@@ -44,6 +49,7 @@ def open_lerobot(
     low: Sequence[str] = (),
     cache_dir: str = "",
     rebuild: bool = False,
+    skip: bool = False,
 ) -> "LeRobotSource":
     """Opens one split; the first time, copies the numbers that are asked for.
 
@@ -53,6 +59,7 @@ def open_lerobot(
         low: paths of numbers and texts, such as `steps/action`.
         cache_dir: where the copies live; see `cached_folder`.
         rebuild: copy anew.
+        skip: leave out the episodes of unsound parquet files; `LeRobotSource.skipped` lists them.
 
     Raises:
         DataError: a file, a codec or a package that is missing; an unsound file.
@@ -62,45 +69,76 @@ def open_lerobot(
     missing = sorted(set(low) - set(info.features))
     if missing:
         raise FeatureError(f"no such feature: {missing}; it has {sorted(info.features)}", folder)
-    return LeRobotSource(info, split, low, cache_dir, rebuild)
+    return LeRobotSource(info, split, low, cache_dir, rebuild, skip)
 
 
 class LeRobotSource:
     """See `vla_jax.data.source.Source`; made by `open_lerobot`."""
 
-    def __init__(self, info: Info, split: str, low: Sequence[str], cache_dir: str, rebuild: bool):
+    def __init__(
+        self,
+        info: Info,
+        split: str,
+        low: Sequence[str],
+        cache_dir: str,
+        rebuild: bool,
+        skip: bool,
+    ):
         """Finds the episodes; see `open_lerobot`."""
         self.root, self.features, self._info = info.folder, info.features, info
         self.name = info.folder.name.lower().replace("-", "_")
-        self._episodes = info.episodes(split)
-        lengths = np.array([e.length for e in self._episodes], np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(lengths)])
         wanted = {path: (info.keys[path], info.features[path]) for path in low if path in info.keys}
         if LANGUAGE in low and LANGUAGE not in info.keys:
             wanted[LANGUAGE] = ("task_index", _SCALAR)
         if info.videos:
             wanted[_TIME] = ("timestamp", _SCALAR)
         wanted = dict(sorted(wanted.items()))
+        by_file: dict[Path, list[Episode]] = {}
+        for episode in info.episodes(split):
+            by_file.setdefault(episode.data, []).append(episode)
         columns = [[path, key] for path, (key, _) in wanted.items()]
-        identity = [FORMAT, info.version, info.fps, split, lengths.tolist(), columns, _sizes(self)]
+        lengths = [e.length for part in by_file.values() for e in part]
+        identity = [FORMAT, info.version, info.fps, split, lengths, columns, _sizes(info, by_file)]
         self.digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-        name = f"lerobot-{split}-{self.digest[:16]}"
+        stems = {path: f"low_{i}" for i, path in enumerate(wanted)}
 
         def build(folder: Path) -> None:
-            stems = {path: f"low_{i}" for i, path in enumerate(wanted)}
             tables: dict[str, dict[str, int]] = {}
-            jobs = _jobs(self._episodes, wanted)
-            rows = run_jobs(_copy_low, jobs, len(jobs) >= _PARALLEL_FILES)
-            write_columns(folder, _coded(rows, stems, tables))
-            if LANGUAGE in stems and LANGUAGE not in tables:
+            unsound: list[tuple[str, str, str]] = []
+            jobs = [(path, part, wanted, skip) for path, part in by_file.items()]
+
+            def parts() -> Iterator[dict[str, np.ndarray]]:
+                for job, found in zip(
+                    jobs, run_jobs(_copy_low, jobs, len(jobs) >= _PARALLEL_FILES), strict=True
+                ):
+                    if isinstance(found, DataError):
+                        where = str(job[0].relative_to(info.folder))
+                        unsound.append((where, type(found).__name__, found.problem))
+                    else:
+                        yield {stems[p]: v for p, v in _with_codes(found, tables).items()}
+
+            write_columns(folder, parts())
+            by_number = wanted.get(LANGUAGE, ("",))[0] == "task_index"
+            if by_number and len(unsound) < len(jobs):
                 tables[LANGUAGE] = self._code_tasks(folder / f"{stems[LANGUAGE]}.npy")
-            meta = {"low": stems, "tables": {path: list(table) for path, table in tables.items()}}
+            meta = {"tables": {p: list(table) for p, table in tables.items()}, "unsound": unsound}
             (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
-        self._folder = cached_folder(info.folder, cache_dir, name, rebuild, build)
-        self._meta = json.loads((self._folder / DONE).read_text(encoding="utf-8"))
-        self._times = self.low(_TIME) if info.videos else None
+        name = f"lerobot-{split}-{self.digest[:16]}"
+        folder = cached_folder(info.folder, cache_dir, name, rebuild, build)
+        meta = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        self._tables: dict[str, list[str]] = meta["tables"]
+        self.skipped: list[tuple[DataError, int]] = []
+        for where, kind, problem in meta["unsound"]:
+            episodes = by_file.pop(info.folder / where)
+            self.skipped.append((KINDS[kind](problem, info.folder / where), len(episodes)))
+        if not by_file:
+            raise self.skipped[0][0]
+        self._episodes = [e for part in by_file.values() for e in part]
+        self.starts = np.cumsum([0, *(e.length for e in self._episodes)])
+        self._copies = {path: map_array(folder / f"{stem}.npy") for path, stem in stems.items()}
         self._videos = VideoFrames(info.fps)
+        self._groups = functools.lru_cache(_GROUPS)(_row_groups)
         self._images = functools.lru_cache(_IMAGE_GROUPS)(_image_group)
 
     def _code_tasks(self, path: Path) -> dict[str, int]:
@@ -127,26 +165,35 @@ class LeRobotSource:
 
     def low(self, path: str) -> np.ndarray:
         """A numeric feature over all frames, memory-mapped."""
-        return map_array(self._folder / f"{self._meta['low'][path]}.npy")
+        return self._copies[path]
 
     def text(self, path: str) -> tuple[np.ndarray, list[str]]:
         """Codes and table of a text feature."""
-        return self.low(path), self._meta["tables"][path]
+        return self._copies[path], self._tables[path]
 
     def read(self, camera: str, first: int, last: int) -> list[np.ndarray] | list[bytes]:
         """Frames `first`..`last`, inclusive, of one episode: pixels, or as encoded in parquet."""
         number, step = find_place(self.starts, first)
         episode, key = self._episodes[number], self._info.keys[camera]
         try:
-            if self._times is not None and camera in self._info.videos:
+            if camera in self._info.videos:
                 path, begin = episode.videos[key]
-                times = begin + self._times[first : last + 1].astype(np.float64)
+                times = begin + self._copies[_TIME][first : last + 1].astype(np.float64)
                 return self._videos.read(path, times.tolist())
             row = episode.row + step
-            return _encoded(self._images, episode.data, key, row, row + last - first)
+            return self._encoded(episode.data, key, row, row + last - first)
         except DataError as error:
             path = error.file or episode.data
             raise type(error)(f"camera {key!r}: {error.problem}", path, number, step) from error
+
+    def _encoded(self, path: Path, key: str, first: int, last: int) -> list[bytes]:
+        """Rows `first`..`last` of a column of encoded images."""
+        found: list[bytes] = []
+        for group, (start, stop) in enumerate(itertools.pairwise(self._groups(path))):
+            begin, end = max(first, start), min(last + 1, stop)
+            if begin < end:
+                found += self._images(path, key, group)[begin - start : end - start]
+        return found
 
     def place(self, frame: int) -> tuple[Path, int, int]:
         """(parquet file, episode, frame within the episode), for messages."""
@@ -154,38 +201,35 @@ class LeRobotSource:
         return self._episodes[number].data, number, step
 
 
-def _sizes(source: LeRobotSource) -> list[list[Any]]:
-    files = {e.data for e in source._episodes}
-    files |= {path for e in source._episodes for path, _ in e.videos.values()}
-    return sorted([str(p.relative_to(source.root)), p.stat().st_size] for p in files)
+def _sizes(info: Info, by_file: Mapping[Path, Sequence[Episode]]) -> list[list[Any]]:
+    episodes = [e for part in by_file.values() for e in part]
+    files = set(by_file) | {path for e in episodes for path, _ in e.videos.values()}
+    return sorted([str(p.relative_to(info.folder)), p.stat().st_size] for p in files)
 
 
-def _jobs(
-    episodes: Sequence[Episode], wanted: Mapping[str, tuple[str, Feature]]
-) -> list[tuple[Path, list[Episode], Mapping[str, tuple[str, Feature]]]]:
-    by_file: dict[Path, list[Episode]] = {}
-    for episode in episodes:
-        by_file.setdefault(episode.data, []).append(episode)
-    return [(path, part, wanted) for path, part in by_file.items()]
-
-
-def _copy_low(job: tuple) -> dict[str, np.ndarray]:
+def _copy_low(job: tuple) -> dict[str, np.ndarray] | DataError:
     """The rows of one file's episodes: path -> numbers, or an object array of str."""
-    path, episodes, wanted = job
-    table = read_table(path, sorted({key for key, _ in wanted.values()} | {"episode_index"}))
-    rows = np.concatenate([np.arange(e.row, e.row + e.length) for e in episodes])
-    owner = np.repeat([e.number for e in episodes], [e.length for e in episodes])
-    if rows[-1] >= len(table) or (_numbers(table["episode_index"], _SCALAR)[rows] != owner).any():
-        raise CorruptRecordError("its rows are not those of the episodes that meta names", path)
-    found = {}
-    for name, (key, feature) in wanted.items():
-        try:
-            if feature.kind == "text":
-                found[name] = np.array(table[key].to_pylist(), object)[rows]
-            else:
-                found[name] = _numbers(table[key], feature)[rows]
-        except FeatureError as error:
-            raise FeatureError(f"column {key!r} {error.problem}", path) from error
+    path, episodes, wanted, skip = job
+    try:
+        table = read_table(path, sorted({key for key, _ in wanted.values()} | {"episode_index"}))
+        rows = np.concatenate([np.arange(e.row, e.row + e.length) for e in episodes])
+        owner = np.repeat([e.number for e in episodes], [e.length for e in episodes])
+        whose = _numbers(table["episode_index"], _SCALAR)
+        if rows.max() >= len(whose) or (whose[rows] != owner).any():
+            raise CorruptRecordError("its rows are not those of the episodes that meta names", path)
+        found = {}
+        for name, (key, feature) in wanted.items():
+            try:
+                if feature.kind == "text":
+                    found[name] = np.array(table[key].to_pylist(), object)[rows]
+                else:
+                    found[name] = _numbers(table[key], feature)[rows]
+            except FeatureError as error:
+                raise FeatureError(f"column {key!r} {error.problem}", path) from error
+    except DataError as error:
+        if not skip:
+            raise
+        return error
     return found
 
 
@@ -207,35 +251,21 @@ def _numbers(column: Any, feature: Feature) -> np.ndarray:
     return values.reshape(shape).astype(feature.dtype or values.dtype, copy=False)
 
 
-def _coded(
-    parts: Iterator[dict[str, np.ndarray]],
-    stems: Mapping[str, str],
-    tables: dict[str, dict[str, int]],
-) -> Iterator[dict[str, np.ndarray]]:
-    """Files' rows by stem, texts as codes into `tables`, which fill up."""
-    for part in parts:
-        for path, values in part.items():
-            if values.dtype == object:
-                table = tables.setdefault(path, {})
-                codes = [table.setdefault(str(text or ""), len(table)) for text in values]
-                part[path] = np.array(codes, np.int32)
-        yield {stems[path]: values for path, values in part.items()}
-
-
-def _encoded(images: Any, path: Path, key: str, first: int, last: int) -> list[bytes]:
-    """Rows `first`..`last` of a column of encoded images."""
-    found: list[bytes] = []
-    bounds = _row_groups(path)
-    for group in range(len(bounds) - 1):
-        begin, end = max(first, bounds[group]), min(last + 1, bounds[group + 1])
-        if begin < end:
-            rows = images(path, key, group)
-            found += rows[begin - bounds[group] : end - bounds[group]]
+def _with_codes(
+    part: Mapping[str, np.ndarray], tables: dict[str, dict[str, int]]
+) -> dict[str, np.ndarray]:
+    """Texts as codes into `tables`, which fill up."""
+    found = dict(part)
+    for path, values in part.items():
+        if values.dtype == object:
+            table = tables.setdefault(path, {})
+            codes = [table.setdefault(str(text or ""), len(table)) for text in values]
+            found[path] = np.array(codes, np.int32)
     return found
 
 
-@functools.lru_cache(256)
 def _row_groups(path: Path) -> list[int]:
+    """First row of each row group, and the number of rows."""
     import pyarrow.parquet as parquet
 
     with parquet.ParquetFile(path) as file:

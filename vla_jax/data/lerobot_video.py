@@ -57,10 +57,11 @@ class _Video:
     def __init__(self, path: Path, fps: float):
         try:
             import av
+            from av.error import FFmpegError
         except ImportError as error:
             hint = "videos need PyAV: pip install 'vla_jax[lerobot]'"
             raise DataError(hint, path) from error
-        self.path, self._half, self._errors = path, 0.5 / fps, av.FFmpegError
+        self.path, self._half, self._errors = path, 0.5 / fps, FFmpegError
         try:
             self._container: Any = av.open(str(path))
         except (OSError, self._errors) as error:

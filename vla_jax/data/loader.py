@@ -20,6 +20,7 @@ from vla_jax.data.buffers import BufferPool
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.mixture import Mixture, open_datasets
 from vla_jax.data.sampler import MixtureOrder, SequentialOrder, uniform
+from vla_jax.data.stream import StreamedOrder, streamed
 from vla_jax.types import Actions, Batch, Future, Observation
 
 __all__ = ["Loader", "Mixture", "open_datasets"]
@@ -76,12 +77,15 @@ class Loader(Iterator[Batch]):
             share = f"process {process_index} of {process_count}"
             raise ValueError(f"batch_size {batch_size} cannot be split: {share}")
         self._mixture, self._seed, self._batch_size = mixture, seed, batch_size
-        self._order: MixtureOrder | SequentialOrder = SequentialOrder(mixture.sizes)
+        self._order: MixtureOrder | SequentialOrder | StreamedOrder = SequentialOrder(mixture.sizes)
         self._total: int | None = mixture.num_windows
         if shuffle:
             self._order = MixtureOrder(mixture.sizes, mixture.weights, seed, mixture.block)
             self._total = None
         self._samples = start if isinstance(start, int) else self._checked(start)
+        self._order, self._datasets = streamed(
+            mixture, self._order, seed, self._samples, process_index, process_count
+        )
         self._rows = batch_size // process_count
         self._offset = process_index * self._rows
         self._pad_last, self._threads = pad_last, max(1, threads)
@@ -269,7 +273,7 @@ class Loader(Iterator[Batch]):
 
         def work(part: np.ndarray) -> None:
             for row in part.tolist():
-                source = self._mixture.datasets[dataset[row]]
+                source = self._datasets[dataset[row]]
                 place = int(trajectory[row]), frames[row]
                 try:
                     for camera, out in images.items():

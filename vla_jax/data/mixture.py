@@ -5,7 +5,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,10 +17,11 @@ from vla_jax.data.find_spec import find_spec, short_name
 from vla_jax.data.gripper import targets
 from vla_jax.data.instructions import Instructions
 from vla_jax.data.normalize import ActionSpec, StateSpec
-from vla_jax.data.sources import find_reader
+from vla_jax.data.sources import Reader, find_reader, to_folder
 from vla_jax.data.spec import DatasetSpec
 from vla_jax.data.statistics_files import read_statistics
 from vla_jax.data.stats import statistics as compute_statistics
+from vla_jax.data.stream_given import given_reader
 
 _PARTS = ("train", "val")
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Mixture:
         windows: of each dataset, see `vla_jax.data.trajectory.Windows`.
         language: what a sample is told; its codes index `instructions`.
         future: images after the window's end that are decoded too.
-        random_goal, padded_rows: see `data.random_goal`, `data.padded_rows`.
+        random_goal, padded_rows, pool: see the same names in `data`.
         block: samples over which the shares come out even.
         digest: changes when the windows or their order would.
     """
@@ -67,6 +67,7 @@ class Mixture:
         self.statistics, self.action_specs = dict(statistics), dict(action_specs)
         self.window, self.chunk, self.proprio = structure.window, structure.chunk, structure.proprio
         self.cameras, self.block, self.future = tuple(structure.cameras), config.block, future
+        self.pool = config.pool
         self.random_goal, self.padded_rows = config.random_goal and train, config.padded_rows
         segment = config.windows == "segment"
         self.windows = [d.windows(self.window, config.left_pad, segment) for d in datasets]
@@ -97,6 +98,7 @@ def open_datasets(
     statistics: Mapping[str, Any] | None = None,
     image_size: tuple[int, int] | None = None,
     future: int = 0,
+    trajectories: Mapping[str, Any] | None = None,
 ) -> Mixture:
     """Opens every dataset of a config, indexing those that are not indexed yet.
 
@@ -110,13 +112,18 @@ def open_datasets(
             mixture); otherwise computed, for "val" too.
         image_size: (height, width) of the images where the datasets of the mixture disagree.
         future: decode as many images after every window too, for a model that predicts images.
+        trajectories: name of a dataset -> its trajectories, such as a `dlimp.DLataset`, to be
+            streamed in place of what its folder holds; see `vla_jax.data.stream_given`.
 
     Raises:
         ConfigError: an unknown spec, or statistics without a dataset of the mixture.
         DataError: anything wrong with the data; see `vla_jax.data.errors`. With `data.on_error` =
             skip that part is left out, or if a feature is missing the dataset, unless none is left.
     """
-    names = _names(config.datasets)
+    names, given = _names(config.datasets), trajectories or {}
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ConfigError(f"trajectories are given for {unknown}; the datasets are {names}")
     filters = {part: make_filters(config.filters, names, part == "train") for part in _PARTS}
     specs = _specs(config.datasets, config.variant)
     if statistics is None and config.statistics:
@@ -136,9 +143,13 @@ def open_datasets(
         if name in missing:  # the run that the statistics are of has left it out, too
             left_out.add(DataError(f"there are no statistics of {name}", entry.dir))
             continue
-        sources = _sources(entry, config)
+        made = given_reader(given[name]) if name in given else None
+        reader: Reader = made or find_reader(entry.dir, config.reader)
+        sources = _sources(entry, config, reader)
 
-        def opened(which: str, name=name, spec=spec, entry=entry, sources=sources) -> Dataset:
+        def opened(
+            which: str, name=name, spec=spec, entry=entry, sources=sources, reader: Reader = reader
+        ) -> Dataset:
             source, part = sources[which]
             return open_dataset(
                 name,
@@ -153,6 +164,7 @@ def open_datasets(
                 rebuild=config.index == "rebuild",
                 filters=filters[which][name],
                 skips=Skips(name, config.on_error),
+                reader=reader,
             )
 
         try:
@@ -221,10 +233,11 @@ def _states(
     return spec.normalize(np.asarray(states))
 
 
-def _sources(entry: DatasetConfig, config: DataConfig) -> dict[str, tuple[str, Part]]:
+def _sources(
+    entry: DatasetConfig, config: DataConfig, reader: Reader
+) -> dict[str, tuple[str, Part]]:
     """Where train and val come from: a split, and which part of it."""
-    folder = Path(entry.dir).expanduser()
-    if config.val_split in find_reader(folder).splits(folder):
+    if config.val_split in reader.splits(to_folder(entry.dir)):
         return {"train": (config.train_split, "all"), "val": (config.val_split, "all")}
     return {"train": (config.train_split, "head"), "val": (config.train_split, "tail")}
 

@@ -1,8 +1,8 @@
 """Builds the arrays of an `RLDSIndex`: one pass over the shards, large datasets in parallel."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from vla_jax.data.errors import (
 )
 from vla_jax.data.features import STEPS, Feature
 
+Read = Callable[[Any, bool], Iterator[tuple[int, bytes]]]
 _PARALLEL_BYTES = 2 << 30  # below this, starting processes costs more than it saves
 
 
@@ -51,12 +52,13 @@ class _Shard(NamedTuple):
 
 def index_shards(
     folder: Path,
-    directory: Path,
+    directory: PurePath,
     shards: Mapping[str, int],
     features: Mapping[str, Feature],
     low: Sequence[str],
     check_crc: bool,
     skip: bool = False,
+    read: Read = records.read_records,
 ) -> dict[str, Any]:
     """Writes the arrays into `folder` and returns what index.json says about them.
 
@@ -68,16 +70,18 @@ def index_shards(
         low: paths of the numeric and text features to copy.
         check_crc: verify every payload's checksum.
         skip: leave episodes out that are wrong, and say so under "skipped", instead of raising.
+        read: shard and `check_crc` -> its records, each with its offset in the file.
     """
     images = sorted(p for p, f in features.items() if f.kind == "image" and p.startswith(STEPS))
     cameras = {path: f"camera_{i}" for i, path in enumerate(images)}
     lows = {path: f"low_{i}" for i, path in enumerate(low)}
     wanted = {path: features[path] for path in low}
     jobs = [
-        (directory / n, count, cameras, lows, wanted, check_crc, skip)
+        (directory / n, count, cameras, lows, wanted, check_crc, skip, read)
         for n, count in shards.items()
     ]
-    parallel = sum(job[0].stat().st_size for job in jobs) >= _PARALLEL_BYTES
+    local = read is records.read_records
+    parallel = local and sum(os.path.getsize(job[0]) for job in jobs) >= _PARALLEL_BYTES
     skipped: list[Skipped] = []
     tables: dict[str, dict[str, int]] = {p: {} for p in low if features[p].kind == "text"}
 
@@ -106,13 +110,13 @@ def index_shards(
     }
 
 
-def as_error(skipped: Skipped, directory: Path) -> DataError:
+def as_error(skipped: Skipped, directory: PurePath) -> DataError:
     """The error that was not raised."""
     return KINDS[skipped.kind](skipped.problem, directory / skipped.shard, skipped.episode)
 
 
 def _index_shard(job: tuple) -> _Shard:
-    path, count, cameras, lows, wanted, check_crc, skip = job
+    path, count, cameras, lows, wanted, check_crc, skip, read = job
     lists: dict[str, list] = {"length": [], "number": []}
     tables: dict[str, dict[str, int]] = {p: {} for p, f in wanted.items() if f.kind == "text"}
     skipped: list[Skipped] = []
@@ -125,7 +129,7 @@ def _index_shard(job: tuple) -> _Shard:
 
     seen = 0
     try:
-        for episode, (offset, record) in enumerate(records.read_records(path, check_crc)):
+        for episode, (offset, record) in enumerate(read(path, check_crc)):
             seen = episode + 1
             try:
                 arrays = _index_episode(offset, record, cameras, lows, wanted, tables)

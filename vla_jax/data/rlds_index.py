@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -43,19 +43,21 @@ class RLDSIndex:
         digest: of shard names and sizes and the features read; independent of where they lie.
         features: every feature of the dataset, {path: Feature}.
         starts: int64 [e+1], first frame of each episode; the last entry is the number of frames.
+        shard: int32 [e], number of each episode's shard.
+        number: int32 [e], number of each episode within its shard.
         root: folder of the shards.
         skipped: what is wrong with the episodes that were left out, and how many each concerns.
     """
 
-    def __init__(self, folder: Path, directory: Path, features: dict[str, Feature]):
+    def __init__(self, folder: Path, directory: PurePath, features: dict[str, Feature]):
         """Opens the finished index in `folder` of the dataset in `directory`; see `open_index`."""
         meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.name, self.split, self.digest = meta["name"], meta["split"], meta["digest"]
         self.features, self.root = features, directory
         self.shards = [directory / name for name in meta["shards"]]
         self.starts: np.ndarray = np.load(folder / "starts.npy")
-        self._shard = np.load(folder / "shard.npy")
-        self._number = np.load(folder / "number.npy")
+        self.shard: np.ndarray = np.load(folder / "shard.npy")
+        self.number: np.ndarray = np.load(folder / "number.npy")
         self.skipped: list[tuple[DataError, int]] = [
             (as_error(entry, directory), entry.count)
             for entry in (Skipped(*values) for values in meta["skipped"])
@@ -93,7 +95,7 @@ class RLDSIndex:
         at, size = self._cameras[camera]
         begin, end = int(at[first]), int(at[last]) + int(size[last])
         episode = int(np.searchsorted(self.starts, first, side="right")) - 1
-        file = self._file(self.shards[self._shard[episode]])
+        file = self._file(self.shards[self.shard[episode]])
         data = memoryview(os.pread(file.fd, end - begin, begin))
         if len(data) < end - begin:
             path, number, frame = self.place(first)
@@ -106,17 +108,17 @@ class RLDSIndex:
             views.append(data[start : start + int(size[frame])])
         return views
 
-    def place(self, frame: int) -> tuple[Path, int, int]:
+    def place(self, frame: int) -> tuple[PurePath, int, int]:
         """(shard file, episode within it, frame within the episode) of a frame, for messages."""
         episode, step = find_place(self.starts, frame)
-        shard = int(self._shard[episode])
-        return self.shards[shard], int(self._number[episode]), step
+        shard = int(self.shard[episode])
+        return self.shards[shard], int(self.number[episode]), step
 
 
 class _File:
     """A file descriptor that closes with its last reference, so evicting it is safe."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: PurePath):
         self.fd = os.open(path, os.O_RDONLY)
 
     def __del__(self):

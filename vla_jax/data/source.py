@@ -4,7 +4,7 @@ Axis letters: e episodes, n frames of all episodes.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -29,15 +29,18 @@ class Source(Protocol):
         name: the dataset's own name.
         digest: changes when the episodes would; independent of where they lie.
         starts: int64 [e+1], first frame of each episode; the last entry is n.
-        root: folder of the data, for messages.
         skipped: what is wrong with episodes that were left out, and how many each concerns.
     """
 
     name: str
     digest: str
     starts: Int64[np.ndarray, "starts"]
-    root: Path
     skipped: list[tuple[DataError, int]]
+
+    @property
+    def root(self) -> PurePath:
+        """Folder of the data, for messages; not on a disk if the data are not."""
+        ...
 
     @property
     def features(self) -> Mapping[str, Feature]:
@@ -70,7 +73,7 @@ class Source(Protocol):
         """
         ...
 
-    def place(self, frame: int) -> tuple[Path, int, int]:
+    def place(self, frame: int) -> tuple[PurePath, int, int]:
         """(file, episode within it, frame within the episode) of a frame, for messages."""
         ...
 

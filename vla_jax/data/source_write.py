@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ def _version(out: str | Path) -> str:
     return "1.0.0"
 
 
-def _check_names(features: Mapping[str, Feature], root: Path) -> None:
+def _check_names(features: Mapping[str, Feature], root: PurePath) -> None:
     clashes = sorted(p for p in features if any(other.startswith(p + "/") for other in features))
     if clashes:
         raise FeatureError(f"cannot be a feature and a group of features: {clashes}", root)
@@ -100,13 +100,13 @@ def _episode(
     first, stop = int(source.starts[episode]), int(source.starts[episode + 1])
     found: dict[str, Any] = {}
     for path, feature in described.items():
-        column = columns.get(path)
         if path not in columns:
             found[path] = np.arange(first, stop) == (first if path.endswith("first") else stop - 1)
         elif feature.kind == "image":
             found[path] = _images(source, path, first, stop, feature)
         else:
-            found[path] = column[first:stop] if path.startswith(STEPS) else column[episode]
+            values = columns[path]
+            found[path] = values[first:stop] if path.startswith(STEPS) else values[episode]
     return found
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vla_jax.data import calvin, lerobot, rlds_index
+from vla_jax.data import calvin, lerobot, rlds_index, stream_records
 from vla_jax.data.errors import DataError
 from vla_jax.data.features import Feature, load_features
 from vla_jax.data.source import Source
+from vla_jax.data.source_spans import ANNOTATIONS, NEEDED, SpanSource
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,24 @@ class Reader:
         marks: files relative to the data; any of them tells the format.
         splits: folder -> names of the splits.
         features: folder -> every feature, {path: Feature}.
-        open: (folder, split, paths of the features to hold, cache_dir, rebuild) -> the episodes.
-            The last two are those of `vla_jax.data.cache.cached_folder`.
+        open: `open(folder, split, low, cache_dir, rebuild, skip=...)` -> the episodes, with the
+            features `low` at hand. `cache_dir` and `rebuild` are those of `cached_folder`; `skip`
+            leaves unsound episodes out.
     """
 
     marks: tuple[str, ...]
-    splits: Callable[[Path], Sequence[str]]
-    features: Callable[[Path], Mapping[str, Feature]]
-    open: Callable[[Path, str, Sequence[str], str, bool], Source]
+    splits: Callable[[Any], Sequence[str]]
+    features: Callable[[Any], Mapping[str, Feature]]
+    open: Callable[..., Source]
+
+
+def _open_rlds(
+    folder: Path, split: str, low: Sequence[str], cache_dir: str, rebuild: bool, skip: bool
+) -> Source:
+    annotated = ANNOTATIONS in load_features(folder / "features.json")
+    low = [*low, *NEEDED] if annotated else low
+    index = rlds_index.open_index(folder, split, low, cache_dir, rebuild, skip=skip)
+    return SpanSource(index) if annotated else index
 
 
 READERS: dict[str, Reader] = {
@@ -33,7 +45,7 @@ READERS: dict[str, Reader] = {
         ("dataset_info.json",),
         rlds_index.split_names,
         lambda folder: load_features(folder / "features.json"),
-        rlds_index.open_index,
+        _open_rlds,
     ),
     "CALVIN": Reader(
         ("training/ep_start_end_ids.npy", "validation/ep_start_end_ids.npy"),
@@ -47,12 +59,35 @@ READERS: dict[str, Reader] = {
 }
 
 
-def find_reader(folder: Path) -> Reader:
-    """The reader of the data in `folder`.
+def to_folder(directory: str | Path) -> str | Path:
+    """A folder on a disk as a path; the URL of one stays as it is."""
+    return str(directory) if "://" in str(directory) else Path(directory).expanduser()
+
+
+def find_reader(directory: str | Path, kind: str = "index") -> Reader:
+    """The reader of the data in a folder.
+
+    Args:
+        directory: a folder, or the URL of one.
+        kind: `data.reader`: "stream" reads RLDS from front to back.
 
     Raises:
         DataError: there are none of a known format; names the folders below that hold some.
     """
+    folder = to_folder(directory)
+    if isinstance(folder, str) and kind != "stream":
+        raise DataError("is not on a disk; set data.reader=stream", folder)
+    rlds = READERS["RLDS"]
+    if kind == "stream" and (
+        isinstance(folder, str) or any((folder / mark).exists() for mark in rlds.marks)
+    ):
+        return Reader(
+            rlds.marks,
+            stream_records.split_names,
+            stream_records.features,
+            stream_records.open_stream,
+        )
+    folder = Path(folder)
     for reader in READERS.values():
         if any((folder / mark).exists() for mark in reader.marks):
             return reader
