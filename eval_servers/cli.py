@@ -141,7 +141,7 @@ def main(
         errors: further exceptions whose message is for the user.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    known = (PolicyServerError, pool.PoolError, OSError, ValueError, *errors)
+    known = (PolicyServerError, pool.PoolError, ImportError, OSError, ValueError, *errors)
     try:
         if flags.frame:
             return _frame(prepare(flags), flags.frame)
