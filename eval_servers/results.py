@@ -352,6 +352,9 @@ def _main(arguments: Sequence[str]) -> int:
         from eval_servers.report import report
 
         print(report(runs, flags.out, loss_log=flags.loss_log, title=flags.title))
+    except ImportError as error:
+        print("results: {}; pip install matplotlib".format(error), file=sys.stderr)
+        return 1
     except (OSError, ValueError) as error:
         print("results: {}".format(error), file=sys.stderr)
         return 1

@@ -81,9 +81,9 @@ def _rollout(flags: argparse.Namespace, uri: str) -> int:
 
 def _report(flags: argparse.Namespace) -> None:
     name = flags.name or Path(flags.out).name
-    command = [sys.executable, "-m", "eval_servers.results", "report", f"--run={name}={flags.out}"]
-    for other in flags.against:
-        command += ["--run", other]
+    command = [sys.executable, "-m", "eval_servers.results", "report"]
+    for run in [*flags.against, f"{name}={flags.out}"]:  # the first is what others are set against
+        command += ["--run", run]
     log = Path(flags.checkpoint or "") / "log.jsonl"
     if flags.checkpoint and log.is_file():
         command += ["--loss-log", str(log)]
@@ -93,7 +93,9 @@ def _report(flags: argparse.Namespace) -> None:
 
 def _parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s SIMULATOR (--checkpoint=DIR | --server=URI) --out=DIR [FLAGS] [-- FLAGS]",
     )
     add = parser.add_argument
     add("simulator", choices=ROLLOUTS, help="a folder of eval_servers/: " + ", ".join(ROLLOUTS))
@@ -124,8 +126,10 @@ def _parse_flags() -> argparse.Namespace:
     )
     add("--name", default="", help="of this run in the report (default: the name of OUT)")
     add("--report", action=argparse.BooleanOptionalAction, default=True, help="write OUT/report")
-    add("rollout", nargs="*", metavar="-- FLAG", help="flags for the simulator's rollout")
-    flags = parser.parse_args()
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    flags = parser.parse_args(given[:end])
+    flags.rollout = given[end + 1 :]
     if bool(flags.checkpoint) == bool(flags.server):
         parser.error("name either --checkpoint, which is then served, or --server")
     return flags
