@@ -150,7 +150,10 @@ def main(
             raise ValueError("name " + " and ".join("--" + flag for flag in missing))
         return _evaluate(prepare(flags), flags, _options(flags))
     except known as error:
-        print("rollout: {}".format(error), file=sys.stderr)
+        kept = ""
+        if _rows(flags) and not isinstance(error, results.ResultsError):
+            kept = " (what is done is kept; --resume goes on from here)"
+        print("rollout: {}{}".format(error, kept), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nrollout: interrupted; --resume goes on from here", file=sys.stderr)
@@ -187,8 +190,7 @@ def _evaluate(what: Evaluation, flags: argparse.Namespace, options: rollout.Opti
                     file=sys.stderr,
                 )
             return UNWELL if unwell else 0
-    number, shards = flags.shard
-    folder = os.path.join(flags.out, _name(number, shards)) if shards > 1 else flags.out
+    shards, folder = flags.shard[1], _folder(flags)
     score = rollout.evaluate(
         what.make_env,
         what.episodes,
@@ -274,6 +276,17 @@ def _frame(what: Evaluation, path: str) -> int:
     }
     print(json.dumps(results.plain(told)))
     return 1 if blank else 0
+
+
+def _rows(flags: argparse.Namespace) -> bool:
+    """Whether this run has written rows, which --resume would go on from."""
+    path = os.path.join(_folder(flags), results.EPISODES) if flags.out else ""
+    return not flags.resume and os.path.exists(path) and os.path.getsize(path) > 0
+
+
+def _folder(flags: argparse.Namespace) -> str:
+    number, shards = flags.shard
+    return os.path.join(flags.out, _name(number, shards)) if shards > 1 else flags.out
 
 
 def _name(number: int, shards: int) -> str:

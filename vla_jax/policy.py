@@ -178,7 +178,9 @@ class Policy:
             execution=execution,
             states=_states(config, statistics),
         )
-        policy.metadata |= provenance.describe(stored, spec, statistics, untrained)
+        policy.metadata |= provenance.describe(
+            stored, spec, statistics, untrained, execution or Execution()
+        )
         return policy
 
     def new_session(self) -> Session:

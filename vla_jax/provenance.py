@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from vla_jax.data.normalize import ActionSpec
+from vla_jax.execution import Execution
 
 _DIGITS = 16  # of a hash: enough to tell any two checkpoints apart, short enough to read
 
 
 def describe(
-    checkpoint: str, spec: ActionSpec, statistics: Mapping[str, Any], untrained: bool
+    checkpoint: str,
+    spec: ActionSpec,
+    statistics: Mapping[str, Any],
+    untrained: bool,
+    execution: Execution,
 ) -> dict[str, Any]:
     """What a policy server says of itself beside the model and its cameras.
 
@@ -22,22 +27,27 @@ def describe(
         spec: units of the actions.
         statistics: of its dataset, as the checkpoint holds them; {} if it has none.
         untrained: the weights are random, not the checkpoint's.
+        execution: what of a chunk is executed.
 
     Returns:
-        JSON values: checkpoint, statistics (hashes), untrained, action (normalization, clip, low
-        and high of the arm in robot units, gripper_open: the share of training frames with an open
-        gripper, None when unknown).
+        JSON values: checkpoint, statistics (hashes), untrained, horizon and decay of the execution,
+        action (normalization, clip, low and high of the arm in robot units, the gripper's memory,
+        gripper_open: the share of training frames with an open gripper, None when unknown).
     """
     mean = statistics.get("action", {}).get("mean")
     return {
         "checkpoint": checkpoint,
         "statistics": hash_json(statistics),
         "untrained": untrained,
+        "horizon": execution.horizon,
+        "decay": execution.decay,
         "action": {
             "normalization": spec.normalization,
             "clip": spec.clip,
             "low": list(spec.low),
             "high": list(spec.high),
+            "gripper_repeat": spec.gripper_repeat,
+            "gripper_patience": spec.gripper_patience,
             "gripper_open": None if mean is None else float(mean[-1]),
         },
     }
