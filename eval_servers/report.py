@@ -225,13 +225,12 @@ def _cell(counts: Optional[Mapping[str, Any]], colour: str) -> str:
 
 
 def _films(run: Run) -> str:
-    shown, seen = [], set()
-    candidates = sorted((row for row in run.rows if row.get("video")), key=lambda r: r["index"])
-    # One of every task first, then the others.
-    for row in sorted(candidates, key=lambda r: r["task"] in seen or bool(seen.add(r["task"]))):
-        path = os.path.join(run.folder, row["video"])
-        if len(shown) < MAX_VIDEOS and os.path.exists(path):
-            shown.append(_film(row, path))
+    films = sorted((row for row in run.rows if row.get("video")), key=lambda row: row["index"])
+    films = [row for row in films if os.path.exists(os.path.join(run.folder, row["video"]))]
+    failures = [row for row in films if not row["success"]][: MAX_VIDEOS // 2]
+    successes = [row for row in films if row["success"]][: MAX_VIDEOS - len(failures)]
+    chosen = sorted(successes + failures, key=lambda row: row["index"])
+    shown = [_film(row, os.path.join(run.folder, row["video"])) for row in chosen]
     if not shown:
         return ""
     heading = "<h3>{}</h3>".format(html.escape(run.name))
@@ -325,4 +324,6 @@ def _settings(trees: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> str:
 
 
 def _text(value: Any) -> str:
-    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    return "{:.6g}".format(value) if isinstance(value, float) else str(value)

@@ -235,7 +235,7 @@ def _units(
     if arm_range is None:
         return Finding("simulator's units", "skip", "the simulator does not say what it takes")
     reach = float(np.abs(np.append(low, high)).max()) / max(abs(bound) for bound in arm_range)
-    told = "the arm's largest number is {:.3g} times the largest the simulator takes".format(reach)
+    told = "the arm's largest number is {:.2f} times the largest the simulator takes".format(reach)
     if not 0.02 <= reach <= 2:
         wrong = "still normalised" if reach < 1 else "un-normalised twice"
         return Finding(

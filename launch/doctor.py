@@ -257,7 +257,7 @@ def server(checkpoint: str | None) -> Iterator[Finding]:
                 uri = stack.enter_context(policy_server.background(_Mirror(), options))
             client = stack.enter_context(PolicyClient(uri))
             size = client.metadata["image_size"]
-            picture = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+            picture = np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)
             obs: dict[str, Any] = dict.fromkeys(client.metadata["cameras"].values(), picture)
             if client.metadata.get("needs_proprio"):
                 obs["observation/state"] = np.zeros(client.metadata["proprio_dim"], np.float32)
@@ -282,8 +282,7 @@ class _Mirror:
 
     def __init__(self):
         cameras = {"primary": "observation/image"}
-        size = [224, 224]
-        self.metadata = {"model": "mirror", "cameras": cameras, "image_size": size, "chunk": 1}
+        self.metadata = {"model": "mirror", "cameras": cameras, "image_size": 224, "chunk": 1}
 
     def warmup(self) -> None:
         """Nothing to compile."""
