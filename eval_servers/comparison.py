@@ -37,7 +37,8 @@ def differences(runs: Sequence[Any]) -> str:
         told.append(_starts(base, run))
     if not shown:
         return "".join(told)
-    names = list(dict.fromkeys(name for _, found in shown for name in found))
+    tasks = {name for _, found in shown for name in found} - {ALL}
+    names = [ALL, *sorted(tasks)]
     drawn = [(run.name, run.colour, found) for run, found in shown]
     picture = plots.picture(plots.changes(names, drawn), "differences by task")
     head = "".join("<th>{}</th>".format(html.escape(run.name)) for run, _ in shown)

@@ -114,7 +114,7 @@ def versions() -> Iterator[Finding]:
         for requirement in needed:
             name, window = _split(requirement)
             version = _installed(name)
-            if version is None:
+            if version is None or _extras_absent(requirement):
                 absent.append(requirement)
             elif fits(version, window):
                 good.append(f"{name} {version}")
@@ -326,6 +326,16 @@ def _split(requirement: str) -> tuple[str, str]:
     """Name and window: jax[cuda13]>=0.10.2,<0.12 -> ("jax", ">=0.10.2,<0.12")."""
     matched = re.match(r"([\w.-]+)(\[[^]]*\])?(.*)", requirement)
     return (matched[1], matched[3].strip()) if matched else (requirement, "")
+
+
+def _extras_absent(requirement: str) -> bool:
+    """Whether packages of a requirement's own extra, as jax[cuda13], are not installed."""
+    matched = re.match(r"([\w.-]+)\[(\w+)\]", requirement)
+    if not matched:
+        return False
+    needed = importlib.metadata.requires(matched[1]) or []
+    marker = re.compile(rf"extra\s*==\s*['\"]{matched[2]}['\"]")
+    return any(_installed(_split(each)[0]) is None for each in needed if marker.search(each))
 
 
 def _installed(name: str) -> str | None:

@@ -87,6 +87,17 @@ def test_versions_outside_the_window_say_what_to_install(doctor, monkeypatch):
     assert found["core packages"].advice == "pip install 'optax>=0.2'"
 
 
+def test_an_extra_of_an_extra_counts(doctor, monkeypatch):
+    needs = ["jaxlib>=0.10", 'jax-cuda13-plugin==0.10.2; extra == "cuda13"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: needs)
+    installed = {"jax": "0.10.2", "jaxlib": "0.10.2"}
+    monkeypatch.setattr(doctor, "_installed", installed.get)
+    assert doctor._extras_absent("jax[cuda13]>=0.10.2,<0.12")
+    assert not doctor._extras_absent("jax>=0.10.2,<0.12")
+    installed["jax-cuda13-plugin"] = "0.10.2"
+    assert not doctor._extras_absent("jax[cuda13]>=0.10.2,<0.12")
+
+
 def test_a_plugin_of_another_jaxlib(doctor, monkeypatch):
     class Plugin:
         metadata = {"Name": "jax-cuda13-plugin"}  # noqa: RUF012
