@@ -78,7 +78,7 @@ def test_a_worker_is_killed_mid_episode(tmp_path):
     def kill():
         victim = multiprocessing.active_children()[0]
         killed.append(victim.pid)
-        os.kill(victim.pid, signal.SIGKILL)
+        victim.kill()
 
     with server.background(CountingPolicy(0.02), server.ServerOptions(port=0)) as uri:
         thread = after_rows(out, 2, kill)

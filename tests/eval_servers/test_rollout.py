@@ -149,8 +149,8 @@ def test_a_crashed_workers_episode_is_retried_once_and_counted_once(uri, tmp_pat
 
 def test_a_hung_worker_is_replaced(uri, tmp_path):
     make_env = functools.partial(FakeEnv, str(tmp_path), {1: ("hang", 1)})
-    limits = {"episode_timeout": 3.0, "connect_timeout": 1.0}
-    evaluate(uri, tmp_path / "run", count=4, make_env=make_env, **limits)
+    out = tmp_path / "run"
+    evaluate(uri, out, count=4, make_env=make_env, episode_timeout=3.0, connect_timeout=1.0)
     assert [row["error"] for row in rows_of(tmp_path / "run")] == [None] * 4
 
 
