@@ -1,8 +1,8 @@
 """Package metadata. Tool settings live in pyproject.toml.
 
 Tested windows (pinned to the minor version): jax 0.10 / flax 0.12 on Python 3.11, which `make`
-installs, and jax 0.11 / flax 0.12 on Python 3.12. `launch/doctor.py` arrives with the evaluation
-suite; until then pip enforces the window.
+installs, and jax 0.11 / flax 0.12 on Python 3.12. `launch/doctor.py` reads CORE, EXTRAS and
+python_requires from here and says what on this machine lies outside.
 """
 
 from pathlib import Path

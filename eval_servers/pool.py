@@ -7,6 +7,7 @@ is its outcome. Processes are spawned, never forked: simulators hold GL contexts
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import signal
@@ -42,12 +43,13 @@ class _Job:
 
 
 class _Worker:
-    def __init__(self, number: int, make_handler: Callable[[], Any], fatal: Tuple) -> None:
+    def __init__(self, number: int, make_handler: Callable[[int], Any], fatal: Tuple) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.number = number
         self.pipe, theirs = spawn.Pipe()
+        make = functools.partial(make_handler, number)
         self.process = spawn.Process(
-            target=_work, args=(theirs, make_handler, fatal), name="worker-%d" % number, daemon=True
+            target=_work, args=(theirs, make, fatal), name="worker-%d" % number, daemon=True
         )
         self.process.start()
         theirs.close()  # so that the worker's death reads as end of file here
@@ -62,7 +64,7 @@ class _Worker:
 
 
 def run(
-    make_handler: Callable[[], Any],
+    make_handler: Callable[[int], Any],
     jobs: Iterable[Any],
     prepare: Callable[[Any], Any],
     workers: int,
@@ -72,8 +74,9 @@ def run(
     """Yield (job, outcome) as they come; the outcome is the handler's result or a `Crash`.
 
     Args:
-        make_handler: picklable; called once in each worker; gives an object with `__call__(message)
-            -> result` and `close()`. An exception out of a call counts as a crash.
+        make_handler: picklable; called once in each worker, with the worker's number; gives an
+            object with `__call__(message) -> result` and `close()`. An exception out of a call
+            counts as a crash.
         jobs: what to do, in order.
         prepare: job -> the (picklable) message for the handler, called when the job is handed out.
         workers: processes.

@@ -1,21 +1,15 @@
-"""Runs -> one self-contained page: success with intervals, plots, loss curve, videos, protocol.
-
-Needs matplotlib, which only this file imports, and only when it draws.
-"""
+"""Runs -> one self-contained page: success with intervals, plots, differences, videos, protocol."""
 
 from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import os
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from eval_servers import results
+from eval_servers import compare, comparison, plots, results
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MAX_VIDEOS = 12  # embedded per run; the page stays of a size that mails
 
 _STYLE = """
@@ -45,7 +39,8 @@ td small{color:var(--soft);font-weight:400;margin-left:6px;white-space:nowrap}
 figure{margin:0;border:1px solid var(--line);border-radius:8px;overflow:hidden;background:#fff}
 figure img{display:block;width:100%;image-rendering:auto}
 figcaption{padding:8px 12px;font-size:13px} figcaption em{color:var(--soft)}
-.ok,.no{font-weight:600} .ok{color:#00734f} .no{color:#b3410a}
+.ok,.no,.warn{font-weight:600} .ok{color:#00734f} .tile .no,.no{color:#b3410a}
+.warn{color:#8a5a00}
 img.plot{width:100%;height:auto;display:block} td.differs{background:#fff6e0}
 h3{font-size:15px;margin:18px 0 10px} h3:first-of-type{margin-top:0} td.wrap{word-break:break-word}
 """
@@ -73,23 +68,33 @@ def report(
     for index, (name, path) in enumerate(runs.items()):
         score, rows = results.load_run(path)
         folder = path if os.path.isdir(path) else os.path.dirname(path)
-        loaded.append(_Run(name, folder, COLOURS[index % len(COLOURS)], score, rows))
+        loaded.append(Run(name, folder, plots.COLOURS[index % len(plots.COLOURS)], score, rows))
     if not loaded:
         raise results.ResultsError("name at least one run")
     losses = read_losses(loss_log) if loss_log else None
     parts = [
         "<h1>{}</h1>{}".format(html.escape(title), _subtitle(loaded)),
         '<div class="tiles">{}</div>'.format("".join(_tile(run) for run in loaded)),
-        _section("Success by task", _picture(_draw_bars(loaded), "success rates with intervals")),
+        _section("Success by task", plots.picture(plots.bars(loaded), "success rates by task")),
         _section("The numbers", _table(loaded) + _WILSON_NOTE),
     ]
+    if any("chains" in run.score for run in loaded):
+        chains = [run for run in loaded if "chains" in run.score]
+        picture = plots.picture(plots.chains(chains), "tasks solved in a row")
+        parts.insert(2, _section("Tasks solved in a row", picture + comparison.chains(chains)))
+    if len(loaded) > 1:
+        parts.append(_section("Against " + loaded[0].name, comparison.differences(loaded)))
     if losses:
-        parts.append(_section("Training loss", _picture(_draw_losses(losses), "loss over steps")))
+        figure = plots.losses(losses)
+        parts.append(_section("Training loss", plots.picture(figure, "loss over steps")))
     films = "".join(_films(run) for run in loaded)
     if films:
         parts.append(_section("Episodes", films))
     parts.append(_section("Speed", _speed(loaded)))
-    parts.append(_section("Protocol", _protocol(loaded)))
+    if any(run.score["conditions"].get("sanity") for run in loaded):
+        parts.append(_section("Checked before", _sanity(loaded)))
+    parts.append(_section("Protocol", _settings([run.score["protocol"] for run in loaded], loaded)))
+    parts.append(_section("Conditions", _settings([_conditions(run) for run in loaded], loaded)))
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -126,10 +131,14 @@ def read_losses(path: str) -> Dict[str, List[Tuple[float, float]]]:
     return curves
 
 
-class _Run:
-    def __init__(self, name: str, folder: str, colour: str, score: Dict, rows: List[Dict]) -> None:
-        self.name, self.folder, self.colour = name, folder, colour
-        self.score, self.rows = score, rows
+class Run(NamedTuple):
+    """One evaluation on the page."""
+
+    name: str
+    folder: str
+    colour: str
+    score: Dict[str, Any]
+    rows: List[Dict[str, Any]]
 
     def counts(self, task: Optional[str]) -> Optional[Dict[str, Any]]:
         """Counts of one task (None if the run lacks it) or, without a task, of all."""
@@ -144,38 +153,41 @@ _WILSON_NOTE = (
 )
 
 
-def _tasks(runs: Sequence[_Run]) -> List[str]:
-    return list(dict.fromkeys(task for run in runs for task in run.score["per_task"]))
-
-
 def _section(heading: str, body: str) -> str:
     return "<section><h2>{}</h2>{}</section>".format(html.escape(heading), body)
 
 
-def _subtitle(runs: Sequence[_Run]) -> str:
+def _subtitle(runs: Sequence[Run]) -> str:
     protocol = runs[0].score["protocol"]
     told = "{} &middot; {} tasks &middot; {} episodes a run".format(
         html.escape(str(protocol.get("environment", "?"))),
-        len(_tasks(runs)),
+        len(plots.tasks(runs)),
         " / ".join(dict.fromkeys(str(run.score["episodes"]) for run in runs)),
     )
     return '<p class="sub">{}</p>'.format(told)
 
 
-def _tile(run: _Run) -> str:
+def _tile(run: Run) -> str:
     score = run.score
-    errors = " &middot; {} errors".format(score["errors"]) if score.get("errors") else ""
+    lost = [
+        "<span class=no>{} {}</span>".format(score[key], words)
+        for key, words in (
+            ("crashes", "lost to crashes of the simulator"),
+            ("missing", "episodes still missing"),
+        )
+        if score[key]
+    ]
     return (
         '<div class="tile" style="border-top-color:{}"><strong>{}</strong><b>{:.1f}&nbsp;%</b>'
-        "<span>{}/{} episodes{}</span><span>95&nbsp;% interval {}</span></div>"
+        "<span>{}/{} episodes</span><span>95&nbsp;% interval {}</span>{}</div>"
     ).format(
         run.colour,
         html.escape(run.name),
         100 * score["success_rate"],
         score["successes"],
         score["episodes"],
-        errors,
         _interval(score),
+        "".join(lost),
     )
 
 
@@ -185,10 +197,10 @@ def _interval(counts: Mapping[str, Any]) -> str:
     )
 
 
-def _table(runs: Sequence[_Run]) -> str:
+def _table(runs: Sequence[Run]) -> str:
     head = "".join("<th>{}</th>".format(html.escape(run.name)) for run in runs)
     body = []
-    for task in [None, *_tasks(runs)]:
+    for task in [None, *plots.tasks(runs)]:
         cells = "".join(_cell(run.counts(task), run.colour) for run in runs)
         name = "all tasks" if task is None else html.escape(task.replace("_", " "))
         row = "<tr{}><td>{}</td>{}</tr>"
@@ -212,14 +224,13 @@ def _cell(counts: Optional[Mapping[str, Any]], colour: str) -> str:
     )
 
 
-def _films(run: _Run) -> str:
-    shown, seen = [], set()
-    candidates = sorted((row for row in run.rows if row.get("video")), key=lambda r: r["index"])
-    # One of every task first, then the others.
-    for row in sorted(candidates, key=lambda r: r["task"] in seen or bool(seen.add(r["task"]))):
-        path = os.path.join(run.folder, row["video"])
-        if len(shown) < MAX_VIDEOS and os.path.exists(path):
-            shown.append(_film(row, path))
+def _films(run: Run) -> str:
+    films = sorted((row for row in run.rows if row.get("video")), key=lambda row: row["index"])
+    films = [row for row in films if os.path.exists(os.path.join(run.folder, row["video"]))]
+    failures = [row for row in films if not row["success"]][: MAX_VIDEOS // 2]
+    successes = [row for row in films if row["success"]][: MAX_VIDEOS - len(failures)]
+    chosen = sorted(successes + failures, key=lambda row: row["index"])
+    shown = [_film(row, os.path.join(run.folder, row["video"])) for row in chosen]
     if not shown:
         return ""
     heading = "<h3>{}</h3>".format(html.escape(run.name))
@@ -249,7 +260,7 @@ def _film(row: Mapping[str, Any], path: str) -> str:
     )
 
 
-def _speed(runs: Sequence[_Run]) -> str:
+def _speed(runs: Sequence[Run]) -> str:
     head = (
         "<tr><th>run</th><th>requests</th><th>round trip p50</th><th>p99</th>"
         "<th>inside the policy p50</th><th>p99</th><th>steps of a success</th></tr>"
@@ -270,8 +281,30 @@ def _ms(value: Optional[float]) -> str:
     return "–" if value is None else "{:.1f} ms".format(value)
 
 
-def _protocol(runs: Sequence[_Run]) -> str:
-    flat = [_flatten(run.score["protocol"]) for run in runs]
+def _sanity(runs: Sequence[Run]) -> str:
+    colours = {"ok": "ok", "warn": "warn", "fail": "no"}
+    body = []
+    for run in runs:
+        for found in run.score["conditions"].get("sanity", ()):
+            cells = [run.name, found["name"], found["text"], found["advice"]]
+            level = found["level"]
+            body.append(
+                '<tr><td class="{}">{}</td>{}</tr>'.format(
+                    colours.get(level, ""),
+                    level,
+                    "".join("<td>{}</td>".format(html.escape(cell)) for cell in cells),
+                )
+            )
+    head = "<tr><th></th><th>run</th><th>check</th><th>seen</th><th>advice</th></tr>"
+    return "<table>{}{}</table>".format(head, "".join(body))
+
+
+def _conditions(run: Run) -> Dict[str, Any]:
+    return {key: value for key, value in run.score["conditions"].items() if key != "sanity"}
+
+
+def _settings(trees: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> str:
+    flat = [{k: _text(v) for k, v in compare.flatten(tree).items()} for tree in trees]
     keys = list(dict.fromkeys(key for values in flat for key in values))
     head = "".join("<th>{}</th>".format(html.escape(run.name)) for run in runs)
     body = []
@@ -290,85 +323,7 @@ def _protocol(runs: Sequence[_Run]) -> str:
     return "<table><tr><th></th>{}</tr>{}</table>{}".format(head, "".join(body), note)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Dict[str, str]:
-    flat: Dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, "{}{}.".format(prefix, key)))
-        elif isinstance(value, list):
-            flat[prefix + key] = ", ".join(str(item) for item in value)
-        else:
-            flat[prefix + key] = str(value)
-    return flat
-
-
-def _draw_bars(runs: Sequence[_Run]) -> Any:
-    from matplotlib.figure import Figure
-
-    names: List[Optional[str]] = [None, *_tasks(runs)]
-    thickness = 0.8 / len(runs)
-    figure = Figure(figsize=(10, 0.9 + len(names) * max(0.34, 0.17 * len(runs))))
-    axes = figure.add_subplot()
-    for number, run in enumerate(runs):
-        places, rates, below, above = [], [], [], []
-        for place, task in enumerate(names):
-            counts = run.counts(task)
-            if counts is not None:
-                places.append(place + (number - (len(runs) - 1) / 2) * thickness)
-                rates.append(100 * counts["rate"])
-                below.append(100 * (counts["rate"] - counts["wilson_low"]))
-                above.append(100 * (counts["wilson_high"] - counts["rate"]))
-        axes.barh(places, rates, thickness * 0.86, color=run.colour, alpha=0.4, zorder=2)
-        errors = [[max(v, 0.0) for v in below], [max(v, 0.0) for v in above]]
-        line = {"color": run.colour, "elinewidth": 1.4, "capsize": 2.5, "ms": 5, "zorder": 3}
-        axes.errorbar(rates, places, xerr=errors, fmt="o", label=run.name, clip_on=False, **line)
-    labels = ["all tasks" if name is None else name.replace("_", " ") for name in names]
-    axes.set_yticks(range(len(names)), labels)
-    axes.get_yticklabels()[0].set_fontweight("bold")
-    axes.axhline(0.5, color="#c5ccd4", linewidth=1)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("success, %, with 95 % interval")
-    if len(runs) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(runs), frameon=False)
-    _tidy(axes, "x")
-    return figure
-
-
-def _draw_losses(curves: Mapping[str, Sequence[Tuple[float, float]]]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.4))
-    axes = figure.add_subplot()
-    for number, (kind, points) in enumerate(sorted(curves.items(), reverse=True)):
-        steps, losses = [p[0] for p in points], [p[1] for p in points]
-        marker = "o" if len(points) <= 30 else ""
-        colour = COLOURS[number % len(COLOURS)]
-        axes.plot(steps, losses, color=colour, label=kind, linewidth=1.4, marker=marker, ms=4)
-    if min(loss for points in curves.values() for _, loss in points) > 0:
-        axes.set_yscale("log", subs=(2, 5))
-        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis("{x:g}")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss")
-    axes.legend(frameon=False)
-    _tidy(axes, "both")
-    return figure
-
-
-def _tidy(axes: Any, grid: str) -> None:
-    axes.grid(axis=grid, color="#e6eaee", zorder=0)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(which="both", length=0, pad=6)
-
-
-def _picture(figure: Any, alt: str) -> str:
-    import matplotlib
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": alt, "font.size": 10}):
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return '<img class="plot" alt="{}" src="data:image/svg+xml;base64,{}">'.format(alt, data)
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    return "{:.6g}".format(value) if isinstance(value, float) else str(value)

@@ -3,7 +3,8 @@
     python -m eval_servers.results report --run trained=DIR --run untrained=DIR --out DIR
     python -m eval_servers.results merge DIR DIR ... --out DIR
 
-Rows are written by `rollout.py`; a run's folder is described there.
+Rows are written by `rollout.py`; a run's folder is described there. A score carries its protocol,
+and nothing here mixes episodes of different ones.
 """
 
 from __future__ import annotations
@@ -13,63 +14,76 @@ import json
 import math
 import os
 import sys
-from typing import Any, Dict, Iterable, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from eval_servers import compare
+from eval_servers.intervals import Z95, wilson
+
 EPISODES, SCORE, PROTOCOL = "episodes.jsonl", "score.json", "protocol.json"
-FORMAT = 1  # of score.json
+FORMAT = 2  # of score.json; 1 counted crashes of the simulator as failures of the policy
 
 
 class ResultsError(ValueError):
     """Results that cannot be read, merged or written over."""
 
 
-def wilson(successes: int, episodes: int, z: float = 1.959963984540054) -> Tuple[float, float]:
-    """Wilson score interval of a proportion; the default z is 95 % (Wilson 1927, JASA 22:209).
+def summarize(
+    rows: Sequence[Dict[str, Any]],
+    protocol: Dict[str, Any],
+    conditions: Optional[Dict[str, Any]] = None,
+) -> Dict[str, Any]:
+    """The score of a run: what goes into score.json.
 
-    Returns:
-        (low, high) in [0, 1]; (0, 1) for no episodes.
+    An episode whose simulator died says nothing about the policy: such rows (with an `error`) are
+    counted as `crashes`, apart from the rates. `missing` are episodes of the protocol without a
+    row, so a partial score cannot pass for a whole one.
+
+    Args:
+        rows: of all episodes, each once.
+        protocol: everything that decides what the score means; its "episodes" is how many there
+            should be.
+        conditions: what may differ between runs of one protocol: machine, versions, times.
     """
-    if not 0 <= successes <= episodes:
-        raise ValueError("{} successes of {} episodes".format(successes, episodes))
-    if episodes == 0:
-        return 0.0, 1.0
-    rate, z2 = successes / episodes, z * z
-    centre = rate + z2 / (2 * episodes)
-    spread = z * math.sqrt(rate * (1 - rate) / episodes + z2 / (4 * episodes * episodes))
-    scale = 1 + z2 / episodes
-    # The bounds touch 0 and 1 exactly there; rounding must not push them past.
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == episodes else (centre + spread) / scale
-    return low, high
-
-
-def summarize(rows: Sequence[Dict[str, Any]], protocol: Dict[str, Any]) -> Dict[str, Any]:
-    """The score of a run: what goes into score.json."""
-    tasks: Dict[str, List[Dict[str, Any]]] = {}
-    for row in rows:
-        tasks.setdefault(row["task"], []).append(row)
-    per_task = {task: _counts(tasks[task]) for task in sorted(tasks)}
-    total = _counts(rows)
+    ran = [row for row in rows if not row.get("error")]
+    tried: Dict[str, List[bool]] = {}
+    for task, success in (pair for row in ran for pair in _tried(row)):
+        tried.setdefault(task, []).append(success)
+    total = _counts([row["success"] for row in ran])
     return {
         "format": FORMAT,
         "success_rate": total["rate"],
         "successes": total["successes"],
         "episodes": total["episodes"],
+        "crashes": len(rows) - len(ran),
+        "missing": max(protocol.get("episodes", len(rows)) - len(rows), 0),
         "wilson_low": total["wilson_low"],
         "wilson_high": total["wilson_high"],
-        "per_task": per_task,
-        "errors": sum(1 for row in rows if row.get("error")),
+        "per_task": {task: _counts(tried[task]) for task in sorted(tried)},
         "restarts": sum(row.get("restarts", 0) for row in rows),
-        "steps_of_successes": _mean([row["steps"] for row in rows if row["success"]]),
+        "steps_of_successes": _mean([row["steps"] for row in ran if row["success"]]),
+        "requests": sum(len(row.get("round_trip_ms", ())) for row in ran),
         "seconds": round(sum(row.get("seconds", 0.0) for row in rows), 3),
         "latency_ms": {
-            "round_trip": _percentiles(rows, "round_trip_ms"),
-            "server": _percentiles(rows, "server_ms"),
+            "round_trip": _percentiles(ran, "round_trip_ms"),
+            "server": _percentiles(ran, "server_ms"),
         },
+        **_chains(ran),
         "protocol": protocol,
+        "conditions": conditions or {},
     }
+
+
+def ranges(values: Iterable[int]) -> str:
+    """Whole numbers, exactly and briefly: [3, 1, 2, 7] -> "1-3,7"."""
+    spans: List[List[int]] = []
+    for value in sorted(set(values)):
+        if spans and value == spans[-1][1] + 1:
+            spans[-1][1] = value
+        else:
+            spans.append([value, value])
+    return ",".join(str(a) if a == b else "{}-{}".format(a, b) for a, b in spans)
 
 
 def write_score(path: str, score: Dict[str, Any]) -> None:
@@ -156,17 +170,30 @@ def open_run(out_dir: str, protocol: Dict[str, Any], resume: bool) -> List[Dict[
             before = json.load(file)
     except (OSError, ValueError) as error:
         raise ResultsError("{} cannot be resumed: {}".format(out_dir, error)) from None
-    changed = [key for key in {**before, **protocol} if before.get(key) != protocol.get(key)]
+    changed = compare.differing(before, protocol)
     if changed:
-        listing = "; ".join(
-            "{}: {} then, {} now".format(key, before.get(key), protocol.get(key)) for key in changed
-        )
+        listing = "; ".join("{}: {} then, {} now".format(k, *pair) for k, pair in changed.items())
         raise ResultsError("{} is of another run: {}".format(out_dir, listing))
-    beside = episodes + ".tmp"
-    with open(beside, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(beside, episodes)
+    replace_rows(episodes, rows)
     return rows
+
+
+def one_line(score: Dict[str, Any]) -> str:
+    """`success 70.0 % (7/10, 95 % interval 39.7 to 89.2 %)` and what else must be said."""
+    line = "success {:.1f} % ({}/{}, 95 % interval {:.1f} to {:.1f} %)".format(
+        100 * score["success_rate"],
+        score["successes"],
+        score["episodes"],
+        100 * score["wilson_low"],
+        100 * score["wilson_high"],
+    )
+    if score.get("chains"):
+        line += "; {average_solved:.2f} tasks in a row on average".format(**score["chains"])
+    if score["crashes"]:
+        line += "; {} episodes lost to crashes of the simulator".format(score["crashes"])
+    if score["missing"]:
+        line += "; {} episodes are still missing".format(score["missing"])
+    return line
 
 
 def plain(value: Any) -> Any:
@@ -187,18 +214,52 @@ def load_run(path: str) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
             score = json.load(file)
     except (OSError, ValueError) as error:
         raise ResultsError("no score in {}: {}".format(path, error)) from None
+    if not isinstance(score, dict) or score.get("format") != FORMAT:
+        made = score.get("format") if isinstance(score, dict) else None
+        raise ResultsError(
+            "{} is a score of format {}, this version reads format {}: evaluate again".format(
+                score_path, made, FORMAT
+            )
+        )
     return score, load_rows(episodes) if os.path.exists(episodes) else []
 
 
-def _counts(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
-    successes = sum(1 for row in rows if row["success"])
-    low, high = wilson(successes, len(rows))
+def _tried(row: Dict[str, Any]) -> List[Tuple[str, bool]]:
+    """(task, success) of a row: its own, or of each task begun in a chain."""
+    stages = row.get("stages") or [row]
+    return [(stage["task"], stage["success"]) for stage in stages]
+
+
+def _counts(outcomes: Sequence[bool]) -> Dict[str, Any]:
+    successes = sum(1 for success in outcomes if success)
+    low, high = wilson(successes, len(outcomes))
     return {
         "successes": successes,
-        "episodes": len(rows),
-        "rate": successes / len(rows) if rows else 0.0,
+        "episodes": len(outcomes),
+        "rate": successes / len(outcomes) if outcomes else 0.0,
         "wilson_low": low,
         "wilson_high": high,
+    }
+
+
+def _chains(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+    """Of episodes with several `tasks` in a row: how far they get."""
+    length = max((len(row.get("tasks", ())) for row in rows), default=0)
+    if length < 2:
+        return {}
+    solved = [compare.solved_in_a_row(row) for row in rows]
+    mean = sum(solved) / len(solved)
+    spread = math.sqrt(sum((n - mean) ** 2 for n in solved) / max(len(solved) - 1, 1))
+    reach = Z95 * spread / math.sqrt(len(solved))
+    at_least = {str(k): _counts([n >= k for n in solved]) for k in range(1, length + 1)}
+    return {
+        "chains": {
+            "length": length,
+            "average_solved": mean,
+            "average_low": max(mean - reach, 0.0),
+            "average_high": min(mean + reach, float(length)),
+            "solved_in_a_row": at_least,
+        }
     }
 
 
@@ -214,31 +275,54 @@ def _mean(values: Sequence[float]) -> Any:
     return sum(values) / len(values) if values else None
 
 
-def _merge(folders: Sequence[str], out_dir: str) -> Dict[str, Any]:
-    """Shards of one protocol -> one folder with all rows and their score."""
-    protocols, shards = [], []
+def merge(folders: Sequence[str], out_dir: str) -> Dict[str, Any]:
+    """Shards of one run -> one folder with all rows, where their videos are, and the score.
+
+    Rows that `out_dir` holds already take part, so merging again adds what has come since.
+
+    Raises:
+        compare.ProtocolError: the shards are of different protocols; lists the keys.
+        ResultsError: they overlap with different episodes, or `out_dir` holds another run.
+    """
+    protocols: Dict[str, Dict[str, Any]] = {}
+    shards, conditions = [], []
     for folder in folders:
         with open(os.path.join(folder, PROTOCOL), encoding="utf-8") as file:
-            protocols.append(json.load(file))
-        shards.append(load_rows(os.path.join(folder, EPISODES)))
-    first = protocols[0]
-    for index, other in enumerate(protocols):
-        keys = {**first, **other}.keys() - {"episodes", "seeds"}  # a shard has its own of these
-        changed = sorted(key for key in keys if first.get(key) != other.get(key))
-        if changed:
-            raise ResultsError(
-                "{} differs from {} in {}".format(folders[index], folders[0], changed)
-            )
-    rows = merge_rows(shards)
-    seeds = [row["seed"] for row in rows]
-    protocol = dict(protocols[0], episodes=len(rows), seeds=[min(seeds), max(seeds)])
-    if open_run(out_dir, protocol, resume=False):
-        raise ResultsError("{} holds results already".format(out_dir))
-    with open(os.path.join(out_dir, EPISODES), "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(dict(row, video=None)) + "\n" for row in rows)
-    score = summarize(rows, protocol)
+            protocols[folder] = json.load(file)
+        rows = load_rows(os.path.join(folder, EPISODES))
+        shards.append([_moved(row, folder, out_dir) for row in rows])
+        conditions.append(_conditions(folder))
+    compare.require_same(protocols, "merge")
+    protocol = protocols[folders[0]]
+    rows = merge_rows([*shards, open_run(out_dir, protocol, resume=True)])
+    score = summarize(rows, protocol, {"shards": conditions})
+    replace_rows(os.path.join(out_dir, EPISODES), rows)
     write_score(os.path.join(out_dir, SCORE), score)
     return score
+
+
+def replace_rows(path: str, rows: Sequence[Dict[str, Any]]) -> None:
+    """Write rows beside `path`, then rename."""
+    beside = "{}.{}.tmp".format(path, os.getpid())
+    with open(beside, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _moved(row: Dict[str, Any], folder: str, out_dir: str) -> Dict[str, Any]:
+    if not row.get("video"):
+        return row
+    return dict(row, video=os.path.relpath(os.path.join(folder, row["video"]), out_dir))
+
+
+def _conditions(folder: str) -> Dict[str, Any]:
+    try:
+        with open(os.path.join(folder, SCORE), encoding="utf-8") as file:
+            return json.load(file).get("conditions", {})
+    except (OSError, ValueError):  # a shard that is still running has no score yet
+        return {}
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -257,8 +341,7 @@ def _main(arguments: Sequence[str]) -> int:
     flags = parser.parse_args(arguments)
     try:
         if flags.command == "merge":
-            score = _merge(flags.shards, flags.out)
-            print("{successes}/{episodes} = {success_rate:.1%}".format(**score))
+            print(one_line(merge(flags.shards, flags.out)))
             return 0
         runs = {}
         for item in flags.run:
@@ -269,6 +352,9 @@ def _main(arguments: Sequence[str]) -> int:
         from eval_servers.report import report
 
         print(report(runs, flags.out, loss_log=flags.loss_log, title=flags.title))
+    except ImportError as error:
+        print("results: {}; pip install matplotlib".format(error), file=sys.stderr)
+        return 1
     except (OSError, ValueError) as error:
         print("results: {}".format(error), file=sys.stderr)
         return 1

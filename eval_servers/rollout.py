@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
+import platform
 import random
 import sys
 import time
@@ -26,57 +26,27 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 
-from eval_servers import pool, results
-from eval_servers.client import ActionChunks, PolicyClient, PolicyServerError, SessionLostError
+from eval_servers import films, pool, results
+from eval_servers.client import ActionChunks, PolicyClient, PolicyServerError
+from eval_servers.episode import ActionError, Attempt, Env, Episode, run_episode, select
 from eval_servers.progress import Progress
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "ActionError",
+    "Attempt",
+    "Env",
+    "Episode",
+    "Options",
+    "check_imports",
+    "evaluate",
+    "other_instructions",
+    "run_episode",
+    "select",
+]
 
 HEAVY = ("jax", "tensorflow", "torch")
-MAX_RESTARTS = 3  # of one episode whose connection dropped
 
 SaveVideo = Callable[[str, List[Any]], None]  # (path of a .webp, what `Env.frame` returned)
-
-
-class ActionError(ValueError):
-    """The policy's actions do not fit the robot; trying again would not help."""
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One trial: where it starts (seed), what counts as success (task), what the policy is told."""
-
-    index: int
-    seed: int
-    task: str
-    instruction: str
-
-
-class Env:
-    """What a simulator's adapter provides; subclassing is optional, the names matter."""
-
-    def reset(self, episode: Episode) -> Dict[str, Any]:
-        """Set the episode up; returns the observation, with openpi's keys, without the prompt."""
-        raise NotImplementedError
-
-    def step(self, action: np.ndarray) -> Dict[str, Any]:
-        """Apply one action, float [a] in robot units; returns the next observation.
-
-        Raises:
-            ActionError: if the robot cannot take such an action; ends the evaluation.
-        """
-        raise NotImplementedError
-
-    def success(self) -> bool:
-        """Whether the task is solved now."""
-        raise NotImplementedError
-
-    def frame(self) -> Any:
-        """What `save_video` makes a picture of: uint8 [h, w, 3], or a state to draw later."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Let go of the simulator."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +54,16 @@ class Options:
     """How to run episodes.
 
     Attributes:
-        server: ws://host:port of the policy.
+        server: ws://host:port of the policy; of several, with commas between, which must serve the
+            same policy: workers are spread over them.
         max_steps: actions before an episode counts as failed.
         execute_steps: actions of a chunk to execute before asking again; 1 = re-plan every step.
         workers: simulator processes.
         videos: at most this many per task: the first success and the first failure.
         episode_timeout: seconds before a worker counts as hung.
-        connect_timeout: seconds to wait for the server.
-        resume: go on with a run that was interrupted, if it was the same.
+        connect_timeout: seconds to wait for the server, at the start and whenever it has gone.
+        resume: go on with a run that was interrupted, if it was the same; episodes lost to crashes
+            are tried again.
     """
 
     server: str
@@ -103,91 +75,10 @@ class Options:
     connect_timeout: float = 60.0
     resume: bool = False
 
-
-def run_episode(
-    env: Any,
-    client: Any,
-    episode: Episode,
-    max_steps: int,
-    execute_steps: int = 1,
-    frames: Optional[List[Any]] = None,
-) -> Dict[str, Any]:
-    """Run one episode to success or `max_steps`; starts over if the connection drops.
-
-    Args:
-        env: adapter, see `Env`.
-        client: `PolicyClient`.
-        episode: what to run.
-        max_steps: actions before it counts as failed.
-        execute_steps: actions of a chunk to execute before asking again.
-        frames: filled with `env.frame()` of every step, if given.
-
-    Returns:
-        Row: index, seed, task, instruction, success, steps, seconds, round_trip_ms, server_ms
-        (one per request), restarts, error (None).
-
-    Raises:
-        PolicyServerError: the server refuses the observation or stays away.
-    """
-    chunks = ActionChunks(client, execute_steps)
-    start, restarts = time.monotonic(), 0
-    while True:
-        try:
-            success, steps = _attempt(env, client, chunks, episode, max_steps, frames)
-            break
-        except SessionLostError as error:
-            restarts += 1
-            if restarts > MAX_RESTARTS:
-                raise PolicyServerError(
-                    "episode {} lost its connection {} times: {}".format(
-                        episode.index, restarts, error
-                    )
-                ) from None
-            log.warning("episode %d starts over: %s", episode.index, error)
-    return dict(
-        asdict(episode),
-        success=success,
-        steps=steps,
-        seconds=round(time.monotonic() - start, 3),
-        round_trip_ms=[round(ms, 3) for ms in chunks.round_trip_ms],
-        server_ms=[round(ms, 3) for ms in chunks.server_ms],
-        restarts=restarts,
-        error=None,
-    )
-
-
-def _attempt(
-    env: Any,
-    client: Any,
-    chunks: ActionChunks,
-    episode: Episode,
-    max_steps: int,
-    frames: Optional[List[Any]],
-) -> Tuple[bool, int]:
-    chunks.reset()
-    client.reset()
-    obs = env.reset(episode)
-    if frames is not None:
-        frames[:] = [env.frame()]
-    for step in range(1, max_steps + 1):
-        request = dict(select(obs, client.metadata), prompt=episode.instruction)
-        obs = env.step(chunks.act(request))
-        if frames is not None:
-            frames.append(env.frame())
-        if env.success():
-            return True, step
-    return False, max_steps
-
-
-def select(obs: Dict[str, Any], metadata: Dict[str, Any]) -> Dict[str, Any]:
-    """The part of an observation that the policy says it takes; all of it if it does not say."""
-    cameras = metadata.get("cameras")
-    if not isinstance(cameras, dict):
-        return obs
-    keep = set(cameras.values())
-    if metadata.get("needs_proprio"):
-        keep.add("observation/state")
-    return {key: value for key, value in obs.items() if key in keep}
+    @property
+    def servers(self) -> Tuple[str, ...]:
+        """The addresses in `server`."""
+        return tuple(part.strip() for part in self.server.split(",") if part.strip())
 
 
 def other_instructions(tasks: Sequence[str], seed: int = 0) -> Dict[str, str]:
@@ -223,6 +114,9 @@ def evaluate(
     options: Options,
     protocol: Dict[str, Any],
     save_video: Optional[SaveVideo] = None,
+    attempt: Optional[Attempt] = None,
+    conditions: Optional[Dict[str, Any]] = None,
+    shard: Tuple[int, int] = (0, 1),
 ) -> Dict[str, Any]:
     """Run all episodes, each counted once, and write DIR; returns the score.
 
@@ -233,48 +127,100 @@ def evaluate(
         options: see `Options`.
         protocol: what the simulator wants on record (its name, version, task list, ...).
         save_video: (path, list of what `Env.frame` returned) -> None, picklable; no videos without.
+        attempt: see `run_episode`; picklable.
+        conditions: more to record of this run that is no part of the protocol.
+        shard: (i, n): only every n-th episode, from the i-th; `results.merge` puts n such runs
+            together.
 
     Raises:
         PolicyServerError: the server is away.
         pool.PoolError: workers cannot go on: refused observations or actions, endless crashes.
         results.ResultsError: DIR holds other results.
     """
-    with PolicyClient(options.server, options.connect_timeout) as client:
-        metadata = results.plain(client.metadata)
-        ActionChunks(client, options.execute_steps)  # refuses a k beyond the chunk before spawning
-    record = dict(
-        protocol,
-        server=metadata,
-        max_steps=options.max_steps,
-        execute_steps=options.execute_steps,
-        episodes=len(episodes),
-        seeds=[min(e.seed for e in episodes), max(e.seed for e in episodes)],
+    metadata = common_metadata(options)
+    record = results.plain(
+        dict(
+            protocol,
+            server=metadata,
+            max_steps=options.max_steps,
+            execute_steps=options.execute_steps,
+            episodes=len(episodes),
+            seeds=results.ranges(episode.seed for episode in episodes),
+        )
     )
-    rows = results.open_run(out_dir, record, options.resume)
+    earlier = results.open_run(out_dir, record, options.resume)
+    rows = [row for row in earlier if not row.get("error")]
     done = {row["index"] for row in rows}
-    todo = [episode for episode in episodes if episode.index not in done]
-    films = _Films(out_dir, options.videos if save_video else 0, rows)
-    make_handler = functools.partial(_Handler, make_env, options, metadata, save_video)
-    progress = Progress(len(episodes), len(rows), sum(row["success"] for row in rows))
+    mine = episodes[shard[0] :: shard[1]]
+    todo = [episode for episode in mine if episode.index not in done]
+    results.replace_rows(os.path.join(out_dir, results.EPISODES), rows)
+    wanted = films.Films(out_dir, options.videos if save_video else 0, rows)
+    make_handler = functools.partial(_Handler, make_env, options, metadata, save_video, attempt)
+    progress = Progress(len(mine), len(rows), sum(row["success"] for row in rows))
+    started = _utc()
+
+    def prepare(episode: Episode) -> _Job:
+        kinds = wanted.wanted(episode.task)
+        return _Job(episode, kinds, wanted.path(episode.index, episode.task))
+
     with open(os.path.join(out_dir, results.EPISODES), "a", encoding="utf-8") as log_file, progress:
         for episode, outcome in pool.run(
             make_handler,
             todo,
-            films.order,
+            prepare,
             options.workers,
-            options.episode_timeout,
+            # An episode may have to wait for a server that is coming up again.
+            options.episode_timeout + options.connect_timeout,
             fatal=(PolicyServerError, ActionError, ImportError),
         ):
             if isinstance(outcome, pool.Crash):
                 outcome = _crashed_row(episode, outcome.reason)
-            row = films.settle(outcome)
+            row = wanted.settle(outcome)
             log_file.write(json.dumps(row) + "\n")
             log_file.flush()
             rows.append(row)
-            progress.add(row["success"])
-    score = results.summarize(rows, dict(record, workers=options.workers))
+            progress.add(row["success"], bool(row["error"]))
+    ours = dict(_machine(), workers=options.workers, started=started, finished=_utc())
+    if shard[1] > 1:
+        ours["shard"] = "{}/{}".format(*shard)
+    score = results.summarize(rows, record, {**ours, **(conditions or {})})
     results.write_score(os.path.join(out_dir, results.SCORE), score)
     return score
+
+
+def common_metadata(options: Options) -> Dict[str, Any]:
+    """What all servers of the options say of their policy.
+
+    Raises:
+        PolicyServerError: one is away, or they differ.
+        ValueError: `execute_steps` is beyond the chunk.
+    """
+    found: Dict[str, Any] = {}
+    for uri in options.servers:
+        with PolicyClient(uri, options.connect_timeout) as client:
+            ActionChunks(client, options.execute_steps)
+            metadata = results.plain(client.metadata)
+        if found and metadata != found:
+            raise PolicyServerError(
+                "{} and {} serve different policies".format(options.servers[0], uri)
+            )
+        found = metadata
+    if not options.servers:
+        raise PolicyServerError("no server was named; write it as ws://host:port")
+    return found
+
+
+def _utc() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _machine() -> Dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
 
 
 class _Job(NamedTuple):
@@ -294,22 +240,29 @@ class _Handler:
         options: Options,
         metadata: Dict[str, Any],
         save_video: Optional[SaveVideo],
+        attempt: Optional[Attempt],
+        number: int,
     ) -> None:
-        self._options, self._save_video = options, save_video
-        self._client = PolicyClient(options.server, options.connect_timeout)
+        self._options, self._save_video, self._attempt = options, save_video, attempt
+        uri = options.servers[number % len(options.servers)]
+        self._client = PolicyClient(uri, options.connect_timeout)
         if results.plain(self._client.metadata) != metadata:
-            raise PolicyServerError(
-                "{} changed its policy during the evaluation".format(options.server)
-            )
+            raise PolicyServerError("{} changed its policy during the evaluation".format(uri))
         self._env = make_env()
 
     def __call__(self, job: _Job) -> Dict[str, Any]:
         options = self._options
         frames: Optional[List[Any]] = [] if job.wanted else None
         row = run_episode(
-            self._env, self._client, job.episode, options.max_steps, options.execute_steps, frames
+            self._env,
+            self._client,
+            job.episode,
+            options.max_steps,
+            options.execute_steps,
+            frames,
+            self._attempt,
         )
-        if self._save_video and frames and _outcome(row) in job.wanted:
+        if self._save_video and frames and films.outcome(row) in job.wanted:
             os.makedirs(os.path.dirname(job.video_path), exist_ok=True)
             self._save_video(job.video_path, frames)
             row["video"] = job.video_path
@@ -321,37 +274,6 @@ class _Handler:
         check_imports()
 
 
-class _Films:
-    """Which videos are still wanted; a second one of a kind, from a parallel worker, is removed."""
-
-    def __init__(self, out_dir: str, per_task: int, rows: List[Dict[str, Any]]) -> None:
-        self._out_dir, self._per_task = out_dir, per_task
-        self._have = {(row["task"], _outcome(row)) for row in rows if row.get("video")}
-
-    def order(self, episode: Episode) -> _Job:
-        have = [outcome for task, outcome in self._have if task == episode.task]
-        missing = tuple(o for o in ("success", "failure") if o not in have)
-        name = "{:04d}_{}.webp".format(episode.index, episode.task.replace(os.sep, "_"))
-        path = os.path.join(self._out_dir, "videos", name)
-        return _Job(episode, missing if len(have) < self._per_task else (), path)
-
-    def settle(self, row: Dict[str, Any]) -> Dict[str, Any]:
-        path = row.get("video")
-        kind = (row["task"], _outcome(row))
-        if path is None:
-            return row
-        count = sum(1 for task, _ in self._have if task == row["task"])
-        if kind in self._have or count >= self._per_task:
-            os.remove(path)
-            return dict(row, video=None)
-        self._have.add(kind)
-        return dict(row, video=os.path.relpath(path, self._out_dir))
-
-
-def _outcome(row: Dict[str, Any]) -> str:
-    return "success" if row["success"] else "failure"
-
-
 def _crashed_row(episode: Episode, reason: str) -> Dict[str, Any]:
     error = "the simulator's process died on {} tries: {}".format(pool.MAX_TRIES, reason)
     return dict(
@@ -359,6 +281,7 @@ def _crashed_row(episode: Episode, reason: str) -> Dict[str, Any]:
         success=False,
         steps=0,
         seconds=0.0,
+        first_frame="",
         round_trip_ms=[],
         server_ms=[],
         restarts=0,

@@ -9,19 +9,22 @@ starts over. Flags after -- go to launch/train.py.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval_servers import local_server
+
+ROOT = local_server.ROOT
 RUNS = ("trained", "untrained", "swapped")
 SIZE = 32  # pixels of both cameras: what configs/quickstart.py's vision tower takes, unresized
 BASELINE = 52  # episodes at most of the two runs that are expected to fail
@@ -31,10 +34,10 @@ def main() -> None:
     """Run the five stages."""
     flags = _parse_flags()
     start = time.monotonic()
-    run = Path(flags.workdir)
+    run = ROOT / flags.workdir
     if flags.fresh:
         shutil.rmtree(run, ignore_errors=True)
-    dataset = Path(flags.data) if flags.data else run / "data/tabletop/1.0.0"
+    dataset = ROOT / flags.data if flags.data else run / "data/tabletop/1.0.0"
     results, report = run / "results", run / "report"
     names = RUNS if flags.baselines else RUNS[:1]
 
@@ -47,14 +50,15 @@ def main() -> None:
 
     _say("3/5 serve and evaluate")
     shutil.rmtree(results, ignore_errors=True)
-    with _server(run) as uri:
-        _rollout(uri, results / "trained", flags.episodes)
+    few = min(flags.episodes, BASELINE)
+    with local_server.running(["--checkpoint", str(run)]) as server:
+        _evaluate(server.uri, results / "trained", flags.episodes, "--sanity=warn")
         if flags.baselines:
-            _rollout(uri, results / "swapped", min(flags.episodes, BASELINE), "--swap-instructions")
+            _evaluate(server.uri, results / "swapped", few, "--swap-instructions")
     if flags.baselines:
         _say("4/5 baseline: the same network, untrained")
-        with _server(run, "--untrained") as uri:
-            _rollout(uri, results / "untrained", min(flags.episodes, BASELINE))
+        with local_server.running(["--checkpoint", str(run), "--untrained"]) as server:
+            _evaluate(server.uri, results / "untrained", few)
 
     _say("5/5 report")
     runs = [f"--run={name}={results / name}" for name in names]
@@ -98,32 +102,11 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-@contextlib.contextmanager
-def _server(run: Path, *flags: str) -> Iterator[str]:
-    """A policy server on a free port; yields its address once it listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "launch/serve.py", "--checkpoint", str(run), f"--port={port}"]
-    process = subprocess.Popen(
-        [*command, *flags], cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("listening on "):
-                break
-        else:
-            sys.exit("demo: the policy server ended before it listened; see its error above")
-        yield line.removeprefix("listening on ").strip()
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _rollout(uri: str, out: Path, episodes: int, *flags: str) -> None:
-    settings = ["--episodes", episodes, "--workers", os.cpu_count() or 1, "--image-size", SIZE]
-    _python("eval_servers/tabletop/rollout.py", "--server", uri, "--out", out, *settings, *flags)
+def _evaluate(uri: str, out: Path, episodes: int, *flags: str) -> None:
+    # Random weights and swapped instructions are meant to look wrong: the suite is for "trained".
+    settings = ["--server", uri, "--out", out, "--sanity=off", "--no-report"]
+    rollout = ["--", "--episodes", episodes, "--image-size", SIZE, *flags]
+    _python("launch/evaluate.py", "tabletop", *settings, *rollout)
 
 
 def _score(results: Path, names: Sequence[str], minutes: float) -> dict[str, Any]:

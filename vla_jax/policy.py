@@ -12,6 +12,7 @@ import numpy as np
 
 from vla_jax import config as configuration
 from vla_jax.batched_step import BatchedStep, StepInput
+from vla_jax import provenance
 from vla_jax.config import Config
 from vla_jax.data.errors import TextLengthError
 from vla_jax.data.gripper import GripperState
@@ -163,17 +164,25 @@ class Policy:
             params = (
                 _untrained(config) if untrained else lora.merge(saved.params(step), config.lora)
             )
-        return cls(
+            files = saved.directory / str(step)
+            stored = provenance.hash_folders(*(files / item for item in checkpoint.POLICY_ITEMS))
+        spec = dataclasses.replace(ActionSpec.from_json(specs[dataset]), **(gripper or {}))
+        statistics = meta["statistics"].get(dataset, {})
+        policy = cls(
             config=config,
             params=params,
             tokenizer=Tokenizer.from_json(meta["tokenizer"]),
-            spec=dataclasses.replace(ActionSpec.from_json(specs[dataset]), **(gripper or {})),
+            spec=spec,
             dataset=dataset,
             step=0 if untrained else step,
             execution=execution,
-            states=_states(config, meta["statistics"].get(dataset, {})),
+            states=_states(config, statistics),
             max_batch=max_batch,
         )
+        policy.metadata |= provenance.describe(
+            stored, spec, statistics, untrained, execution or Execution()
+        )
+        return policy
 
     def new_session(self) -> Session:
         """The state before the first step of an episode."""

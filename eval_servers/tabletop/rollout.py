@@ -6,24 +6,24 @@ Episodes go round-robin over the tasks, each with a seed of its own that no demo
 `--swap-instructions` keeps every episode's task (its initial state and what counts as success) but
 gives the policy another task's instruction: a policy that listens must fail.
 Writes DIR/episodes.jsonl, DIR/score.json and DIR/videos; see `eval_servers/rollout.py`.
+`launch/evaluate.py tabletop` also starts the server and writes the report.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 import numpy as np
+import PIL
 
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from eval_servers import pool, rollout
-from eval_servers.client import PolicyServerError
+from eval_servers import cli, rollout
 from eval_servers.tabletop import tasks
 from eval_servers.tabletop.env import TabletopEnv
 from eval_servers.tabletop.render import render
@@ -38,6 +38,8 @@ class TabletopRollout(rollout.Env):
 
     def __init__(self, image_size: int) -> None:
         """Render both cameras at `image_size` pixels, which should be the training data's."""
+        self.gripper = {"closed": -1.0, "open": 1.0}
+        self.arm_range = (-1.0, 1.0)
         self._env = TabletopEnv(image_size=image_size)
         self._task = ""
         self._start: Dict[str, Any] = {}
@@ -100,56 +102,32 @@ def make_episodes(
 
 def main(arguments: Sequence[str]) -> int:
     """Run the evaluation; returns the exit status."""
-    flags = _parse_flags(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    options = rollout.Options(
-        server=flags.server,
-        max_steps=flags.max_steps,
-        execute_steps=flags.execute_steps,
-        workers=flags.workers,
-        videos=flags.videos,
-        connect_timeout=flags.connect_timeout,
-        resume=flags.resume,
-    )
+    return cli.main(_parse_flags(arguments), _prepare)
+
+
+def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
     names = flags.tasks or list(tasks.TASKS)
+    episodes = make_episodes(names, flags.episodes, flags.seed0, flags.swap_instructions)
     protocol = {
         "environment": "tabletop",
+        "profile": "default",
         "tasks": names,
         "swap_instructions": flags.swap_instructions,
         "image_size": flags.image_size,
+        "simulator": {
+            "renderer": "tabletop.render",
+            "driver": "numpy and Pillow, on the CPU",
+            "versions": {"numpy": np.__version__, "pillow": PIL.__version__},
+        },
     }
-    try:
-        score = rollout.evaluate(
-            functools.partial(TabletopRollout, flags.image_size),
-            make_episodes(names, flags.episodes, flags.seed0, flags.swap_instructions),
-            flags.out,
-            options,
-            protocol,
-            _film,
-        )
-        rollout.check_imports()
-    except (PolicyServerError, pool.PoolError, OSError, ValueError) as error:
-        print("rollout: {}".format(error), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nrollout: interrupted; --resume goes on from here", file=sys.stderr)
-        return 130
-    print(
-        "success {success_rate:.1%} ({successes}/{episodes}, 95 % interval {wilson_low:.1%} to"
-        " {wilson_high:.1%})".format(**score)
-    )
-    return 0
+    make_env = functools.partial(TabletopRollout, flags.image_size)
+    return cli.Evaluation(make_env, episodes, protocol, _film)
 
 
 def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser(__doc__, tasks.HORIZON)
     add = parser.add_argument
-    add("--server", required=True, metavar="URI", help="ws://host:port of launch/serve.py")
-    add("--out", required=True, metavar="DIR", help="folder for the results; must not hold others")
-    add("--episodes", type=_positive, default=200, metavar="N", help="in all (default: 200)")
-    add("--workers", type=_positive, default=2, metavar="N", help="processes (default: 2)")
+    add("--episodes", type=cli.positive, default=200, metavar="N", help="in all (default: 200)")
     add("--seed0", type=int, default=SEED0, metavar="N", help="first seed (default: %(default)s)")
     add(
         "--tasks",
@@ -164,49 +142,13 @@ def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         help="tell the policy another task's instruction; success still counts on the own task",
     )
     add(
-        "--max-steps",
-        type=_positive,
-        default=tasks.HORIZON,
-        metavar="N",
-        help="actions before an episode has failed (default: %(default)s)",
-    )
-    add(
-        "--execute-steps",
-        type=_positive,
-        default=1,
-        metavar="K",
-        help="actions of a chunk to execute before asking again (default: 1, re-plan every step)",
-    )
-    add(
         "--image-size",
-        type=_positive,
+        type=cli.positive,
         default=64,
         metavar="PX",
         help="of both cameras, as in the training data (default: 64)",
     )
-    add(
-        "--videos",
-        type=int,
-        choices=(0, 1, 2),
-        default=2,
-        help="videos a task at most: its first success and its first failure (default: 2)",
-    )
-    add(
-        "--connect-timeout",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="seconds to wait for the server (default: 60)",
-    )
-    add("--resume", action="store_true", help="finish an interrupted run of the same settings")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ class FakeEnv(rollout.Env):
     """Solved once the action's image-mean channel has been seen `seed % 5 + 1` times.
 
     Task "down" is never solved. `trouble` maps an episode's index to a misfortune that strikes
-    while the file `trouble_dir/index` lacks its number of lines.
+    while the file `trouble_dir/index` lacks its number of lines. A step takes `pace` seconds.
     """
 
-    def __init__(self, trouble_dir="", trouble=None, extra_import=""):
-        self._trouble_dir, self._trouble = trouble_dir, trouble or {}
+    def __init__(self, trouble_dir="", trouble=None, extra_import="", pace=0.0):
+        self._trouble_dir, self._trouble, self._pace = trouble_dir, trouble or {}, pace
         if extra_import:
             __import__(extra_import)
 
@@ -40,6 +40,7 @@ class FakeEnv(rollout.Env):
     def step(self, action):
         assert action.shape == (7,)
         self._steps += 1
+        time.sleep(self._pace)
         return self._observe()
 
     def success(self):

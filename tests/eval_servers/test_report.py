@@ -8,23 +8,26 @@ import pytest
 from eval_servers import report, results, video
 
 
-def make_run(folder, successes, per_task=4, tasks=("lift", "place"), name="fake"):
+def make_run(folder, successes, per_task=4, tasks=("lift", "place"), name="fake", **changes):
     rows = []
     for index in range(per_task * len(tasks)):
         task = tasks[index % len(tasks)]
         success = index // len(tasks) < successes
         row = {"index": index, "seed": index, "task": task, "instruction": f"<b>{task}</b> & go"}
         row.update(success=success, steps=9, seconds=1.0, error=None, restarts=0, video=None)
-        row.update(round_trip_ms=[1.0, 2.0], server_ms=[0.5])
+        row.update(round_trip_ms=[1.0, 2.0], server_ms=[0.5], first_frame=f"{name}{index}")
         if index < 2:
             row["video"] = f"videos/{index}.webp"
             (folder / "videos").mkdir(parents=True, exist_ok=True)
             frames = [np.full((16, 32, 3), 9 * i, np.uint8) for i in range(5)]
             video.save_video(str(folder / row["video"]), frames)
         rows.append(row)
-    protocol = {"environment": name, "server": {"model": "m", "chunk": 4}, "seeds": [0, 7]}
+    protocol = {"environment": name, "server": {"model": "m", "chunk": 4}, "seeds": "0-7"}
+    protocol.update(changes)
+    sanity = [{"name": "image", "level": "warn", "text": "moves <little>", "advice": "look"}]
     (folder / "episodes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    results.write_score(str(folder / "score.json"), results.summarize(rows, protocol))
+    score = results.summarize(rows, protocol, {"sanity": sanity, "cpus": 2})
+    results.write_score(str(folder / "score.json"), score)
     return str(folder)
 
 
@@ -59,6 +62,11 @@ def test_the_page_is_self_contained_and_says_it_all(runs, tmp_path):
         assert text in page, text
     for text in ("un&lt;trained&gt;", "&lt;b&gt;lift&lt;/b&gt; &amp; go", "server.chunk", "1.5 ms"):
         assert text in page, text
+    assert (
+        "cannot take a difference: trained and un&lt;trained&gt; differ in environment"
+        in page.lower()
+    )
+    assert "moves &lt;little&gt;" in page
     assert page.count("<td>&ndash;</td>") == 2  # each run lacks one of the other's tasks
     assert '<td class="wrap differs">other</td>' in page
     assert '<td class="wrap" colspan="2">m</td>' in page
@@ -99,3 +107,46 @@ def test_videos_play_every_frame(tmp_path):
     assert (film.size, film.n_frames) == ((16, 8), 4)
     film.seek(3)
     assert abs(np.asarray(film.convert("RGB")).mean() - 120) < 4
+
+
+def test_runs_of_one_protocol_are_compared_by_task(tmp_path):
+    runs = {
+        "before": make_run(tmp_path / "a", 1, server={"model": "m", "step": 1}),
+        "after": make_run(tmp_path / "b", 4, server={"model": "m", "step": 2}),
+        "other": make_run(tmp_path / "c", 4, max_steps=9),
+    }
+    report.report(runs, str(tmp_path / "page"))
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "Against before" in page
+    assert page.count("data:image/svg+xml") == 2
+    assert "<b>+75</b><small>" in page
+    assert "8 episodes" in page
+    assert "differ in max_steps (None / 9)" in page
+    assert "other pixels" not in page
+
+
+def test_other_first_frames_are_told(tmp_path):
+    one, two = make_run(tmp_path / "a", 1), make_run(tmp_path / "b", 2)
+    path = tmp_path / "b" / "episodes.jsonl"
+    path.write_text(path.read_text().replace('"first_frame": "fake3"', '"first_frame": "gpu3"'))
+    report.report({"a": one, "b": two}, str(tmp_path / "page"))
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "1 of 8 episodes of b start with other pixels" in page
+
+
+def test_crashes_missing_episodes_and_chains_are_on_the_page(tmp_path):
+    tasks = ["t0", "t1"]
+    rows = [
+        {"index": i, "seed": i, "task": "chain", "instruction": "", "success": i > 1, "steps": 4}
+        | {"tasks": tasks, "stages": [{"task": "t0", "success": i > 0}], "error": None}
+        for i in range(3)
+    ]
+    rows[2]["stages"].append({"task": "t1", "success": True})
+    rows.append({**rows[0], "index": 3, "error": "died", "stages": []})
+    score = results.summarize(rows, {"environment": "calvin", "episodes": 6})
+    results.write_score(str(tmp_path / "score.json"), score)
+    report.report({"run": str(tmp_path)}, str(tmp_path / "page"))
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "1 lost to crashes of the simulator" in page
+    assert "2 episodes still missing" in page
+    assert "<td>66.7&nbsp;%</td><td>33.3&nbsp;%</td><td>1.00<small>" in page

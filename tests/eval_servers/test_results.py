@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from eval_servers import results
+from eval_servers.intervals import wilson
 
 
 def row(index, success=True, task="lift", **changes):
@@ -25,44 +26,20 @@ def row(index, success=True, task="lift", **changes):
     }
 
 
-# Reference: statsmodels 0.14 proportion_confint(method="wilson"), and Newcombe 1998 (Stat. Med. 17,
-# table I: 81/263, 15/148, 0/20, 1/29) to the four digits printed there.
-@pytest.mark.parametrize(
-    ("successes", "episodes", "low", "high"),
-    [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (20, 20, 1 - 0.1611, 1.0),
-        (50, 100, 0.4038, 0.5962),
-    ],
-)
-def test_wilson_interval(successes, episodes, low, high):
-    assert results.wilson(successes, episodes) == pytest.approx((low, high), abs=6e-5)
-
-
-def test_wilson_edges():
-    assert results.wilson(0, 0) == (0.0, 1.0)
-    assert results.wilson(0, 7)[0] == 0.0
-    assert results.wilson(7, 7)[1] == 1.0
-    with pytest.raises(ValueError, match="8 successes of 7"):
-        results.wilson(8, 7)
-
-
 def test_summary():
     rows = [row(0), row(1, False), row(2, task="place"), row(3, False, "place", error="died")]
     rows.append(row(4, task="place", steps=9, restarts=2, round_trip_ms=[101.0]))
-    score = results.summarize(rows, {"environment": "x"})
-    assert (score["successes"], score["episodes"], score["success_rate"]) == (3, 5, 0.6)
-    assert (score["wilson_low"], score["wilson_high"]) == results.wilson(3, 5)
+    score = results.summarize(rows, {"environment": "x", "episodes": 7}, {"workers": 2})
+    assert (score["successes"], score["episodes"], score["success_rate"]) == (3, 4, 0.75)
+    assert (score["wilson_low"], score["wilson_high"]) == wilson(3, 4)
     assert score["per_task"]["lift"]["rate"] == 0.5
     assert score["per_task"]["place"]["successes"] == 2
-    assert score["per_task"]["place"]["episodes"] == 3
-    assert (score["errors"], score["restarts"]) == (1, 2)
+    assert score["per_task"]["place"]["episodes"] == 2  # the crash says nothing of the policy
+    assert (score["crashes"], score["missing"], score["restarts"]) == (1, 2, 2)
     assert score["steps_of_successes"] == pytest.approx(19 / 3)
-    assert score["latency_ms"]["round_trip"] == {"count": 9, "p50": 3.0, "p99": 93.16}
-    assert score["protocol"] == {"environment": "x"}
+    assert score["latency_ms"]["round_trip"] == {"count": 7, "p50": 3.0, "p99": 95.12}
+    assert score["protocol"] == {"environment": "x", "episodes": 7}
+    assert score["conditions"] == {"workers": 2}
 
 
 def test_summary_of_nothing():
@@ -114,7 +91,7 @@ def test_shards_merge_and_every_episode_counts_once():
 
 
 def make_run(folder, rows, **protocol):
-    protocol = {"environment": "fake", "episodes": len(rows), "seeds": [0, 1], **protocol}
+    protocol = {"environment": "fake", "episodes": 5, "seeds": "100-104", **protocol}
     results.open_run(str(folder), protocol, resume=False)
     with open(folder / "episodes.jsonl", "a") as file:
         file.writelines(json.dumps(r) + "\n" for r in rows)
@@ -122,18 +99,64 @@ def make_run(folder, rows, **protocol):
 
 
 def test_merge_command(tmp_path, capsys):
-    make_run(tmp_path / "a", [row(0), row(1, False)])
+    make_run(tmp_path / "a", [row(0, video="videos/0.webp"), row(1, False)])
     make_run(tmp_path / "b", [row(2), row(3)])
     command = ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "all")]
     assert results._main(command) == 0
-    assert capsys.readouterr().out == "3/4 = 75.0%\n"
+    told = capsys.readouterr().out
+    assert told.startswith("success 75.0 % (3/4, 95 % interval 30.1 to 95.4 %); 1 episodes are")
     score, rows = results.load_run(str(tmp_path / "all"))
     assert [r["index"] for r in rows] == [0, 1, 2, 3]
-    assert score["protocol"]["seeds"] == [100, 103]
-    make_run(tmp_path / "c", [row(4)], max_steps=3)
-    command[2] = str(tmp_path / "c")
-    assert results._main(command) == 1
-    assert "max_steps" in capsys.readouterr().err
+    assert rows[0]["video"] == os.path.join("..", "a", "videos", "0.webp")
+    assert score["missing"] == 1
+    # What has come since is added; what is there stays.
+    make_run(tmp_path / "late", [row(4)])
+    assert results._main(["merge", str(tmp_path / "late"), *command[-2:]]) == 0
+    assert capsys.readouterr().out == "success 80.0 % (4/5, 95 % interval 37.6 to 96.4 %)\n"
+
+
+def test_shards_of_other_protocols_are_refused_with_what_differs(tmp_path, capsys):
+    make_run(tmp_path / "a", [row(0)], simulator={"driver": "llvmpipe"}, max_steps=60)
+    make_run(tmp_path / "b", [row(1)], simulator={"driver": "NVIDIA"}, max_steps=60)
+    out = ["--out", str(tmp_path / "all")]
+    assert results._main(["merge", str(tmp_path / "a"), str(tmp_path / "b"), *out]) == 1
+    told = capsys.readouterr().err
+    assert "simulator.driver (llvmpipe / NVIDIA)" in told
+    assert "max_steps" not in told
+    assert not (tmp_path / "all").exists()
+
+
+def test_chains(tmp_path):
+    def chain(index, *solved):
+        stages = [{"task": f"t{i}", "success": s, "steps": 2} for i, s in enumerate(solved)]
+        tasks = [f"t{i}" for i in range(3)]
+        return row(index, all(solved) and len(solved) == 3, "chain", tasks=tasks, stages=stages)
+
+    rows = [chain(0, True, True, True), chain(1, True, False), chain(2, False)]
+    rows.append(row(3, False, "chain", tasks=["t0", "t1", "t2"], error="died"))
+    score = results.summarize(rows, {})
+    found = score["chains"]
+    assert [c["successes"] for c in found["solved_in_a_row"].values()] == [2, 1, 1]
+    assert [c["episodes"] for c in found["solved_in_a_row"].values()] == [3, 3, 3]
+    assert found["average_solved"] == pytest.approx(4 / 3)
+    spread = np.std([3, 1, 0], ddof=1) / np.sqrt(3) * 1.96
+    assert found["average_low"] == pytest.approx(max(4 / 3 - spread, 0), abs=1e-4)
+    counts = {task: (c["successes"], c["episodes"]) for task, c in score["per_task"].items()}
+    assert counts == {"t0": (2, 3), "t1": (1, 2), "t2": (1, 1)}
+    assert (score["successes"], score["episodes"], score["crashes"]) == (1, 3, 1)
+
+
+def test_a_score_of_another_format_is_refused(tmp_path):
+    (tmp_path / "score.json").write_text('{"format": 1, "successes": 3}')
+    with pytest.raises(results.ResultsError, match="format 1, this version reads format 2"):
+        results.load_run(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"), [([], ""), ([4], "4"), ([7, 1, 3, 2, 2], "1-3,7"), (range(5, 9), "5-8")]
+)
+def test_ranges(values, told):
+    assert results.ranges(values) == told
 
 
 def test_command_errors_are_one_line(tmp_path, capsys):

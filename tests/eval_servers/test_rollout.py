@@ -111,10 +111,14 @@ def test_two_workers_end_to_end(uri, tmp_path):
         assert row["success"] == (row["task"] != "down")
         assert row["steps"] == (row["seed"] % 5 + 1 if row["success"] else 6)
     assert score == json.loads((out / "score.json").read_text())
-    assert (score["successes"], score["episodes"], score["errors"]) == (8, 12, 0)
+    assert (score["successes"], score["episodes"], score["crashes"]) == (8, 12, 0)
     assert score["per_task"]["down"]["rate"] == 0
     assert score["protocol"]["server"]["model"] == "counting"
-    assert score["protocol"]["seeds"] == [100, 111]
+    assert score["protocol"]["seeds"] == "100-111"
+    assert score["conditions"]["workers"] == 2
+    frames = {row["first_frame"] for row in rows}
+    assert len(frames) == 1  # this world starts every episode with the same pixels
+    assert len(frames.pop()) == 16
     assert score["latency_ms"]["round_trip"]["count"] == sum(r["steps"] for r in rows)
     videos = {row["video"]: row for row in rows if row.get("video")}
     assert sorted((r["task"], r["success"]) for r in videos.values()) == [
@@ -136,7 +140,8 @@ def test_a_crashed_workers_episode_is_retried_once_and_counted_once(uri, tmp_pat
     assert "told to raise" in rows[9]["error"]
     assert not rows[6]["success"]
     assert rows[4]["steps"] == 6
-    assert (score["errors"], score["episodes"], score["successes"]) == (2, 12, 6)
+    assert (score["crashes"], score["episodes"], score["successes"]) == (2, 10, 6)
+    assert (score["success_rate"], score["missing"]) == (0.6, 0)
     for index, times in {1: 1, 4: 1, 6: 2, 9: 2}.items():
         pids = (tmp_path / str(index)).read_text().split()
         assert len(pids) == len(set(pids)) == times  # never twice on the same worker
@@ -144,7 +149,8 @@ def test_a_crashed_workers_episode_is_retried_once_and_counted_once(uri, tmp_pat
 
 def test_a_hung_worker_is_replaced(uri, tmp_path):
     make_env = functools.partial(FakeEnv, str(tmp_path), {1: ("hang", 1)})
-    evaluate(uri, tmp_path / "run", count=4, make_env=make_env, episode_timeout=4.0)
+    out = tmp_path / "run"
+    evaluate(uri, out, count=4, make_env=make_env, episode_timeout=3.0, connect_timeout=1.0)
     assert [row["error"] for row in rows_of(tmp_path / "run")] == [None] * 4
 
 

@@ -84,7 +84,7 @@ def test_the_script_end_to_end_with_swapped_instructions(tmp_path):
     flags = ["--episodes=4", "--workers=2", "--max-steps=3", "--swap-instructions", "--tasks"]
     done = run(policy, out, *flags, *chosen)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("success 0.0% (0/4")
+    assert done.stdout.startswith("success 0.0 % (0/4")
     assert "[4/4]" in done.stderr
     score = json.loads((out / "score.json").read_text())
     assert sorted(score["per_task"]) == sorted(chosen)

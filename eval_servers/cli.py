@@ -1,0 +1,312 @@
+"""The command line that every simulator's rollout.py has, and what it does with it.
+
+A simulator adds its own flags to `make_parser` and hands `main` a function that turns the parsed
+flags into an `Evaluation`. Exit status: 0 done, 1 an error, 3 the sanity suite found something,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
+
+import numpy as np
+from PIL import Image
+
+from eval_servers import findings, pool, results, rollout, sanity
+from eval_servers.client import PolicyClient, PolicyServerError
+
+LONG = 50  # episodes before which the sanity suite runs by itself
+UNWELL = 3  # exit status when it finds something
+_BLANK = 2.0  # standard deviation in grey levels below which a picture shows nothing
+_CHECK_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a simulator is asked to do.
+
+    Attributes:
+        make_env: see `rollout.evaluate`, as are the others.
+        episodes: all of them, whatever the shard.
+        protocol: starts with "environment" and "profile", and holds "simulator" with the renderer
+            and its driver.
+        save_video: None for a simulator without pictures.
+        attempt: None for one task an episode.
+        table: score -> text to print at the end; by default one line.
+    """
+
+    make_env: Callable[[], Any]
+    episodes: Sequence[rollout.Episode]
+    protocol: Dict[str, Any]
+    save_video: Optional[rollout.SaveVideo] = None
+    attempt: Optional[rollout.Attempt] = None
+    table: Callable[[Dict[str, Any]], str] = results.one_line
+
+
+def make_parser(
+    description: Optional[str], max_steps: int, episode_timeout: float = 600.0
+) -> argparse.ArgumentParser:
+    """The common flags, with this simulator's defaults."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument_group("every simulator").add_argument
+    add(
+        "--server",
+        metavar="URI",
+        help="ws://host:port of launch/serve.py; several of the same policy with commas between",
+    )
+    add("--out", metavar="DIR", help="folder for the results; must not hold others")
+    add("--workers", type=positive, default=2, metavar="N", help="processes (default: 2)")
+    add(
+        "--max-steps",
+        type=positive,
+        default=max_steps,
+        metavar="N",
+        help="actions before a task has failed (default: %(default)s)",
+    )
+    add(
+        "--execute-steps",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="actions of a chunk to execute before asking again (default: 1, re-plan every step)",
+    )
+    add(
+        "--videos",
+        type=int,
+        choices=(0, 1, 2),
+        default=2,
+        help="videos a task at most: its first success and its first failure (default: 2)",
+    )
+    add(
+        "--sanity",
+        choices=("auto", "on", "warn", "only", "off"),
+        default="auto",
+        help="check first that the policy sees, listens and speaks the robot's units; auto: before"
+        " {} episodes or more; on: always; warn: always, and go on whatever it finds; only: then"
+        " stop; off (default: auto)".format(LONG),
+    )
+    add("--resume", action="store_true", help="finish an interrupted run of the same settings")
+    add(
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="every N-th episode only, from the I-th (from 0), in OUT/shard-I-of-N; whoever ends"
+        " last puts all of them together in OUT",
+    )
+    add(
+        "--episode-timeout",
+        type=float,
+        default=episode_timeout,
+        metavar="S",
+        help="seconds an episode may take before its simulator counts as hung"
+        " (default: %(default)g)",
+    )
+    add(
+        "--connect-timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds to wait for the server, also when it has gone (default: %(default)g)",
+    )
+    add(
+        "--frame",
+        metavar="FILE",
+        help="only draw the first episode's first observation to this PNG and say what drew it;"
+        " needs no server",
+    )
+    return parser
+
+
+def main(
+    flags: argparse.Namespace,
+    prepare: Callable[[argparse.Namespace], Evaluation],
+    errors: Tuple[Type[Exception], ...] = (),
+) -> int:
+    """Run the evaluation; returns the exit status.
+
+    Args:
+        flags: of `make_parser`.
+        prepare: flags -> what to do; called once. It may raise ValueError, or one of `errors`.
+        errors: further exceptions whose message is for the user.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    known = (PolicyServerError, pool.PoolError, ImportError, OSError, ValueError, *errors)
+    try:
+        if flags.frame:
+            return _frame(prepare(flags), flags.frame)
+        missing = [flag for flag in ("server", "out") if not getattr(flags, flag)]
+        if missing and not (missing == ["out"] and flags.sanity == "only"):
+            raise ValueError("name " + " and ".join("--" + flag for flag in missing))
+        return _evaluate(prepare(flags), flags, _options(flags))
+    except known as error:
+        kept = ""
+        if _rows(flags) and not isinstance(error, results.ResultsError):
+            kept = " (what is done is kept; --resume goes on from here)"
+        print("rollout: {}{}".format(error, kept), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nrollout: interrupted; --resume goes on from here", file=sys.stderr)
+        return 130
+
+
+def _options(flags: argparse.Namespace) -> rollout.Options:
+    return rollout.Options(
+        server=flags.server,
+        max_steps=flags.max_steps,
+        execute_steps=flags.execute_steps,
+        workers=flags.workers,
+        videos=flags.videos,
+        episode_timeout=flags.episode_timeout,
+        connect_timeout=flags.connect_timeout,
+        resume=flags.resume,
+    )
+
+
+def _evaluate(what: Evaluation, flags: argparse.Namespace, options: rollout.Options) -> int:
+    found: List[findings.Finding] = []
+    rollout.common_metadata(options)  # an absent server, or a wrong one, before anything is spawned
+    wanted = flags.sanity in ("on", "warn", "only")
+    if wanted or (flags.sanity == "auto" and len(what.episodes) >= LONG):
+        found = check(what, options)
+        told = findings.lines(found, colour=sys.stderr.isatty())
+        print("\n".join(["sanity suite:", *told]), file=sys.stderr, flush=True)
+        unwell = findings.worst(found) == "fail"
+        if flags.sanity == "only" or (unwell and flags.sanity != "warn"):
+            if unwell:
+                print(
+                    "rollout: the sanity suite failed, so a score would mislead; --sanity=warn"
+                    " goes on all the same",
+                    file=sys.stderr,
+                )
+            return UNWELL if unwell else 0
+    shards, folder = flags.shard[1], _folder(flags)
+    score = rollout.evaluate(
+        what.make_env,
+        what.episodes,
+        folder,
+        options,
+        what.protocol,
+        what.save_video,
+        what.attempt,
+        {"sanity": [finding.to_json() for finding in found]},
+        flags.shard,
+    )
+    rollout.check_imports()
+    if shards > 1:
+        folders = [os.path.join(flags.out, _name(i, shards)) for i in range(shards)]
+        if not all(os.path.exists(os.path.join(each, results.SCORE)) for each in folders):
+            print("{}: done; the other shards are not yet".format(folder))
+            return 0
+        score = results.merge(folders, flags.out)
+    print(what.table(score))
+    return 0
+
+
+def check(what: Evaluation, options: rollout.Options) -> List[findings.Finding]:
+    """The sanity suite, in a process of its own: a simulator may crash, or hold a GL context.
+
+    Raises:
+        pool.PoolError, PolicyServerError: as `rollout.evaluate`.
+    """
+    handler = functools.partial(_Checker, what.make_env, options)
+    fatal = (PolicyServerError, ImportError)
+    timeout = _CHECK_SECONDS + options.connect_timeout
+    jobs = [list(what.episodes)]
+    for _, outcome in pool.run(handler, jobs, lambda job: job, 1, timeout, fatal):
+        if not isinstance(outcome, pool.Crash):
+            return outcome
+        return [
+            findings.Finding(
+                "simulator",
+                "fail",
+                "its process died: {}".format(outcome.reason),
+                "python launch/doctor.py looks at drivers and versions",
+            )
+        ]
+    raise ValueError("an evaluation of no episodes")
+
+
+class _Checker:
+    """A worker that runs the sanity suite."""
+
+    def __init__(self, make_env: Callable[[], Any], options: rollout.Options, number: int) -> None:
+        uri = options.servers[number % len(options.servers)]
+        self._client = PolicyClient(uri, options.connect_timeout)
+        self._env = make_env()
+
+    def __call__(self, episodes: Sequence[rollout.Episode]) -> List[findings.Finding]:
+        return sanity.check(self._env, self._client, episodes)
+
+    def close(self) -> None:
+        self._client.close()
+        self._env.close()
+
+
+def _frame(what: Evaluation, path: str) -> int:
+    """Draw one observation, say in JSON what it shows; 1 if a picture is blank."""
+    start = time.monotonic()
+    env = what.make_env()
+    obs = env.reset(what.episodes[0])
+    seconds = time.monotonic() - start
+    pictures = {key: value for key, value in obs.items() if getattr(value, "ndim", 0) == 3}
+    env.close()
+    height = max(picture.shape[0] for picture in pictures.values())
+    padded = [
+        np.pad(picture, ((0, height - picture.shape[0]), (0, 0), (0, 0)))
+        for picture in pictures.values()
+    ]
+    Image.fromarray(np.concatenate(padded, axis=1)).save(path, format="PNG")
+    blank = sorted(key for key, picture in pictures.items() if picture.std() < _BLANK)
+    told = {
+        "simulator": what.protocol.get("simulator", {}),
+        "seconds": round(seconds, 3),
+        "pictures": {key: list(picture.shape) for key, picture in pictures.items()},
+        "blank": blank,
+    }
+    print(json.dumps(results.plain(told)))
+    return 1 if blank else 0
+
+
+def _rows(flags: argparse.Namespace) -> bool:
+    """Whether this run has written rows, which --resume would go on from."""
+    path = os.path.join(_folder(flags), results.EPISODES) if flags.out else ""
+    return not flags.resume and os.path.exists(path) and os.path.getsize(path) > 0
+
+
+def _folder(flags: argparse.Namespace) -> str:
+    number, shards = flags.shard
+    return os.path.join(flags.out, _name(number, shards)) if shards > 1 else flags.out
+
+
+def _name(number: int, shards: int) -> str:
+    return "shard-{}-of-{}".format(number, shards)
+
+
+def _shard(text: str) -> Tuple[int, int]:
+    number, _, count = text.partition("/")
+    try:
+        shard = int(number), int(count)
+    except ValueError:
+        raise argparse.ArgumentTypeError("write I/N, as 0/4") from None
+    if not 0 <= shard[0] < shard[1]:
+        raise argparse.ArgumentTypeError("{}: I counts from 0 to N - 1".format(text))
+    return shard
+
+
+def positive(text: str) -> int:
+    """A flag's type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value

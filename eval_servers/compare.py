@@ -1,0 +1,146 @@
+"""Which runs may be set against each other, and how much better one is than another.
+
+Two scores mean the same only under the same protocol. `require_same` refuses to mix runs that
+differ in it and says in what; `differences` compares two policies on the episodes both have made.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from eval_servers.intervals import paired_difference
+
+# What runs that are compared may differ in: the policy, how many episodes there are (those that
+# both made are compared) and versions of libraries, which matter only if the first frames differ.
+COMPARABLE = ("server", "episodes", "seeds", "simulator.versions", "simulator.first_frames")
+
+
+class ProtocolError(ValueError):
+    """Runs of different protocols; the message lists the keys in which they differ."""
+
+
+class Difference(NamedTuple):
+    """Success of a run minus that of a base run, on the episodes that both made."""
+
+    episodes: int
+    rate: float
+    base_rate: float
+    low: float
+    high: float
+
+    @property
+    def change(self) -> float:
+        """In [-1, 1]."""
+        return self.rate - self.base_rate
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """Nested dicts -> {"outer.inner": value}."""
+    flat: Dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, "{}{}.".format(prefix, key)))
+        else:
+            flat["{}{}".format(prefix, key)] = value
+    return flat
+
+
+def differing(
+    a: Mapping[str, Any], b: Mapping[str, Any], but: Sequence[str] = ()
+) -> Dict[str, Tuple[Any, Any]]:
+    """Flat key -> (value in a, value in b) wherever two protocols differ.
+
+    Args:
+        a: a protocol.
+        b: another.
+        but: flat keys, or what their first parts are, that may differ.
+    """
+    flat_a, flat_b = flatten(a), flatten(b)
+    return {
+        key: (flat_a.get(key), flat_b.get(key))
+        for key in dict.fromkeys([*flat_a, *flat_b])
+        if flat_a.get(key) != flat_b.get(key)
+        and not any(key == name or key.startswith(name + ".") for name in but)
+    }
+
+
+def require_same(
+    protocols: Mapping[str, Mapping[str, Any]], what: str, but: Sequence[str] = ()
+) -> None:
+    """Raise `ProtocolError` unless all protocols agree.
+
+    Args:
+        protocols: name of a run -> its protocol.
+        what: what the runs would be used for, for the message.
+        but: see `differing`.
+    """
+    names = list(protocols)
+    listings = []
+    for name in names[1:]:
+        found = differing(protocols[names[0]], protocols[name], but)
+        if found:
+            told = "; ".join("{} ({} / {})".format(key, *pair) for key, pair in found.items())
+            listings.append("{} and {} differ in {}".format(names[0], name, told))
+    if listings:
+        raise ProtocolError("cannot {}: {}".format(what, ". ".join(listings)))
+
+
+def differences(
+    rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]
+) -> Dict[Optional[str], Difference]:
+    """Per task, and under None over all, how much more a run solves than a base run.
+
+    Episodes count when both runs made them to the end: same index, seed and task. Of chains the
+    "tasks" are how many were solved in a row.
+    """
+    known = {_key(row): row for row in base if not row.get("error")}
+    cells: Dict[Optional[str], List[int]] = {None: [0, 0, 0, 0]}
+    for row in rows:
+        other = known.get(_key(row))
+        if other is None or row.get("error"):
+            continue
+        theirs = _outcomes(other)
+        for name, solved in _outcomes(row).items():
+            # both, only here, only there, neither
+            place = (0 if theirs[name] else 1) if solved else (2 if theirs[name] else 3)
+            cells.setdefault(name, [0, 0, 0, 0])[place] += 1
+    found = {}
+    for name, (both, only, base_only, neither) in cells.items():
+        count = both + only + base_only + neither
+        if count:
+            low, high = paired_difference(both, only, base_only, neither)
+            rates = (both + only) / count, (both + base_only) / count
+            found[name] = Difference(count, *rates, low, high)
+    return found
+
+
+def solved_in_a_row(row: Mapping[str, Any]) -> int:
+    """Tasks of a chain that were solved before the first failure."""
+    return sum(1 for stage in row.get("stages", ()) if stage["success"])
+
+
+def _outcomes(row: Mapping[str, Any]) -> Dict[Optional[str], bool]:
+    length = len(row.get("tasks", ()))
+    if length < 2:
+        return {None: row["success"], row["task"]: row["success"]}
+    solved = solved_in_a_row(row)
+    in_a_row = {"{} in a row".format(k): solved >= k for k in range(1, length + 1)}
+    return {None: row["success"], **in_a_row}
+
+
+def other_starts(
+    rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]
+) -> Tuple[int, int]:
+    """(episodes whose first frames differ, episodes of both runs that have a first frame).
+
+    The same episode must start with the same pixels: otherwise the renderer, the scene or the
+    initial state is not what it was, whatever the protocols say.
+    """
+    known = {_key(row): row.get("first_frame") for row in base}
+    pairs = [(row.get("first_frame"), known.get(_key(row))) for row in rows]
+    shared = [(mine, theirs) for mine, theirs in pairs if mine and theirs]
+    return sum(1 for mine, theirs in shared if mine != theirs), len(shared)
+
+
+def _key(row: Mapping[str, Any]) -> Tuple[Any, ...]:
+    return row["index"], row["seed"], row["task"]

@@ -1,0 +1,109 @@
+"""The report's comparing parts: differences to a base run, and chains of tasks."""
+
+from __future__ import annotations
+
+import html
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from eval_servers import compare, plots
+
+ALL = "all tasks"
+_NOTE = (
+    '<p class="note">Percentage points more than {} on the same episodes, with the 95&nbsp;%'
+    " interval of a paired difference (Newcombe 1998). Bold where the interval leaves out zero.</p>"
+)
+
+
+def differences(runs: Sequence[Any]) -> str:
+    """Every run after the first against the first, or why they cannot be compared.
+
+    Args:
+        runs: `report.Run`.
+    """
+    base, told = runs[0], []
+    shown: List[Tuple[Any, Dict[str, compare.Difference]]] = []
+    for run in runs[1:]:
+        pair = {base.name: base.score["protocol"], run.name: run.score["protocol"]}
+        try:
+            compare.require_same(pair, "take a difference", compare.COMPARABLE)
+        except compare.ProtocolError as error:
+            told.append(_paragraph(str(error)))
+            continue
+        found = compare.differences(run.rows, base.rows)
+        if not found:
+            told.append(_paragraph("{} and {} share no episode".format(base.name, run.name)))
+            continue
+        shown.append((run, {ALL if name is None else name: d for name, d in found.items()}))
+        told.append(_starts(base, run))
+    if not shown:
+        return "".join(told)
+    tasks = {name for _, found in shown for name in found} - {ALL}
+    names = [ALL, *sorted(tasks)]
+    drawn = [(run.name, run.colour, found) for run, found in shown]
+    picture = plots.picture(plots.changes(names, drawn), "differences by task")
+    head = "".join("<th>{}</th>".format(html.escape(run.name)) for run, _ in shown)
+    body = [
+        "<tr{}><td>{}</td>{}</tr>".format(
+            ' class="total"' if name == ALL else "",
+            html.escape(name.replace("_", " ")),
+            "".join(_cell(found.get(name)) for _, found in shown),
+        )
+        for name in names
+    ]
+    table = "<table><tr><th>task</th>{}</tr>{}</table>".format(head, "".join(body))
+    return picture + table + _NOTE.format(html.escape(base.name)) + "".join(told)
+
+
+def chains(runs: Sequence[Any]) -> str:
+    """Table of the rates of 1, 2, ... tasks in a row and of their average.
+
+    Args:
+        runs: `report.Run` whose scores have chains.
+    """
+    length = max(run.score["chains"]["length"] for run in runs)
+    head = "".join("<th>{}</th>".format(k) for k in range(1, length + 1))
+    body = []
+    for run in runs:
+        found = run.score["chains"]
+        cells = [
+            "{:.1f}&nbsp;%".format(100 * counts["rate"])
+            for counts in found["solved_in_a_row"].values()
+        ]
+        cells += ["&ndash;"] * (length - len(cells))
+        average = "{average_solved:.2f}<small>{average_low:.2f}&ndash;{average_high:.2f}</small>"
+        cells.append(average.format(**found))
+        body.append(
+            "<tr><td>{}</td>{}</tr>".format(
+                html.escape(run.name), "".join("<td>{}</td>".format(cell) for cell in cells)
+            )
+        )
+    return "<table><tr><th>in a row</th>{}<th>average</th></tr>{}</table>".format(
+        head, "".join(body)
+    )
+
+
+def _starts(base: Any, run: Any) -> str:
+    other, shared = compare.other_starts(run.rows, base.rows)
+    if not other:
+        return ""
+    return _paragraph(
+        "{} of {} episodes of {} start with other pixels than those of {}: the renderer, the scene"
+        " or the initial states are not the same, so this comparison may mislead".format(
+            other, shared, run.name, base.name
+        )
+    )
+
+
+def _cell(found: Optional[compare.Difference]) -> str:
+    if found is None:
+        return "<td>&ndash;</td>"
+    change = "{:+.0f}".format(100 * found.change)
+    if found.low > 0 or found.high < 0:
+        change = "<b>{}</b>".format(change)
+    return "<td>{}<small>{:+.0f} to {:+.0f} &middot; {} episodes</small></td>".format(
+        change, 100 * found.low, 100 * found.high, found.episodes
+    )
+
+
+def _paragraph(text: str) -> str:
+    return '<p class="note no">{}.</p>'.format(html.escape(text[:1].upper() + text[1:]))

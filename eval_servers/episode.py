@@ -1,0 +1,180 @@
+"""One episode: what a simulator's adapter offers, and the loop between it and the policy."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from eval_servers.client import ActionChunks, PolicyServerError, SessionLostError
+
+log = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3  # of one episode whose connection dropped
+
+# (env, client, chunks, episode, max_steps, frames) -> success, steps and what else its row holds.
+Attempt = Callable[[Any, Any, ActionChunks, Any, int, Optional[List[Any]]], Dict[str, Any]]
+
+
+class ActionError(ValueError):
+    """The policy's actions do not fit the robot; trying again would not help."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One trial: where it starts (seed), what counts as success (task), what the policy is told."""
+
+    index: int
+    seed: int
+    task: str
+    instruction: str
+
+
+class Env:
+    """What a simulator's adapter provides; subclassing is optional, the names matter.
+
+    Attributes:
+        gripper: the commands it takes, {"closed": -1, "open": 1}; None where it does not say.
+        arm_range: (lowest, highest) number it takes for an arm dimension, None likewise.
+    """
+
+    gripper: Optional[Dict[str, float]] = None
+    arm_range: Optional[Tuple[float, float]] = None
+
+    def reset(self, episode: Episode) -> Dict[str, Any]:
+        """Set the episode up; returns the observation, with openpi's keys, without the prompt."""
+        raise NotImplementedError
+
+    def step(self, action: np.ndarray) -> Dict[str, Any]:
+        """Apply one action, float [a] in robot units; returns the next observation.
+
+        Raises:
+            ActionError: if the robot cannot take such an action; ends the evaluation.
+        """
+        raise NotImplementedError
+
+    def success(self) -> bool:
+        """Whether the task is solved now."""
+        raise NotImplementedError
+
+    def frame(self) -> Any:
+        """What `save_video` makes a picture of: uint8 [h, w, 3], or a state to draw later."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of the simulator."""
+
+
+def run_episode(
+    env: Any,
+    client: Any,
+    episode: Episode,
+    max_steps: int,
+    execute_steps: int = 1,
+    frames: Optional[List[Any]] = None,
+    attempt: Optional[Attempt] = None,
+) -> Dict[str, Any]:
+    """Run one episode to success or `max_steps`; starts over if the connection drops.
+
+    Args:
+        env: adapter, see `Env`.
+        client: `PolicyClient`.
+        episode: what to run.
+        max_steps: actions before it counts as failed.
+        execute_steps: actions of a chunk to execute before asking again.
+        frames: filled with `env.frame()` of every step, if given.
+        attempt: one try at the episode, of simulators whose episodes are more than one task.
+
+    Returns:
+        Row: index, seed, task, instruction, success, steps, seconds, first_frame (hash of the first
+        observation's images), round_trip_ms, server_ms (one per request), restarts, error (None).
+
+    Raises:
+        PolicyServerError: the server refuses the observation or stays away.
+    """
+    chunks, watched = ActionChunks(client, execute_steps), _Watched(env)
+    start, restarts = time.monotonic(), 0
+    while True:
+        try:
+            outcome = (attempt or _attempt)(watched, client, chunks, episode, max_steps, frames)
+            break
+        except SessionLostError as error:
+            restarts += 1
+            if restarts > MAX_RESTARTS:
+                raise PolicyServerError(
+                    "episode {} lost its connection {} times: {}".format(
+                        episode.index, restarts, error
+                    )
+                ) from None
+            log.warning("episode %d starts over: %s", episode.index, error)
+    latencies = {"round_trip_ms": chunks.round_trip_ms, "server_ms": chunks.server_ms}
+    row = dict(asdict(episode), **{**latencies, **outcome})
+    for key in latencies:
+        row[key] = [round(ms, 3) for ms in row[key]]
+    seconds = round(time.monotonic() - start, 3)
+    row.update(seconds=seconds, first_frame=watched.first_frame, restarts=restarts, error=None)
+    return row
+
+
+def _attempt(
+    env: Any,
+    client: Any,
+    chunks: ActionChunks,
+    episode: Episode,
+    max_steps: int,
+    frames: Optional[List[Any]],
+) -> Dict[str, Any]:
+    chunks.reset()
+    client.reset()
+    obs = env.reset(episode)
+    if frames is not None:
+        frames[:] = [env.frame()]
+    for step in range(1, max_steps + 1):
+        request = dict(select(obs, client.metadata), prompt=episode.instruction)
+        obs = env.step(chunks.act(request))
+        if frames is not None:
+            frames.append(env.frame())
+        if env.success():
+            return {"success": True, "steps": step}
+    return {"success": False, "steps": max_steps}
+
+
+class _Watched:
+    """An adapter whose first observation leaves a hash behind."""
+
+    def __init__(self, env: Any) -> None:
+        self._env, self.first_frame = env, ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def reset(self, episode: Episode) -> Dict[str, Any]:
+        obs = self._env.reset(episode)
+        self.first_frame = hash_images(obs)
+        return obs
+
+
+def hash_images(obs: Dict[str, Any]) -> str:
+    """16 hex digits of the SHA-256 of all images [h, w, 3] of an observation, names and shapes."""
+    digest = hashlib.sha256()
+    for key in sorted(obs):
+        value = obs[key]
+        if isinstance(value, np.ndarray) and value.ndim == 3:
+            digest.update("{} {} {};".format(key, value.dtype.str, value.shape).encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def select(obs: Dict[str, Any], metadata: Dict[str, Any]) -> Dict[str, Any]:
+    """The part of an observation that the policy says it takes; all of it if it does not say."""
+    cameras = metadata.get("cameras")
+    if not isinstance(cameras, dict):
+        return obs
+    keep = set(cameras.values())
+    if metadata.get("needs_proprio"):
+        keep.add("observation/state")
+    return {key: value for key, value in obs.items() if key in keep}

@@ -1,0 +1,378 @@
+"""Is this machine ready? Versions, devices, drivers, simulators, a server's round trip.
+
+    python launch/doctor.py
+    python launch/doctor.py --python calvin=PATH --simulator-flags calvin=--renderer=tiny
+    python launch/doctor.py --checkpoint=runs/quickstart         # serve that and ask it something
+
+Prints what it found and, where something is wrong, what to do. Exit status 1 if anything that is
+needed is wrong; what is not installed is said and no fault.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval_servers.findings import Finding, lines, worst
+
+ROOT = Path(__file__).resolve().parents[1]
+SIMULATORS = sorted(path.parent.name for path in (ROOT / "eval_servers").glob("*/rollout.py"))
+# What a simulator's Python must import; the tabletop is numpy and Pillow.
+NEEDS = {"calvin": "pybullet", "simpler": "sapien"}
+TIMEOUT = 180.0  # seconds of one check: drivers may hang, shaders compile
+MEMORY_GIB = 4.0  # below it not even the demo trains
+
+
+def main() -> int:
+    """Run every check; returns the exit status."""
+    flags = _parse_flags()
+    found: list[Finding] = []
+    for title, findings in (
+        ("versions", versions()),
+        ("machine", machine()),
+        ("graphics", graphics()),
+        ("simulators", simulators(flags.python, flags.simulator_flags, flags.frames)),
+        ("server", server(flags.checkpoint)),
+    ):
+        print(f"\n{title}", flush=True)
+        for finding in findings:
+            print("\n".join(lines([finding], colour=sys.stdout.isatty())), flush=True)
+            found.append(finding)
+    faults = sum(finding.level == "fail" for finding in found)
+    print(f"\n{faults} fault(s)" if faults else "\nready")
+    return 1 if worst(found) == "fail" else 0
+
+
+def requirements(setup_py: Path) -> tuple[str, dict[str, list[str]]]:
+    """(Python window, {extra: requirements}) as setup.py states them; the core's extra is "".
+
+    Raises:
+        ValueError: setup.py has lost one of the names read here.
+    """
+    found: dict[str, Any] = {}
+    for node in ast.walk(ast.parse(setup_py.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name in ("CORE", "EXTRAS"):
+                found[name] = ast.literal_eval(node.value)
+        if isinstance(node, ast.keyword) and node.arg == "python_requires":
+            found["python"] = ast.literal_eval(node.value)
+    missing = {"CORE", "EXTRAS", "python"} - set(found)
+    if missing:
+        raise ValueError(f"{setup_py}: no {sorted(missing)}")
+    return found["python"], {"": found["CORE"], **found["EXTRAS"]}
+
+
+def fits(version: str, window: str) -> bool:
+    """Whether a version lies in a window like ">=0.10.2,<0.12"; suffixes like "rc1" are ignored."""
+    for clause in filter(None, (part.strip() for part in window.split(","))):
+        matched = re.fullmatch(r"(>=|<=|==|!=|<|>)\s*([\w.]+)", clause)
+        if not matched:
+            raise ValueError(f"version window {window!r}: {clause!r}")
+        have, want = _numbers(version), _numbers(matched[2])
+        width = max(len(have), len(want))
+        a, b = ((*v, *(0,) * (width - len(v))) for v in (have, want))
+        holds = {
+            ">=": a >= b,
+            "<=": a <= b,
+            "==": a == b,
+            "!=": a != b,
+            "<": a < b,
+            ">": a > b,
+        }
+        if not holds[matched[1]]:
+            return False
+    return True
+
+
+def versions() -> Iterator[Finding]:
+    """Python and the packages against the tested window in setup.py."""
+    python, extras = requirements(ROOT / "setup.py")
+    here = ".".join(map(str, sys.version_info[:3]))
+    if fits(here, python):
+        yield Finding("python", "ok", f"{here}, tested {python}")
+    else:
+        yield Finding("python", "fail", f"{here}, tested {python}", "make PYTHON=python3.11 demo")
+    checked: set[str] = set()
+    for extra, needed in extras.items():
+        good, absent = [], []
+        for requirement in needed:
+            name, window = _split(requirement)
+            version = _installed(name)
+            if version is None or _extras_absent(requirement):
+                absent.append(requirement)
+            elif fits(version, window):
+                good.append(f"{name} {version}")
+            elif requirement not in checked:
+                text = f"{version}, tested {window}"
+                advice = f"pip install '{requirement}'"
+                yield Finding(name, "fail" if not extra else "warn", text, advice)
+            checked.add(requirement)
+        yield _extra(extra, good, absent)
+    yield from _jax_plugins()
+
+
+def _extra(extra: str, good: Sequence[str], absent: Sequence[str]) -> Finding:
+    name = f"[{extra}]" if extra else "core packages"
+    if not absent:
+        return Finding(name, "ok", ", ".join(good) if not extra else f"{len(good)} packages")
+    if extra:
+        text = "not installed: " + ", ".join(_split(each)[0] for each in absent)
+        return Finding(name, "skip", text)
+    listing = " ".join(f"'{each}'" for each in absent)
+    return Finding(name, "fail", f"missing: {', '.join(absent)}", f"pip install {listing}")
+
+
+def _jax_plugins() -> Iterator[Finding]:
+    """An accelerator's plugin must be of jaxlib's own version."""
+    jaxlib = _installed("jaxlib")
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"] or ""
+        if re.fullmatch(r"jax[-_](cuda|rocm)\d+[-_]plugin", name) and jaxlib:
+            if distribution.version == jaxlib:
+                yield Finding(name, "ok", f"{distribution.version}, as jaxlib")
+            else:
+                text = f"{distribution.version}, jaxlib is {jaxlib}"
+                yield Finding(name, "fail", text, f"pip install '{name}=={jaxlib}'")
+
+
+_DEVICES = """
+import json, jax, jax.numpy as jnp
+x = jnp.arange(4096.0).reshape(64, 64) / 64
+told = [{"kind": d.device_kind, "platform": d.platform, "gib": (d.memory_stats() or {}).get(
+    "bytes_limit", 0) / 2**30} for d in jax.local_devices()]
+ok = bool(jnp.isfinite(jax.jit(lambda a: a @ a.T)(x)).all())
+print(json.dumps({"devices": told, "ok": ok}))
+"""
+
+
+def machine() -> Iterator[Finding]:
+    """Processors, memory, and the devices jax computes on."""
+    cores, memory = len(os.sched_getaffinity(0)), _memory_gib()
+    text = f"{cores} cores, {memory:.1f} GiB of memory"
+    if memory < MEMORY_GIB:
+        yield Finding("host", "warn", text, f"training wants {MEMORY_GIB:g} GiB at the least")
+    else:
+        yield Finding("host", "ok", text)
+    status, out, err = _ask([sys.executable, "-c", _DEVICES])
+    if status:
+        advice = "another process may hold the device; JAX_PLATFORMS=cpu runs without it"
+        yield Finding("jax devices", "fail", err, advice)
+        return
+    told = json.loads(out)
+    names = [
+        f"{d['kind']}" + (f" ({d['gib']:.0f} GiB)" if d["gib"] else "") for d in told["devices"]
+    ]
+    text = f"{len(names)} x {names[0]}"
+    if not told["ok"]:
+        yield Finding("jax devices", "fail", text + " computes nonsense", "look at its driver")
+    else:
+        yield Finding("jax devices", "ok", text)
+    if shutil.which("nvidia-smi") and told["devices"][0]["platform"] == "cpu":
+        advice = "pip install -e '.[cuda]', and look at the driver with nvidia-smi"
+        yield Finding("GPU", "warn", "there is one, and jax does not use it", advice)
+
+
+def graphics() -> Iterator[Finding]:
+    """EGL and Vulkan, which CALVIN and SimplerEnv draw with."""
+    for name, user, advice in (
+        ("egl", "CALVIN", "apt install libegl1 libgl1-mesa-dri, or the GPU's own driver"),
+        ("vulkan", "SimplerEnv", "apt install libvulkan1 mesa-vulkan-drivers, or the GPU's driver"),
+    ):
+        status, out, err = _ask([sys.executable, "-m", "eval_servers.graphics", name])
+        if status:
+            yield Finding(name, "skip", f"{err}; only {user} needs it", advice)
+            continue
+        devices = [each.get("renderer") or each.get("name") for each in json.loads(out)]
+        yield Finding(name, "ok", ", ".join(devices))
+
+
+def simulators(
+    pythons: Mapping[str, str], flags: Mapping[str, str], keep: str | None
+) -> Iterator[Finding]:
+    """One frame of every installed simulator, drawn and looked at."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(keep or scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in SIMULATORS:
+            python = pythons.get(name, sys.executable)
+            need = NEEDS.get(name)
+            if need and _ask([python, "-c", f"import {need}"])[0]:
+                advice = f"eval_servers/{name} says how to set it up; --python {name}=PATH names it"
+                yield Finding(name, "skip", f"{python} has no {need}", advice)
+                continue
+            script = str(ROOT / "eval_servers" / name / "rollout.py")
+            frame = folder / f"{name}.png"
+            command = [python, script, f"--frame={frame}", *shlex.split(flags.get(name, ""))]
+            yield _frame(name, *_ask(command), str(frame) if keep else "")
+
+
+def _frame(name: str, status: int, out: str, err: str, kept: str) -> Finding:
+    try:
+        told = json.loads(out.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        advice = "the simulator does not start: read the line above, and graphics further up"
+        return Finding(name, "fail", err, advice)
+    driver = told["simulator"].get("driver", "?")
+    text = f"{len(told['pictures'])} pictures in {told['seconds']:.1f} s, drawn by {driver}"
+    if told["blank"]:
+        advice = "no driver, or an asset that is missing: a score from this would mean nothing"
+        return Finding(name, "fail", f"{text}; blank: {', '.join(told['blank'])}", advice)
+    return Finding(name, "ok" if not status else "fail", f"{text} {kept}".rstrip())
+
+
+def server(checkpoint: str | None) -> Iterator[Finding]:
+    """An observation to a policy server and actions back, over this machine's sockets."""
+    try:
+        import numpy as np
+
+        from eval_servers import local_server
+        from eval_servers.client import PolicyClient, PolicyServerError
+        from vla_jax.serve import server as policy_server
+    except ImportError as error:
+        yield Finding("round trip", "fail", str(error), "see the versions above")
+        return
+    try:
+        with contextlib.ExitStack() as stack:
+            if checkpoint:
+                flags = ["--checkpoint", checkpoint]
+                uri = stack.enter_context(local_server.running(flags, restarts=0)).uri
+            else:
+                options = policy_server.ServerOptions(port=0)
+                uri = stack.enter_context(policy_server.background(_Mirror(), options))
+            client = stack.enter_context(PolicyClient(uri))
+            size = client.metadata["image_size"]
+            picture = np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)
+            obs: dict[str, Any] = dict.fromkeys(client.metadata["cameras"].values(), picture)
+            if client.metadata.get("needs_proprio"):
+                obs["observation/state"] = np.zeros(client.metadata["proprio_dim"], np.float32)
+            times = []
+            for _ in range(20):
+                start = time.perf_counter()
+                actions = client.infer({**obs, "prompt": "look"})["actions"]
+                times.append(1e3 * (time.perf_counter() - start))
+    except (local_server.ServerError, PolicyServerError, OSError) as error:
+        advice = "does a firewall or a proxy stand between this machine and itself?"
+        yield Finding("round trip", "fail", str(error), "" if checkpoint else advice)
+        return
+    text = f"{np.median(times):.1f} ms a request, actions {list(actions.shape)}"
+    if not checkpoint and not np.allclose(actions, picture.mean() / 255):
+        yield Finding("round trip", "fail", text + ", and not those that were sent")
+    else:
+        yield Finding("round trip", "ok", text)
+
+
+class _Mirror:
+    """A policy whose actions are the picture's brightness; see `vla_jax.serve.protocol.Policy`."""
+
+    def __init__(self):
+        cameras = {"primary": "observation/image"}
+        self.metadata = {"model": "mirror", "cameras": cameras, "image_size": 224, "chunk": 1}
+
+    def warmup(self) -> None:
+        """Nothing to compile."""
+
+    def new_session(self) -> None:
+        """No history."""
+
+    def check(self, obs: dict[str, Any]) -> None:
+        """Anything will do."""
+
+    def infer(self, session: None, obs: dict[str, Any]) -> tuple[dict[str, Any], None]:
+        """Seven times the mean of the picture, in 0..1."""
+        import numpy as np
+
+        brightness = obs["observation/image"].mean() / 255
+        return {"actions": np.full((1, 7), brightness, np.float32)}, None
+
+
+def _ask(command: Sequence[str]) -> tuple[int, str, str]:
+    """(exit status, stdout, last words) of a process that may crash or hang."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return 124, "", f"no answer within {TIMEOUT:g} s"
+    except OSError as error:
+        return 127, "", f"{command[0]}: {error.strerror}"
+    words = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+    last = f"exit status {done.returncode}: {words[-1]}" if done.returncode < 0 else words[-1]
+    return done.returncode, done.stdout, last
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    matched = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in matched[0].split(".")) if matched else ()
+
+
+def _split(requirement: str) -> tuple[str, str]:
+    """Name and window: jax[cuda13]>=0.10.2,<0.12 -> ("jax", ">=0.10.2,<0.12")."""
+    matched = re.match(r"([\w.-]+)(\[[^]]*\])?(.*)", requirement)
+    return (matched[1], matched[3].strip()) if matched else (requirement, "")
+
+
+def _extras_absent(requirement: str) -> bool:
+    """Whether packages of a requirement's own extra, as jax[cuda13], are not installed."""
+    matched = re.match(r"([\w.-]+)\[(\w+)\]", requirement)
+    if not matched:
+        return False
+    needed = importlib.metadata.requires(matched[1]) or []
+    marker = re.compile(rf"extra\s*==\s*['\"]{matched[2]}['\"]")
+    return any(_installed(_split(each)[0]) is None for each in needed if marker.search(each))
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def _parse_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--python", action="append", default=[], metavar="SIM=PATH", help="a simulator's Python")
+    add(
+        "--simulator-flags",
+        action="append",
+        default=[],
+        metavar="SIM=FLAGS",
+        help="flags for that simulator's rollout",
+    )
+    add("--frames", metavar="DIR", help="keep the frames that were drawn")
+    add("--checkpoint", metavar="DIR", help="serve this instead of a stand-in policy")
+    flags = parser.parse_args()
+    for name in ("python", "simulator_flags"):
+        pairs = [item.partition("=") for item in getattr(flags, name)]
+        wrong = [sim for sim, _, value in pairs if sim not in SIMULATORS or not value]
+        if wrong:
+            parser.error(f"--{name.replace('_', '-')}: {wrong}; write SIM=..., SIM of {SIMULATORS}")
+        setattr(flags, name, {sim: value for sim, _, value in pairs})
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())

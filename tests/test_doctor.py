@@ -1,0 +1,177 @@
+"""launch/doctor.py: its reading of setup.py, its judgement, and a run on this machine."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval_servers.findings import Finding
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def doctor() -> Any:
+    spec = importlib.util.spec_from_file_location("launch_doctor", ROOT / "launch" / "doctor.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("version", "window", "holds"),
+    [
+        ("0.10.2", ">=0.10.2,<0.12", True),
+        ("0.11.2", ">=0.10.2,<0.12", True),
+        ("0.12.0", ">=0.10.2,<0.12", False),
+        ("0.12", ">=0.10.2,<0.12.1", True),
+        ("0.9.9", ">=0.10.2", False),
+        ("3.11.7", ">=3.11,<3.13", True),
+        ("1.1.414", "==1.1.414", True),
+        ("1.1.41", "==1.1.414", False),
+        ("1.2.0rc1", "!=1.2", False),
+        ("2.0", "<=2.0.0", True),
+        ("4.66.1", "", True),
+    ],
+)
+def test_windows(doctor, version, window, holds):
+    assert doctor.fits(version, window) is holds
+
+
+def test_an_unreadable_window_is_an_error(doctor):
+    with pytest.raises(ValueError, match="~=1"):
+        doctor.fits("1.0", "~=1")
+
+
+def test_setup_py_is_the_only_list(doctor):
+    python, extras = doctor.requirements(ROOT / "setup.py")
+    assert python.startswith(">=3.1")
+    assert any(item.startswith("jax>=") for item in extras[""])
+    assert "cuda" in extras
+    for needed in extras.values():
+        for item in needed:
+            name, window = doctor._split(item)
+            assert re.fullmatch(r"[\w.-]+", name), item
+            doctor.fits("1.0", window)  # every clause can be read
+    # No version is written down a second time.
+    assert not re.search(r"jax\W{0,3}\d+\.\d+", (ROOT / "launch" / "doctor.py").read_text())
+
+
+def test_a_setup_py_that_lost_its_lists(doctor, tmp_path):
+    (tmp_path / "setup.py").write_text("CORE = []\n")
+    with pytest.raises(ValueError, match=r"EXTRAS.*python"):
+        doctor.requirements(tmp_path / "setup.py")
+
+
+def levels(findings):
+    return {finding.name: finding.level for finding in findings}
+
+
+def test_versions_outside_the_window_say_what_to_install(doctor, monkeypatch):
+    installed = {"jax": "0.9.0", "flax": "0.12.9"}
+    monkeypatch.setattr(doctor, "_installed", installed.get)
+    wanted = {"": ["jax>=0.10.2,<0.12", "flax>=0.12.8,<0.13", "optax>=0.2"], "log": ["wandb>=0.19"]}
+    monkeypatch.setattr(doctor, "requirements", lambda path: (">=3.8,<3.10", wanted))
+    found = {finding.name: finding for finding in doctor.versions()}
+    assert levels(found.values()) == {
+        "python": "fail", "jax": "fail", "core packages": "fail", "[log]": "skip"
+    }  # fmt: skip
+    assert found["jax"].text == "0.9.0, tested >=0.10.2,<0.12"
+    assert found["jax"].advice == "pip install 'jax>=0.10.2,<0.12'"
+    assert found["core packages"].advice == "pip install 'optax>=0.2'"
+
+
+def test_an_extra_of_an_extra_counts(doctor, monkeypatch):
+    needs = ["jaxlib>=0.10", 'jax-cuda13-plugin==0.10.2; extra == "cuda13"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: needs)
+    installed = {"jax": "0.10.2", "jaxlib": "0.10.2"}
+    monkeypatch.setattr(doctor, "_installed", installed.get)
+    assert doctor._extras_absent("jax[cuda13]>=0.10.2,<0.12")
+    assert not doctor._extras_absent("jax>=0.10.2,<0.12")
+    installed["jax-cuda13-plugin"] = "0.10.2"
+    assert not doctor._extras_absent("jax[cuda13]>=0.10.2,<0.12")
+
+
+def test_a_plugin_of_another_jaxlib(doctor, monkeypatch):
+    class Plugin:
+        metadata = {"Name": "jax-cuda13-plugin"}  # noqa: RUF012
+        version = "0.10.1"
+
+    monkeypatch.setattr(doctor.importlib.metadata, "distributions", lambda: [Plugin()])
+    monkeypatch.setattr(doctor, "_installed", {"jaxlib": "0.10.2"}.get)
+    (found,) = doctor._jax_plugins()
+    assert (found.level, found.advice) == ("fail", "pip install 'jax-cuda13-plugin==0.10.2'")
+
+
+@pytest.mark.parametrize(
+    ("reply", "level", "words"),
+    [
+        ((0, '{"simulator": {"driver": "llvmpipe"}, "seconds": 2, "pictures": {"a": [4, 4, 3]},'
+             ' "blank": []}', ""), "ok", "drawn by llvmpipe"),
+        ((1, '{"simulator": {}, "seconds": 2, "pictures": {"a": [4, 4, 3]}, "blank": ["a"]}', ""),
+         "fail", "blank: a"),
+        ((-11, "", "exit status -11: no message"), "fail", "exit status -11"),
+    ],
+)  # fmt: skip
+def test_a_simulators_frame(doctor, reply, level, words):
+    found = doctor._frame("calvin", *reply, "")
+    assert found.level == level
+    assert words in found.text
+    assert bool(found.advice) == (level == "fail")
+
+
+def test_the_tabletop_is_drawn_and_a_missing_simulator_is_no_fault(doctor, monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "SIMULATORS", ["tabletop", "absent"])
+    monkeypatch.setattr(doctor, "NEEDS", {"absent": "no_such_simulator"})
+    found = {f.name: f for f in doctor.simulators({}, {"tabletop": "--image-size=32"}, tmp_path)}
+    assert levels(found.values()) == {"tabletop": "ok", "absent": "skip"}
+    assert "2 pictures" in found["tabletop"].text
+    assert (tmp_path / "tabletop.png").stat().st_size > 100
+    assert "--python absent=PATH" in found["absent"].advice
+
+
+def test_a_round_trip(doctor):
+    (found,) = doctor.server(None)
+    assert found.level == "ok"
+    assert "actions [1, 7]" in found.text
+
+
+def test_processes_that_hang_crash_or_are_not_there(doctor, monkeypatch):
+    monkeypatch.setattr(doctor, "TIMEOUT", 0.5)
+    wait = "import time; time.sleep(9)"
+    assert doctor._ask([sys.executable, "-c", wait])[2] == "no answer within 0.5 s"
+    crash = "import os; os.kill(os.getpid(), 11)"
+    monkeypatch.setattr(doctor, "TIMEOUT", 60)
+    assert doctor._ask([sys.executable, "-c", crash])[2].startswith("exit status -11")
+    assert "No such file" in doctor._ask(["/no/such/python"])[2]
+
+
+def test_graphics_says_what_is_missing(doctor, monkeypatch):
+    replies = {
+        "egl": (0, json.dumps([{"renderer": "llvmpipe"}]), ""),
+        "vulkan": (1, "", "libvulkan.so.1 is not installed"),
+    }
+    monkeypatch.setattr(doctor, "_ask", lambda command: replies[command[-1]])
+    egl, vulkan = doctor.graphics()
+    assert (egl.level, egl.text) == ("ok", "llvmpipe")
+    assert vulkan.level == "skip"
+    assert "apt install libvulkan1" in vulkan.advice
+
+
+@pytest.mark.parametrize(("level", "status"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_exit_status(doctor, monkeypatch, capsys, level, status):
+    for name in ("versions", "machine", "graphics"):
+        monkeypatch.setattr(doctor, name, lambda: [])
+    monkeypatch.setattr(doctor, "simulators", lambda *_: [])
+    monkeypatch.setattr(doctor, "server", lambda _: [Finding("x", level, "seen", "do that")])
+    monkeypatch.setattr(sys, "argv", ["doctor.py"])
+    assert doctor.main() == status
+    told = capsys.readouterr().out
+    assert "do that" in told
+    assert ("ready" in told) == (status == 0)
