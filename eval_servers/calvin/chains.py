@@ -76,10 +76,9 @@ def possible(task: str, state: State) -> bool:
         return state.slider != words[-1]
     if task.endswith("drawer") and words[0] in ("open", "close"):
         return state.drawer == ("closed" if words[0] == "open" else "open")
-    blocks = {"red": state.red_block, "blue": state.blue_block, "pink": state.pink_block}
     if task == "push_into_drawer":
-        return state.drawer == "open" and "table" in blocks.values()
-    place = blocks[words[1]]
+        return state.drawer == "open" and "table" in state.places.values()
+    place = state.places[words[1]]
     if words[0] == "lift":
         return place.startswith(words[-1])
     return place == "table"  # rotate, push
@@ -122,7 +121,7 @@ def episodes_of_tasks(
     starts = {task: [s for s in protocol.states if possible(task, s)] for task in tasks}
     never = [task for task in tasks if not starts[task]]
     if never:
-        raise ValueError("no chain starts where {} could be done first: evaluate chains".format(never))
+        raise ValueError("{} are possible from no start: evaluate chains".format(never))
     told = _told(protocol, swap_instructions)
     episodes = []
     for index in range(count):
@@ -144,6 +143,4 @@ def _chain(
     index: int, task: str, state: State, tasks: Tuple[str, ...], told: Dict[str, str]
 ) -> Chain:
     instructions = tuple(told[name] for name in tasks)
-    return Chain(
-        index, seed_of(state), task, "; ".join(instructions), state, tasks, instructions
-    )
+    return Chain(index, seed_of(state), task, "; ".join(instructions), state, tasks, instructions)

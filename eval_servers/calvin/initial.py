@@ -9,7 +9,7 @@ offset basis 0) over the string's UTF-16-LE bytes.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Tuple
+from typing import Dict, NamedTuple, Tuple
 
 import numpy as np
 
@@ -47,6 +47,11 @@ class State(NamedTuple):
     pink_block: str
     grasped: int
 
+    @property
+    def places(self) -> Dict[str, str]:
+        """Where each block is, by its colour."""
+        return {"red": self.red_block, "blue": self.blue_block, "pink": self.pink_block}
+
 
 def fnv0_utf16(text: str) -> int:
     """What `pyhash.fnv1_32()(text)` returns: FNV-0, 32 bit, over UTF-16-LE."""
@@ -78,8 +83,7 @@ def initial_state(state: State) -> Tuple[np.ndarray, np.ndarray]:
     scene[DRAWER] = 0.22 if state.drawer == "open" else 0.0
     scene[SWITCH] = 0.088 if state.lightbulb == 1 else 0.0
     scene[LIGHTBULB], scene[LED] = state.lightbulb, state.led
-    where = {"red": state.red_block, "blue": state.blue_block, "pink": state.pink_block}
-    unknown = {k: v for k, v in where.items() if v != "table" and v not in _SLIDER}
+    unknown = {k: v for k, v in state.places.items() if v != "table" and v not in _SLIDER}
     if unknown:
         raise ValueError("blocks {}: not on the table or in the slider".format(unknown))
     # Red has the first place of the table, pink the second, blue the one red leaves; with three
@@ -87,7 +91,7 @@ def initial_state(state: State) -> Tuple[np.ndarray, np.ndarray]:
     table = {"red": 0, "blue": 1 if state.red_block == "table" else 0, "pink": 1}
     for name, fields in BLOCKS.items():
         pose = scene[fields]
-        place = where[name]
+        place = state.places[name]
         pose[:3] = _SLIDER[place] if place in _SLIDER else _TABLE[places[table[name]]]
         pose[5] = rng.uniform(*_YAW)
     return np.array(ROBOT), scene

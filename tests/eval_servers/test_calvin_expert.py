@@ -44,7 +44,7 @@ def test_the_fingers_close_at_the_block_and_then_rise(color):
 
 
 def test_a_tool_that_is_held_up_does_not_stop_the_script():
-    places, actions, _ = play("turn_on_led", lag=0.0)
+    _, actions, _ = play("turn_on_led", lag=0.0)
     assert actions[-1, 2] == 0
     assert (np.diff(np.sign(actions[:, 2])) != 0).any()
 
