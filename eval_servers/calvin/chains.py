@@ -26,7 +26,7 @@ class Chain(rollout.Episode):
     Attributes:
         state: where it starts.
         tasks: to be solved one after another; the first failure ends the chain.
-        instructions: what the policy is told, one a task.
+        instructions: what the policy is told, one a task; `instruction` is the first.
     """
 
     state: State
@@ -143,4 +143,4 @@ def _chain(
     index: int, task: str, state: State, tasks: Tuple[str, ...], told: Dict[str, str]
 ) -> Chain:
     instructions = tuple(told[name] for name in tasks)
-    return Chain(index, seed_of(state), task, "; ".join(instructions), state, tasks, instructions)
+    return Chain(index, seed_of(state), task, instructions[0], state, tasks, instructions)

@@ -56,7 +56,7 @@ def probe(settings: simulator.Settings) -> Dict[str, Any]:
         raise simulator.SimulatorError(
             "the simulator does not start (exit code {}): {}".format(done.returncode, words[-1])
         )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
 def look(settings: simulator.Settings) -> Dict[str, Any]:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import types
+import warnings
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -65,7 +66,8 @@ class Simulator:
         check(settings)
         _import_from(settings.root)
         printed: List[str] = []
-        with _captured(printed):
+        with _captured(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a missing version_base, in upstream
             import hydra
             from calvin_env.envs import play_table_env  # type: ignore[import-not-found]
 
@@ -76,6 +78,7 @@ class Simulator:
                 self._env: Any = hydra.utils.instantiate(config.env, **options)
             except SystemExit:  # how calvin_env reports a plugin that does not load
                 raise SimulatorError(_NO_EGL) from None
+            self._env.get_camera_obs()  # the first picture compiles shaders, and prints
         self.driver = "TinyRenderer" if settings.renderer == "tiny" else _driver(printed[0])
 
     def reset(self, robot: np.ndarray, scene: np.ndarray) -> Dict[str, Any]:
@@ -100,7 +103,7 @@ class Simulator:
         """Disconnect from the physics server."""
         with _captured([]):
             self._env.close()
-        self._env.ownsPhysicsClient = False  # its __del__ would disconnect once more
+        self._env.close = lambda: None  # its __del__ would disconnect, and print, once more
 
 
 def check(settings: Settings) -> None:
