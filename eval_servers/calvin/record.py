@@ -90,8 +90,7 @@ class Split:
     """One folder of frames, `training` or `validation`; its indices are written by `close`."""
 
     def __init__(self, folder: str, scene: str) -> None:
-        """Make the folder, which must not exist."""
-        os.makedirs(os.path.join(folder, "lang_annotations"))
+        """Nothing is made before the first demonstration."""
         self._folder, self._scene = folder, scene
         self._spans: List[Tuple[int, int]] = []  # first and last frame
         self._tasks: List[str] = []
@@ -100,6 +99,7 @@ class Split:
 
     def write(self, frames: List[Frame], task: str, text: str) -> None:
         """Append one demonstration."""
+        os.makedirs(self._folder, exist_ok=True)
         first = self._next
         for frame in frames:
             path = os.path.join(self._folder, "episode_{:07d}.npz".format(self._next))
@@ -113,10 +113,15 @@ class Split:
         """Write which frames belong together, the annotations, and the world's configuration."""
         from omegaconf import OmegaConf
 
-        def save(name: str, value: Any) -> None:
-            np.save(os.path.join(self._folder, name), value, allow_pickle=True)
+        if not self._spans:
+            return
 
-        save("ep_start_end_ids.npy", np.array(self._spans, np.int64).reshape(-1, 2))
+        def save(name: str, value: Any) -> None:
+            path = os.path.join(self._folder, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            np.save(path, value, allow_pickle=True)
+
+        save("ep_start_end_ids.npy", np.array(self._spans, np.int64))
         save("ep_lens.npy", np.array([b - a + 1 for a, b in self._spans], np.int64))
         save("scene_info.npy", {"calvin_scene_" + self._scene: [0, self._next - 1]})
         # CALVIN's annotations end before the frame they name: here the one without a motion.
