@@ -21,7 +21,8 @@ TASKS = (
 )
 STEP = 0.02  # metres of a full action
 OPEN, CLOSED = 1.0, -1.0
-_REACHED = 0.012  # metres between the tool and where it should be by now
+_NEAR = 0.008  # metres between the commanded and the wanted place that will do
+_REACHED = 0.012  # metres between the tool and the wanted place that will do
 _PATIENCE = 12  # steps to wait for a tool that does not get there, as on a pressed button
 _BUTTON = (-0.12, -0.12, 0.46)  # of scene D, metres
 _ABOVE = 0.09  # metres
@@ -84,7 +85,7 @@ class Expert:
     def _advance(self, tool: np.ndarray) -> None:
         """On to the next phase if the tool has been at this one's place for long enough."""
         phase = self._phases[0]
-        if np.abs(self._target - phase.place).max() > 1e-6:
+        if np.linalg.norm(self._target - phase.place) > _NEAR:
             return
         if np.linalg.norm(tool - phase.place) > _REACHED and self._waited < _PATIENCE:
             self._waited += 1

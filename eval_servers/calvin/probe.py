@@ -103,8 +103,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--renderer",
         choices=simulator.RENDERERS,
         default="egl",
-        help="egl (default) draws as CALVIN's data were drawn; tiny needs no GL driver and looks"
-        " different: for tests",
+        help="egl (default) draws as CALVIN's data were drawn, on the GPU that EGL_VISIBLE_DEVICES"
+        " names; tiny needs no GL driver and looks different: for tests",
     )
     add("--scene", choices=simulator.SCENES, default="D", help="default: D")
     add(

@@ -190,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--episodes", type=int, default=200, metavar="N", help="default: 200")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--noise", type=float, default=0.3, help="of the executed motion, in action units"
+        "--noise", type=float, default=0.2, help="of the executed motion, in action units"
     )
     add_flags(parser)
     flags = parser.parse_args(arguments)
