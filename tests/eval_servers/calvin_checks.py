@@ -33,6 +33,27 @@ def states(world):
     return worst
 
 
+def repeated(world):
+    """How far a start is off after an episode that ended on the pressed button."""
+    start = initial_state(next(s for s in chains.load().states if s.led))
+
+    def seen():
+        obs = world.reset(*start)
+        return obs["robot_obs"], obs["scene_obs"]
+
+    first, script, solved = seen(), expert.Expert("turn_off_led"), False
+    robot, scene = first
+    before = world.info()
+    for _ in range(60):
+        if not solved:
+            obs, info = world.step(script.act(robot, scene))
+            robot, scene = obs["robot_obs"], obs["scene_obs"]
+            solved = oracle.solved("turn_off_led", before, info)
+    robot, scene = seen()
+    off = {"robot": np.abs(robot - first[0]), "scene": np.abs(scene - first[1])}
+    return dict({name: float(values.max()) for name, values in off.items()}, solved=solved)
+
+
 def played(world, upstream):
     """Infos along scripted and random motion: both oracles on every pair with the start."""
     compared, different, seen = 0, [], set()
@@ -125,6 +146,7 @@ def main():
     upstream = Tasks(OmegaConf.load(table).tasks)
     report = {
         "states": states(world),
+        "repeated": repeated(world),
         "played": played(world, upstream),
         "imagined": imagined(world, upstream),
     }

@@ -52,6 +52,13 @@ def test_the_simulator_takes_every_initial_state(checks):
     assert off["yaw"] < 1e-3
 
 
+def test_a_start_hardly_depends_on_what_happened_before(checks):
+    repeated = checks["repeated"]
+    assert repeated["solved"]
+    assert repeated["robot"] == 0  # the gripper's last command included
+    assert repeated["scene"] < 5e-3  # metres and radians; lamps, button and doors are exact
+
+
 def test_the_oracle_agrees_with_calvins_on_what_the_simulator_does(checks):
     played = checks["played"]
     assert played["different"] == []
