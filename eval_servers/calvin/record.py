@@ -34,7 +34,7 @@ _ARM_NOISE = 0.02  # rad, of the joints at the start
 _BLOCK_NOISE = 0.03  # metres, of blocks on the table
 _TURN = 0.05  # rad of a full action
 
-Frame = Dict[str, np.ndarray]
+Frame = Dict[str, Any]  # name -> array
 
 
 def demonstrate(
@@ -111,7 +111,7 @@ class Split:
 
     def close(self, config: Any) -> None:
         """Write which frames belong together, the annotations, and the world's configuration."""
-        from omegaconf import OmegaConf
+        from omegaconf import OmegaConf  # type: ignore[import-not-found]
 
         if not self._spans:
             return

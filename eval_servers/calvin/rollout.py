@@ -88,7 +88,8 @@ def _episodes(flags: argparse.Namespace) -> List[chains.Chain]:
     if flags.tasks:
         count = flags.episodes or 10 * len(flags.tasks)
         return chains.episodes_of_tasks(protocol, flags.tasks, count, flags.swap_instructions)
-    return chains.episodes_of_chains(protocol, *flags.chains, flags.swap_instructions)
+    first, last = flags.chains
+    return chains.episodes_of_chains(protocol, first, last, flags.swap_instructions)
 
 
 def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:

@@ -68,7 +68,7 @@ class Simulator:
         printed: List[str] = []
         with _captured(printed), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a missing version_base, in upstream
-            import hydra
+            import hydra  # type: ignore[import-not-found]
             from calvin_env.envs import play_table_env  # type: ignore[import-not-found]
 
             play_table_env.get_git_commit_hash = lambda path: "not asked"
@@ -135,7 +135,7 @@ def load_config(settings: Settings) -> Any:
     Both have the static and the gripper camera only (the tactile one alone needs torch-era
     packages) and find their meshes in `settings.root`.
     """
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf  # type: ignore[import-not-found]
 
     if settings.dataset:
         config: Any = OmegaConf.load(_merged_config(settings.dataset))

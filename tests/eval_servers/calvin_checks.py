@@ -141,7 +141,7 @@ def main():
     root, table = sys.argv[1:3]
     world = simulator.Simulator(simulator.Settings(root, "tiny"))
     from calvin_env.envs.tasks import Tasks  # type: ignore[import-not-found]
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf  # type: ignore[import-not-found]
 
     upstream = Tasks(OmegaConf.load(table).tasks)
     report = {
