@@ -1,0 +1,159 @@
+"""calvin_env behind the interface of `eval_servers.rollout`, for chains of tasks."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any, ClassVar, Dict, List, Optional, Tuple
+
+import numpy as np
+from PIL import Image
+
+from eval_servers import rollout
+from eval_servers.calvin import oracle
+from eval_servers.calvin.chains import Chain
+from eval_servers.calvin.initial import initial_state
+from eval_servers.calvin.simulator import Settings, Simulator
+from eval_servers.client import ActionChunks
+from eval_servers.video import save_video
+
+SCENE_KEY = "observation/scene"  # privileged: where everything is, float [24]
+_FRAMES = 240  # of a video at most
+
+
+class CalvinEnv(rollout.Env):
+    """One simulator; chains start with `reset`, each of their tasks with `begin`.
+
+    Attributes:
+        gripper: the commands it takes.
+        arm_range: of the data's actions; the simulator takes larger ones as well.
+    """
+
+    gripper: ClassVar[Dict[str, float]] = {"closed": -1.0, "open": 1.0}
+    arm_range: ClassVar[Tuple[float, float]] = (-1.0, 1.0)
+
+    def __init__(self, simulator: Any, privileged: bool = False) -> None:
+        """Take over a `Simulator`.
+
+        Args:
+            simulator: to use, and to close.
+            privileged: let observations hold the scene's state as well, for scripted experts.
+        """
+        self._simulator = simulator
+        self._privileged = privileged
+        self._task = ""
+        self._obs: Dict[str, Any] = {}
+        self._start: Dict[str, Any] = {}
+        self._info: Dict[str, Any] = {}
+
+    def reset(self, episode: Any) -> Dict[str, Any]:
+        """The chain's initial state, and its first task begun."""
+        self._obs = self._simulator.reset(*initial_state(episode.state))
+        self._info = self._simulator.info()
+        return self.begin(episode.tasks[0])
+
+    def begin(self, task: str) -> Dict[str, Any]:
+        """Let success count on `task` from here on; returns the observation as it stands."""
+        self._task, self._start = task, self._info
+        return self._observation()
+
+    def step(self, action: np.ndarray) -> Dict[str, Any]:
+        """One control step; arm actions are not clipped, as in CALVIN's evaluation."""
+        if action.shape != (7,) or action[6] not in (-1, 1) or not np.isfinite(action).all():
+            raise rollout.ActionError(
+                "the policy does not fit CALVIN: an action is 7 finite numbers, the last -1"
+                " (closed) or 1 (open), not {}".format(np.round(action, 3).tolist())
+            )
+        # A copy: the array may be a view of the server's message, and calvin_env wants its own.
+        self._obs, self._info = self._simulator.step(np.array(action))
+        return self._observation()
+
+    def success(self) -> bool:
+        """Whether the oracle sees the task done since it was begun."""
+        return oracle.solved(self._task, self._start, self._info)
+
+    def frame(self) -> bytes:
+        """Both views side by side, as JPEG: a chain may have 1800 of them."""
+        views = self._obs["rgb_obs"]
+        static, gripper = (np.asarray(views[k], np.uint8) for k in ("rgb_static", "rgb_gripper"))
+        picture = np.zeros((len(static), static.shape[1] + gripper.shape[1], 3), np.uint8)
+        picture[:, : static.shape[1]] = static
+        picture[: len(gripper), static.shape[1] :] = gripper
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
+
+    def close(self) -> None:
+        """Let go of the simulator."""
+        self._simulator.close()
+
+    def _observation(self) -> Dict[str, Any]:
+        views = self._obs["rgb_obs"]
+        obs = {
+            "observation/image": np.ascontiguousarray(views["rgb_static"], np.uint8),
+            "observation/wrist_image": np.ascontiguousarray(views["rgb_gripper"], np.uint8),
+            "observation/state": np.asarray(self._obs["robot_obs"], np.float32),
+        }
+        if self._privileged:
+            obs[SCENE_KEY] = np.asarray(self._obs["scene_obs"], np.float32)
+        return obs
+
+
+def make_env(settings: Settings, privileged: bool = False) -> CalvinEnv:
+    """Build the simulator, in the process that will use it."""
+    return CalvinEnv(Simulator(settings), privileged)
+
+
+def attempt(
+    env: Any,
+    client: Any,
+    chunks: ActionChunks,
+    episode: Chain,
+    max_steps: int,
+    frames: Optional[List[Any]],
+) -> Dict[str, Any]:
+    """One try at a chain: each task a fresh session and `max_steps`, until one fails.
+
+    Returns:
+        success (of all tasks), steps (of all), stages: one a task begun, with its task, success,
+        steps and seconds; the latencies of all tasks.
+    """
+    obs = env.reset(episode)
+    if frames is not None:
+        frames[:] = [env.frame()]
+    stages: List[Dict[str, Any]] = []
+    round_trip_ms: List[float] = []
+    server_ms: List[float] = []
+    for number, task in enumerate(episode.tasks):
+        prompt = episode.instructions[number]
+        if number:
+            obs = env.begin(task)
+        chunks.reset()
+        client.reset()
+        since, solved, step = time.monotonic(), False, 0
+        while not solved and step < max_steps:
+            request = dict(rollout.select(obs, client.metadata), prompt=prompt)
+            obs = env.step(chunks.act(request))
+            step += 1
+            if frames is not None:
+                frames.append(env.frame())
+            solved = env.success()
+        seconds = round(time.monotonic() - since, 3)
+        stages.append({"task": task, "success": solved, "steps": step, "seconds": seconds})
+        round_trip_ms += chunks.round_trip_ms
+        server_ms += chunks.server_ms
+        if not solved:
+            break
+    return {
+        "success": len(stages) == len(episode.tasks) and stages[-1]["success"],
+        "steps": sum(stage["steps"] for stage in stages),
+        "stages": stages,
+        "round_trip_ms": round_trip_ms,
+        "server_ms": server_ms,
+    }
+
+
+def film(path: str, frames: List[bytes]) -> None:
+    """Write what `CalvinEnv.frame` returned, every n-th of a long chain."""
+    every = -(-len(frames) // _FRAMES)
+    save_video(path, [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in frames[::every]])

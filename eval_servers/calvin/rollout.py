@@ -1,0 +1,137 @@
+"""Evaluate a policy server on CALVIN: chains of five instructions, 360 steps for each.
+
+    python eval_servers/calvin/rollout.py --server=ws://127.0.0.1:8000 --out=DIR --workers=2
+    python eval_servers/calvin/rollout.py ... --chains=0:100                # the first hundred
+    python eval_servers/calvin/rollout.py ... --tasks turn_on_led --episodes=40
+
+Run it with the Python that `setup.sh` made. The protocol is CALVIN's: 1000 fixed chains in scene D,
+each from its own initial state; for every task the policy starts afresh and gets the validation
+split's instruction; the first failure ends the chain. `--tasks` gives single tasks instead, from
+initial states of the same list.
+
+Writes DIR/episodes.jsonl, DIR/score.json and DIR/videos; see `eval_servers/rollout.py`. The score
+of chains has the rates of 1 to 5 tasks solved in a row, their average, and a table per task.
+`launch/evaluate.py calvin` also starts the server and writes the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from eval_servers import cli, results
+from eval_servers.calvin import chains
+from eval_servers.calvin.env import attempt, film, make_env
+from eval_servers.calvin.probe import add_flags, probe, settings_of
+from eval_servers.calvin.simulator import SimulatorError
+
+MAX_STEPS = 360  # of a task, CALVIN's protocol
+TIMEOUT = 3600.0  # seconds for a chain of 1800 steps
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the evaluation; returns the exit status."""
+    return cli.main(_parse_flags(arguments), _prepare, (SimulatorError,))
+
+
+def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
+    settings = settings_of(flags)
+    episodes = _episodes(flags)
+    protocol = {
+        "environment": "calvin",
+        "profile": "official" if _is_official(flags) else "custom",
+        "tasks": flags.tasks or "chains {}:{}".format(*flags.chains),
+        "swap_instructions": flags.swap_instructions,
+        "privileged": flags.privileged,
+        "simulator": probe(settings),
+    }
+    make = functools.partial(make_env, settings, flags.privileged)
+    return cli.Evaluation(make, episodes, protocol, film, attempt, table)
+
+
+def _is_official(flags: argparse.Namespace) -> bool:
+    """Whether a score may stand beside published ones: all chains, run as CALVIN's are."""
+    return (
+        not (flags.tasks or flags.swap_instructions or flags.privileged)
+        and flags.chains == (0, 1000)
+        and flags.max_steps == MAX_STEPS
+        and flags.renderer == "egl"
+        and (flags.scene == "D" or bool(flags.dataset))
+    )
+
+
+def table(score: Dict[str, Any]) -> str:
+    """A score as text: CALVIN's numbers first, then one line per task."""
+    lines = []
+    if "chains" in score:
+        in_a_row = score["chains"]["solved_in_a_row"].items()
+        lines = ["in a row  " + "  ".join("{}: {:.1%}".format(k, c["rate"]) for k, c in in_a_row)]
+        lines += ["average   {average_solved:.3f}".format(**score["chains"])]
+    lines += [results.one_line(score)]
+    return "\n".join(
+        lines
+        + [
+            "{:24s} {:6.1%} ({successes}/{episodes})".format(task, counts["rate"], **counts)
+            for task, counts in score["per_task"].items()
+        ]
+    )
+
+
+def _episodes(flags: argparse.Namespace) -> List[chains.Chain]:
+    protocol = chains.load()
+    if flags.tasks:
+        count = flags.episodes or 10 * len(flags.tasks)
+        return chains.episodes_of_tasks(protocol, flags.tasks, count, flags.swap_instructions)
+    first, last = flags.chains
+    return chains.episodes_of_chains(protocol, first, last, flags.swap_instructions)
+
+
+def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__, MAX_STEPS, TIMEOUT)
+    add = parser.add_argument
+    add(
+        "--chains",
+        type=_range,
+        default=(0, 1000),
+        metavar="FIRST:LAST",
+        help="of the list of 1000, LAST excluded (default: all)",
+    )
+    add(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="single tasks instead of chains: " + ", ".join(chains.load().instructions),
+    )
+    add("--episodes", type=cli.positive, metavar="N", help="with --tasks (default: 10 a task)")
+    add_flags(parser)
+    add(
+        "--swap-instructions",
+        action="store_true",
+        help="tell the policy another task's instruction; success still counts on the own task",
+    )
+    add(
+        "--privileged",
+        action="store_true",
+        help="send where everything is as well, for scripted experts; the score says so",
+    )
+    flags = parser.parse_args(arguments)
+    if flags.episodes and not flags.tasks:
+        parser.error("--episodes goes with --tasks; a number of chains is --chains=0:N")
+    return flags
+
+
+def _range(text: str) -> Tuple[int, int]:
+    first, separator, last = text.partition(":")
+    if not separator:
+        raise argparse.ArgumentTypeError("write FIRST:LAST, as 0:100")
+    return int(first or 0), int(last or 1000)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
