@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vla_jax import config as configuration
-from vla_jax.batched_step import BatchedStep, StepInput
 from vla_jax import provenance
+from vla_jax.batched_step import BatchedStep, StepInput
 from vla_jax.config import Config
 from vla_jax.data.errors import TextLengthError
 from vla_jax.data.gripper import GripperState
