@@ -148,7 +148,7 @@ def open_datasets(
         sources = _sources(entry, config, reader)
 
         def opened(
-            which: str, name=name, spec=spec, entry=entry, sources=sources, reader: Reader = reader
+            which: str, name=name, spec=spec, entry=entry, sources=sources, how: Reader = reader
         ) -> Dataset:
             source, part = sources[which]
             return open_dataset(
@@ -164,7 +164,7 @@ def open_datasets(
                 rebuild=config.index == "rebuild",
                 filters=filters[which][name],
                 skips=Skips(name, config.on_error),
-                reader=reader,
+                reader=how,
             )
 
         try:
