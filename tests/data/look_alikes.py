@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,10 +43,10 @@ def write_calvin_npz(
             for frame in range(first, last + 1):
                 np.savez_compressed(folder / f"episode_{frame:07d}.npz", **calvin_frame(frame))
         np.save(folder / "ep_start_end_ids.npy", np.array(recordings))
-        scenes = {"calvin_scene_B": [0, START + 50], "calvin_scene_C": [START + 51, 10**6]}
+        scenes: Any = {"calvin_scene_B": [0, START + 50], "calvin_scene_C": [START + 51, 10**6]}
         np.save(folder / "scene_info.npy", scenes, allow_pickle=True)
         count = len(spans)
-        annotations = {
+        annotations: Any = {
             "language": {
                 "ann": (TEXTS * count)[:count],
                 "task": (TASKS * count)[:count],
@@ -109,7 +110,7 @@ def write_video(path, pictures, fps=10, codec="libx264", gop=2):
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps)
+        stream: Any = container.add_stream(codec, rate=fps)
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = gop
@@ -191,7 +192,7 @@ def write_lerobot(root, version="v2.1", images="video", fps=10, codec="libx264",
             video = root / "videos" / KEY / "chunk-000" / "file-000.mp4"
             write_video(video, np.concatenate(pictures), fps, codec, gop)
             for number in range(len(LENGTHS)):
-                place = {"chunk_index": 0, "file_index": 0}
+                place: dict[str, float] = {"chunk_index": 0, "file_index": 0}
                 place["from_timestamp"] = sum(LENGTHS[:number]) / fps
                 episodes[number] |= {f"videos/{KEY}/{k}": v for k, v in place.items()}
         (meta / "episodes" / "chunk-000").mkdir(parents=True)

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,8 @@ def test_calvin_windows(tmp_path, data_config, structure):
         for folder in (src, out)
     ]
     assert mixtures[0].statistics == mixtures[1].statistics
-    np.testing.assert_array_equal(*(m.datasets[0].actions for m in mixtures))
+    one, two = (m.datasets[0].actions for m in mixtures)
+    np.testing.assert_array_equal(one, two)
     again = convert("calvin", src, out)
     assert again.returncode == 1
     assert again.stderr.strip().endswith("exists and is not empty")
@@ -107,7 +109,9 @@ def test_spans_of_segments_train_like_windows(tmp_path, data_config, structure):
         for dataset, pixels in ((a, out[0]), (b, out[1])):
             assert dataset.images("primary", trajectory, np.array([5, 6, 7]), pixels).all()
         np.testing.assert_array_equal(out[0], out[1])
-    assert b.index.place(20) == (b.index._source.root / a.index.shards[0].name, 0, 15)
+    written: Any = a.index
+    joined: Any = b.index
+    assert joined.place(20) == (joined._source.root / written.shards[0].name, 0, 15)
 
 
 def test_calvin_segments_and_jpeg(tmp_path):

@@ -1,5 +1,6 @@
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def folder(tmp_path):
 def kept(folder, data_config, structure):
     """Lengths, which tell the trajectories apart, that are left."""
 
-    def run(split="train", **filters):
+    def run(split: Any = "train", **filters):
         config = data_config(("calvin", folder, 1.0), filters=filters)
         return open_datasets(config, structure(), 7, split).datasets[0].lengths.tolist()
 

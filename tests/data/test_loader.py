@@ -1,6 +1,7 @@
 import atexit
 import json
 import threading
+from typing import Any
 
 import jax
 import numpy as np
@@ -172,7 +173,7 @@ def test_images_after_the_window_when_a_model_asks(calvin, data_config, structur
     config = data_config(("calvin", calvin, 1.0), normalization="none", val_fraction=0.0)
     mixture = open_datasets(config, structure(cameras=("primary", "wrist")), 7, "train", future=4)
     for batch in take(mixture, 6):
-        future = batch.future
+        future: Any = batch.future
         assert future.images["wrist"].shape == (8, 4, 8, 12, 3)
         now = batch.observation.images["primary"][:, -1, 0, 0, :2].astype(int)
         later = future.images["primary"][:, :, 0, 0, :2].astype(int)
@@ -395,8 +396,9 @@ def test_validation_split_of_the_builder_and_train_statistics(tmp_path, data_con
     train = open_datasets(config, structure(), 7, "train")
     val = open_datasets(config, structure(), 7, "val", statistics=train.statistics)
     assert train.num_windows == val.num_windows == 10
-    assert train.datasets[0].index.split == "train"
-    assert val.datasets[0].index.split == "val"
+    for split, mixture in (("train", train), ("val", val)):
+        index: Any = mixture.datasets[0].index
+        assert index.split == split
     assert val.action_specs == train.action_specs
     assert open_datasets(config, structure(), 7, "val").statistics == train.statistics
     with pytest.raises(ConfigError, match=r"lack \['calvin'\]; they have \['bridge'\]"):

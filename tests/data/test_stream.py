@@ -1,6 +1,7 @@
 import shutil
 import sys
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def rows(mixture, batches, size=8, **options):
 def both(data_config, structure):
     """The same mixture from the index and from the stream."""
 
-    def build(spec, folder, split="train", window=3, cameras=("primary",), **changes):
+    def build(spec, folder, split: Any = "train", window=3, cameras=("primary",), **changes):
         shape = structure(window=window, cameras=cameras)
         return [
             open_datasets(data_config((spec, folder, 1.0), reader=r, **changes), shape, 7, split)
@@ -122,7 +123,8 @@ def test_a_pool_holds_no_more_than_it_says(tmp_path, both):
     folder = write_calvin(tmp_path / "c" / "1.0.0", LENGTHS)
     _, stream = both("calvin", folder, pool=2, val_fraction=0.0)
     with Loader(stream, encode, 1, 0, prefetch=1) as loader:
-        held = loader._datasets[0].index.held
+        source: Any = loader._datasets[0].index
+        held = source.held
         for _ in range(60):
             next(loader)
             assert len(held) <= 4  # the pool, and one finished in each of the batches under way

@@ -1,5 +1,6 @@
 """All datasets of a run, opened together: windows, instructions, statistics, action specs."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -147,11 +148,9 @@ def open_datasets(
         reader: Reader = made or find_reader(entry.dir, config.reader)
         sources = _sources(entry, config, reader)
 
-        def opened(
-            which: str, name=name, spec=spec, entry=entry, sources=sources, how: Reader = reader
-        ) -> Dataset:
-            source, part = sources[which]
-            return open_dataset(
+        opened = {
+            which: functools.partial(
+                open_dataset,
                 name,
                 spec,
                 entry.dir,
@@ -164,11 +163,12 @@ def open_datasets(
                 rebuild=config.index == "rebuild",
                 filters=filters[which][name],
                 skips=Skips(name, config.on_error),
-                reader=how,
+                reader=reader,
             )
-
+            for which, (source, part) in sources.items()
+        }
         try:
-            dataset = opened("train" if statistics is None else split)
+            dataset = opened["train" if statistics is None else split]()
         except FeatureError as error:
             left_out.add(error)
             continue
@@ -177,9 +177,9 @@ def open_datasets(
         else:
             parts: list[Dataset] = [dataset]
             if config.stats_split == "all" and (config.val_fraction or sources["val"][1] == "all"):
-                parts.append(opened("val"))
+                parts.append(opened["val"]())
             found[name] = _measure(parts, spec.mask(action_dim))
-            dataset = opened("val") if split == "val" else dataset
+            dataset = opened["val"]() if split == "val" else dataset
         noop = config.filters.noop or spec.noop
         if noop:
             dataset.leave_out_idle(noop, structure.chunk)

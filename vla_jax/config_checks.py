@@ -1,0 +1,109 @@
+"""What the values of a `Config` must fulfil beyond their types; `vla_jax.config.resolve` asks."""
+
+import re
+from typing import TYPE_CHECKING
+
+from vla_jax.types import CAMERAS
+
+if TYPE_CHECKING:
+    from vla_jax.config import Config
+
+
+def cross_checks(config: "Config") -> list[str]:
+    """Problems of fields with the right types, one line each; [] if there are none."""
+    structure, data, problems = config.model.structure, config.data, []
+    for camera in structure.cameras:
+        if camera not in CAMERAS:
+            problems.append(f"model.structure.cameras: {camera!r} is none of {list(CAMERAS)}")
+    for camera in config.augment.shift:
+        if camera not in CAMERAS:
+            problems.append(f"augment.shift: {camera!r} is none of {list(CAMERAS)}")
+    if not structure.cameras:
+        problems.append("model.structure.cameras: name at least one camera")
+    if not data.datasets:
+        problems.append("data.datasets: name at least one dataset")
+    if config.model.sentence.dim < 0:
+        problems.append("model.sentence.dim: must not be negative")
+    if config.model.sentence.dim and not config.model.sentence.dir:
+        problems.append("model.sentence.dir: name the folder of the text encoder, or set dim to 0")
+    for name in ("resampler", "proprio"):
+        if getattr(structure, name) < 0:
+            problems.append(f"model.structure.{name}: must not be negative")
+    positive = {
+        "model.structure.window": structure.window,
+        "model.structure.chunk": structure.chunk,
+        "model.structure.latent": structure.latent,
+        "model.structure.text_len": structure.text_len,
+        "model.head.hidden": config.model.head.hidden,
+        "model.head.layers": config.model.head.layers,
+        "model.head.heads": config.model.head.heads,
+        "model.head.sampling_steps": config.model.head.sampling_steps,
+        "model.head.noise_levels": config.model.head.noise_levels,
+        "train.batch_size": config.train.batch_size,
+        "train.accumulate": config.train.accumulate,
+        "train.steps": config.train.steps,
+        "data.clip": data.clip,
+        "data.pool": data.pool,
+    }
+    problems += [f"{name}: must be positive, not {v}" for name, v in positive.items() if v <= 0]
+    problems += [
+        f"data.datasets[{i}].weight: must be positive, not {d.weight}"
+        for i, d in enumerate(data.datasets)
+        if d.weight <= 0
+    ]
+    problems += _lora_checks(config) + _cotrain_checks(config) + _filter_checks(config)
+    epochs = {
+        "train.epochs": config.train.epochs,
+        "train.check_epochs": config.train.check_epochs,
+        "optim.warmup_epochs": config.optim.warmup_epochs,
+    }
+    problems += [f"{name}: must not be negative, {v} is" for name, v in epochs.items() if v < 0]
+    if not 0 <= config.optim.ema_decay < 1:
+        problems.append(f"optim.ema_decay: must be in [0, 1), not {config.optim.ema_decay}")
+    if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
+        problems.append("mesh: only one axis may be -1")
+    return problems
+
+
+def _cotrain_checks(config: "Config") -> list[str]:
+    cotrain, problems = config.data.cotrain, []
+    if not cotrain.path:
+        return []
+    if cotrain.rows < 1 or cotrain.text_len < 1:
+        problems.append("data.cotrain: rows and text_len must be positive")
+    if cotrain.prompt.count("{question}") != 1:
+        problems.append(f"data.cotrain.prompt: needs {{question}} once: {cotrain.prompt!r}")
+    return problems
+
+
+def _filter_checks(config: "Config") -> list[str]:
+    filters, language, problems = config.data.filters, config.data.language, []
+    for name in ("language", "not_language"):
+        for pattern in getattr(filters, name):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                problems.append(f"data.filters.{name}: {pattern!r} is no regex: {error}")
+    if filters.few_shot < 0 or filters.noop < 0:
+        problems.append("data.filters: few_shot and noop must not be negative")
+    if not 0 <= config.augment.dropout < 1:
+        problems.append("augment.dropout: must be in [0, 1)")
+    for name in ("paraphrase", "dropout"):
+        if not 0 <= getattr(language, name) <= 1:
+            problems.append(f"data.language.{name}: must be in [0, 1]")
+    return problems
+
+
+def _lora_checks(config: "Config") -> list[str]:
+    lora, problems = config.lora, []
+    if lora.rank < 0:
+        problems.append(f"lora.rank: must not be negative, {lora.rank} is")
+    if not 0 <= lora.dropout < 1:
+        problems.append(f"lora.dropout: must be in [0, 1), not {lora.dropout}")
+    if lora.rank and not lora.targets:
+        problems.append("lora.targets: name at least one path regex, or set lora.rank to 0")
+    if lora.rank and lora.dropout and not config.model.dropout:
+        problems.append(
+            f"lora.dropout: {lora.dropout} has no effect without model.dropout; set one of them"
+        )
+    return problems
