@@ -38,7 +38,7 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu and not sim" --fixtures tests/fixtures -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -m "not slow and not gpu and not sim" --fixtures tests/fixtures -n $(WORKERS) --dist worksteal
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

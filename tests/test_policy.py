@@ -130,10 +130,10 @@ def test_all_problems_at_once(policy):
 @pytest.mark.parametrize(
     ("structure", "head"),
     [
-        ("one_step", "diffusion"),
+        pytest.param("one_step", "diffusion", marks=pytest.mark.slow),
         ("discrete", "detokenizer"),
         ("interleaved", "mlp"),
-        ("policy_head", "flow"),
+        pytest.param("policy_head", "flow", marks=pytest.mark.slow),
         ("video", "mlp"),
     ],
 )

@@ -110,6 +110,7 @@ def test_the_mlp_has_no_memory():
     close(predict(x[:, order], valid), jax.tree.map(lambda y: y[:, order], predict(x, valid)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["diffusion", "flow"])
 def test_samples_follow_what_was_shown(kind):
     """One feature always means the same chunk; the other means one of two opposite chunks."""

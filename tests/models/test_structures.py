@@ -103,7 +103,7 @@ def test_video_goes_camera_by_camera():
 STREAMED = [
     ("one_step", "flow"),
     ("interleaved", "gpt2"),
-    ("interleaved", "diffusion"),
+    pytest.param("interleaved", "diffusion", marks=pytest.mark.slow),
     ("policy_head", "flow"),
     ("video", "mlp"),
     ("discrete", "detokenizer"),
@@ -317,7 +317,8 @@ def test_features_may_have_to_predict_the_sentence():
         return model.apply({"params": params}, *args, method="loss")
 
     total, parts = jax.jit(loss)(params)
-    features, valid = model.apply({"params": params}, observation, method="features")
+    read = jax.jit(lambda p: model.apply({"params": p}, observation, method="features"))
+    features, valid = read(params)
     kernel, bias = params["sentence"]["kernel"], params["sentence"]["bias"]
     error = np.asarray(features.max(2) @ kernel + bias - sentence[:, None])
     each = np.where(np.abs(error) <= 1, 0.5 * error**2, np.abs(error) - 0.5).mean(-1)

@@ -65,9 +65,9 @@ def test_pixels_depend_on_the_sample_number_alone():
     spread = run(shard_batch(batch, mesh), ALL)
     order = np.array([5, 2, 7, 0, 1, 3, 6, 4])
     shuffled = run(jax.tree.map(lambda x: x[order], batch), ALL)
-    for camera in whole:
-        np.testing.assert_allclose(spread[camera], whole[camera], atol=2e-6)
-        np.testing.assert_allclose(shuffled[camera], whole[camera][order], atol=2e-6)
+    for camera in whole:  # to a thousandth of a grey level
+        np.testing.assert_allclose(spread[camera], whole[camera], rtol=0, atol=5e-6)
+        np.testing.assert_allclose(shuffled[camera], whole[camera][order], rtol=0, atol=5e-6)
 
 
 def test_samples_cameras_and_seeds_draw_differently():
