@@ -7,9 +7,14 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_FLAG = "--xla_force_host_platform_device_count"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+# Eight devices on few cores wait for one another longer than the 40 s after which XLA aborts.
+_FLAGS = {
+    "--xla_force_host_platform_device_count": 8,
+    "--xla_cpu_collective_call_terminate_timeout_seconds": 600,
+}
+for _flag, _value in _FLAGS.items():
+    if _flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 # Two thirds of the suite's time is compiling small models. Without most of
 # the optimisations their results differ by rounding at most.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
