@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import logging
 import time
@@ -34,8 +35,8 @@ class Episode:
     instruction: str
 
 
-class Env:
-    """What a simulator's adapter provides; subclassing is optional, the names matter.
+class Env(abc.ABC):
+    """What a simulator's adapter provides.
 
     Attributes:
         gripper: the commands it takes, {"closed": -1, "open": 1}; None where it does not say.
@@ -45,27 +46,27 @@ class Env:
     gripper: Optional[Dict[str, float]] = None
     arm_range: Optional[Tuple[float, float]] = None
 
+    @abc.abstractmethod
     def reset(self, episode: Episode) -> Dict[str, Any]:
         """Set the episode up; returns the observation, with openpi's keys, without the prompt."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(self, action: np.ndarray) -> Dict[str, Any]:
         """Apply one action, float [a] in robot units; returns the next observation.
 
         Raises:
             ActionError: if the robot cannot take such an action; ends the evaluation.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def success(self) -> bool:
         """Whether the task is solved now."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def frame(self) -> Any:
         """What `save_video` makes a picture of: uint8 [h, w, 3], or a state to draw later."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - not every simulator holds something
         """Let go of the simulator."""
 
 

@@ -62,9 +62,10 @@ def import_hf(flags: argparse.Namespace) -> None:
 
 def import_robovlms(flags: argparse.Namespace) -> None:
     """RoboVLMs checkpoint and config -> workdir."""
-    from vla_jax.convert import config_files, hf_files, importing
+    from vla_jax.config import read_json
+    from vla_jax.convert import config_files, importing
 
-    original = hf_files.read_json(flags.config_json)
+    original = read_json(flags.config_json)
     base = config_files.load(CONFIGS / "base.py", flags.set)
     units, vlm = flags.statistics, flags.vlm
     _save(importing.from_robovlms(flags.ckpt, original, base, vlm, units, _dtype(flags)), flags)

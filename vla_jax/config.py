@@ -7,10 +7,12 @@ Config files (`configs/*.py`) build an `ml_collections.ConfigDict`; `resolve` tu
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vla_jax.config_checks import cross_checks
@@ -274,6 +276,28 @@ def resolve(raw: Any) -> Config:
     if problems:
         raise ConfigError(f"{len(problems)} problem(s) in the config:\n  " + "\n  ".join(problems))
     return config
+
+
+def read_json(path: str | Path, where: str = "", expected: str = "an object") -> dict[str, Any]:
+    """A JSON file with an object in it.
+
+    Args:
+        path: to read.
+        where: what the message begins with, such as the key that names the file.
+        expected: the form, for the message.
+
+    Raises:
+        ConfigError: it is missing or something else.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{where}{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}{path}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}{path}: expected {expected}, found {type(found).__name__}")
+    return found
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -162,6 +162,26 @@ def test_unsound_images_name_episode_and_frame(folder):
         source.read(STATIC, 18, 21)
 
 
+class Hostile:
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return open, (str(self.victim), "w")
+
+
+@pytest.mark.parametrize(
+    "name", ["lang_annotations/auto_lang_ann.npy", "scene_info.npy"], ids=["texts", "scenes"]
+)
+def test_files_that_carry_code_do_not_run_it(folder, tmp_path, name):
+    victim = tmp_path / "victim"
+    target = next(folder.glob(f"training/{name}"))
+    np.save(target, {"language": Hostile(victim)}, allow_pickle=True)  # type: ignore[arg-type]
+    with pytest.raises(errors.DataError, match="which is no data"):
+        open_calvin(folder, "train").text("episode_metadata/scene")
+    assert not victim.exists()
+
+
 def test_without_annotations_there_are_segments_only(folder):
     for path in folder.glob("*/lang_annotations/auto_lang_ann.npy"):
         path.unlink()

@@ -148,7 +148,7 @@ def test_whose_it_is_must_be_clear(tmp_path):
     ("content", "message"),
     [
         ({"optimizer": {}}, r"it holds \['optimizer'\]"),
-        ([1], "it holds list"),
+        ([1], "expected an object, found list"),
         ({}, r"it holds \[\]"),
         ({"norm_stats": {"actions": {"std": [1]}}}, r"it holds \['norm_stats'\]"),
     ],

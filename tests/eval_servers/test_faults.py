@@ -17,17 +17,10 @@ import pytest
 from eval_servers import local_server, results, rollout
 from eval_servers.client import PolicyClient
 from tests.eval_servers import fake_rollout
-from tests.serve.fakes import CountingPolicy
+from tests.serve.fakes import SERVE, CountingPolicy
 from vla_jax.serve import server
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVE = (
-    "import sys\n"
-    "from tests.serve.fakes import CountingPolicy\n"
-    "from vla_jax.serve import server\n"
-    "options = server.ServerOptions(port=int(sys.argv[1]))\n"
-    "server.run(CountingPolicy(0.02), options, lambda u: print('listening on', u, flush=True))\n"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +30,7 @@ def _light(monkeypatch):
 
 
 def command(port):
-    return [sys.executable, "-c", SERVE, str(port)]
+    return [sys.executable, "-c", SERVE, str(port), "0.02"]
 
 
 def run(uri, out, *flags):

@@ -11,6 +11,17 @@ from vla_jax.serve.protocol import ObservationError
 CHUNK, ACTION_DIM = 4, 7
 
 
+# A process that serves: `python -c SERVE PORT SECONDS`, and says when.
+SERVE = (
+    "import sys\n"
+    "from tests.serve.fakes import CountingPolicy\n"
+    "from vla_jax.serve import server\n"
+    "policy = CountingPolicy(float(sys.argv[2]))\n"
+    "options = server.ServerOptions(port=int(sys.argv[1]))\n"
+    "server.run(policy, options, lambda uri: print('listening on', uri, flush=True))\n"
+)
+
+
 class CountingPolicy:
     """actions[i] = [session number, steps so far in this session, i, mean of the image, 0...]."""
 

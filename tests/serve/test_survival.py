@@ -16,17 +16,10 @@ import pytest
 
 from eval_servers import rollout
 from tests.eval_servers.fake_env import TASKS, FakeEnv
-from tests.serve.fakes import CountingPolicy
+from tests.serve.fakes import SERVE, CountingPolicy
 from vla_jax.serve import server
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVE = (
-    "import sys\n"
-    "from tests.serve.fakes import CountingPolicy\n"
-    "from vla_jax.serve import server\n"
-    "options = server.ServerOptions(port=int(sys.argv[1]))\n"
-    "server.run(CountingPolicy(seconds=0.01), options, lambda uri: print(uri, flush=True))\n"
-)
 
 
 def episodes(count):
@@ -125,14 +118,14 @@ def test_connections_cut_again_and_again(tmp_path):
 
 def start_server(port):
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(port)],
+        [sys.executable, "-c", SERVE, str(port), "0.02"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
-    return process, process.stdout.readline().strip()
+    return process, process.stdout.readline().strip().removeprefix("listening on ")
 
 
 @pytest.mark.slow

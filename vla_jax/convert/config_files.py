@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_jax.config import ConfigError
-from vla_jax.convert.hf_files import read_json
+from vla_jax.config import ConfigError, read_json
 from vla_jax.models.backbones import BACKBONES
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.config import Config, resolve
+from vla_jax.config import Config, read_json, resolve
 from vla_jax.convert import hf_files, lora, maps, output, torch_write
 from vla_jax.convert.importing import POLICY, SETTINGS, STATISTICS
 from vla_jax.convert.safetensors_io import SUFFIX, Writer
@@ -109,7 +109,7 @@ def _write_beside(
     original = origin.get("vlm_config", {})
     hf_files.place(files, origin.get("files", {}), folder)
     if files and (files / "config.json").is_file():
-        original = hf_files.read_json(files / "config.json")
+        original = read_json(files / "config.json")
     # One type for the folder: the widest, so that loading rounds nothing.
     widest = str(promote(list(vlm.dtypes.values())))
     described = hf_files.config_json(model.arch, original, widest)

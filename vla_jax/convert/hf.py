@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.config import ModelConfig
+from vla_jax.config import ModelConfig, read_json
 from vla_jax.convert import maps
-from vla_jax.convert.hf_files import carried, read_json
+from vla_jax.convert.hf_files import carried
 from vla_jax.convert.safetensors_io import SUFFIX, Safetensors
 from vla_jax.convert.tensors import Joined, Renamed, Source
 from vla_jax.convert.torch_read import TorchFile

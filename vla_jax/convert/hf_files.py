@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from vla_jax.config import Config, ConfigError
+from vla_jax.config import Config, read_json
 from vla_jax.data.text import Tokenizer
 from vla_jax.models import vla
 from vla_jax.models.image import ImageSpec
@@ -228,21 +228,6 @@ def preprocessor(image: ImageSpec) -> dict[str, Any]:
         "image_std": list(image.std),
         "do_convert_rgb": True,
     }
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON file with an object in it.
-
-    Raises:
-        ConfigError: it is missing or something else.
-    """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: expected an object, found {type(found).__name__}")
-    return found
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

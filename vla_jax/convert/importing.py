@@ -12,9 +12,8 @@ import jax
 import numpy as np
 
 from vla_jax import rules
-from vla_jax.config import Config, ConfigError, resolve, to_dict
+from vla_jax.config import Config, ConfigError, read_json, resolve, to_dict
 from vla_jax.convert import hf, lora, maps, output, released, robovlms, store
-from vla_jax.convert.hf_files import read_json
 from vla_jax.convert.safetensors_io import SUFFIX, Safetensors
 from vla_jax.convert.tensors import Lazy
 from vla_jax.data.statistics_files import read_statistics

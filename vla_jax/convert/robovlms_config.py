@@ -1,13 +1,12 @@
 """RoboVLMs' JSON training configs in our terms; `robovlms_keys` says what becomes of each key."""
 
 import copy
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_jax.config import ConfigError
+from vla_jax.config import ConfigError, read_json
 from vla_jax.convert import robovlms_keys as keys
 from vla_jax.data.oxe import get_mixture
 from vla_jax.data.oxe.folders import find_folder
@@ -58,14 +57,9 @@ def read(path: str | Path) -> dict[str, Any]:
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in children:
         raise ConfigError(f"{path}: is its own parent")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: expected an object")
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    found = read_json(path)
     if not found.get("parent"):
         return found
     parent = Path(found["parent"])

@@ -14,6 +14,7 @@ Source: the dataset's README in github.com/mees/calvin. Axis letters: e episodes
 
 import hashlib
 import json
+import pickle
 import re
 import zipfile
 import zlib
@@ -27,7 +28,13 @@ from jaxtyping import Int64
 
 from vla_jax.data import features as feature_module
 from vla_jax.data.cache import DONE, cached_folder, map_array, run_jobs, write_columns
-from vla_jax.data.calvin_spans import Annotation, cut, episodes_of_spans, read_annotations
+from vla_jax.data.calvin_spans import (
+    Annotation,
+    cut,
+    episodes_of_spans,
+    load_object,
+    read_annotations,
+)
 from vla_jax.data.errors import KINDS, CorruptRecordError, DataError, FeatureError
 from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.source import find_place, text_codes
@@ -321,8 +328,11 @@ def _recordings(folder: Path) -> Int64[np.ndarray, "r 2"]:
 
 def _scenes(folder: Path, frames: Int64[np.ndarray, "e"]) -> list[str]:
     path = folder / "scene_info.npy"
-    info: dict[str, Any] = np.load(path, allow_pickle=True).item() if path.exists() else {}
-    inside = [[n for n, (a, b) in info.items() if a <= frame <= b] for frame in frames.tolist()]
+    try:
+        info: dict[str, Any] = load_object(path) if path.exists() else {}
+        inside = [[n for n, (a, b) in info.items() if a <= frame <= b] for frame in frames.tolist()]
+    except (TypeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+        raise DataError(f"is not CALVIN's list of scenes ({error!r})", path) from error
     return [names[0] if names else "" for names in inside]
 
 

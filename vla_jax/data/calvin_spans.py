@@ -4,9 +4,11 @@ Axis letters: r recordings.
 """
 
 import logging
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -25,6 +27,31 @@ class Annotation:
     end: int
     task: str
     text: str
+
+
+class _Plain(pickle.Unpickler):
+    """Makes numbers, text, containers and numpy arrays, and calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        inside = module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+        if inside and name in ("ndarray", "dtype", "scalar", "_reconstruct"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"holds {module}.{name}, which is no data")
+
+
+def load_object(path: Path) -> Any:
+    """The Python object in an .npy file, as CALVIN publishes some; runs no code of the file's.
+
+    Raises:
+        ValueError, pickle.UnpicklingError: the file holds something else.
+    """
+    with open(path, "rb") as file:
+        older = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if older else np.lib.format.read_array_header_2_0
+        *_, kind = read(file)
+        if kind != np.dtype(object):
+            raise ValueError(f"an array of {kind}")
+        return _Plain(file).load().item()
 
 
 # First frame, last frame + 1, and the annotated spans in between.
@@ -48,12 +75,11 @@ def read_annotations(folder: Path, required: bool) -> list[Annotation]:
             raise DataError("does not exist: there are no annotated windows", candidates[0])
         return []
     try:
-        # A pickle, as CALVIN publishes it: whoever made the file could run code here.
-        tree = np.load(path, allow_pickle=True).item()
+        tree = load_object(path)
         spans, language = tree["info"]["indx"], tree["language"]
         rows = zip(spans, language["task"], language["ann"], strict=True)
         return [Annotation(int(a), int(b), str(task), str(text)) for (a, b), task, text in rows]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
         raise DataError(f"is not a CALVIN annotation file ({error!r})", path) from error
 
 

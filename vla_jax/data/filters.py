@@ -3,7 +3,6 @@
 Axis letters: e trajectories, k = e + 1, n frames, a action dimension.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from vla_jax.config import ConfigError, FiltersConfig
+from vla_jax.config import ConfigError, FiltersConfig, read_json
 from vla_jax.data.sampler import uniform
 
 # Where a dataset says which frames of the recording an episode is, for lists of [start, end] pairs.
@@ -99,14 +98,7 @@ def _any_of(patterns: Sequence[str]) -> re.Pattern[str] | None:
 
 
 def _read_episodes(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"data.filters.episodes: {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"data.filters.episodes: {path}: not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"data.filters.episodes: {path}: expected {{dataset: [episodes]}}")
+    raw = read_json(path, "data.filters.episodes: ", "{dataset: [episodes]}")
     problems = [
         f"{name!r} is no dataset of the mixture; it has {list(names)}"
         for name in raw

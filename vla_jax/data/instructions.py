@@ -3,16 +3,15 @@
 Axis letters: n samples.
 """
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from vla_jax.config import ConfigError, LanguageConfig
+from vla_jax.config import ConfigError, LanguageConfig, read_json
 from vla_jax.data.sampler import uniform
 
 log = logging.getLogger(__name__)
@@ -109,14 +108,7 @@ class Instructions:
 def _read_paraphrases(path: Path, known: set[str]) -> dict[str, list[str]]:
     """Those of the file that are about instructions of the mixture."""
     where = f"data.language.paraphrases: {path}"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{where}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{where}: not JSON: {error}") from error
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}: expected {{instruction: [paraphrases]}}")
+    raw = read_json(path, "data.language.paraphrases: ", "{instruction: [paraphrases]}")
     bad = [
         text
         for text, others in raw.items()

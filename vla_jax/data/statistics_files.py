@@ -12,13 +12,12 @@ Openpi scales the gripper like the rest, which is not done here, and closes it a
 only its arm can be taken over.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_jax.config import ConfigError
+from vla_jax.config import ConfigError, read_json
 
 FILES = ("dataset_statistics.json", "norm_stats.json")
 _KEYS = ("mean", "std", "min", "max", "q01", "q99")
@@ -41,17 +40,12 @@ def read_statistics(path: str | Path, names: Sequence[str] = ()) -> dict[str, An
         ConfigError: it cannot be read, or listing all that is wrong with it.
     """
     file = _file(Path(path).expanduser())
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"statistics: {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"statistics: {file}: not JSON: {error}") from error
+    raw = read_json(file, "statistics: ")
     entries = _entries(raw)
     if entries is None:
-        have = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
         raise ConfigError(
-            f"statistics: {file}: not octo's, openvla's, RoboVLMs' or openpi's: it holds {have}"
+            f"statistics: {file}: not octo's, openvla's, RoboVLMs' or openpi's: "
+            f"it holds {sorted(raw)}"
         )
     if "" in entries:
         if len(names) != 1:
@@ -76,10 +70,8 @@ def _file(path: Path) -> Path:
     raise ConfigError(f"statistics: {path} has none of {list(FILES)}")
 
 
-def _entries(raw: Any) -> dict[str, Mapping[str, Any]] | None:
+def _entries(raw: dict[str, Any]) -> dict[str, Mapping[str, Any]] | None:
     """Dataset -> entry, "" if the file does not name it; None if it is no such file."""
-    if not isinstance(raw, dict):
-        return None
     if _is_entry(raw):
         return {"": raw}
     inner = raw.get("norm_stats", raw)
