@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from vla_jax.models.backbones import paligemma
-from vla_jax.models.backbones.paligemma import (
+from vla_jax.models.backbones.paligemma import (  # noqa: F401
     ENDS,
     IGNORE,
     LAYOUT,
     PROMPT,
     QUESTION,
     RENAMES,
+    PaliGemma,
     image_spec,
     image_tokens,
     refusal,
@@ -20,11 +21,6 @@ from vla_jax.models.backbones.paligemma import (
     weight_map,
     width,
 )
-
-__all__ = [
-    "ARCH", "ENDS", "IGNORE", "LAYOUT", "PROMPT", "QUESTION", "RENAMES", "arch", "image_spec",
-    "image_tokens", "refusal", "token_end", "token_width", "vocab_size", "weight_map", "width",
-]  # fmt: skip
 
 ARCH: dict[str, Any] = {
     **paligemma.ARCH,

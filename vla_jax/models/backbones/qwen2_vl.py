@@ -11,6 +11,7 @@ from vla_jax.models.backbones.qwen_family import (  # noqa: F401
     LAYOUT,
     PROMPT,
     QUESTION,
+    Qwen2VL,
     image_tokens,
     token_end,
     token_width,
