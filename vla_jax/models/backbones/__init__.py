@@ -17,6 +17,7 @@ _MAKERS = {
     "qwen2_vl": "Qwen2VL",
     "qwen2_5_vl": "Qwen2VL",
     "qwen3_vl": "Qwen2VL",
+    "smolvlm": "SmolVLM",
     "uform": "UForm",
 }
 _FILES = {name: import_module(f"{__name__}.{name}") for name in _MAKERS}
