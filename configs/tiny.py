@@ -139,6 +139,17 @@ def _llava_mpt() -> dict[str, Any]:
     return {"vision_config": _CLIP, **text}
 
 
+def _smolvlm() -> dict[str, Any]:
+    tower = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower |= {"intermediate_size": 48}
+    shared = {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": VOCAB}
+    return {
+        "scale_factor": 2,
+        "vision_config": {**tower, "patch_size": 8, "image_size": 32},
+        "text_config": {**tower, **shared},
+    }
+
+
 def _paligemma(**text: Any) -> dict[str, Any]:
     vision = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
     common = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
@@ -170,6 +181,7 @@ ARCHS: dict[str, dict[str, Any]] = {
     "ofa": _ofa(),
     "llava": _llava(),
     "llava_mpt": _llava_mpt(),
+    "smolvlm": _smolvlm(),
     "paligemma": _paligemma(),
     # A local layer that does not reach over a step, and one that does.
     "paligemma2": _paligemma(num_hidden_layers=2, query_pre_attn_scalar=16, sliding_window=8),

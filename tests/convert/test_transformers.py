@@ -43,6 +43,7 @@ CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "paligemma": (GENERAL, ("pixel_values", "input_ids", "attention_mask")),
     "llava": (GENERAL, ("pixel_values", "input_ids", "attention_mask")),
+    "smolvlm": (GENERAL, ("pixel_values", "input_ids", "attention_mask")),
     "qwen2_vl": (GENERAL, ("pixel_values", "input_ids", "attention_mask", "image_grid_thw")),
     "qwen2_5_vl": (GENERAL, ("pixel_values", "input_ids", "attention_mask", "image_grid_thw")),
     "qwen3_vl": (GENERAL, ("pixel_values", "input_ids", "attention_mask", "image_grid_thw")),

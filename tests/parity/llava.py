@@ -1,57 +1,14 @@
-"""LLaVA on Vicuna and on MPT: the golden model, and the architectures of RoboLLaVA folders."""
+"""LLaVA on Vicuna and on MPT: the architectures of RoboLLaVA folders."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from tests.parity import golden, names, original
-from tests.parity.robo import load
-from tests.parity.table import Row
-from tests.parity.vision import compare_scaled
-from vla_jax.convert import maps
-from vla_jax.models import vla
 from vla_jax.models.backbones import llava, llava_mpt
-from vla_jax.models.backbones.base import Tokens
-from vla_jax.rules import flatten
 
 # Every tiny model of the golden set has four heads in both towers; shapes do not tell.
 HEADS = 4
-
-
-def hf(folder: Path) -> Iterator[Row]:
-    """LlavaForConditionalGeneration on ids, of which some stand for the images' tokens."""
-    io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
-    arch = llava.arch(config, strict=False)
-    model = vla.build(original.model_config({}, "llava", arch))
-    mapped = maps.hugging_face(model.config)
-    params = load(mapped, model, theirs, "backbone/")
-    yield names.exported(mapped[0], flatten(params), theirs)
-    backbone = llava.build(arch, remat="none")
-
-    ids = io["in/input_ids"].astype(np.int32)
-    valid = io["in/attention_mask"] == 1
-    place = ids == config["image_token_index"]
-
-    @jax.jit
-    def forward(images: Any) -> Any:
-        def apply(m: Any) -> Any:
-            features = m.encode_images(images).reshape(-1, llava.width(arch))
-            embeds = m.embed_text(jnp.asarray(ids)).at[np.nonzero(place)].set(features)
-            tokens = Tokens(embeds, jnp.asarray(valid), jnp.full(ids.shape, -1))
-            hidden = m(tokens)
-            return features, hidden, m.logits(hidden)
-
-        return backbone.apply({"params": params["backbone"]}, method=apply)
-
-    features, hidden, logits = forward(original.image(io["in/pixel_values"]))
-    yield compare_scaled("image features", features, io["out/image_features"])
-    for name, got in (("last hidden", hidden), ("logits", logits)):
-        expected = io[f"out/{name.replace(' ', '_')}"]
-        yield compare_scaled(name, np.asarray(got)[valid], expected[valid])
 
 
 def vicuna(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:

@@ -122,6 +122,7 @@ FULL: dict[str, tuple[Full, ...]] = {
     "hf_llava_llama": (Full("llava"),),
     "llava_original_7b": (Full("llava", {"text_config": {"vocab_size": 32000}}),),
     "llava_original_mpt7b": (Full("llava_mpt", {"vision_config": {"image_size": 336}}),),
+    "hf_smolvlm": (Full("smolvlm"),),
     "hf_paligemma1": (Full("paligemma"),),
     "hf_paligemma2": (Full("paligemma2"),),
     "robokosmos_full_calvin_ws8": (Full("kosmos2", whole=True),),

@@ -23,6 +23,7 @@ from tests.parity import (
     qwen_next,
     qwen_vl,
     robo,
+    spliced,
     uform,
     vision,
 )
@@ -38,7 +39,8 @@ MODELS: dict[str | None, Runner] = {
     "Flamingo": flamingo.hf,
     "Moondream": moondream.hf,
     "OFAModel": ofa.hf,
-    "llava": llava.hf,
+    "llava": spliced.hf,
+    "smolvlm": spliced.hf,
     "paligemma": paligemma.hf,
     "QWenLMHeadModel": qwen_vl.hf,
     "VisionTransformer": qwen_vl.tower,
