@@ -109,6 +109,7 @@ def _ofa() -> dict[str, Any]:
         "vocab_size": VOCAB,
         "d_model": WIDTH,
         "resnet_type": "resnet18",
+        "stem": 4,
         "image_size": 32,
         "image_bucket_size": 3,
         "max_position_embeddings": 64,

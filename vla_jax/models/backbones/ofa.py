@@ -38,6 +38,8 @@ ARCH: dict[str, Any] = {
     # Not in config.json: the size it was trained at (tiny and medium 256, large and huge 480). Any
     # size does whose sixteenth is at most image_bucket_size.
     "image_size": 384,
+    # Nor is this: channels of the ResNet's first stage, 64 in all released models.
+    "stem": 64,
     # The same in all released models; nothing else is implemented.
     "encoder_normalize_before": True,
     "decoder_normalize_before": True,
@@ -140,8 +142,8 @@ def text_spec(config: Mapping[str, Any]) -> EncoderDecoderSpec:
 
 
 def vision_spec(config: Mapping[str, Any]) -> resnet.ResNetSpec:
-    """The ResNet, of which OFA has no other width."""
-    return resnet.ResNetSpec(resnet.DEPTHS[config["resnet_type"]])
+    """The ResNet."""
+    return resnet.ResNetSpec(resnet.DEPTHS[config["resnet_type"]], config["stem"])
 
 
 class OFA(nn.Module):
