@@ -63,7 +63,7 @@ def test_a_batch_equals_its_rows(policy):
 @pytest.mark.parametrize(
     ("structure", "head"),
     [
-        ("one_step", "flow"),
+        pytest.param("one_step", "flow", marks=pytest.mark.slow),
         ("interleaved", "mlp"),
         pytest.param("policy_head", "diffusion", marks=pytest.mark.slow),
         pytest.param("discrete", "detokenizer", marks=pytest.mark.slow),

@@ -135,9 +135,11 @@ def test_cameras_of_different_sizes():
     size = model.image.size
     seen, large = tiny.observe(size=size), tiny.observe(size=2 * size, seed=1)
 
+    encode = jax.jit(lambda seen: model.apply({"params": params}, seen, method="encode"))
+
     def tokens(images):
         observation = seen.__class__(**{**vars(seen), "images": images})
-        found: Any = model.apply({"params": params}, observation, method="encode")
+        found: Any = encode(observation)
         return jnp.split(found, 2, axis=2)  # the last camera first
 
     mixed = tokens({"primary": large.images["primary"], "wrist": seen.images["wrist"]})

@@ -55,9 +55,13 @@ def params(inputs):
     return jax.tree.map(lambda x: x + jnp.asarray(rng.normal(size=x.shape), x.dtype) / 2, found)
 
 
-def run(params, inputs, **changes) -> Any:
-    values = {**inputs, **changes}.values()
+@jax.jit
+def _run(params, *values) -> Any:
     return EncoderDecoder(SPEC, "none").apply(params, *values, method=both)
+
+
+def run(params, inputs, **changes) -> Any:
+    return _run(params, *{**inputs, **changes}.values())
 
 
 def test_buckets_of_distances():
@@ -126,7 +130,7 @@ def test_cache_equals_recomputation(params, inputs):
     model: Any = EncoderDecoder(SPEC, "none")
     valid = jnp.arange(3) < lengths[:, None]
     values = {**inputs, "written": inputs["written"][:, :3], "valid": valid}.values()
-    found = model.apply(params, *values, method=first)
+    found = jax.jit(lambda *given: model.apply(params, *given, method=first))(*values)
     np.testing.assert_allclose(found.hidden[valid], whole[:, :3][valid], atol=1e-5)
     extend = jax.jit(lambda ids, cache: model.apply(params, ids, cache, method=further))
     for step in range(4):

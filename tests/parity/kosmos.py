@@ -1,9 +1,11 @@
 """Kosmos-2: its golden model, and the architecture of RoboKosMos folders."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,7 +33,7 @@ def hf(folder: Path) -> Iterator[Row]:
     tree = {"params": params["backbone"]}
 
     def run(method: Any, *args: Any) -> Any:
-        return backbone.apply(tree, *args, method=method)
+        return jax.jit(functools.partial(backbone.apply, method=method))(tree, *args)
 
     images = jnp.asarray(original.image(io["in/pixel_values"]))
     vision = run(lambda m, x: m.vision(x), images)

@@ -174,12 +174,17 @@ def _steps(
     found = golden.config(folder, "grads.json")
     names, decay = found["trainable"], golden.config(folder)["weight_decay"]
     adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=decay)
-    state, losses, moves = adamw.init(params), [], _moves(found, rows, params)
-    for i in range(len(io["train/losses"])):
-        (total, _), grads = step(params)
+    state, losses, moves = jax.jit(adamw.init)(params), [], _moves(found, rows, params)
+
+    @jax.jit
+    def update(grads: Any, state: Any, params: Any) -> Any:
         updates, state = adamw.update(grads, state, params)
         updates = jax.tree.map(jnp.multiply, updates, moves)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    for i in range(len(io["train/losses"])):
+        (total, _), grads = step(params)
+        params, state = update(grads, state, params)
         losses.append(float(total))
         if i == 0:
             named = theirs(rows, params)

@@ -97,13 +97,13 @@ def _read(path: Path) -> dict:
 def pytest_generate_tests(metafunc: pytest.Metafunc):
     folders: list[Path] = metafunc.config.stash[metafunc.config.parity_folders]  # type: ignore[attr-defined]
     waiting = metafunc.config.stash[metafunc.config.parity_waiting]  # type: ignore[attr-defined]
-    cases, seen = [], set()
+    cases, policies = [], 0
     for folder in folders:
         runner = find_runner(folder)
-        # Of whole policies, the fast suite runs one a backbone.
-        describe = runner.args[0] if isinstance(runner, functools.partial) else None
-        marks = [pytest.mark.slow] if describe in seen else []
-        seen |= {describe} - {None}
+        # Of whole policies, the fast suite runs the first.
+        policy = isinstance(runner, functools.partial)
+        marks = [pytest.mark.slow] if policy and policies else []
+        policies += policy
         named = folder.name in names.FULL
         if named:
             cases.append(pytest.param(folder, names.run, id=f"{folder.name}-names"))

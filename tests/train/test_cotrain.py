@@ -65,7 +65,8 @@ def test_the_loss_is_the_next_tokens_cross_entropy_on_answers_alone():
         return model.backbone.logits(model.backbone(Tokens(embeds, seen, jnp.full(seen.shape, -1))))
 
     text, mask = jnp.asarray(told.text), jnp.asarray(told.text_mask)
-    logits = np.asarray(model.apply(variables, images, text, mask, method=scores), np.float64)
+    apply = jax.jit(lambda *given: model.apply(variables, *given, method=scores))
+    logits = np.asarray(apply(images, text, mask), np.float64)
     tokens = logits.shape[1] - TEXT
     each = []
     for row, column in zip(*np.nonzero(told.target), strict=True):

@@ -242,9 +242,11 @@ def test_the_loss_of_each_dataset_is_the_mean_over_its_actions():
     _, metrics = step(state, shard_batch(batch, mesh))
     config = make_config(**ODD)
     device = jax.tree.map(jnp.asarray, batch)
-    seen = augment(
-        device.observation, device.sample, config.seed, config.augment, Toy.image, train=True
-    )
+    seen = jax.jit(
+        lambda seen, sample: augment(
+            seen, sample, config.seed, config.augment, Toy.image, train=True
+        )
+    )(device.observation, device.sample)
     prediction = Toy().predict({"params": params}, seen)
     for number, name in enumerate(("even", "odd")):
         mask = batch.actions.mask & (batch.dataset == number)[:, None, None]
