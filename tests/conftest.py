@@ -3,8 +3,11 @@
 Both must be set before jax is imported, which is why they stand at module level here.
 """
 
+import gc
 import os
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices on few cores wait for one another longer than the 40 s after which XLA aborts.
@@ -30,3 +33,10 @@ def pytest_addoption(parser):
     group = parser.getgroup("vla_jax")
     group.addoption("--fixtures", metavar="DIR", help="folder of golden outputs for tests/parity")
     parser.optparser.conflict_handler = "error"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """What jax keeps of traced programs grows to gigabytes, which collections need not walk."""
+    yield
+    gc.freeze()

@@ -64,7 +64,7 @@ def test_a_batch_equals_its_rows(policy):
     ("structure", "head"),
     [
         pytest.param("one_step", "flow", marks=pytest.mark.slow),
-        ("interleaved", "mlp"),
+        pytest.param("interleaved", "mlp", marks=pytest.mark.slow),
         pytest.param("policy_head", "diffusion", marks=pytest.mark.slow),
         pytest.param("discrete", "detokenizer", marks=pytest.mark.slow),
         pytest.param("video", "mlp", marks=pytest.mark.slow),

@@ -131,10 +131,10 @@ def test_all_problems_at_once(policy):
     ("structure", "head"),
     [
         pytest.param("one_step", "diffusion", marks=pytest.mark.slow),
-        ("discrete", "detokenizer"),
+        pytest.param("discrete", "detokenizer", marks=pytest.mark.slow),
         ("interleaved", "mlp"),
         pytest.param("policy_head", "flow", marks=pytest.mark.slow),
-        ("video", "mlp"),
+        pytest.param("video", "mlp", marks=pytest.mark.slow),
     ],
 )
 def test_every_structure_serves(structure, head):
@@ -194,6 +194,7 @@ def test_a_horizon_beyond_the_chunk():
         make(execution=Execution("receding", horizon=5))
 
 
+@pytest.mark.slow
 def test_the_robots_state():
     states = StateSpec(low=(-1.0,) * 4, high=(1.0,) * 4)
     changes: Any = {"structure.proprio": 4}

@@ -120,6 +120,7 @@ def test_without_the_source_folder(vlm, imported, tmp_path):
     assert config["architectures"] == ["Kosmos2ForConditionalGeneration"]
 
 
+@pytest.mark.slow
 def test_types(vlm, imported, tmp_path, capsys):
     folder = tmp_path / "half"
     shutil.copytree(vlm, folder)

@@ -54,7 +54,9 @@ def influence(model: Decoder, params, i: int, *args, **more) -> set[int]:
     return set(np.flatnonzero(np.abs(change).max((0, 2)) > 1e-6).tolist())
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize(
+    "remat", ["full", *(pytest.param(r, marks=pytest.mark.slow) for r in ("none", "dots"))]
+)
 def test_scan_equals_a_loop(remat):
     model = Decoder(SPEC, remat)
     params = random_params(model, embeds(), VALID)
@@ -311,7 +313,9 @@ class Gate(nn.Module):
         return x + gate * Dense((x.shape[-1],), name="dense")(context)
 
 
-@pytest.mark.parametrize(("every", "remat"), [(1, "none"), (2, "full")])
+@pytest.mark.parametrize(
+    ("every", "remat"), [pytest.param(1, "none", marks=pytest.mark.slow), (2, "full")]
+)
 def test_inserts_stand_before_every_kth_layer(every, remat):
     model, context = Decoder(SPEC, remat, insert=Insert(every, Gate)), embeds(seed=5)
     args = (embeds(), VALID, None, None, context)

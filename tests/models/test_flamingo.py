@@ -79,6 +79,7 @@ def test_reading_on_remembers_images(bound):
         run("extend", part(1, 2), backbone.empty_cache(len(IDS), N))
 
 
+@pytest.mark.slow
 def test_heads_read_what_enters_the_last_layer(bound):
     run, backbone, tree = bound
     given = tokens(run)

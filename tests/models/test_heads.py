@@ -177,6 +177,7 @@ def test_samples_follow_what_was_shown(kind):
     assert np.abs(two.arm - sample(1, jax.random.key(7)).arm).max() > 0.1
 
 
+@pytest.mark.slow
 def test_rows_average_to_the_loss():
     for kind in CONTINUOUS:
         head, params, _ = make(kind)

@@ -266,7 +266,9 @@ def test_a_layer_lists_all_its_problems():
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["none", "full", "dots"])
+@pytest.mark.parametrize(
+    "kind", ["full", *(pytest.param(k, marks=pytest.mark.slow) for k in ("none", "dots"))]
+)
 def test_stack_equals_a_loop(kind):
     x, mask = jnp.asarray(normal(2, 4, 8)), jnp.tril(jnp.ones((1, 4, 4), bool))
     facts = {"heads": 2, "hidden": 16, "activation": "silu", "gated": True, "kv_heads": 1}

@@ -142,6 +142,7 @@ def test_cache_equals_recomputation(params, inputs):
         extend(inputs["written"][:, :1], empty_cache(SPEC, 2, 8))
 
 
+@pytest.mark.slow
 def test_gradients_reach_what_is_used_through_remat(params, inputs):
     """Recomputation changes no gradient; only what writes images gets none."""
 

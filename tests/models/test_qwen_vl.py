@@ -53,6 +53,7 @@ def test_frequencies_follow_the_length(length, factor):
         np.testing.assert_allclose(np.asarray(first), 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_change_what_is_beyond_the_length_and_nothing_before(small):
     model, params = small
     plain = {"use_dynamic_ntk": False, "use_logn_attn": False}

@@ -39,6 +39,7 @@ def test_perceiver_takes_any_number_of_tokens_in_any_order():
     assert np.abs(run(module, params, more) - out).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_positioned_queries_begin_as_a_table_and_train_with_the_rest():
     module = resampler.PositionedQueries((2, 2), (2, 4), WIDTH, heads=2)
     x = tokens(8, 12)

@@ -102,7 +102,7 @@ def test_video_goes_camera_by_camera():
 
 
 STREAMED = [
-    ("one_step", "flow"),
+    pytest.param("one_step", "flow", marks=pytest.mark.slow),
     pytest.param("interleaved", "gpt2", marks=pytest.mark.slow),
     pytest.param("interleaved", "diffusion", marks=pytest.mark.slow),
     pytest.param("policy_head", "flow", marks=pytest.mark.slow),
@@ -185,6 +185,7 @@ def test_interleaved_does_not_depend_on_padding():
     np.testing.assert_allclose(run(observation), run(short), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_window_of_one_is_one_step():
     """Interleaved, policy head and video agree with one_step there."""
     arms, changes = [], dict[str, Any]({"structure.window": 1})
@@ -199,7 +200,9 @@ def test_a_window_of_one_is_one_step():
         np.testing.assert_allclose(arm, arms[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("readout", ["text", "vision", "all"])
+@pytest.mark.parametrize(
+    "readout", [*(pytest.param(r, marks=pytest.mark.slow) for r in ("text", "vision")), "all"]
+)
 def test_readout_of_a_steps_own_tokens(readout):
     changes = {"structure.readout": readout, "head.down_sample": "pooling", "structure.latent": 2}
     model, params = tiny.build(tiny.config("policy_head", "mlp", **changes))

@@ -146,7 +146,7 @@ def test_every_input_matters(config, params):
     assert np.abs(changed.arm - base.arm).max() > 1e-4
 
 
-@pytest.mark.parametrize("down_sample", ["none", "pooling"])
+@pytest.mark.parametrize("down_sample", [pytest.param("none", marks=pytest.mark.slow), "pooling"])
 def test_several_latents(config, down_sample):
     structure = dataclasses.replace(config.structure, latent=3)
     head = dataclasses.replace(config.head, down_sample=down_sample)
@@ -174,6 +174,7 @@ def test_remat_changes_nothing(config, params):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_only_with_an_rng(config, params):
     arch: dict[str, Any] = dict(config.backbone.arch)
     arch["text_config"] = {**arch["text_config"], "dropout": 0.3}

@@ -36,7 +36,7 @@ def assert_same(a, b) -> None:
         assert x.tobytes() == y.tobytes()
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 def test_a_restored_run_goes_on_to_the_bit_although_buffers_were_donated(tmp_path, ema):
     _, mesh, template, state = set_up((2, 2, 2), ema=ema)
     step = compiled((2, 2, 2), ema=ema)

@@ -142,6 +142,7 @@ def test_dropout_is_on_activations_of_each_token(config, params):
     assert np.array_equal(quiet.arm, again.arm)  # no rng, no dropout
 
 
+@pytest.mark.slow
 def test_dropout_reaches_the_layers_of_a_stack(config, params):
     # The backbone's own dropout is off, so all that moves is LoRA's.
     arch = vla.build(config.model).arch

@@ -52,6 +52,7 @@ def params():
     return jax.jit(lambda key: vla.initial_params(model, key))(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_every_stack_is_recomputed_as_asked(params):
     stacks = {path.split("/layers/")[0] for path in flatten(params) if "/layers/" in path}
     assert stacks == {"backbone/vision", "backbone/text"}
