@@ -177,6 +177,7 @@ def train(config: Config, workdir: Path) -> None:
             local = dataclasses.replace(next(batches), captions=next(captions))
             meter.waited(time.perf_counter() - began)
             now, metrics = train_step(now, meshes.shard_batch(local, mesh))
+            meshes.settle(metrics, mesh)
             if done == start + 1:
                 jax.block_until_ready(metrics)
                 logger.info("compiled, first step done: %.0f s", time.perf_counter() - began)
