@@ -79,6 +79,7 @@ def test_hugging_face_round_trip(vlm, imported, tmp_path, capsys):
     assert (tmp_path / "out" / "tokenizer.json").read_text() == tokenizer()
 
 
+@pytest.mark.slow
 def test_a_policy_survives_the_round_trip(imported, tmp_path):
     meta = {**store.Stored(imported).meta}
     spec = {"dim": 7, "normalization": "none", "clip": 0.65, "low": [-1.0] * 6, "high": [1.0] * 6,

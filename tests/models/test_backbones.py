@@ -35,7 +35,7 @@ def config(name, structure):
 
 
 # For the fast suite: one of each way to keep a stream's context.
-QUICK = ("paligemma2", "qwen2_vl", "flamingo")
+QUICK = ("paligemma2", "qwen2_vl")
 
 
 def cells():

@@ -189,6 +189,7 @@ def test_rows_average_to_the_loss():
         assert parts["rows"] @ weights / weights.sum() == pytest.approx(float(total), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_unsupervised_actions_do_not_matter():
     for kind in CONTINUOUS:
         head, params, _ = make(kind)

@@ -105,6 +105,7 @@ def test_cameras_are_told_apart_by_what_training_adds(params, inputs):
     assert np.abs(same[0] - run(released, inputs, images=turned)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_unseen_images_and_padding_do_not_count(params, inputs):
     seen = inputs["seen"].at[:, 4:8].set(False)
     changed = {

@@ -74,6 +74,7 @@ def test_both_change_what_is_beyond_the_length_and_nothing_before(small):
     assert min(np.abs(both - other).max() for other in (neither, loud, slow)) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_cache_goes_beyond_the_length_as_one_pass_does(small):
     model, params = small
     backbone, tokens = qwen_vl.QwenVL(model.arch, "none"), sequence()

@@ -92,6 +92,7 @@ def test_equals_the_definition(flat, theirs):
     np.testing.assert_allclose(ours[0], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_statistics_are_frozen_and_all_else_trains(flat):
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 32, 32, 3)), jnp.float32)
 

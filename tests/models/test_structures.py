@@ -134,6 +134,7 @@ def test_streaming_equals_recomputing_the_window(structure, head):
         np.testing.assert_allclose(got.gripper, expected.gripper[:, -1:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_window_that_slides_by_several_steps_goes_on_from_its_cache():
     """What has not left the window is read as if it were read anew, pads and all."""
     changes: dict[str, Any] = {"structure.slide": 2}
@@ -305,6 +306,7 @@ def test_prompt_and_words():
     assert vla.word_ids(vla.build(discrete)) == 128 - 20
 
 
+@pytest.mark.slow
 def test_features_may_have_to_predict_the_sentence():
     """RoboVLMs' CLIP-norm loss: smooth L1 against the sentence's vector, over the steps."""
     settings = {"sentence.dim": 5, "sentence.dir": "clip", "structure.latent": 2}

@@ -100,9 +100,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc):
     cases, policies = [], 0
     for folder in folders:
         runner = find_runner(folder)
-        # Of whole policies, the fast suite runs the first.
+        # Of whole policies, the fast suite runs the first; of VLMs not those slow to compile.
         policy = isinstance(runner, functools.partial)
-        marks = [pytest.mark.slow] if policy and policies else []
+        late = (policy and policies) or runner in (ofa.hf, flamingo.hf)
+        marks = [pytest.mark.slow] if late else []
         policies += policy
         named = folder.name in names.FULL
         if named:

@@ -63,6 +63,7 @@ def test_every_stack_is_recomputed_as_asked(params):
     assert not checkpoints(jax.make_jaxpr(total(build("none")))(params).jaxpr)
 
 
+@pytest.mark.slow
 def test_recomputing_changes_no_gradient(params):
     plain = flatten(jax.jit(jax.grad(total(build("none"))))(params))
     again = flatten(jax.jit(jax.grad(total(build("full"))))(params))

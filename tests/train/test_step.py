@@ -212,6 +212,7 @@ def first_step(accumulate: int, shape=(2, 2, 1), names=("even", "odd")):
     return step, state, batch, mesh
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(capsys):
     results = {}
     for parts in (1, 2, 4):
@@ -236,6 +237,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(capsys):
         print(f"\naccumulation against one batch: max abs gradient error by parts {errors}")
 
 
+@pytest.mark.slow
 def test_the_loss_of_each_dataset_is_the_mean_over_its_actions():
     step, state, batch, mesh = first_step(1)
     params = jax.tree.map(np.array, state.params)
