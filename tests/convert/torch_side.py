@@ -29,7 +29,7 @@ def folder(where, io, out, class_name, text, *inputs):
     images = AutoImageProcessor.from_pretrained(where)
     try:
         processor = type(AutoProcessor.from_pretrained(where)).__name__
-    except ImportError as error:  # those for videos ask for torchvision
+    except (ImportError, ValueError) as error:  # those for videos ask for torchvision
         processor = str(error)
     report = {
         "missing": sorted(loading["missing_keys"]),

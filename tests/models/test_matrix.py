@@ -15,16 +15,10 @@ from vla_jax.models.structures import STRUCTURES, refusal
 
 CELLS = list(itertools.product(STRUCTURES, HEADS))
 LEGAL = [cell for cell in CELLS if not refusal(*cell)]
-# For the fast suite, which has every head and every structure in tests of their own.
-QUICK = [("discrete", "detokenizer")]
 
 
-def cells():
-    for cell in LEGAL:
-        yield pytest.param(*cell, marks=[] if cell in QUICK else [pytest.mark.slow])
-
-
-@pytest.mark.parametrize(("structure", "head"), list(cells()))
+@pytest.mark.slow
+@pytest.mark.parametrize(("structure", "head"), LEGAL)
 def test_trains(structure, head):
     before, after = support.train(support.build("kosmos2", structure, head))
     assert 0 < after < support.LEFT * before

@@ -117,6 +117,7 @@ def test_unseen_images_and_padding_do_not_count(params, inputs):
     assert np.abs(run(params, inputs, **changed) - run(params, inputs)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_cache_equals_recomputation(params, inputs):
     """First calls of different lengths, right-padded, then token by token."""
     lengths, whole = np.array([1, 3]), run(params, inputs)

@@ -175,6 +175,7 @@ def test_interleaved_sees_the_past_and_not_the_future():
         assert [i for i in range(3) if moved[i] > 1e-5] == changes
 
 
+@pytest.mark.slow
 def test_interleaved_does_not_depend_on_padding():
     """More padding columns, between the steps too, change nothing."""
     model, params = tiny.build(tiny.config("interleaved", "mlp"))

@@ -178,7 +178,8 @@ def test_interpolation_keeps_constants_and_ends(kind, source, target):
         np.testing.assert_allclose(line, np.linspace(0, source - 1, target), atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("full", marks=pytest.mark.slow), "dots"])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", "dots"])
 def test_recomputation_changes_nothing(remat):
     spec = change(ROTATED, window=2, full_layers=(1,), taps=(0,))
 

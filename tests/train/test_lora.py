@@ -95,6 +95,7 @@ def test_merged_equals_unmerged(config, params, capsys):
         print(f"\nmerged against unmerged: max abs error {error:.1e} (tolerance 1e-5)")
 
 
+@pytest.mark.slow
 def test_it_starts_as_the_base_model_and_every_factor_learns(config, params):
     flat = flatten(params)
     start = unflatten(
