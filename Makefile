@@ -12,7 +12,7 @@ WORKERS ?= 2
 help:
 	@echo "make demo       record demonstrations, train a tiny VLA, serve and evaluate it (about 15 min, 2 cores)"
 	@echo "make test       lint, types and the test suite"
-	@echo "make test-slow  the tests marked slow: foreign clients, killed runs, many seeds"
+	@echo "make test-slow  the tests marked slow: all variants, foreign clients, killed runs, many seeds"
 	@echo "make lint       ruff and pyright"
 	@echo "make bench      loader and tabletop benchmarks"
 

@@ -34,7 +34,7 @@ def config(name, structure):
     return tiny.config(structure, CASES[structure], backbone=name, **changes)
 
 
-# For the fast suite: one of each way to keep a stream's context.
+# For the fast suite; two ways to keep a stream's context.
 QUICK = ("paligemma2", "qwen2_vl")
 
 

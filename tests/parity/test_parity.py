@@ -97,14 +97,14 @@ def _read(path: Path) -> dict:
 def pytest_generate_tests(metafunc: pytest.Metafunc):
     folders: list[Path] = metafunc.config.stash[metafunc.config.parity_folders]  # type: ignore[attr-defined]
     waiting = metafunc.config.stash[metafunc.config.parity_waiting]  # type: ignore[attr-defined]
-    cases, policies = [], 0
+    cases, met = [], False
     for folder in folders:
         runner = find_runner(folder)
         # Of whole policies, the fast suite runs the first; of VLMs not those slow to compile.
         policy = isinstance(runner, functools.partial)
-        late = (policy and policies) or runner in (ofa.hf, flamingo.hf)
+        late = (policy and met) or runner in (ofa.hf, flamingo.hf)
         marks = [pytest.mark.slow] if late else []
-        policies += policy
+        met |= policy
         named = folder.name in names.FULL
         if named:
             cases.append(pytest.param(folder, names.run, id=f"{folder.name}-names"))

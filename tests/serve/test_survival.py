@@ -118,7 +118,7 @@ def test_connections_cut_again_and_again(tmp_path):
 
 def start_server(port):
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(port), "0.02"],
+        [sys.executable, "-c", SERVE, str(port), "0.01"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         stdout=subprocess.PIPE,

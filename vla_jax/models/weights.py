@@ -176,6 +176,14 @@ def prefixed(rows: Iterable[Weight], source: str, target: str) -> list[Weight]:
     return [replace(r, source=source + r.source, target=target + r.target) for r in rows]
 
 
+def moved(rows: Iterable[Weight], old: str, new: str) -> list[Weight]:
+    """`new` in place of `old` where a source name begins with it; other names stay."""
+    return [
+        replace(r, source=new + r.source.removeprefix(old)) if r.source.startswith(old) else r
+        for r in rows
+    ]
+
+
 def with_aliases(rows: Sequence[Weight], roots: Iterable[str]) -> list[Weight]:
     """A part that is registered under several names: of all but the first, every row an alias."""
     return [

@@ -193,8 +193,8 @@ def shard_batch(local: T, mesh: Mesh) -> T:
 def settle(metrics: Any, mesh: Mesh) -> None:
     """Wait for a step's metrics where the next must not begin before it ends.
 
-    That is on several virtual CPU devices: with steps in flight their collectives can take each
-    other's threads and wait for ever. Accelerators queue steps in order, and nothing waits.
+    That is on several virtual CPU devices, where runs with several steps in flight were seen to
+    hang. Accelerators queue steps in order, and nothing waits.
     """
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         jax.block_until_ready(metrics)

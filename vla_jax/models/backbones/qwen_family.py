@@ -5,9 +5,7 @@ n sequence · d text width · e token width: d, and as much again for each of th
 deep features
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -280,5 +278,7 @@ def weights(config: Mapping[str, Any], visual: str, model: str) -> list[w.Weight
         _, merger = towers.qwen2_merger(spec, vision, deepstack=True)
         rows += w.prefixed(merger, f"deepstack_merger_list.{i}.", f"deep_{i}/")
     language = LANGUAGES[_PARTS[config["model_type"]][1]].weights(text_spec(config))
-    language = [replace(r, source=re.sub(r"^model\.", model, r.source)) for r in language]
-    return [*w.prefixed(rows, visual, "vision/"), *w.prefixed(language, "", "text/")]
+    return [
+        *w.prefixed(rows, visual, "vision/"),
+        *w.prefixed(w.moved(language, "model.", model), "", "text/"),
+    ]

@@ -4,9 +4,7 @@ An image is the one view that its processor makes without splitting, as SmolVLA 
 tokens, and none of the marks that tell tiles apart.
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -135,9 +133,8 @@ def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
     """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
     vision = towers.siglip(config["vision_config"])
     text = LANGUAGES["llama"].weights(text_spec(config))
-    text = [replace(r, source=re.sub(r"^model\.", "model.text_model.", r.source)) for r in text]
     return [
         *towers.hugging_face_weights(vision, "model.vision_model.", "vision/"),
         *w.pair("model.connector.modality_projection.proj", "projection", bias=False),
-        *w.prefixed(text, "", "text/"),
+        *w.prefixed(w.moved(text, "model.", "model.text_model."), "", "text/"),
     ]
