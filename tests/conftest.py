@@ -11,15 +11,18 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices on few cores wait for one another longer than the 40 s after which XLA aborts.
+# Two thirds of the suite's time is compiling small models: the older emitters, in one
+# piece, take two thirds of what the default takes for it.
 _FLAGS = {
     "--xla_force_host_platform_device_count": 8,
     "--xla_cpu_collective_call_terminate_timeout_seconds": 600,
+    "--xla_cpu_use_fusion_emitters": "false",
+    "--xla_cpu_parallel_codegen_split_count": 1,
 }
 for _flag, _value in _FLAGS.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
-# Two thirds of the suite's time is compiling small models. Without most of
-# the optimisations their results differ by rounding at most.
+# Without most of the optimisations results differ by rounding at most.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vla_jax" / "xla-tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
@@ -40,3 +43,10 @@ def _frozen():
     """What jax keeps of traced programs grows to gigabytes, which collections need not walk."""
     yield
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    """The environment of a child process with a single device, as most machines have."""
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1"  # the last counts
+    return {**os.environ, "XLA_FLAGS": flags}

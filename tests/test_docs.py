@@ -1,6 +1,5 @@
 """The pages in docs: their code runs, in the order of the page."""
 
-import os
 import re
 import subprocess
 import sys
@@ -18,9 +17,9 @@ def blocks(page):
     return BLOCK.findall((ROOT / "docs" / page).read_text())
 
 
-def run(page, folder):
+def run(page, folder, environment):
     """Writes the files a page shows and runs its commands; returns what they print."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}  # one device
+    env = {**environment, "PYTHONPATH": str(ROOT)}
     printed = []
     for language, text in blocks(page):
         if language == "python":
@@ -39,8 +38,8 @@ def run(page, folder):
     return printed
 
 
-def test_your_dataset(tmp_path):
-    _, report, trained = run("your_dataset.md", tmp_path)
+def test_your_dataset(tmp_path, one_device):
+    _, report, trained = run("your_dataset.md", tmp_path, one_device)
     assert "12 trajectories, 240 frames (10 Hz)" in report
     assert "camera wrist: 64 x 64" in report
     assert "0 warnings" in report

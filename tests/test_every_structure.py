@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.test_quickstart import TINY, run
+from tests.test_quickstart import TINY, execute
 from vla_jax.execution import Execution
 from vla_jax.models.heads import HEADS
 from vla_jax.models.structures import STRUCTURES, refusal
@@ -25,22 +25,23 @@ FLAGS = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tmp_path_factory, one_device):
     folder = tmp_path_factory.mktemp("data") / "tabletop/1.0.0"
-    run("launch/record_demos.py", "--out", folder, "--episodes", 50)
+    execute(one_device, "launch/record_demos.py", "--out", folder, "--episodes", 50)
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("structure", "head"), CELLS)
-def test_trains_and_serves(data, tmp_path, structure, head):
+def test_trains_and_serves(data, tmp_path, one_device, structure, head):
     flags = {
         **FLAGS,
         "model.structure.kind": structure,
         "model.head.kind": head,
         "model.structure.window": 1 if structure == "one_step" else 2,
     }
-    run(
+    execute(
+        one_device,
         "launch/train.py",
         f"--config=configs/quickstart.py:{data}",
         "--workdir",

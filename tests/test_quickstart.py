@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,9 @@ TINY = {
 }
 
 
-def run(*command: object) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def execute(environment: dict, *command: object) -> str:
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -37,7 +37,8 @@ def steps(workdir: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("baselines", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_demo(tmp_path, baselines):
+def test_demo(tmp_path, one_device, baselines):
+    run = partial(execute, one_device)
     run("launch/record_demos.py", "--out", tmp_path / "data/tabletop/1.0.0", "--episodes", 50)
     which = "--baselines" if baselines else "--no-baselines"
     flags = [f"--config.{key}={value}" for key, value in TINY.items()]
