@@ -230,10 +230,12 @@ def turn_hue(x: Float[Array, "*lead 3"], turn: Array) -> Float[Array, "*lead 3"]
     value, low = x.max(-1), x.min(-1)
     chroma = value - low
     safe = jnp.where(chroma > 0, chroma, 1.0)
+    # Not `value == red`: a compiler may round the two apart, and a step in hue follows. Where
+    # two channels are equally high, both formulas give the same.
     sixth = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / safe,
-        jnp.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+        jnp.where(green >= blue, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
     )
     # Smith (1978): the channel at n in (5, 3, 1) is v - chroma * clip(min(k, 4 - k), 0, 1).
     k = (jnp.asarray((5.0, 3.0, 1.0)) + sixth[..., None] + 6.0 * turn) % 6.0
