@@ -8,11 +8,12 @@ the figure of merit: wall time depends on what else the machine does.
 
 The reference does on the host what the published RLDS pipelines do there: TFDS builder, steps left
 encoded, standardise, normalise, window and chunk, flatten, shuffle buffer, decode, Lanczos resize
-to 224 with antialiasing, crop, brightness, contrast, saturation, hue, batch. It decodes no goal and
-no future images. Ours stops at decoded uint8 windows: resizing, augmentation and scaling are moved
-to the device: from the index, or from the stream that serves object stores, whose pool of episodes
-holds about as many windows as the reference's buffer. The last row adds Pillow's resize on the
-host, for machines that want it there.
+to 224 with antialiasing, crop, brightness, contrast, saturation, hue, batch. octo and openvla, as
+they come, also draw a goal image from the rest of the trajectory and treat it like the others: the
+second reference does that too. Ours stops at decoded uint8 windows: resizing, augmentation and
+scaling are moved to the device: from the index, or from the stream that serves object stores,
+whose pool of episodes holds about as many windows as the reference's buffer. The last row adds
+Pillow's resize on the host, for machines that want it there.
 """
 
 import argparse
@@ -34,10 +35,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without ins
 
 PIPELINES = {
     "tf.data": "all on the host: decode, resize to 224, augment",
+    "tf.data + goal": "as tf.data, and a goal image a sample, the default of octo and openvla",
     "ours": "index; decode on the host; resize, augmentation and scaling moved to the device",
     "ours, stream": "as ours, read from front to back through tf.data (data.reader=stream)",
     "ours + Pillow": "as ours, and Pillow's bicubic resize to 224 on the host",
 }
+REFERENCES = ("tf.data", "tf.data + goal")
 CHUNK, SIZE, SHUFFLE, DATASET = 10, 224, 2000, "bridge_dataset"
 POOL = 64  # episodes
 
@@ -84,8 +87,9 @@ def _compare(args: argparse.Namespace, window: int) -> list[dict[str, Any]]:
     for name, results in runs.items():
         row = {key: statistics.median(r[key] for r in results) for key in results[0]}
         rows.append({"window": window, "pipeline": name, **row})
-    for row in rows:
-        row["ratio"] = row["samples_per_cpu_s"] / rows[0]["samples_per_cpu_s"]
+    for key, reference in zip(("ratio", "ratio_goal"), rows, strict=False):
+        for row in rows:
+            row[key] = row["samples_per_cpu_s"] / reference["samples_per_cpu_s"]
     return rows
 
 
@@ -94,12 +98,12 @@ def _report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     print(f"{settings}; median of {args.repeats}")
     for name, text in PIPELINES.items():
         print(f"  {name:14} {text}")
-    print(
-        "| window | pipeline | samples/CPU-s | ratio | samples/s | peak RSS MB | above import MB |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    head = ["window", "pipeline", "samples/CPU-s", *(f"against {name}" for name in REFERENCES)]
+    head += ["samples/s", "peak RSS MB", "above import MB"]
+    print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     for r in rows:
-        numbers = f"{r['samples_per_cpu_s']:.1f} | {r['ratio']:.1f} | {r['samples_per_s']:.1f}"
+        numbers = f"{r['samples_per_cpu_s']:.1f} | {r['ratio']:.1f} | {r['ratio_goal']:.1f}"
+        numbers += f" | {r['samples_per_s']:.1f}"
         memory = f"{r['peak_rss_mb']:.0f} | {r['rss_above_import_mb']:.0f}"
         print(f"| {r['window']} | {r['pipeline']} | {numbers} | {memory} |")
 
@@ -107,10 +111,10 @@ def _report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 def _measure(args: argparse.Namespace) -> dict[str, float]:
     """Runs one pipeline in this process."""
     (window,) = args.window
-    ours = args.worker != "tf.data"
+    ours = args.worker not in REFERENCES
     if ours:
         import vla_jax.data.loader  # noqa: F401 - memory is counted from here
-    if args.worker in ("tf.data", "ours, stream"):
+    if args.worker in (*REFERENCES, "ours, stream"):
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         import tensorflow as tf  # noqa: F401
         import tensorflow_datasets  # noqa: F401
@@ -193,7 +197,7 @@ def _reference(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    bounds = json.loads(_bounds_file(args).read_text())
+    goals, bounds = args.worker == REFERENCES[1], json.loads(_bounds_file(args).read_text())
     low, high = (np.array(bounds[key][:6], np.float32) for key in ("q01", "q99"))
     builder: Any = tfds.builder_from_directory(str(args.data / DATASET / "1.0.0"))
     episodes = builder.as_dataset(
@@ -222,7 +226,10 @@ def _reference(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:
         length = tf.shape(trajectory["action"])[0]
         frames = tf.range(length)[:, None] + tf.range(1 - window, 1)
         targets = tf.maximum(frames, 0)[:, :, None] + tf.range(CHUNK)
+        ahead = tf.random.uniform([length]) * tf.cast(length - tf.range(length), tf.float32)
+        goal = tf.minimum(tf.range(length) + tf.cast(ahead, tf.int32), length - 1)
         return {
+            **({"goal": tf.gather(trajectory["image"], goal)} if goals else {}),
             "image": tf.gather(trajectory["image"], tf.maximum(frames, 0)),
             "image_mask": frames >= 0,
             "action": tf.gather(trajectory["action"], tf.minimum(targets, length - 1)),
@@ -234,6 +241,8 @@ def _reference(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:
         seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
         frames = tf.unstack(tf.ensure_shape(sample["image"], [window]))
         sample["image"] = tf.stack([_augment(_resize(frame), seed) for frame in frames])
+        if goals:
+            sample["goal"] = _augment(_resize(sample["goal"]), seed)
         return sample
 
     dataset = episodes.map(standardise, num_parallel_calls=args.threads)
