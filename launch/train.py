@@ -171,13 +171,13 @@ def train(config: Config, workdir: Path) -> None:
     bar = tqdm(total=c.steps, initial=start, unit="step", disable=not chief)
     with checkpoints, rows, bar, load(data, start=position) as batches, talk as captions:
         meter = log.Meter(start, c.batch_size)
-        pending = log.Pending(rows, meter, bar)
+        pending, in_flight = log.Pending(rows, meter, bar), meshes.InFlight(mesh)
         for done in range(start + 1, c.steps + 1):
             began = time.perf_counter()
             local = dataclasses.replace(next(batches), captions=next(captions))
             meter.waited(time.perf_counter() - began)
             now, metrics = train_step(now, meshes.shard_batch(local, mesh))
-            meshes.settle(metrics, mesh)
+            in_flight.add(metrics)
             if done == start + 1:
                 jax.block_until_ready(metrics)
                 logger.info("compiled, first step done: %.0f s", time.perf_counter() - began)

@@ -11,7 +11,7 @@ from tests.train.test_step import compiled, set_up
 from tests.train.toy import make_batch, make_config
 from vla_jax.config import ConfigError, to_dict
 from vla_jax.train.checkpoint import CheckpointError, Checkpoints, load_meta, load_params
-from vla_jax.train.mesh import settle, shard_batch
+from vla_jax.train.mesh import shard_batch
 from vla_jax.train.resume import check_resume
 
 META = {
@@ -48,7 +48,7 @@ def test_a_restored_run_goes_on_to_the_bit_although_buffers_were_donated(tmp_pat
                 checkpoints.save(2, state, {"samples": 16}, META)
             # Donates the state while the save is being written.
             state, metrics = step(state, shard_batch(make_batch(i), mesh))
-            settle(metrics, mesh)
+            jax.block_until_ready(metrics)  # see train.mesh.InFlight
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 2
         again, data = checkpoints.restore(template)
@@ -57,7 +57,7 @@ def test_a_restored_run_goes_on_to_the_bit_although_buffers_were_donated(tmp_pat
     assert_same(bits(again), kept)
     for i in range(2, 5):
         again, metrics = step(again, shard_batch(make_batch(i), mesh))
-        settle(metrics, mesh)
+        jax.block_until_ready(metrics)  # see train.mesh.InFlight
     assert_same(bits(again), bits(state))
 
 

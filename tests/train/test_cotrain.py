@@ -20,7 +20,7 @@ from vla_jax.models.captions import caption_loss
 from vla_jax.models.image import preprocess
 from vla_jax.models.losses import action_loss
 from vla_jax.train import state
-from vla_jax.train.mesh import make_mesh, settle, shard_batch
+from vla_jax.train.mesh import make_mesh, shard_batch
 from vla_jax.train.optim import make_optimizer
 from vla_jax.train.split import train_rules
 from vla_jax.train.step import make_train_step
@@ -179,7 +179,7 @@ def test_captions_are_learnt_and_actions_as_well_as_without_them(tmp_path, capsy
                 local = windows(range(i * batch_size, (i + 1) * batch_size))
                 local = dataclasses.replace(local, captions=told)
                 now, metrics = step(now, shard_batch(local, mesh))
-                settle(metrics, mesh)
+                jax.block_until_ready(metrics)  # see train.mesh.InFlight
                 if i % 10 == 0 or i >= steps - 50:
                     history.append({name: float(x) for name, x in metrics.items()})
         model = vla.build(c.model)

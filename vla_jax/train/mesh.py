@@ -6,6 +6,7 @@ Model code sees none of this: `jax.jit` gets the shardings of its inputs and out
 compiler places the rest.
 """
 
+import collections
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -190,11 +191,25 @@ def shard_batch(local: T, mesh: Mesh) -> T:
     return jax.tree.map(place, local)
 
 
-def settle(metrics: Any, mesh: Mesh) -> None:
-    """Wait for a step's metrics where the next must not begin before it ends.
+class InFlight:
+    """Bounds how many steps the host is ahead of the devices.
 
-    That is on several virtual CPU devices, where runs with several steps in flight were seen to
-    hang. Accelerators queue steps in order, and nothing waits.
+    A dispatched step has taken its batch along. Without a bound batches gather on the devices, and
+    the host waits for the loader although nothing else does. On several virtual CPU devices the
+    next step must not begin before the last has ended: with more in flight runs were seen to hang.
+
+    Args:
+        mesh: what the steps run on.
+        ahead: steps that may be queued or running; two hide the host's own work.
     """
-    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
-        jax.block_until_ready(metrics)
+
+    def __init__(self, mesh: Mesh, ahead: int = 2):
+        several = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+        self._ahead = 0 if several else ahead
+        self._steps: collections.deque[Any] = collections.deque()
+
+    def add(self, metrics: Any) -> None:
+        """A step was dispatched; waits until no more than `ahead` are not done."""
+        self._steps.append(metrics)
+        while len(self._steps) > self._ahead:
+            jax.block_until_ready(self._steps.popleft())
