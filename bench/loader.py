@@ -226,7 +226,9 @@ def _reference(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:
         length = tf.shape(trajectory["action"])[0]
         frames = tf.range(length)[:, None] + tf.range(1 - window, 1)
         targets = tf.maximum(frames, 0)[:, :, None] + tf.range(CHUNK)
-        ahead = tf.random.uniform([length]) * tf.cast(length - tf.range(length), tf.float32)
+        ahead = tf.random.uniform(tf.shape(trajectory["text"])) * tf.cast(
+            length - tf.range(length), tf.float32
+        )
         goal = tf.minimum(tf.range(length) + tf.cast(ahead, tf.int32), length - 1)
         return {
             **({"goal": tf.gather(trajectory["image"], goal)} if goals else {}),
