@@ -145,7 +145,8 @@ def test_parts_of_texts_count_by_their_answers():
     (whole, numbers), (cut, again) = results
     assert numbers["loss_caption"] > 1
     for a, b in zip(whole, cut, strict=True):
-        np.testing.assert_allclose(b, a, atol=1e-6)
+        # Measured: 1.5e-6 without XLA's optimisations (tests/conftest.py), below 1e-6 with them.
+        np.testing.assert_allclose(b, a, atol=3e-6)
     for name, x in numbers.items():
         assert again[name] == pytest.approx(x, abs=2e-6), name
 
