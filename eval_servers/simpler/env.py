@@ -88,7 +88,7 @@ class SimplerEnv(rollout.Env):
 
     def success(self) -> bool:
         """Whether the task is done after the last step; it may come undone."""
-        return self._simulator.success()
+        return bool(self._simulator.success())
 
     def stats(self) -> Dict[str, Any]:
         """What else the simulator counts: partial successes."""

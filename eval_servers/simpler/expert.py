@@ -34,6 +34,7 @@ class Expert:
         """Move at most `reach` metres a step, along each axis."""
         self._reach = reach
         self._phases: List[_Phase] = []
+        self._told = np.zeros(3)  # where the controller was told to be
         self._waited = self._stayed = 0
 
     def act(self, scene: np.ndarray) -> np.ndarray:
@@ -43,22 +44,26 @@ class Expert:
             scene: where the fingers, the green and the yellow cube are, [3, 3], in metres in the
                 robot's base frame.
         """
-        fingers = scene[0]
+        fingers = scene[0].astype(np.float64)
         if not self._phases:
-            self._phases = _plan(scene)
+            self._phases, self._told = _plan(scene), fingers
+        if len(self._phases) > 1 and self._done(self._phases[0], fingers):
+            self._phases.pop(0)
+            self._waited = self._stayed = 0
         phase = self._phases[0]
-        way = phase.place - fingers
-        there = np.abs(way).max() < _NEAR or self._waited >= _PATIENCE
-        self._waited = 0 if np.abs(way).max() > self._reach else self._waited + 1
-        if there:
-            self._stayed += 1
-            if self._stayed > phase.stay and len(self._phases) > 1:
-                self._phases.pop(0)
-                self._waited = self._stayed = 0
-                phase = self._phases[0]
-                way = phase.place - fingers
-        move = np.clip(way, -self._reach, self._reach)
+        # The controller adds to where it was told to be, not to where it is.
+        move = np.clip(phase.place - self._told, -self._reach, self._reach)
+        self._told = self._told + move
         return np.concatenate([move, np.zeros(3), [phase.gripper]]).astype(np.float32)
+
+    def _done(self, phase: _Phase, fingers: np.ndarray) -> bool:
+        if np.abs(phase.place - self._told).max() > 1e-6:
+            return False
+        self._waited += 1
+        if np.abs(phase.place - fingers).max() > _NEAR and self._waited < _PATIENCE:
+            return False
+        self._stayed += 1
+        return self._stayed > phase.stay
 
 
 def _plan(scene: np.ndarray) -> List[_Phase]:
