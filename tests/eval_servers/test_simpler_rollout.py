@@ -325,3 +325,12 @@ def test_rows_survive_workers(uri, tmp_path):
     rows = results.load_rows(str(tmp_path / "run" / "episodes.jsonl"))
     assert sorted(row["start"][2] for row in rows) == [0, 8, 16]
     assert len({row["first_frame"] for row in rows}) == 3
+
+
+def test_launch_evaluate_knows_it(tmp_path):
+    command = [sys.executable, str(ROOT / "launch" / "evaluate.py"), "simpler"]
+    command += [f"--out={tmp_path / 'run'}", "--server=ws://127.0.0.1:9", "--", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--setting" in done.stdout
+    assert "visual_matching (default)" in done.stdout
