@@ -62,7 +62,7 @@ class Start(NamedTuple):
     seed: Optional[int] = None
 
 
-# What the robot's arm looks like in the visual-matching setting, "" = as it comes.
+# What the robot's arm looks like in the visual-matching setting; None = as it comes.
 _ARMS = (
     "None",
     "recolor_tabletop_visual_matching_1",
