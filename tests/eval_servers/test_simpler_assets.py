@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval_servers.simpler import assets, simulator, stand_ins
+from eval_servers import aside, graphics
+from eval_servers.simpler import assets, probe, simulator, stand_ins
 from eval_servers.simpler.worlds import worlds
 
 ARM = "mani_skill2_real2sim/assets/descriptions/widowx_description"
@@ -172,3 +173,46 @@ def test_boxes_face_outwards():
     assert (np.sum(normals * outwards, axis=1) > 0).all()
     # Areas of all sides: 2 (2 4 + 4 6 + 6 2).
     assert np.linalg.norm(normals, axis=1).sum() / 2 == pytest.approx(88)
+
+
+def test_no_rendering_device_is_told_before_the_simulator_is_imported(tree, monkeypatch):
+    def none():
+        raise graphics.GraphicsError("libvulkan.so.1 is not installed")
+
+    monkeypatch.setattr(graphics, "vulkan", none)
+    settings = simulator.Settings(str(tree))
+    with pytest.raises(simulator.SimulatorError, match="no rendering device: libvulkan"):
+        probe.look(settings, "widowx_stack_cube", "prepackaged")
+
+
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        ([{"name": "llvmpipe"}], "Vulkan devices: llvmpipe. SAPIEN takes GPUs"),
+        (aside.AsideError("exit code 1: no driver works"), "no driver works.*lavapipe.sh gives"),
+    ],
+)
+def test_a_simulator_that_dies_is_told_with_what_could_draw(tree, monkeypatch, devices, words):
+    def ask(module, flags, timeout):
+        if module.endswith("probe") or isinstance(devices, Exception):
+            raise devices if module.endswith("graphics") else aside.AsideError("exit code -11: x")
+        return devices
+
+    monkeypatch.setattr(aside, "ask", ask)
+    with pytest.raises(simulator.SimulatorError, match="exit code -11: x.*" + words):
+        probe.probe(simulator.Settings(str(tree)), "widowx_stack_cube", "prepackaged")
+
+
+def test_questions_aside(tmp_path):
+    assert isinstance(aside.ask("json.tool", [str(_json(tmp_path, "{}"))], 20.0), dict)
+    with pytest.raises(aside.AsideError, match=r"exit code 1: .*Expecting"):
+        aside.ask("json.tool", [str(_json(tmp_path, "{"))], 20.0)
+    with pytest.raises(aside.AsideError, match=r"no answer within 0\.01 s"):
+        aside.ask("json.tool", [], 0.01)
+    assert aside.commit(str(tmp_path)) is None
+
+
+def _json(folder, text):
+    path = folder / "file.json"
+    path.write_text(text)
+    return path

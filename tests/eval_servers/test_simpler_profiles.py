@@ -1,13 +1,11 @@
-"""A policy's actions into SimplerEnv's: by hand, and as RoboVLMs' own wrapper gave them."""
+"""A policy's actions into SimplerEnv's, by hand; tests/parity has RoboVLMs' own wrapper."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eval_servers.simpler.profiles import (
-    COMMANDS,
     PROFILES,
     Gripper,
     GripperState,
@@ -18,8 +16,6 @@ from eval_servers.simpler.profiles import (
 )
 from eval_servers.simpler.tasks import GOOGLE, WIDOWX
 
-# Twelve steps of RoboVLMs' wrapper (BaseModelInference.transform_action) for each robot.
-GOLDEN = np.load(Path(__file__).with_name("simpler_golden") / "wrapper.npz")
 OFFICIAL, ROBOVLMS = PROFILES["official"], PROFILES["robovlms"]
 
 
@@ -66,18 +62,6 @@ def test_axis_angle_is_the_same_rotation():
         cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
         found = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
         assert np.allclose(found, expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("robot", "name"), [(GOOGLE, "google_robot"), (WIDOWX, "widowx_bridge")])
-def test_the_originals_wrapper(robot, name):
-    state = GripperState()
-    for step, (predicted,) in enumerate(GOLDEN[name + "/in"]):
-        closed, opened = (COMMANDS[robot][key] for key in ("closed", "open"))
-        action = np.append(predicted[:6].astype(float), closed + predicted[6] * (opened - closed))
-        found, state = convert(action, robot, ROBOVLMS, state)
-        parts = ("world_vector", "rot_axangle", "gripper")
-        expected = np.concatenate([GOLDEN[f"{name}/{part}"][step] for part in parts])
-        assert np.allclose(found, expected, rtol=0, atol=1e-12), step
 
 
 def test_the_robovlms_google_gripper_holds_a_change_for_two_steps():
