@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -257,10 +258,12 @@ def _import_from(settings: Settings) -> None:
         # make, reset and render still look fine; the first step is a segmentation fault.
         raise SimulatorError("SAPIEN 2 needs numpy below 2, this is {}".format(np.__version__))
     try:
-        import mani_skill2_real2sim.envs  # type: ignore[import-not-found] # noqa: F401
-        from mani_skill2_real2sim.envs.custom_scenes import (  # type: ignore[import-not-found]
-            open_drawer_in_scene,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pkg_resources, in sapien
+            import mani_skill2_real2sim.envs  # type: ignore[import-not-found] # noqa: F401
+            from mani_skill2_real2sim.envs.custom_scenes import (  # type: ignore[import-not-found]
+                open_drawer_in_scene,
+            )
     except ModuleNotFoundError as error:
         raise SimulatorError(
             "{}: make the environment with eval_servers/simpler/setup.sh".format(error)
