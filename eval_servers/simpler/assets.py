@@ -104,7 +104,7 @@ class Files:
     def _needed(self, world: World) -> List[Tuple[str, ...]]:
         """Each as one path, or as several of which one will do."""
         options = dict(world.options)
-        found = [(self._in_data(stage),) for stage in stages(world)]
+        found: List[Tuple[str, ...]] = [(self._in_data(stage),) for stage in stages(world)]
         photographs = [world.overlay] if world.overlay else []
         if world.prepackaged:
             photographs = _photographs(world)

@@ -67,13 +67,14 @@ class SimplerEnv(rollout.Env):
 
     def step(self, action: np.ndarray) -> Dict[str, Any]:
         """One control step."""
-        low, high = sorted(self.gripper.values())
+        commands = COMMANDS[self._robot]
+        low, high = sorted(commands.values())
         fits = action.shape == (7,) and np.isfinite(action).all()
         if not fits or not low <= action[6] <= high:
             raise rollout.ActionError(
                 "the policy does not fit {}: an action is 7 finite numbers, the last from"
                 " {closed:g} (closed) to {open:g} (open), not {}".format(
-                    self._robot, np.round(action, 3).tolist(), **self.gripper
+                    self._robot, np.round(action, 3).tolist(), **commands
                 )
             )
         told, self._grip = convert(action, self._robot, self.profile, self._grip)

@@ -108,7 +108,8 @@ def read_obj(path: str) -> Mesh:
             elif words[:1] == ["f"]:
                 corners = [int(word.split("/")[0]) for word in words[1:]]
                 corners = [c - 1 if c > 0 else len(vertices) + c for c in corners]
-                triangles += [(corners[0], *corners[i : i + 2]) for i in range(1, len(corners) - 1)]
+                for i in range(1, len(corners) - 1):
+                    triangles.append((corners[0], corners[i], corners[i + 1]))
     return np.array(vertices), np.array(triangles)
 
 

@@ -1,5 +1,7 @@
 """A SimplerEnv without SAPIEN, for rollout tests; importable by spawned workers."""
 
+from typing import Any
+
 import numpy as np
 
 from eval_servers.simpler.env import SimplerEnv
@@ -22,7 +24,7 @@ class FakeSimulator:
 
     def __init__(self, says=None):
         self.built, self.told, self._says = [], [], says
-        self._world = None
+        self._world: Any = None
 
     def reset(self, world, start):
         if world != self._world:

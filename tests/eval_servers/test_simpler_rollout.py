@@ -149,7 +149,8 @@ def test_observations():
         SCENE_KEY: ((3, 3), "float32"),
     }
     assert env.gripper == {"closed": -1, "open": 1}
-    assert SimplerEnv(FakeSimulator(), GOOGLE, PROFILES["official"]).gripper["closed"] == 0
+    google = SimplerEnv(FakeSimulator(), GOOGLE, PROFILES["official"])
+    assert google.gripper == {"closed": 0, "open": 1}
 
 
 def test_worlds_are_built_once_in_a_row():

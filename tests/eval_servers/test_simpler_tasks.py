@@ -83,11 +83,12 @@ def test_grids_by_hand():
     drawer = starts("google_robot_open_top_drawer", "visual_matching", "None a2")
     assert drawer == [Start((0.889, -0.203, -0.06), (0.0, 0.0))]
     room = starts("google_robot_open_top_drawer", "variant_aggregation", "base")
-    assert [start.robot[:2] for start in room[:4]] == [
-        (0.65, -0.2), (0.65, 0.0), (0.65, 0.2), (0.75, -0.2)
+    assert [start.robot for start in room[:4]] == [
+        (0.65, -0.2, 0), (0.65, 0.0, 0), (0.65, 0.2, 0), (0.75, -0.2, 0)
     ]  # fmt: skip
     apple = starts(APPLE, "variant_aggregation", "base")
-    assert apple[4] == Start((0.65, -0.2, 0.0), (pytest.approx(-0.05), pytest.approx(0.03)))
+    assert apple[4].robot == (0.65, -0.2, 0.0)
+    assert apple[4].place == pytest.approx((-0.05, 0.03))
     sink = starts("widowx_put_eggplant_in_basket", "visual_matching", "base")
     assert sink[23] == Start((0.127, 0.06, 0.0), episode=23)
 
