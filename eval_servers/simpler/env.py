@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Dict, List, Optional
 
 import numpy as np
 
 from eval_servers import rollout
-from eval_servers.client import ActionChunks
+from eval_servers.client import ActionChunks, SessionLostError
 from eval_servers.simpler.profiles import COMMANDS, REACH, GripperState, Profile, convert
 from eval_servers.simpler.simulator import Settings, Simulator
 from eval_servers.simpler.trials import Trial
@@ -139,9 +140,11 @@ def attempt(
             "the server gives its gripper a memory of its own, which is the profile's business"
             " here: serve without --gripper-repeat and --gripper-patience"
         )
-    chunks.reset()
-    client.reset()
     obs = env.reset(episode)
+    chunks.reset()
+    # Building a world may keep this process from answering the server's pings for a minute.
+    with contextlib.suppress(SessionLostError):  # the new session's history is empty as well
+        client.reset()
     if frames is not None:
         frames[:] = [env.frame()]
     told = [episode.instruction or env.instruction()]

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from eval_servers import compare, results, rollout
-from eval_servers.client import PolicyClient
+from eval_servers.client import PolicyClient, SessionLostError
 from eval_servers.simpler import scores, simulator
 from eval_servers.simpler.env import SCENE_KEY, SimplerEnv, attempt, film
 from eval_servers.simpler.profiles import PROFILES, Gripper, Profile
@@ -105,6 +106,25 @@ def test_the_gripper_forgets_between_episodes_and_remembers_within():
         for action in (closed, opened, opened, opened):
             env.step(action)
         assert [told[6] for told in simulator.told] == [0, -2, -2, 0]
+
+
+def test_a_connection_lost_while_a_world_is_built_costs_nothing():
+    class Client:
+        metadata: ClassVar = {}
+        resets = 0
+
+        def reset(self):
+            self.resets += 1
+            if self.resets == 1:
+                raise SessionLostError("no pong")
+
+        def infer(self, obs):
+            return {"actions": np.full((1, 7), 0.05, np.float32)}
+
+    client = Client()
+    env = make_env()
+    row = rollout.run_episode(env, client, make_trials()[0], 3, attempt=attempt)
+    assert (row["restarts"], row["steps"], row["success"], client.resets) == (0, 3, True, 1)
 
 
 def test_swapped_instructions_stay(uri, policy):
