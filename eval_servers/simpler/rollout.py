@@ -99,7 +99,9 @@ def table(score: Dict[str, Any]) -> str:
     """A score as text: its setting, each published task, and under it its parts."""
     found = score["per_task"]
     lines = ["{} ({}), {}".format(*(score["protocol"][k] for k in ("setting", "profile", "robot")))]
-    grouped = {name: [part for part in parts if part in found] for name, parts in TASKS.items()}
+    # Prepackaged environments bear the names of tasks.
+    tasks = {} if score["protocol"]["setting"] == "prepackaged" else TASKS
+    grouped = {name: [part for part in parts if part in found] for name, parts in tasks.items()}
     grouped = {name: parts for name, parts in grouped.items() if len(parts) > 1}
     shown = set()
     for name, parts in grouped.items():
