@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import List
 
 import numpy as np
 from PIL import Image
+
+_FRAMES = 240  # of a film at most
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    """A uint8 [h, w, 3] frame, small enough to keep a long episode's in memory."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def film(path: str, frames: List[bytes]) -> None:
+    """Write a video of frames that `jpeg` made, every n-th of a long episode."""
+    every = -(-len(frames) // _FRAMES)
+    save_video(path, [np.asarray(Image.open(io.BytesIO(frame))) for frame in frames[::every]])
 
 
 def save_video(path: str, frames: List[np.ndarray], fps: float = 15.0) -> None:

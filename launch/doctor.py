@@ -2,6 +2,7 @@
 
     python launch/doctor.py
     python launch/doctor.py --python calvin=PATH --simulator-flags calvin=--renderer=tiny
+    python launch/doctor.py --python simpler=PATH --simulator-flags simpler=--real2sim=DIR
     python launch/doctor.py --checkpoint=runs/quickstart         # serve that and ask it something
 
 Prints what it found and, where something is wrong, what to do. Exit status 1 if anything that is

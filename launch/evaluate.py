@@ -2,6 +2,7 @@
 
     python launch/evaluate.py tabletop --checkpoint=runs/quickstart --out=OUT -- --image-size=32
     python launch/evaluate.py calvin --checkpoint=runs/kosmos --out=OUT --python=CALVIN/bin/python
+    python launch/evaluate.py simpler --checkpoint=runs/oxe --out=OUT --python=SIMPLER/bin/python
     python launch/evaluate.py tabletop --server=ws://gpu:8000 --out=OUT --resume
 
 Starts the policy server and starts it again should it die, checks that the policy sees, listens and

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import time
 from typing import Any, ClassVar, Dict, List, Optional, Tuple
 
 import numpy as np
-from PIL import Image
 
 from eval_servers import rollout
 from eval_servers.calvin import oracle
@@ -15,10 +13,11 @@ from eval_servers.calvin.chains import Chain
 from eval_servers.calvin.initial import initial_state
 from eval_servers.calvin.simulator import Settings, Simulator
 from eval_servers.client import ActionChunks
-from eval_servers.video import save_video
+from eval_servers.video import film, jpeg
+
+__all__ = ["SCENE_KEY", "CalvinEnv", "attempt", "film", "make_env"]
 
 SCENE_KEY = "observation/scene"  # privileged: where everything is, float [24]
-_FRAMES = 240  # of a video at most
 
 
 class CalvinEnv(rollout.Env):
@@ -79,9 +78,7 @@ class CalvinEnv(rollout.Env):
         picture = np.zeros((len(static), static.shape[1] + gripper.shape[1], 3), np.uint8)
         picture[:, : static.shape[1]] = static
         picture[: len(gripper), static.shape[1] :] = gripper
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
+        return jpeg(picture)
 
     def close(self) -> None:
         """Let go of the simulator."""
@@ -151,9 +148,3 @@ def attempt(
         "round_trip_ms": round_trip_ms,
         "server_ms": server_ms,
     }
-
-
-def film(path: str, frames: List[bytes]) -> None:
-    """Write what `CalvinEnv.frame` returned, every n-th of a long chain."""
-    every = -(-len(frames) // _FRAMES)
-    save_video(path, [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in frames[::every]])

@@ -13,13 +13,13 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from importlib import metadata
 from typing import Any, Dict, Sequence
 
 import numpy as np
 
+from eval_servers import aside
 from eval_servers.calvin import simulator
 from eval_servers.calvin.chains import load
 from eval_servers.calvin.initial import initial_state
@@ -35,28 +35,12 @@ def probe(settings: simulator.Settings) -> Dict[str, Any]:
         simulator.SimulatorError: with the reason the simulator gives no picture.
     """
     simulator.check(settings)
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    path = os.pathsep.join([root] + [p for p in [os.environ.get("PYTHONPATH")] if p])
-    command = [sys.executable, "-m", "eval_servers.calvin.probe", *_flags(settings)]
     try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=_TIMEOUT,
-            env=dict(os.environ, PYTHONPATH=path),
-        )
-    except subprocess.TimeoutExpired:
+        return aside.ask("eval_servers.calvin.probe", _flags(settings), _TIMEOUT)
+    except aside.AsideError as error:
         raise simulator.SimulatorError(
-            "the simulator gave no picture within {:g} s".format(_TIMEOUT)
+            "the simulator gives no picture ({})".format(error)
         ) from None
-    if done.returncode != 0:
-        words = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
-        raise simulator.SimulatorError(
-            "the simulator does not start (exit code {}): {}".format(done.returncode, words[-1])
-        )
-    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
 def look(settings: simulator.Settings) -> Dict[str, Any]:

@@ -12,7 +12,6 @@ import ctypes
 import hashlib
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import types
@@ -21,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
+
+from eval_servers import aside
 
 RENDERERS = ("egl", "tiny")
 SCENES = ("A", "B", "C", "D")
@@ -167,7 +168,7 @@ def load_config(settings: Settings) -> Any:
 def describe(settings: Settings) -> Dict[str, Any]:
     """What identifies the world in a score file, as far as it is known without building it."""
     record: Dict[str, Any] = {
-        "calvin_env": _commit(settings.root),
+        "calvin_env": aside.commit(settings.root),
         "scene": settings.scene,
         "renderer": settings.renderer,
         "config": "calvin_env's own, panda_longer_finger, static and gripper cameras",
@@ -181,18 +182,6 @@ def describe(settings: Settings) -> Dict[str, Any]:
 
 def _merged_config(dataset: str) -> str:
     return os.path.join(dataset, ".hydra", "merged_config.yaml")
-
-
-def _commit(root: str) -> Optional[str]:
-    """Of the source tree; None if it is no git checkout of its own."""
-    if not os.path.exists(os.path.join(root, ".git")):
-        return None
-    command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 def _import_from(root: str) -> None:

@@ -23,6 +23,7 @@ from tests.parity import (
     qwen_next,
     qwen_vl,
     robo,
+    simpler,
     spliced,
     uform,
     vision,
@@ -77,6 +78,8 @@ def find_runner(folder: Path) -> Runner | str:
     if meta.get("cls") in robovlms.HEADS:
         return heads.continuous
     names = np.load(folder / "io.npz").files
+    if {"google_robot/gripper", "widowx_bridge/gripper"} & set(names):
+        return simpler.run
     if "in/reconstructed" in names:
         return moondream.hf_2025
     if "robovlm_name" in config and "batch/rgb" in names:
