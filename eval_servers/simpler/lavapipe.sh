@@ -5,12 +5,13 @@
 #   eval_servers/simpler/lavapipe.sh DIR        then: source DIR/env.sh
 #
 # For Debian 12 (amd64) with a C compiler; changes nothing outside of DIR. apt fetches Mesa 25 from
-# bookworm-backports, the Vulkan loader and its headers. Mesa 26 and later need no such thing:
+# bookworm-backports, the Vulkan loader and its headers, from MIRROR or the mirror that this
+# machine's own apt uses. Mesa 26 and later need no such thing:
 # apt install mesa-vulkan-drivers libvulkan1.
 set -euo pipefail
 
 if [[ $# -ne 1 ]]; then
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -19,8 +20,9 @@ dir=$(cd "$1" && pwd)
 
 # apt with lists and sources of its own, so that the system's stay as they are.
 key=/usr/share/keyrings/debian-archive-keyring.gpg
+mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' | awk '!/security/ && !n++')}
 for suite in bookworm bookworm-backports; do
-    echo "deb [signed-by=$key] http://deb.debian.org/debian $suite main"
+    echo "deb [signed-by=$key] $mirror $suite main"
 done >"$dir/apt/sources.list"
 apt() {
     apt-get -q -o Dir::State::Lists="$dir/apt/lists" -o Dir::Cache="$dir/apt" \
