@@ -125,6 +125,11 @@ def make_parser(
         help="only draw the first episode's first observation to this PNG and say what drew it;"
         " needs no server",
     )
+    add(
+        "--swap-instructions",
+        action="store_true",
+        help="tell the policy another task's instruction; success still counts on the own task",
+    )
     return parser
 
 

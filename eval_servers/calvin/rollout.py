@@ -111,11 +111,6 @@ def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     add("--episodes", type=cli.positive, metavar="N", help="with --tasks (default: 10 a task)")
     add_flags(parser)
     add(
-        "--swap-instructions",
-        action="store_true",
-        help="tell the policy another task's instruction; success still counts on the own task",
-    )
-    add(
         "--privileged",
         action="store_true",
         help="send where everything is as well, for scripted experts; the score says so",

@@ -161,11 +161,6 @@ def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add_flags(parser)
     add(
-        "--swap-instructions",
-        action="store_true",
-        help="tell the policy another task's instruction; success still counts on the own task",
-    )
-    add(
         "--privileged",
         action="store_true",
         help="send where things are as well, for scripted experts; the score says so",

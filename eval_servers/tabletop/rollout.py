@@ -137,11 +137,6 @@ def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         help="only these (default: all): " + ", ".join(tasks.TASKS),
     )
     add(
-        "--swap-instructions",
-        action="store_true",
-        help="tell the policy another task's instruction; success still counts on the own task",
-    )
-    add(
         "--image-size",
         type=cli.positive,
         default=64,

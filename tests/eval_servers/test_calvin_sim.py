@@ -3,9 +3,9 @@
 CALVIN_PYTHON=VENV/bin/python CALVIN_ENV=DIR pytest tests/eval_servers/test_calvin_sim.py
 """
 
+import functools
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ import pytest
 
 from eval_servers.calvin.expert import TASKS
 from tests.eval_servers.calvin_expert_policy import ExpertPolicy
+from tests.eval_servers.simulators import ROOT, run_in
 from vla_jax.serve import server
 
-ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("calvin_golden")
 PYTHON, TREE = os.environ.get("CALVIN_PYTHON", ""), os.environ.get("CALVIN_ENV", "")
 EPISODES = 40
@@ -26,15 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not (PYTHON and TREE), reason="set CALVIN_PYTHON and CALVIN_ENV"),
 ]
 
-
-def simulate(*command, timeout=1800):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [PYTHON, *map(str, command)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=env
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+simulate = functools.partial(run_in, PYTHON)
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,18 @@ Assets that this copy of the tree lacks are stood in for, and nothing is ray-tra
 the environments run, and the way from a policy's action to the robot, not what they look like.
 """
 
+import functools
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from eval_servers.simpler.tasks import ENVIRONMENTS, GOOGLE, WIDOWX, robot_of
 from tests.eval_servers.simpler_expert_policy import ExpertPolicy, StillPolicy
+from tests.eval_servers.simulators import ROOT, run_in
 from vla_jax.serve import server
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "eval_servers" / "simpler" / "rollout.py"
 PYTHON, TREE = os.environ.get("SIMPLER_PYTHON", ""), os.environ.get("REAL2SIM", "")
 
@@ -27,15 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not (PYTHON and TREE), reason="set SIMPLER_PYTHON and REAL2SIM"),
 ]
 
-
-def simulate(*command, timeout=3600):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [PYTHON, *map(str, command)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=env
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+simulate = functools.partial(run_in, PYTHON)
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def set_up(c: Config) -> tuple[Any, state.TrainState, Any]:
 
 @pytest.fixture
 def optimised():
-    """XLA as users have it. As in the other tests, the sums below agree to 3e-6 only."""
+    """XLA as users have it: compiled like the other tests, the sums below agree to 3e-6 only."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield

@@ -200,16 +200,15 @@ class InFlight:
 
     Args:
         mesh: what the steps run on.
-        ahead: steps that may be queued or running; two hide the host's own work.
     """
 
-    def __init__(self, mesh: Mesh, ahead: int = 2):
+    def __init__(self, mesh: Mesh):
         several = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-        self._ahead = 0 if several else ahead
+        self._ahead = 0 if several else 2  # two hide the host's own work
         self._steps: collections.deque[Any] = collections.deque()
 
     def add(self, metrics: Any) -> None:
-        """A step was dispatched; waits until no more than `ahead` are not done."""
+        """A step was dispatched; waits while too many are not done."""
         self._steps.append(metrics)
         while len(self._steps) > self._ahead:
             jax.block_until_ready(self._steps.popleft())
