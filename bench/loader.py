@@ -10,13 +10,15 @@ The reference does on the host what the published RLDS pipelines do there: TFDS 
 encoded, standardise, normalise, window and chunk, flatten, shuffle buffer, decode, Lanczos resize
 to 224 with antialiasing, crop, brightness, contrast, saturation, hue, batch. octo and openvla, as
 they come, also draw a goal image from the rest of the trajectory and treat it like the others: the
-second reference does that too. Ours stops at decoded uint8 windows: resizing, augmentation and
-scaling are moved to the device: from the index, or from the stream that serves object stores,
-whose pool of episodes holds about as many windows as the reference's buffer. The last row adds
-Pillow's resize on the host, for machines that want it there.
+second reference does that too. The third is octo itself, where `octo` and `dlimp` can be imported
+(their checkouts on PYTHONPATH will do), with the same settings. Ours stops at decoded uint8
+windows: resizing, augmentation and scaling are moved to the device: from the index, or from the
+stream that serves object stores, whose pool of episodes holds about as many windows as the
+reference's buffer. The last row adds Pillow's resize on the host, for machines that want it there.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
@@ -36,13 +38,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without ins
 PIPELINES = {
     "tf.data": "all on the host: decode, resize to 224, augment",
     "tf.data + goal": "as tf.data, and a goal image a sample, the default of octo and openvla",
+    "octo": "octo's own loader, goal image included",
     "ours": "index; decode on the host; resize, augmentation and scaling moved to the device",
     "ours, stream": "as ours, read from front to back through tf.data (data.reader=stream)",
     "ours + Pillow": "as ours, and Pillow's bicubic resize to 224 on the host",
 }
-REFERENCES = ("tf.data", "tf.data + goal")
-CHUNK, SIZE, SHUFFLE, DATASET = 10, 224, 2000, "bridge_dataset"
-POOL = 64  # episodes
+REFERENCES = ("tf.data", "tf.data + goal", "octo")
+CHUNK, SIZE, DATASET = 10, 224, "bridge_dataset"
+EPISODE = 31  # steps, about the mean of Bridge
 
 
 def main() -> None:
@@ -53,6 +56,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prefetch", type=int, default=2)
+    parser.add_argument(
+        "--shuffle",
+        type=int,
+        default=2000,
+        help="samples in the references' buffers, and about as many in the stream's pool of"
+        " episodes (default: 2000); the index draws from the whole dataset, whatever this is",
+    )
     parser.add_argument("--cpu-seconds", type=float, default=8.0, help="measured, a repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cache", default="", help="where the index lives; default: temporary")
@@ -75,11 +85,11 @@ def main() -> None:
 
 def _compare(args: argparse.Namespace, window: int) -> list[dict[str, Any]]:
     """Median over the repeats of each pipeline at one window."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in PIPELINES}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in _runnable()}
     for _ in range(args.repeats):
-        for name in PIPELINES:
+        for name in runs:
             command = [sys.executable, __file__, "--worker", name, "--window", str(window)]
-            for key in ("data", "batch", "threads", "prefetch", "cpu_seconds", "cache"):
+            for key in ("data", "batch", "threads", "prefetch", "shuffle", "cpu_seconds", "cache"):
                 command += [f"--{key.replace('_', '-')}", str(getattr(args, key))]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             runs[name].append(json.loads(done.stdout.splitlines()[-1]))
@@ -87,23 +97,30 @@ def _compare(args: argparse.Namespace, window: int) -> list[dict[str, Any]]:
     for name, results in runs.items():
         row = {key: statistics.median(r[key] for r in results) for key in results[0]}
         rows.append({"window": window, "pipeline": name, **row})
-    for key, reference in zip(("ratio", "ratio_goal"), rows, strict=False):
-        for row in rows:
-            row[key] = row["samples_per_cpu_s"] / reference["samples_per_cpu_s"]
+    speeds = {row["pipeline"]: row["samples_per_cpu_s"] for row in rows}
+    for row in rows:
+        row["against"] = {
+            name: row["samples_per_cpu_s"] / speeds[name] for name in REFERENCES if name in speeds
+        }
     return rows
 
 
+def _runnable() -> list[str]:
+    octo = all(map(importlib.util.find_spec, ("octo", "dlimp")))
+    return [name for name in PIPELINES if name != "octo" or octo]
+
+
 def _report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    settings = f"batch {args.batch}, chunk {CHUNK}, {args.threads} threads"
+    settings = f"batch {args.batch}, chunk {CHUNK}, shuffle {args.shuffle}, {args.threads} threads"
     print(f"{settings}; median of {args.repeats}")
-    for name, text in PIPELINES.items():
-        print(f"  {name:14} {text}")
-    head = ["window", "pipeline", "samples/CPU-s", *(f"against {name}" for name in REFERENCES)]
+    for name in _runnable():
+        print(f"  {name:14} {PIPELINES[name]}")
+    head = ["window", "pipeline", "samples/CPU-s", *(f"against {n}" for n in rows[0]["against"])]
     head += ["samples/s", "peak RSS MB", "above import MB"]
     print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     for r in rows:
-        numbers = f"{r['samples_per_cpu_s']:.1f} | {r['ratio']:.1f} | {r['ratio_goal']:.1f}"
-        numbers += f" | {r['samples_per_s']:.1f}"
+        numbers = [r["samples_per_cpu_s"], *r["against"].values(), r["samples_per_s"]]
+        numbers = " | ".join(f"{number:.1f}" for number in numbers)
         memory = f"{r['peak_rss_mb']:.0f} | {r['rss_above_import_mb']:.0f}"
         print(f"| {r['window']} | {r['pipeline']} | {numbers} | {memory} |")
 
@@ -119,7 +136,8 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
         import tensorflow as tf  # noqa: F401
         import tensorflow_datasets  # noqa: F401
     imported = _resident_mb()
-    batches = _ours(args, window) if ours else _reference(args, window)
+    make = _ours if ours else _octo if args.worker == "octo" else _reference
+    batches = make(args, window)
     for _ in range(max(4, 64 // args.batch)):  # fills the shuffle buffer, starts the threads
         next(batches)
     cpu, wall, samples = _cpu_seconds(), time.perf_counter(), 0
@@ -158,7 +176,7 @@ def _mixture(args: argparse.Namespace, window: int):
     c.data.update({"datasets": ({"spec": DATASET, "dir": folder, "weight": 1.0},)})
     c.data.cache_dir = args.cache
     if args.worker == "ours, stream":
-        c.data.update({"reader": "stream", "pool": POOL})
+        c.data.update({"reader": "stream", "pool": max(1, args.shuffle // EPISODE)})
     c.model.structure.update({"window": window, "chunk": CHUNK, "cameras": ("primary",)})
     config = resolve(c)
     return open_datasets(config.data, config.model.structure, 7, "train")
@@ -250,7 +268,7 @@ def _reference(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:
     dataset = episodes.map(standardise, num_parallel_calls=args.threads)
     dataset = dataset.filter(lambda t: tf.reduce_any(t["text"] != ""))
     dataset = dataset.map(windows, num_parallel_calls=args.threads)
-    dataset = dataset.flat_map(tf.data.Dataset.from_tensor_slices).shuffle(SHUFFLE)
+    dataset = dataset.flat_map(tf.data.Dataset.from_tensor_slices).shuffle(args.shuffle)
     dataset = dataset.map(pixels, num_parallel_calls=args.threads, deterministic=False)
     dataset = dataset.batch(args.batch, drop_remainder=True).prefetch(args.prefetch)
     options = tf.data.Options()
@@ -259,6 +277,45 @@ def _reference(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:
     options.deterministic = False
     for batch in dataset.with_options(options).as_numpy_iterator():
         yield batch["image"]
+
+
+def _octo(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:
+    from octo.data.dataset import make_interleaved_dataset  # type: ignore[import-not-found]
+    from octo.data.oxe import make_oxe_dataset_kwargs  # type: ignore[import-not-found]
+
+    # It writes statistics beside the data: into links to them here, and reads those it finds.
+    links = Path(args.cache) / "octo" / DATASET / "1.0.0"
+    links.mkdir(parents=True, exist_ok=True)
+    for file in (args.data.resolve() / DATASET / "1.0.0").iterdir():
+        if not (links / file.name).exists():
+            (links / file.name).symlink_to(file)
+    augment = {
+        "random_resized_crop": {"scale": [0.9, 0.9], "ratio": [1.0, 1.0]},
+        "random_brightness": [0.2],
+        "random_contrast": [0.8, 1.2],
+        "random_saturation": [0.8, 1.2],
+        "random_hue": [0.05],
+    }
+    batches = make_interleaved_dataset(
+        [make_oxe_dataset_kwargs(DATASET, str(links.parents[1]))],
+        train=True,
+        shuffle_buffer_size=args.shuffle,
+        batch_size=args.batch,
+        traj_transform_kwargs={
+            "window_size": window,
+            "action_horizon": CHUNK,
+            "goal_relabeling_strategy": "uniform",
+        },
+        frame_transform_kwargs={
+            "resize_size": {"primary": (SIZE, SIZE)},
+            "image_augment_kwargs": {"primary": {**augment, "augment_order": list(augment)}},
+            "num_parallel_calls": args.threads,
+        },
+        traj_transform_threads=args.threads,
+        traj_read_threads=args.threads,
+    )
+    for batch in batches.prefetch(args.prefetch).as_numpy_iterator():
+        yield batch["observation"]["image_primary"]
 
 
 def _resize(encoded):

@@ -220,6 +220,19 @@ def test_given_trajectories_equal_the_files(bridge, data_config, structure):
     assert Counter(one_pass) == Counter(rows(index, 999, size=1, shuffle=False))
 
 
+def test_dlimp_itself_equals_the_files(bridge, data_config, structure):
+    dlimp = pytest.importorskip("dlimp")
+    builder = tfds.builder_from_directory(str(bridge))
+    dataset = dlimp.DLataset.from_rlds(builder, split="train", shuffle=False)
+    shape, config = structure(), data_config(("bridge_dataset", bridge, 1.0))
+    index = open_datasets(config, shape, 7, "train")
+    given = {"bridge_dataset": dataset}
+    stream = open_datasets(config, shape, 7, "train", trajectories=given)
+    assert stream.statistics == index.statistics
+    expected = rows(index, 99, shuffle=False, pad_last=True)
+    assert rows(stream, 99, shuffle=False, pad_last=True) == expected
+
+
 def test_tf_data_and_transforms_are_taken(bridge, data_config, structure, tmp_path):
     # A transform in TensorFlow that also decodes, and trajectories that are alike.
     def build():
