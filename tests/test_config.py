@@ -3,6 +3,7 @@ import pytest
 from configs import (
     base,
     bridge_smoke,
+    calvin_smoke,
     flamingo_ph,
     kosmos_discrete,
     kosmos_interleaved,
@@ -21,6 +22,7 @@ from vla_jax.models import vla
 SHIPPED = (
     quickstart,
     bridge_smoke,
+    calvin_smoke,
     kosmos_ph,
     kosmos_one_step,
     kosmos_discrete,
