@@ -34,7 +34,11 @@ STRUCTURES: dict[str, tuple[str, ...]] = {
     "gpt2": (f"{_H}kind=gpt2", *_TRANSFORMER),
     "mlp, one step": (*_ONE, f"{_H}kind=mlp"),
     "mlp, interleaved": (f"{_S}kind=interleaved", f"{_H}kind=mlp"),
-    "discrete": (f"{_S}kind=discrete", f"{_H}kind=detokenizer", f"{_H}bins=64"),
+    # Its prompt is longer, and words and actions share the vocabulary.
+    "discrete": (
+        *(f"{_S}kind=discrete", f"{_S}text_len=24", f"{_H}kind=detokenizer", f"{_H}bins=64"),
+        "--config.model.backbone.arch.text_config.vocab_size=192",
+    ),
     "diffusion": (f"{_H}kind=diffusion", *_TRANSFORMER),
     "flow": (f"{_H}kind=flow", *_TRANSFORMER),
 }

@@ -20,6 +20,5 @@ def get_config(data: str = "runs/calvin_smoke/data/calvin_expert/1.0.0") -> Any:
     m.structure.update({"text_len": 32, "proprio": 15})
     # From 480 demonstrations; pictures move, so that they are not learnt by heart.
     c.augment.shift = {"primary": 2, "wrist": 2}
-    c.data.val_split = "validation"
     c.train.update({"steps": 2000, "batch_size": 64})
     return c

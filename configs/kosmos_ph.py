@@ -20,7 +20,7 @@ def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:
     c = base.get_config()
     c.data.datasets = ({"spec": "calvin", "dir": data, "weight": 1.0},)
     # Relative actions are in [-1, 1]; the original clips them to +-0.65 and stretches.
-    c.data.update({"normalization": "none", "clip": 0.65, "val_split": "validation"})
+    c.data.update({"normalization": "none", "clip": 0.65})
     c.augment.shift = {"primary": 10, "wrist": 4}
     c.augment.per_frame = True
     # The original trains without gradient clipping: its config key never reaches the trainer.

@@ -242,7 +242,7 @@ def _data(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str])
     if part["type"] == CALVIN:
         folder = part.get("data_dir", "")
         data["datasets"] = ({"spec": "calvin", "dir": folder, "weight": 1.0},)
-        data.update(normalization="none", val_split="validation")
+        data.update(normalization="none")
         pads = {"primary": part.get("rgb_pad", -1), "wrist": part.get("gripper_pad", -1)}
         cameras = raw["model"]["structure"]["cameras"]
         shift = {camera: pads[camera] for camera in cameras if pads[camera] > 0}
