@@ -92,6 +92,7 @@ def test_recorded_demonstrations_read_as_calvins(tmp_path):
     out = tmp_path / "demos"
     script = ROOT / "eval_servers" / "calvin" / "record.py"
     flags = [f"--out={out}", f"--calvin-env={TREE}", "--renderer=tiny", "--episodes=5"]
+    flags += ["--noise=0"]  # what is done is then what is recorded
     assert "5 training and 0 validation" in simulate(script, *flags)
     training = out / "training"
     spans = np.load(training / "ep_start_end_ids.npy")
