@@ -159,7 +159,8 @@ def get_config() -> Any:
             "normalization": "q99",  # arm scaling: q99 | bounds | normal | none
             "clip": 1.0,  # then clip to +-clip and stretch to +-1 (RoboVLMs: 0.65)
             "cache_dir": "",  # where indices live; "" = beside the data, else ~/.cache/vla_jax
-            "index": "auto",  # auto: reuse a valid index; rebuild: make it anew
+            # auto: reuse a valid index; rebuild: make it anew; verify: and check all records' CRCs.
+            "index": "auto",
             # Of JPEGs: fast, as TensorFlow decodes and the published weights were trained, or
             # accurate, as PIL decodes: 1.2 grey levels apart on average.
             "dct": "fast",

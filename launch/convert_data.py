@@ -2,6 +2,7 @@
 
     python launch/convert_data.py calvin task_ABC_D data/calvin_abc/1.0.0
     python launch/convert_data.py calvin task_ABC_D data/calvin_abc_play/1.0.0 --episodes=segments
+    python launch/convert_data.py calvin task_D_D data/calvin_d/1.0.0 --depth
     python launch/convert_data.py lerobot ~/lerobot/pusht data/pusht/1.0.0
 
 CALVIN and LeRobot folders can also be named in `data.datasets[].dir` as they are; converting makes
@@ -25,7 +26,9 @@ from vla_jax.data.source import Source
 from vla_jax.data.source_write import write_rlds
 
 
-def open_sources(kind: str, folder: Path, episodes: str, cache_dir: str) -> dict[str, Source]:
+def open_sources(
+    kind: str, folder: Path, episodes: str, cache_dir: str, depth: bool = False
+) -> dict[str, Source]:
     """Every split of a CALVIN or LeRobot dataset, with all that can be written.
 
     Raises:
@@ -38,9 +41,12 @@ def open_sources(kind: str, folder: Path, episodes: str, cache_dir: str) -> dict
         found = lerobot.features(folder)
         low = [path for path, f in found.items() if f.kind in ("tensor", "text")]
         return {split: lerobot.open_lerobot(folder, split, low, cache_dir) for split in splits}
-    low = list(calvin.features(folder))
+    low = list(calvin.features(folder, depth))
     mode: calvin.Mode = "segments" if episodes == "segments" else "windows"
-    return {split: calvin.open_calvin(folder, split, low, cache_dir, mode=mode) for split in splits}
+    return {
+        split: calvin.open_calvin(folder, split, low, cache_dir, mode=mode, depth=depth)
+        for split in splits
+    }
 
 
 def main() -> None:
@@ -58,17 +64,25 @@ def main() -> None:
         help="calvin: one episode for every annotation, or all recordings, annotated or not, in "
         "pieces of up to 512 frames (default: %(default)s)",
     )
+    parser.add_argument(
+        "--depth",
+        action="store_true",
+        help="calvin: also the depth images, in m, as zlib-compressed float32 tensors",
+    )
     parser.add_argument("--images", choices=("jpeg", "png"), default="jpeg", help="for pixels")
     parser.add_argument("--name", help="of the dataset; default: the folder above OUT")
     parser.add_argument(
         "--cache", default="", help="where copied numbers live; default: beside SRC"
     )
     flags = parser.parse_args()
+    if flags.depth and flags.kind != "calvin":
+        parser.error("--depth is for calvin; of lerobot all is converted")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     name = flags.name or re.sub(r"\W+", "_", flags.out.absolute().parent.name.lower())
     description = f"Converted from {flags.kind} by vla_jax."
     try:
-        sources = open_sources(flags.kind, flags.src.expanduser(), flags.episodes, flags.cache)
+        folder = flags.src.expanduser()
+        sources = open_sources(flags.kind, folder, flags.episodes, flags.cache, flags.depth)
         counts = write_rlds(sources, flags.out, name, flags.images, description)
     except (DataError, FileExistsError) as error:
         logging.debug("traceback of the error below", exc_info=True)

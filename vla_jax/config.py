@@ -162,7 +162,7 @@ class DataConfig:
     stats_split: str = choice("train", "all")
     dct: str = choice("fast", "accurate")
     normalization: str = choice("q99", "bounds", "normal", "none")
-    index: str = choice("auto", "rebuild")
+    index: str = choice("auto", "rebuild", "verify")
     reader: str = choice("index", "stream")
     windows: str = choice("sliding", "segment")
     on_error: str = choice("error", "skip")

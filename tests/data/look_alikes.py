@@ -34,14 +34,15 @@ def write_calvin_npz(
     recordings=((START, START + 39), (START + 60, START + 79)),
     spans=((3, 20), (12, 30), (60, 75)),
     splits=("training", "validation"),
+    frame=calvin_frame,
 ):
     """A CALVIN download; `spans` are relative to the first frame, their ends exclusive."""
     for split in splits:
         folder = root / split
         (folder / "lang_annotations").mkdir(parents=True)
         for first, last in recordings:
-            for frame in range(first, last + 1):
-                np.savez_compressed(folder / f"episode_{frame:07d}.npz", **calvin_frame(frame))
+            for number in range(first, last + 1):
+                np.savez_compressed(folder / f"episode_{number:07d}.npz", **frame(number))
         np.save(folder / "ep_start_end_ids.npy", np.array(recordings))
         scenes: Any = {"calvin_scene_B": [0, START + 50], "calvin_scene_C": [START + 51, 10**6]}
         np.save(folder / "scene_info.npy", scenes, allow_pickle=True)

@@ -134,8 +134,10 @@ def test_numbers_are_copied_once_and_in_parallel_the_same(folder, tmp_path, monk
 @pytest.mark.parametrize(
     ("breaking", "error", "message"),
     [
-        (lambda p: p.unlink(), errors.DataError, "0358500.npz: the frame's file is missing"),
-        (lambda p: p.write_bytes(p.read_bytes()[:500]), errors.CorruptRecordError, "cannot be re"),
+        (lambda p: p.unlink(), errors.DataError, "the frame's file is missing"),
+        (lambda p: p.write_bytes(p.read_bytes()[:500]), errors.TruncatedShardError, "its end is"),
+        (lambda p: p.write_bytes(b""), errors.TruncatedShardError, "its end is missing"),
+        (lambda p: np.save(p.open("wb"), np.zeros(3)), errors.CorruptRecordError, "is no .npz"),
         (
             lambda p: np.savez(p, actions=np.zeros(7)),
             errors.FeatureError,
@@ -145,7 +147,7 @@ def test_numbers_are_copied_once_and_in_parallel_the_same(folder, tmp_path, monk
 )
 def test_unsound_frames_are_named(folder, breaking, error, message):
     breaking(folder / "training" / "episode_0358500.npz")
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=rf"0358500.npz, episode 0, frame 15: .*{message}"):
         open_calvin(folder, "train", [REL])
     assert not list((folder / "training" / "vla_index").glob("*/index.json"))
 
@@ -208,4 +210,59 @@ def test_unsound_episodes_can_be_left_out(folder):
         codes, table = source.text(TEXT)
         assert [table[c] for c in codes] == [TEXTS[2]] * 15
         assert [count for _, count in source.skipped] == [1, 1]
-        assert all(f"{START + 15}.npz: the frame cannot be" in str(e) for e, _ in source.skipped)
+        assert [str(e).partition(".npz")[2] for e, _ in source.skipped] == [
+            f", episode {episode}, frame {frame}: the frame cannot be read: it is no .npz"
+            for episode, frame in ((0, 12), (1, 3))
+        ]
+    # Mended, they are used again, and where nothing may be left out they are read again.
+    for step in (15, 16, 28):
+        path = folder / "training" / f"episode_{START + step:07d}.npz"
+        np.savez_compressed(path, **calvin_frame(START + step))
+    assert open_calvin(folder, "train", [REL, TEXT]).starts.tolist() == [0, 17, 35, 50]
+
+
+def test_what_frames_hold_is_told_by_one_that_is_sound(folder, data_config, structure):
+    first, last = (folder / "training" / f"episode_{START + i:07d}.npz" for i in (0, 39))
+    first.write_bytes(first.read_bytes()[:500])
+    last.unlink()
+    # Neither is of an annotated span; of recordings both are.
+    assert open_calvin(folder, "train", [REL]).num_episodes == 3
+    with pytest.raises(errors.TruncatedShardError, match="episode 0, frame 0: the frame cannot"):
+        open_calvin(folder, "train", [REL], mode="segments")
+    source = open_calvin(folder, "train", [REL], skip=True, mode="segments")
+    assert source.starts.tolist() == [0, 20]
+    for frame in range(START, START + 40):
+        (folder / "training" / f"episode_{frame:07d}.npz").unlink(missing_ok=True)
+    with pytest.raises(errors.DataError, match="the frame's file is missing"):
+        open_datasets(data_config(("calvin", folder, 1.0)), structure(), 7, "train")
+
+
+def test_a_camera_that_no_frame_has(tmp_path, data_config, structure):
+    def keep(frame):
+        left_out = ("rgb_gripper", "scene_obs")
+        return {k: v for k, v in calvin_frame(frame).items() if k not in left_out}
+
+    root = write_calvin_npz(tmp_path / "c", frame=keep)
+    config = data_config(("calvin", root, 1.0))
+    assert open_datasets(config, structure(), 7, "train").num_windows == 50
+    cameras = structure(cameras=("primary", "wrist"))
+    with pytest.raises(errors.MissingCameraError, match="no camera 'wrist'; its cameras are"):
+        open_datasets(config, cameras, 7, "train")
+
+
+def test_a_camera_that_one_frame_lacks(folder):
+    source = open_calvin(folder, "train", [REL])
+    frame = {k: v for k, v in calvin_frame(START + 15).items() if k != "rgb_static"}
+    np.savez(folder / "training" / f"episode_{START + 15:07d}.npz", **frame)
+    with pytest.raises(errors.MissingCameraError, match=r"episode 1, frame 3: .*'rgb_static'"):
+        source.read(STATIC, 18, 21)
+
+
+def test_annotations_without_frames(tmp_path):
+    root = write_calvin_npz(tmp_path / "c", spans=((3, 20), (7, 7)), splits=("training",))
+    with pytest.raises(errors.EmptyTrajectoryError, match=r"auto_lang_ann\.npy, episode 1: the an"):
+        open_calvin(root, "train")
+    source = open_calvin(root, "train", skip=True)
+    assert source.num_episodes == 1
+    ((error, count),) = source.skipped
+    assert (type(error), count) == (errors.EmptyTrajectoryError, 1)

@@ -133,6 +133,41 @@ def test_calvin_segments_and_jpeg(tmp_path):
     assert np.abs(decode(view).astype(int) - frame).mean() < 12  # noise, at quality 95
 
 
+@pytest.mark.parametrize("mode", ["windows", "segments"])
+def test_calvin_depth(tmp_path, mode):
+    src = write_calvin_npz(tmp_path / "c", splits=("training",))
+    found = {}
+    for name, flags in (("deep", ["--depth"]), ("flat", [])):
+        out = tmp_path / name / "1.0.0"
+        done = convert("calvin", src, out, f"--episodes={mode}", *flags)
+        assert done.returncode == 0, done.stderr
+        found[name] = list(episodes(out, "train"))
+        index = open_index(out, "train", ["steps/action/rel_actions"])
+        found[name].append([bytes(v) for v in index.read(index.cameras[1], 0, 16)])
+    assert found["deep"][-1] == found["flat"][-1]
+    starts = [0, 60] if mode == "segments" else [3, 12, 60]
+    for (steps, _), begin in zip(found["deep"], starts, strict=False):
+        for i, step in enumerate(steps):
+            seen = step["observation"]["depth_static"]
+            assert seen.dtype == np.float32
+            np.testing.assert_array_equal(seen, calvin_frame(START + begin + i)["depth_static"])
+    assert "depth_static" not in found["flat"][0][0][0]["observation"]
+
+
+def test_depth_must_be_there(tmp_path):
+    def blind(frame):
+        return {k: v for k, v in calvin_frame(frame).items() if not k.startswith("depth")}
+
+    src = write_calvin_npz(tmp_path / "c", splits=("training",), frame=blind)
+    with pytest.raises(FeatureError, match="the frames have no depth images"):
+        open_calvin(src, "train", depth=True)
+    frame = calvin_frame(START + 15)
+    np.savez(src / "training" / f"episode_{START:07d}.npz", **frame)
+    source = open_calvin(src, "train", depth=True)
+    with pytest.raises(FeatureError, match=r"episode 0, frame 0: .*no arrays \['depth_static'\]"):
+        source.read("steps/observation/depth_static", 0, 0)
+
+
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_lerobot_images_stay_untouched(tmp_path, version):
     pytest.importorskip("pyarrow")

@@ -66,6 +66,18 @@ def no_protobuf(folder):
     rewrite(folder, lambda found: found.__setitem__(1, b"\xff" * 40))
 
 
+def no_list(folder):
+    """Flips a bit of the wire format inside a feature, where only its values are expected."""
+
+    def change(found):
+        field = records.walk_example(found[1])["steps/rel_actions"]
+        record = bytearray(found[1])
+        record[field.start] |= 7  # wire type 7 does not exist
+        found[1] = bytes(record)
+
+    rewrite(folder, change)
+
+
 def without_camera(folder):
     def change(found):
         fields = fields_of(folder, found[1])
@@ -96,7 +108,8 @@ BROKEN = {
     "length": (spoil_a_length, errors.CorruptRecordError, 1, -1, "record's length differs", 3),
     "empty": (empty, errors.EmptyTrajectoryError, 1, -1, "the episode has no steps", 1),
     "protobuf": (no_protobuf, errors.CorruptRecordError, 1, -1, "not a tf.train.Example", 1),
-    "camera": (without_camera, errors.FeatureError, 1, -1, "no feature 'steps/obs.*rgb_static'", 1),
+    "list": (no_list, errors.CorruptRecordError, 1, -1, "cannot be taken apart: wire type 7", 1),
+    "camera": (without_camera, errors.MissingCameraError, 1, -1, "no feature .*rgb_static'", 1),
     "action": (not_a_number, errors.ActionError, 1, 3, "the action is not finite: .*nan", 1),
     "state": (state_not_a_number, errors.ActionError, 1, 3, "the robot state is not finite", 1),
 }
@@ -163,6 +176,24 @@ def _check(mixture, case):
     last = int(source.index.starts[-1]) - 1
     length = sorted(_left(case))[-1]
     assert source.index.place(last) == (source.index.shards[0], LENGTHS.index(length), length - 1)
+
+
+def test_mended_shards_are_used_again(folder, opened):
+    sound = shard_of(folder).read_bytes()
+    no_list(folder)  # the shard keeps its size
+    assert opened(folder, on_error="skip").datasets[0].lengths.tolist() == [4, 6, 7]
+    shard_of(folder).write_bytes(sound)
+    assert opened(folder).datasets[0].lengths.tolist() == LENGTHS
+
+
+def test_checksums_on_request(folder, opened):
+    data = bytearray(shard_of(folder).read_bytes())
+    offset, record = list(records.read_records(shard_of(folder)))[2]
+    data[offset + records.walk_example(record)["steps/rel_actions"].start + 9] ^= 1  # a value
+    shard_of(folder).write_bytes(data)
+    assert opened(folder).datasets[0].lengths.tolist() == LENGTHS
+    with pytest.raises(errors.CorruptRecordError, match="episode 2: checksum of the record"):
+        opened(folder, index="verify")
 
 
 def test_nothing_left_is_an_error(folder, opened):

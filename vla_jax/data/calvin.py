@@ -15,9 +15,6 @@ Source: the dataset's README in github.com/mees/calvin. Axis letters: e episodes
 import hashlib
 import json
 import pickle
-import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,14 +25,22 @@ from jaxtyping import Int64
 
 from vla_jax.data import features as feature_module
 from vla_jax.data.cache import DONE, cached_folder, map_array, run_jobs, write_columns
+from vla_jax.data.calvin_frames import Files, Unsound, copy_low, load, sample
 from vla_jax.data.calvin_spans import (
     Annotation,
+    annotation_file,
     cut,
     episodes_of_spans,
     load_object,
     read_annotations,
 )
-from vla_jax.data.errors import KINDS, CorruptRecordError, DataError, FeatureError
+from vla_jax.data.errors import (
+    KINDS,
+    DataError,
+    EmptyTrajectoryError,
+    FeatureError,
+    MissingCameraError,
+)
 from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.source import find_place, text_codes
 from vla_jax.data.source_spans import ANNOTATIONS
@@ -45,6 +50,7 @@ FORMAT = 1  # of the copied numbers; part of the digest
 _FOLDERS = {"train": "training", "val": "validation"}
 _LOW = ("action/rel_actions", "action/actions", "observation/robot_obs", "observation/scene_obs")
 _IMAGES = ("observation/rgb_static", "observation/rgb_gripper")
+_DEPTHS = ("observation/depth_static", "observation/depth_gripper")
 _TEXT = STEPS + "language_instruction"
 _JOB = 4096  # frames read in one go
 _PARALLEL_FRAMES = 20_000  # below this, starting processes costs more than it saves
@@ -57,15 +63,30 @@ def split_names(folder: Path) -> list[str]:
     ]
 
 
-def features(folder: Path) -> dict[str, Feature]:
-    """What `CalvinSource` offers of the dataset in `folder`; sizes are those of the first frame."""
+def features(folder: Path, depth: bool = False) -> dict[str, Feature]:
+    """What `CalvinSource` offers of the dataset in `folder`, as far as its frames hold it.
+
+    Args:
+        folder: holds `training` or `validation`.
+        depth: also the depth images, float32 [h, w] in m, which are for converting.
+
+    Raises:
+        DataError: no frame can be read; FeatureError: they hold no depth images.
+    """
     below = folder / _FOLDERS[split_names(folder)[0]]
-    first = int(_recordings(below)[0, 0])
-    frame = _load(_Files(below).path(first), [p.split("/")[1] for p in (*_LOW, *_IMAGES)])
-    found = {STEPS + p: feature_module.tensor(frame[p.split("/")[1]].shape) for p in _LOW}
-    for path in _IMAGES:
-        height, width, _ = frame[path.split("/")[1]].shape
-        found[STEPS + path] = feature_module.image(height, width, "")
+    frame = sample(Files(below), _recordings(below))
+    found = {}
+    for path in (*_LOW, *_IMAGES, *(_DEPTHS if depth else ())):
+        values = frame.get(path.split("/")[1])
+        if values is None:
+            continue
+        if path in _IMAGES:
+            found[STEPS + path] = feature_module.image(*values.shape[:2], "")
+        else:
+            encoding = "zlib" if path in _DEPTHS else "none"
+            found[STEPS + path] = Feature("tensor", values.shape, "float32", encoding)
+    if depth and not any(STEPS + path in found for path in _DEPTHS):
+        raise FeatureError(f"the frames have no depth images: {sorted(frame)}", below)
     found[_TEXT] = feature_module.text()
     found[ANNOTATIONS] = feature_module.text()
     for name in ("task", "scene"):
@@ -83,6 +104,7 @@ def open_calvin(
     rebuild: bool = False,
     skip: bool = False,
     mode: Mode = "windows",
+    depth: bool = False,
 ) -> "CalvinSource":
     """Opens one split; the first time, copies the numbers that are asked for out of the frames.
 
@@ -94,6 +116,7 @@ def open_calvin(
         rebuild: copy anew.
         skip: leave out episodes with an unsound frame; `CalvinSource.skipped` lists them.
         mode: see the head of this file.
+        depth: see `features`.
 
     Raises:
         DataError: a file that is missing or unsound, with its episode and frame.
@@ -101,7 +124,7 @@ def open_calvin(
     folder = Path(folder).expanduser()
     if split not in split_names(folder):
         raise DataError(f"no split {split!r}; it has {split_names(folder)}", folder)
-    found = features(folder)
+    found = features(folder, depth)
     missing = sorted(set(low) - set(found))
     if missing:
         raise FeatureError(f"no such feature: {missing}; it has {sorted(found)}", folder)
@@ -135,11 +158,19 @@ class CalvinSource:
         mode: Mode,
     ):
         """Finds the episodes; see `open_calvin`."""
-        self.root, self._files = root, _Files(root)
+        self.root, self._files = root, Files(root)
         # An annotated span has its text on every frame; only recordings need a list of them.
         hidden = ANNOTATIONS if mode == "windows" else ""
         self.features = {path: f for path, f in features.items() if path != hidden}
         recordings, annotations = _recordings(root), read_annotations(root, mode == "windows")
+        self.skipped: list[tuple[DataError, int]] = [
+            (EmptyTrajectoryError("the annotation holds no frame", annotation_file(root), i), 1)
+            for i, a in enumerate(annotations)
+            if a.end <= a.start
+        ]
+        if self.skipped and not skip:
+            raise self.skipped[0][0]
+        annotations = [a for a in annotations if a.end > a.start]
         spans = (episodes_of_spans if mode == "windows" else cut)(recordings, annotations, root)
         self._episodes = [_Episode(*span) for span in spans]
         copied = sorted(p for p in set(low) if p.removeprefix(STEPS) in _LOW)
@@ -159,37 +190,51 @@ class CalvinSource:
         def build(folder: Path) -> None:
             shapes = {stem: features[path].shape for path, stem in stems.items()}
             jobs = [
-                (self._files, self._ids[i : i + _JOB].tolist(), stems, shapes, skip)
+                (self._files, self._ids[i : i + _JOB].tolist(), stems, shapes)
                 for i in range(0, len(self._ids), _JOB)
             ]
-            unsound: list[tuple[int, str, str]] = []
+            unsound: list[Unsound] = []
 
             def parts() -> Iterator[dict[str, np.ndarray]]:
-                for rows, wrong in run_jobs(_copy_low, jobs, len(self._ids) >= _PARALLEL_FRAMES):
+                for rows, wrong in run_jobs(copy_low, jobs, len(self._ids) >= _PARALLEL_FRAMES):
+                    if wrong and not skip:
+                        raise self._error(wrong[0])
                     unsound.extend(wrong)
                     yield rows
 
             write_columns(folder, parts())
             (folder / DONE).write_text(json.dumps({"unsound": unsound}), encoding="utf-8")
 
-        folder = cached_folder(root, cache_dir, name, rebuild, build) if copied else None
-        self._copies = {p: map_array(folder / f"{s}.npy") for p, s in stems.items() if folder}
-        self.skipped: list[tuple[DataError, int]] = []
-        if folder:
-            self._leave_out(json.loads((folder / DONE).read_text(encoding="utf-8"))["unsound"])
+        self._copies: dict[str, np.ndarray] = {}
+        if copied:
+            made = cached_folder(root, cache_dir, name, rebuild, build)
+            unsound = _unsound(made)
+            if unsound and not skip:  # the frames may have been mended since
+                made = cached_folder(root, cache_dir, name, True, build)
+                unsound = _unsound(made)
+            self._copies = {p: map_array(made / f"{s}.npy") for p, s in stems.items()}
+            self._leave_out(unsound)
         self._first = np.array([e.start for e in self._episodes], np.int64)
         lengths = np.array([e.stop - e.start for e in self._episodes], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
 
-    def _leave_out(self, unsound: Sequence[Sequence[Any]]) -> None:
-        """Leaves out the episodes that hold unsound frames: (id, kind of error, problem) each."""
+    def _error(self, unsound: Unsound) -> DataError:
+        """What is wrong with a frame, placed in the first episode that holds it."""
+        frame, kind, problem = unsound
+        number = next(i for i, e in enumerate(self._episodes) if e.start <= frame < e.stop)
+        step = frame - self._episodes[number].start
+        return KINDS[kind](problem, self._files.path(frame), number, step)
+
+    def _leave_out(self, unsound: Sequence[Unsound]) -> None:
+        """Leaves out the episodes that hold unsound frames."""
         ids = np.array([frame for frame, _, _ in unsound], np.int64)
         kept = []
-        for episode in self._episodes:
+        for i, episode in enumerate(self._episodes):
             number = int(np.searchsorted(ids, episode.start))
             if number < len(ids) and ids[number] < episode.stop:
                 frame, kind, problem = unsound[number]
-                self.skipped.append((KINDS[kind](problem, self._files.path(frame)), 1))
+                error = KINDS[kind](problem, self._files.path(frame), i, frame - episode.start)
+                self.skipped.append((error, 1))
             else:
                 kept.append(episode)
         if not kept:
@@ -203,7 +248,7 @@ class CalvinSource:
     @property
     def cameras(self) -> list[str]:
         """Paths of the image features."""
-        return [STEPS + path for path in _IMAGES]
+        return [STEPS + path for path in _IMAGES if STEPS + path in self.features]
 
     @property
     def num_episodes(self) -> int:
@@ -211,11 +256,17 @@ class CalvinSource:
         return len(self._episodes)
 
     def low(self, path: str) -> np.ndarray:
-        """Numbers over all frames, or `start` and `end` (exclusive frame id) of the episodes."""
+        """Numbers over all frames, or `start` and `end` (exclusive frame id) of the episodes.
+
+        Depth images can only be sliced, which reads them.
+        """
         if path == "episode_metadata/start":
             return self._first
         if path == "episode_metadata/end":
             return self._first + np.diff(self.starts)
+        if path.removeprefix(STEPS) in _DEPTHS:
+            found: Any = _Depth(self, path)
+            return found
         return self._copies[path][np.searchsorted(self._ids, self._frame_ids())]
 
     def text(self, path: str) -> tuple[np.ndarray, list[str]]:
@@ -236,19 +287,28 @@ class CalvinSource:
         return codes, list(table)
 
     def read(self, camera: str, first: int, last: int) -> list[np.ndarray]:
-        """Pixels of frames `first`..`last`, inclusive, of one episode."""
-        member, views = camera.rsplit("/", 1)[1], []
+        """Pixels of frames `first`..`last`, inclusive, of one episode; or depths, float32."""
+        views = []
         for frame in range(first, last + 1):
-            path, episode, step = self.place(frame)
-            try:
-                pixels = _load(path, [member])[member]
-            except DataError as error:
-                raise type(error)(error.problem, path, episode, step) from error
-            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            pixels, member = self._load(camera, frame), camera.rsplit("/", 1)[1]
+            if self.features[camera].kind != "image":
+                if pixels.shape != self.features[camera].shape or pixels.dtype.kind != "f":
+                    problem = f"{member!r} is {pixels.dtype} {pixels.shape}, not a depth image"
+                    raise FeatureError(problem, *self.place(frame))
+            elif pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
                 problem = f"{member!r} is {pixels.dtype} {pixels.shape}, not an RGB image"
-                raise FeatureError(problem, path, episode, step)
+                raise FeatureError(problem, *self.place(frame))
             views.append(pixels)
         return views
+
+    def _load(self, camera: str, frame: int) -> np.ndarray:
+        member, place = camera.rsplit("/", 1)[1], self.place(frame)
+        try:
+            return load(place[0], [member])[member]
+        except FeatureError as error:
+            raise MissingCameraError(error.problem, *place) from error
+        except DataError as error:
+            raise type(error)(error.problem, *place) from error
 
     def place(self, frame: int) -> tuple[Path, int, int]:
         """(file, episode, frame within the episode), for messages."""
@@ -256,61 +316,20 @@ class CalvinSource:
         return self._files.path(self._episodes[episode].start + step), episode, step
 
 
-class _Files:
-    """Names of the frames' files, whose number of digits is found out from one of them."""
+class _Depth:
+    """A depth camera's frames, which are read when they are sliced."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        names = (re.fullmatch(r"(.*?)(\d+)\.npz", path.name) for path in folder.iterdir())
-        found = next((name for name in names if name), None)
-        if found is None:
-            raise DataError("holds no frames (episode_0000000.npz)", folder)
-        self.prefix, self.digits = found[1], len(found[2])
+    def __init__(self, source: CalvinSource, path: str):
+        self._source, self._path = source, path
 
-    def path(self, frame: int) -> Path:
-        return self.folder / f"{self.prefix}{frame:0{self.digits}d}.npz"
-
-    def size(self, frame: int) -> int:
-        path = self.path(frame)
-        if not path.exists():
-            raise DataError("ep_start_end_ids.npy names this frame, and it is missing", path)
-        return path.stat().st_size
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        found = self._source.read(self._path, rows.start, rows.stop - 1)
+        return np.stack(found).astype(np.float32)
 
 
-def _copy_low(job: tuple) -> tuple[dict[str, np.ndarray], list[tuple[int, str, str]]]:
-    """Numbers of some frames, and what is wrong with those that are skipped (not finite then)."""
-    files, frames, stems, shapes, skip = job
-    members = {path.rsplit("/", 1)[1]: stem for path, stem in stems.items()}
-    rows = {s: np.full((len(frames), *shape), np.nan, np.float32) for s, shape in shapes.items()}
-    unsound = []
-    for row, frame in enumerate(frames):
-        path = files.path(frame)
-        try:
-            for member, values in _load(path, list(members)).items():
-                shape = shapes[members[member]]
-                if values.shape != shape:
-                    raise FeatureError(f"{member!r} has shape {values.shape}, not {shape}", path)
-                rows[members[member]][row] = values
-        except DataError as error:
-            if not skip:
-                raise
-            unsound.append((frame, type(error).__name__, error.problem))
-    return rows, unsound
-
-
-def _load(path: Path, members: Sequence[str]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path) as archive:
-            missing = [member for member in members if member not in archive]
-            if missing:
-                raise FeatureError(f"the frame has no arrays {missing}: {archive.files}", path)
-            return {member: archive[member] for member in members}
-    except FileNotFoundError:
-        raise DataError("the frame's file is missing", path) from None
-    except DataError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CorruptRecordError(f"the frame cannot be read: {error}", path) from error
+def _unsound(folder: Path) -> list[Unsound]:
+    meta = json.loads((folder / DONE).read_text(encoding="utf-8"))
+    return [(int(frame), str(kind), str(problem)) for frame, kind, problem in meta["unsound"]]
 
 
 def _recordings(folder: Path) -> Int64[np.ndarray, "r 2"]:

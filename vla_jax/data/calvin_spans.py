@@ -58,6 +58,12 @@ def load_object(path: Path) -> Any:
 Span = tuple[int, int, tuple[Annotation, ...]]
 
 
+def annotation_file(folder: Path) -> Path:
+    """Where the annotations of one split are, or should be."""
+    candidates = [folder / "lang_annotations" / "auto_lang_ann.npy", folder / "auto_lang_ann.npy"]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
 def read_annotations(folder: Path, required: bool) -> list[Annotation]:
     """The annotations of one split.
 
@@ -68,11 +74,10 @@ def read_annotations(folder: Path, required: bool) -> list[Annotation]:
     Raises:
         DataError: there are none, or they are not in CALVIN's form.
     """
-    candidates = [folder / "lang_annotations" / "auto_lang_ann.npy", folder / "auto_lang_ann.npy"]
-    path = next((p for p in candidates if p.exists()), None)
-    if path is None:
+    path = annotation_file(folder)
+    if not path.exists():
         if required:
-            raise DataError("does not exist: there are no annotated windows", candidates[0])
+            raise DataError("does not exist: there are no annotated windows", path)
         return []
     try:
         tree = load_object(path)

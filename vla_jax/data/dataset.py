@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from vla_jax.data import trajectory as trajectories
 from vla_jax.data.decode import decode_into, image_size
 from vla_jax.data.errors import (
-    ActionError,
     DataError,
     FeatureError,
     ImageDecodeError,
@@ -30,6 +29,7 @@ from vla_jax.data.normalize import ActionSpec
 from vla_jax.data.source import Source
 from vla_jax.data.sources import Reader, find_reader, to_folder
 from vla_jax.data.spec import DatasetSpec, Path, Trajectory
+from vla_jax.data.standardise import instructions, standardise
 
 Part = Literal["all", "head", "tail"]
 log = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class Dataset:
         self.name, self.spec, self.index, self.skips = name, spec, index, skips
         self._cameras = dict(cameras)
         self._may_end: np.ndarray | None = None
+        self._state_dim: int | None = None  # of the episodes that are stored, 0 without states
         self.fast_dct = True
         for error, parts in index.skipped:
             skips.add(error, parts)
@@ -89,12 +90,12 @@ class Dataset:
                 unused["are not listed in data.filters.episodes"] += 1
                 continue
             try:
-                found = self._standardise(columns, action_dim, first)
+                found = self._standardise(columns, action_dim, first, stop - first)
             except DataError as error:
                 skips.add(error)
                 continue
             begin, end, stride = found.keep.indices(stop - first)
-            said = _instructions(found)
+            said = instructions(found)
             allowed = filters.texts(said)
             if not said or not allowed or end <= begin:
                 unused[
@@ -125,32 +126,21 @@ class Dataset:
         self.image_sizes = {role: self._first_size(path) for role, path in cameras.items()}
 
     def _standardise(
-        self, columns: Mapping[str, np.ndarray], action_dim: int, first: int
+        self, columns: Mapping[str, np.ndarray], action_dim: int, first: int, steps: int
     ) -> Trajectory:
         """One episode, checked; `first` is its first frame."""
-        place = self.index.place
         try:
-            found = self.spec.standardise(columns)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            problem = f"{self.name}: cannot be standardised: {type(error).__name__}: {error}"
-            raise FeatureError(problem, *place(first)[:2]) from error
-        if found.action.shape[1] != action_dim:
-            problem = f"actions have {found.action.shape[1]} dimensions, the model {action_dim}"
-            raise FeatureError(problem, *place(first)[:2])
-        for what, values in (("action", found.action), ("robot state", found.proprio)):
-            if values is None:
-                continue
-            bad = ~np.isfinite(values[found.keep]).all(axis=1)
-            if bad.any():
-                frame = int(np.arange(len(values))[found.keep][np.argmax(bad)])
-                problem = f"{self.name}: the {what} is not finite: {values[frame].tolist()}"
-                raise ActionError(problem, *place(first + frame))
-        return found
+            return standardise(self.spec, columns, steps, action_dim, self._state_dim)
+        except DataError as error:
+            place = self.index.place(first + max(error.frame, 0))
+            place = place if error.frame >= 0 else place[:2]
+            raise type(error)(f"{self.name}: {error.problem}", *place) from error
 
     def _append(self, row: int, found: Trajectory, capacity: int) -> int:
         """Stores the kept frames from `row` on, and counts them."""
         action = found.action[found.keep]
         self.actions[row : row + len(action)] = action
+        self._state_dim = 0 if found.proprio is None else found.proprio.shape[1]
         if found.proprio is not None:
             if self.proprio is None:
                 self.proprio = np.empty((capacity, found.proprio.shape[1]), np.float32)
@@ -194,11 +184,19 @@ class Dataset:
         height, width = self.index.features[path].shape[:2]
         if height is not None and width is not None:
             return height, width
-        for frame in self._frames:
-            data = self.index.read(path, int(frame), int(frame))[0]
-            if len(data):
-                return image_size(data)
-        raise DataError(f"{self.name}: camera {path!r} has no images", self.index.root)
+        wrong: DataError | None = None
+        for frame in self._frames.tolist():
+            try:
+                data = self.index.read(path, frame, frame)[0]
+                if len(data):
+                    return image_size(data)
+            except DataError as error:
+                if not error.file:
+                    error = type(error)(f"{path!r}: {error.problem}", *self.index.place(frame))
+                if not self.skips.allowed:  # else its windows are left out when they are drawn
+                    raise error from None
+                wrong = wrong or error
+        raise wrong or DataError(f"{self.name}: camera {path!r} has no images", self.index.root)
 
     def in_source(self) -> tuple[list[str], Int64[np.ndarray, "e"]]:
         """Paths of the images that are used, and the source's number of each trajectory."""
@@ -388,13 +386,3 @@ def _is_listed(filters: Filters, episode: int, columns: Mapping[str, np.ndarray]
     if not filters.by_span:
         return episode in filters.episodes
     return tuple(int(columns[path].item()) for path in SPAN) in filters.episodes
-
-
-def _instructions(found: Trajectory) -> list[str]:
-    """The distinct texts of an episode, blank ones left out."""
-    alternatives = found.language if isinstance(found.language, tuple) else (found.language,)
-    texts = []
-    for steps in alternatives:
-        spoken = [steps] if isinstance(steps, str) else map(str, steps[found.keep])
-        texts += [text for text in spoken if text.strip()][:1]
-    return list(dict.fromkeys(texts))

@@ -33,7 +33,7 @@ def decode(data: bytes | memoryview, fast_dct: bool = True) -> UInt8[np.ndarray,
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         kind = "corrupt PNG" if bytes(data[:4]) == _PNG else "neither JPEG nor PNG"
-        raise ImageDecodeError(f"{kind}: {error}") from error
+        raise ImageDecodeError(f"{kind}: {_told(error)}") from error
 
 
 def decode_into(
@@ -82,5 +82,11 @@ def image_size(data: bytes | memoryview | np.ndarray) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.height, image.width
-    except (UnidentifiedImageError, OSError) as error:
-        raise ImageDecodeError(f"not an image: {error}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ImageDecodeError(f"not an image: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    # Its own words name an object in memory.
+    unknown = isinstance(error, UnidentifiedImageError)
+    return "its beginning is no image's" if unknown else str(error)

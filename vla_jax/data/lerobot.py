@@ -8,6 +8,7 @@ parquet come a whole row group (an episode) at a time: `launch/convert_data.py` 
 Axis letters: e episodes, n frames.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -19,13 +20,20 @@ from typing import Any
 import numpy as np
 
 from vla_jax.data.cache import DONE, cached_folder, map_array, run_jobs, write_columns
-from vla_jax.data.errors import KINDS, CorruptRecordError, DataError, FeatureError
+from vla_jax.data.errors import (
+    KINDS,
+    CorruptRecordError,
+    DataError,
+    FeatureError,
+    ImageDecodeError,
+    MissingCameraError,
+)
 from vla_jax.data.features import Feature
-from vla_jax.data.lerobot_meta import LANGUAGE, Episode, Info, read_table
+from vla_jax.data.lerobot_meta import LANGUAGE, Episode, Info, read_table, unreadable
 from vla_jax.data.lerobot_video import VideoFrames
 from vla_jax.data.source import find_place, text_codes
 
-FORMAT = 1  # of the copied numbers; part of the digest
+FORMAT = 2  # of the copied numbers; part of the digest
 _PARALLEL_FILES = 2000  # below this, starting processes costs more than it saves
 _IMAGE_GROUPS = 4  # row groups of images kept in memory
 _GROUPS = 4096  # files whose row groups are known
@@ -59,7 +67,8 @@ def open_lerobot(
         low: paths of numbers and texts, such as `steps/action`.
         cache_dir: where the copies live; see `cached_folder`.
         rebuild: copy anew.
-        skip: leave out the episodes of unsound parquet files; `LeRobotSource.skipped` lists them.
+        skip: leave out episodes whose files are missing or unsound, with all others of an unsound
+            parquet file; `LeRobotSource.skipped` lists them.
 
     Raises:
         DataError: a file, a codec or a package that is missing; an unsound file.
@@ -94,8 +103,13 @@ class LeRobotSource:
             wanted[_TIME] = ("timestamp", _SCALAR)
         wanted = dict(sorted(wanted.items()))
         by_file: dict[Path, list[Episode]] = {}
-        for episode in info.episodes(split):
+        sound, self.skipped = info.episodes(split)
+        if self.skipped and not (skip and sound):
+            raise self.skipped[0][0]
+        for episode in sound:
             by_file.setdefault(episode.data, []).append(episode)
+        by_number = wanted.get(LANGUAGE, ("",))[0] == "task_index"
+        tasks = info.tasks() if by_number else {}
         columns = [[path, key] for path, (key, _) in wanted.items()]
         lengths = [e.length for part in by_file.values() for e in part]
         identity = [FORMAT, info.version, info.fps, split, lengths, columns, _sizes(info, by_file)]
@@ -104,8 +118,9 @@ class LeRobotSource:
 
         def build(folder: Path) -> None:
             tables: dict[str, dict[str, int]] = {}
-            unsound: list[tuple[str, str, str]] = []
-            jobs = [(path, part, wanted, skip) for path, part in by_file.items()]
+            unsound: list[tuple[str, str, str, int]] = []
+            known = frozenset(tasks) if by_number else None
+            jobs = [(path, part, wanted, known, skip) for path, part in by_file.items()]
 
             def parts() -> Iterator[dict[str, np.ndarray]]:
                 for job, found in zip(
@@ -113,14 +128,14 @@ class LeRobotSource:
                 ):
                     if isinstance(found, DataError):
                         where = str(job[0].relative_to(info.folder))
-                        unsound.append((where, type(found).__name__, found.problem))
+                        kind = type(found).__name__
+                        unsound.append((where, kind, found.problem, found.episode))
                     else:
                         yield {stems[p]: v for p, v in _with_codes(found, tables).items()}
 
             write_columns(folder, parts())
-            by_number = wanted.get(LANGUAGE, ("",))[0] == "task_index"
             if by_number and len(unsound) < len(jobs):
-                tables[LANGUAGE] = self._code_tasks(folder / f"{stems[LANGUAGE]}.npy")
+                tables[LANGUAGE] = _code_tasks(folder / f"{stems[LANGUAGE]}.npy", tasks)
             meta = {"tables": {p: list(table) for p, table in tables.items()}, "unsound": unsound}
             (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
@@ -128,10 +143,9 @@ class LeRobotSource:
         folder = cached_folder(info.folder, cache_dir, name, rebuild, build)
         meta = json.loads((folder / DONE).read_text(encoding="utf-8"))
         self._tables: dict[str, list[str]] = meta["tables"]
-        self.skipped: list[tuple[DataError, int]] = []
-        for where, kind, problem in meta["unsound"]:
-            episodes = by_file.pop(info.folder / where)
-            self.skipped.append((KINDS[kind](problem, info.folder / where), len(episodes)))
+        for where, kind, problem, episode in meta["unsound"]:
+            lost = len(by_file.pop(info.folder / where))
+            self.skipped.append((KINDS[kind](problem, info.folder / where, episode), lost))
         if not by_file:
             raise self.skipped[0][0]
         self._episodes = [e for part in by_file.values() for e in part]
@@ -140,18 +154,6 @@ class LeRobotSource:
         self._videos = VideoFrames(info.fps)
         self._groups = functools.lru_cache(_GROUPS)(_row_groups)
         self._images = functools.lru_cache(_IMAGE_GROUPS)(_image_group)
-
-    def _code_tasks(self, path: Path) -> dict[str, int]:
-        """Turns the task numbers in a file into codes of a table."""
-        tasks, numbers = self._info.tasks(), np.load(path)
-        used, places = np.unique(numbers, return_inverse=True)
-        unknown = sorted(set(used.tolist()) - set(tasks))
-        if unknown:
-            problem = f"frames have task_index {unknown}, meta knows {sorted(tasks)}"
-            raise FeatureError(problem, self.root)
-        codes, table = text_codes([tasks[number] for number in used.tolist()])
-        np.save(path, codes[places])
-        return {text: code for code, text in enumerate(table)}
 
     @property
     def cameras(self) -> list[str]:
@@ -183,7 +185,7 @@ class LeRobotSource:
             row = episode.row + step
             return self._encoded(episode.data, key, row, row + last - first)
         except DataError as error:
-            path = error.file or episode.data
+            path, step = error.file or episode.data, step + max(error.frame, 0)
             raise type(error)(f"camera {key!r}: {error.problem}", path, number, step) from error
 
     def _encoded(self, path: Path, key: str, first: int, last: int) -> list[bytes]:
@@ -191,14 +193,26 @@ class LeRobotSource:
         found: list[bytes] = []
         for group, (start, stop) in enumerate(itertools.pairwise(self._groups(path))):
             begin, end = max(first, start), min(last + 1, stop)
-            if begin < end:
-                found += self._images(path, key, group)[begin - start : end - start]
+            if begin >= end:
+                continue
+            for data in self._images(path, key, group)[begin - start : end - start]:
+                if data is None:
+                    raise ImageDecodeError("the row holds no image", path, frame=len(found))
+                found.append(data)
         return found
 
     def place(self, frame: int) -> tuple[Path, int, int]:
         """(parquet file, episode, frame within the episode), for messages."""
         number, step = find_place(self.starts, frame)
         return self._episodes[number].data, number, step
+
+
+def _code_tasks(path: Path, tasks: Mapping[int, str]) -> dict[str, int]:
+    """Turns the task numbers in a file into codes of a table."""
+    used, places = np.unique(np.load(path), return_inverse=True)
+    codes, table = text_codes([tasks[number] for number in used.tolist()])
+    np.save(path, codes[places])
+    return {text: code for code, text in enumerate(table)}
 
 
 def _sizes(info: Info, by_file: Mapping[Path, Sequence[Episode]]) -> list[list[Any]]:
@@ -209,14 +223,13 @@ def _sizes(info: Info, by_file: Mapping[Path, Sequence[Episode]]) -> list[list[A
 
 def _copy_low(job: tuple) -> dict[str, np.ndarray] | DataError:
     """The rows of one file's episodes: path -> numbers, or an object array of str."""
-    path, episodes, wanted, skip = job
+    path, episodes, wanted, tasks, skip = job
     try:
         table = read_table(path, sorted({key for key, _ in wanted.values()} | {"episode_index"}))
         rows = np.concatenate([np.arange(e.row, e.row + e.length) for e in episodes])
-        owner = np.repeat([e.number for e in episodes], [e.length for e in episodes])
-        whose = _numbers(table["episode_index"], _SCALAR)
-        if rows.max() >= len(whose) or (whose[rows] != owner).any():
-            raise CorruptRecordError("its rows are not those of the episodes that meta names", path)
+        _check_rows(path, episodes, _numbers(table["episode_index"], _SCALAR))
+        if tasks is not None:
+            _check_tasks(path, episodes, _numbers(table["task_index"], _SCALAR), tasks)
         found = {}
         for name, (key, feature) in wanted.items():
             try:
@@ -231,6 +244,28 @@ def _copy_low(job: tuple) -> dict[str, np.ndarray] | DataError:
             raise
         return error
     return found
+
+
+def _check_rows(path: Path, episodes: Sequence[Episode], owner: np.ndarray) -> None:
+    counts: dict[int, int] = dict(zip(*np.unique(owner, return_counts=True), strict=True))
+    for e in episodes:
+        own = owner[e.row : e.row + e.length]
+        if len(own) != e.length or (own != e.number).any() or counts[e.number] != e.length:
+            problem = (
+                f"its rows are not those of the episodes that meta names: {e.length} from row "
+                f"{e.row} on should be this one's, {counts.get(e.number, 0)} are"
+            )
+            raise CorruptRecordError(problem, path, e.number)
+
+
+def _check_tasks(
+    path: Path, episodes: Sequence[Episode], told: np.ndarray, tasks: frozenset[int]
+) -> None:
+    for e in episodes:
+        unknown = sorted(set(told[e.row : e.row + e.length].tolist()) - tasks)
+        if unknown:
+            problem = f"frames have task_index {unknown}, meta knows {sorted(tasks)[:20]}"
+            raise FeatureError(problem, path, e.number)
 
 
 def _numbers(column: Any, feature: Feature) -> np.ndarray:
@@ -266,20 +301,28 @@ def _with_codes(
 
 def _row_groups(path: Path) -> list[int]:
     """First row of each row group, and the number of rows."""
-    import pyarrow.parquet as parquet
-
-    with parquet.ParquetFile(path) as file:
+    with _parquet(path) as file:
         meta = file.metadata
         sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
     return np.cumsum([0, *sizes]).tolist()
 
 
-def _image_group(path: Path, key: str, group: int) -> list[bytes]:
+def _image_group(path: Path, key: str, group: int) -> list[bytes | None]:
+    """The encoded images of a row group; None where there is none."""
+    with _parquet(path) as file:
+        if key not in file.schema_arrow.names:
+            raise MissingCameraError(f"it has no such column: {file.schema_arrow.names}", path)
+        rows = file.read_row_group(group, [key])[key].to_pylist()
+    return [row.get("bytes") or None if isinstance(row, dict) else None for row in rows]
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    with parquet.ParquetFile(path) as file:
-        rows = file.read_row_group(group, [key])[key].to_pylist()
-    lost = [i for i, row in enumerate(rows) if not (row and row.get("bytes"))]
-    if lost:
-        raise DataError(f"{len(lost)} rows hold no image, the first is {lost[0]}", path)
-    return [row["bytes"] for row in rows]
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield file
+    except (OSError, arrow.ArrowException) as error:
+        raise unreadable(path, error) from error

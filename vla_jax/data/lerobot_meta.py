@@ -9,18 +9,29 @@ A file of v3 holds many episodes. info.json gives the paths as templates; the on
 usual ones. Source: lerobot/datasets of github.com/huggingface/lerobot.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vla_jax.data.errors import DataError
+from vla_jax.data.errors import (
+    CorruptRecordError,
+    DataError,
+    EmptyTrajectoryError,
+    FeatureError,
+    TruncatedShardError,
+)
 from vla_jax.data.features import STEPS, Feature
 
+log = logging.getLogger(__name__)
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 LANGUAGE = STEPS + "language_instruction"  # the text of `task_index`
+_MAGIC = b"PAR1"  # at both ends of a parquet file
 _NUMBERS = (
     "bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
     "float16", "float32", "float64",
@@ -64,20 +75,18 @@ class Info:
         Raises:
             DataError: it is missing, or of a version that is not read.
         """
-        path = folder / "meta" / "info.json"
+        self._path = path = folder / "meta" / "info.json"
         self.folder, self.raw = folder, _json(path)
-        try:
+        with _understood(path, "a LeRobot info.json"):
             self.version, self.fps = str(self.raw["codebase_version"]), float(self.raw["fps"])
             described: dict[str, Any] = dict(self.raw["features"])
             self._data_path, self._video_path = self.raw["data_path"], self.raw.get("video_path")
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"not a LeRobot info.json ({error!r})", path) from error
-        if self.version not in VERSIONS:
-            raise DataError(f"is of version {self.version}; read are {list(VERSIONS)}", path)
-        self.keys = _paths(described)
-        self.features = {p: _feature(described[key]) for p, key in self.keys.items()}
+            if self.version not in VERSIONS:
+                raise DataError(f"is of version {self.version}; read are {list(VERSIONS)}", path)
+            self.keys = _paths(described)
+            self.features = {p: _feature(described[key]) for p, key in self.keys.items()}
+            self.videos = [p for p, key in self.keys.items() if described[key]["dtype"] == "video"]
         self.features.setdefault(LANGUAGE, Feature("text"))
-        self.videos = [p for p, key in self.keys.items() if described[key]["dtype"] == "video"]
 
     def splits(self) -> dict[str, range]:
         """Split -> which episodes."""
@@ -85,39 +94,61 @@ class Info:
         found = {}
         for name, text in (self.raw.get("splits") or {"train": f"0:{total}"}).items():
             first, _, stop = str(text).partition(":")
-            found[name] = range(int(first or 0), int(stop or total))
+            with _understood(self._path, f"FIRST:STOP, the split {name!r} is {text!r}"):
+                found[name] = range(int(first or 0), int(stop or total))
         return found
 
     def tasks(self) -> dict[int, str]:
         """`task_index` -> text."""
         folder = self.folder / "meta"
         if self.version != "v3.0":
-            rows = _json_lines(folder / "tasks.jsonl")
-            return {int(row["task_index"]): str(row["task"]) for row in rows}
-        table = read_table(folder / "tasks.parquet").to_pydict()
-        numbers = table.pop("task_index")
-        # pandas' index column, which has a name or not.
-        texts = table.get("task") or next(iter(table.values()))
-        return {int(number): str(text) for number, text in zip(numbers, texts, strict=True)}
+            path = folder / "tasks.jsonl"
+            with _understood(path, "a list of tasks"):
+                return {int(row["task_index"]): str(row["task"]) for row in _json_lines(path)}
+        path = folder / "tasks.parquet"
+        with _understood(path, "a list of tasks"):
+            table = read_table(path).to_pydict()
+            numbers = table.pop("task_index")
+            # pandas' index column, which has a name or not.
+            texts = table.get("task") or next(iter(table.values()))
+            return {int(number): str(text) for number, text in zip(numbers, texts, strict=True)}
 
-    def episodes(self, split: str) -> list[Episode]:
-        """The episodes of a split, in order.
+    def episodes(self, split: str) -> tuple[list[Episode], list[tuple[DataError, int]]]:
+        """The sound episodes of a split, in order, and what is wrong with how many others.
 
         Raises:
-            DataError: no such split, or files that are missing (the first are listed).
+            DataError: no such split, or meta is unsound.
         """
         splits = self.splits()
         if split not in splits:
             raise DataError(f"no split {split!r}; it has {sorted(splits)}", self.folder)
-        every = self._v3() if self.version == "v3.0" else self._v2()
-        found = [episode for episode in every if episode.number in splits[split]]
-        if not found:
+        meta = self.folder / "meta"
+        with _understood(meta, "a list of episodes"):
+            every = self._v3() if self.version == "v3.0" else self._v2()
+        counts = Counter(episode.number for episode in every)
+        twice = sorted(number for number, count in counts.items() if count > 1)
+        if twice:
+            raise DataError(f"names episodes more than once: {twice[:5]}", meta)
+        outside = sorted(n for n in counts if not any(n in part for part in splits.values()))
+        if outside:
+            log.warning("%s: %d episodes are in no split: %s", meta, len(outside), outside[:5])
+        wrong: list[tuple[DataError, int]] = []
+        lacking = [number for number in splits[split] if number not in counts]
+        if lacking:
+            problem = f"lacks {len(lacking)} of the {len(splits[split])} episodes of {split!r}"
+            wrong.append((TruncatedShardError(problem, meta, lacking[0]), len(lacking)))
+        found = []
+        for episode in every:
+            if episode.number not in splits[split]:
+                continue
+            error = _unsound(episode)
+            if error is None:
+                found.append(episode)
+            else:
+                wrong.append((error, 1))
+        if not found and not wrong:
             raise DataError(f"split {split!r} has no episodes", self.folder)
-        files = {e.data for e in found} | {path for e in found for path, _ in e.videos.values()}
-        missing = sorted(str(path) for path in files if not path.exists())
-        if missing:
-            raise DataError(f"{len(missing)} files are missing: {missing[:5]}", self.folder)
-        return found
+        return found, wrong
 
     def _v2(self) -> list[Episode]:
         chunk = int(self.raw.get("chunks_size", 1000))
@@ -164,6 +195,26 @@ class Info:
         return self.folder / self._video_path.format(video_key=key, **names)
 
 
+def _unsound(episode: Episode) -> DataError | None:
+    if episode.length < 1:
+        return EmptyTrajectoryError("the episode has no steps", episode.data, episode.number)
+    for path in (episode.data, *(path for path, _ in episode.videos.values())):
+        if not path.exists():
+            return DataError("the file is missing", path, episode.number)
+    return None
+
+
+@contextlib.contextmanager
+def _understood(path: Path, what: str) -> Iterator[None]:
+    """Tells of a file whose content is not as expected."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"is not {what} ({error!r})", path) from error
+
+
 def read_table(path: Path, columns: list[str] | None = None) -> Any:
     """A parquet file as a pyarrow table.
 
@@ -181,10 +232,20 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
             lacking = sorted(set(columns or ()) - set(file.schema_arrow.names))
             if lacking:
                 problem = f"has no columns {lacking}; it has {file.schema_arrow.names}"
-                raise DataError(problem, path)
+                raise FeatureError(problem, path)
             return file.read(columns)
     except (OSError, arrow.ArrowException) as error:
-        raise DataError(f"cannot be read: {error}", path) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """What to tell of a parquet file that cannot be read."""
+    if not path.exists():
+        return DataError("the file is missing", path)
+    data = path.read_bytes()
+    if data[:4] == _MAGIC != data[-4:]:
+        return TruncatedShardError("cannot be read: its end is missing", path)
+    return CorruptRecordError(f"cannot be read: {error}", path)
 
 
 def _names(row: Mapping[str, Any], of: str) -> dict[str, int]:

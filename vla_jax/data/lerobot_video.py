@@ -33,10 +33,14 @@ class VideoFrames:
 
         Raises:
             DataError: the file, its codec or PyAV is missing.
-            ImageDecodeError: there is no such frame, or it is corrupt.
+            ImageDecodeError: there is no such frame, or it is corrupt; its number counts `times`.
         """
-        video = self._take(path)
-        found = [video.frame(time) for time in times]
+        video, found = self._take(path), []
+        for time in times:
+            try:
+                found.append(video.frame(time))
+            except ImageDecodeError as error:
+                raise ImageDecodeError(error.problem, error.file, frame=len(found)) from error
         with self._lock:  # not after an error: the video's state is unknown then
             self._idle[id(video)] = video
             while len(self._idle) > _IDLE:

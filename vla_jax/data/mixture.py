@@ -133,6 +133,11 @@ def open_datasets(
         log.warning(
             "data.clip = %s cuts actions that q99 has already cut at its quantiles", config.clip
         )
+    if config.normalization == "normal" and config.clip < 2:
+        log.warning(
+            "data.normalization = normal with data.clip = %s cuts actions that lie further than "
+            "that many standard deviations from the mean", config.clip,
+        )  # fmt: skip
     missing = [name for name in names if statistics is not None and name not in statistics]
     left_out = Skips("data.datasets", config.on_error)
     if missing and not left_out.allowed:
@@ -145,7 +150,9 @@ def open_datasets(
             left_out.add(DataError(f"there are no statistics of {name}", entry.dir))
             continue
         made = given_reader(given[name]) if name in given else None
-        reader: Reader = made or find_reader(entry.dir, config.reader)
+        reader: Reader = made or find_reader(
+            entry.dir, config.reader, check_crc=config.index == "verify"
+        )
         sources = _sources(entry, config, reader)
 
         opened = {
@@ -160,7 +167,7 @@ def open_datasets(
                 part=part,
                 held_out=config.val_fraction,
                 cache_dir=config.cache_dir,
-                rebuild=config.index == "rebuild",
+                rebuild=config.index != "auto",
                 filters=filters[which][name],
                 skips=Skips(name, config.on_error),
                 reader=reader,

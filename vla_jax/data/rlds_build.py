@@ -1,6 +1,7 @@
 """Builds the arrays of an `RLDSIndex`: one pass over the shards, large datasets in parallel."""
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from vla_jax.data.errors import (
     DataError,
     EmptyTrajectoryError,
     FeatureError,
+    MissingCameraError,
     TruncatedShardError,
 )
 from vla_jax.data.features import STEPS, Feature
@@ -136,6 +138,10 @@ def _index_shard(job: tuple) -> _Shard:
             except DataError as error:
                 fail(error, episode)
                 continue
+            except (IndexError, ValueError, zlib.error) as error:
+                # Without its CRC being checked, a record may be wrong anywhere inside.
+                fail(CorruptRecordError(f"cannot be taken apart: {error}"), episode)
+                continue
             arrays["number"] = np.array([episode], np.int32)
             for stem, array in arrays.items():
                 lists.setdefault(stem, []).append(array)
@@ -186,7 +192,8 @@ def _index_episode(offset, record, cameras, lows, wanted, tables) -> dict[str, n
 def _field(fields: dict[str, records.Field], path: str, kind: int = 0) -> records.Field:
     field = fields.get(path)
     if field is None:
-        raise FeatureError(f"no feature {path!r}; the record has {sorted(fields)}")
+        lacking = MissingCameraError if kind == records.BYTES else FeatureError
+        raise lacking(f"no feature {path!r}; the record has {sorted(fields)}")
     if kind and field.kind not in (kind, records.EMPTY):
         raise FeatureError(f"feature {path!r} holds no images")
     return field

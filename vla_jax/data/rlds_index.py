@@ -171,8 +171,13 @@ def open_index(
         meta |= {"name": info["name"], "split": split, "digest": digest}
         (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
-    folder = cached_folder(directory, cache_dir, name, rebuild, build)
-    return RLDSIndex(folder, directory, features)
+    index = RLDSIndex(
+        cached_folder(directory, cache_dir, name, rebuild, build), directory, features
+    )
+    if index.skipped and not skip:  # the shards may have been mended since
+        folder = cached_folder(directory, cache_dir, name, True, build)
+        index = RLDSIndex(folder, directory, features)
+    return index
 
 
 def _dataset_info(directory: Path) -> dict:

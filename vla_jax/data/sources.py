@@ -1,7 +1,8 @@
 """The formats that can be trained on as they are. Adding one is one line in `READERS`."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,17 @@ class Reader:
 
 
 def _open_rlds(
-    folder: Path, split: str, low: Sequence[str], cache_dir: str, rebuild: bool, skip: bool
+    folder: Path,
+    split: str,
+    low: Sequence[str],
+    cache_dir: str,
+    rebuild: bool,
+    skip: bool,
+    check_crc: bool = False,
 ) -> Source:
     annotated = ANNOTATIONS in load_features(folder / "features.json")
     low = [*low, *NEEDED] if annotated else low
-    index = rlds_index.open_index(folder, split, low, cache_dir, rebuild, skip=skip)
+    index = rlds_index.open_index(folder, split, low, cache_dir, rebuild, check_crc, skip)
     return SpanSource(index) if annotated else index
 
 
@@ -64,12 +71,14 @@ def to_folder(directory: str | Path) -> str | Path:
     return str(directory) if "://" in str(directory) else Path(directory).expanduser()
 
 
-def find_reader(directory: str | Path, kind: str = "index") -> Reader:
+def find_reader(directory: str | Path, kind: str = "index", check_crc: bool = False) -> Reader:
     """The reader of the data in a folder.
 
     Args:
         directory: a folder, or the URL of one.
         kind: `data.reader`: "stream" reads RLDS from front to back.
+        check_crc: the RLDS index checks the CRCs of what it indexes; the others always do, as far
+            as their files have some.
 
     Raises:
         DataError: there are none of a known format; names the folders below that hold some.
@@ -90,6 +99,8 @@ def find_reader(directory: str | Path, kind: str = "index") -> Reader:
     folder = Path(folder)
     for reader in READERS.values():
         if any((folder / mark).exists() for mark in reader.marks):
+            if reader is rlds and check_crc:
+                return replace(rlds, open=functools.partial(_open_rlds, check_crc=True))
             return reader
     near = [folder.parent, *folder.glob("*/"), *folder.glob("*/*/")]
     marked = [p for p in near if any((p / m).exists() for r in READERS.values() for m in r.marks)]

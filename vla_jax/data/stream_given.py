@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from vla_jax.data.decode import image_size
-from vla_jax.data.errors import DataError, EmptyTrajectoryError, FeatureError
+from vla_jax.data.errors import DataError, EmptyTrajectoryError, FeatureError, MissingCameraError
 from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.source import Frame, find_place, text_codes
 from vla_jax.data.sources import Reader
@@ -26,6 +26,7 @@ from vla_jax.data.stream_source import Frames, StreamSource
 from vla_jax.rules import flatten
 
 _ENCODED = (b"\xff\xd8", b"\x89P")  # JPEG, PNG
+_ROOT = Path("given trajectories")
 Given = Iterable[Mapping[str, Any]]
 
 
@@ -49,7 +50,9 @@ def given_reader(trajectories: Given | Mapping[str, Given]) -> Reader:
         return StreamSource(columns, columns.passes)
 
     def features(_: Any) -> dict[str, Feature]:
-        return _features(_flat(next(iter(_steps(next(iter(named.values())))))))
+        for raw in _steps(next(iter(named.values()))):
+            return _features(_flat(raw))
+        raise DataError("there are no trajectories", _ROOT)
 
     return Reader((), lambda _: sorted(named), features, open_given)
 
@@ -61,7 +64,7 @@ class _Columns:
 
     def __init__(self, trajectories: Given, low: Sequence[str], skip: bool):
         self._trajectories, self._low = trajectories, sorted(low)
-        self.root, self.skipped = Path("given trajectories"), []
+        self.root, self.skipped = _ROOT, []
         self._numbers: dict[bytes, list[int]] = {}  # equal ones are told apart by their order
         parts: dict[str, list[np.ndarray]] = {path: [] for path in self._low}
         lengths: list[int] = []
@@ -92,7 +95,11 @@ class _Columns:
         if missing:
             problem = f"no feature {missing}; it has {sorted(flat)}"
             raise FeatureError(problem, self.root, number)
-        lengths = {path: len(flat[path]) for path in (*self._low, *self.cameras) if path in flat}
+        blind = [path for path in self.cameras if path not in flat]
+        if blind:
+            problem = f"no camera {blind}, which the first one has; it has {sorted(flat)}"
+            raise MissingCameraError(problem, self.root, number)
+        lengths = {path: len(flat[path]) for path in (*self._low, *self.cameras)}
         if len(set(lengths.values())) > 1:
             raise FeatureError(f"features of different lengths: {lengths}", self.root, number)
         if not any(lengths.values()):
@@ -114,13 +121,13 @@ class _Columns:
         todo, seen = set(wanted.tolist()), Counter()
         for place, raw in enumerate(_steps(self._trajectories)):
             flat = _flat(raw)
-            if any(path not in flat for path in self._low):
+            try:
+                self._length(flat, place)
+            except DataError:  # the first pass has left it out
                 continue
             key = self._key(flat)
             same, seen[key] = self._numbers.get(key, []), seen[key] + 1
             if len(same) < seen[key]:
-                if not len(flat[self._low[0]]):
-                    continue
                 problem = "was not among the trajectories of the first pass; they must not change"
                 raise DataError(problem, self.root, place)
             number = same[seen[key] - 1]
@@ -186,6 +193,8 @@ def _features(flat: Mapping[str, np.ndarray]) -> dict[str, Feature]:
             sample = next((v for v in values.tolist() if len(v)), b"")
             if isinstance(sample, bytes) and sample[:2] in _ENCODED:
                 found[path] = Feature("image", (*image_size(sample), 3), "uint8", "")
+            elif isinstance(sample, bytes) and not _is_text(sample):
+                found[path] = Feature("tensor", (), "object")  # numbers as bytes, such as kuka's
             else:
                 found[path] = Feature("text")
         elif values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] == 3:
@@ -193,6 +202,14 @@ def _features(flat: Mapping[str, np.ndarray]) -> dict[str, Feature]:
         else:
             found[path] = Feature("tensor", values.shape[1:], values.dtype.name)
     return found
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _text(value: Any) -> str:

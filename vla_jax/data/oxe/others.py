@@ -93,6 +93,8 @@ CALVIN = DatasetSpec(
     action="eef_pos",
     state="robot_obs",
     gripper_binary=True,
+    # Converted with --depth.
+    depth={"primary": "observation/depth_static", "wrist": "observation/depth_gripper"},
 )
 _DROID = {
     "action": (take("action_dict/cartesian_velocity", 0, 6), take("action_dict/gripper_position")),
