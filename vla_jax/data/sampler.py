@@ -96,7 +96,8 @@ class MixtureOrder:
             raise ValueError(
                 f"the smallest share is below one in {block}: set data.block >= {need}"
             )
-        self._draws = functools.lru_cache(maxsize=2)(self._compute_draws)
+        # By the block: a permutation of 32 numbers costs numpy as much as one of thousands.
+        self._blocks = functools.lru_cache(maxsize=2)(self._compute_block)
         scale = 1 << _SHARE_BITS
         # Python integers: they do not overflow at any sample number.
         self._edges = [round(float(c) * scale) for c in np.cumsum([0.0, *self.shares])]
@@ -107,15 +108,15 @@ class MixtureOrder:
     ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
         """Dataset and window of each sample."""
         blocks, slots = np.divmod(samples.astype(np.int64), self.block)
-        dataset, draw = np.zeros_like(slots), np.zeros_like(slots)
+        dataset, window = np.zeros_like(slots), np.zeros_like(slots)
         for block in np.unique(blocks):
             here = blocks == block
-            datasets, draws = self._draws(int(block))
-            dataset[here], draw[here] = datasets[slots[here]], draws[slots[here]]
-        return dataset, self._window(dataset, draw)
+            datasets, windows = self._blocks(int(block))
+            dataset[here], window[here] = datasets[slots[here]], windows[slots[here]]
+        return dataset, window
 
-    def _compute_draws(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """For every slot of a block: its dataset, and the how-manieth draw of it this is."""
+    def _compute_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Dataset and window of every slot of a block."""
         start, stop = self._cumulative(block), self._cumulative(block + 1)
         slots = np.arange(self.block)
         place = feistel(slots, self.block, _keys(self.seed, 0, np.full(self.block, block)))
@@ -124,8 +125,8 @@ class MixtureOrder:
         draw = np.zeros(self.block, np.int64)
         for d, drawn in enumerate(start):
             mine = np.flatnonzero(dataset == d)
-            draw[mine] = drawn + np.arange(len(mine))
-        return dataset, draw
+            draw[mine] = drawn + np.arange(len(mine))  # the how-manieth of its dataset
+        return dataset, self._window(dataset, draw)
 
     def _cumulative(self, blocks: int) -> list[int]:
         """Draws of each dataset in the first `blocks` blocks; they sum to blocks * block."""
