@@ -153,7 +153,7 @@ class PolicyClient:
     def _connect(self) -> Any:
         deadline, pause, reason = time.monotonic() + self._connect_timeout, 0.1, ""
         while True:
-            left = max(deadline - time.monotonic(), 0.1)
+            left, socket = max(deadline - time.monotonic(), 0.1), None
             try:
                 socket = connect(self.uri, open_timeout=min(left, 10.0), **self._options)
                 _keep_alive(socket.socket)
@@ -173,6 +173,8 @@ class PolicyClient:
                 raise PolicyServerError(
                     "{} answers, but not as a policy server: {}".format(self.uri, error)
                 ) from None
+            if socket is not None:  # one that never greets would keep a session of the server's
+                socket.close()
             if time.monotonic() + pause > deadline:
                 raise PolicyServerError(
                     "no policy server at {} after {:g} s ({}); start one with: python"

@@ -213,9 +213,15 @@ def simulators(
         for name in SIMULATORS:
             python = pythons.get(name, sys.executable)
             need = NEEDS.get(name)
-            if need and _ask([python, "-c", f"import {need}"])[0]:
-                advice = f"eval_servers/{name} says how to set it up; --python {name}=PATH names it"
-                yield Finding(name, "skip", f"{python} has no {need}", advice)
+            status, _, err = _ask([python, "-c", f"import {need}"]) if need else (0, "", "")
+            if status:
+                # Not there is no fault, unless someone says that it is.
+                absent = "No module named" in err and name not in pythons
+                text = (
+                    f"{python} has no {need}" if absent else f"{python} -c 'import {need}': {err}"
+                )
+                advice = f"eval_servers/{name}/setup.sh makes it; --python {name}=PATH names it"
+                yield Finding(name, "skip" if absent else "fail", text, advice)
                 continue
             script = str(ROOT / "eval_servers" / name / "rollout.py")
             frame = folder / f"{name}.png"

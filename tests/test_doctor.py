@@ -136,6 +136,24 @@ def test_the_tabletop_is_drawn_and_a_missing_simulator_is_no_fault(doctor, monke
     assert "--python absent=PATH" in found["absent"].advice
 
 
+def test_a_simulator_that_was_named_and_is_not_there_is_a_fault(doctor, monkeypatch):
+    monkeypatch.setattr(doctor, "SIMULATORS", ["absent"])
+    monkeypatch.setattr(doctor, "NEEDS", {"absent": "no_such_simulator"})
+    for python, word in ((sys.executable, "No module named"), ("/no/such/python", "No such file")):
+        (found,) = doctor.simulators({"absent": python}, {}, None)
+        assert found.level == "fail"
+        assert word in found.text
+        assert "setup.sh" in found.advice
+
+
+def test_a_simulator_that_is_there_and_does_not_load_is_a_fault(doctor, monkeypatch):
+    monkeypatch.setattr(doctor, "SIMULATORS", ["broken"])
+    monkeypatch.setattr(doctor, "NEEDS", {"broken": "sys; raise OSError('libGL.so.1 is missing')"})
+    (found,) = doctor.simulators({}, {}, None)
+    assert found.level == "fail"
+    assert "libGL.so.1" in found.text
+
+
 def test_a_round_trip(doctor):
     (found,) = doctor.server(None)
     assert found.level == "ok"

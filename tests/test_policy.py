@@ -1,6 +1,7 @@
 """Checkpoint -> observation -> actions, without a server."""
 
 import dataclasses
+import tracemalloc
 from typing import Any
 
 import jax
@@ -112,6 +113,11 @@ def test_any_camera_size(policy):
         ({"observation/image": np.zeros((3, 4, 4), np.uint8)}, r"got \[3, 4, 4\]"),
         ({"prompt": ""}, "prompt: expected the instruction"),
         ({"prompt": "block " * 40}, "prompt: "),
+        # Cheap to tokenize or not: such a text, kept, would be the client's way to our memory.
+        ({"prompt": "lift" + " " * 10_000}, "prompt: 10004 characters, at most 8192"),
+        # Resized or padded, these would take minutes and gigabytes.
+        ({"observation/image": np.zeros((1, 5000, 3), np.uint8)}, "no camera's; at most 4096"),
+        ({"observation/image": np.zeros((100, 1601, 3), np.uint8)}, "16 times as long as wide"),
     ],
 )
 def test_bad_observations(policy, change, problem):
@@ -192,6 +198,45 @@ def test_a_gripper_with_a_memory():
 def test_a_horizon_beyond_the_chunk():
     with pytest.raises(ValueError, match="horizon 5 exceeds the chunk of 2"):
         make(execution=Execution("receding", horizon=5))
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ([0.0, 1.0, float("nan"), 0.0], "not all finite"),
+        (np.array([0, np.inf, 0, 0], np.float32), "not all finite"),
+        ([0.0, 1.0, "x", 0.0], "expected 4 numbers"),
+        ([[0.0], [1.0, 2.0], 0.0, 0.0], "expected 4 numbers"),
+        ([10**400] * 4, "expected 4 numbers"),
+        (np.zeros((4, 1), np.float32), "expected 4 numbers"),
+    ],
+)
+def test_a_state_that_is_none(stateful, state, problem):
+    with pytest.raises(ObservationError, match=f"{STATE_KEY}: .*{problem}"):
+        stateful.check({**observe(), STATE_KEY: state})
+
+
+def test_a_state_may_be_a_list_or_an_array(stateful):
+    for state in ([0, 0.5, 1, True], [np.float32(0.5)] * 4, np.zeros(4, ">f8")):
+        stateful.check({**observe(), STATE_KEY: state})
+
+
+def test_a_list_of_texts_is_not_made_an_array(stateful):
+    """An array would give every entry room for the longest: 2 GB of these."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ObservationError, match="expected 4 numbers"):
+            stateful.check({**observe(), STATE_KEY: ["x" * 10**5] + [""] * 5000})
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture(scope="module")
+def stateful() -> Policy:
+    states = StateSpec(low=(-1.0,) * 4, high=(1.0,) * 4)
+    changes: Any = {"structure.proprio": 4}
+    return make("video", "mlp", states=states, **changes)
 
 
 @pytest.mark.slow

@@ -31,6 +31,12 @@ from vla_jax.serve.protocol import (
 )
 from vla_jax.train import checkpoint, lora
 
+# What a client may send at most. An image far from any camera's would be resized by filters, or
+# padded to a square, that take gigabytes and minutes; a prompt is tokenized before it is measured.
+MAX_SIDE = 4096  # pixels
+MAX_ASPECT = 16  # longer side over shorter
+MAX_PROMPT = 8192  # characters
+
 
 @dataclass(frozen=True)
 class Session:
@@ -205,15 +211,22 @@ class Policy:
                 problems.append(f"{key}: expected a uint8 array [h, w, 3], got {kind}")
             elif image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 problems.append(f"{key}: expected shape [h, w, 3], got {list(image.shape)}")
+            elif max(image.shape) > min(MAX_SIDE, MAX_ASPECT * min(image.shape[:2])):
+                limits = f"{MAX_SIDE} pixels a side and {MAX_ASPECT} times as long as wide"
+                problems.append(f"{key}: {list(image.shape)} is no camera's; at most {limits}")
         if self._states is not None:
             dim, state = self._structure.proprio, _numbers(obs.get(STATE_KEY, ()))
             if state.shape != (dim,) or state.dtype.kind not in "fiu":
                 problems.append(
                     f"{STATE_KEY}: expected {dim} numbers, got shape {list(state.shape)}"
                 )
+            elif not np.isfinite(state).all():
+                problems.append(f"{STATE_KEY}: {np.round(state, 3).tolist()} are not all finite")
         prompt = obs.get(PROMPT_KEY)
         if not isinstance(prompt, str) or not prompt.strip():
             problems.append(f"{PROMPT_KEY}: expected the instruction as a non-empty string")
+        elif len(prompt) > MAX_PROMPT:
+            problems.append(f"{PROMPT_KEY}: {len(prompt)} characters, at most {MAX_PROMPT}")
         else:
             try:
                 self._encode(prompt)
@@ -287,12 +300,16 @@ class Policy:
         return self._texts[instruction]
 
 
+_NUMBERS = (int, float, np.number)
+
+
 def _numbers(value: Any) -> np.ndarray:
-    """As an array; an empty one for what is none."""
-    try:
-        return np.asarray(value)
-    except ValueError:  # rows of several lengths
-        return np.empty(0)
+    """An array, or a list of numbers, as an array; an empty one for what is neither.
+
+    Anything else stays as it is: numpy would make room for the longest of a list's texts in each.
+    """
+    listed = isinstance(value, list) and all(isinstance(x, _NUMBERS) for x in value)
+    return np.asarray(value) if listed or isinstance(value, np.ndarray) else np.empty(0)
 
 
 def _states(config: Config, statistics: Mapping[str, Any]) -> StateSpec | None:

@@ -20,29 +20,15 @@ tree=${2:-$venv/calvin_env}
 python=${PYTHON:-python3}
 commit=797142c588c21e76717268b7b430958dbd13bf48
 
-"$python" - <<'PY' || exit 1
-import sys
-
-if not (3, 8) <= sys.version_info[:2] <= (3, 11):
-    sys.exit(
-        "calvin: pybullet has wheels for Python 3.8 to 3.11, this is {}.{}: set PYTHON".format(
-            *sys.version_info[:2]
-        )
-    )
-PY
-
-[[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+# shellcheck source=eval_servers/setup_common.sh
+source "$here/../setup_common.sh"
+check_python "$python" 8 11 "calvin: pybullet has wheels"
+make_venv "$python" "$venv" \
     --only-binary pybullet,numpy,scipy,numpy-quaternion,opencv-python-headless -r "$here/requirements.txt"
-
-if [[ ! -e $tree ]]; then
-    git clone --quiet https://github.com/mees/calvin_env.git "$tree"
-    git -C "$tree" checkout --quiet "$commit"
-fi
-if [[ ! -f $tree/calvin_env/envs/play_table_env.py ]]; then
-    echo "calvin: $tree is no calvin_env source tree" >&2
-    exit 1
-fi
+get_tree calvin_env https://github.com/mees/calvin_env.git "$commit" \
+    "$tree" calvin_env/envs/play_table_env.py
+# What follows is run from the repository.
+venv=$(cd "$venv" && pwd)
 tree=$(cd "$tree" && pwd)
 
 # One picture tells whether it works; without an EGL driver the tiny renderer still does.

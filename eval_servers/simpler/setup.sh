@@ -21,29 +21,15 @@ tree=${2:-$venv/ManiSkill2_real2sim}
 python=${PYTHON:-python3}
 commit=ef7a4d4fdf4b69f2c2154db5b15b9ac8dfe10682
 
-"$python" - <<'PY' || exit 1
-import sys
-
-if not (3, 9) <= sys.version_info[:2] <= (3, 11):
-    sys.exit(
-        "simpler: sapien has wheels for Python 3.9 to 3.11, this is {}.{}: set PYTHON".format(
-            *sys.version_info[:2]
-        )
-    )
-PY
-
-[[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+# shellcheck source=eval_servers/setup_common.sh
+source "$here/../setup_common.sh"
+check_python "$python" 9 11 "simpler: sapien has wheels"
+make_venv "$python" "$venv" \
     --only-binary :all: -r "$here/requirements.txt"
-
-if [[ ! -e $tree ]]; then
-    git clone --quiet https://github.com/simpler-env/ManiSkill2_real2sim.git "$tree"
-    git -C "$tree" checkout --quiet "$commit"
-fi
-if [[ ! -f $tree/mani_skill2_real2sim/envs/sapien_env.py ]]; then
-    echo "simpler: $tree is no ManiSkill2_real2sim source tree" >&2
-    exit 1
-fi
+get_tree ManiSkill2_real2sim https://github.com/simpler-env/ManiSkill2_real2sim.git "$commit" \
+    "$tree" mani_skill2_real2sim/envs/sapien_env.py
+# What follows is run from the repository.
+venv=$(cd "$venv" && pwd)
 tree=$(cd "$tree" && pwd)
 
 # One picture tells whether it works.

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval_servers import client as client_module
 from eval_servers.client import ActionChunks, PolicyClient, PolicyServerError, SessionLostError
 from tests.serve.fakes import CountingPolicy
 from vla_jax.serve import server
@@ -175,3 +176,26 @@ def test_actions_of_a_wrong_shape_are_refused():
     for actions in (np.zeros(7), np.zeros((1, 7))):
         with pytest.raises(PolicyServerError, match="shape"):
             ActionChunks(Odd(actions), execute_steps=2).act(OBS)
+
+
+def test_a_server_that_never_greets_keeps_no_connection(monkeypatch):
+    opened = []
+
+    class Silent:
+        socket = socket.socket()
+
+        def __init__(self):
+            self.closed = False
+            opened.append(self)
+
+        def recv(self, timeout):
+            raise TimeoutError
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr(client_module, "connect", lambda uri, **options: Silent())
+    with pytest.raises(PolicyServerError, match="no policy server at"):
+        PolicyClient("ws://127.0.0.1:1", connect_timeout=0.5)
+    assert len(opened) > 1
+    assert all(each.closed for each in opened)

@@ -161,7 +161,9 @@ def test_gripper_commands_of_another_simulator(closed, opened, word):
         (1.0, 0.2, False, "fail"),
         (1.0, 0.2, True, "warn"),
         (1.0, 0.9, False, "ok"),
-        (-1.0, 0.5, False, "ok"),
+        (-1.0, 0.5, False, "warn"),
+        (1.0, 0.35, False, "warn"),
+        (1.0, 0.5, False, "ok"),
         (None, 0.9, False, "ok"),
         (1.0, None, False, "skip"),
     ],
@@ -190,9 +192,42 @@ def test_a_server_that_says_little_is_asked_what_can_be_asked():
     assert levels(check(Policy({}, see=0, wrist=0), FakeEnv()))["image"] == "fail"
 
 
-def test_one_instruction_alone_is_no_test():
-    found = sanity.check(Robot(), Policy(), EPISODES[:1])
-    assert {f.name: f.level for f in found}["instruction"] == "skip"
+@pytest.mark.parametrize(("hear", "level"), [(0.1, "ok"), (1e-4, "ok"), (0, "warn")])
+def test_one_instruction_alone_is_set_against_a_made_up_one(hear, level):
+    found = {f.name: f for f in sanity.check(Robot(), Policy(hear=hear), EPISODES[:1])}
+    assert found["instruction"].level == level
+    assert "made-up" in found["instruction"].text
+
+
+def test_an_instruction_that_only_the_simulator_knows():
+    class Knowing(Robot):
+        def instruction(self):
+            return "open drawer"
+
+    class Listening(Policy):
+        heard = set()  # noqa: RUF012
+
+        def infer(self, obs):
+            self.heard.add(obs["prompt"])
+            return super().infer(obs)
+
+    blank = [Episode(i, i, "up", "") for i in range(3)]
+    assert levels({f.name: f for f in sanity.check(Knowing(), Listening(), blank)}) == {}
+    assert Listening.heard == {"open drawer", sanity.MADE_UP}
+
+
+@pytest.mark.parametrize(("untrained", "level"), [(False, "fail"), (True, "warn")])
+def test_actions_unnormalised_twice_where_that_makes_them_small(untrained, level):
+    class Twice(Policy):
+        def infer(self, obs):
+            reply = super().infer(obs)
+            low, high = np.asarray(LOW), np.asarray(HIGH)
+            reply["actions"][:, :6] = (reply["actions"][:, :6] + 1) / 2 * (high - low) + low
+            return reply
+
+    found = check(Twice({**METADATA, "untrained": untrained}))["action range"]
+    assert found.level == level
+    assert "un-normalised twice" in found.advice
 
 
 def test_lines_say_what_to_do():

@@ -25,7 +25,8 @@ def noise(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("source", "target"),
     [((200, 200), (224, 224)), ((84, 84), (224, 224)), ((120, 160), (56, 56)),
-     ((33, 57), (64, 40)), ((480, 640), (224, 224)), ((64, 64), (64, 30)), ((2, 3), (5, 7))],
+     ((33, 57), (64, 40)), ((480, 640), (224, 224)), ((64, 64), (64, 30)), ((2, 3), (5, 7)),
+     ((40, 1000), (8, 8))],  # more taps than are unrolled
 )  # fmt: skip
 def test_resize_equals_pillow_to_the_bit(source, target, resample):
     pixels = noise(2, *source, 3)

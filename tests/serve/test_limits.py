@@ -13,8 +13,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from eval_servers.client import PolicyClient, PolicyServerError, SessionLostError
 from tests.serve.clients import IMAGE, ask, close_code, connect, get, obs, post
 from tests.serve.fakes import CountingPolicy
-from vla_jax.serve import front, server, wire
+from vla_jax.serve import front, rest, server, wire
 from vla_jax.serve.options import ServerOptions
+from vla_jax.serve.protocol import ObservationError
 
 KEY = "s3cret-key"
 
@@ -306,3 +307,22 @@ def test_array_and_text_for_every_key():
                     reply = ask(ws, wire.pack(obs(**{key: value})))
                     assert isinstance(reply, (str, dict))
                     assert "see the server's log" not in str(reply)
+
+
+class Quoting(CountingPolicy):
+    def check(self, obs):
+        raise ObservationError(f"got {sorted(obs)}")
+
+
+def test_a_refusal_does_not_give_back_all_it_was_sent(caplog):
+    request = {"k" * 10**5 + str(i): 1 for i in range(10)}
+    with server.background(Quoting(), ServerOptions(port=0)) as uri:
+        with connect(uri) as ws:
+            ws.recv()
+            told = ask(ws, request)
+        status, reply = post(uri, request)
+    assert status == 422
+    for text in (told, reply["error"]):
+        assert text.startswith("got ['kkk")
+        assert len(text) <= rest.MAX_ERROR
+    assert all(len(record.getMessage()) < 3000 for record in caplog.records)

@@ -1,3 +1,4 @@
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -152,3 +153,14 @@ def test_values_without_a_form_are_refused(value):
 def test_client_refuses_foreign_dtypes(dtype):
     with pytest.raises(ValueError, match=r"dtype|object|UTF|sequence"):
         client_wire.unpack(array(dtype=dtype))
+
+
+def test_nested_claims_get_no_more_room_than_the_message_has_bytes():
+    data = b"\xdd\x00\x00\xff\xff" * 1000  # a list of 65535 in a list of 65535 in ...
+    tracemalloc.start()
+    try:
+        with pytest.raises(wire.WireError):
+            wire.unpack(data)
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()

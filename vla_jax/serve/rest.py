@@ -33,6 +33,7 @@ from vla_jax.serve.wire import WireError
 log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 16 * 1024
+MAX_ERROR = 2000  # characters
 KEEP_ALIVE = 75.0  # seconds an unused connection is kept
 # OpenVLA's and OpenVLA-OFT's names -> ours; our own names are taken as well.
 NAMES = {
@@ -43,6 +44,12 @@ NAMES = {
     "state": STATE_KEY,
     "instruction": PROMPT_KEY,
 }
+
+
+def brief(error: Exception) -> str:
+    """What goes to a client and to the log: an error may quote megabytes that the client sent."""
+    text = str(error)
+    return text if len(text) <= MAX_ERROR else text[: MAX_ERROR - 3] + "..."
 
 
 class HTTPError(Exception):
@@ -115,9 +122,10 @@ class RestAdapter:
         except _SilenceError:
             return False
         except HTTPError as error:
-            log.warning("%s: %s", writer.get_extra_info("peername"), error)
+            text = brief(error)
+            log.warning("%s: %s", writer.get_extra_info("peername"), text)
             self._engine.metrics.errors[error.reason] += 1
-            status, payload = error.status, json_wire.pack({"error": str(error)})
+            status, payload = error.status, json_wire.pack({"error": text})
         lines = [
             f"HTTP/1.1 {status.value} {status.phrase}",
             "Content-Type: application/json",

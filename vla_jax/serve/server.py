@@ -151,9 +151,10 @@ class PolicyServer:
             idle = f"no request in {self._options.idle_timeout:g} s"
             await connection.close(CloseCode.GOING_AWAY, idle)
         except tuple(_REASONS) as error:
-            log.warning("%s: %s", peer, error)
+            text = rest.brief(error)
+            log.warning("%s: %s", peer, text)
             engine.metrics.errors[_REASONS[type(error)]] += 1
-            await _refuse(connection, str(error))
+            await _refuse(connection, text)
         finally:
             engine.seats.discard(seat)
             log.info("%s left; %d session(s)", peer, len(engine.seats))

@@ -48,13 +48,15 @@ def unpack(data: bytes) -> Any:
         WireError: saying what is wrong, for anything that is not one complete legal message.
     """
     budget = _Budget()
+    # Every entry takes a byte at least: a list makes room for what it claims before it is read.
+    most = min(MAX_ITEMS, len(data))
     try:
         value = msgpack.unpackb(
             data,
             raw=False,
             strict_map_key=True,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
+            max_array_len=most,
+            max_map_len=most,
             max_ext_len=0,
             ext_hook=_refuse_ext,
             object_pairs_hook=budget.decode_map,
