@@ -81,7 +81,7 @@ def features(folder: Path, depth: bool = False) -> dict[str, Feature]:
         if values is None:
             continue
         if path in _IMAGES:
-            found[STEPS + path] = feature_module.image(*values.shape[:2], "")
+            found[STEPS + path] = feature_module.image(values.shape[0], values.shape[1], "")
         else:
             encoding = "zlib" if path in _DEPTHS else "none"
             found[STEPS + path] = Feature("tensor", values.shape, "float32", encoding)

@@ -54,11 +54,11 @@ def load(path: Path, members: Sequence[str] | None = None) -> dict[str, np.ndarr
         if head and head != b"PK":
             raise CorruptRecordError("the frame cannot be read: it is no .npz", path)
         with np.load(path) as archive:
-            members = archive.files if members is None else members
-            missing = [member for member in members if member not in archive]
+            wanted = archive.files if members is None else members
+            missing = [member for member in wanted if member not in archive]
             if missing:
                 raise FeatureError(f"the frame has no arrays {missing}: {archive.files}", path)
-            return {member: archive[member] for member in members}
+            return {member: archive[member] for member in wanted}
     except FileNotFoundError:
         raise DataError("the frame's file is missing", path) from None
     except DataError:

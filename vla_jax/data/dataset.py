@@ -132,9 +132,9 @@ class Dataset:
         try:
             return standardise(self.spec, columns, steps, action_dim, self._state_dim)
         except DataError as error:
-            place = self.index.place(first + max(error.frame, 0))
-            place = place if error.frame >= 0 else place[:2]
-            raise type(error)(f"{self.name}: {error.problem}", *place) from error
+            file, number, _ = self.index.place(first + max(error.frame, 0))
+            problem = f"{self.name}: {error.problem}"
+            raise type(error)(problem, file, number, error.frame) from error
 
     def _append(self, row: int, found: Trajectory, capacity: int) -> int:
         """Stores the kept frames from `row` on, and counts them."""
