@@ -5,11 +5,11 @@ import pytest
 
 from tests.data.conftest import write_calvin
 from vla_jax.config import ConfigError, LanguageConfig
-from vla_jax.data.dataset import _instructions
 from vla_jax.data.instructions import Instructions
 from vla_jax.data.loader import Loader, open_datasets
 from vla_jax.data.sampler import uniform
 from vla_jax.data.spec import Trajectory
+from vla_jax.data.standardise import instructions
 
 PLAIN = LanguageConfig("", 0.5, 0.0)
 SAMPLES = np.arange(6000, dtype=np.uint64)
@@ -98,7 +98,7 @@ def test_instructions_of_an_episode():
     action = np.zeros((3, 7), np.float32)
 
     def found(language, **keep):
-        return _instructions(Trajectory(action, language, **keep))
+        return instructions(Trajectory(action, language, **keep))
 
     assert found("go") == ["go"]
     assert found("  ") == []
