@@ -19,36 +19,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs without installing
 
-STILL = (0.0,) * 6 + (1.0,)
+STILL = (0.0,) * 6 + (1.0,)  # what StillPolicy answers
 TASK = "turn_on_led"
-
-
-class StillPolicy:
-    """Answers every observation with the same action, at once."""
-
-    def __init__(self) -> None:
-        """What a client is told first."""
-        self.metadata: dict[str, Any] = {"model": "still", "chunk": 1, "action_dim": 7}
-
-    def warmup(self) -> None:
-        """Nothing to compile."""
-
-    def new_session(self) -> None:
-        """Nothing to remember."""
-
-    def check(self, obs: dict[str, Any]) -> None:
-        """Takes anything."""
-
-    def infer(self, session: None, obs: dict[str, Any]) -> tuple[dict[str, Any], None]:
-        """See the class."""
-        return {"actions": np.array([STILL], np.float32)}, None
 
 
 def main() -> None:
@@ -106,6 +84,7 @@ def _step_alone(flags: argparse.Namespace) -> float:
 
 
 def _served(flags: argparse.Namespace, workers: int) -> float:
+    from tests.eval_servers.simpler_expert_policy import StillPolicy
     from vla_jax.serve import server
 
     script = ROOT / "eval_servers/calvin/rollout.py"
