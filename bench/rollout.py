@@ -6,6 +6,8 @@ VENV is what eval_servers/calvin/setup.sh made, DIR its calvin_env. Without them
 the simulator's own `step`, in as many processes at once; with them the same actions come from a
 policy that computes nothing, over the websocket, through eval_servers/calvin/rollout.py. Both draw
 both cameras at every step, and take turns; building the simulator and resetting it is not counted.
+"waiting" is the share of an episode between sending an observation and having the action, as the
+client clocks it; "cost" compares two runs and so also holds what the machine did meanwhile.
 """
 
 from __future__ import annotations
@@ -46,12 +48,13 @@ def main() -> None:
     if flags.bare:
         print(_step_alone(flags))
         return
-    print("| workers | bare, steps/s | with client and server | cost |\n|---|---|---|---|")
+    print("| workers | bare, steps/s | with client and server | cost | waiting |")
+    print("|---|---|---|---|---|")
     for workers in flags.workers:
-        pairs = [(_bare(flags, workers), _served(flags, workers)) for _ in range(flags.repeats)]
-        bare, served = (statistics.median(column) for column in zip(*pairs, strict=True))
-        cost = statistics.median(1 - with_them / without for without, with_them in pairs)
-        print(f"| {workers} | {bare:.1f} | {served:.1f} | {cost:.1%} |", flush=True)
+        runs = [(_bare(flags, workers), *_served(flags, workers)) for _ in range(flags.repeats)]
+        bare, served, waiting = (statistics.median(column) for column in zip(*runs, strict=True))
+        cost = statistics.median(1 - with_them / without for without, with_them, _ in runs)
+        print(f"| {workers} | {bare:.1f} | {served:.1f} | {cost:.1%} | {waiting:.1%} |", flush=True)
 
 
 def _bare(flags: argparse.Namespace, workers: int) -> float:
@@ -83,7 +86,8 @@ def _step_alone(flags: argparse.Namespace) -> float:
     return flags.steps / seconds
 
 
-def _served(flags: argparse.Namespace, workers: int) -> float:
+def _served(flags: argparse.Namespace, workers: int) -> tuple[float, float]:
+    """Steps a second of all workers together; share of the time that they wait for actions."""
     from tests.eval_servers.simpler_expert_policy import StillPolicy
     from vla_jax.serve import server
 
@@ -99,7 +103,9 @@ def _served(flags: argparse.Namespace, workers: int) -> float:
         rows = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
     if any(row["error"] or row["steps"] != flags.steps for row in rows):
         sys.exit(f"bench: episodes ended early: {[row['steps'] for row in rows]}")
-    return sum(row["steps"] / sum(s["seconds"] for s in row["stages"]) for row in rows)
+    seconds = [sum(stage["seconds"] for stage in row["stages"]) for row in rows]
+    rate = sum(row["steps"] / took for row, took in zip(rows, seconds, strict=True))
+    return rate, sum(sum(row["round_trip_ms"]) for row in rows) / 1000 / sum(seconds)
 
 
 def _simulator(flags: argparse.Namespace) -> list[str]:

@@ -77,8 +77,7 @@ def test_our_own_come_back_unchanged(tmp_path):
     rng = np.random.default_rng(0)
     actions = rng.normal(size=(50, 7)).astype(np.float32)
     own = {"x": stats.statistics(actions, actions[:, :3], 4)}
-    path = tmp_path / "dataset_statistics.json"
-    stats.save(path, own)
+    path = write(tmp_path, own, "dataset_statistics.json")
     assert read_statistics(path) == own
     assert read_statistics(tmp_path) == own
 

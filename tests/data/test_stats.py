@@ -5,6 +5,7 @@ import pytest
 
 from vla_jax.data import records, stats
 from vla_jax.data.loader import open_datasets
+from vla_jax.data.statistics_files import read_statistics
 
 
 def test_equal_to_numpy_on_the_raw_records_bit_for_bit(bridge, data_config, structure):
@@ -57,9 +58,37 @@ def test_float32_means_do_not_saturate():
     assert found["mean"][1] == pytest.approx(np.float32(0.1), abs=1e-12)
 
 
-def test_save_and_load(tmp_path):
-    found = {"x": stats.statistics(np.eye(7, dtype=np.float32), None, 2)}
-    stats.save(tmp_path / "dataset_statistics.json", found)
-    assert stats.load(tmp_path / "dataset_statistics.json") == found
-    assert [p.name for p in tmp_path.iterdir()] == ["dataset_statistics.json"]
-    json.dumps(found)
+def test_cached_beside_the_index(calvin, data_config, structure):
+    def opened(**changes):
+        config = data_config(("calvin", calvin, 1.0), cache_dir="", **changes)
+        return open_datasets(config, structure(), 7, "train").statistics
+
+    def files():
+        return sorted((calvin / "vla_index").glob("*-statistics-*.json"))
+
+    measured = opened(val_fraction=0.0)
+    (file,) = files()
+    assert read_statistics(file) == measured
+    assert [p.name for p in file.parent.iterdir() if p.is_file()] == [file.name]  # no leftovers
+    marked = json.loads(file.read_text())
+    marked["calvin"]["action"]["mean"][0] = 7.0
+    file.write_text(json.dumps(marked))
+    assert opened(val_fraction=0.0) == marked  # read, not measured
+    assert (
+        opened(val_fraction=0.25)["calvin"]["num_trajectories"] == 3
+    )  # another part, another file
+    assert len(files()) == 2
+    assert opened(val_fraction=0.0, index="rebuild") == measured
+    file.write_text(file.read_text()[:40])
+    assert opened(val_fraction=0.0) == measured
+    assert read_statistics(file) == measured
+
+
+def test_uncached_where_nothing_may_be_written(tmp_path):
+    numbers = np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32)
+    (tmp_path / "file").write_text("")
+    mask = [True] * 6 + [False]
+    found = stats.cached_statistics(
+        "x", numbers, None, 3, mask, None, str(tmp_path / "file" / "below")
+    )
+    assert found == stats.statistics(numbers, None, 3)

@@ -1,8 +1,9 @@
-"""Folders of arrays that are made once, by one process, and then shared."""
+"""Folders of arrays, and files of numbers, that are made once and then shared."""
 
 import concurrent.futures
 import contextlib
 import fcntl
+import json
 import logging
 import multiprocessing
 import os
@@ -55,6 +56,37 @@ def cached_folder(
             seconds = time.monotonic() - started
             log.info("indexed in %.1f s: %s", seconds, root / name)
     return root / name
+
+
+def cached_json(
+    directory: Path | None,
+    cache_dir: str,
+    name: str,
+    rebuild: bool,
+    make: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """What the file `name` beside the folders of `cached_folder` holds; made where there is none.
+
+    No process waits for another here: what is made is small, and the same whoever makes it. Where
+    nothing may be written it is made every time.
+    """
+    roots = _roots(directory, cache_dir)
+    for root in [] if rebuild else roots:
+        with contextlib.suppress(OSError, ValueError):  # none there, or cut off by a crash
+            return json.loads((root / name).read_text(encoding="utf-8"))
+    found = make()
+    root = next((r for r in roots if _writable(r)), roots[-1])
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
+        try:
+            (work / name).write_text(json.dumps(found, indent=1), encoding="utf-8")
+            os.replace(work / name, root / name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        log.info("not cached: %s", error)
+    return found
 
 
 def _roots(directory: Path | None, cache_dir: str) -> list[Path]:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from vla_jax.data.normalize import ActionSpec, StateSpec
 from vla_jax.data.sources import Reader, find_reader, to_folder
 from vla_jax.data.spec import DatasetSpec
 from vla_jax.data.statistics_files import read_statistics
-from vla_jax.data.stats import statistics as compute_statistics
+from vla_jax.data.stats import cached_statistics
 from vla_jax.data.stream_given import given_reader
 
 _PARTS = ("train", "val")
@@ -185,7 +186,8 @@ def open_datasets(
             parts: list[Dataset] = [dataset]
             if config.stats_split == "all" and (config.val_fraction or sources["val"][1] == "all"):
                 parts.append(opened["val"]())
-            found[name] = _measure(parts, spec.mask(action_dim))
+            folder = None if name in given else to_folder(entry.dir)
+            found[name] = _measure(parts, spec.mask(action_dim), folder, config)
             dataset = opened["val"]() if split == "val" else dataset
         noop = config.filters.noop or spec.noop
         if noop:
@@ -210,14 +212,20 @@ def open_datasets(
     )  # fmt: skip
 
 
-def _measure(parts: Sequence[Dataset], mask: Sequence[bool]) -> dict[str, Any]:
+def _measure(
+    parts: Sequence[Dataset], mask: Sequence[bool], folder: str | Path | None, config: DataConfig
+) -> dict[str, Any]:
     """Statistics over the actions and states of all parts of a dataset."""
     states = [part.proprio for part in parts if part.proprio is not None]
-    return compute_statistics(
+    return cached_statistics(
+        parts[0].name,
         np.concatenate([part.actions for part in parts]) if parts[1:] else parts[0].actions,
         np.concatenate(states) if states[1:] else parts[0].proprio,
         sum(len(part.lengths) for part in parts),
         mask,
+        folder if isinstance(folder, Path) else None,
+        config.cache_dir,
+        config.index != "auto",
     )
 
 

@@ -1,13 +1,17 @@
 """Exact statistics of a dataset's actions and proprioception, in openvla's JSON schema."""
 
+import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
+
+from vla_jax.data.cache import cached_json
+
+FORMAT = 1  # of the cached statistics; part of their digest
 
 
 def statistics(
@@ -36,6 +40,45 @@ def statistics(
     return found | {"num_transitions": len(actions), "num_trajectories": num_trajectories}
 
 
+def cached_statistics(
+    name: str,
+    actions: Float32[np.ndarray, "n a"],
+    proprio: Float32[np.ndarray, "n p"] | None,
+    num_trajectories: int,
+    mask: Sequence[bool],
+    directory: Path | None,
+    cache_dir: str = "",
+    rebuild: bool = False,
+) -> dict[str, Any]:
+    """`statistics`, kept in a file beside the index: `<name>-statistics-<digest>.json`.
+
+    The digest is of the numbers themselves, so that whatever changes them (the episodes, the spec,
+    the filters, the part held out) asks for another file. `data.statistics` reads such a file.
+
+    Args:
+        name: the dataset's, by which the file keys its statistics.
+        actions: as for `statistics`.
+        proprio: as for `statistics`.
+        num_trajectories: as for `statistics`.
+        mask: as for `statistics`.
+        directory: the data; see `vla_jax.data.cache.cached_folder`.
+        cache_dir: where indices live.
+        rebuild: measure anew even if there is such a file.
+    """
+    shapes = [FORMAT, name, actions.shape, None if proprio is None else proprio.shape]
+    identity = json.dumps([*shapes, num_trajectories, list(mask)])
+    digest = hashlib.sha256(identity.encode())
+    for numbers in (actions, proprio):
+        if numbers is not None:
+            digest.update(np.ascontiguousarray(numbers))
+
+    def measure() -> dict[str, Any]:
+        return {name: statistics(actions, proprio, num_trajectories, mask)}
+
+    file = f"{name}-statistics-{digest.hexdigest()[:16]}.json"
+    return cached_json(directory, cache_dir, file, rebuild, measure)[name]
+
+
 def _columns(values: Float32[np.ndarray, "n d"]) -> dict[str, list[float]]:
     # Sums in float64: a float32 mean over millions of frames is off by more than a grey level of
     # the quantisation the statistics are used for.
@@ -47,15 +90,3 @@ def _columns(values: Float32[np.ndarray, "n d"]) -> dict[str, list[float]]:
         "q01": [float(np.quantile(column, 0.01)) for column in values.T],
         "q99": [float(np.quantile(column, 0.99)) for column in values.T],
     }
-
-
-def save(path: Path, found: Mapping[str, Any]) -> None:
-    """Writes {dataset: statistics} as JSON, beside first and then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Inverse of `save`; also reads openvla's dataset_statistics.json."""
-    return json.loads(path.read_text(encoding="utf-8"))
