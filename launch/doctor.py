@@ -133,8 +133,8 @@ def _extra(extra: str, good: Sequence[str], absent: Sequence[str]) -> Finding:
     if not absent:
         return Finding(name, "ok", ", ".join(good) if not extra else f"{len(good)} packages")
     if extra:
-        text = "not installed: " + ", ".join(_split(each)[0] for each in absent)
-        return Finding(name, "skip", text)
+        names = (each.removesuffix(_split(each)[1]) for each in absent)  # jax[cuda13], not jax
+        return Finding(name, "skip", "not installed: " + ", ".join(names))
     listing = " ".join(f"'{each}'" for each in absent)
     return Finding(name, "fail", f"missing: {', '.join(absent)}", f"pip install {listing}")
 

@@ -93,6 +93,10 @@ def test_an_extra_of_an_extra_counts(doctor, monkeypatch):
     installed = {"jax": "0.10.2", "jaxlib": "0.10.2"}
     monkeypatch.setattr(doctor, "_installed", installed.get)
     assert doctor._extras_absent("jax[cuda13]>=0.10.2,<0.12")
+    wanted = {"cuda": ["jax[cuda13]>=0.10.2,<0.12"]}
+    monkeypatch.setattr(doctor, "requirements", lambda path: (">=3.8", wanted))
+    found = {finding.name: finding.text for finding in doctor.versions()}
+    assert found["[cuda]"] == "not installed: jax[cuda13]"
     assert not doctor._extras_absent("jax>=0.10.2,<0.12")
     installed["jax-cuda13-plugin"] = "0.10.2"
     assert not doctor._extras_absent("jax[cuda13]>=0.10.2,<0.12")
