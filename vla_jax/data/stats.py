@@ -70,7 +70,7 @@ def cached_statistics(
     digest = hashlib.sha256(identity.encode())
     for numbers in (actions, proprio):
         if numbers is not None:
-            digest.update(np.ascontiguousarray(numbers))
+            digest.update(np.ascontiguousarray(numbers).data)
 
     def measure() -> dict[str, Any]:
         return {name: statistics(actions, proprio, num_trajectories, mask)}
