@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs without installing
 
+from vla_jax import progress  # noqa: E402
 from vla_jax.config import Config, resolve  # noqa: E402
 from vla_jax.convert import config_files, importing, maps  # noqa: E402
 from vla_jax.convert.hf_files import write_json  # noqa: E402
@@ -99,14 +99,14 @@ def _write(folder: Path, model: vla.VLA, theirs: maps.Outgoing, seed: int) -> No
     folder.mkdir()
     write_json(folder / "config.json", model.arch)
     with Writer(folder, theirs.shapes, theirs.dtypes, SHARD) as writer:
-        for name in tqdm(theirs.shapes, desc="write", unit="tensor"):
+        for name in progress.bar(theirs.shapes, desc="write", unit="tensor"):
             writer.write(name, _tensor(name, theirs, seed))
 
 
 def _differing(folder: Path, theirs: maps.Outgoing, seed: int) -> int:
     found = Safetensors(folder)
     differing = set(found.shapes) ^ set(theirs.shapes)
-    for name in tqdm(sorted(set(theirs.shapes) - differing), desc="compare", unit="tensor"):
+    for name in progress.bar(sorted(set(theirs.shapes) - differing), desc="compare", unit="tensor"):
         if not same_bytes(found.read(name), _tensor(name, theirs, seed)):
             differing.add(name)
     return len(differing)

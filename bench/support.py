@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs import tiny
+from vla_jax import progress
 from vla_jax.config import resolve
 from vla_jax.models import vla
 from vla_jax.models.backbones import BACKBONES
@@ -130,7 +130,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
     cells = itertools.product(flags.only or tiny.ARCHS, STRUCTURES, HEADS)
     wanted = [cell for cell in cells if not why_not(*cell) and "/".join(cell) not in results]
-    for cell in tqdm(wanted, unit="cell"):
+    for cell in progress.bar(wanted, unit="cell"):
         results["/".join(cell)] = train(build(*cell))
         _write(out, json.dumps(results, indent=1))
     failed = [name for name, (before, after) in results.items() if not after < LEFT * before]

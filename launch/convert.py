@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -126,8 +125,10 @@ def _few(lines: Sequence[str]) -> str:
 
 
 def _bar(leaves: Mapping[str, Any]) -> Any:
+    from vla_jax import progress
+
     total = sum(leaf.nbytes for leaf in leaves.values())
-    return tqdm(total=total, unit="B", unit_scale=True)
+    return progress.bar(total=total, unit="B", unit_scale=True)
 
 
 def _dtype(flags: argparse.Namespace) -> np.dtype | None:

@@ -17,13 +17,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval_servers.tabletop import tasks
 from eval_servers.tabletop.expert import demonstrations
+from vla_jax import progress
 from vla_jax.data import features
 from vla_jax.data.writer import RLDSWriter
 
@@ -78,7 +77,7 @@ def _episodes(episodes: int, size: int, noise: float, workers: int) -> Iterator[
     context = multiprocessing.get_context("spawn")
     with (
         concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
-        tqdm(total=episodes, desc="demonstrations", unit="episode") as bar,
+        progress.bar(total=episodes, desc="demonstrations", unit="episode") as bar,
     ):
         futures = [pool.submit(_share, share, size, noise) for share in shares]
         for share, future in zip(shares, futures, strict=True):

@@ -23,11 +23,11 @@ from typing import Any
 import jax
 from absl import app, flags
 from ml_collections import config_flags
-from tqdm import tqdm
 
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vla_jax import progress
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert.sentences import embed as embed_sentences
 from vla_jax.convert.start import Start
@@ -168,7 +168,7 @@ def train(config: Config, workdir: Path) -> None:
         return done == c.steps or (every > 0 and done % every == 0)
 
     rows = log.RunLog(workdir, start, c.tensorboard, c.wandb, meta["config"], active=chief)
-    bar = tqdm(total=c.steps, initial=start, unit="step", disable=not chief)
+    bar = progress.bar(total=c.steps, initial=start, unit="step", disable=not chief)
     with checkpoints, rows, bar, load(data, start=position) as batches, talk as captions:
         meter = log.Meter(start, c.batch_size)
         pending, in_flight = log.Pending(rows, meter, bar), meshes.InFlight(mesh)

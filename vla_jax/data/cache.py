@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+
+from vla_jax import progress
 
 log = logging.getLogger(__name__)
 DONE = "index.json"  # what `build` writes last
@@ -116,12 +117,12 @@ def run_jobs(work: Callable[[Any], Any], jobs: Sequence[Any], parallel: bool) ->
     """`work` of every job, in order, under a progress bar; in processes if that is worth it."""
     workers = min(os.cpu_count() or 1, len(jobs), 16)
     if workers < 2 or not parallel:
-        yield from tqdm(map(work, jobs), total=len(jobs), desc="index", disable=None)
+        yield from progress.bar(map(work, jobs), total=len(jobs), desc="index")
         return
     # spawn: jax has threads by now, and forking a threaded process can deadlock.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-        yield from tqdm(pool.map(work, jobs), total=len(jobs), desc="index", disable=None)
+        yield from progress.bar(pool.map(work, jobs), total=len(jobs), desc="index")
 
 
 def write_columns(folder: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> list[str]:

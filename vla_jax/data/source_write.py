@@ -6,8 +6,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from vla_jax import progress
 from vla_jax.data.errors import FeatureError
 from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.source import Frame, Source
@@ -53,7 +53,7 @@ def write_rlds(
     with RLDSWriter(out, name, described, _version(out), description) as writer:
         for split, source in sources.items():
             columns = {path: _column(source, path) for path in stored}
-            for episode in tqdm(range(source.num_episodes), desc=split, unit="episode"):
+            for episode in progress.bar(range(source.num_episodes), desc=split, unit="episode"):
                 writer.write(split, _episode(source, episode, described, columns))
             counts[split] = source.num_episodes
     return counts
