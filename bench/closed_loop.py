@@ -35,8 +35,9 @@ STRUCTURES: dict[str, tuple[str, ...]] = {
     "mlp, one step": (*_ONE, f"{_H}kind=mlp"),
     "mlp, interleaved": (f"{_S}kind=interleaved", f"{_H}kind=mlp"),
     # Its prompt is longer, and words and actions share the vocabulary.
-    "discrete": (
-        *(f"{_S}kind=discrete", f"{_S}text_len=24", f"{_H}kind=detokenizer", f"{_H}bins=64"),
+    "discrete, one step": (
+        *(f"{_S}kind=discrete", f"{_S}window=1", f"{_S}text_len=24"),
+        *(f"{_H}kind=detokenizer", f"{_H}bins=64"),
         "--config.model.backbone.arch.text_config.vocab_size=192",
     ),
     "diffusion": (f"{_H}kind=diffusion", *_TRANSFORMER),
