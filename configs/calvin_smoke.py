@@ -9,7 +9,7 @@ With 480 demonstrations (record.py --episodes=500 --renderer=tiny): 28 of 40 hel
 `launch/evaluate.py calvin ... -- --renderer=tiny --execute-steps=4 --max-steps=120 --episodes=40
 --tasks lift_red_block_table lift_blue_block_table lift_pink_block_table turn_on_led turn_off_led`.
 One action at a time it stops at the block with its fingers open, as the last frame before closing
-has them.
+has them. Without the arm's state (model.structure.proprio = 0) it is 15 of 40, one of them a block.
 """
 
 from typing import Any
