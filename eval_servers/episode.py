@@ -50,6 +50,10 @@ class Env(abc.ABC):
     def reset(self, episode: Episode) -> Dict[str, Any]:
         """Set the episode up; returns the observation, with openpi's keys, without the prompt."""
 
+    def told(self, episode: Any) -> str:
+        """What the policy is told at first; some simulators alone know it, after `reset`."""
+        return episode.instruction
+
     @abc.abstractmethod
     def step(self, action: np.ndarray) -> Dict[str, Any]:
         """Apply one action, float [a] in robot units; returns the next observation.

@@ -80,7 +80,7 @@ def ask(env: Any, client: Any, episodes: Sequence[Episode], steps: int) -> Answe
         client.reset()
         return _actions(client.infer(dict(obs, **images, prompt=instruction)))
 
-    instruction = _prompt(env, begun[0])
+    instruction = env.told(begun[0])
     answers.plain = [answer(instruction) for _ in range(3)]
     groups = {"": cameras, **({camera: [camera] for camera in cameras} if cameras[1:] else {})}
     for name, group in groups.items():
@@ -322,15 +322,10 @@ def _roll(env: Any, client: Any, episode: Episode, steps: int) -> List[np.ndarra
             replies.append(_actions(reply))
             return reply
 
-    chunks, prompt = ActionChunks(Listening(), 1), _prompt(env, episode)
+    chunks, prompt = ActionChunks(Listening(), 1), env.told(episode)
     for _ in range(steps):
         obs = env.step(chunks.act(dict(select(obs, client.metadata), prompt=prompt)))
     return replies
-
-
-def _prompt(env: Any, episode: Episode) -> str:
-    """An episode's instruction; some simulators alone know it, once the episode has begun."""
-    return episode.instruction or env.instruction()
 
 
 def _bounds(metadata: Dict[str, Any], answers: Answers) -> Tuple[np.ndarray, np.ndarray]:

@@ -84,6 +84,10 @@ class SimplerEnv(rollout.Env):
             self._simulator.advance()
         return self._observation()
 
+    def told(self, episode: Any) -> str:
+        """The episode's instruction, or if that depends on the start the simulator's."""
+        return episode.instruction or self.instruction()
+
     def instruction(self) -> str:
         """What the simulator says now; changes within a task of two halves."""
         return self._simulator.instruction()
@@ -147,7 +151,7 @@ def attempt(
         client.reset()
     if frames is not None:
         frames[:] = [env.frame()]
-    told = [episode.instruction or env.instruction()]
+    told = [env.told(episode)]
     said = env.instruction()
     round_trip_ms: List[float] = []
     server_ms: List[float] = []

@@ -34,9 +34,9 @@ cd "$dir/debs"
 backports=bookworm-backports
 apt download libvulkan1 libvulkan-dev mesa-vulkan-drivers/$backports \
     libdrm2/$backports libdrm-amdgpu1/$backports
-for deb in *.deb; do dpkg-deb -x "$deb" "$dir/root"; done
+for deb in *.deb; do dpkg-deb -x "$deb" "$dir/unpacked"; done
 
-libraries=$dir/root/usr/lib/x86_64-linux-gnu
+libraries=$dir/unpacked/usr/lib/x86_64-linux-gnu
 driver=$libraries/libvulkan_lvp.so
 absent=$(LD_LIBRARY_PATH=$libraries ldd "$driver" | sed -n 's/ => not found//p' | tr -d '\t' | xargs)
 if [[ -n $absent ]]; then
@@ -49,7 +49,7 @@ cat >"$dir/lvp.json" <<JSON
 JSON
 
 layer=VK_LAYER_VLA_no_external_semaphore_fd
-"${CC:-cc}" -O2 -Wall -Wextra -fPIC -shared -fvisibility=hidden -I"$dir/root/usr/include" \
+"${CC:-cc}" -O2 -Wall -Wextra -fPIC -shared -fvisibility=hidden -I"$dir/unpacked/usr/include" \
     "$here/lavapipe.c" -o "$dir/layers/liblayer.so"
 cat >"$dir/layers/layer.json" <<JSON
 {

@@ -139,6 +139,16 @@ def test_episodes(tmp_path, case):
         assert skips.counts == {kind.__name__: len(lost) or 2}
 
 
+def test_mended_files_are_used_again(tmp_path):
+    folder = write_lerobot(tmp_path / "robot", V2, "image")
+    file = sorted(folder.glob("data/*/*.parquet"))[1]
+    sound = file.read_bytes()
+    file.write_bytes(sound[:-4] + bytes(4))  # keeps its size
+    assert open_lerobot(folder, "train", [TEXT], skip=True).num_episodes == len(LENGTHS) - 1
+    file.write_bytes(sound)
+    assert open_lerobot(folder, "train", [TEXT]).num_episodes == len(LENGTHS)
+
+
 def test_a_video_that_is_missing(tmp_path):
     pytest.importorskip("av")
     folder = write_lerobot(tmp_path / "robot", V2)

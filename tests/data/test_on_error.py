@@ -178,12 +178,14 @@ def _check(mixture, case):
     assert source.index.place(last) == (source.index.shards[0], LENGTHS.index(length), length - 1)
 
 
-def test_mended_shards_are_used_again(folder, opened):
+@pytest.mark.parametrize("reader", ["index", "stream"])
+def test_mended_shards_are_used_again(folder, opened, reader):
     sound = shard_of(folder).read_bytes()
     no_list(folder)  # the shard keeps its size
-    assert opened(folder, on_error="skip").datasets[0].lengths.tolist() == [4, 6, 7]
+    kept = opened(folder, on_error="skip", reader=reader).datasets[0]
+    assert kept.lengths.tolist() == [4, 6, 7]
     shard_of(folder).write_bytes(sound)
-    assert opened(folder).datasets[0].lengths.tolist() == LENGTHS
+    assert opened(folder, reader=reader).datasets[0].lengths.tolist() == LENGTHS
 
 
 def test_checksums_on_request(folder, opened):

@@ -201,7 +201,7 @@ def test_one_instruction_alone_is_set_against_a_made_up_one(hear, level):
 
 def test_an_instruction_that_only_the_simulator_knows():
     class Knowing(Robot):
-        def instruction(self):
+        def told(self, episode):
             return "open drawer"
 
     class Listening(Policy):

@@ -20,10 +20,16 @@ from vla_jax import progress
 
 log = logging.getLogger(__name__)
 DONE = "index.json"  # what `build` writes last
+SKIPPED = "skipped"  # in it: a list of what was wrong and is left out
 
 
 def cached_folder(
-    directory: Path | None, cache_dir: str, name: str, rebuild: bool, build: Callable[[Path], None]
+    directory: Path | None,
+    cache_dir: str,
+    name: str,
+    rebuild: bool,
+    build: Callable[[Path], None],
+    skip: bool,
 ) -> Path:
     """The folder `name`, built first where there is none.
 
@@ -34,17 +40,19 @@ def cached_folder(
             ~/.cache/vla_jax.
         name: tells by a digest what is inside.
         rebuild: make it anew even if there is one.
-        build: fills an empty folder; writes `DONE`.
+        build: fills an empty folder; writes `DONE`, with `SKIPPED`.
+        skip: take one from which something was left out; else it is built anew, as what was wrong
+            may have been mended since.
     """
     roots = _roots(directory, cache_dir)
     if not rebuild:
         for root in roots:
-            if (root / name / DONE).exists():
+            if _fits(root / name, skip):
                 return root / name
-    root = next((r for r in roots if _writable(r)), roots[-1])
+    root = _first_writable(roots)
     root.mkdir(parents=True, exist_ok=True)
     with _lock(root / f".{name}.lock"):
-        if rebuild or not (root / name / DONE).exists():
+        if rebuild or not _fits(root / name, skip):
             started = time.monotonic()
             work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
             try:
@@ -76,7 +84,7 @@ def cached_json(
         with contextlib.suppress(OSError, ValueError):  # none there, or cut off by a crash
             return json.loads((root / name).read_text(encoding="utf-8"))
     found = make()
-    root = next((r for r in roots if _writable(r)), roots[-1])
+    root = _first_writable(roots)
     try:
         root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
@@ -95,6 +103,15 @@ def _roots(directory: Path | None, cache_dir: str) -> list[Path]:
         return [Path(cache_dir).expanduser()]
     beside = [] if directory is None else [directory / "vla_index"]
     return [*beside, Path("~/.cache/vla_jax").expanduser()]
+
+
+def _fits(folder: Path, skip: bool) -> bool:
+    done = folder / DONE
+    return done.exists() and (skip or not json.loads(done.read_text(encoding="utf-8"))[SKIPPED])
+
+
+def _first_writable(roots: Sequence[Path]) -> Path:
+    return next((root for root in roots if _writable(root)), roots[-1])
 
 
 def _writable(root: Path) -> bool:

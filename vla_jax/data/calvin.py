@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from vla_jax.data import features as feature_module
-from vla_jax.data.cache import DONE, cached_folder, map_array, run_jobs, write_columns
+from vla_jax.data.cache import DONE, SKIPPED, cached_folder, map_array, run_jobs, write_columns
 from vla_jax.data.calvin_frames import Files, Unsound, copy_low, load, sample
 from vla_jax.data.calvin_spans import (
     Annotation,
@@ -46,7 +46,7 @@ from vla_jax.data.source import find_place, text_codes
 from vla_jax.data.source_spans import ANNOTATIONS
 
 Mode = Literal["windows", "segments"]
-FORMAT = 1  # of the copied numbers; part of the digest
+FORMAT = 2  # of the copied numbers; part of the digest
 _FOLDERS = {"train": "training", "val": "validation"}
 _LOW = ("action/rel_actions", "action/actions", "observation/robot_obs", "observation/scene_obs")
 _IMAGES = ("observation/rgb_static", "observation/rgb_gripper")
@@ -203,17 +203,13 @@ class CalvinSource:
                     yield rows
 
             write_columns(folder, parts())
-            (folder / DONE).write_text(json.dumps({"unsound": unsound}), encoding="utf-8")
+            (folder / DONE).write_text(json.dumps({SKIPPED: unsound}), encoding="utf-8")
 
         self._copies: dict[str, np.ndarray] = {}
         if copied:
-            made = cached_folder(root, cache_dir, name, rebuild, build)
-            unsound = _unsound(made)
-            if unsound and not skip:  # the frames may have been mended since
-                made = cached_folder(root, cache_dir, name, True, build)
-                unsound = _unsound(made)
+            made = cached_folder(root, cache_dir, name, rebuild, build, skip)
             self._copies = {p: map_array(made / f"{s}.npy") for p, s in stems.items()}
-            self._leave_out(unsound)
+            self._leave_out(_unsound(made))
         self._first = np.array([e.start for e in self._episodes], np.int64)
         lengths = np.array([e.stop - e.start for e in self._episodes], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -329,7 +325,7 @@ class _Depth:
 
 def _unsound(folder: Path) -> list[Unsound]:
     meta = json.loads((folder / DONE).read_text(encoding="utf-8"))
-    return [(int(frame), str(kind), str(problem)) for frame, kind, problem in meta["unsound"]]
+    return [(int(frame), str(kind), str(problem)) for frame, kind, problem in meta[SKIPPED]]
 
 
 def _recordings(folder: Path) -> Int64[np.ndarray, "r 2"]:

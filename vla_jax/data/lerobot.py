@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.data.cache import DONE, cached_folder, map_array, run_jobs, write_columns
+from vla_jax.data.cache import DONE, SKIPPED, cached_folder, map_array, run_jobs, write_columns
 from vla_jax.data.errors import (
     KINDS,
     CorruptRecordError,
@@ -33,7 +33,7 @@ from vla_jax.data.lerobot_meta import LANGUAGE, Episode, Info, read_table, unrea
 from vla_jax.data.lerobot_video import VideoFrames
 from vla_jax.data.source import find_place, text_codes
 
-FORMAT = 2  # of the copied numbers; part of the digest
+FORMAT = 3  # of the copied numbers; part of the digest
 _PARALLEL_FILES = 2000  # below this, starting processes costs more than it saves
 _IMAGE_GROUPS = 4  # row groups of images kept in memory
 _GROUPS = 4096  # files whose row groups are known
@@ -136,14 +136,14 @@ class LeRobotSource:
             write_columns(folder, parts())
             if by_number and len(unsound) < len(jobs):
                 tables[LANGUAGE] = _code_tasks(folder / f"{stems[LANGUAGE]}.npy", tasks)
-            meta = {"tables": {p: list(table) for p, table in tables.items()}, "unsound": unsound}
+            meta = {"tables": {p: list(table) for p, table in tables.items()}, SKIPPED: unsound}
             (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
         name = f"lerobot-{split}-{self.digest[:16]}"
-        folder = cached_folder(info.folder, cache_dir, name, rebuild, build)
+        folder = cached_folder(info.folder, cache_dir, name, rebuild, build, skip)
         meta = json.loads((folder / DONE).read_text(encoding="utf-8"))
         self._tables: dict[str, list[str]] = meta["tables"]
-        for where, kind, problem, episode in meta["unsound"]:
+        for where, kind, problem, episode in meta[SKIPPED]:
             lost = len(by_file.pop(info.folder / where))
             self.skipped.append((KINDS[kind](problem, info.folder / where, episode), lost))
         if not by_file:

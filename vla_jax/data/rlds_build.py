@@ -10,7 +10,7 @@ import numpy as np
 
 from vla_jax.data import features as feature_module
 from vla_jax.data import records
-from vla_jax.data.cache import run_jobs, write_columns
+from vla_jax.data.cache import SKIPPED, run_jobs, write_columns
 from vla_jax.data.errors import (
     KINDS,
     CorruptRecordError,
@@ -71,7 +71,7 @@ def index_shards(
         features: all features of the dataset.
         low: paths of the numeric and text features to copy.
         check_crc: verify every payload's checksum.
-        skip: leave episodes out that are wrong, and say so under "skipped", instead of raising.
+        skip: leave episodes out that are wrong, and say so under `SKIPPED`, instead of raising.
         read: shard and `check_crc` -> its records, each with its offset in the file.
     """
     images = sorted(p for p, f in features.items() if f.kind == "image" and p.startswith(STEPS))
@@ -108,7 +108,7 @@ def index_shards(
         "cameras": cameras,
         "low": lows,
         "tables": {path: list(table) for path, table in tables.items()},
-        "skipped": skipped,
+        SKIPPED: skipped,
     }
 
 

@@ -24,7 +24,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from vla_jax.data.cache import DONE, cached_folder, map_array
+from vla_jax.data.cache import DONE, SKIPPED, cached_folder, map_array
 from vla_jax.data.errors import DataError, EmptyTrajectoryError, FeatureError
 from vla_jax.data.features import STEPS, Feature, load_features
 from vla_jax.data.rlds_build import Skipped, as_error, index_shards
@@ -60,7 +60,7 @@ class RLDSIndex:
         self.number: np.ndarray = np.load(folder / "number.npy")
         self.skipped: list[tuple[DataError, int]] = [
             (as_error(entry, directory), entry.count)
-            for entry in (Skipped(*values) for values in meta["skipped"])
+            for entry in (Skipped(*values) for values in meta[SKIPPED])
         ]
         self._meta, self._folder = meta, folder
         self._cameras = {
@@ -171,13 +171,8 @@ def open_index(
         meta |= {"name": info["name"], "split": split, "digest": digest}
         (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
-    index = RLDSIndex(
-        cached_folder(directory, cache_dir, name, rebuild, build), directory, features
-    )
-    if index.skipped and not skip:  # the shards may have been mended since
-        folder = cached_folder(directory, cache_dir, name, True, build)
-        index = RLDSIndex(folder, directory, features)
-    return index
+    folder = cached_folder(directory, cache_dir, name, rebuild, build, skip)
+    return RLDSIndex(folder, directory, features)
 
 
 def _dataset_info(directory: Path) -> dict:

@@ -88,7 +88,7 @@ def open_stream(
     remote = "://" in str(folder)
     name = f"{builder.name}-{builder.version}-{split}-stream-{digest[:16]}"
     beside = None if remote else Path(folder).expanduser()
-    work = cached_folder(beside, cache_dir, name, rebuild, build)
+    work = cached_folder(beside, cache_dir, name, rebuild, build, skip)
     columns = RLDSIndex(work, builder.data_path, described)
     return StreamSource(columns, _Passes(columns))
 
