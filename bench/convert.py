@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))  # runs without installing
 from vla_jax import progress  # noqa: E402
 from vla_jax.config import Config, resolve  # noqa: E402
 from vla_jax.convert import config_files, importing, maps  # noqa: E402
-from vla_jax.convert.hf_files import write_json  # noqa: E402
-from vla_jax.convert.safetensors_io import Safetensors, Writer  # noqa: E402
+from vla_jax.convert.formats.safetensors import Safetensors, Writer  # noqa: E402
+from vla_jax.convert.hf.files import write_json  # noqa: E402
 from vla_jax.convert.tensors import Lazy, same_bytes  # noqa: E402
 from vla_jax.models import vla  # noqa: E402
 

@@ -185,8 +185,8 @@ def _mixture(args: argparse.Namespace, window: int):
 def _ours(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:
     from PIL import Image
 
+    from vla_jax.data.language.tokenizer import Tokenizer
     from vla_jax.data.loader import Loader
-    from vla_jax.data.text import Tokenizer
 
     mixture = _mixture(args, window)
     tokenizer = Tokenizer.build(mixture.instructions, 256)

@@ -43,10 +43,10 @@ def make_policy(max_batch: int) -> Any:
 
     from configs import quickstart
     from vla_jax.config import resolve
-    from vla_jax.data.normalize import ActionSpec
-    from vla_jax.data.text import Tokenizer
+    from vla_jax.data.language.tokenizer import Tokenizer
+    from vla_jax.data.units.normalize import ActionSpec
+    from vla_jax.inference.policy import Policy
     from vla_jax.models import vla
-    from vla_jax.policy import Policy
 
     config = resolve(quickstart.get_config())
     model = vla.build(config.model)

@@ -21,7 +21,8 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs import base
-from vla_jax.convert import robovlms_config, robovlms_keys
+from vla_jax.convert.robovlms import config as robovlms_config
+from vla_jax.convert.robovlms import keys as robovlms_keys
 
 logger = logging.getLogger(__name__)
 

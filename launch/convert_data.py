@@ -20,10 +20,11 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vla_jax.data import calvin, lerobot
+from vla_jax.data.calvin import source as calvin
 from vla_jax.data.errors import DataError
+from vla_jax.data.lerobot import source as lerobot
+from vla_jax.data.rlds.convert import write_rlds
 from vla_jax.data.source import Source
-from vla_jax.data.source_write import write_rlds
 
 
 def open_sources(

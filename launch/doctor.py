@@ -285,7 +285,7 @@ def server(checkpoint: str | None) -> Iterator[Finding]:
 
 
 class _Mirror:
-    """A policy whose actions are the picture's brightness; see `vla_jax.serve.protocol.Policy`."""
+    """A policy whose actions are the picture's brightness; see `inference.protocol.Policy`."""
 
     def __init__(self):
         cameras = {"primary": "observation/image"}

@@ -24,7 +24,7 @@ from eval_servers.tabletop import tasks
 from eval_servers.tabletop.expert import demonstrations
 from vla_jax import progress
 from vla_jax.data import features
-from vla_jax.data.writer import RLDSWriter
+from vla_jax.data.rlds.writer import RLDSWriter
 
 VAL_EVERY = 25  # one episode in so many is held out
 SHARE = 26  # episodes a worker makes at a time: every task twice

@@ -41,8 +41,8 @@ def main() -> int:
         server.check_port(options.host, options.port)
         if not options.api_key and flags.host not in ("127.0.0.1", "::1", "localhost"):
             logging.warning("--host=%s without an API key: anyone may connect", flags.host)
-        from vla_jax.execution import Execution
-        from vla_jax.policy import Policy  # after the flags: --help need not wait for jax
+        from vla_jax.inference.execution import Execution
+        from vla_jax.inference.policy import Policy  # after the flags: --help need not wait for jax
 
         told = {"repeat": flags.gripper_repeat, "patience": flags.gripper_patience}
         policy = Policy.from_checkpoint(

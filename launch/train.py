@@ -31,13 +31,13 @@ from vla_jax import progress
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert.sentences import embed as embed_sentences
 from vla_jax.convert.start import Start
-from vla_jax.data.captions import CaptionLoader, CaptionSet, check_texts
 from vla_jax.data.errors import DataError, TextLengthError
+from vla_jax.data.language.captions import CaptionLoader, CaptionSet, check_texts
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.loader import Loader, open_datasets
-from vla_jax.data.text import Tokenizer
+from vla_jax.inference.policy import with_complete_arch
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
-from vla_jax.policy import with_complete_arch
 from vla_jax.train import checkpoint, evaluate, log, lora, resume, runtime, state
 from vla_jax.train import mesh as meshes
 from vla_jax.train.epochs import with_steps

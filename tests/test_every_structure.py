@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tests.test_quickstart import TINY, execute
-from vla_jax.execution import Execution
+from vla_jax.inference.execution import Execution
+from vla_jax.inference.policy import Policy
 from vla_jax.models.heads import HEADS
 from vla_jax.models.structures import STRUCTURES, refusal
-from vla_jax.policy import Policy
 
 CELLS = [c for c in itertools.product(STRUCTURES, HEADS) if not refusal(*c)]
 FLAGS = {

@@ -13,7 +13,8 @@ import pytest
 from configs import base, from_robovlms
 from tests.configs.robovlms import NAMES, shipped
 from vla_jax.config import Config, ConfigError, resolve, to_dict
-from vla_jax.convert import robovlms_config, robovlms_keys
+from vla_jax.convert.robovlms import config as robovlms_config
+from vla_jax.convert.robovlms import keys as robovlms_keys
 from vla_jax.train.epochs import with_steps
 
 ROOT = Path(__file__).parents[2]

@@ -12,10 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 from launch import convert
 from tests.parity import golden, kosmos
-from vla_jax.convert import store, torch_write
-from vla_jax.convert.torch_read import TorchFile
-from vla_jax.data.text import Tokenizer
-from vla_jax.policy import Policy
+from vla_jax.convert import store
+from vla_jax.convert.formats import torch_write
+from vla_jax.convert.formats.torch_read import TorchFile
+from vla_jax.data.language.tokenizer import Tokenizer
+from vla_jax.inference.policy import Policy
 from vla_jax.train import checkpoint
 from vla_jax.train.state import TrainState
 

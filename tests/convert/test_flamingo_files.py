@@ -9,7 +9,10 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from configs import base
 from tests.models import tiny
-from vla_jax.convert import hf, maps, robovlms, torch_write
+from vla_jax.convert import maps
+from vla_jax.convert.formats import torch_write
+from vla_jax.convert.hf import source as hf
+from vla_jax.convert.robovlms import source as robovlms
 from vla_jax.convert.tensors import Lazy
 from vla_jax.models import vla
 from vla_jax.models.backbones import flamingo

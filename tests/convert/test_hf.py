@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from configs import kosmos_ph
 from vla_jax.config import resolve
-from vla_jax.convert import hf, maps
-from vla_jax.convert.safetensors_io import INDEX
+from vla_jax.convert import maps
+from vla_jax.convert.formats.safetensors import INDEX
+from vla_jax.convert.hf import source as hf
 from vla_jax.models import vla, weights
 from vla_jax.models.weights import Weight, WeightError
 from vla_jax.rules import flatten

@@ -9,8 +9,9 @@ from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from launch import convert
-from vla_jax.convert import hf_files, store
-from vla_jax.data.text import Tokenizer
+from vla_jax.convert import store
+from vla_jax.convert.hf import files as hf_files
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models.image import ImageSpec
 
 TINY = Path(__file__).parents[1] / "fixtures" / "hf_kosmos2"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vla_jax.convert import lora, maps
-from vla_jax.convert.safetensors_io import Safetensors, Writer
+from vla_jax.convert.formats.safetensors import Safetensors, Writer
 from vla_jax.convert.tensors import Lazy
 from vla_jax.models import weights as w
 from vla_jax.models.weights import WeightError

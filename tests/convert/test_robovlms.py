@@ -10,8 +10,10 @@ from safetensors.numpy import save_file
 
 from configs import base
 from vla_jax.config import ConfigError, resolve
-from vla_jax.convert import importing, maps, released, robovlms
-from vla_jax.data.gripper import GripperState
+from vla_jax.convert import importing, maps
+from vla_jax.convert.robovlms import released
+from vla_jax.convert.robovlms import source as robovlms
+from vla_jax.data.units.gripper import GripperState
 from vla_jax.models.weights import Weight, WeightError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

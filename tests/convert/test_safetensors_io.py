@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vla_jax.convert.safetensors_io import INDEX, Safetensors, Writer
+from vla_jax.convert.formats.safetensors import INDEX, Safetensors, Writer
 from vla_jax.models.weights import WeightError
 
 

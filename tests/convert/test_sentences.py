@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from vla_jax.config import ConfigError
 from vla_jax.convert.sentences import embed
-from vla_jax.data.text import Tokenizer
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models.weights import WeightError
 
 WIDTH, HEADS, LAYERS, HIDDEN, VOCAB, COLUMNS, SIZE = 8, 2, 2, 12, 20, 9, 6

@@ -10,9 +10,10 @@ import pytest
 
 from launch import convert
 from vla_jax.config import ConfigError, resolve
-from vla_jax.convert import hf, store
+from vla_jax.convert import store
+from vla_jax.convert.hf import source as hf
 from vla_jax.convert.start import Start
-from vla_jax.data.text import Tokenizer
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models.weights import WeightError
 from vla_jax.train import checkpoint
 

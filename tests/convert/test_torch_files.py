@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vla_jax.convert import torch_write
-from vla_jax.convert.torch_read import TorchFile
+from vla_jax.convert.formats import torch_write
+from vla_jax.convert.formats.torch_read import TorchFile
 from vla_jax.models.weights import WeightError
 
 

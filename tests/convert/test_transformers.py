@@ -24,9 +24,10 @@ from tests.convert import test_lora
 from tests.parity import golden
 from tests.parity.test_parity import MODELS
 from vla_jax.config import LoraConfig
-from vla_jax.convert import hf_files, lora, maps, store
+from vla_jax.convert import lora, maps, store
+from vla_jax.convert.hf import files as hf_files
 from vla_jax.convert.tensors import Lazy
-from vla_jax.data.text import Tokenizer
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models import weights as w
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.image import preprocess

@@ -13,7 +13,7 @@ from vla_jax.config import (
     StructureConfig,
 )
 from vla_jax.data import features
-from vla_jax.data.writer import RLDSWriter
+from vla_jax.data.rlds.writer import RLDSWriter
 
 BRIDGE = Path(__file__).parents[1] / "fixtures" / "bridge_dataset" / "1.0.0"
 

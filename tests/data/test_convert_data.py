@@ -20,14 +20,14 @@ from tests.data.look_alikes import (
     write_calvin_npz,
     write_lerobot,
 )
-from vla_jax.data.calvin import features, open_calvin
+from vla_jax.data.calvin.source import features, open_calvin
 from vla_jax.data.decode import decode
 from vla_jax.data.errors import FeatureError
-from vla_jax.data.lerobot import open_lerobot
+from vla_jax.data.formats import find_reader
+from vla_jax.data.lerobot.source import open_lerobot
 from vla_jax.data.loader import open_datasets
-from vla_jax.data.rlds_index import open_index
-from vla_jax.data.source_write import write_rlds
-from vla_jax.data.sources import find_reader
+from vla_jax.data.rlds.convert import write_rlds
+from vla_jax.data.rlds.index import open_index
 
 tfds = pytest.importorskip("tensorflow_datasets")
 SCRIPT = Path(__file__).parents[2] / "launch" / "convert_data.py"

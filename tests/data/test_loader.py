@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import write_calvin
-from vla_jax.data import errors, records
+from vla_jax.data import errors
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.loader import Loader, open_datasets
-from vla_jax.data.text import Tokenizer
+from vla_jax.data.rlds import records
 
 LENGTHS = [7, 3, 11, 5]
 

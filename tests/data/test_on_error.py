@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import write_calvin
-from vla_jax.data import errors, oxe, records
+from vla_jax.data import errors, oxe
 from vla_jax.data.features import load_features
 from vla_jax.data.loader import Loader, open_datasets
+from vla_jax.data.rlds import records
 
 LENGTHS = [4, 5, 6, 7]
 SHARD = "calvin-train.tfrecord-00000-of-00001"

@@ -8,12 +8,13 @@ import pytest
 
 from tests.data.conftest import write_calvin
 from vla_jax.config import ConfigError
-from vla_jax.data import features, stats
+from vla_jax.data import features
 from vla_jax.data.errors import FeatureError
-from vla_jax.data.gripper import targets
 from vla_jax.data.loader import Loader, open_datasets
 from vla_jax.data.oxe import get_spec
-from vla_jax.data.writer import RLDSWriter
+from vla_jax.data.rlds.writer import RLDSWriter
+from vla_jax.data.units import statistics
+from vla_jax.data.units.gripper import targets
 
 X = "_converted_externally_to_rlds"
 
@@ -239,7 +240,7 @@ def test_statistics_over_train_and_validation(tmp_path, data_config, structure):
 
 def test_statistics_from_a_file(tmp_path, calvin, data_config, structure):
     actions = np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32)
-    given = {"calvin": stats.statistics(actions, None, 3)}
+    given = {"calvin": statistics.statistics(actions, None, 3)}
     file = tmp_path / "dataset_statistics.json"
     file.write_text(json.dumps(given))
     config = data_config(("calvin", calvin, 1.0), statistics=str(tmp_path))
@@ -273,7 +274,7 @@ def test_copying_its_own_chunks_is_told(calvin, data_config, structure, caplog):
 
 def test_masks_come_from_the_encoding():
     spec = get_spec("aloha_static_dataset")
-    found = stats.statistics(np.ones((2, 14), np.float32), None, 1, spec.mask(14))
+    found = statistics.statistics(np.ones((2, 14), np.float32), None, 1, spec.mask(14))
     assert found["action"]["mask"] == ([True] * 6 + [False]) * 2
 
 

@@ -6,9 +6,9 @@ from typing import Any
 from eval_servers.calvin import chains
 from eval_servers.calvin.env import SCENE_KEY
 from eval_servers.calvin.expert import Expert
-from vla_jax.data.gripper import GripperState
-from vla_jax.data.normalize import ActionSpec
-from vla_jax.serve.protocol import STATE_KEY, ObservationError
+from vla_jax.data.units.gripper import GripperState
+from vla_jax.data.units.normalize import ActionSpec
+from vla_jax.inference.protocol import STATE_KEY, ObservationError
 
 CLIP = 0.65  # RoboVLMs' on CALVIN
 
@@ -17,7 +17,7 @@ class ExpertPolicy:
     """Knows the scene from the observation, which takes rollout's --privileged.
 
     What a model would predict is made of the expert's action by the dataset's normalisation, with
-    the gripper as 1 = open, 0 = closed; from there it is `vla_jax.policy.Policy`'s own way: units
+    the gripper as 1 = open, 0 = closed; from there it is `Policy`'s own way: units
     and gripper commands by the `ActionSpec` that a checkpoint carries as JSON.
     """
 

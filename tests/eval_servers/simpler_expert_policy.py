@@ -7,9 +7,9 @@ import numpy as np
 
 from eval_servers.simpler.env import SCENE_KEY
 from eval_servers.simpler.expert import Expert
-from vla_jax.data.gripper import GripperState
-from vla_jax.data.normalize import ActionSpec
-from vla_jax.serve.protocol import ObservationError
+from vla_jax.data.units.gripper import GripperState
+from vla_jax.data.units.normalize import ActionSpec
+from vla_jax.inference.protocol import ObservationError
 
 # 1 % and 99 % quantiles of Bridge's actions (RoboVLMs' statistics of bridge_orig).
 LOW = (-0.028727, -0.041703, -0.026094, -0.080921, -0.092887, -0.207183)
@@ -20,7 +20,7 @@ class ExpertPolicy:
     """Knows where things are from the observation, which takes rollout's --privileged.
 
     What a model would predict is made of the expert's action by the dataset's normalisation, with
-    the gripper as 1 = open, 0 = closed; from there it is `vla_jax.policy.Policy`'s own way: units
+    the gripper as 1 = open, 0 = closed; from there it is `Policy`'s own way: units
     and gripper commands by the `ActionSpec` that a checkpoint carries as JSON.
     """
 

@@ -12,7 +12,7 @@ from tests.models import tiny
 from vla_jax.models import vla
 from vla_jax.models.backbones import flamingo
 from vla_jax.models.backbones.base import Tokens
-from vla_jax.models.captions import caption_loss
+from vla_jax.models.caption_loss import caption_loss
 from vla_jax.types import Captions
 
 IMAGE = ARCHS["flamingo"]["media_token_id"]

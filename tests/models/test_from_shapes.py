@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from configs.tiny import ARCHS
 from tests.models import tiny
 from vla_jax.config import ModelConfig
-from vla_jax.convert import hf, maps
+from vla_jax.convert import maps
+from vla_jax.convert.hf import source as hf
 from vla_jax.models import weights
 from vla_jax.models.backbones import BACKBONES, moondream, uform
 from vla_jax.rules import flatten

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
 from vla_jax.convert.tensors import renamed
-from vla_jax.data.text import Tokenizer
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models.backbones import llava, llava_mpt
-from vla_jax.models.layers import Rope
+from vla_jax.models.towers.layers import Rope
 
 FLAT = {
     "model_type": "llava_llama", "vocab_size": 32000, "hidden_size": 5120, "num_hidden_layers": 40,

@@ -11,10 +11,10 @@ import pytest
 
 from tests.models import tiny
 from vla_jax.models.backbones import ofa
-from vla_jax.models.captions import caption_loss
-from vla_jax.models.encoder_decoder import EncoderDecoder, empty_cache
-from vla_jax.models.normformer import EncoderDecoderSpec, StackSpec
-from vla_jax.models.positions import FARTHEST, image_buckets, token_buckets
+from vla_jax.models.caption_loss import caption_loss
+from vla_jax.models.towers.encoder_decoder import EncoderDecoder, empty_cache
+from vla_jax.models.towers.normformer import EncoderDecoderSpec, StackSpec
+from vla_jax.models.towers.positions import FARTHEST, image_buckets, token_buckets
 from vla_jax.types import Captions
 
 STACK = StackSpec(layers=2, heads=2, hidden=12)

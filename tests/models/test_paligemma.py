@@ -18,10 +18,10 @@ from configs.tiny import ARCHS
 from tests.models import tiny
 from vla_jax.config import ConfigError, resolve
 from vla_jax.convert import config_files
-from vla_jax.data.text import Tokenizer
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models import streaming, vla
 from vla_jax.models.backbones import paligemma, paligemma2
-from vla_jax.models.captions import caption_loss
+from vla_jax.models.caption_loss import caption_loss
 from vla_jax.types import Captions
 
 HEADS = {"policy_head": "mlp", "interleaved": "mlp", "discrete": "detokenizer"}

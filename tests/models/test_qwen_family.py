@@ -16,7 +16,7 @@ from configs.tiny import ARCHS
 from tests.models import tiny
 from tests.parity.qwen_next import frames
 from vla_jax.config import resolve
-from vla_jax.convert import hf
+from vla_jax.convert.hf import source as hf
 from vla_jax.models import image, vla, weights
 from vla_jax.models.backbones import BACKBONES, qwen_family
 from vla_jax.models.backbones.base import Tokens

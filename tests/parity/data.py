@@ -12,8 +12,8 @@ import numpy as np
 
 from tests.parity import golden
 from tests.parity.table import Row, compare
-from vla_jax.data import trajectory
-from vla_jax.data.normalize import ActionSpec
+from vla_jax.data import windows as trajectory
+from vla_jax.data.units.normalize import ActionSpec
 from vla_jax.models.action_tokenizer import ActionTokenizer
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.losses import NO_LABEL

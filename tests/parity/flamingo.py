@@ -18,8 +18,8 @@ from vla_jax.convert import maps
 from vla_jax.models import vla
 from vla_jax.models.backbones import flamingo
 from vla_jax.models.backbones.base import count_layers
-from vla_jax.models.gated import Media
-from vla_jax.models.vit import VisionTransformer
+from vla_jax.models.towers.gated import Media
+from vla_jax.models.towers.vit import VisionTransformer
 from vla_jax.rules import flatten
 
 Arrays = Mapping[str, np.ndarray]

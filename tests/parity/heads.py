@@ -12,7 +12,8 @@ from tests.parity import golden, original
 from tests.parity.robo import GRADIENT_TOLERANCE, HEAD_TOLERANCE, TOLERANCE, theirs
 from tests.parity.table import Row, compare
 from vla_jax.config import StructureConfig
-from vla_jax.convert import maps, robovlms
+from vla_jax.convert import maps
+from vla_jax.convert.robovlms import source as robovlms
 from vla_jax.models.action_tokenizer import RESERVED, ActionTokenizer
 from vla_jax.models.heads import HEADS
 from vla_jax.models.heads.common import pool_tokens

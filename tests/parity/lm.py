@@ -12,8 +12,8 @@ from tests.parity import golden
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
 from vla_jax.models import weights
-from vla_jax.models.decoder import Decoder
-from vla_jax.models.language import LANGUAGES
+from vla_jax.models.towers.decoder import Decoder
+from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.rules import flatten, unflatten
 
 # Times the largest value of the tensor.

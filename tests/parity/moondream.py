@@ -18,9 +18,9 @@ from vla_jax.convert import maps
 from vla_jax.convert.tensors import Renamed
 from vla_jax.models import vla
 from vla_jax.models.backbones import moondream
-from vla_jax.models.decoder import Decoder, causal_mask
-from vla_jax.models.layers import MLP
-from vla_jax.models.vit import VisionTransformer
+from vla_jax.models.towers.decoder import Decoder, causal_mask
+from vla_jax.models.towers.layers import MLP
+from vla_jax.models.towers.vit import VisionTransformer
 from vla_jax.rules import flatten
 
 # Every tiny model of the golden set has four heads in both towers; shapes do not tell.

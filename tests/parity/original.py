@@ -9,7 +9,7 @@ import numpy as np
 
 from configs import base
 from vla_jax.config import HeadConfig, ModelConfig, resolve
-from vla_jax.convert import robovlms
+from vla_jax.convert.robovlms import source as robovlms
 from vla_jax.types import Actions, Observation
 
 # `pred_action_discrete` takes the best id of all; the golden tokenizer's vocabulary has 600 ids of

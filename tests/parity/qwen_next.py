@@ -16,9 +16,10 @@ from tests.parity.vision import Filled, compare_scaled, prefix
 from tests.parity.vision import tower as tower_of
 from vla_jax.convert import maps
 from vla_jax.convert.tensors import renamed
-from vla_jax.models import towers, vla, weights
+from vla_jax.models import vla, weights
 from vla_jax.models.backbones import BACKBONES, qwen_family
 from vla_jax.models.backbones.base import Tokens
+from vla_jax.models.towers import vision_families
 from vla_jax.rules import flatten
 
 
@@ -163,9 +164,9 @@ def tower(folder: Path) -> Iterator[Row]:
     """Tower, merger and deepstack by themselves, an image at a time."""
     io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
     build = {
-        "qwen2_vl": towers.qwen2_vl,
-        "qwen2_5_vl": towers.qwen2_5_vl,
-        "qwen3_vl": towers.qwen3_vl,
+        "qwen2_vl": vision_families.qwen2_vl,
+        "qwen2_5_vl": vision_families.qwen2_5_vl,
+        "qwen3_vl": vision_families.qwen3_vl,
     }[config["model_type"]]
     vision, source, start = config["vision_config"], prefix(theirs, "patch_embed"), 0
     merge = vision["spatial_merge_size"]
@@ -173,7 +174,7 @@ def tower(folder: Path) -> Iterator[Row]:
         grid, end = (height, width), start + height * width
         x = jnp.asarray(frames(io["in/pixel_values"][start:end], grid, vision))
         spec = build(vision, grid)
-        model = tower_of(spec, towers.qwen2_weights(spec, source, ""), theirs, x)
+        model = tower_of(spec, vision_families.qwen2_weights(spec, source, ""), theirs, x)
         tokens, taps = model(x, method="with_taps")
         last = square_by_square(tokens, grid, merge, spec.window)
         expected = io["out/vision_last_hidden_state"][start:end]
@@ -185,7 +186,7 @@ def tower(folder: Path) -> Iterator[Row]:
             for j, tap in enumerate(taps)
         ]
         for name, before, golden_name in outputs:
-            module, rows = towers.qwen2_merger(spec, vision, deepstack="deepstack" in name)
+            module, rows = vision_families.qwen2_merger(spec, vision, deepstack="deepstack" in name)
             merger = Filled(module, weights.prefixed(rows, source + name, ""), theirs, before)
             expected = io[golden_name][merged]
             yield compare_scaled(f"image {i} {name[:-1]}", merger(before)[0], expected)

@@ -13,9 +13,10 @@ from tests.parity.robo import load
 from tests.parity.table import Row
 from tests.parity.vision import compare_scaled
 from vla_jax.convert import maps
-from vla_jax.models import positions, resampler, towers, vla
+from vla_jax.models import vla
 from vla_jax.models.backbones import qwen_vl
 from vla_jax.models.backbones.base import Tokens
+from vla_jax.models.towers import positions, resampler, vision_families
 from vla_jax.rules import flatten
 
 # Of every tiny model of the golden set, where its files do not say.
@@ -71,10 +72,12 @@ def tower(folder: Path) -> Iterator[Row]:
     """Tower and resampler by themselves, and both tables of positions resampled."""
     io, theirs = golden.arrays(folder), golden.weights(folder)
     x = vision.channels_last(io["in/pixel_values"])
-    spec = towers.qwen_vl(_visual(theirs, "", x.shape[1]))
-    model = vision.tower(spec, towers.open_clip_weights(spec, "", "", by_head=True), theirs, x)
+    spec = vision_families.qwen_vl(_visual(theirs, "", x.shape[1]))
+    model = vision.tower(
+        spec, vision_families.open_clip_weights(spec, "", "", by_head=True), theirs, x
+    )
     queries, width = theirs["attn_pool.query"].shape
-    module, tokens = towers.qwen_vl_resampler(spec, queries, width), model(x)
+    module, tokens = vision_families.qwen_vl_resampler(spec, queries, width), model(x)
     pool = vision.Filled(module, resampler.positioned_queries_weights(), theirs, tokens)
     yield compare_scaled("image features", pool(tokens), io["out/image_features"])
     yield model.exported("tower")

@@ -8,7 +8,7 @@ import numpy as np
 from eval_servers.simpler.profiles import COMMANDS, PROFILES, GripperState, convert
 from eval_servers.simpler.tasks import GOOGLE, WIDOWX
 from tests.parity.table import Row, compare
-from vla_jax.data.normalize import ActionSpec
+from vla_jax.data.units.normalize import ActionSpec
 
 # The policy's setup -> robot. The wrapper computes in float64 from float32 predictions.
 ROBOTS = {"google_robot": GOOGLE, "widowx_bridge": WIDOWX}

@@ -29,8 +29,8 @@ from tests.parity import (
     vision,
 )
 from tests.parity.table import Row
-from vla_jax.convert import robovlms
-from vla_jax.models.language import LANGUAGES
+from vla_jax.convert.robovlms import source as robovlms
+from vla_jax.models.towers.text_families import LANGUAGES
 
 Runner = Callable[[Path], Iterator[Row]]
 

@@ -10,7 +10,9 @@ import pytest
 from configs import base
 from vla_jax import rules
 from vla_jax.config import ConfigError, ModelConfig, resolve
-from vla_jax.convert import maps, robovlms, robovlms_config
+from vla_jax.convert import maps
+from vla_jax.convert.robovlms import config as robovlms_config
+from vla_jax.convert.robovlms import source as robovlms
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
 from vla_jax.train import split

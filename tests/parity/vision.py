@@ -16,8 +16,9 @@ import numpy as np
 from tests.parity import golden
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
-from vla_jax.models import image, resampler, towers, weights
-from vla_jax.models.vit import VisionSpec, VisionTransformer
+from vla_jax.models import image, weights
+from vla_jax.models.towers import resampler, vision_families
+from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
 from vla_jax.rules import flatten, unflatten
 
 # Relative to the size of what is compared, like all tolerances here.
@@ -79,12 +80,12 @@ def clip_model(folder: Path) -> Iterator[Row]:
     io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
     x, source = channels_last(io["in/pixel_values"]), prefix(theirs, "embeddings.")
     for take in range(-1, -config["num_hidden_layers"] - 1, -1):
-        spec = towers.clip(config, take=take)
-        model = tower(spec, towers.hugging_face_weights(spec, source, ""), theirs, x)
+        spec = vision_families.clip(config, take=take)
+        model = tower(spec, vision_families.hugging_face_weights(spec, source, ""), theirs, x)
         number = config["num_hidden_layers"] + 1 + take
         yield compare_scaled(f"hidden {number}", model(x), io[f"out/hidden_{number}"])
-    spec = towers.clip(config, post_norm=True)
-    model = tower(spec, towers.hugging_face_weights(spec, source, ""), theirs, x)
+    spec = vision_families.clip(config, post_norm=True)
+    model = tower(spec, vision_families.hugging_face_weights(spec, source, ""), theirs, x)
     yield compare_scaled("pooler", model(x)[:, 0], io["out/pooler"])
     yield model.exported("tower")
 
@@ -93,8 +94,8 @@ def siglip_model(folder: Path) -> Iterator[Row]:
     """SiglipVisionModel with its pooling head."""
     io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
     x, source = channels_last(io["in/pixel_values"]), prefix(theirs, "embeddings.")
-    spec = towers.siglip(config)
-    rows = towers.hugging_face_weights(spec, source, "")
+    spec = vision_families.siglip(config)
+    rows = vision_families.hugging_face_weights(spec, source, "")
     model = tower(spec, rows, theirs, x)
     last = model(x)
     yield compare_scaled("last hidden", last, io["out/last_hidden"])
@@ -130,11 +131,11 @@ def open_flamingo(folder: Path) -> Iterator[Row]:
     patch, blocks = theirs[source + "conv1.weight"], source + "transformer.resblocks."
     depth = 1 + max(int(k[len(blocks) :].split(".")[0]) for k in theirs if blocks in k)
     hidden = len(theirs[blocks + "0.mlp.c_fc.bias"])
-    spec = towers.open_clip(
+    spec = vision_families.open_clip(
         len(patch), depth, HEADS, hidden, patch.shape[-1], x.shape[1], class_token=True,
         keep_class=False,
     )  # fmt: skip
-    model = tower(spec, towers.open_clip_weights(spec, source, ""), theirs, x)
+    model = tower(spec, vision_families.open_clip_weights(spec, source, ""), theirs, x)
     tokens = model(x)
     yield compare_scaled("CLIP tokens", tokens, io["out/clip_tokens"])
     yield model.exported("tower")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.serve.protocol import ObservationError
+from vla_jax.inference.protocol import ObservationError
 
 CHUNK, ACTION_DIM = 4, 7
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.serve.fakes import BatchCountingPolicy, CountingPolicy
+from vla_jax.inference.protocol import BatchPolicy, ObservationError
 from vla_jax.serve.engine import Engine, PolicyFailedError, Seat
-from vla_jax.serve.protocol import BatchPolicy, ObservationError
 
 
 def obs(value=7, prompt="go"):

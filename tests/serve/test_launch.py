@@ -89,7 +89,7 @@ def launch(monkeypatch):
         calls["options"] = options
         ready("ws://somewhere:1")
 
-    monkeypatch.setitem(sys.modules, "vla_jax.policy", SimpleNamespace(Policy=Policy))
+    monkeypatch.setitem(sys.modules, "vla_jax.inference.policy", SimpleNamespace(Policy=Policy))
     monkeypatch.setattr(module.server, "run", run)
 
     def main(*flags):

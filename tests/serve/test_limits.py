@@ -13,9 +13,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from eval_servers.client import PolicyClient, PolicyServerError, SessionLostError
 from tests.serve.clients import IMAGE, ask, close_code, connect, get, obs, post
 from tests.serve.fakes import CountingPolicy
+from vla_jax.inference.protocol import ObservationError
 from vla_jax.serve import front, rest, server, wire
 from vla_jax.serve.options import ServerOptions
-from vla_jax.serve.protocol import ObservationError
 
 KEY = "s3cret-key"
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from configs import quickstart
 from vla_jax.config import Config, CotrainConfig, resolve
-from vla_jax.data.captions import CaptionLoader, CaptionSet
-from vla_jax.data.text import Tokenizer
+from vla_jax.data.language.captions import CaptionLoader, CaptionSet
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models import vla
 from vla_jax.models.backbones.base import Tokens
-from vla_jax.models.captions import caption_loss
+from vla_jax.models.caption_loss import caption_loss
 from vla_jax.models.image import preprocess
 from vla_jax.models.losses import action_loss
 from vla_jax.train import state

@@ -10,7 +10,7 @@ from configs import quickstart
 from tests.train.toy import make_config
 from vla_jax.config import ConfigError, LoraConfig, MeshConfig, resolve
 from vla_jax.models import vla
-from vla_jax.models.layers import Dense
+from vla_jax.models.towers.layers import Dense
 from vla_jax.rules import flatten, unflatten
 from vla_jax.train import lora, split, state
 from vla_jax.train.mesh import make_mesh

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from vla_jax.config import Config, read_json, resolve
-from vla_jax.convert import hf_files, lora, maps, output, torch_write
+from vla_jax.convert import lora, maps, output
+from vla_jax.convert.formats import torch_write
+from vla_jax.convert.formats.safetensors import SUFFIX, Writer
+from vla_jax.convert.hf import files as hf_files
 from vla_jax.convert.importing import POLICY, SETTINGS, STATISTICS
-from vla_jax.convert.safetensors_io import SUFFIX, Writer
 from vla_jax.convert.store import Stored
 from vla_jax.convert.tensors import Lazy, parameters, promote
 from vla_jax.models import vla

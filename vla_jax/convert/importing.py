@@ -13,13 +13,16 @@ import numpy as np
 
 from vla_jax import rules
 from vla_jax.config import Config, ConfigError, read_json, resolve, to_dict
-from vla_jax.convert import hf, lora, maps, output, released, robovlms, store
-from vla_jax.convert.safetensors_io import SUFFIX, Safetensors
+from vla_jax.convert import lora, maps, output, store
+from vla_jax.convert.formats.safetensors import SUFFIX, Safetensors
+from vla_jax.convert.hf import source as hf
+from vla_jax.convert.robovlms import released
+from vla_jax.convert.robovlms import source as robovlms
 from vla_jax.convert.tensors import Lazy
-from vla_jax.data.statistics_files import read_statistics
+from vla_jax.data.units.foreign_statistics import read_statistics
+from vla_jax.inference.policy import with_complete_arch
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
-from vla_jax.policy import with_complete_arch
 from vla_jax.train import checkpoint
 from vla_jax.train.lora import factor_shapes
 
@@ -135,7 +138,7 @@ def from_robovlms(
         vlm: Hugging Face folder of the VLM, for its config.json and tokenizer; None = the released
             architecture, no tokenizer.
         statistics: dataset -> entry of a dataset_statistics.json; or a file that
-            `vla_jax.data.statistics_files` reads.
+            `vla_jax.data.units.foreign_statistics` reads.
         dtype: of all parameters; None keeps each one's.
 
     Raises:

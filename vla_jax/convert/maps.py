@@ -13,7 +13,7 @@ from vla_jax.models import vla
 from vla_jax.models import weights as w
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
-from vla_jax.models.resampler import perceiver_weights
+from vla_jax.models.towers.resampler import perceiver_weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from vla_jax.config import ConfigError
 from vla_jax.convert import maps
-from vla_jax.convert.safetensors_io import Safetensors
-from vla_jax.data.text import Tokenizer
-from vla_jax.models import clip_text
+from vla_jax.convert.formats.safetensors import Safetensors
+from vla_jax.data.language.tokenizer import Tokenizer
+from vla_jax.models.towers import clip_text
 from vla_jax.rules import flatten, unflatten
 
 _BATCH = 64

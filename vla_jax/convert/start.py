@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from vla_jax.config import ConfigError, ModelConfig
-from vla_jax.convert import hf, lora, store
-from vla_jax.data.text import Tokenizer
+from vla_jax.convert import lora, store
+from vla_jax.convert.hf import source as hf
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.weights import KeyReport, WeightError
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from vla_jax.data import trajectory as trajectories
+from vla_jax.data import windows as trajectories
 from vla_jax.data.decode import decode_into, image_size
 from vla_jax.data.errors import (
     DataError,
@@ -25,11 +25,11 @@ from vla_jax.data.errors import (
 )
 from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.filters import SPAN, Filters, moving
-from vla_jax.data.normalize import ActionSpec
+from vla_jax.data.formats import Reader, find_reader, to_folder
 from vla_jax.data.source import Source
-from vla_jax.data.sources import Reader, find_reader, to_folder
 from vla_jax.data.spec import DatasetSpec, Path, Trajectory
-from vla_jax.data.standardise import instructions, standardise
+from vla_jax.data.standardize import instructions, standardise
+from vla_jax.data.units.normalize import ActionSpec
 
 Part = Literal["all", "head", "tail"]
 log = logging.getLogger(__name__)
@@ -307,7 +307,7 @@ def open_dataset(
     Args:
         name: for messages.
         spec: how it is standardised.
-        directory: of the data; see `vla_jax.data.sources`.
+        directory: of the data; see `vla_jax.data.formats`.
         split: of its splits.
         cameras: roles that are needed.
         action_dim: a, which the spec must produce.

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.data import records
 from vla_jax.data.errors import DataError, FeatureError
+from vla_jax.data.rlds import records
 
 _CLASS = "tensorflow_datasets.core.features."
 STEPS = "steps/"  # prefix of everything recorded once a step

@@ -13,9 +13,9 @@ import numpy as np
 from vla_jax.data.dataset import Dataset, find_feature, open_dataset
 from vla_jax.data.errors import DataError, FeatureError, Skips
 from vla_jax.data.filters import moving
-from vla_jax.data.sources import find_reader
+from vla_jax.data.formats import find_reader
 from vla_jax.data.spec import ACTION_ENCODINGS, DatasetSpec
-from vla_jax.data.stats import statistics
+from vla_jax.data.units.statistics import statistics
 
 # A gripper is called binary if no more than this share of its values lies between open and closed:
 # recordings of two states have a few while it moves.
@@ -58,7 +58,7 @@ def inspect(
     Args:
         name: for messages.
         spec: how it is standardised.
-        directory: of the data; see `vla_jax.data.sources`.
+        directory: of the data; see `vla_jax.data.formats`.
         split: of its splits.
         cache_dir: where its index lives; see `vla_jax.data.cache.cached_folder`.
 

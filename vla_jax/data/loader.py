@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.data import trajectory as trajectories
+from vla_jax.data import windows as trajectories
 from vla_jax.data.buffers import BufferPool
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.mixture import Mixture, open_datasets
 from vla_jax.data.sampler import MixtureOrder, SequentialOrder, uniform
-from vla_jax.data.stream import StreamedOrder, streamed
+from vla_jax.data.stream_order import StreamedOrder, streamed
 from vla_jax.types import Actions, Batch, Future, Observation
 
 __all__ = ["Loader", "Mixture", "open_datasets"]

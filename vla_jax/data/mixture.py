@@ -16,14 +16,14 @@ from vla_jax.data.dataset import Dataset, Part, open_dataset
 from vla_jax.data.errors import DataError, FeatureError, MissingCameraError, Skips
 from vla_jax.data.filters import make_filters
 from vla_jax.data.find_spec import find_spec, short_name
-from vla_jax.data.gripper import targets
-from vla_jax.data.instructions import Instructions
-from vla_jax.data.normalize import ActionSpec, StateSpec
-from vla_jax.data.sources import Reader, find_reader, to_folder
+from vla_jax.data.formats import Reader, find_reader, to_folder
+from vla_jax.data.given import given_reader
+from vla_jax.data.language.instructions import Instructions
 from vla_jax.data.spec import DatasetSpec
-from vla_jax.data.statistics_files import read_statistics
-from vla_jax.data.stats import cached_statistics
-from vla_jax.data.stream_given import given_reader
+from vla_jax.data.units.foreign_statistics import read_statistics
+from vla_jax.data.units.gripper import targets
+from vla_jax.data.units.normalize import ActionSpec, StateSpec
+from vla_jax.data.units.statistics import cached_statistics
 
 _PARTS = ("train", "val")
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Mixture:
         action_specs: name -> how model outputs become that robot's actions.
         window, chunk, cameras, proprio: of the model's structure.
         image_sizes: camera -> (height, width) of the batch's images.
-        windows: of each dataset, see `vla_jax.data.trajectory.Windows`.
+        windows: of each dataset, see `vla_jax.data.windows.Windows`.
         language: what a sample is told; its codes index `instructions`.
         future: images after the window's end that are decoded too.
         random_goal, padded_rows, pool: see the same names in `data`.
@@ -115,7 +115,7 @@ def open_datasets(
         image_size: (height, width) of the images where the datasets of the mixture disagree.
         future: decode as many images after every window too, for a model that predicts images.
         trajectories: name of a dataset -> its trajectories, such as a `dlimp.DLataset`, to be
-            streamed in place of what its folder holds; see `vla_jax.data.stream_given`.
+            streamed in place of what its folder holds; see `vla_jax.data.given`.
 
     Raises:
         ConfigError: an unknown spec, or statistics without a dataset of the mixture.

@@ -23,7 +23,7 @@ class Source(Protocol):
 
     Frames are numbered over the whole split. A path such as `steps/action` names a feature; those
     recorded once a step begin with `steps/`, the others are recorded once an episode.
-    `RLDSIndex` is the fastest one; see `vla_jax.data.sources` for the others.
+    `RLDSIndex` is the fastest one; see `vla_jax.data.formats` for the others.
 
     Attributes:
         name: the dataset's own name.

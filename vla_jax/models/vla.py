@@ -20,12 +20,12 @@ from vla_jax.models.backbones.base import Tokens
 from vla_jax.models.heads import HEADS
 from vla_jax.models.heads.common import newest, pool_tokens
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.layers import Dense
 from vla_jax.models.losses import huber, masked_mean
-from vla_jax.models.resampler import Perceiver
-from vla_jax.models.state import StateToken
+from vla_jax.models.state_token import StateToken
 from vla_jax.models.streaming import History
 from vla_jax.models.structures import STRUCTURES, Sequence, widen
+from vla_jax.models.towers.layers import Dense
+from vla_jax.models.towers.resampler import Perceiver
 from vla_jax.types import Actions, Observation, Prediction
 
 

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.serve.metrics import Metrics
-from vla_jax.serve.protocol import (
+from vla_jax.inference.protocol import (
     ACTIONS_KEY,
     PROMPT_KEY,
     TIMING_KEY,
@@ -28,6 +27,7 @@ from vla_jax.serve.protocol import (
     ObservationError,
     Policy,
 )
+from vla_jax.serve.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

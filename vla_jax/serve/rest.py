@@ -24,10 +24,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vla_jax.serve import json_wire, protocol
+from vla_jax.inference import protocol
+from vla_jax.inference.protocol import IMAGE_KEYS, PROMPT_KEY, STATE_KEY
+from vla_jax.serve import json_wire
 from vla_jax.serve.engine import Engine, PolicyFailedError, Seat
 from vla_jax.serve.options import ServerOptions
-from vla_jax.serve.protocol import IMAGE_KEYS, PROMPT_KEY, STATE_KEY
 from vla_jax.serve.wire import WireError
 
 log = logging.getLogger(__name__)

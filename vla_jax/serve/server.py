@@ -27,7 +27,8 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from vla_jax.serve import metrics, protocol, rest, wire
+from vla_jax.inference import protocol
+from vla_jax.serve import metrics, rest, wire
 from vla_jax.serve.engine import Engine, PolicyFailedError, Seat
 from vla_jax.serve.front import Connection, FrontDoor
 from vla_jax.serve.options import ServerOptions

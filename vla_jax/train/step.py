@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from vla_jax.config import Config
-from vla_jax.models.captions import caption_loss
+from vla_jax.models.caption_loss import caption_loss
 from vla_jax.models.image import ImageSpec, preprocess
 from vla_jax.train import lora
 from vla_jax.train import mesh as meshes

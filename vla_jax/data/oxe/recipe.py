@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float32
 
-from vla_jax.data.gripper import RECORDINGS
 from vla_jax.data.spec import DatasetSpec, Episode, Path, Trajectory
+from vla_jax.data.units.gripper import RECORDINGS
 
 # Google's own conversions keep the instruction with the observation, the others with the step.
 OBSERVED = "observation/natural_language_instruction"
@@ -86,7 +86,7 @@ class Recipe:
 
     Attributes:
         action: parts of the action; the last column is the gripper as it was recorded.
-        gripper: the convention of that, a key of `vla_jax.data.gripper.RECORDINGS`.
+        gripper: the convention of that, a key of `vla_jax.data.units.gripper.RECORDINGS`.
         state: parts of the robot's state; without any there is none.
         language: path of the instruction, or episode -> instruction; "" for none.
         stride: every how-manieth step is kept.

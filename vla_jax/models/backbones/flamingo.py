@@ -17,16 +17,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vla_jax.models import clip_text, decoder, gated, towers
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
-from vla_jax.models.decoder import Decoder
-from vla_jax.models.decoder_spec import DecoderSpec, Insert
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.language import LANGUAGES
-from vla_jax.models.layers import Dense, LayerNorm
-from vla_jax.models.resampler import Perceiver, perceiver_weights
-from vla_jax.models.vit import VisionSpec, VisionTransformer
+from vla_jax.models.towers import clip_text, decoder, gated, vision_families
+from vla_jax.models.towers.decoder import Decoder
+from vla_jax.models.towers.decoder_spec import DecoderSpec, Insert
+from vla_jax.models.towers.layers import Dense, LayerNorm
+from vla_jax.models.towers.resampler import Perceiver, perceiver_weights
+from vla_jax.models.towers.text_families import LANGUAGES
+from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
 
 # model_type -> layers from one cross-attention to the next, and the language model's config.json,
 # both of the released model that has it: 3B, 4B, 9B, 9B of the first version; OPT-1.3B has none.
@@ -198,7 +198,7 @@ def text_spec(config: Mapping[str, Any]) -> DecoderSpec:
 def vision_spec(config: Mapping[str, Any]) -> VisionSpec:
     """CLIP's patches after the last layer, without class token and without the norm behind."""
     v = config["vision_config"]
-    return towers.open_clip(
+    return vision_families.open_clip(
         v["width"], v["layers"], v["heads"], int(v["mlp_ratio"] * v["width"]), v["patch_size"],
         v["image_size"], activation=v["hidden_act"], class_token=True, keep_class=False,
     )  # fmt: skip
@@ -338,7 +338,7 @@ def robovlms_map(config: Mapping[str, Any]) -> list[w.Weight]:
 
 def _rows(config: Mapping[str, Any], vision: str, roots: tuple[str, ...]) -> list[w.Weight]:
     return [
-        *towers.open_clip_weights(vision_spec(config), vision, "vision/"),
+        *vision_families.open_clip_weights(vision_spec(config), vision, "vision/"),
         *w.norm(vision + "ln_post", "vision_unused/norm"),
         w.Weight(vision + "proj", "vision_unused/projection/kernel"),
         *w.prefixed(perceiver_weights(), "perceiver.", "resampler/"),

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vla_jax.models import towers
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
-from vla_jax.models.block import BlockSpec
-from vla_jax.models.decoder import Cache, Decoder, empty_cache
-from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.layers import LayerNorm
-from vla_jax.models.resampler import LatentQueryProjection
-from vla_jax.models.vit import VisionTransformer
+from vla_jax.models.towers import vision_families
+from vla_jax.models.towers.block import BlockSpec
+from vla_jax.models.towers.decoder import Cache, Decoder, empty_cache
+from vla_jax.models.towers.decoder_spec import DecoderSpec
+from vla_jax.models.towers.layers import LayerNorm
+from vla_jax.models.towers.resampler import LatentQueryProjection
+from vla_jax.models.towers.vit import VisionTransformer
 
 # config.json of the released model, reduced to what shapes and numbers depend on.
 ARCH: dict[str, Any] = {
@@ -129,7 +129,7 @@ class Kosmos2(nn.Module):
 
     def setup(self):
         vision, text = self.config["vision_config"], self.config["text_config"]
-        self.vision = VisionTransformer(towers.clip(vision), self.remat, self.dtype)
+        self.vision = VisionTransformer(vision_families.clip(vision), self.remat, self.dtype)
         self.vision_norm = LayerNorm(vision["layer_norm_eps"], self.dtype)
         self.projection = LatentQueryProjection(
             self.config["latent_query_num"],
@@ -177,7 +177,9 @@ def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
     vision, text = "vision_model.model.", "text_model.model."
     t_layer = text + "layers.{}."
     return [
-        *towers.hugging_face_weights(towers.clip(config["vision_config"]), vision, "vision/"),
+        *vision_families.hugging_face_weights(
+            vision_families.clip(config["vision_config"]), vision, "vision/"
+        ),
         *w.norm(vision + "post_layernorm", "vision_norm"),
         w.Weight("image_to_text_projection.latent_query", "projection/queries"),
         *w.pair("image_to_text_projection.dense", "projection/dense"),

@@ -14,7 +14,7 @@ from vla_jax.models import weights as w
 from vla_jax.models.backbones import llava_parts as shared
 from vla_jax.models.backbones.base import Layout, merge_arch
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.language import LANGUAGES
+from vla_jax.models.towers.text_families import LANGUAGES
 
 # config.json of the released model, reduced to what shapes and numbers depend on.
 ARCH: dict[str, Any] = {

@@ -10,14 +10,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vla_jax.models import towers
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Tokens
-from vla_jax.models.decoder import Cache, Decoder, empty_cache
-from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.layers import ACTIVATIONS, Dense
-from vla_jax.models.vit import VisionSpec, VisionTransformer
+from vla_jax.models.towers import vision_families
+from vla_jax.models.towers.decoder import Cache, Decoder, empty_cache
+from vla_jax.models.towers.decoder_spec import DecoderSpec
+from vla_jax.models.towers.layers import ACTIVATIONS, Dense
+from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
 
 # openai/clip-vit-large-patch14-336, the tower of LLaVA-1.5; -patch14 takes 224 pixels.
 CLIP: dict[str, Any] = {
@@ -110,7 +110,9 @@ def assemble(
         facts: further fields.
     """
     # The norm behind the last layer belongs to the checkpoint though nothing reads it.
-    vision = towers.clip(config["vision_config"], take=take, keep_class=keep_class, post_norm=True)
+    vision = vision_families.clip(
+        config["vision_config"], take=take, keep_class=keep_class, post_norm=True
+    )
     return Parts(vision, text, _depth(config["mm_projector_type"]), **facts)
 
 
@@ -196,7 +198,7 @@ def rows(
     """
     linear = [w.pair(name, f"projection/fc{i}") for i, name in enumerate(projector, 1)]
     return [
-        *towers.hugging_face_weights(p.vision, vision, "vision/"),
+        *vision_families.hugging_face_weights(p.vision, vision, "vision/"),
         *(row for pair in linear for row in pair),
         *w.prefixed(text, "", "text/"),
     ]

@@ -13,16 +13,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vla_jax.models import towers
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, Tokens, count_layers, merge_arch
-from vla_jax.models.decoder import Cache, Decoder, empty_cache
-from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.language import LANGUAGES
-from vla_jax.models.layers import MLP
-from vla_jax.models.tiles import two_streams
-from vla_jax.models.vit import VisionSpec, VisionTransformer
+from vla_jax.models.towers import vision_families
+from vla_jax.models.towers.decoder import Cache, Decoder, empty_cache
+from vla_jax.models.towers.decoder_spec import DecoderSpec
+from vla_jax.models.towers.layers import MLP
+from vla_jax.models.towers.text_families import LANGUAGES
+from vla_jax.models.towers.tiles import two_streams
+from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
 
 # The released config.json holds no sizes: the vision side is fixed in the code and the text is
 # what that code's PhiConfig has by default. `from_shapes` reads them off other weights.
@@ -127,7 +127,7 @@ def token_width(config: Mapping[str, Any]) -> int:
 
 def vision_spec(vision: Mapping[str, Any]) -> VisionSpec:
     """The tower, from `vision_config`."""
-    return towers.timm_siglip(
+    return vision_families.timm_siglip(
         vision["hidden_size"],
         vision["num_hidden_layers"],
         vision["num_attention_heads"],
@@ -211,7 +211,7 @@ def weight_map(_: Mapping[str, Any]) -> list[w.Weight]:
     """Every parameter of the released models of 2024; targets are relative to `backbone/`."""
     layer = _TEXT + "h.{}."
     return [
-        *towers.moondream_weights(_VISION, "vision/"),
+        *vision_families.moondream_weights(_VISION, "vision/"),
         *w.pair(_PROJECTION + "fc1", "vision_projection/fc1"),
         *w.pair(_PROJECTION + "fc2", "vision_projection/fc2"),
         w.Weight(_TEXT + "embd.wte.weight", "text/embedding"),

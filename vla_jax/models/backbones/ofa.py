@@ -8,12 +8,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vla_jax.models import encoder_decoder, resnet
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.layers import Dense
-from vla_jax.models.normformer import EncoderDecoderSpec, StackSpec
+from vla_jax.models.towers import encoder_decoder, resnet
+from vla_jax.models.towers.layers import Dense
+from vla_jax.models.towers.normformer import EncoderDecoderSpec, StackSpec
 
 # config.json of the released base model, reduced to what shapes and numbers depend on.
 ARCH: dict[str, Any] = {

@@ -20,15 +20,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vla_jax.config import StructureConfig
-from vla_jax.models import towers
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
-from vla_jax.models.decoder import Cache, Decoder, bidirectional_mask, empty_cache
-from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.language import LANGUAGES
-from vla_jax.models.layers import Dense
-from vla_jax.models.vit import VisionTransformer
+from vla_jax.models.towers import vision_families
+from vla_jax.models.towers.decoder import Cache, Decoder, bidirectional_mask, empty_cache
+from vla_jax.models.towers.decoder_spec import DecoderSpec
+from vla_jax.models.towers.layers import Dense
+from vla_jax.models.towers.text_families import LANGUAGES
+from vla_jax.models.towers.vit import VisionTransformer
 
 MASKS = ("causal", "prefix", "full")
 
@@ -175,7 +175,7 @@ class PaliGemma(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        vision = towers.siglip(self.config["vision_config"])
+        vision = vision_families.siglip(self.config["vision_config"])
         self.vision = VisionTransformer(vision, self.remat, self.dtype)
         self.projection = Dense((width(self.config),), dtype=self.dtype)
         self.text = Decoder(text_spec(self.config), self.remat, self.dtype)
@@ -226,10 +226,10 @@ class PaliGemma(nn.Module):
 
 def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
     """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
-    vision = towers.siglip(config["vision_config"])
+    vision = vision_families.siglip(config["vision_config"])
     language = LANGUAGES[config["text_config"]["model_type"]]
     return [
-        *towers.hugging_face_weights(vision, "vision_tower.vision_model.", "vision/"),
+        *vision_families.hugging_face_weights(vision, "vision_tower.vision_model.", "vision/"),
         *w.pair("multi_modal_projector.linear", "projection"),
         *w.prefixed(language.weights(text_spec(config)), "language_model.", "text/"),
     ]

@@ -12,14 +12,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vla_jax.models import towers
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
-from vla_jax.models.decoder import Cache, Decoder, Result, empty_cache
-from vla_jax.models.decoder_spec import DecoderSpec
-from vla_jax.models.language import LANGUAGES
-from vla_jax.models.positions import Grid
-from vla_jax.models.vit import VisionSpec, VisionTransformer
+from vla_jax.models.towers import vision_families
+from vla_jax.models.towers.decoder import Cache, Decoder, Result, empty_cache
+from vla_jax.models.towers.decoder_spec import DecoderSpec
+from vla_jax.models.towers.positions import Grid
+from vla_jax.models.towers.text_families import LANGUAGES
+from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
 
 # The models' chat without its default system text: the images stand behind the user's three first
 # tokens, action tokens where the assistant would speak.
@@ -35,9 +35,9 @@ IGNORE = (r"rotary(_pos)?_emb\.inv_freq$",)
 
 # model_type -> (tower, family of the language model)
 _PARTS = {
-    "qwen2_vl": (towers.qwen2_vl, "qwen2"),
-    "qwen2_5_vl": (towers.qwen2_5_vl, "qwen2"),
-    "qwen3_vl": (towers.qwen3_vl, "qwen3"),
+    "qwen2_vl": (vision_families.qwen2_vl, "qwen2"),
+    "qwen2_5_vl": (vision_families.qwen2_5_vl, "qwen2"),
+    "qwen3_vl": (vision_families.qwen3_vl, "qwen3"),
 }
 
 
@@ -193,10 +193,10 @@ class Vision(nn.Module):
         spec = vision_spec(self.config, grid)
         tower = VisionTransformer(spec, self.remat, self.dtype, name="tower")
         tokens, taps = tower.with_taps(images)
-        merger, _ = towers.qwen2_merger(spec, vision, dtype=self.dtype, name="merger")
+        merger, _ = vision_families.qwen2_merger(spec, vision, dtype=self.dtype, name="merger")
         merged = [merger(tokens)]
         for i, tap in enumerate(taps):
-            merger, _ = towers.qwen2_merger(spec, vision, True, self.dtype, f"deep_{i}")
+            merger, _ = vision_families.qwen2_merger(spec, vision, True, self.dtype, f"deep_{i}")
             merged.append(merger(tap))
         return jnp.concatenate(merged, axis=-1)
 
@@ -272,10 +272,10 @@ def weights(config: Mapping[str, Any], visual: str, model: str) -> list[w.Weight
         model: what the language model's names have for their first `model.`.
     """
     spec, vision = vision_spec(config, _merged(config)), config["vision_config"]
-    rows = w.prefixed(towers.qwen2_weights(spec, "", ""), "", "tower/")
-    rows += w.prefixed(towers.qwen2_merger(spec, vision)[1], "merger.", "merger/")
+    rows = w.prefixed(vision_families.qwen2_weights(spec, "", ""), "", "tower/")
+    rows += w.prefixed(vision_families.qwen2_merger(spec, vision)[1], "merger.", "merger/")
     for i in range(len(spec.taps)):
-        _, merger = towers.qwen2_merger(spec, vision, deepstack=True)
+        _, merger = vision_families.qwen2_merger(spec, vision, deepstack=True)
         rows += w.prefixed(merger, f"deepstack_merger_list.{i}.", f"deep_{i}/")
     language = LANGUAGES[_PARTS[config["model_type"]][1]].weights(text_spec(config))
     return [

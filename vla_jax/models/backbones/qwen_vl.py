@@ -8,16 +8,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vla_jax.models import towers
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
-from vla_jax.models.block import BlockSpec
-from vla_jax.models.decoder import Cache, Decoder, Result, empty_cache
-from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.layers import Rope
-from vla_jax.models.resampler import positioned_queries_weights
-from vla_jax.models.vit import VisionTransformer
+from vla_jax.models.towers import vision_families
+from vla_jax.models.towers.block import BlockSpec
+from vla_jax.models.towers.decoder import Cache, Decoder, Result, empty_cache
+from vla_jax.models.towers.decoder_spec import DecoderSpec
+from vla_jax.models.towers.layers import Rope
+from vla_jax.models.towers.resampler import positioned_queries_weights
+from vla_jax.models.towers.vit import VisionTransformer
 
 # config.json of the released model, reduced to what shapes and numbers depend on.
 ARCH: dict[str, Any] = {
@@ -160,9 +160,9 @@ class QwenVL(nn.Module):
 
     def setup(self):
         visual = self.config["visual"]
-        spec = towers.qwen_vl(visual)
+        spec = vision_families.qwen_vl(visual)
         self.vision = VisionTransformer(spec, self.remat, self.dtype)
-        self.vision_pool = towers.qwen_vl_resampler(
+        self.vision_pool = vision_families.qwen_vl_resampler(
             spec, visual["n_queries"], width(self.config), self.dtype
         )
         self.text = Decoder(text_spec(self.config), self.remat, self.dtype)
@@ -210,7 +210,7 @@ class QwenVL(nn.Module):
 def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
     """Every parameter of the released model; targets are relative to `backbone/`."""
     visual, layer, bias = "transformer.visual.", "h.{}.", not config["no_bias"]
-    spec = towers.qwen_vl(config["visual"])
+    spec = vision_families.qwen_vl(config["visual"])
     text = [
         w.Weight("wte.weight", "embedding"),
         *w.norm("ln_f", "norm", bias=False),
@@ -223,7 +223,7 @@ def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
         *w.pair(layer + "mlp.c_proj", "layers/mlp/down", bias=bias),
     ]
     return [
-        *towers.open_clip_weights(spec, visual, "vision/", by_head=True),
+        *vision_families.open_clip_weights(spec, visual, "vision/", by_head=True),
         *w.prefixed(positioned_queries_weights(), visual, "vision_pool/"),
         *w.prefixed(text, "transformer.", "text/"),
         w.Weight("lm_head.weight", "text/unembedding"),

@@ -11,16 +11,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vla_jax.models import towers
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
 from vla_jax.models.backbones.paligemma import token_width, vocab_size, width  # noqa: F401
-from vla_jax.models.decoder import Cache, Decoder, empty_cache
-from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.language import LANGUAGES
-from vla_jax.models.layers import Dense
-from vla_jax.models.vit import VisionTransformer
+from vla_jax.models.towers import vision_families
+from vla_jax.models.towers.decoder import Cache, Decoder, empty_cache
+from vla_jax.models.towers.decoder_spec import DecoderSpec
+from vla_jax.models.towers.layers import Dense
+from vla_jax.models.towers.text_families import LANGUAGES
+from vla_jax.models.towers.vit import VisionTransformer
 
 _VISION = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 _VISION |= {"intermediate_size": 3072, "patch_size": 16, "image_size": 512}
@@ -95,7 +95,7 @@ class SmolVLM(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        vision = towers.siglip(self.config["vision_config"])
+        vision = vision_families.siglip(self.config["vision_config"])
         self.vision = VisionTransformer(vision, self.remat, self.dtype)
         self.projection = Dense((width(self.config),), use_bias=False, dtype=self.dtype)
         self.text = Decoder(text_spec(self.config), self.remat, self.dtype)
@@ -131,10 +131,10 @@ class SmolVLM(nn.Module):
 
 def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
     """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
-    vision = towers.siglip(config["vision_config"])
+    vision = vision_families.siglip(config["vision_config"])
     text = LANGUAGES["llama"].weights(text_spec(config))
     return [
-        *towers.hugging_face_weights(vision, "model.vision_model.", "vision/"),
+        *vision_families.hugging_face_weights(vision, "model.vision_model.", "vision/"),
         *w.pair("model.connector.modality_projection.proj", "projection", bias=False),
         *w.prefixed(w.moved(text, "model.", "model.text_model."), "", "text/"),
     ]

@@ -12,16 +12,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vla_jax.models import towers
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Layout, Tokens, count_layers, merge_arch
-from vla_jax.models.decoder import Cache, Decoder, empty_cache
-from vla_jax.models.decoder_spec import DecoderSpec
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.language import LANGUAGES
-from vla_jax.models.layers import Dense
-from vla_jax.models.resampler import LatentDecoder, latent_decoder_weights
-from vla_jax.models.vit import VisionSpec, VisionTransformer
+from vla_jax.models.towers import vision_families
+from vla_jax.models.towers.decoder import Cache, Decoder, empty_cache
+from vla_jax.models.towers.decoder_spec import DecoderSpec
+from vla_jax.models.towers.layers import Dense
+from vla_jax.models.towers.resampler import LatentDecoder, latent_decoder_weights
+from vla_jax.models.towers.text_families import LANGUAGES
+from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
 
 # config.json of uform-gen2-qwen-500m, reduced to what shapes and numbers depend on, and what only
 # the weights say: `from_shapes`. It names the text decoder; `text_config` is that model's.
@@ -156,7 +156,7 @@ def token_width(config: Mapping[str, Any]) -> int:
 
 def vision_spec(config: Mapping[str, Any]) -> VisionSpec:
     """The tower."""
-    return replace(towers.uform(config), class_token=config["image_encoder_class_token"])
+    return replace(vision_families.uform(config), class_token=config["image_encoder_class_token"])
 
 
 def text_spec(text: Mapping[str, Any]) -> DecoderSpec:
@@ -238,7 +238,7 @@ def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
     decoder = LANGUAGES[text["model_type"]].weights(text_spec(text))
     absent = set() if config["image_encoder_class_token"] else {_CLASS}
     rows = [
-        *towers.uform_weights(_ENCODER, "vision/"),
+        *vision_families.uform_weights(_ENCODER, "vision/"),
         *w.prefixed(latent_decoder_weights(), _POOLER, "image_pooler/"),
         *w.prefixed(decoder, _TEXT, "text/"),
     ]

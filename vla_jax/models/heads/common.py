@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.models import weights as w
-from vla_jax.models.layers import Dense
 from vla_jax.models.losses import action_loss
+from vla_jax.models.towers.layers import Dense
 from vla_jax.types import Actions, Prediction
 
 # Widths of both output trunks, fixed in the original whatever the head's own width.

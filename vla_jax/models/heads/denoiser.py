@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.config import HeadConfig, StructureConfig
-from vla_jax.models.layers import MLP, Attention, Dense
 from vla_jax.models.losses import masked_mean, row_means
+from vla_jax.models.towers.layers import MLP, Attention, Dense
 from vla_jax.types import Actions, Prediction
 
 _FREQUENCIES = 128

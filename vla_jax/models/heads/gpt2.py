@@ -8,8 +8,6 @@ from jaxtyping import Array, Bool, Float
 
 from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.models import weights as w
-from vla_jax.models.block import stack
-from vla_jax.models.decoder import causal_mask
 from vla_jax.models.heads.common import (
     ActionOutput,
     flatten,
@@ -17,7 +15,9 @@ from vla_jax.models.heads.common import (
     regression_predict,
     trunk_weights,
 )
-from vla_jax.models.layers import Dense, Dropout, LayerNorm
+from vla_jax.models.towers.block import stack
+from vla_jax.models.towers.decoder import causal_mask
+from vla_jax.models.towers.layers import Dense, Dropout, LayerNorm
 from vla_jax.types import Prediction
 
 DROPOUT = 0.1  # GPT-2's own, on embeddings, attention and residuals

@@ -16,7 +16,7 @@ from vla_jax.models.heads.common import (
     regression_predict,
     trunk_weights,
 )
-from vla_jax.models.layers import Dense
+from vla_jax.models.towers.layers import Dense
 from vla_jax.types import Prediction
 
 

@@ -1,0 +1,1 @@
+"""Files that hold tensors, read and written without torch."""

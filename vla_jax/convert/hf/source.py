@@ -1,0 +1,116 @@
+"""A Hugging Face model folder as a source of weights, without torch."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_jax.config import ModelConfig, read_json
+from vla_jax.convert import maps
+from vla_jax.convert.formats.safetensors import SUFFIX, Safetensors
+from vla_jax.convert.formats.torch_read import TorchFile
+from vla_jax.convert.hf.files import carried
+from vla_jax.convert.tensors import Joined, Renamed, Source
+from vla_jax.data.language.tokenizer import Tokenizer
+from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.backbones.base import merge_arch
+
+
+def read_arch(
+    folder: str | Path | None, config: ModelConfig, shapes: maps.Shapes | None = None
+) -> dict[str, Any]:
+    """The backbone's architecture: the folder's config.json, then the config's overrides.
+
+    Before both comes what the weights' shapes tell, of backbones whose config.json leaves it out.
+
+    Args:
+        folder: None = there is no config.json.
+        config: the model.
+        shapes: of the weights, by their name in the weight map; None = those of the folder.
+    """
+    file, _ = BACKBONES[config.backbone.name]
+    told: dict[str, Any] = {}
+    if hasattr(file, "from_shapes"):
+        if shapes is None and folder:
+            shapes = open_source(folder, config).shapes
+        told = file.from_shapes(shapes or {})
+    if not (folder or told):
+        return file.arch(config.backbone.arch)
+    found = read_json(Path(folder) / "config.json") if folder else {}
+    if told:
+        base = merge_arch(file.arch(told), found, strict=False)
+    else:
+        base = file.arch(found, strict=False)
+    return override(base, config.backbone.arch, file)
+
+
+def origin(folder: str | Path) -> dict[str, Any]:
+    """What a checkpoint keeps of the folder its VLM came from."""
+    return {"vlm_config": read_json(Path(folder) / "config.json"), "files": carried(folder)}
+
+
+def override(base: dict[str, Any], overrides: Mapping[str, Any], file: Any) -> dict[str, Any]:
+    """`base` with a config's overrides, whose keys must be the backbone's."""
+    return file.arch(merge_arch(base, overrides, strict=True))
+
+
+def tokenizer(folder: str | Path, config: ModelConfig) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder with the tokens the backbone adds to it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ImportError: it has to be converted and transformers is not installed.
+    """
+    file, _ = BACKBONES[config.backbone.name]
+    added, plain = getattr(file, "ADDED_TOKENS", ()), hasattr(file, "ENDS")
+    return Tokenizer.from_dir(folder, added, plain)
+
+
+def open_source(folder: str | Path, config: ModelConfig) -> Source:
+    """The tensors of a Hugging Face folder under the names of the backbone's weight map.
+
+    Raises:
+        WeightError: no weights there, or damaged ones.
+    """
+    file, _ = BACKBONES[config.backbone.name]
+    paths = [Path(folder) / name for name in getattr(file, "PARTS", ())]
+    parts: list[Source] = [
+        Safetensors(path) if path.suffix == SUFFIX else TorchFile(path)
+        for path in paths
+        if path.is_file()
+    ]
+    if not parts or any(Path(folder).glob("model*" + SUFFIX)):
+        parts.append(Safetensors(folder))
+    renames = getattr(file, "RENAMES", ())
+    renamed = [Renamed(part, renames) for part in parts]
+    return renamed[0] if len(renamed) == 1 else Joined(renamed)
+
+
+def load(
+    folder: str | Path,
+    config: ModelConfig,
+    shapes: maps.Shapes,
+    place: Callable[[str, np.ndarray], Any],
+) -> dict[str, Any]:
+    """Fill the backbone from a Hugging Face folder.
+
+    Args:
+        folder: config.json and safetensors.
+        config: the model.
+        shapes: our path -> shape of every parameter of the VLA.
+        place: (our path, array) -> what to keep.
+
+    Returns:
+        Flat tree of the backbone's parameters. Action token and head are not in a VLM.
+
+    Raises:
+        WeightError: with the whole key report; nothing is placed then.
+    """
+    backbone = dataclasses.replace(config.backbone, arch=read_arch(folder, config))
+    rows, ignore = maps.hugging_face(dataclasses.replace(config, backbone=backbone))
+    files = open_source(folder, config)
+    ours = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
+    leaves = maps.incoming(rows, ours, files, ignore).leaves
+    return {path: place(path, leaf.read()) for path, leaf in leaves.items()}

@@ -1,0 +1,1 @@
+"""RoboVLMs' checkpoints and configs."""

@@ -1,0 +1,1 @@
+"""CALVIN's download."""

@@ -1,0 +1,1 @@
+"""Instructions, captions and tokenizers."""

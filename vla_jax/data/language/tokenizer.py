@@ -1,0 +1,229 @@
+"""Prompts to token ids, with the tokenizer of the backbone; it travels inside the checkpoint."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int32
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as _Backend
+
+from vla_jax.data.errors import TextLengthError
+from vla_jax.data.language import qwen_tiktoken
+
+# Of tokenizers made by `Tokenizer.build`; the order is the id, as in Kosmos-2's vocabulary.
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<grounding>")
+# Files of a byte-level tokenizer that nothing else describes.
+_PAIRS = ("vocab.json", "merges.txt")
+
+
+class Tokenizer:
+    """A Hugging Face `tokenizers` pipeline with fixed-length, right-padded output."""
+
+    def __init__(self, backend: _Backend):
+        """Wraps `backend`; its own padding and truncation are switched off."""
+        padding = backend.padding or {}
+        self.pad_id = int(padding.get("pad_id", backend.token_to_id("<pad>") or 0))
+        pad_token = padding.get("pad_token", backend.id_to_token(self.pad_id) or "<pad>")
+        self._json = _with_padding(backend, self.pad_id, pad_token)
+        self._backend = _Backend.from_str(self._json)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+
+    @classmethod
+    def from_dir(
+        cls, hf_dir: str | Path, added: Iterable[str] = (), plain: bool = False
+    ) -> "Tokenizer":
+        """Reads tokenizer.json of a Hugging Face folder, or converts the files it has instead.
+
+        Those are qwen.tiktoken, vocab.json and merges.txt alone (OFA), or what transformers reads.
+
+        Args:
+            hf_dir: the folder.
+            added: special tokens that get the next ids, in this order, where they are missing.
+            plain: nothing is added to a text (`add_special_tokens=False`); special tokens that it
+                spells out are still found.
+
+        Raises:
+            FileNotFoundError: there is no tokenizer in the folder.
+            ValueError: there is one, but damaged.
+            ImportError: a conversion is needed and transformers is not installed.
+        """
+        folder = Path(hf_dir).expanduser()
+        path = folder / "tokenizer.json"
+        if path.exists():
+            backend = _Backend.from_file(str(path))
+            pad = _pad_token(folder)
+            if pad and backend.token_to_id(pad) is not None:
+                backend.enable_padding(pad_id=backend.token_to_id(pad), pad_token=pad)
+            return cls(_plain(_with_tokens(backend, added), plain))
+        if (folder / qwen_tiktoken.FILE).is_file():
+            return cls(qwen_tiktoken.read(folder / qwen_tiktoken.FILE))
+        if not any(folder.glob("*token*")):
+            if all((folder / name).is_file() for name in _PAIRS):
+                return cls(_byte_level(folder))
+            raise FileNotFoundError(f"{folder}: no tokenizer.json and no other tokenizer files")
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            hint = "pip install 'vla_jax[convert]' to convert the tokenizer files it has"
+            raise ImportError(f"{folder}: no tokenizer.json; {hint}") from error
+        slow = AutoTokenizer.from_pretrained(str(folder))
+        backend = slow.backend_tokenizer
+        if slow.pad_token_id is not None:
+            backend.enable_padding(pad_id=slow.pad_token_id, pad_token=slow.pad_token)
+        return cls(_plain(_with_tokens(backend, added), plain))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: the text is empty: weights imported without a tokenizer.
+        """
+        if not text:
+            raise ValueError(
+                "the checkpoint has no tokenizer: import it again from a folder that has one"
+            )
+        return cls(_Backend.from_str(text))
+
+    def to_json(self) -> str:
+        """The whole tokenizer as text."""
+        return self._json
+
+    @classmethod
+    def build(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """A word-level tokenizer over `texts`, for models trained from nothing.
+
+        Words are split at white space and keep their case; the most frequent ones get an id, in
+        order of frequency, then of spelling; the rest are <unk>. Every prompt is `<s> ... </s>`.
+
+        Raises:
+            ValueError: `vocab_size` leaves no room for words.
+        """
+        if vocab_size <= len(SPECIALS):
+            raise ValueError(f"vocab_size {vocab_size} must exceed the {len(SPECIALS)} specials")
+        counts = Counter(word for text in texts for word in text.split() if word not in SPECIALS)
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        words = [*SPECIALS, *ranked[: vocab_size - len(SPECIALS)]]
+        backend = _Backend(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+        backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+        backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        )
+        backend.enable_padding(pad_id=1, pad_token="<pad>")
+        return cls(backend)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def token_id(self, token: str) -> int:
+        """Id of one token.
+
+        Raises:
+            KeyError: the vocabulary lacks it.
+        """
+        number = self._backend.token_to_id(token)
+        if number is None:
+            raise KeyError(f"the tokenizer has no token {token!r}")
+        return number
+
+    def encode(
+        self, text: str, length: int
+    ) -> tuple[Int32[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
+        """Ids padded on the right to `length`, and the mask of real tokens.
+
+        Raises:
+            TextLengthError: `text` needs more columns; says how many more.
+        """
+        found = self._backend.encode(text).ids
+        if len(found) > length:
+            excess = len(found) - length
+            raise TextLengthError(
+                f"{text!r} has {len(found)} tokens, {excess} more than the {length} text columns; "
+                "raise model.structure.text_len"
+            )
+        ids = np.full(length, self.pad_id, np.int32)
+        ids[: len(found)] = found
+        return ids, np.arange(length) < len(found)
+
+    def encode_answers(
+        self, parts: Sequence[tuple[str, bool]], length: int
+    ) -> tuple[Int32[np.ndarray, "t"], Bool[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
+        """A text of which only some parts are to be predicted, cut after `length` tokens.
+
+        The parts are joined and tokenised as one, so that tokens at their borders are those of
+        inference. A token belongs to a part if any of its characters does; the tokenizer's own end
+        token belongs to the last part.
+
+        Args:
+            parts: text, and whether it is an answer.
+            length: columns of the result.
+
+        Returns:
+            Ids padded on the right, the mask of real tokens, the mask of answers' tokens.
+        """
+        found = self._backend.encode("".join(text for text, _ in parts))
+        spans, end = [], 0
+        for text, answer in parts:
+            spans.append((end, end + len(text), answer))
+            end += len(text)
+        wanted = [
+            any(answer and start < b and a < stop for start, stop, answer in spans)
+            for a, b in found.offsets
+        ]
+        if found.special_tokens_mask and found.special_tokens_mask[-1] and len(wanted) > 1:
+            wanted[-1] = bool(parts) and parts[-1][1]
+        count = min(length, len(found.ids))
+        ids, target = np.full(length, self.pad_id, np.int32), np.zeros(length, bool)
+        ids[:count], target[:count] = found.ids[:count], wanted[:count]
+        return ids, np.arange(length) < count, target
+
+
+def _with_tokens(backend: _Backend, added: Iterable[str]) -> _Backend:
+    missing = [token for token in added if backend.token_to_id(token) is None]
+    backend.add_special_tokens([AddedToken(token, special=True) for token in missing])
+    return backend
+
+
+def _with_padding(backend: _Backend, pad_id: int, pad_token: str) -> str:
+    copy = _Backend.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.enable_padding(pad_id=pad_id, pad_token=pad_token)
+    return copy.to_str()
+
+
+def _byte_level(folder: Path) -> _Backend:
+    """Byte-level pairs as GPT-2's; texts are `<s> ... </s>` if the vocabulary has these (BART)."""
+    files = (str(folder / name) for name in _PAIRS)
+    backend = _Backend(models.BPE.from_file(*files))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    vocabulary = backend.get_vocab()
+    specials = (*SPECIALS, "<mask>", "<|endoftext|>")
+    known = [AddedToken(name, special=True) for name in specials if name in vocabulary]
+    backend.add_special_tokens(known)
+    if {"<s>", "</s>"} <= set(vocabulary):
+        ends = [(token, vocabulary[token]) for token in ("</s>", "<s>")]
+        backend.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)  # type: ignore[assignment]
+    return backend
+
+
+def _plain(backend: _Backend, plain: bool) -> _Backend:
+    bare = {**json.loads(backend.to_str()), "post_processor": None} if plain else None
+    return _Backend.from_str(json.dumps(bare)) if bare else backend
+
+
+def _pad_token(folder: Path) -> str | None:
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.exists():
+            token = json.loads(path.read_text(encoding="utf-8")).get("pad_token")
+            if token:
+                return token["content"] if isinstance(token, dict) else token
+    return None

@@ -1,0 +1,1 @@
+"""LeRobot datasets: parquet files and videos."""

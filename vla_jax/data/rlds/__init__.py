@@ -1,0 +1,1 @@
+"""RLDS datasets: TFRecord shards, byte index, tf.data stream, writer."""

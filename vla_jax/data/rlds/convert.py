@@ -1,0 +1,122 @@
+"""Any source as an RLDS dataset, which TFDS and our index read."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from vla_jax import progress
+from vla_jax.data.errors import FeatureError
+from vla_jax.data.features import STEPS, Feature
+from vla_jax.data.rlds.writer import RLDSWriter, encode_image
+from vla_jax.data.source import Frame, Source
+
+_READ = 32  # images read at a time, so that an episode need not fit into memory as pixels
+_FLAGS = ("is_first", "is_last", "is_terminal")
+# What tf.train.Example has no place for is stored as bytes.
+_BY_BYTES = ("float64", "uint32", "uint64", "float16")
+
+
+def write_rlds(
+    sources: Mapping[str, Source],
+    out: str | Path,
+    name: str,
+    encoding: str = "jpeg",
+    description: str = "",
+) -> dict[str, int]:
+    """Writes every feature of every episode; returns the number of episodes of each split.
+
+    Images that are encoded already are stored byte for byte. Pixels are encoded: as JPEG of quality
+    95 without chroma subsampling, or as PNG without loss. RLDS's `is_first`, `is_last` and
+    `is_terminal` are added where the source does not have them.
+
+    Args:
+        sources: split -> its episodes, opened with every number and text in `low`.
+        out: version folder to make; it appears when all is written.
+        name: of the dataset, lower case with underscores.
+        encoding: of pixels, "jpeg" or "png".
+        description: for people.
+
+    Raises:
+        DataError: of the source.
+        FileExistsError: `out` exists and is not empty.
+    """
+    first = next(iter(sources.values()))
+    stored = {path: f for path, f in first.features.items() if f.kind != "other"}
+    _check_names(stored, first.root)
+    described = {path: _stored_as(path, f, first, encoding) for path, f in stored.items()}
+    for flag in _FLAGS:
+        described.setdefault(STEPS + flag, Feature("tensor", (), "bool"))
+    counts = {}
+    with RLDSWriter(out, name, described, _version(out), description) as writer:
+        for split, source in sources.items():
+            columns = {path: _column(source, path) for path in stored}
+            for episode in progress.bar(range(source.num_episodes), desc=split, unit="episode"):
+                writer.write(split, _episode(source, episode, described, columns))
+            counts[split] = source.num_episodes
+    return counts
+
+
+def _version(out: str | Path) -> str:
+    numbers = Path(out).name.split(".")
+    if len(numbers) == 3 and all(number.isdigit() for number in numbers):
+        return ".".join(numbers)
+    return "1.0.0"
+
+
+def _check_names(features: Mapping[str, Feature], root: PurePath) -> None:
+    clashes = sorted(p for p in features if any(other.startswith(p + "/") for other in features))
+    if clashes:
+        raise FeatureError(f"cannot be a feature and a group of features: {clashes}", root)
+
+
+def _stored_as(path: str, feature: Feature, source: Source, encoding: str) -> Feature:
+    if feature.kind == "tensor" and feature.dtype in _BY_BYTES:
+        return replace(feature, encoding="bytes")
+    if feature.kind != "image":
+        return feature
+    sample = source.read(path, 0, 0)[0]
+    if isinstance(sample, np.ndarray):
+        return replace(feature, encoding=encoding)
+    return replace(feature, encoding="png" if bytes(sample[:4]) == b"\x89PNG" else "jpeg")
+
+
+def _column(source: Source, path: str) -> Any:
+    """Values of all frames or episodes; images are read episode by episode instead."""
+    feature = source.features[path]
+    if feature.kind == "image":
+        return None
+    if feature.kind == "text":
+        codes, table = source.text(path)
+        return np.array([text.encode() for text in table], object)[codes]
+    return source.low(path)
+
+
+def _episode(
+    source: Source, episode: int, described: Mapping[str, Feature], columns: Mapping[str, Any]
+) -> dict[str, Any]:
+    first, stop = int(source.starts[episode]), int(source.starts[episode + 1])
+    found: dict[str, Any] = {}
+    for path, feature in described.items():
+        if path not in columns:
+            found[path] = np.arange(first, stop) == (first if path.endswith("first") else stop - 1)
+        elif feature.kind == "image":
+            found[path] = _images(source, path, first, stop, feature)
+        else:
+            values = columns[path]
+            found[path] = values[first:stop] if path.startswith(STEPS) else values[episode]
+    return found
+
+
+def _images(source: Source, path: str, first: int, stop: int, feature: Feature) -> list[bytes]:
+    found = []
+    for begin in range(first, stop, _READ):
+        for frame in source.read(path, begin, min(begin + _READ, stop) - 1):
+            found.append(_encoded(frame, feature))
+    return found
+
+
+def _encoded(frame: Frame, feature: Feature) -> bytes:
+    return encode_image(frame, feature) if isinstance(frame, np.ndarray) else bytes(frame)

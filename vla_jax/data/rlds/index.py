@@ -1,0 +1,232 @@
+"""A byte index over an RLDS dataset in TFRecord shards: random access without conversion.
+
+One pass over the shards records where every encoded frame of every camera lies, and copies the
+low-dimensional features that are asked for. Afterwards a window of frames is one `pread`, and the
+low-dimensional data are memory-mapped arrays.
+
+On disk, in a folder beside the data or in a cache folder:
+
+    index.json          digest, shards, features, and which array holds what
+    starts.npy          int64 [e+1]   first frame of each episode, and the total
+    shard.npy           int32 [e]     shard of each episode
+    number.npy          int32 [e]     number of each episode within its shard
+    camera_<i>_at.npy   int64 [n]     byte offset of each frame in its shard
+    camera_<i>_size.npy int32 [n]     its length in bytes; 0 = no image
+    low_<i>.npy         [n, ...] or [e, ...]; text as int32 codes into a table in index.json
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from vla_jax.data.cache import DONE, SKIPPED, cached_folder, map_array
+from vla_jax.data.errors import DataError, EmptyTrajectoryError, FeatureError
+from vla_jax.data.features import STEPS, Feature, load_features
+from vla_jax.data.rlds.build_index import Skipped, as_error, index_shards
+from vla_jax.data.source import find_place
+
+FORMAT = 2  # of the files; part of the digest
+_OPEN_FILES = 256  # shards kept open a process
+
+
+class RLDSIndex:
+    """An opened index: where the frames are, and the low-dimensional arrays.
+
+    Attributes:
+        name: the dataset's own name, from dataset_info.json.
+        split: the split it covers.
+        digest: of shard names and sizes and the features read; independent of where they lie.
+        features: every feature of the dataset, {path: Feature}.
+        starts: int64 [e+1], first frame of each episode; the last entry is the number of frames.
+        shard: int32 [e], number of each episode's shard.
+        number: int32 [e], number of each episode within its shard.
+        root: folder of the shards.
+        skipped: what is wrong with the episodes that were left out, and how many each concerns.
+    """
+
+    def __init__(self, folder: Path, directory: PurePath, features: dict[str, Feature]):
+        """Opens the finished index in `folder` of the dataset in `directory`; see `open_index`."""
+        meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        self.name, self.split, self.digest = meta["name"], meta["split"], meta["digest"]
+        self.features, self.root = features, directory
+        self.shards = [directory / name for name in meta["shards"]]
+        self.starts: np.ndarray = np.load(folder / "starts.npy")
+        self.shard: np.ndarray = np.load(folder / "shard.npy")
+        self.number: np.ndarray = np.load(folder / "number.npy")
+        self.skipped: list[tuple[DataError, int]] = [
+            (as_error(entry, directory), entry.count)
+            for entry in (Skipped(*values) for values in meta[SKIPPED])
+        ]
+        self._meta, self._folder = meta, folder
+        self._cameras = {
+            path: (map_array(folder / f"{stem}_at.npy"), map_array(folder / f"{stem}_size.npy"))
+            for path, stem in meta["cameras"].items()
+        }
+        self._file = functools.lru_cache(maxsize=_OPEN_FILES)(_File)
+
+    @property
+    def cameras(self) -> list[str]:
+        """Paths of the image features."""
+        return sorted(self._cameras)
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.starts) - 1
+
+    def low(self, path: str) -> np.ndarray:
+        """A numeric feature, memory-mapped: [n, ...] over all frames, or [e, ...] over episodes."""
+        return map_array(self._folder / f"{self._meta['low'][path]}.npy")
+
+    def text(self, path: str) -> tuple[np.ndarray, list[str]]:
+        """A text feature: int32 codes over all frames (or episodes), and the table they index."""
+        return self.low(path), self._meta["tables"][path]
+
+    def read(self, camera: str, first: int, last: int) -> list[memoryview]:
+        """Encoded images of frames `first`..`last` (inclusive, one episode) with one `pread`.
+
+        Frames are numbered over the whole split. An empty view means: no image.
+        """
+        at, size = self._cameras[camera]
+        begin, end = int(at[first]), int(at[last]) + int(size[last])
+        episode = int(np.searchsorted(self.starts, first, side="right")) - 1
+        file = self._file(self.shards[self.shard[episode]])
+        data = memoryview(os.pread(file.fd, end - begin, begin))
+        if len(data) < end - begin:
+            path, number, frame = self.place(first)
+            raise DataError(
+                "the shard has become shorter since it was indexed", path, number, frame
+            )
+        views = []
+        for frame in range(first, last + 1):
+            start = int(at[frame]) - begin
+            views.append(data[start : start + int(size[frame])])
+        return views
+
+    def place(self, frame: int) -> tuple[PurePath, int, int]:
+        """(shard file, episode within it, frame within the episode) of a frame, for messages."""
+        episode, step = find_place(self.starts, frame)
+        shard = int(self.shard[episode])
+        return self.shards[shard], int(self.number[episode]), step
+
+
+class _File:
+    """A file descriptor that closes with its last reference, so evicting it is safe."""
+
+    def __init__(self, path: PurePath):
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self):
+        # Absent when the open failed.
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+def split_names(directory: Path) -> list[str]:
+    """Splits of the dataset in `directory`, as dataset_info.json lists them."""
+    return [split["name"] for split in _dataset_info(directory)["splits"]]
+
+
+def open_index(
+    directory: str | Path,
+    split: str,
+    low: Sequence[str] = (),
+    cache_dir: str = "",
+    rebuild: bool = False,
+    check_crc: bool = False,
+    skip: bool = False,
+) -> RLDSIndex:
+    """Opens the index of one split, building it first where there is none that fits.
+
+    Args:
+        directory: version folder with dataset_info.json, features.json and the shards.
+        split: TFDS split name.
+        low: paths of the numeric and text features to copy, such as `steps/action`.
+        cache_dir: where indices live; "" = beside the data if that may be written, else
+            ~/.cache/vla_jax.
+        rebuild: make it anew even if one fits.
+        check_crc: verify every record's checksum while building.
+        skip: while building, leave episodes out that are wrong; `RLDSIndex.skipped` lists them.
+
+    Raises:
+        DataError: with file, episode and frame; see `vla_jax.data.errors`.
+    """
+    directory = Path(directory).expanduser()
+    info, features = _dataset_info(directory), load_features(directory / "features.json")
+    shards = _shard_names(directory, info, split)
+    missing = [path for path in low if path not in features]
+    if missing:
+        raise FeatureError(f"no such feature: {missing}; it has {sorted(features)}", directory)
+    low = sorted(set(low))
+    digest = _digest(directory, info, split, shards, features, low)
+    name = f"{info['name']}-{info['version']}-{split}-{digest[:16]}"
+
+    def build(folder: Path) -> None:
+        meta = index_shards(folder, directory, shards, features, low, check_crc, skip)
+        meta |= {"name": info["name"], "split": split, "digest": digest}
+        (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
+
+    folder = cached_folder(directory, cache_dir, name, rebuild, build, skip)
+    return RLDSIndex(folder, directory, features)
+
+
+def _dataset_info(directory: Path) -> dict:
+    path = directory / "dataset_info.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        return {k: info[k] for k in ("name", "version", "splits")} | {
+            "format": info.get("fileFormat", "tfrecord")
+        }
+    except FileNotFoundError:
+        below = sorted(str(p.parent) for p in directory.glob("*/dataset_info.json"))
+        below += sorted(str(p.parent) for p in directory.glob("*/*/dataset_info.json"))
+        hint = f"; did you mean one of {below}?" if below else ""
+        raise DataError(
+            f"no dataset_info.json here: not a TFDS version folder{hint}", directory
+        ) from None
+    except (KeyError, ValueError) as error:
+        raise DataError(f"not a TFDS dataset_info.json ({error})", path) from error
+
+
+def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
+    """Shard file -> number of episodes, in order."""
+    splits = {s["name"]: s for s in info["splits"]}
+    if split not in splits:
+        raise DataError(f"no split {split!r}; it has {sorted(splits)}", directory)
+    if info["format"] != "tfrecord":
+        raise DataError(f"shards are {info['format']}; the index reads tfrecord only", directory)
+    lengths = [int(n) for n in splits[split].get("shardLengths", ())]
+    default = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    template = splits[split].get("filepathTemplate") or default
+    names = {}
+    for i, length in enumerate(lengths):
+        name = template.format(
+            DATASET=info["name"],
+            SPLIT=split,
+            FILEFORMAT="tfrecord",
+            SHARD_INDEX=f"{i:05d}",
+            NUM_SHARDS=f"{len(lengths):05d}",
+            SHARD_X_OF_Y=f"{i:05d}-of-{len(lengths):05d}",
+        )
+        names[name] = length
+    absent = [name for name in names if not (directory / name).exists()]
+    if absent:
+        raise DataError(
+            f"{len(absent)} of {len(names)} shards are missing: {absent[:5]}", directory
+        )
+    if not sum(lengths):
+        raise EmptyTrajectoryError(f"split {split!r} has no episodes", directory)
+    return names
+
+
+def _digest(directory: Path, info: dict, split: str, shards, features, low) -> str:
+    sizes = sorted((name, (directory / name).stat().st_size) for name in shards)
+    cameras = sorted(p for p, f in features.items() if f.kind == "image" and p.startswith(STEPS))
+    read = [(path, repr(features[path])) for path in [*cameras, *low]]
+    identity = [FORMAT, info["name"], info["version"], split, sizes, read]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Units of actions and states: statistics, normalization, the gripper."""

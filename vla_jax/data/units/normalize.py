@@ -1,0 +1,196 @@
+"""From robot units to the model's [-1, 1] and back. numpy only: serving imports it.
+
+Axis letters: a action dimension.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vla_jax.data.units.gripper import Gripper, GripperState
+
+NORMALIZATIONS = ("q99", "bounds", "normal", "none")
+_EPSILON = 1e-8  # as in octo and openvla; keeps near-constant dimensions finite
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """All that is needed to turn model outputs into robot actions; it lives in the checkpoint.
+
+    Arm dimensions map [low, high] to [-1, 1], are clipped to +-clip and stretched to +-1 again
+    (RoboVLMs: clip 0.65). A dimension with low == high is constant: 0 to the model, `low` to the
+    robot. The gripper, last, is 1 = open, 0 = closed, and is not scaled.
+
+    Attributes:
+        dim: a, arm dimensions and the gripper.
+        normalization: where low and high come from: q99 (1 % and 99 % quantiles), bounds (min and
+            max), normal (mean -+ std, so `clip` counts standard deviations), none (-1 and 1).
+        clip: see above.
+        low: a - 1 numbers in robot units.
+        high: a - 1 numbers in robot units.
+        gripper_env: the environment's gripper command for (closed, open).
+        hz: control rate in 1/s the data were recorded at, None when unknown.
+        gripper_repeat: see `Gripper.repeat`.
+        gripper_patience: see `Gripper.patience`.
+    """
+
+    dim: int
+    normalization: str
+    clip: float
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    gripper_env: tuple[float, float]
+    hz: float | None = None
+    gripper_repeat: int = 0
+    gripper_patience: int = 1
+
+    @property
+    def gripper(self) -> Gripper:
+        """How the environment's gripper is told."""
+        return Gripper(*self.gripper_env, self.gripper_repeat, self.gripper_patience)
+
+    @classmethod
+    def from_statistics(
+        cls,
+        statistics: Mapping[str, Any],
+        normalization: str,
+        clip: float,
+        gripper_env: tuple[float, float],
+        hz: float | None = None,
+    ) -> "ActionSpec":
+        """Reads one dataset's entry of dataset_statistics.json (ours or openvla's).
+
+        Dimensions whose `mask` is False are not scaled, constant or not (openvla forces constant
+        ones to 0 even then, which closes an always-open gripper).
+
+        Raises:
+            ValueError: listing what is missing or illegal.
+        """
+        action = statistics.get("action", {})
+        names = {"q99": ("q01", "q99"), "bounds": ("min", "max"), "normal": ("mean", "std")}
+        extremes = ("min", "max")
+        if not {"min", "max"} <= set(action) and {"mean", "std"} <= set(action):
+            extremes = ("mean", "std")  # openpi records no more
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization {normalization!r} is none of {NORMALIZATIONS}")
+        needed = dict.fromkeys([*extremes, *names.get(normalization, ())])
+        missing = [k for k in needed if k not in action]
+        if missing:
+            raise ValueError(f"statistics['action'] lacks {missing}; it has {sorted(action)}")
+        dim = len(action[extremes[0]])
+        smallest, other = (_array(action[k]) for k in extremes)
+        constant = other == (smallest if extremes[0] == "min" else 0)
+        if normalization == "none":
+            low, high = -np.ones(dim), np.ones(dim)
+        else:
+            low, high = (_array(action[k]) for k in names[normalization])
+            if normalization == "normal":
+                low, high = low - high, low + high
+            low, high = np.where(constant, smallest, low), np.where(constant, smallest, high)
+        mask = np.asarray(action.get("mask", [True] * (dim - 1) + [False]), bool)
+        low, high = np.where(mask, low, -1.0), np.where(mask, high, 1.0)
+        return cls(
+            dim=dim,
+            normalization=normalization,
+            clip=float(clip),
+            low=tuple(low[:-1].tolist()),
+            high=tuple(high[:-1].tolist()),
+            gripper_env=(float(gripper_env[0]), float(gripper_env[1])),
+            hz=None if hz is None else float(hz),
+        )
+
+    def normalize(self, action: Float[np.ndarray, "*n a"]) -> Float[np.ndarray, "*n a"]:
+        """Robot units -> model units, float32; the gripper is untouched."""
+        low, high = _array(self.low), _array(self.high)
+        action = np.asarray(action)
+        arm = 2 * (action[..., :-1] - low) / (high - low + _EPSILON) - 1
+        arm = np.where(high == low, 0.0, np.clip(arm, -self.clip, self.clip) / self.clip)
+        return np.concatenate([arm, action[..., -1:]], axis=-1).astype(np.float32)
+
+    def unnormalize(self, action: Float[np.ndarray, "*n a"]) -> Float[np.ndarray, "*n a"]:
+        """Inverse of `normalize` within the clipped range; the gripper stays in 0..1."""
+        action = np.asarray(action)
+        arm = self._unnormalize_arm(action[..., :-1])
+        return np.concatenate([arm, action[..., -1:]], axis=-1).astype(np.float32)
+
+    def to_env(
+        self, action: Float[np.ndarray, "n a"], state: GripperState
+    ) -> tuple[Float[np.ndarray, "n a"], GripperState]:
+        """What the environment's step() takes, one step after another.
+
+        Args:
+            action: normalised arm, and for the gripper a probability, or 0 and 1; above 0.5 is
+                open.
+            state: of the gripper.
+        """
+        gripper, state = self.gripper.commands(action[:, -1] > 0.5, state)
+        arm = self._unnormalize_arm(action[:, :-1])
+        return np.concatenate([arm, gripper[:, None]], axis=-1).astype(np.float32), state
+
+    def _unnormalize_arm(self, arm: np.ndarray) -> np.ndarray:
+        low, high = _array(self.low), _array(self.high)
+        scaled = (np.asarray(arm, np.float64) * self.clip + 1) / 2
+        return np.where(high == low, low, scaled * (high - low + _EPSILON) + low)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "ActionSpec":
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: naming missing and unknown keys; what is about the gripper's memory may be
+                missing.
+        """
+        names = {field.name for field in fields(cls)}
+        late = {"gripper_repeat", "gripper_patience"}
+        missing, unknown = sorted(names - set(raw) - late), sorted(set(raw) - names)
+        if missing or unknown:
+            raise ValueError(f"action spec: missing {missing}, unknown {unknown}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """From a robot's state to the model's [-1, 1]: low and high map to -1 and 1, clipped there.
+
+    Attributes:
+        low: p numbers in robot units, the 1 % quantiles.
+        high: p numbers in robot units, the 99 % quantiles. Where both are equal the model sees 0.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @classmethod
+    def from_statistics(cls, statistics: Mapping[str, Any], dim: int) -> "StateSpec":
+        """Reads one dataset's entry of dataset_statistics.json.
+
+        Raises:
+            ValueError: it has no state, or one of another size.
+        """
+        found = statistics.get("proprio")
+        if not found:
+            raise ValueError(f"the data record no robot state, and the model takes {dim} numbers")
+        if not {"q01", "q99"} <= set(found):
+            raise ValueError("the statistics have no quantiles of the robot state")
+        if len(found["q01"]) != dim:
+            size = len(found["q01"])
+            raise ValueError(f"the recorded state has {size} numbers, the model takes {dim}")
+        return cls(tuple(found["q01"]), tuple(found["q99"]))
+
+    def normalize(self, state: Float[np.ndarray, "*n p"]) -> Float[np.ndarray, "*n p"]:
+        """Robot units -> model units, float32."""
+        low, high = _array(self.low), _array(self.high)
+        scaled = 2 * (np.asarray(state) - low) / (high - low + _EPSILON) - 1
+        return np.where(high == low, 0.0, np.clip(scaled, -1, 1)).astype(np.float32)
+
+
+def _array(values: Any) -> Float[np.ndarray, "d"]:
+    return np.asarray(values, np.float64)

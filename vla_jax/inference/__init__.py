@@ -1,0 +1,1 @@
+"""A policy in memory: observation in, action out."""

@@ -1,0 +1,328 @@
+"""Checkpoint -> observation -> actions. Owns history and units; knows no sockets."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vla_jax import config as configuration
+from vla_jax.config import Config
+from vla_jax.data.errors import TextLengthError
+from vla_jax.data.language.tokenizer import Tokenizer
+from vla_jax.data.units.gripper import GripperState
+from vla_jax.data.units.normalize import ActionSpec, StateSpec
+from vla_jax.inference import provenance
+from vla_jax.inference.batched_step import BatchedStep, StepInput
+from vla_jax.inference.execution import Execution, Plan
+from vla_jax.inference.protocol import (
+    ACTIONS_KEY,
+    IMAGE_KEYS,
+    PROMPT_KEY,
+    STATE_KEY,
+    ObservationError,
+)
+from vla_jax.models import vla
+from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.streaming import History
+from vla_jax.train import checkpoint, lora
+
+# What a client may send at most. An image far from any camera's would be resized by filters, or
+# padded to a square, that take gigabytes and minutes; a prompt is tokenized before it is measured.
+MAX_SIDE = 4096  # pixels
+MAX_ASPECT = 16  # longer side over shorter
+MAX_PROMPT = 8192  # characters
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one robot's episode has been so far.
+
+    Attributes:
+        history: what the model keeps of the last steps, on the device.
+        steps: how many there have been; seeds the noise of heads that draw samples.
+        plan: what is left of earlier chunks.
+        gripper: what the gripper has been told.
+    """
+
+    history: History
+    steps: int = 0
+    plan: Plan = field(default_factory=Plan)
+    gripper: GripperState = field(default_factory=GripperState)
+
+
+class Policy:
+    """A trained VLA that answers observations, one at a time or those of several robots at once.
+
+    Attributes:
+        metadata: what a client needs to know: cameras and their observation keys, chunk length,
+            action dimension, control rate, gripper commands.
+        max_batch: how many sessions one pass of the model takes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        params: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        spec: ActionSpec,
+        dataset: str,
+        step: int | None = None,
+        execution: Execution | None = None,
+        states: StateSpec | None = None,
+        max_batch: int = 1,
+    ):
+        """Wraps parameters.
+
+        Args:
+            config: of the run that trained them; `model.backbone.arch` is complete.
+            params: nested dict.
+            tokenizer: of the run.
+            spec: units of the robot's actions.
+            dataset: whose actions these are, for the metadata.
+            step: of the checkpoint, for the metadata.
+            execution: what of the predicted chunks is executed; by default whole chunks.
+            states: units of the robot's state, of models that take it.
+            max_batch: sessions that `infer_many` takes in one pass; a program is compiled for it
+                and for each power of two below.
+
+        Raises:
+            ValueError: the execution does not fit the chunk or the gripper, or `max_batch` is not
+                positive.
+        """
+        model = vla.build(config.model)
+        self._structure = config.model.structure
+        self._tokenizer, self._spec, self._states = tokenizer, spec, states
+        self._execution = execution or Execution()
+        chunk = self._execution.reply_length(self._structure.chunk)
+        if chunk > 1 and spec.gripper.has_memory:
+            raise ValueError(
+                "execution: a gripper with a memory must see every step that is executed, and the "
+                "client of a whole chunk may ask again earlier: use 'first', 'ensemble' or "
+                "'receding'"
+            )
+        file, _ = BACKBONES[config.model.backbone.name]
+        self._image, self._prompt = file.image_spec(model.arch), vla.prompt(config.model)
+        # Parameters in the compute type: the cast would otherwise be paid at every step.
+        dtype = jnp.dtype(config.model.dtype)
+        params = jax.tree.map(lambda x: x.astype(dtype), dict(params))
+        self._steps = BatchedStep(model, params, self._image, config.seed, max_batch)
+        self.max_batch = max_batch
+        self._texts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        choices = (config.model.backbone.name, self._structure.kind, config.model.head.kind)
+        self.metadata = {
+            "model": "/".join(choices),
+            "step": step,
+            "dataset": dataset,
+            "cameras": {camera: IMAGE_KEYS[camera] for camera in self._structure.cameras},
+            "image_size": self._image.size,
+            "window": self._structure.window,
+            "chunk": chunk,
+            "execution": self._execution.mode,
+            "action_dim": spec.dim,
+            "hz": spec.hz,
+            "gripper": {"closed": spec.gripper_env[0], "open": spec.gripper_env[1]},
+            "needs_proprio": states is not None,
+            "proprio_dim": self._structure.proprio,
+        }
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        directory: str | Path,
+        step: int | None = None,
+        dataset: str | None = None,
+        untrained: bool = False,
+        execution: Execution | None = None,
+        gripper: Mapping[str, int] | None = None,
+        max_batch: int = 1,
+    ) -> "Policy":
+        """Loads what `launch/train.py` wrote.
+
+        Args:
+            directory: the run's workdir, or its folder of checkpoints.
+            step: which; None is the newest.
+            dataset: whose statistics to use; may be left out when there is only one.
+            untrained: fresh random weights, as a baseline.
+            execution: see `Policy`.
+            gripper: fields of the dataset's `ActionSpec` that this environment wants otherwise:
+                gripper_repeat, gripper_patience.
+            max_batch: see `Policy`.
+
+        Raises:
+            CheckpointError: nothing usable there.
+            ValueError: the dataset is not one of the checkpoint's, or must be chosen.
+        """
+        with checkpoint.Checkpoints(directory, read_only=True) as saved:
+            step = saved.steps()[-1] if step is None and saved.steps() else step
+            meta = saved.meta(step)
+            config = configuration.resolve(meta["config"])
+            specs = meta["action_specs"]
+            if dataset is None and len(specs) == 1:
+                dataset = next(iter(specs))
+            if dataset is None or dataset not in specs:
+                chosen = "choose a dataset" if dataset is None else f"no dataset {dataset!r}"
+                raise ValueError(f"{chosen}; the checkpoint has statistics of {sorted(specs)}")
+            params = (
+                _untrained(config) if untrained else lora.merge(saved.params(step), config.lora)
+            )
+            files = saved.directory / str(step)
+            stored = provenance.hash_folders(*(files / item for item in checkpoint.POLICY_ITEMS))
+        spec = dataclasses.replace(ActionSpec.from_json(specs[dataset]), **(gripper or {}))
+        statistics = meta["statistics"].get(dataset, {})
+        policy = cls(
+            config=config,
+            params=params,
+            tokenizer=Tokenizer.from_json(meta["tokenizer"]),
+            spec=spec,
+            dataset=dataset,
+            step=0 if untrained else step,
+            execution=execution,
+            states=_states(config, statistics),
+            max_batch=max_batch,
+        )
+        policy.metadata |= provenance.describe(
+            stored, spec, statistics, untrained, execution or Execution()
+        )
+        return policy
+
+    def new_session(self) -> Session:
+        """The state before the first step of an episode."""
+        return Session(self._steps.empty)
+
+    def check(self, obs: Mapping[str, Any]) -> None:
+        """Refuse an observation the model cannot use.
+
+        Raises:
+            ObservationError: listing every problem.
+        """
+        problems = []
+        for camera in self._structure.cameras:
+            key = IMAGE_KEYS[camera]
+            image = obs.get(key)
+            if image is None:
+                problems.append(f"{key}: missing ({camera} camera)")
+            elif not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+                kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+                problems.append(f"{key}: expected a uint8 array [h, w, 3], got {kind}")
+            elif image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                problems.append(f"{key}: expected shape [h, w, 3], got {list(image.shape)}")
+            elif max(image.shape) > min(MAX_SIDE, MAX_ASPECT * min(image.shape[:2])):
+                limits = f"{MAX_SIDE} pixels a side and {MAX_ASPECT} times as long as wide"
+                problems.append(f"{key}: {list(image.shape)} is no camera's; at most {limits}")
+        if self._states is not None:
+            dim, state = self._structure.proprio, _numbers(obs.get(STATE_KEY, ()))
+            if state.shape != (dim,) or state.dtype.kind not in "fiu":
+                problems.append(
+                    f"{STATE_KEY}: expected {dim} numbers, got shape {list(state.shape)}"
+                )
+            elif not np.isfinite(state).all():
+                problems.append(f"{STATE_KEY}: {np.round(state, 3).tolist()} are not all finite")
+        prompt = obs.get(PROMPT_KEY)
+        if not isinstance(prompt, str) or not prompt.strip():
+            problems.append(f"{PROMPT_KEY}: expected the instruction as a non-empty string")
+        elif len(prompt) > MAX_PROMPT:
+            problems.append(f"{PROMPT_KEY}: {len(prompt)} characters, at most {MAX_PROMPT}")
+        else:
+            try:
+                self._encode(prompt)
+            except TextLengthError as error:
+                problems.append(f"{PROMPT_KEY}: {error}")
+        if problems:
+            keys = [*self.metadata["cameras"].values(), PROMPT_KEY]
+            keys += [STATE_KEY] if self._states is not None else []
+            listing = "; ".join(problems)
+            raise ObservationError(f"{listing}. This policy takes {keys}, got {sorted(obs)}")
+
+    def infer(self, session: Session, obs: Mapping[str, Any]) -> tuple[dict[str, Any], Session]:
+        """One control step.
+
+        Args:
+            session: of this episode.
+            obs: a checked observation.
+
+        Returns:
+            {"actions": float32 [n, a] in robot units}, n as the metadata's "chunk"; the next
+            session.
+        """
+        return self.infer_many([session], [obs])[0]
+
+    def infer_many(
+        self, sessions: Sequence[Session], observations: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[dict[str, Any], Session]]:
+        """`infer` for several robots in one pass of the model, `max_batch` of them at a time.
+
+        Who shares a pass changes an action by rounding alone: each row has its own history and
+        its own noise.
+        """
+        # While a chunk is being executed the model runs for its history's sake alone.
+        looking = [
+            i
+            for i, session in enumerate(sessions)
+            if self._execution.needs_chunk(session.plan) or self._structure.window > 1
+        ]
+        inputs = [self._input(sessions[i], observations[i]) for i in looking]
+        predicted = dict(zip(looking, self._steps.run(inputs), strict=True))
+        results = []
+        for i, session in enumerate(sessions):
+            chunk, history = predicted.get(i, (None, session.history))
+            actions, plan = self._execution.select(chunk, session.plan)
+            actions, gripper = self._spec.to_env(actions, session.gripper)
+            following = Session(history, session.steps + 1, plan, gripper)
+            results.append(({ACTIONS_KEY: actions}, following))
+        return results
+
+    def _input(self, session: Session, obs: Mapping[str, Any]) -> StepInput:
+        state = None
+        if self._states is not None:
+            state = self._states.normalize(np.asarray(obs[STATE_KEY]))
+        images = {camera: obs[IMAGE_KEYS[camera]] for camera in self._structure.cameras}
+        text, mask = self._encode(obs[PROMPT_KEY])
+        return StepInput(images, text, mask, state, session.history, session.steps)
+
+    def warmup(self) -> None:
+        """Compile for 1 to `max_batch` sessions; images of another size add one small resize."""
+        black = np.zeros((*self._image.shape, 3), np.uint8)
+        obs: dict[str, Any] = {IMAGE_KEYS[camera]: black for camera in self._structure.cameras}
+        obs |= {STATE_KEY: np.zeros(self._structure.proprio, np.float32), PROMPT_KEY: "warm up"}
+        self._steps.warmup(self._input(self.new_session(), obs))
+
+    def _encode(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
+        if instruction not in self._texts:
+            if len(self._texts) >= 1024:  # bounded: clients choose the texts
+                self._texts.clear()
+            prompt = self._prompt.format(instruction=instruction.strip())
+            self._texts[instruction] = self._tokenizer.encode(prompt, self._structure.text_len)
+        return self._texts[instruction]
+
+
+_NUMBERS = (int, float, np.number)
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """An array, or a list of numbers, as an array; an empty one for what is neither.
+
+    Anything else stays as it is: numpy would make room for the longest of a list's texts in each.
+    """
+    listed = isinstance(value, list) and all(isinstance(x, _NUMBERS) for x in value)
+    return np.asarray(value) if listed or isinstance(value, np.ndarray) else np.empty(0)
+
+
+def _states(config: Config, statistics: Mapping[str, Any]) -> StateSpec | None:
+    dim = config.model.structure.proprio
+    return StateSpec.from_statistics(statistics, dim) if dim else None
+
+
+def _untrained(config: Config) -> dict[str, Any]:
+    model = vla.build(config.model)
+    return jax.jit(lambda key: vla.initial_params(model, key))(jax.random.key(config.seed))
+
+
+def with_complete_arch(config: Config, arch: Mapping[str, Any]) -> Config:
+    """The config as checkpoints carry it: self-contained, without the Hugging Face folder."""
+    backbone = dataclasses.replace(config.model.backbone, arch=dict(arch))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))

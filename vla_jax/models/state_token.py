@@ -1,0 +1,27 @@
+"""The robot's state as a token of the VLM."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vla_jax.models.towers.layers import Dense
+
+
+class StateToken(nn.Module):
+    """Two linear layers.
+
+    Legend: b batch · w window · p proprio dimension · d width
+    """
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, proprio: Float[Array, "b w p"]) -> Float[Array, "b w d"]:
+        """Normalised state -> token, a small one at the start, to leave the VLM as it is."""
+        x = jax.nn.gelu(Dense((self.width,), dtype=self.dtype, name="fc1")(proprio))
+        init = nn.initializers.normal(0.02 * self.width**-0.5)
+        return Dense((self.width,), dtype=self.dtype, init=init, name="fc2")(x)

@@ -1,0 +1,1 @@
+"""Transformer and convolution towers that backbones are made of."""

@@ -1,0 +1,200 @@
+"""The transformer layer every tower is stacked from.
+
+Legend: b batch · n query tokens · s key tokens · d width · h query heads · g key heads
+k head width
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vla_jax.models.towers.layers import ACTIVATIONS, MLP, NORMS, Attention, Dropout
+
+REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+RESIDUALS = ("sequential", "parallel", "parallel_shared")
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """What one transformer layer is made of; see `Attention` and `MLP` for the details.
+
+    Attributes:
+        hidden: width of the MLP.
+        norm: kind of norm before attention and MLP, a key of NORMS.
+        eps: of all norms.
+        layer_scale: outputs of attention and MLP are multiplied by learned vectors (CaiT).
+        post_norm: a norm after attention and after the MLP too, before the sum (Gemma-2).
+        residual: "sequential": x + attn(norm1(x)), then x + mlp(norm2(x)); "parallel":
+            x + attn(norm1(x)) + mlp(norm2(x)) (GPT-NeoX); "parallel_shared": norm1 for both (Phi).
+        dropout: on the outputs of attention and MLP.
+    """
+
+    heads: int
+    hidden: int
+    activation: str
+    kv_heads: int | None = None
+    head_width: int | None = None
+    norm: str = "layer"
+    eps: float = 1e-5
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    gated: bool = False
+    sub_norm: bool = False
+    qk_norm: str | None = None
+    qk_norm_over: str = "head"
+    layer_scale: bool = False
+    post_norm: bool = False
+    residual: str = "sequential"
+    scale: float | None = None
+    clip: float | None = None
+    soft_cap: float | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+    def __post_init__(self):
+        legal = {
+            "activation": (self.activation, tuple(ACTIVATIONS)),
+            "norm": (self.norm, tuple(NORMS)),
+            "qk_norm": (self.qk_norm, (None, *NORMS)),
+            "qk_norm_over": (self.qk_norm_over, ("head", "all")),
+            "residual": (self.residual, RESIDUALS),
+        }
+        problems = [f"{k}: {v!r} is none of {list(s)}" for k, (v, s) in legal.items() if v not in s]
+        if self.post_norm and self.residual != "sequential":
+            problems.append("post_norm: only for sequential residuals")
+        if self.heads % (self.kv_heads or self.heads):
+            problems.append(f"kv_heads: {self.kv_heads} does not divide {self.heads} heads")
+        if problems:
+            raise ValueError("transformer layer:\n  " + "\n  ".join(problems))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer layer."""
+
+    spec: BlockSpec
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        mask: Bool[Array, "#b #n s"] | None = None,
+        rope: tuple[Array, Array] | None = None,
+        bias: Float[Array, "#b #h #n s"] | None = None,
+        memory: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+        gain: Float[Array, "#b n"] | None = None,
+    ) -> tuple[Float[Array, "b n d"], None]:
+        """One layer, in the (carry, output) form that `nn.scan` wants; see `Attention`."""
+        s = self.spec
+        norm = functools.partial(NORMS[s.norm], s.eps, self.dtype)
+        attention = Attention(
+            s.heads,
+            s.sub_norm,
+            s.attention_dropout,
+            s.eps,
+            self.dtype,
+            kv_heads=s.kv_heads,
+            head_width=s.head_width,
+            qkv_bias=s.qkv_bias,
+            out_bias=s.out_bias,
+            qk_norm=s.qk_norm,
+            qk_norm_over=s.qk_norm_over,
+            scale=s.scale,
+            clip=s.clip,
+            soft_cap=s.soft_cap,
+            name="attn",
+        )
+        mlp = MLP(
+            s.hidden, s.activation, s.sub_norm, s.eps, self.dtype, s.gated, s.mlp_bias, name="mlp"
+        )
+        y = norm(name="norm1")(x)
+        attended = attention(y, y, mask, rope, bias, memory, gain)
+        if s.post_norm:
+            attended = norm(name="post1")(attended)
+        attended = self._scale(attended, "scale1")
+        attended = Dropout(s.dropout)(attended)
+        if s.residual == "sequential":
+            x = x + attended
+            y = mlp(norm(name="norm2")(x))
+            if s.post_norm:
+                y = norm(name="post2")(y)
+            return x + Dropout(s.dropout)(self._scale(y, "scale2")), None
+        if s.residual == "parallel":
+            y = norm(name="norm2")(x)
+        return x + attended + Dropout(s.dropout)(self._scale(mlp(y), "scale2")), None
+
+    def _scale(self, x: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
+        if not self.spec.layer_scale:
+            return x
+        # CaiT's starting value: a deep tower begins near the identity.
+        scale = self.param(name, nn.initializers.constant(1e-5), x.shape[-1:])
+        return x * scale.astype(self.dtype)
+
+
+def remat(target: Any, kind: str) -> Any:
+    """`target` (a module class, or a function of a module) with its inner values recomputed.
+
+    Args:
+        target: body of a scan.
+        kind: what the backward pass recomputes: full | dots | none.
+    """
+    if kind == "none":
+        return target
+    return nn.remat(target, prevent_cse=False, policy=REMAT_POLICIES[kind])
+
+
+def stack(layers: int, kind: str, name: str, dtype: Any = jnp.float32, **facts: Any) -> nn.Module:
+    """`layers` Blocks as one scan over stacked parameters [layers, ...].
+
+    Args:
+        layers: depth.
+        kind: see `remat`.
+        name: of the parameter group.
+        dtype: of the activations.
+        **facts: fields of `BlockSpec`.
+
+    Returns:
+        A module to call as `x, _ = stack(...)(x, mask)`, with further arguments of `Block`, the
+        same for all layers.
+    """
+    return _scan(layers, kind)(BlockSpec(**facts), dtype, name=name)
+
+
+def _scan(layers: int, kind: str) -> Any:
+    return nn.scan(
+        remat(Block, kind),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,  # type: ignore[arg-type]
+        length=layers,
+    )
+
+
+def some_layers(
+    stacked: Any, kind: str, first: int, end: int, x: Float[Array, "b n d"], *args: Any
+) -> Float[Array, "b n d"]:
+    """Run the layers first .. end - 1 of a `stack` whose parameters exist.
+
+    Args:
+        stacked: what `stack` returned, bound to its parent.
+        kind: see `remat`.
+        first: first layer.
+        end: layer after the last.
+        x: tokens.
+        *args: further arguments of `Block`.
+    """
+    part = jax.tree.map(lambda p: p[first:end], stacked.variables["params"])
+    run = _scan(end - first, kind)(stacked.spec, stacked.dtype, parent=None)
+    rngs = {"dropout": stacked.make_rng("dropout")} if stacked.has_rng("dropout") else {}
+    return run.apply({"params": part}, x, *args, rngs=rngs)[0]

@@ -1,0 +1,371 @@
+"""Text decoder: one tower for every backbone, shaped by a `DecoderSpec`.
+
+Legend: b batch · n tokens of this call · s slots, the tokens that can be attended to (n, or a
+cache's) · d width · h query heads · g key heads · k head width · l layers · v vocabulary
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vla_jax.models.towers.block import Block, BlockSpec, remat
+from vla_jax.models.towers.decoder_spec import DecoderSpec, Insert
+from vla_jax.models.towers.layers import NORMS, Dropout
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens seen so far; a row's tokens fill its slots from the left.
+
+    Attributes:
+        keys, values: [l, b, s, g, k].
+        valid: bool [b, s]; False on empty slots and padding.
+        length: int32 [b], slots taken. The next token goes there, so what pads a row on the right
+            is overwritten and leaves no gap. Tokens past the last slot are lost: make it large
+            enough.
+    """
+
+    keys: Any
+    values: Any
+    valid: Any
+    length: Any
+
+
+def empty_cache(spec: DecoderSpec, batch: int, slots: int, dtype: Any = jnp.float32) -> Cache:
+    """A cache before the first token."""
+    heads = spec.block.kv_heads or spec.block.heads
+    return zeros((spec.layers, batch, slots, heads, spec.head_width), dtype)
+
+
+def zeros(shape: tuple[int, int, int, int, int], dtype: Any) -> Cache:
+    """An empty cache for keys of this shape; see `Cache`."""
+    return Cache(
+        keys=jnp.zeros(shape, dtype),
+        values=jnp.zeros(shape, dtype),
+        valid=jnp.zeros(shape[1:3], bool),
+        length=jnp.zeros(shape[1:2], jnp.int32),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Result:
+    """What a run of the decoder gives.
+
+    Attributes:
+        hidden: [b, n, d], what `Decoder.logits` takes.
+        states: [l, b, n, d], the input of every layer, if asked for.
+        cache: with these tokens in it, if one was given.
+    """
+
+    hidden: Any
+    states: Any = None
+    cache: Any = None
+
+
+def sinusoid(positions: Int[Array, "*b n"], width: int, pad: int) -> Float[Array, "*b n d"]:
+    """Fairseq's sinusoidal positions: sines then cosines; the row of `pad` is zero."""
+    half = width // 2
+    frequency = jnp.exp(jnp.arange(half) * -(math.log(10000.0) / (half - 1)))
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    table = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return jnp.where((positions == pad)[..., None], 0.0, table)
+
+
+def alibi_slopes(heads: int, largest: float) -> tuple[float, ...]:
+    """MPT's slopes: powers of two down to 2^-largest, odd ones first where heads is no power."""
+    power = 2 ** math.ceil(math.log2(heads))
+    slopes = [2.0 ** (-largest * (i + 1) / power) for i in range(power)]
+    if power != heads:
+        slopes = (slopes[1::2] + slopes[::2])[:heads]
+    return tuple(slopes)
+
+
+def causal_mask(valid: Bool[Array, "b n"]) -> Bool[Array, "b n n"]:
+    """Each token sees the valid ones at or before it."""
+    n = valid.shape[1]
+    return jnp.tril(jnp.ones((n, n), bool)) & valid[:, None, :]
+
+
+def bidirectional_mask(valid: Bool[Array, "b n"]) -> Bool[Array, "b n n"]:
+    """Each token sees all valid ones."""
+    return jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
+
+
+def runs(marked: Bool[Array, "b n"]) -> Int[Array, "b n"]:
+    """Which unbroken run of marked tokens each belongs to, from 1; 0 if it is not marked."""
+    begins = marked & ~jnp.pad(marked, ((0, 0), (1, 0)))[:, :-1]
+    return jnp.where(marked, jnp.cumsum(begins, axis=1, dtype=jnp.int32), 0)
+
+
+class Group(nn.Module):
+    """The layers from one insert to the next; the insert stands before the last of them."""
+
+    spec: BlockSpec
+    insert: Insert
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.blocks = [Block(self.spec, self.dtype) for _ in range(self.insert.every)]
+        self.extra = self.insert.make()
+
+
+class _Shared(NamedTuple):
+    """What all layers get; for the fields see `Decoder.run`."""
+
+    mask: Array
+    near: Array | None  # narrows the mask of local layers
+    rope: tuple[Array, Array] | None
+    bias: Array | None
+    gain: Array | None
+    deep: Array | None
+    context: Any
+    slots: tuple[Array, Array]  # (row, column) of these tokens in a cache
+    collect: bool
+
+
+def _layer(
+    block: Block, x: Array, own: dict[str, Any], shared: _Shared, insert: nn.Module | None = None
+) -> tuple[Array, dict[str, Any]]:
+    """One layer.
+
+    Args:
+        block: its module.
+        x: [b, n, d].
+        own: what differs between layers, as far as there is any: "local", "number", "skip", and
+            "keys" and "values" of the cache.
+        shared: what does not.
+        insert: runs before the layer.
+
+    Returns:
+        x and what is stacked over the layers: the new "keys" and "values", the "state" before.
+    """
+    before = x
+    out = {"state": x} if shared.collect else {}
+
+    def memory(k: Array, v: Array) -> tuple[Array, Array]:
+        for name, new in (("keys", k), ("values", v)):
+            out[name] = own[name].at[shared.slots].set(new)
+        return out["keys"], out["values"]
+
+    if insert is not None:
+        x = insert(x, shared.context)
+    mask = shared.mask
+    if shared.near is not None:
+        mask = mask & (shared.near | ~own["local"])
+    cached = memory if "keys" in own else None
+    x, _ = block(x, mask, shared.rope, shared.bias, cached, shared.gain)
+    if shared.deep is not None:
+        last = shared.deep.shape[0] - 1
+        deep = shared.deep[jnp.minimum(own["number"], last)].astype(x.dtype)
+        x = x + jnp.where(own["number"] <= last, deep, 0)
+    if "skip" in own:
+        x = jnp.where(own["skip"], before, x)
+    return x, out
+
+
+def _group(
+    group: Group, x: Array, own: dict[str, Any], shared: _Shared
+) -> tuple[Array, dict[str, Any]]:
+    """`_layer` for every layer of a group."""
+    outs = []
+    for i, block in enumerate(group.blocks):
+        insert = group.extra if i == len(group.blocks) - 1 else None
+        x, out = _layer(block, x, jax.tree.map(lambda leaf, i=i: leaf[i], own), shared, insert)
+        outs.append(out)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
+class Decoder(nn.Module):
+    """Pre-norm decoder.
+
+    Attributes:
+        spec: the structural facts.
+        remat: see `block.remat`.
+        dtype: of the activations.
+        insert: extra modules between the layers. Parameters of the layers then lie in
+            `layers/blocks_i`, of the inserts in `layers/extra`, stacked over the groups.
+    """
+
+    spec: DecoderSpec
+    remat: str = "full"
+    dtype: Any = jnp.float32
+    insert: Insert | None = None
+
+    def setup(self):
+        s = self.spec
+        table = nn.initializers.normal(s.width**-0.5)
+        self.embedding = self.param("embedding", table, (s.vocab, s.width))
+        if s.positions == "learned":
+            shape = (s.max_positions, s.width)
+            self.positions = self.param("positions", nn.initializers.normal(0.02), shape)
+        if self.insert is None:
+            self.layers = Block(s.block, self.dtype)
+        elif s.layers % self.insert.every:
+            raise ValueError(f"insert: every {self.insert.every} does not divide {s.layers} layers")
+        else:
+            self.layers = Group(s.block, self.insert, self.dtype)
+        self.norm = NORMS[s.block.norm](s.block.eps, self.dtype)
+        if not s.tied:
+            self.unembedding = self.param("unembedding", table, (s.vocab, s.width))
+        if s.head_bias:
+            self.head_bias = self.param("head_bias", nn.initializers.zeros, (s.vocab,))
+        self.drops = [Dropout(rate) for rate in s.embed_dropout]
+
+    def embed(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        """Plain lookup; scaling happens in `run`, for images and actions alike."""
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def __call__(
+        self,
+        embeds: Float[Array, "b n d"],
+        valid: Bool[Array, "b n"],
+        positions: Int[Array, "*p n"] | None = None,
+        mask: Bool[Array, "#b n n"] | None = None,
+        context: Any = None,
+    ) -> Float[Array, "b n d"]:
+        """Embeddings -> hidden states; see `run`."""
+        return self.run(embeds, valid, positions, mask, context).hidden
+
+    def run(
+        self,
+        embeds: Float[Array, "b n d"],
+        valid: Bool[Array, "b n"],
+        positions: Int[Array, "*p n"] | None = None,
+        mask: Bool[Array, "#b n s"] | None = None,
+        context: Any = None,
+        deep: Float[Array, "j b n d"] | None = None,
+        rope: tuple[Array, Array] | None = None,
+        gain: Float[Array, "#b n"] | None = None,
+        cache: Cache | None = None,
+        collect: bool = False,
+        skip_last: bool = False,
+        prefix: Bool[Array, "b n"] | None = None,
+    ) -> Result:
+        """Embeddings -> hidden states, and on request a cache or the states between the layers.
+
+        Args:
+            embeds: text, image and action embeddings in sequence order.
+            valid: False on padding.
+            positions: rows of the position table, or rotary positions: [b, n] or [1, n]; for
+                M-RoPE [sections, b, n]. By default see `DecoderSpec`.
+            mask: True where a token may attend; complete, padding included. By default causal.
+                Local layers narrow it further.
+            context: handed to the inserts.
+            deep: added to the outputs of the first j layers (Qwen3-VL's visual features).
+            rope: cosines and sines [b, n, r] in place of those of `DecoderSpec.rope` (a backbone
+                whose frequencies depend on the length).
+            gain: factor on every token's queries, the same in all layers.
+            cache: tokens already seen; these are added.
+            collect: also return the input of every layer.
+            skip_last: return the input of the last layer as it is, without the final norm.
+            prefix: an unbroken run of tokens marked here sees all of itself, also those behind and
+                those a local layer would not reach (prefix-LM); without `mask` only.
+        """
+        s = self.spec
+        batch, n = valid.shape
+        rows, columns, seen = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
+        if cache is not None:
+            columns = cache.length[:, None] + columns
+            seen = cache.valid.at[rows, columns].set(valid)
+        behind = columns[..., None] - jnp.arange(seen.shape[1])
+        reached, near = behind >= 0, None if s.window is None else behind < s.window
+        if prefix is not None:
+            number = runs(prefix)
+            theirs = jnp.zeros(seen.shape, jnp.int32).at[rows, columns].set(number)
+            together = prefix[..., None] & (number[..., None] == theirs[:, None])
+            reached, near = reached | together, None if near is None else near | together
+        if positions is None:
+            positions = self._default_positions(seen, valid, columns)
+        if rope is None and s.rope is not None:
+            rope = s.rope(positions)
+        bias = None
+        if s.alibi is not None:
+            slopes = jnp.array(alibi_slopes(s.block.heads, s.alibi))
+            bias = -slopes[:, None, None] * behind[:, None]
+        shared = _Shared(
+            mask=reached & seen[:, None] if mask is None else mask,
+            near=near,
+            rope=rope,
+            bias=bias,
+            gain=gain,
+            deep=deep,
+            context=context,
+            slots=(rows, columns),
+            collect=collect,
+        )
+        own: dict[str, Any] = {}
+        if s.window is not None:
+            own["local"] = jnp.array(s.local)
+        if deep is not None:
+            own["number"] = jnp.arange(s.layers)
+        if skip_last:
+            own["skip"] = jnp.arange(s.layers) == s.layers - 1
+        if cache is not None:
+            own |= {"keys": cache.keys, "values": cache.values}
+        x, out = self._scan(self._enter(embeds, positions), own, shared)
+        if cache is not None:
+            end = jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
+            cache = Cache(out["keys"], out["values"], seen, cache.length + end)
+        normed = self.norm(x)  # in any case, or parameters that are made would lack it
+        raw = s.norm_in_head or skip_last
+        return Result(x if raw else normed, out.get("state"), cache)
+
+    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        """Hidden states -> scores over the vocabulary."""
+        s = self.spec
+        if s.norm_in_head:
+            hidden = self.norm(hidden)
+        table = self.embedding if s.tied else self.unembedding
+        scores = jnp.einsum("bnd,vd->bnv", hidden, table.astype(self.dtype))
+        if s.head_bias:
+            scores = scores + self.head_bias.astype(self.dtype)
+        return scores if s.logit_cap is None else s.logit_cap * jnp.tanh(scores / s.logit_cap)
+
+    def _scan(self, x: Array, own: dict[str, Any], shared: _Shared) -> tuple[Array, Any]:
+        """All layers, one scan step a layer or a group."""
+        every = 1 if self.insert is None else self.insert.every
+        step = _layer if self.insert is None else _group
+        scan = nn.scan(
+            remat(lambda stage, x, own: step(stage, x, own, shared), self.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.spec.layers // every,
+        )
+        if self.insert is None:
+            return scan(self.layers, x, own)
+        own = jax.tree.map(lambda leaf: leaf.reshape(-1, every, *leaf.shape[1:]), own)
+        x, out = scan(self.layers, x, own)
+        return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+
+    def _default_positions(
+        self, seen: Bool[Array, "b s"], valid: Bool[Array, "b n"], columns: Int[Array, "#b n"]
+    ) -> Int[Array, "#b n"]:
+        if self.spec.count_padding:
+            return columns + self.spec.first_position
+        count = jnp.cumsum(seen, axis=1, dtype=jnp.int32)
+        count = jnp.take_along_axis(count, jnp.broadcast_to(columns, valid.shape), axis=1)
+        return jnp.where(valid, count, 0) - 1 + self.spec.first_position
+
+    def _enter(
+        self, embeds: Float[Array, "b n d"], positions: Int[Array, "*p n"]
+    ) -> Float[Array, "b n d"]:
+        s = self.spec
+        x = embeds.astype(self.dtype)
+        if s.round_scale:
+            x = x * jnp.asarray(s.embed_scale, self.dtype)
+        elif s.embed_scale != 1.0:
+            x = (x.astype(jnp.float32) * s.embed_scale).astype(self.dtype)
+        if s.positions == "sinusoid":
+            x = x + sinusoid(positions, s.width, s.first_position - 1).astype(self.dtype)
+        elif s.positions == "learned":
+            x = x + jnp.take(self.positions, positions, axis=0).astype(self.dtype)
+        for drop in self.drops:
+            x = drop(x)
+        return x
