@@ -1,4 +1,4 @@
-# Every target does all its own set-up: a machine needs Python 3.11 or 3.12 and make.
+# Every target does all its own set-up: a machine needs Python 3.11, 3.12 or 3.13 and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +17,7 @@ help:
 	@echo "make bench      loader and tabletop benchmarks"
 
 $(BIN)/uv:
-	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f'needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}: make PYTHON=python3.11')"
+	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f'needs Python 3.11, 3.12 or 3.13, this is {v[0]}.{v[1]}: make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip uv
 

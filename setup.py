@@ -1,26 +1,30 @@
 """Package metadata. Tool settings live in pyproject.toml.
 
 Tested windows (pinned to the minor version): jax 0.10 / flax 0.12 on Python 3.11, which `make`
-installs, and jax 0.11 / flax 0.12 on Python 3.12. `launch/doctor.py` reads CORE, EXTRAS and
-python_requires from here and says what on this machine lies outside.
+installs, and jax 0.12 / flax 0.12 on Python 3.12 and 3.13. `vla doctor` reads these numbers from
+the installed package and says what on this machine lies outside.
+
+`vla_jax/configs` and `vla_jax/launch` are links to the folders at the top: so that a wheel carries
+them, and so that `vla_jax.configs` is importable in a checkout as it is after an installation.
 """
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+JAX = ">=0.10.2,<0.13"
 CORE = [
     "absl-py>=2.1",
     "flax>=0.12.8,<0.13",
-    "jax>=0.10.2,<0.12",
+    f"jax{JAX}",
     "jaxtyping>=0.3.9,<0.4",
     "ml-collections>=1.1,<2",
     "msgpack>=1.1,<2",
     "numpy>=2.0,<3",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
+    "packaging>=23",
     "pillow>=11",
-    "safetensors>=0.6,<0.9",
     "simplejpeg>=1.8,<2",
     "tokenizers>=0.22,<0.24",
     "tqdm>=4.66",
@@ -33,35 +37,61 @@ EXTRAS = {
     "convert": ["transformers>=5.20,<6", "sentencepiece>=0.2"],
     # LeRobot's parquet files and videos.
     "lerobot": ["av>=18.0,<19", "pyarrow>=25,<27"],
-    "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
-    "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+    "cuda": [f"jax[cuda13]{JAX}"],
+    "tpu": [f"jax[tpu]{JAX}"],
     "log": ["tensorboardX>=2.6,<3", "wandb>=0.19"],
     "demo": ["matplotlib>=3.9"],
-    "dev": [
-        "av>=18.0,<19",
-        "beartype>=0.20",
-        "matplotlib>=3.9",
-        "pyarrow>=25,<27",
-        "pyright==1.1.414",
-        "pytest>=8.3,<10",
-        "pytest-xdist>=3.6",
-        "ruff==0.17.5",
-        "tensorboardX>=2.6,<3",
-        "tensorflow-cpu>=2.20,<2.22",
-        "tensorflow-datasets>=4.9.9,<5",
-        "transformers>=5.20,<6",
-    ],
 }
+# What the tests import beside the core: most of the extras, other projects' readers, the linters.
+EXTRAS["dev"] = [
+    *EXTRAS["data"],
+    *EXTRAS["lerobot"],
+    *EXTRAS["demo"],
+    "beartype>=0.20",
+    "setuptools>=70",
+    "pyright==1.1.414",
+    "pytest>=8.3,<10",
+    "pytest-xdist>=3.6",
+    "ruff==0.17.5",
+    "safetensors>=0.6,<0.9",
+    "tensorboardX>=2.6,<3",
+    "transformers>=5.20,<6",
+]
 
 setup(
     name="vla_jax",
-    version="0.1.0",
+    version="0.2.0",
     description="Vision-language-action models in JAX: backbone x structure x head",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The vla_jax authors",
     license="Apache-2.0",
-    packages=find_packages(include=["vla_jax", "vla_jax.*"]),
-    python_requires=">=3.11,<3.13",
+    license_files=["LICENSE", "NOTICE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    keywords=["robotics", "vision-language-action", "jax", "flax", "imitation learning"],
+    # eval_servers is also a distribution of its own (eval_servers/pyproject.toml), for machines
+    # that run a robot or a simulator and have no jax; the two carry the same files.
+    packages=find_packages(include=["vla_jax", "vla_jax.*", "eval_servers", "eval_servers.*"]),
+    package_data={
+        "vla_jax": ["py.typed"],
+        "vla_jax.launch": ["*.sh", "*.yaml"],
+        "eval_servers": ["*.sh"],
+        **{
+            f"eval_servers.{name}": ["*.json", "*.txt", "*.sh", "*.c"]
+            for name in ("calvin", "simpler", "tabletop")
+        },
+    },
+    entry_points={"console_scripts": ["vla = vla_jax.cli:main"]},
+    python_requires=">=3.11,<3.14",
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -10,7 +10,7 @@ is a version folder of `bridge_dataset` in RLDS.
 from pathlib import Path
 from typing import Any
 
-from configs import quickstart
+from vla_jax.configs import quickstart
 
 ROOT = Path(__file__).resolve().parents[1]
 # The 25 trajectories of octo's debug set where it lies beside the repository, else four of them.

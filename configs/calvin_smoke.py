@@ -14,7 +14,7 @@ has them. Without the arm's state (model.structure.proprio = 0) it is 15 of 40, 
 
 from typing import Any
 
-from configs import quickstart
+from vla_jax.configs import quickstart
 
 
 def get_config(data: str = "runs/calvin_smoke/data/calvin_expert/1.0.0") -> Any:

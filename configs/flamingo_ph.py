@@ -13,7 +13,7 @@ Published by the original: nothing (its README's rows of these numbers are HULC'
 
 from typing import Any
 
-from configs import kosmos_ph
+from vla_jax.configs import kosmos_ph
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:

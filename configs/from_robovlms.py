@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs import base
+from vla_jax.configs import base
 from vla_jax.convert.robovlms import config as robovlms_config
 from vla_jax.convert.robovlms import keys as robovlms_keys
 

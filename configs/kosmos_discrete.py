@@ -10,7 +10,7 @@ after the prompt's, so F = 1 here. With a larger window past images and actions 
 
 from typing import Any
 
-from configs import kosmos_ph
+from vla_jax.configs import kosmos_ph
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:

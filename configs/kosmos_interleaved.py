@@ -10,7 +10,7 @@ every control step runs all of it again, for its positions move with the window.
 
 from typing import Any
 
-from configs import kosmos_ph
+from vla_jax.configs import kosmos_ph
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:

@@ -10,7 +10,7 @@ batch that kosmos_ph.py's takes times sixteen.
 
 from typing import Any
 
-from configs import kosmos_ph
+from vla_jax.configs import kosmos_ph
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:

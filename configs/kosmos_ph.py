@@ -12,7 +12,7 @@ Published by the original: ABCD->D 4.49, ABC->D 4.25 average length. Not reprodu
 
 from typing import Any
 
-from configs import base
+from vla_jax.configs import base
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:

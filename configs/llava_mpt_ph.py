@@ -12,7 +12,7 @@ Not measured.
 
 from typing import Any
 
-from configs import llava_ph
+from vla_jax.configs import llava_ph
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:

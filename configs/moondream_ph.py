@@ -11,7 +11,7 @@ tiles, which costs up to five times the vision tower; resize such images when wr
 
 from typing import Any
 
-from configs import kosmos_ph
+from vla_jax.configs import kosmos_ph
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:

@@ -12,7 +12,7 @@ Hardware: as configs/kosmos_ph.py with half the images. Not run on the whole of 
 
 from typing import Any
 
-from configs import kosmos_ph
+from vla_jax.configs import kosmos_ph
 from vla_jax.data.oxe.folders import mixture_entries
 
 

@@ -9,7 +9,7 @@ what is different, and why.
 
 from typing import Any
 
-from configs import oxe
+from vla_jax.configs import oxe
 from vla_jax.data.oxe.quirks import QUIRKS
 
 

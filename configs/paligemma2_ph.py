@@ -11,7 +11,7 @@ Hardware: 3.1 B parameters, as configs/paligemma_ph.py. Not trained here.
 
 from typing import Any
 
-from configs import paligemma_ph
+from vla_jax.configs import paligemma_ph
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:

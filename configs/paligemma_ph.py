@@ -12,7 +12,7 @@ spread over the chips. Not trained here.
 
 from typing import Any
 
-from configs import kosmos_ph
+from vla_jax.configs import kosmos_ph
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:

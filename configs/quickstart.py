@@ -7,7 +7,7 @@ Needs the demonstrations of launch/record_demos.py; `make demo` does all of it.
 
 from typing import Any
 
-from configs import base
+from vla_jax.configs import base
 
 
 def get_config(data: str = "runs/quickstart/data/tabletop/1.0.0") -> Any:

@@ -10,7 +10,7 @@ The original has no such model: there is no score to compare with.
 
 from typing import Any
 
-from configs import qwen2_vl_ph
+from vla_jax.configs import qwen2_vl_ph
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:

@@ -10,7 +10,7 @@ The original has no such model: there is no score to compare with.
 
 from typing import Any
 
-from configs import kosmos_ph
+from vla_jax.configs import kosmos_ph
 from vla_jax.models.backbones.qwen_family import ASKED
 
 

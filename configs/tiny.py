@@ -8,7 +8,7 @@ acts on two CPU cores; `python bench/closed_loop.py backbones --data DATA` runs 
 
 from typing import Any
 
-from configs import quickstart
+from vla_jax.configs import quickstart
 
 WIDTH, VOCAB = 32, 128
 

@@ -10,7 +10,7 @@ Hardware: 1.2 B parameters, full fine-tune. Not run.
 
 from typing import Any
 
-from configs import kosmos_ph
+from vla_jax.configs import kosmos_ph
 
 
 def get_config(data: str = "data/calvin_abcd/1.0.0") -> Any:

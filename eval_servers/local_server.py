@@ -133,8 +133,8 @@ def running(serve_flags: Sequence[str], restarts: int = MAX_RESTARTS) -> Iterato
     """
 
     def command(port: int) -> List[str]:
-        script = str(ROOT / "launch" / "serve.py")
-        return [sys.executable, script, *serve_flags, "--port={}".format(port)]
+        program = [sys.executable, "-m", "vla_jax.launch.serve"]
+        return [*program, *serve_flags, "--port={}".format(port)]
 
     server = LocalServer(command, restarts)
     try:

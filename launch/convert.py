@@ -25,8 +25,6 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
 
 def main(argv: list[str] | None = None) -> int:
     """Parse flags, convert, print a summary; returns the exit status."""
@@ -49,11 +47,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def import_hf(flags: argparse.Namespace) -> None:
     """Hugging Face folder (also one that export-hf wrote) -> workdir."""
+    from vla_jax import shipped
     from vla_jax.convert import config_files, importing
 
     raw = None
     if flags.config or flags.set or not (Path(flags.src) / importing.SETTINGS).is_file():
-        where = flags.config or config_files.find(CONFIGS, flags.src)
+        where = flags.config and shipped.config_path(flags.config)
+        where = where or config_files.find(shipped.CONFIGS, flags.src)
         logging.info("config: %s (--config chooses another)", where)
         raw = config_files.load(where, flags.set)
     _save(importing.from_hf(flags.src, raw, _dtype(flags)), flags)
@@ -61,11 +61,12 @@ def import_hf(flags: argparse.Namespace) -> None:
 
 def import_robovlms(flags: argparse.Namespace) -> None:
     """RoboVLMs checkpoint and config -> workdir."""
+    from vla_jax import shipped
     from vla_jax.config import read_json
     from vla_jax.convert import config_files, importing
 
     original = read_json(flags.config_json)
-    base = config_files.load(CONFIGS / "base.py", flags.set)
+    base = config_files.load(shipped.CONFIGS / "base.py", flags.set)
     units, vlm = flags.statistics, flags.vlm
     _save(importing.from_robovlms(flags.ckpt, original, base, vlm, units, _dtype(flags)), flags)
 

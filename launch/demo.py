@@ -24,7 +24,6 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from eval_servers import local_server
 
-ROOT = local_server.ROOT
 RUNS = ("trained", "untrained", "swapped")
 SIZE = 32  # pixels of both cameras: what configs/quickstart.py's vision tower takes, unresized
 BASELINE = 52  # episodes at most of the two runs that are expected to fail
@@ -34,19 +33,21 @@ def main() -> None:
     """Run the five stages."""
     flags = _parse_flags()
     start = time.monotonic()
-    run = ROOT / flags.workdir
+    run = Path(flags.workdir)
     if flags.fresh:
         shutil.rmtree(run, ignore_errors=True)
-    dataset = ROOT / flags.data if flags.data else run / "data/tabletop/1.0.0"
+    dataset = Path(flags.data) if flags.data else run / "data/tabletop/1.0.0"
     results, report = run / "results", run / "report"
     names = RUNS if flags.baselines else RUNS[:1]
 
     _say("1/5 record demonstrations")
     if not dataset.is_dir():
-        _python("launch/record_demos.py", "--out", dataset, "--size", SIZE)
+        _python("vla_jax.launch.record_demos", "--out", dataset, "--size", SIZE)
 
     _say("2/5 train")
-    _python("launch/train.py", f"--config={flags.config}:{dataset}", "--workdir", run, *flags.train)
+    _python(
+        "vla_jax.launch.train", f"--config={flags.config}:{dataset}", "--workdir", run, *flags.train
+    )
 
     _say("3/5 serve and evaluate")
     shutil.rmtree(results, ignore_errors=True)
@@ -63,9 +64,7 @@ def main() -> None:
     _say("5/5 report")
     runs = [f"--run={name}={results / name}" for name in names]
     log, title = run / "log.jsonl", "--title=Tabletop quickstart"
-    _python(
-        "-m", "eval_servers.results", "report", *runs, "--loss-log", log, title, "--out", report
-    )
+    _python("eval_servers.results", "report", *runs, "--loss-log", log, title, "--out", report)
     score = _score(results, names, (time.monotonic() - start) / 60)
     _write(report / "score.json", score)
     print(_table(score))
@@ -77,7 +76,7 @@ def _parse_flags() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", default="runs/quickstart", help="default: %(default)s")
-    parser.add_argument("--config", default="configs/quickstart.py", help="default: %(default)s")
+    parser.add_argument("--config", default="quickstart", help="default: %(default)s")
     parser.add_argument("--episodes", type=int, default=130, help="evaluated (default: 130)")
     parser.add_argument("--data", default="", help="demonstrations; default: recorded anew")
     parser.add_argument(
@@ -91,22 +90,19 @@ def _parse_flags() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _python(*arguments: object) -> None:
+def _python(module: str, *arguments: object) -> None:
     """Run one stage in its own process; stop the demo when it fails."""
-    code = subprocess.call([sys.executable, *map(str, arguments)], cwd=ROOT, env=_environment())
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    code = subprocess.call(command, env={**os.environ, "PYTHONPATH": str(local_server.ROOT)})
     if code:
-        sys.exit(f"demo: {arguments[0]} failed with exit status {code}")
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+        sys.exit(f"demo: {module} failed with exit status {code}")
 
 
 def _evaluate(uri: str, out: Path, episodes: int, *flags: str) -> None:
     # Random weights and swapped instructions are meant to look wrong: the suite is for "trained".
     settings = ["--server", uri, "--out", out, "--sanity=off", "--no-report"]
     rollout = ["--", "--episodes", episodes, "--image-size", SIZE, *flags]
-    _python("launch/evaluate.py", "tabletop", *settings, *rollout)
+    _python("vla_jax.launch.evaluate", "tabletop", *settings, *rollout)
 
 
 def _score(results: Path, names: Sequence[str], minutes: float) -> dict[str, Any]:

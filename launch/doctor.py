@@ -10,7 +10,6 @@ needed is wrong; what is not installed is said and no fault.
 """
 
 import argparse
-import ast
 import contextlib
 import importlib.metadata
 import json
@@ -29,9 +28,14 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval_servers.findings import Finding, lines, worst
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
-ROOT = Path(__file__).resolve().parents[1]
+from eval_servers import local_server
+from eval_servers.findings import Finding, lines, worst
+from vla_jax import shipped
+
+ROOT = local_server.ROOT  # the checkout, or where the packages are installed
 SIMULATORS = sorted(path.parent.name for path in (ROOT / "eval_servers").glob("*/rollout.py"))
 # What a simulator's Python must import; the tabletop is numpy and Pillow.
 NEEDS = {"calvin": "pybullet", "simpler": "sapien"}
@@ -59,84 +63,51 @@ def main() -> int:
     return 1 if worst(found) == "fail" else 0
 
 
-def requirements(setup_py: Path) -> tuple[str, dict[str, list[str]]]:
-    """(Python window, {extra: requirements}) as setup.py states them; the core's extra is "".
-
-    Raises:
-        ValueError: setup.py has lost one of the names read here.
-    """
-    found: dict[str, Any] = {}
-    for node in ast.walk(ast.parse(setup_py.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            if name in ("CORE", "EXTRAS"):
-                found[name] = ast.literal_eval(node.value)
-        if isinstance(node, ast.keyword) and node.arg == "python_requires":
-            found["python"] = ast.literal_eval(node.value)
-    missing = {"CORE", "EXTRAS", "python"} - set(found)
-    if missing:
-        raise ValueError(f"{setup_py}: no {sorted(missing)}")
-    return found["python"], {"": found["CORE"], **found["EXTRAS"]}
-
-
-def fits(version: str, window: str) -> bool:
-    """Whether a version lies in a window like ">=0.10.2,<0.12"; suffixes like "rc1" are ignored."""
-    for clause in filter(None, (part.strip() for part in window.split(","))):
-        matched = re.fullmatch(r"(>=|<=|==|!=|<|>)\s*([\w.]+)", clause)
-        if not matched:
-            raise ValueError(f"version window {window!r}: {clause!r}")
-        have, want = _numbers(version), _numbers(matched[2])
-        width = max(len(have), len(want))
-        a, b = ((*v, *(0,) * (width - len(v))) for v in (have, want))
-        holds = {
-            ">=": a >= b,
-            "<=": a <= b,
-            "==": a == b,
-            "!=": a != b,
-            "<": a < b,
-            ">": a > b,
-        }
-        if not holds[matched[1]]:
-            return False
-    return True
-
-
 def versions() -> Iterator[Finding]:
-    """Python and the packages against the tested window in setup.py."""
-    python, extras = requirements(ROOT / "setup.py")
+    """Python and the packages against the windows that the installed package states."""
+    try:
+        extras = shipped.requirements()
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("vla_jax", "fail", "not installed", f"pip install -e '{ROOT}'")
+        return
+    window = importlib.metadata.metadata(shipped.DISTRIBUTION)["Requires-Python"]
     here = ".".join(map(str, sys.version_info[:3]))
-    if fits(here, python):
-        yield Finding("python", "ok", f"{here}, tested {python}")
+    if here in SpecifierSet(window):
+        yield Finding("python", "ok", f"{here}, tested {window}")
     else:
-        yield Finding("python", "fail", f"{here}, tested {python}", "make PYTHON=python3.11 demo")
+        yield Finding("python", "fail", f"{here}, tested {window}", "make PYTHON=python3.11 demo")
     checked: set[str] = set()
     for extra, needed in extras.items():
         good, absent = [], []
-        for requirement in needed:
-            name, window = _split(requirement)
-            version = _installed(name)
-            if version is None or _extras_absent(requirement):
-                absent.append(requirement)
-            elif fits(version, window):
-                good.append(f"{name} {version}")
-            elif requirement not in checked:
-                text = f"{version}, tested {window}"
-                advice = f"pip install '{requirement}'"
-                yield Finding(name, "fail" if not extra else "warn", text, advice)
-            checked.add(requirement)
+        for line in needed:
+            each = Requirement(line)
+            version = _installed(each.name)
+            if version is None or _extras_absent(each):
+                absent.append(each)
+            elif each.specifier.contains(version, prereleases=True):
+                good.append(f"{each.name} {version}")
+            elif line not in checked:
+                text = f"{version}, tested {each.specifier}"
+                level = "fail" if not extra else "warn"
+                yield Finding(each.name, level, text, f"pip install '{line}'")
+            checked.add(line)
         yield _extra(extra, good, absent)
     yield from _jax_plugins()
 
 
-def _extra(extra: str, good: Sequence[str], absent: Sequence[str]) -> Finding:
+def _extra(extra: str, good: Sequence[str], absent: Sequence[Requirement]) -> Finding:
     name = f"[{extra}]" if extra else "core packages"
     if not absent:
         return Finding(name, "ok", ", ".join(good) if not extra else f"{len(good)} packages")
     if extra:
-        names = (each.removesuffix(_split(each)[1]) for each in absent)  # jax[cuda13], not jax
-        return Finding(name, "skip", "not installed: " + ", ".join(names))
+        names = [f"{each.name}[{','.join(each.extras)}]" if each.extras else each.name
+                 for each in absent]  # fmt: skip
+        text = "not installed: " + ", ".join(names)
+        return Finding(name, "skip", text, shipped.install_hint(extra))
     listing = " ".join(f"'{each}'" for each in absent)
-    return Finding(name, "fail", f"missing: {', '.join(absent)}", f"pip install {listing}")
+    return Finding(
+        name, "fail", f"missing: {', '.join(map(str, absent))}", f"pip install {listing}"
+    )
 
 
 def _jax_plugins() -> Iterator[Finding]:
@@ -248,7 +219,6 @@ def server(checkpoint: str | None) -> Iterator[Finding]:
     try:
         import numpy as np
 
-        from eval_servers import local_server
         from eval_servers.client import PolicyClient, PolicyServerError
         from vla_jax.serve import server as policy_server
     except ImportError as error:
@@ -324,25 +294,17 @@ def _ask(command: Sequence[str]) -> tuple[int, str, str]:
     return done.returncode, done.stdout, last
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    matched = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in matched[0].split(".")) if matched else ()
-
-
-def _split(requirement: str) -> tuple[str, str]:
-    """Name and window: jax[cuda13]>=0.10.2,<0.12 -> ("jax", ">=0.10.2,<0.12")."""
-    matched = re.match(r"([\w.-]+)(\[[^]]*\])?(.*)", requirement)
-    return (matched[1], matched[3].strip()) if matched else (requirement, "")
-
-
-def _extras_absent(requirement: str) -> bool:
+def _extras_absent(requirement: Requirement) -> bool:
     """Whether packages of a requirement's own extra, as jax[cuda13], are not installed."""
-    matched = re.match(r"([\w.-]+)\[(\w+)\]", requirement)
-    if not matched:
-        return False
-    needed = importlib.metadata.requires(matched[1]) or []
-    marker = re.compile(rf"extra\s*==\s*['\"]{matched[2]}['\"]")
-    return any(_installed(_split(each)[0]) is None for each in needed if marker.search(each))
+    needed = [Requirement(line) for line in importlib.metadata.requires(requirement.name) or []]
+    return any(
+        each.marker is not None
+        and each.marker.evaluate({"extra": extra})
+        and not each.marker.evaluate({"extra": ""})
+        and _installed(each.name) is None
+        for extra in requirement.extras
+        for each in needed
+    )
 
 
 def _installed(name: str) -> str | None:

@@ -25,6 +25,7 @@ from vla_jax.data.errors import DataError
 from vla_jax.data.find_spec import find_spec, short_name
 from vla_jax.data.inspection import Findings, check_images, inspect, trajectories_shown
 from vla_jax.data.oxe.folders import find_folder
+from vla_jax.shipped import install_hint
 
 _TILE, _MARGIN, _LINE = 112, 4, 16  # pixels
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
@@ -171,7 +172,7 @@ def main() -> None:
         action_plot(findings, out / "actions.png")
         print(f"wrote {out / 'actions.png'}")
     except ImportError:
-        print("no plot of the actions: pip install 'vla_jax[demo]' for matplotlib")
+        print(f"no plot of the actions, which needs matplotlib: {install_hint('demo')}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ import os
 import sys
 from pathlib import Path
 
+if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from vla_jax.serve import server
 
 

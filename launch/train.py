@@ -38,6 +38,7 @@ from vla_jax.data.loader import Loader, open_datasets
 from vla_jax.inference.policy import with_complete_arch
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
+from vla_jax.shipped import config_names, with_config_path
 from vla_jax.train import checkpoint, evaluate, log, lora, resume, runtime, state
 from vla_jax.train import mesh as meshes
 from vla_jax.train.epochs import with_steps
@@ -211,7 +212,9 @@ def main(_: Any) -> None:
     """Resolve the config, join the other processes, train; a user's mistake shows no traceback."""
     try:
         if CONFIG.value is None:
-            raise ConfigError("--config: name a config file, e.g. configs/kosmos_ph.py")
+            raise ConfigError(
+                "--config: name a config file of yours, or one of " + ", ".join(config_names())
+            )
         config = resolve(CONFIG.value)
         runtime.initialize()
         runtime.run(lambda: train(config, Path(WORKDIR.value).expanduser()))
@@ -221,4 +224,4 @@ def main(_: Any) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, argv=with_config_path(sys.argv))

@@ -91,7 +91,7 @@ def test_server_and_worker_are_killed_and_every_episode_counts_once(tmp_path):
             path = out / "episodes.jsonl"
             rows = len(path.read_text().splitlines()) if path.exists() else 0
             for child in children(process.pid):
-                if "serve.py" in command(child) and rows >= 2 and "server" not in killed:
+                if "launch.serve" in command(child) and rows >= 2 and "server" not in killed:
                     os.kill(child, signal.SIGKILL)
                     killed.append("server")
                 workers = [c for c in children(child) if "multiprocessing.spawn" in command(c)]

@@ -191,7 +191,7 @@ def test_urls_need_the_stream(data_config, structure):
 def test_tensorflow_is_asked_for(bridge, data_config, structure, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     config = data_config(("bridge_dataset", bridge, 1.0), reader="stream")
-    with pytest.raises(errors.DataError, match=r"pip install 'vla_jax\[data\]'"):
+    with pytest.raises(errors.DataError, match=r"pip install .*data"):
         open_datasets(config, structure(), 7, "train")
 
 

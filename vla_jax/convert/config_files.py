@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_jax.config import ConfigError, read_json
+from vla_jax.config import Config, ConfigError, read_json, resolve
 from vla_jax.models.backbones import BACKBONES
+from vla_jax.shipped import config_path
 
 
 def load(where: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
@@ -38,6 +39,19 @@ def load(where: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{change}: {error}") from error
     return config.to_dict()
+
+
+def load_config(where: str | Path, changes: Sequence[str] = ()) -> Config:
+    """The config of a file or of a shipped name, resolved and checked.
+
+    Args:
+        where: as `launch/train.py --config` takes it: `quickstart`, `FILE.py`, `FILE.py:ARGUMENT`.
+        changes: KEY=VALUE, as ["train.batch_size=8"].
+
+    Raises:
+        ConfigError: no such file, or something in it does not fit; every problem is listed.
+    """
+    return resolve(load(config_path(str(where)), changes))
 
 
 def find(folder: Path, hf_dir: str | Path) -> Path:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from vla_jax.shipped import install_hint
+
 logger = logging.getLogger(__name__)
 
 FILE = "log.jsonl"
@@ -145,7 +147,7 @@ def _open_tensorboard(directory: Path, step: int) -> Any:
         from tensorboardX import SummaryWriter  # type: ignore[import-not-found]
     except ImportError as error:
         raise LogError(
-            "train.tensorboard: tensorboardX is not installed; pip install 'vla_jax[log]'"
+            f"train.tensorboard: tensorboardX is not installed; {install_hint('log')}"
         ) from error
     return SummaryWriter(str(directory), purge_step=step + 1)
 
@@ -154,7 +156,8 @@ def _open_wandb(project: str, workdir: Path, config: Mapping[str, Any]) -> Any:
     try:
         import wandb  # type: ignore[import-not-found]
     except ImportError as error:
-        raise LogError("train.wandb: wandb is not installed; pip install 'vla_jax[log]'") from error
+        hint = install_hint("log")
+        raise LogError(f"train.wandb: wandb is not installed; {hint}") from error
     name = workdir.absolute().name
     # The same id after a restart makes wandb go on with the run.
     return wandb.init(

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as _Backend
 
 from vla_jax.data.errors import TextLengthError
 from vla_jax.data.language import qwen_tiktoken
+from vla_jax.shipped import install_hint
 
 # Of tokenizers made by `Tokenizer.build`; the order is the id, as in Kosmos-2's vocabulary.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<grounding>")
@@ -68,7 +69,7 @@ class Tokenizer:
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
-            hint = "pip install 'vla_jax[convert]' to convert the tokenizer files it has"
+            hint = f"{install_hint('convert')} to convert the tokenizer files it has"
             raise ImportError(f"{folder}: no tokenizer.json; {hint}") from error
         slow = AutoTokenizer.from_pretrained(str(folder))
         backend = slow.backend_tokenizer

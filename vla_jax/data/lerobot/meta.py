@@ -27,6 +27,7 @@ from vla_jax.data.errors import (
     TruncatedShardError,
 )
 from vla_jax.data.features import STEPS, Feature
+from vla_jax.shipped import install_hint
 
 log = logging.getLogger(__name__)
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -225,7 +226,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        hint = "LeRobot's parquet files need pyarrow: pip install 'vla_jax[lerobot]'"
+        hint = f"LeRobot's parquet files need pyarrow: {install_hint('lerobot')}"
         raise DataError(hint, path) from error
     try:
         with parquet.ParquetFile(path) as file:

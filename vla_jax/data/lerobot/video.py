@@ -1,4 +1,4 @@
-"""Single frames out of video files, in any order; PyAV (`pip install 'vla_jax[lerobot]'`).
+"""Single frames out of video files, in any order; PyAV (the extra `lerobot`).
 
 A frame is found by its time: seek to the key frame before it, decode up to it. LeRobot's own videos
 have a key frame every second frame, so that this is cheap; with the usual 250 frames between two
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vla_jax.data.errors import DataError, ImageDecodeError
+from vla_jax.shipped import install_hint
 
 _IDLE = 16  # opened videos kept for the next read
 _AHEAD = 8  # frames that are decoded and dropped rather than sought
@@ -63,7 +64,7 @@ class _Video:
             import av
             from av.error import FFmpegError
         except ImportError as error:
-            hint = "videos need PyAV: pip install 'vla_jax[lerobot]'"
+            hint = f"videos need PyAV: {install_hint('lerobot')}"
             raise DataError(hint, path) from error
         self.path, self._half, self._errors = path, 0.5 / fps, FFmpegError
         try:

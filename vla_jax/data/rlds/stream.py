@@ -22,6 +22,7 @@ from vla_jax.data.rlds.build_index import index_shards
 from vla_jax.data.rlds.index import FORMAT, RLDSIndex
 from vla_jax.data.source_annotated import ANNOTATIONS
 from vla_jax.data.source_streamed import Frames, StreamSource
+from vla_jax.shipped import install_hint
 
 _CYCLE = 4  # shards that are read at the same time, and mixed
 _AHEAD = 2  # episodes read ahead
@@ -183,9 +184,7 @@ def _tensorflow() -> Any:
         import tensorflow as tf
         import tensorflow_datasets  # noqa: F401 - asked for together
     except ImportError as error:
-        raise DataError(
-            "data.reader=stream needs TensorFlow: pip install 'vla_jax[data]'"
-        ) from error
+        raise DataError(f"data.reader=stream needs TensorFlow: {install_hint('data')}") from error
     # Training owns the accelerators; too late only for somebody who uses TensorFlow on them.
     with contextlib.suppress(RuntimeError, ValueError):
         tf.config.set_visible_devices([], "GPU")

@@ -1,0 +1,1 @@
+"""Command-line programs; `vla NAME` and `python launch/NAME.py` are the same."""
