@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vla_jax.config_checks import cross_checks
+from vla_jax.config.checks import cross_checks
 
 
 class ConfigError(ValueError):

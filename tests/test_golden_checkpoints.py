@@ -1,0 +1,68 @@
+"""Checkpoints of earlier formats are loaded, served, resumed and exported by this tree.
+
+tests/fixtures/make_checkpoint.py says how and at which commit each of them was made.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch import convert
+from tests.fixtures import make_checkpoint
+from vla_jax.convert import store
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = sorted((ROOT / "tests/fixtures").glob("checkpoint_format_*"))
+
+pytestmark = pytest.mark.parametrize("golden", GOLDEN, ids=lambda folder: folder.name)
+
+
+def test_served_with_the_recorded_actions(golden):
+    with np.load(golden / "answers.npz") as recorded:
+        arrays = dict(recorded)
+    expected = arrays.pop("actions")
+    observations: list[dict] = [{} for _ in expected]
+    for name, value in arrays.items():
+        key, _, step = name.rpartition("/")
+        observations[int(step)][key] = str(value) if value.dtype.kind == "U" else value
+    actions = make_checkpoint.answers(golden, observations)
+    assert actions.shape == (3, 3, 7)
+    np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-6)
+
+
+def test_resumed(golden, tmp_path, one_device):
+    shutil.copytree(golden / "checkpoints", tmp_path / "checkpoints")
+    last = make_checkpoint.STEPS + 1
+    changes = {**make_checkpoint.CHANGES, "train.steps": last, "data.cache_dir": tmp_path / "cache"}
+    flags = [f"--config.{key}={value}" for key, value in changes.items()]
+    config = f"--config=configs/bridge_smoke.py:{make_checkpoint.DATA}"
+    command = [sys.executable, "launch/train.py", config, f"--workdir={tmp_path}", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=one_device, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at step {make_checkpoint.STEPS}" in done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    (trained,) = [row for row in rows if row["kind"] == "train"]
+    assert trained["step"] == last
+    assert 0 < trained["loss"] < 10
+    assert (tmp_path / "checkpoints" / str(last)).is_dir()
+
+
+def test_exported(golden, tmp_path):
+    assert convert.main(["export-hf", str(golden), str(tmp_path / "hf")]) == 0
+    assert convert.main(["import-hf", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
+    before, after = store.Stored(golden), store.Stored(tmp_path / "run")
+    # The export adds the LoRA factors to the kernels beside them.
+    factors = {path for path in before.leaves if path.endswith(("lora_a", "lora_b"))}
+    changed = {str(Path(path).parent / "kernel") for path in factors}
+    assert len(factors) == 12
+    assert set(after.leaves) == set(before.leaves) - factors
+    for path, leaf in after.leaves.items():
+        same = np.array_equal(leaf.read(), before.leaves[path].read())
+        assert same == (path not in changed), path
+    for key in ("action_specs", "statistics", "tokenizer"):
+        assert after.meta[key] == before.meta[key]
