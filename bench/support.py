@@ -1,6 +1,6 @@
 """Every backbone x structure x head: trained a little, or refused with the reason.
 
-    python bench/support.py --out runs/support.json --write README.md
+    python bench/support.py --out runs/support.json --write docs/support.md
 
 A cell is the tiny architecture of configs/tiny.py on one random batch: the loss, averaged over
 eight draws of the head's noise that training does not see, before and after 20 steps of Adam. The

@@ -17,6 +17,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("serve",): ("serve", "serve a trained policy to robots and simulators"),
     ("evaluate",): ("evaluate", "run a checkpoint or a server in a simulator"),
     ("convert",): ("convert", "weights in and out: Hugging Face, RoboVLMs"),
+    ("replay",): ("replay", "recorded observations through a policy, beside recorded actions"),
     ("data", "inspect"): ("inspect_data", "what a dataset holds, and what is wrong with it"),
     ("data", "convert"): ("convert_data", "CALVIN or LeRobot data into RLDS"),
     ("data", "record"): ("record_demos", "demonstrations in the tabletop world"),
