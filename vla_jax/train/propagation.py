@@ -116,9 +116,8 @@ def _lying(op: Any) -> list[Axes]:
 
 
 def _axes(sharding: Any) -> Axes:
-    dimensions = map(
-        sdy.DimensionShardingAttr, sdy.TensorShardingAttr(sharding).dimension_shardings
-    )
+    found = sdy.TensorShardingAttr(sharding).dimension_shardings
+    dimensions = map(sdy.DimensionShardingAttr, found)
     return tuple(tuple(sdy.AxisRefAttr(axis).name for axis in d.axes) for d in dimensions)
 
 
