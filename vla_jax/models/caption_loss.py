@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vla_jax.models import sharding
 from vla_jax.models.structures import splice
 from vla_jax.types import Captions
 
@@ -31,8 +32,8 @@ def caption_loss(
         tokens that are the likeliest one). Both 0 when nothing is to be predicted.
     """
     layout, backbone = model.layout, model.backbone
-    images = backbone.encode_images(images)
-    text, mask = backbone.embed_text(captions.text), captions.text_mask
+    images = sharding.rows(backbone.encode_images(images))
+    text, mask = sharding.rows(backbone.embed_text(captions.text)), captions.text_mask
     seen = jnp.broadcast_to(captions.has_image[:, None], images.shape[:2])
     place = jnp.broadcast_to(jnp.arange(images.shape[1]), seen.shape)
     none = text[:, :0]
@@ -47,8 +48,8 @@ def caption_loss(
     if tokens.given is not None:
         shift = ((0, 0), (k, 0))
         tokens = tokens._replace(given=tokens.given & ~jnp.pad(captions.target, shift))
-    hidden = backbone(tokens)
-    logits = backbone.logits(hidden[:, k + first - 1 : -1]).astype(jnp.float32)
+    hidden = sharding.rows(backbone(tokens))
+    logits = sharding.rows(backbone.logits(hidden[:, k + first - 1 : -1])).astype(jnp.float32)
     return _cross_entropy(logits, captions.text[:, first:], captions.target[:, first:])
 
 

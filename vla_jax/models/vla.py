@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vla_jax.config import ConfigError, ModelConfig
-from vla_jax.models import streaming, structures
+from vla_jax.models import sharding, streaming, structures
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Tokens
 from vla_jax.models.heads import HEADS
@@ -161,7 +161,7 @@ class VLA(nn.Module):
             marks = structures.marks(self.config)
             before, tokens, behind = jnp.split(tokens, [marks, tokens.shape[1] - marks], axis=1)
             tokens = jnp.concatenate([before, self.resampler(tokens), behind], axis=1)
-        tokens = tokens.reshape(b, w, len(images), *tokens.shape[1:])
+        tokens = sharding.rows(tokens.reshape(b, w, len(images), *tokens.shape[1:]))
         # Each further camera is inserted at the same column, so the last one comes first.
         tokens = tokens[:, :, ::-1].reshape(b, w, -1, tokens.shape[-1])
         if not self.config.structure.proprio:
@@ -179,7 +179,8 @@ class VLA(nn.Module):
         """The VLM's input and the columns to read: r = b w sequences, or b of the whole window."""
         s, (b, w, k, d) = self.config.structure, tokens.shape
         padded = s.act_insert == "padded_column"
-        text, mask = self.backbone.embed_text(observation.text), observation.text_mask
+        text = sharding.rows(self.backbone.embed_text(observation.text))
+        mask = observation.text_mask
         place = jnp.broadcast_to(structures.places(s, k), (b, w, k))
         if s.kind == "video":
             state = int(s.proprio > 0)
@@ -224,12 +225,13 @@ class VLA(nn.Module):
 
     def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b u m d"]:
         """Run the VLM and pick the features; of the discrete structure, scores of next tokens."""
-        picked = structures.take(self.hidden(sequence.tokens), sequence.columns)
+        hidden = sharding.rows(self.hidden(sequence.tokens))
+        picked = sharding.rows(structures.take(hidden, sequence.columns))
         b, w = valid.shape[0], 1 if self.config.structure.kind == "video" else valid.shape[1]
         picked = picked.reshape(b, w, -1, picked.shape[-1])
         if self.config.structure.kind == "discrete":
             flat = picked.reshape(b, -1, picked.shape[-1])
-            return self.backbone.logits(flat).reshape(*picked.shape[:3], -1)
+            return sharding.rows(self.backbone.logits(flat)).reshape(*picked.shape[:3], -1)
         return self.pool(picked, sequence.read.reshape(picked.shape[:3]))
 
     def pool(

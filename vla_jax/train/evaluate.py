@@ -76,7 +76,8 @@ def make_eval_step(
         variables = {"params": lora.active(state.averaged, config.lora, train=False)}
         # One noise for all batches: a change of the figures is then a change of the weights.
         args = (batch.actions, jax.random.key(config.seed), config.optim.gripper_weight)
-        total, parts, prediction = model.apply(variables, observation, *args, method="evaluate")
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # see `models.sharding`
+            total, parts, prediction = model.apply(variables, observation, *args, method="evaluate")
         actions = model.supervised(batch.actions)
         count = actions.mask.sum(dtype=jnp.float32)
         parts = {name: x for name, x in parts.items() if name != "rows"}

@@ -129,7 +129,9 @@ def make_train_step(
         return jax.lax.scan(add, zeros, (micro, keys, shares))[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics, sums = accumulated(state, batch)
+        # The model pins its rows to the axes of this mesh; see `models.sharding`.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            grads, metrics, sums = accumulated(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         metrics |= {"grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
         if len(names) > 1:

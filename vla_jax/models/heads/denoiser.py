@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.models import sharding
 from vla_jax.models.losses import masked_mean, row_means
 from vla_jax.models.towers.layers import MLP, Attention, Dense
 from vla_jax.types import Actions, Prediction
@@ -50,7 +51,7 @@ class Layer(nn.Module):
         self, x: Float[Array, "r n h"], level: Float[Array, "r h"], mask: Bool[Array, "r n n"]
     ) -> tuple[Float[Array, "r n h"], None]:
         """One layer, in the (carry, output) form that `nn.scan` wants."""
-        width = x.shape[-1]
+        x, width = sharding.rows(x), x.shape[-1]
         zeros = nn.initializers.zeros
         modulation = Dense((6 * width,), dtype=self.dtype, init=zeros, name="modulation")(level)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation[:, None], 6, axis=-1)
@@ -58,7 +59,7 @@ class Layer(nn.Module):
         x = x + gate1 * Attention(self.heads, dtype=self.dtype, name="attn")(y, y, mask)
         y = _normalise(x) * (1 + scale2) + shift2
         mlp = MLP(4 * width, "gelu_new", dtype=self.dtype, name="mlp")
-        return x + gate2 * mlp(y), None
+        return sharding.rows(x + gate2 * mlp(y)), None
 
 
 class Denoiser(nn.Module):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.models import sharding
 from vla_jax.models import weights as w
 from vla_jax.models.heads.common import (
     ActionOutput,
@@ -45,10 +46,10 @@ class LSTMLayer(nn.Module):
         bias = self.param("input_bias", uniform, (gates,))
         bias = (bias + self.param("state_bias", uniform, (gates,))).astype(self.dtype)
         # All input products at once: inside the scan only the recurrent product remains.
-        inputs = (x.astype(self.dtype) @ w_x + bias).swapaxes(0, 1)
+        inputs = sharding.rows(x.astype(self.dtype) @ w_x + bias).swapaxes(0, 1)
 
         def step(carry, scanned):
-            h, c = carry
+            h, c = (sharding.rows(part) for part in carry)
             gate, ok = scanned
             i, f, g, o = jnp.split((gate + h @ w_h).astype(jnp.float32), 4, axis=-1)
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)

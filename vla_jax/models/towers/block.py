@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vla_jax.models import sharding
 from vla_jax.models.towers.layers import ACTIVATIONS, MLP, NORMS, Attention, Dropout
 
 REMAT_POLICIES = {
@@ -118,6 +119,7 @@ class Block(nn.Module):
         mlp = MLP(
             s.hidden, s.activation, s.sub_norm, s.eps, self.dtype, s.gated, s.mlp_bias, name="mlp"
         )
+        x = sharding.rows(x)
         y = norm(name="norm1")(x)
         attended = attention(y, y, mask, rope, bias, memory, gain)
         if s.post_norm:
@@ -129,10 +131,11 @@ class Block(nn.Module):
             y = mlp(norm(name="norm2")(x))
             if s.post_norm:
                 y = norm(name="post2")(y)
-            return x + Dropout(s.dropout)(self._scale(y, "scale2")), None
+            return sharding.rows(x + Dropout(s.dropout)(self._scale(y, "scale2"))), None
         if s.residual == "parallel":
             y = norm(name="norm2")(x)
-        return x + attended + Dropout(s.dropout)(self._scale(mlp(y), "scale2")), None
+        x = x + attended
+        return sharding.rows(x + Dropout(s.dropout)(self._scale(mlp(y), "scale2"))), None
 
     def _scale(self, x: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
         if not self.spec.layer_scale:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vla_jax.models import sharding
 from vla_jax.models.towers.block import Block, BlockSpec, remat
 from vla_jax.models.towers.decoder_spec import DecoderSpec, Insert
 from vla_jax.models.towers.layers import NORMS, Dropout
@@ -368,4 +369,4 @@ class Decoder(nn.Module):
             x = x + jnp.take(self.positions, positions, axis=0).astype(self.dtype)
         for drop in self.drops:
             x = drop(x)
-        return x
+        return sharding.rows(x)

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vla_jax.models import sharding
 from vla_jax.models.towers.block import remat
 from vla_jax.models.towers.layers import MLP, Attention, Dense, Dropout, LayerNorm
 
@@ -143,6 +144,7 @@ class Layer(nn.Module):
         Returns:
             x and what is stacked over the layers: those of `own` that are new, the "state" before.
         """
+        x = sharding.rows(x)
         s, out = self.spec, {"state": x} if shared.collect else {}
         zeros, shapes = nn.initializers.zeros, [(rows, self.stack.heads) for rows in s.relative]
         tables = [
@@ -175,7 +177,7 @@ class Layer(nn.Module):
             y = self._attention("cross")(y, source, scores.mask, None, scores.bias, recall)
             x = x + Dropout(s.dropout)(self._norm("post_cross")(y))
         mlp = MLP(self.stack.hidden, s.activation, True, s.eps, self.dtype, name="mlp")
-        return x + Dropout(s.dropout)(mlp(self._norm("norm2")(x))), out
+        return sharding.rows(x + Dropout(s.dropout)(mlp(self._norm("norm2")(x)))), out
 
     def _norm(self, name: str) -> LayerNorm:
         return LayerNorm(self.spec.eps, self.dtype, name=name)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vla_jax.models import sharding
 from vla_jax.models import weights as w
 from vla_jax.models.towers import layers, positions
 from vla_jax.models.towers.block import remat
@@ -98,7 +99,7 @@ class _PerceiverLayer(nn.Module):
         x: Float[Array, "b n d"],
         mask: Bool[Array, "b 1 m"] | None,
     ):
-        norm = {"dtype": self.dtype}
+        latents, norm = sharding.rows(latents), {"dtype": self.dtype}
         q = layers.LayerNorm(name="latent_norm", **norm)(latents)
         keys = jnp.concatenate([layers.LayerNorm(name="image_norm", **norm)(x), q], axis=1)
         attention = layers.Attention(
@@ -111,7 +112,8 @@ class _PerceiverLayer(nn.Module):
         )
         latents = latents + attention(q, keys, mask)
         mlp = layers.MLP(self.hidden, "gelu", use_bias=False, dtype=self.dtype, name="mlp")
-        return latents + mlp(layers.LayerNorm(name="mlp_norm", **norm)(latents)), None
+        y = mlp(layers.LayerNorm(name="mlp_norm", **norm)(latents))
+        return sharding.rows(latents + y), None
 
 
 class Perceiver(nn.Module):

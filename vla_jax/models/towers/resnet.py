@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vla_jax.models import sharding
 from vla_jax.models import weights as w
 from vla_jax.models.towers.block import remat
 
@@ -106,12 +107,12 @@ class Bottleneck(nn.Module):
             x = Conv(*shape, dtype=self.dtype, name=f"conv{name}")(x)
             return FrozenBatchNorm(self.eps, self.dtype, name=f"norm{name}")(x)
 
-        wide = self.features * EXPANSION
+        x, wide = sharding.rows(x), self.features * EXPANSION
         y = jax.nn.relu(conv(x, "1", self.features, 1))
         y = jax.nn.relu(conv(y, "2", self.features, 3, self.stride))
         y = conv(y, "3", wide, 1)
         shortcut = conv(x, "_short", wide, 1, self.stride) if self.project else x
-        return jax.nn.relu(shortcut + y), None
+        return sharding.rows(jax.nn.relu(shortcut + y)), None
 
 
 class ResNet(nn.Module):
@@ -128,7 +129,7 @@ class ResNet(nn.Module):
     def __call__(self, images: Float[Array, "b h x 3"]) -> Float[Array, "b _ _ d"]:
         """Normalised images -> [b, h / 16, x / 16, 16 * stem]."""
         s = self.spec
-        x = Conv(s.stem, 7, 2, self.dtype, name="conv")(images)
+        x = Conv(s.stem, 7, 2, self.dtype, name="conv")(sharding.rows(images))
         x = jax.nn.relu(FrozenBatchNorm(s.eps, self.dtype, name="norm")(x))
         x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # type: ignore[arg-type]
         block = remat(Bottleneck, self.remat)

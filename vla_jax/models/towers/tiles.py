@@ -38,12 +38,15 @@ def two_streams(
         return jnp.concatenate([features, features], axis=-1)
     overview = _block_mean(images, rows, columns)
     cut = images.reshape(batch, rows, height, columns, width, 3).swapaxes(2, 3)
-    cut = cut.reshape(batch * rows * columns, height, width, 3)
-    features = encode(jnp.concatenate([overview, cut]))
-    of_tiles = features[batch:].reshape(batch, rows, columns, *spec.grid, -1).swapaxes(2, 3)
+    cut = cut.reshape(batch, rows * columns, height, width, 3)
+    # Overview and tiles of an image stay together: split over devices, no image has to move.
+    every = jnp.concatenate([overview[:, None], cut], axis=1)
+    features = encode(every.reshape(-1, height, width, 3))
+    features = features.reshape(batch, 1 + rows * columns, *features.shape[1:])
+    of_tiles = features[:, 1:].reshape(batch, rows, columns, *spec.grid, -1).swapaxes(2, 3)
     of_tiles = of_tiles.reshape(batch, rows * spec.grid[0], columns * spec.grid[1], -1)
-    of_tiles = _block_mean(of_tiles, rows, columns).reshape(batch, *features.shape[1:])
-    return jnp.concatenate([features[:batch], of_tiles], axis=-1)
+    of_tiles = _block_mean(of_tiles, rows, columns).reshape(batch, *features.shape[2:])
+    return jnp.concatenate([features[:, 0], of_tiles], axis=-1)
 
 
 def _block_mean(x: Float[Array, "b h x d"], rows: int, columns: int) -> Array:

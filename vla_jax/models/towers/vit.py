@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vla_jax.models import sharding
 from vla_jax.models.towers import positions
 from vla_jax.models.towers.block import BlockSpec, some_layers, stack
 from vla_jax.models.towers.layers import NORMS, Dense
@@ -136,9 +137,9 @@ class VisionTransformer(nn.Module):
         """
         s = self.spec
         x = Dense((s.width,), 1 + (s.frames > 1), s.patch_bias, self.dtype, name="patch")(
-            patches(images, s)
+            sharding.rows(patches(images, s))
         )
-        x = self._place(x)
+        x = sharding.rows(self._place(x))
         if s.pre_norm:
             x = NORMS[s.block.norm](s.block.eps, self.dtype, name="pre_norm")(x)
         x, taps = self._layers(x)

@@ -1,0 +1,163 @@
+"""Where the values of a lowered program will lie: what the compiler's sharding propagation decides.
+
+Propagation is the compiler's first pass. Alone it takes seconds at any size, needs no accelerator
+and no memory, and already tells whether a batch stays split.
+"""
+
+import collections
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import sdy
+from jaxlib.mlir.passmanager import PassManager
+
+# The axes of `train.mesh` that a batch is split over.
+ROW_AXES = ("data", "fsdp")
+Axes = tuple[tuple[str, ...], ...]  # of a value: the mesh axes of each dimension
+
+_GIVEN = "sdy.sharding"
+
+
+@dataclass(frozen=True)
+class Carry:
+    """A value that a loop carries, or holds unchanged, from one iteration to the next.
+
+    Attributes:
+        shape: over all devices.
+        dtype: as MLIR names it: bf16, f32, i1, ...
+        axes: of the mesh, those that each dimension is split over; () is a whole dimension.
+        loops: how many loops of the program carry such a value.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    axes: Axes
+    loops: int = 1
+
+    def __str__(self) -> str:
+        where = ", ".join("{" + ", ".join(axes) + "}" for axes in self.axes)
+        return f"{self.dtype}{list(self.shape)} lies as [{where}] (in {self.loops} loops)"
+
+
+def loop_carries(lowered: Any) -> list[Carry]:
+    """Everything that the loops of a program carry, and how it lies on the mesh.
+
+    Args:
+        lowered: what `jax.jit(...).lower(...)` or `.trace(...).lower()` returns, for a mesh of
+            several devices. It is left as it is.
+
+    Returns:
+        Distinct carries, the largest first.
+    """
+    return _carries(_propagated(lowered))
+
+
+def unsplit_carries(lowered: Any, rows: int) -> list[Carry]:
+    """Loop carries that hold rows of the batch without being split as the batch is.
+
+    Such a value lies on each device for all rows, or for more than its share of them, and so does
+    everything that the loop computes of it.
+
+    A carry counts as rows of the batch where its first dimension is a multiple of `rows` (windows
+    and cameras are folded into it), or its second one of what a loop stacks: [layers, rows, ...].
+    Carries of a parameter's own shape are left out. So that no other width passes for rows, choose
+    `rows` with a prime factor that no width of the model has.
+
+    Args:
+        lowered: see `loop_carries`. Its mesh must have the axes "data" and "fsdp".
+        rows: of the whole batch.
+
+    Returns:
+        Distinct carries, the largest first; empty when every loop is split.
+    """
+    module = _propagated(lowered)
+    sizes = _axis_sizes(module)
+    shards = math.prod(sizes.get(axis, 1) for axis in ROW_AXES)
+    parameters = {shape for shape, axes in _arguments(module) if _shards(axes, 0, sizes) < shards}
+    found = []
+    for carry in _carries(module):
+        shape = carry.shape
+        if shards == 1 or shape in parameters or shape[1:] in parameters:
+            continue
+        at = [i for i, size in enumerate(shape[:2]) if size and size % rows == 0]
+        if at and _shards(carry.axes, at[0], sizes) < shards:
+            found.append(carry)
+    return found
+
+
+def _propagated(lowered: Any) -> Any:
+    module = lowered.compiler_ir("stablehlo")
+    with module.context:
+        # The pass rewrites what it runs on, and `lowered.compile()` must not see that.
+        copy = module.operation.clone()
+        PassManager.parse("builtin.module(sdy-propagation-pipeline)").run(copy.operation)
+    return copy.operation
+
+
+def _carries(module: Any) -> list[Carry]:
+    found: collections.Counter[Any] = collections.Counter()
+    for op in _operations(module, "stablehlo.while"):
+        lying = _lying(op)
+        # A loop may carry many alike, such as the statistics of several norms.
+        found.update({(*_tensor(x.type), a) for x, a in zip(op.results, lying, strict=True)})
+    ordered = sorted(found.items(), key=lambda item: -math.prod(item[0][0]))
+    return [Carry(*carry, loops=count) for carry, count in ordered]
+
+
+def _lying(op: Any) -> list[Axes]:
+    """How each result of an operation lies; whole where propagation says nothing."""
+    if _GIVEN not in op.attributes:
+        return [((),) * len(_tensor(result.type)[0]) for result in op.results]
+    each = sdy.TensorShardingPerValueAttr(op.attributes[_GIVEN]).shardings
+    return [_axes(sharding) for sharding in each]
+
+
+def _axes(sharding: Any) -> Axes:
+    found = sdy.TensorShardingAttr(sharding).dimension_shardings
+    dimensions = map(sdy.DimensionShardingAttr, found)
+    return tuple(tuple(sdy.AxisRefAttr(axis).name for axis in d.axes) for d in dimensions)
+
+
+def _tensor(kind: Any) -> tuple[tuple[int, ...], str]:
+    tensor = ir.RankedTensorType(kind)
+    return tuple(tensor.shape), str(tensor.element_type)
+
+
+def _arguments(module: Any) -> Iterator[tuple[tuple[int, ...], Axes]]:
+    """Shape and place of every argument of the program."""
+    main = next(op for op in _operations(module, "func.func") if _name(op) == "main")
+    kinds = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value).inputs
+    for kind, facts in zip(kinds, ir.ArrayAttr(main.attributes["arg_attrs"]), strict=True):
+        shape, facts = _tensor(kind)[0], ir.DictAttr(facts)
+        yield shape, _axes(facts[_GIVEN]) if _GIVEN in facts else ((),) * len(shape)
+
+
+def _axis_sizes(module: Any) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for op in _operations(module, "sdy.mesh"):
+        axes = map(sdy.MeshAxisAttr, sdy.MeshAttr(op.attributes["mesh"]).axes)
+        sizes |= {axis.name: axis.size for axis in axes}
+    return sizes
+
+
+def _operations(module: Any, kind: str) -> list[Any]:
+    found: list[Any] = []
+
+    def visit(op: Any) -> Any:
+        if op.name == kind:
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    module.walk(visit)
+    return found
+
+
+def _name(function: Any) -> str:
+    return ir.StringAttr(function.attributes["sym_name"]).value
+
+
+def _shards(axes: Axes, dimension: int, sizes: dict[str, int]) -> int:
+    return math.prod(sizes[axis] for axis in axes[dimension]) if axes else 1
