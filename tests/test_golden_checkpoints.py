@@ -38,7 +38,13 @@ def test_served_with_the_recorded_actions(golden):
 def test_resumed(golden, tmp_path, one_device):
     shutil.copytree(golden / "checkpoints", tmp_path / "checkpoints")
     last = make_checkpoint.STEPS + 1
-    changes = {**make_checkpoint.CHANGES, "train.steps": last, "data.cache_dir": tmp_path / "cache"}
+    changes = {
+        **make_checkpoint.CHANGES,
+        "train.steps": last,
+        "data.cache_dir": tmp_path / "cache",
+        # A run from pretrained weights goes on when their folder is gone.
+        "model.backbone.hf_dir": tmp_path / "gone",
+    }
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
     config = f"--config=configs/bridge_smoke.py:{make_checkpoint.DATA}"
     command = [sys.executable, "launch/train.py", config, f"--workdir={tmp_path}", *flags]
