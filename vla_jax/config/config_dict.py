@@ -34,7 +34,10 @@ class Group(ConfigDict):
         return self["parity"].get_type(key) if self._has_moved(key) else super().get_type(key)
 
     def _has_moved(self, key: str) -> bool:
-        return key not in self and "parity" in self and key in super().__getitem__("parity")
+        if key in self or "parity" not in self:
+            return False
+        parity: Any = super().__getitem__("parity")
+        return key in parity
 
 
 def default_config() -> Any:
