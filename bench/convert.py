@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs without installing
 
 from vla_jax import progress  # noqa: E402
-from vla_jax.config import Config, resolve  # noqa: E402
-from vla_jax.convert import config_files, importing, maps  # noqa: E402
+from vla_jax.config import Config, load_config_file, resolve  # noqa: E402
+from vla_jax.convert import importing, maps  # noqa: E402
 from vla_jax.convert.formats.safetensors import Safetensors, Writer  # noqa: E402
 from vla_jax.convert.hf.files import write_json  # noqa: E402
 from vla_jax.convert.tensors import Lazy, same_bytes  # noqa: E402
@@ -46,7 +46,7 @@ def main() -> int:
                         help="change the config, e.g. a smaller model.backbone.arch")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
-    config = resolve(config_files.load(flags.config, flags.set))
+    config = resolve(load_config_file(flags.config, flags.set))
     flags.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=flags.scratch) as scratch:
         result = _measure(config, flags, Path(scratch))

@@ -24,7 +24,8 @@ def get_config(argument: str = "bridge:data/oxe") -> Any:
         raise ValueError(f"the variant is openvla or octo, not {variant!r} (of {argument!r})")
     c = kosmos_ph.get_config()
     c.data.datasets = mixture_entries(mixture, root or "data/oxe", variant)
-    c.data.update({"variant": variant, "normalization": "q99", "clip": 1.0, "val_split": "val"})
+    c.data.parity.variant = variant
+    c.data.update({"normalization": "q99", "clip": 1.0, "val_split": "val"})
     c.model.structure.cameras = ("primary",)
     # Openvla's augmentation, which RoboVLMs took over.
     c.augment.shift = {}

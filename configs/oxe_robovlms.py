@@ -19,5 +19,5 @@ def get_config(argument: str = "bridge:data/oxe") -> Any:
     for quirk in QUIRKS:
         c.update_from_flattened_dict(quirk.parity)
     # Its windows have all their frames (organize_type = "interleave").
-    c.data.left_pad = False
+    c.data.parity.left_pad = False
     return c

@@ -47,26 +47,25 @@ def main(argv: list[str] | None = None) -> int:
 
 def import_hf(flags: argparse.Namespace) -> None:
     """Hugging Face folder (also one that export-hf wrote) -> workdir."""
-    from vla_jax import shipped
-    from vla_jax.convert import config_files, importing
+    from vla_jax.config import load_config_file
+    from vla_jax.convert import importing
+    from vla_jax.convert.default_config import default_config
 
     raw = None
     if flags.config or flags.set or not (Path(flags.src) / importing.SETTINGS).is_file():
-        where = flags.config and shipped.config_path(flags.config)
-        where = where or config_files.find(shipped.CONFIGS, flags.src)
+        where = flags.config or default_config(flags.src)
         logging.info("config: %s (--config chooses another)", where)
-        raw = config_files.load(where, flags.set)
+        raw = load_config_file(where, flags.set)
     _save(importing.from_hf(flags.src, raw, _dtype(flags)), flags)
 
 
 def import_robovlms(flags: argparse.Namespace) -> None:
     """RoboVLMs checkpoint and config -> workdir."""
-    from vla_jax import shipped
-    from vla_jax.config import read_json
-    from vla_jax.convert import config_files, importing
+    from vla_jax.config import load_config_file, read_json
+    from vla_jax.convert import importing
 
     original = read_json(flags.config_json)
-    base = config_files.load(shipped.CONFIGS / "base.py", flags.set)
+    base = load_config_file("base", flags.set)
     units, vlm = flags.statistics, flags.vlm
     _save(importing.from_robovlms(flags.ckpt, original, base, vlm, units, _dtype(flags)), flags)
 
@@ -164,7 +163,11 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
     workdir = {"OUT": "new workdir, for launch/serve.py and launch/train.py"}
     source = {"SRC": "folder with config.json, *.safetensors and tokenizer"}
     add = command(import_hf, "import-hf", True, source | workdir)
-    add("--config", metavar="FILE[:ARG]", help="our config (default: SRC's own or its VLM's *_ph)")
+    add(
+        "--config",
+        metavar="FILE[:ARG]",
+        help="our config (default: SRC's own, or its backbone's DEFAULT_CONFIG)",
+    )
     source = {"CKPT": "RoboVLMs' .pt, or its state dict as .safetensors",
               "CONFIG.json": "RoboVLMs' config of the same run"}  # fmt: skip
     add = command(import_robovlms, "import-robovlms", True, source | workdir)

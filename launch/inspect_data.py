@@ -145,7 +145,7 @@ def main() -> None:
     )
     parser.add_argument("data", help="folder of a dataset, or a name of the registry with --root")
     parser.add_argument("--spec", default="", help="of the registry, or FILE.py:NAME")
-    parser.add_argument("--variant", default="default", help="see data.variant")
+    parser.add_argument("--variant", default="default", help="see data.parity.variant")
     parser.add_argument("--root", default="", help="holds NAME/VERSION of the registry's datasets")
     parser.add_argument("--split", default="train")
     parser.add_argument("--out", type=Path, help="default: runs/inspect/NAME")

@@ -173,7 +173,7 @@ def run(flags: argparse.Namespace) -> None:
         entry = dataclasses.replace(entry, dir=flags.data)
     dataset = open_dataset(
         name,
-        find_spec(entry.spec, config.data.variant),
+        find_spec(entry.spec, config.data.parity.variant),
         entry.dir,
         flags.split,
         config.model.structure.cameras,

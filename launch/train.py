@@ -69,13 +69,13 @@ def train(config: Config, workdir: Path) -> None:
         meshes.check_batch(cotrain.rows, mesh, config.train.accumulate, "data.cotrain.rows")
     logger.info("mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
 
-    # The model, and what this run was before, if it was.
-    origin = Start(config.model, INIT.value)
+    # The model, and what this run was before, if it was: then its workdir is all it needs.
+    meta = checkpoint.resumable_meta(workdir)
+    origin = Start(config.model, INIT.value, meta)
     model = vla.build(config.model, origin.arch())
     config = with_complete_arch(config, model.arch)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
     start = checkpoints.latest_step() or 0
-    meta: dict[str, Any] = checkpoints.meta() if start else {}
     for change in resume.check_resume(meta["config"], to_dict(config)) if start else ():
         logger.warning("changed since step %d: %s", start, change)
 

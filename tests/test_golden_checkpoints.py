@@ -14,14 +14,24 @@ import pytest
 
 from launch import convert
 from tests.fixtures import make_checkpoint
+from vla_jax.config import FORMAT
 from vla_jax.convert import store
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = sorted((ROOT / "tests/fixtures").glob("checkpoint_format_*"))
 
-pytestmark = pytest.mark.parametrize("golden", GOLDEN, ids=lambda folder: folder.name)
+every_format = pytest.mark.parametrize("golden", GOLDEN, ids=lambda folder: folder.name)
+# Other tests resume what this tree has written, too.
+NEWEST = pytest.param(GOLDEN[-1], marks=pytest.mark.slow)
 
 
+def test_every_format_has_one():
+    assert [folder.name for folder in GOLDEN] == [
+        f"checkpoint_format_{number}" for number in range(1, FORMAT + 1)
+    ]
+
+
+@every_format
 def test_served_with_the_recorded_actions(golden):
     with np.load(golden / "answers.npz") as recorded:
         arrays = dict(recorded)
@@ -35,10 +45,17 @@ def test_served_with_the_recorded_actions(golden):
     np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("golden", [*GOLDEN[:-1], NEWEST], ids=lambda folder: folder.name)
 def test_resumed(golden, tmp_path, one_device):
     shutil.copytree(golden / "checkpoints", tmp_path / "checkpoints")
     last = make_checkpoint.STEPS + 1
-    changes = {**make_checkpoint.CHANGES, "train.steps": last, "data.cache_dir": tmp_path / "cache"}
+    changes = {
+        **make_checkpoint.CHANGES,
+        "train.steps": last,
+        "data.cache_dir": tmp_path / "cache",
+        # A run from pretrained weights goes on when their folder is gone.
+        "model.backbone.hf_dir": tmp_path / "gone",
+    }
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
     config = f"--config=configs/bridge_smoke.py:{make_checkpoint.DATA}"
     command = [sys.executable, "launch/train.py", config, f"--workdir={tmp_path}", *flags]
@@ -52,6 +69,7 @@ def test_resumed(golden, tmp_path, one_device):
     assert (tmp_path / "checkpoints" / str(last)).is_dir()
 
 
+@every_format
 def test_exported(golden, tmp_path):
     assert convert.main(["export-hf", str(golden), str(tmp_path / "hf")]) == 0
     assert convert.main(["import-hf", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0

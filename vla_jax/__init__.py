@@ -28,7 +28,7 @@ _PUBLIC = {
     "Trajectory": ("vla_jax.data.spec", "Trajectory"),
     "build_model": ("vla_jax.models.vla", "build"),
     "import_hf": ("vla_jax.convert.importing", "from_hf"),
-    "load_config": ("vla_jax.convert.config_files", "load_config"),
+    "load_config": ("vla_jax.config", "load_config"),
     "make_mesh": ("vla_jax.train.mesh", "make_mesh"),
     "open_datasets": ("vla_jax.data.mixture", "open_datasets"),
 }
@@ -57,7 +57,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors
     from eval_servers.client import PolicyClient as PolicyClient
     from vla_jax.config import Config as Config
     from vla_jax.config import ConfigError as ConfigError
-    from vla_jax.convert.config_files import load_config as load_config
+    from vla_jax.config import load_config as load_config
     from vla_jax.convert.importing import from_hf as import_hf
     from vla_jax.data.language.tokenizer import Tokenizer as Tokenizer
     from vla_jax.data.loader import Loader as Loader

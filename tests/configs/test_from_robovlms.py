@@ -1,6 +1,7 @@
 """RoboVLMs' JSON configs: all that it ships, every key, inheritance, refusals."""
 
 import copy
+import dataclasses
 import json
 import logging
 import subprocess
@@ -87,7 +88,8 @@ def test_the_files_differ_where_they_should():
     assert {d.spec: d.weight for d in soup}["language_table"] == 0.1
     assert soup[2].dir == "datasets/openvla/bridge_orig"
     assert (rt.augment.crop_scale, rt.augment.hue) == (0.9, 0.05)
-    assert {(c.data.windows, c.data.left_pad) for c in of.values()} == {("sliding", False)}
+    parity = [config.data.parity for config in of.values()]
+    assert {(p.windows, p.left_pad) for p in parity} == {("sliding", False)}
     assert of["moondream_calvin"].model.structure.resampler == 64
     uform = of["uform_calvin"].model
     assert (uform.structure.readout, uform.head.down_sample) == ("all", "pooling")
@@ -118,6 +120,9 @@ def test_epochs_become_steps():
     config = with_steps(translate(shipped("kosmos_hand_calvin")), windows=4003)
     assert (config.train.steps, config.optim.warmup_steps) == (5000, 250)
     assert (config.train.eval_every, config.train.save_every) == (1000, 1000)
+    both = dataclasses.replace(config.optim, warmup_steps=30, warmup_epochs=0.5)
+    config = with_steps(dataclasses.replace(config, optim=both), windows=4003)
+    assert config.optim.warmup_steps == 30 + 500
     fixed = translate(shipped("kosmos_rt"))
     assert with_steps(fixed, windows=4003) == fixed
 

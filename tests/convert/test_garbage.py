@@ -69,7 +69,7 @@ def test_wrong_architecture(folder, tmp_path, capsys):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "blip-2"}))
     text = refused(capsys, tmp_path / "out", "import-hf", folder)
-    assert "no config here for a VLM of type 'blip-2'" in text
+    assert "no backbone is a VLM of type 'blip-2'" in text
     named = "--config=kosmos_ph"
     text = refused(capsys, tmp_path / "out", "import-hf", named, folder)
     assert "the files are of 'blip-2', expected 'kosmos-2'" in text
@@ -212,7 +212,7 @@ def test_config_mistakes(folder, tmp_path, capsys):
     text = refused(capsys, tmp_path / "out", "import-hf", "--set=model.head.hiden=3", folder)
     assert "model.head.hiden" in text
     text = refused(capsys, tmp_path / "out", "import-hf", "--config=none.py", folder)
-    assert "none.py: no Python file" in text
+    assert "none.py: no such file" in text
 
 
 def test_robovlms_files(tmp_path, capsys):

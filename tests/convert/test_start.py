@@ -73,6 +73,26 @@ def test_a_folder_and_nothing(imported, config):
     assert nothing.load(shapes, lambda _, x: x) == {}
 
 
+def test_a_resumed_run_opens_neither_folder_nor_checkpoint(imported, config, tmp_path):
+    meta = store.Stored(imported).meta
+    gone = dataclasses.replace(config.backbone, arch={}, hf_dir=str(tmp_path / "gone"))
+    lost = dataclasses.replace(config, backbone=gone)
+    assert Start(lost, None, meta).arch() == config.backbone.arch
+    plain = dataclasses.replace(config, backbone=dataclasses.replace(gone, hf_dir=""))
+    assert Start(plain, tmp_path / "none", meta).arch() == config.backbone.arch
+    # Overrides count as ever, for `train.resume` to compare.
+    wider = dataclasses.replace(gone, arch={"latent_query_num": 9})
+    arch = Start(dataclasses.replace(config, backbone=wider), None, meta).arch()
+    assert arch == {**config.backbone.arch, "latent_query_num": 9}
+
+
+def test_a_resumed_run_from_random_weights_has_its_config_alone(imported, config):
+    meta = store.Stored(imported).meta
+    meta["origin"], meta["config"]["model"]["backbone"]["hf_dir"] = {}, ""
+    plain = dataclasses.replace(config.backbone, hf_dir="")
+    assert Start(dataclasses.replace(config, backbone=plain), None, meta).arch() is None
+
+
 def test_what_cannot_be(imported, config, tmp_path):
     other = dataclasses.replace(config.backbone, name="other")
     with pytest.raises(ConfigError, match="of backbone 'kosmos2', the config asks for 'other'"):

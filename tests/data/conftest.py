@@ -1,12 +1,12 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from configs.base import get_config
 from vla_jax.config import (
-    CotrainConfig,
     DataConfig,
+    DataParity,
     DatasetConfig,
     FiltersConfig,
     LanguageConfig,
@@ -25,16 +25,20 @@ def bridge():
 
 @pytest.fixture
 def data_config(tmp_path):
-    """Builds a DataConfig over (spec, dir, weight) entries; indices go to a temporary folder."""
+    """Builds a DataConfig over (spec, dir, weight) entries; indices go to a temporary folder.
+
+    Changes may name options of `data` and of `data.parity`.
+    """
 
     def build(*entries, **changes):
-        knobs = get_config().to_dict()["data"]
         datasets = tuple(DatasetConfig(s, str(d), w) for s, d, w in entries)
+        parity = {f.name for f in dataclasses.fields(DataParity)} & set(changes)
+        changes["parity"] = {name: changes.pop(name) for name in parity}
+        groups = {"filters": FiltersConfig, "language": LanguageConfig, "parity": DataParity}
+        for name, group in groups.items():
+            changes[name] = group(**changes.get(name, {}))
         cache = str(tmp_path / "cache")
-        knobs["cotrain"] = CotrainConfig(**knobs["cotrain"])
-        knobs["filters"] = FiltersConfig(**{**knobs["filters"], **changes.pop("filters", {})})
-        knobs["language"] = LanguageConfig(**{**knobs["language"], **changes.pop("language", {})})
-        return DataConfig(**{**knobs, "datasets": datasets, "cache_dir": cache, **changes})
+        return DataConfig(**{"datasets": datasets, "cache_dir": cache, **changes})
 
     return build
 
@@ -42,9 +46,9 @@ def data_config(tmp_path):
 @pytest.fixture
 def structure():
     def build(window=3, chunk=4, cameras=("primary",), proprio=0):
-        knobs = get_config().to_dict()["model"]["structure"]
-        changes = {"window": window, "chunk": chunk, "cameras": tuple(cameras), "text_len": 16}
-        return StructureConfig(**{**knobs, **changes, "proprio": proprio})
+        return StructureConfig(
+            window=window, chunk=chunk, cameras=tuple(cameras), text_len=16, proprio=proprio
+        )
 
     return build
 

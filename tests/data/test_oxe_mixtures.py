@@ -118,8 +118,7 @@ def test_the_quirks_are_off_by_default():
     knobs = {path: value for quirk in QUIRKS for path, value in quirk.parity.items()}
     assert len(knobs) == 6
     for path, value in knobs.items():
-        group, name = path.split(".")
-        assert defaults[group][name] != value, path
+        assert defaults[path] != value, path
 
 
 def make(root, name, *versions):
@@ -174,15 +173,16 @@ def test_config_files(tmp_path):
     config = resolve(oxe.get_config(f"bridge:{tmp_path}"))
     (entry,) = config.data.datasets
     assert (entry.spec, entry.dir, entry.weight) == ("bridge_orig", folder, 1.0)
-    assert config.data.variant == "openvla"
+    assert config.data.parity.variant == "openvla"
     assert config.data.clip == 1
     config = resolve(oxe.get_config(f"bridge:{tmp_path}:octo"))
     assert config.data.datasets[0].spec == "bridge_dataset"
-    assert config.data.variant == "octo"
+    assert config.data.parity.variant == "octo"
     config = resolve(oxe_robovlms.get_config(f"bridge:{tmp_path}"))
-    assert (config.data.clip, config.data.stats_split) == (0.65, "all")
-    assert (config.data.gripper, config.data.constant_to_zero) == ("exact", True)
-    assert (config.data.random_goal, config.data.left_pad) == (True, False)
-    assert config.augment.draws == "shared"
+    assert (config.data.clip, config.data.parity.stats_split) == (0.65, "all")
+    parity = config.data.parity
+    assert (parity.gripper, parity.constant_to_zero) == ("exact", True)
+    assert (parity.random_goal, parity.left_pad) == (True, False)
+    assert config.augment.parity.draws == "shared"
     with pytest.raises(ValueError, match="openvla or octo, not 'okto'"):
         oxe.get_config(f"bridge:{tmp_path}:okto")

@@ -126,6 +126,15 @@ def test_bad_observations(policy, change, problem):
         policy.check(obs)
 
 
+def test_instructions_are_kept_for_a_while(policy):
+    """Encoded once, yet a client that sends ever new ones does not fill the memory."""
+    policy.check(observe(prompt="lift the red block"))
+    assert policy._encode("lift the red block") is policy._encode("lift the red block")
+    for number in range(2100):
+        policy._encode(f"lift {number}")
+    assert len(policy._texts) <= 1024
+
+
 def test_all_problems_at_once(policy):
     with pytest.raises(ObservationError) as error:
         policy.check({"wrist": 3})

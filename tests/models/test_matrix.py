@@ -47,7 +47,11 @@ def test_every_structure_and_head_is_used():
         (("discrete", "detokenizer"), {"head.bins": 1}, ["bins must be at least 2"]),
         (("discrete", "detokenizer"), {"head.bins": 200}, ["head.token_end 128", "vocabulary"]),
         (("discrete", "detokenizer"), {"head.token_end": 999}, ["vocabulary of 128"]),
-        (("discrete", "detokenizer"), {"structure.act_insert": "padded_column"}, ["per_row"]),
+        (
+            ("discrete", "detokenizer"),
+            {"structure.parity.act_insert": "padded_column"},
+            ["per_row"],
+        ),
         (
             ("discrete", "detokenizer"),
             {"sentence.dim": 4, "sentence.dir": "clip"},

@@ -17,7 +17,7 @@ from configs import paligemma2_ph, paligemma_ph
 from configs.tiny import ARCHS
 from tests.models import tiny
 from vla_jax.config import ConfigError, resolve
-from vla_jax.convert import config_files
+from vla_jax.convert.default_config import default_config
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models import streaming, vla
 from vla_jax.models.backbones import paligemma, paligemma2
@@ -148,7 +148,7 @@ def test_a_mask_without_direction_is_refused_where_it_would_leak():
         vla.build(config("discrete", "full"))
     with pytest.raises(ConfigError, match=r"paligemma \+ interleaved: .*padded_column"):
         vla.build(config("interleaved", "full"))
-    vla.build(config("interleaved", "full", **{"structure.act_insert": "padded_column"}))
+    vla.build(config("interleaved", "full", **{"structure.parity.act_insert": "padded_column"}))
     model, hidden = vla.build(config("policy_head", "full")), jnp.zeros((1, 1, 32))
     with pytest.raises(ValueError, match="none can be predicted"):
         model.apply(params("paligemma"), method=lambda m: m.backbone.logits(hidden))
@@ -183,14 +183,13 @@ def test_a_downloaded_config_keeps_our_choices():
 def test_the_config_for_a_folder_is_that_of_its_generation(file, kind, tmp_path):
     described = {**file.arch({}), "text_config": file.ARCH["text_config"]}
     (tmp_path / "config.json").write_text(json.dumps(described))
-    configs = config_files.Path(paligemma_ph.__file__).parent
     page = {"gemma": paligemma_ph, "gemma2": paligemma2_ph}[kind]
-    assert config_files.find(configs, tmp_path) == config_files.Path(str(page.__file__))
+    assert default_config(tmp_path) == page.__name__.removeprefix("configs.")
     assert resolve(page.get_config()).model.backbone.name == file.__name__.rsplit(".")[-1]
     described["text_config"] = {**described["text_config"], "model_type": "llama"}
     (tmp_path / "config.json").write_text(json.dumps(described))
     with pytest.raises(ConfigError, match=r"text_config\.model_type: 'llama'"):
-        config_files.find(configs, tmp_path)
+        default_config(tmp_path)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from vla_jax.config import ConfigError, resolve
+from vla_jax.config import ConfigError, StructureParity, resolve
 from vla_jax.models import streaming, vla
 from vla_jax.models.heads import HEADS
 from vla_jax.types import Observation
@@ -115,7 +115,7 @@ def test_per_row_actions_do_not_depend_on_padding(config, params):
 
 def test_padded_column_depends_on_padding(config, params):
     """The original's layout: the action token moves with the longest row."""
-    structure = dataclasses.replace(config.structure, act_insert="padded_column")
+    structure = dataclasses.replace(config.structure, parity=StructureParity("padded_column"))
     config = dataclasses.replace(config, structure=structure)
     observation = observe()
     whole = run(config, params, observation)

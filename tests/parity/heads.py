@@ -11,7 +11,7 @@ import numpy as np
 from tests.parity import golden, original
 from tests.parity.robo import GRADIENT_TOLERANCE, HEAD_TOLERANCE, TOLERANCE, theirs
 from tests.parity.table import Row, compare
-from vla_jax.config import StructureConfig
+from vla_jax.config import StructureConfig, StructureParity
 from vla_jax.convert import maps
 from vla_jax.convert.robovlms import source as robovlms
 from vla_jax.models.action_tokenizer import RESERVED, ActionTokenizer
@@ -116,11 +116,7 @@ def _structure(attrs: Mapping[str, Any]) -> StructureConfig:
         latent=attrs["latent"],
         cameras=("primary",),
         text_len=1,
-        resampler=0,
-        proprio=0,
-        slide=1,
-        act_insert="padded_column",
-        readout="action",
+        parity=StructureParity("padded_column"),
     )
 
 

@@ -24,13 +24,15 @@ def model_config(original: Mapping[str, Any], backbone: str, arch: dict[str, Any
     """
     raw = base.get_config().to_dict()
     raw = robovlms.to_config(original, raw) if original else raw
-    raw["data"]["datasets"] = ({"spec": "golden", "dir": "", "weight": 1.0},)
+    raw["data"]["datasets"] = ({"spec": "golden", "dir": "golden", "weight": 1.0},)
     model, discrete = raw["model"], raw["model"]["head"]["kind"] == "detokenizer"
     model.update({"dtype": "float32", "remat": "none", "dropout": False})
     model["backbone"] = {"name": backbone, "hf_dir": "", "arch": arch}
     insert = "per_row" if discrete else "padded_column"
-    model["structure"].update({"text_len": 4, "act_insert": insert})
-    model["head"].update({"vocabulary": "all", "token_end": TOKEN_END if discrete else 0})
+    model["structure"].update({"text_len": 4, "parity": {"act_insert": insert}})
+    model["head"].update(
+        {"parity": {"vocabulary": "all"}, "token_end": TOKEN_END if discrete else 0}
+    )
     if not original:
         model["structure"].update({"cameras": ("primary",), "window": 1})
     return resolve(raw).model
@@ -38,7 +40,7 @@ def model_config(original: Mapping[str, Any], backbone: str, arch: dict[str, Any
 
 def head_config(kind: str, **changes: Any) -> HeadConfig:
     """A head by itself; what is not given stays at its default."""
-    return HeadConfig(**{**base.get_config().model.head.to_dict(), "kind": kind, **changes})
+    return HeadConfig(kind=kind, **changes)
 
 
 def image(x: np.ndarray) -> np.ndarray:

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 
 from tests.train.toy import Toy, make_batch, make_config
-from vla_jax.config import AugmentConfig
+from vla_jax.config import AugmentConfig, AugmentParity
 from vla_jax.models.image import preprocess
 from vla_jax.train import augment as module
 from vla_jax.train.mesh import make_mesh, shard_batch
 from vla_jax.types import Batch
 
-OFF = AugmentConfig(
-    {}, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, False, False, "independent", "backbone"
-)
+OFF = AugmentConfig()
 ALL = dataclasses.replace(
     OFF, shift={"primary": 2, "wrist": 1}, crop_scale=0.9, brightness=0.2, contrast=0.2,
     saturation=0.2, hue=0.05, dropout=0.3, per_frame=True,
@@ -24,24 +22,24 @@ ALL = dataclasses.replace(
 
 
 def run(batch: Batch, config: AugmentConfig, seed: int = 3, train: bool = True) -> dict:
-    out = compiled(dataclasses.astuple(config), seed, train)(batch)
+    out = compiled(config, seed, train)(batch)
     return {camera: np.asarray(x) for camera, x in out.images.items()}
 
 
 @functools.cache
 def _jit(key: str, seed: int, train: bool):
-    config = AugmentConfig(*eval(key))  # a dict inside a config cannot be a cache key
+    config = eval(key)  # a dict inside a config cannot be a cache key
     return jax.jit(
         lambda b: module.augment(b.observation, b.sample, seed, config, Toy.image, train)
     )
 
 
-def compiled(config: tuple, seed: int, train: bool):
+def compiled(config: AugmentConfig, seed: int, train: bool):
     return _jit(repr(config), seed, train)
 
 
 def masks(batch: Batch, config: AugmentConfig) -> dict:
-    out = compiled(dataclasses.astuple(config), 3, True)(batch)
+    out = compiled(config, 3, True)(batch)
     return {camera: np.asarray(x) for camera, x in out.image_mask.items()}
 
 
@@ -124,7 +122,7 @@ def test_lanczos3_is_tensorflows_within_a_grey_level():
 
 def test_lanczos3_comes_before_what_the_backbone_does():
     batch = make_batch(size=12)
-    config = dataclasses.replace(OFF, resize="lanczos3")
+    config = dataclasses.replace(OFF, parity=AugmentParity(resize="lanczos3"))
     for images in (run(batch, config), run(batch, config, train=False)):
         for camera, x in images.items():
             small = module.lanczos3(jnp.asarray(batch.observation.images[camera]), 8, 8)
@@ -235,9 +233,8 @@ JITTER = dataclasses.replace(ALL, shift={}, dropout=0.0, per_frame=False)
 @pytest.mark.parametrize("share_cameras", [False, True])
 @pytest.mark.parametrize("jitter_per_frame", [False, True])
 def test_draws_are_shared_as_asked(share_cameras, jitter_per_frame):
-    config = dataclasses.replace(
-        JITTER, share_cameras=share_cameras, jitter_per_frame=jitter_per_frame
-    )
+    parity = AugmentParity(share_cameras=share_cameras, jitter_per_frame=jitter_per_frame)
+    config = dataclasses.replace(JITTER, parity=parity)
     images = run(alike(), config)
     same_camera = [
         np.allclose(a, b, atol=1e-5)
@@ -250,7 +247,7 @@ def test_draws_are_shared_as_asked(share_cameras, jitter_per_frame):
 
 
 def test_the_first_frame_draws_alike_whether_others_follow_or_not():
-    each = dataclasses.replace(JITTER, jitter_per_frame=True)
+    each = dataclasses.replace(JITTER, parity=AugmentParity(jitter_per_frame=True))
     for camera, x in run(alike(), each).items():
         np.testing.assert_allclose(x[:, 0], run(alike(), JITTER)[camera][:, 0], atol=2e-6)
 
@@ -260,7 +257,7 @@ def test_shared_draws_are_one_number_for_place_and_colours():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.random((2, 16, 16, 3), np.float32))
     u = jnp.asarray(rng.random((2, 8), np.float32))
-    shared = dataclasses.replace(ALL, draws="shared")
+    shared = dataclasses.replace(ALL, parity=AugmentParity(draws="shared"))
     same = jnp.concatenate([jnp.repeat(u[:, :1], 6, axis=1), u[:, 6:]], axis=1)
     found = module._window(u, x, shared, 2)
     np.testing.assert_array_equal(found, module._window(same, x, ALL, 2))
@@ -270,7 +267,8 @@ def test_shared_draws_are_one_number_for_place_and_colours():
 @pytest.mark.parametrize("jitter_per_frame", [False, True])
 def test_dropout_leaves_a_view(jitter_per_frame):
     batch = alike(256)
-    config = dataclasses.replace(OFF, dropout=0.4, jitter_per_frame=jitter_per_frame)
+    parity = AugmentParity(jitter_per_frame=jitter_per_frame)
+    config = dataclasses.replace(OFF, dropout=0.4, parity=parity)
     seen, plain = masks(batch, config), run(batch, OFF)
     images = run(batch, config)
     stacked = np.stack([seen["primary"], seen["wrist"]])

@@ -213,11 +213,13 @@ def test_resume_refuses_another_run_and_notes_other_changes(tmp_path: Path):
         "train.steps: stored 20, now 99",
     ]
     refused = make_config(**{
-        "model.head.layers": 1, "data.clip": 0.65, "optim.frozen": ("x",), "seed": 1
+        "model.head.layers": 1, "data.clip": 0.65, "optim.frozen": ("x",), "seed": 1,
+        "lora.rank": 4, "optim.trained": (("^backbone/text/", 2),),
     })  # fmt: skip
     with pytest.raises(ConfigError) as error:
         check_resume(stored, to_dict(refused))
-    for key in ("model.head.layers: stored 4, now 1", "data.clip", "optim.frozen", "seed"):
+    for key in ("model.head.layers: stored 4, now 1", "data.clip", "optim.frozen", "seed",
+                "lora.rank: stored 0, now 4", "optim.trained: stored []"):  # fmt: skip
         assert key in str(error.value)
     moved = to_dict(make_config())
     moved["data"]["datasets"] = [{**moved["data"]["datasets"][0], "dir": "elsewhere"}]

@@ -1,38 +1,49 @@
-"""Configs: their fields and legal values, and the one strict step from a config file to them."""
+"""Configs: their fields with defaults and legal values, and the strict step to them.
 
-from vla_jax.config.schema import (
+`schema` holds the fields, `resolve` makes a `Config` of a raw config, `checks` asks what goes
+together, `migrate` reads configs that earlier versions stored.
+"""
+
+from vla_jax.config.data import (
     AugmentConfig,
-    BackboneConfig,
-    Config,
-    ConfigError,
+    AugmentParity,
     CotrainConfig,
     DataConfig,
+    DataParity,
     DatasetConfig,
     FiltersConfig,
-    HeadConfig,
     LanguageConfig,
-    LoraConfig,
-    MeshConfig,
+)
+from vla_jax.config.files import load_config, load_config_file, read_json
+from vla_jax.config.migrate import FORMAT, upgrade
+from vla_jax.config.model import (
+    BackboneConfig,
+    HeadConfig,
+    HeadParity,
     ModelConfig,
-    OptimConfig,
     SentenceConfig,
     StructureConfig,
-    TrainConfig,
-    read_json,
-    resolve,
-    to_dict,
+    StructureParity,
 )
+from vla_jax.config.option import ConfigError
+from vla_jax.config.resolve import resolve, to_dict
+from vla_jax.config.schema import Config, describe
+from vla_jax.config.training import LoraConfig, MeshConfig, OptimConfig, TrainConfig
 
 __all__ = [
+    "FORMAT",
     "AugmentConfig",
+    "AugmentParity",
     "BackboneConfig",
     "Config",
     "ConfigError",
     "CotrainConfig",
     "DataConfig",
+    "DataParity",
     "DatasetConfig",
     "FiltersConfig",
     "HeadConfig",
+    "HeadParity",
     "LanguageConfig",
     "LoraConfig",
     "MeshConfig",
@@ -40,8 +51,13 @@ __all__ = [
     "OptimConfig",
     "SentenceConfig",
     "StructureConfig",
+    "StructureParity",
     "TrainConfig",
+    "describe",
+    "load_config",
+    "load_config_file",
     "read_json",
     "resolve",
     "to_dict",
+    "upgrade",
 ]

@@ -1,15 +1,12 @@
 """What the values of a `Config` must fulfil beyond their types; `vla_jax.config.resolve` asks."""
 
 import re
-from typing import TYPE_CHECKING
 
+from vla_jax.config.schema import Config
 from vla_jax.types import CAMERAS
 
-if TYPE_CHECKING:
-    from vla_jax.config import Config
 
-
-def cross_checks(config: "Config") -> list[str]:
+def cross_checks(config: Config) -> list[str]:
     """Problems of fields with the right types, one line each; [] if there are none."""
     structure, data, problems = config.model.structure, config.data, []
     for camera in structure.cameras:
@@ -47,6 +44,12 @@ def cross_checks(config: "Config") -> list[str]:
     }
     problems += [f"{name}: must be positive, not {v}" for name, v in positive.items() if v <= 0]
     problems += [
+        f"data.datasets[{i}].{name}: missing; {what}"
+        for i, d in enumerate(data.datasets)
+        for name, what in (("spec", "name its standardization"), ("dir", "name its folder"))
+        if not getattr(d, name)
+    ]
+    problems += [
         f"data.datasets[{i}].weight: must be positive, not {d.weight}"
         for i, d in enumerate(data.datasets)
         if d.weight <= 0
@@ -65,7 +68,7 @@ def cross_checks(config: "Config") -> list[str]:
     return problems
 
 
-def _cotrain_checks(config: "Config") -> list[str]:
+def _cotrain_checks(config: Config) -> list[str]:
     cotrain, problems = config.data.cotrain, []
     if not cotrain.path:
         return []
@@ -76,7 +79,7 @@ def _cotrain_checks(config: "Config") -> list[str]:
     return problems
 
 
-def _filter_checks(config: "Config") -> list[str]:
+def _filter_checks(config: Config) -> list[str]:
     filters, language, problems = config.data.filters, config.data.language, []
     for name in ("language", "not_language"):
         for pattern in getattr(filters, name):
@@ -94,7 +97,7 @@ def _filter_checks(config: "Config") -> list[str]:
     return problems
 
 
-def _lora_checks(config: "Config") -> list[str]:
+def _lora_checks(config: Config) -> list[str]:
     lora, problems = config.lora, []
     if lora.rank < 0:
         problems.append(f"lora.rank: must not be negative, {lora.rank} is")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from vla_jax import rules
-from vla_jax.config import Config, ConfigError, read_json, resolve, to_dict
+from vla_jax.config import Config, ConfigError, read_json, resolve, to_dict, upgrade
 from vla_jax.convert import lora, maps, output, store
 from vla_jax.convert.formats.safetensors import SUFFIX, Safetensors
 from vla_jax.convert.hf import source as hf
@@ -23,7 +23,6 @@ from vla_jax.data.units.foreign_statistics import read_statistics
 from vla_jax.inference.policy import with_complete_arch
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
-from vla_jax.train import checkpoint
 from vla_jax.train.lora import factor_shapes
 
 logger = logging.getLogger(__name__)
@@ -177,15 +176,11 @@ def from_robovlms(
 def _settings(source: Path) -> dict[str, Any]:
     """What `exporting.to_hf` wrote beside the VLM."""
     found = read_json(source / SETTINGS)
-    if found.get("format") != checkpoint.FORMAT:
-        raise ConfigError(
-            f"{source / SETTINGS}: format {found.get('format')!r}, this version of vla_jax reads "
-            f"format {checkpoint.FORMAT}"
-        )
     groups = [key for key in ("config", "action_specs") if not isinstance(found.get(key), dict)]
     if groups:
         raise ConfigError(f"{source / SETTINGS}: {groups} missing or no groups of keys")
-    return found
+    config = upgrade(found["config"], found.get("format"), str(source / SETTINGS))
+    return {**found, "config": config}
 
 
 def _all(steps: Mapping[str, Callable[[], maps.Incoming]]) -> list[maps.Incoming]:

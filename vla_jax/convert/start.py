@@ -1,4 +1,4 @@
-"""What a new run starts from: nothing, a Hugging Face folder, or a checkpoint of ours."""
+"""What a run starts from: nothing, a Hugging Face folder, a checkpoint, or where it stopped."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,15 +21,23 @@ class Start:
         config: of the model to train; `backbone.hf_dir` may name a Hugging Face folder.
         checkpoint: workdir of another run or of launch/convert.py; comes before `hf_dir`. All its
             weights are taken, the head's too.
+        resumed: what the newest checkpoint of the run itself carries beside the weights, if the
+            run goes on from there. Neither `hf_dir` nor `checkpoint` is opened then: they may be
+            gone.
 
     Raises:
         CheckpointError: no usable checkpoint there.
         ConfigError: it is of another backbone.
     """
 
-    def __init__(self, config: ModelConfig, checkpoint: str | Path | None = None):
-        self._config = config
-        self._stored = store.Stored(checkpoint) if checkpoint else None
+    def __init__(
+        self,
+        config: ModelConfig,
+        checkpoint: str | Path | None = None,
+        resumed: Mapping[str, Any] | None = None,
+    ):
+        self._config, self._resumed = config, resumed
+        self._stored = store.Stored(checkpoint) if checkpoint and not resumed else None
         self._where = str(checkpoint or config.backbone.hf_dir)
         if self._stored:
             name = self._stored.meta["config"]["model"]["backbone"]["name"]
@@ -41,11 +49,22 @@ class Start:
 
     def arch(self) -> dict[str, Any] | None:
         """The backbone's complete architecture; None leaves it to the config."""
+        if self._resumed:
+            return self._resumed_arch(self._resumed)
         if self._stored:
             file, _ = BACKBONES[self._config.backbone.name]
             base = self._stored.meta["config"]["model"]["backbone"]["arch"]
             return hf.override(base, self._config.backbone.arch, file)
         return hf.read_arch(self._where, self._config) if self._where else None
+
+    def _resumed_arch(self, meta: Mapping[str, Any]) -> dict[str, Any] | None:
+        stored = meta["config"]["model"]["backbone"]
+        from_weights = self._where or stored["hf_dir"] or meta.get("origin")
+        if not from_weights or stored["name"] != self._config.backbone.name:
+            # The config has to say the same again; `train.resume` lists where it does not.
+            return None
+        file, _ = BACKBONES[stored["name"]]
+        return hf.override(stored["arch"], self._config.backbone.arch, file)
 
     def origin(self) -> dict[str, Any]:
         """What checkpoints of the run keep of the folder its VLM came from, to export it again."""

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vla_jax import rules
+from vla_jax.config import FORMAT
 from vla_jax.convert.tensors import Lazy
 from vla_jax.train import checkpoint
 
@@ -76,7 +77,7 @@ def write(
             save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), tree),
             ocdbt_target_data_file_size=_FILE,
         ),
-        meta=ocp.args.JsonSave({"format": checkpoint.FORMAT, **meta}),  # type: ignore[call-arg]
+        meta=ocp.args.JsonSave({"format": FORMAT, **meta}),  # type: ignore[call-arg]
     )
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     folder = workdir.absolute() / checkpoint.FOLDER

@@ -70,9 +70,10 @@ class Mixture:
         self.window, self.chunk, self.proprio = structure.window, structure.chunk, structure.proprio
         self.cameras, self.block, self.future = tuple(structure.cameras), config.block, future
         self.pool = config.pool
-        self.random_goal, self.padded_rows = config.random_goal and train, config.padded_rows
-        segment = config.windows == "segment"
-        self.windows = [d.windows(self.window, config.left_pad, segment) for d in datasets]
+        parity = config.parity
+        self.random_goal, self.padded_rows = parity.random_goal and train, parity.padded_rows
+        segment = parity.windows == "segment"
+        self.windows = [d.windows(self.window, parity.left_pad, segment) for d in datasets]
         self.sizes = [len(windows) for windows in self.windows]
         self.num_windows = sum(self.sizes)
         self.language = Instructions(datasets, config.language, train)
@@ -86,7 +87,7 @@ class Mixture:
             )
         identity = [
             [[d.name, d.index.digest, d.starts.tolist(), d.digest] for d in datasets],
-            [self.weights, self.sizes, self.window, config.left_pad, segment, self.block],
+            [self.weights, self.sizes, self.window, parity.left_pad, segment, self.block],
         ]
         self.digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
@@ -127,7 +128,7 @@ def open_datasets(
     if unknown:
         raise ConfigError(f"trajectories are given for {unknown}; the datasets are {names}")
     filters = {part: make_filters(config.filters, names, part == "train") for part in _PARTS}
-    specs = _specs(config.datasets, config.variant)
+    specs = _specs(config.datasets, config.parity.variant)
     if statistics is None and config.statistics:
         statistics = read_statistics(config.statistics, names)
     if split == "train":
@@ -177,7 +178,8 @@ def open_datasets(
             found[name] = statistics[name]
         else:
             parts: list[Dataset] = [dataset]
-            if config.stats_split == "all" and (config.val_fraction or sources["val"][1] == "all"):
+            held_out = config.val_fraction or sources["val"][1] == "all"
+            if config.parity.stats_split == "all" and held_out:
                 parts.append(opened["val"]())
             folder = None if name in given else to_folder(entry.dir)
             found[name] = _measure(parts, spec.mask(action_dim), folder, config)
@@ -188,11 +190,11 @@ def open_datasets(
         action_specs[name] = ActionSpec.from_statistics(
             found[name], config.normalization, config.clip, spec.gripper_env, spec.hz
         )
-        dataset.fast_dct = config.dct == "fast"
+        dataset.fast_dct = config.parity.dct == "fast"
         dataset.normalize(action_specs[name])
         gripper = dataset.actions[:, -1]
-        gripper[:] = targets(gripper, spec.gripper_binary, config.gripper)
-        if config.constant_to_zero and _is_constant(found[name]["action"]):
+        gripper[:] = targets(gripper, spec.gripper_binary, config.parity.gripper)
+        if config.parity.constant_to_zero and _is_constant(found[name]["action"]):
             gripper[:] = 0
         dataset.proprio = _states(name, found[name], dataset.proprio, structure.proprio)
         datasets.append(dataset)

@@ -70,7 +70,7 @@ def _append(past: Array, new: Array) -> Array:
 
 def goes_on(config: Any) -> bool:
     """Whether a window is read on with a cache: interleaved, unless laid out as the original."""
-    return config.kind == "interleaved" and config.act_insert == "per_row"
+    return config.kind == "interleaved" and config.parity.act_insert == "per_row"
 
 
 def empty_history(model: Any, batch: int) -> History:

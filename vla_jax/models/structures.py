@@ -103,9 +103,10 @@ def refusals(config: ModelConfig) -> list[str]:
                 "discrete reads the VLM's own tokens: structure.latent 1, structure.readout "
                 "'action' and head.down_sample 'none', nothing else"
             )
-        if s.act_insert != "per_row":
+        if s.parity.act_insert != "per_row":
             problems.append(
-                "discrete writes behind the prompt, padding or not: structure.act_insert 'per_row'"
+                "discrete writes behind the prompt, padding or not: "
+                "structure.parity.act_insert 'per_row'"
             )
         if config.sentence.dim:
             problems.append("discrete has no features to predict a sentence from: sentence.dim 0")
@@ -156,7 +157,7 @@ def _layout_refusals(config: ModelConfig) -> list[str]:
 def layout_of(config: ModelConfig) -> Layout:
     """Where images and actions enter: the backbone's, or RoboVLMs' for its checkpoints."""
     file, _ = BACKBONES[config.backbone.name]
-    padded = config.structure.act_insert == "padded_column"
+    padded = config.structure.parity.act_insert == "padded_column"
     return getattr(file, "ORIGINAL_LAYOUT", file.LAYOUT) if padded else file.LAYOUT
 
 

@@ -178,7 +178,7 @@ class VLA(nn.Module):
     ) -> Sequence:
         """The VLM's input and the columns to read: r = b w sequences, or b of the whole window."""
         s, (b, w, k, d) = self.config.structure, tokens.shape
-        padded = s.act_insert == "padded_column"
+        padded = s.parity.act_insert == "padded_column"
         text = sharding.rows(self.backbone.embed_text(observation.text))
         mask = observation.text_mask
         place = jnp.broadcast_to(structures.places(s, k), (b, w, k))

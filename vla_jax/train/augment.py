@@ -45,7 +45,7 @@ def augment(
         seed: of the run.
         config: which changes and how strong; what is off costs nothing.
         spec: of the backbone.
-        train: False leaves only `preprocess`, behind `config.resize`.
+        train: False leaves only `preprocess`, behind `config.parity.resize`.
 
     Returns:
         The observation with float32 images [b, w, s, r, 3]. Frames that `image_mask` calls
@@ -60,11 +60,11 @@ def augment(
         w = observation.images[cameras[0]].shape[1]
         if dropped:
             mask = drop_views(mask, _draw(keys, list(mask), len(CAMERAS), w, 2), config)
-        own = {c: 0 for c in changed} if config.share_cameras else changed
+        own = {c: 0 for c in changed} if config.parity.share_cameras else changed
         draws = _draw(keys, own, 0, w, _COUNT)
     images = {}
     for camera, pixels in observation.images.items():
-        if config.resize == "lanczos3":
+        if config.parity.resize == "lanczos3":
             pixels = lanczos3(pixels, *spec.shape_for(*pixels.shape[-3:-1]))
         if not dropped and camera not in draws:
             images[camera] = preprocess(pixels, spec)
@@ -89,11 +89,11 @@ def drop_views(
     Args:
         mask: camera -> which frames exist.
         draws: camera -> uniform numbers: whether it is dropped, and which one stays.
-        config: `dropout` and `jitter_per_frame`.
+        config: `dropout` and `parity.jitter_per_frame`.
     """
     seen, u = jnp.stack(list(mask.values())), jnp.stack([draws[c] for c in mask])
     exist = seen
-    if not config.jitter_per_frame:
+    if not config.parity.jitter_per_frame:
         u = jnp.broadcast_to(u[:, :, :1], u.shape)
         exist = jnp.broadcast_to(seen.any(-1, keepdims=True), seen.shape)
     stays = jnp.where(exist, u[..., 1], -1.0)
@@ -141,8 +141,8 @@ def _window(
     u: Float[Array, "w n"], x: Float[Array, "w s r 3"], config: AugmentConfig, shift: int
 ) -> Float[Array, "w s r 3"]:
     """All changes of one window of one camera, from its draws; pixels in [0, 1]."""
-    rows = jnp.broadcast_to(u[:, :1], u.shape) if config.draws == "shared" else u
-    if config.jitter_per_frame:
+    rows = jnp.broadcast_to(u[:, :1], u.shape) if config.parity.draws == "shared" else u
+    if config.parity.jitter_per_frame:
         x = jax.vmap(lambda v, frame: _jitter(v, frame[None], config)[0])(rows, x)
     else:
         x = _jitter(rows[0], x, config)

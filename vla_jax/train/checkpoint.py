@@ -21,11 +21,11 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from vla_jax import rules
+from vla_jax.config import FORMAT, ConfigError, upgrade
 from vla_jax.train.state import TrainState, place_parts
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
 FOLDER = "checkpoints"
 ITEMS = ("params", "train", "data", "meta")
 # Imported weights have these alone: enough to act and to start a run from, not to go on with one.
@@ -167,18 +167,21 @@ class Checkpoints:
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """Config, statistics, action specs and tokenizer of a step (the newest by default).
 
+        What an earlier version stored is brought to this version's format.
+
         Raises:
             CheckpointError: if there is none, it is incomplete, or of another format.
         """
         step = self._resolve(step)
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self._manager.restore(step, args=args)["meta"]
-        if meta.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{self.directory / str(step)}: format {meta.get('format')}, this version of "
-                f"vla_jax reads format {FORMAT}"
+        try:
+            config = upgrade(
+                meta.get("config"), meta.get("format"), str(self.directory / str(step))
             )
-        return meta
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
+        return {**meta, "format": FORMAT, "config": config}
 
     def params(
         self, step: int | None = None, template: Mapping[str, Any] | None = None
@@ -254,6 +257,19 @@ class Checkpoints:
                 f"model:\n  {listing}"
             )
         return stored
+
+
+def resumable_meta(workdir: str | Path) -> dict[str, Any]:
+    """`Checkpoints.meta` of the run in a workdir; {} if there is none to go on with.
+
+    Raises:
+        CheckpointError: there is one that cannot be used.
+    """
+    if not (Path(workdir) / FOLDER).is_dir():
+        return {}
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        # Step 0 is imported weights, which no run has written.
+        return checkpoints.meta() if checkpoints.latest_step() else {}
 
 
 def load_meta(workdir: str | Path, step: int | None = None) -> dict[str, Any]:

@@ -54,6 +54,13 @@ def test_index_lies_beside_the_data_and_moves_with_it(copy, tmp_path):
     assert len(index.read(index.cameras[0], 0, 9)) == 10
 
 
+def test_others_may_read_a_shared_index(copy):
+    open_index(copy, "train", LOW)
+    (folder,) = (path.parent for path in copy.glob("vla_index/*/index.json"))
+    # Temporary folders, as which it began, are for one user alone.
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
 def test_unwritable_data_fall_back_to_the_user_cache(copy, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     copy.chmod(0o555)

@@ -238,7 +238,8 @@ def _data(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str])
     modes = {"interleave": False, "segment": True}
     mode, path = part.get("organize_type", "interleave"), "train_dataset.organize_type"
     segment = bool(_pick(modes, mode, path, problems))
-    data.update(left_pad=segment, padded_rows=segment, windows="segment" if segment else "sliding")
+    windows = "segment" if segment else "sliding"
+    data["parity"].update(left_pad=segment, padded_rows=segment, windows=windows)
     if part["type"] == CALVIN:
         folder = part.get("data_dir", "")
         data["datasets"] = ({"spec": "calvin", "dir": folder, "weight": 1.0},)

@@ -162,7 +162,7 @@ KEYS: tuple[Key, ...] = (
     _refused("use_mu_law", "the mu-law of actions"),
     *_ignored("used with use_mu_law only", "mu_val"),
     _refused("tcp_rel", "the frame of the tool, which the original applies to normalised actions"),
-    _ours("train_dataset.organize_type", "data.windows, data.left_pad, data.padded_rows"),
+    _ours("train_dataset.organize_type", "data.parity.windows, left_pad, padded_rows"),
     *(_refused(f"{p}discrete", "model.structure.kind decides", True) for p in _TRAIN),
     *_elsewhere(
         "held out: data.val_split, data.val_fraction of the training data",

@@ -25,7 +25,7 @@ def mixture_entries(
     Args:
         mixture: see `get_mixture`.
         root: folder of the datasets' folders.
-        variant: whose mixture; set `data.variant` to the same.
+        variant: whose mixture; set `data.parity.variant` to the same.
         action: encoding; datasets of another are left out and logged, as are those without
             instructions.
 

@@ -28,7 +28,7 @@ QUIRKS: tuple[Quirk, ...] = (
     Quirk(
         "RoboVLMs relabels goals it does not use, and supervises no action beyond them",
         "no goals; every action of the trajectory counts",
-        {"data.random_goal": True},
+        {"data.parity.random_goal": True},
     ),
     Quirk(
         "RoboVLMs decodes all images of the action chunk",
@@ -37,13 +37,13 @@ QUIRKS: tuple[Quirk, ...] = (
     Quirk(
         "dlimp draws all changes of an image from one number",
         "independent draws",
-        {"augment.draws": "shared"},
+        {"augment.parity.draws": "shared"},
     ),
     Quirk(
         "openvla makes constant dimensions 0 even where the mask says not to scale: a gripper that "
         "is always open becomes closed",
         "the mask counts",
-        {"data.constant_to_zero": True},
+        {"data.parity.constant_to_zero": True},
     ),
     Quirk("octo counts one padded action too many as valid", "exact masks"),
     Quirk("octo never draws the last of several instructions", "all are equally likely"),
@@ -59,7 +59,7 @@ QUIRKS: tuple[Quirk, ...] = (
     Quirk(
         "RoboVLMs closes every gripper that is not exactly 1",
         "declared binary ones are cut at 0.5, the others stay continuous",
-        {"data.gripper": "exact"},
+        {"data.parity.gripper": "exact"},
     ),
     Quirk(
         "RoboVLMs' mu-law and mean/std scaling spare the last time step instead of the gripper",
@@ -67,7 +67,7 @@ QUIRKS: tuple[Quirk, ...] = (
     ),
     Quirk(
         "TensorFlow decodes JPEGs with a fast DCT, most serving code with the accurate one",
-        "the fast one, wherever a JPEG is decoded; data.dct = accurate for the other",
+        "the fast one, wherever a JPEG is decoded; data.parity.dct = accurate for the other",
     ),
     Quirk(
         "without a validation split, the last 5 % of the training trajectories are held out",
@@ -76,7 +76,7 @@ QUIRKS: tuple[Quirk, ...] = (
     Quirk(
         "statistics are of the training and validation data",
         "of the training data",
-        {"data.stats_split": "all"},
+        {"data.parity.stats_split": "all"},
     ),
     Quirk(
         "images are squashed to the model's square",

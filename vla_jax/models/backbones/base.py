@@ -1,6 +1,7 @@
 """What a backbone file offers, and the helpers they share.
 
-A backbone is a module (file) with: `ARCH`, `LAYOUT`, `PROMPT`, `IGNORE`, `arch(overrides)`,
+A backbone is a module (file) with: `DEFAULT_CONFIG` (the file in configs/ that such a VLM is
+imported with unless another is named), `ARCH`, `LAYOUT`, `PROMPT`, `IGNORE`, `arch(overrides)`,
 `image_spec(config)`, `width(config)`, `token_width(config)`, `image_tokens(config)`,
 `vocab_size(config)`, `token_end(config)`, `weight_map(config)` and a Linen module (config, remat,
 dtype) with `encode_images(images)`, `embed_text(ids)`, `__call__(tokens)`, `logits(hidden)`,

@@ -28,6 +28,8 @@ from vla_jax.models.towers.resampler import Perceiver, perceiver_weights
 from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
 
+DEFAULT_CONFIG = "flamingo_ph"
+
 # model_type -> layers from one cross-attention to the next, and the language model's config.json,
 # both of the released model that has it: 3B, 4B, 9B, 9B of the first version; OPT-1.3B has none.
 # Vocabularies hold the tokenizer's words, <|endofchunk|>, <image> and <PAD>.

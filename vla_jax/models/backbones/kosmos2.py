@@ -20,6 +20,8 @@ from vla_jax.models.towers.layers import LayerNorm
 from vla_jax.models.towers.resampler import LatentQueryProjection
 from vla_jax.models.towers.vit import VisionTransformer
 
+DEFAULT_CONFIG = "kosmos_ph"
+
 # config.json of the released model, reduced to what shapes and numbers depend on.
 ARCH: dict[str, Any] = {
     "model_type": "kosmos-2",

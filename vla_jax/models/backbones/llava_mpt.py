@@ -16,6 +16,8 @@ from vla_jax.models.backbones.base import Layout, merge_arch
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers.text_families import LANGUAGES
 
+DEFAULT_CONFIG = "llava_mpt_ph"
+
 # config.json of the released model, reduced to what shapes and numbers depend on. Its tower is
 # given there by name; `vision_config` spells it out, as Hugging Face does.
 ARCH: dict[str, Any] = {

@@ -24,6 +24,8 @@ from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.tiles import two_streams
 from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
 
+DEFAULT_CONFIG = "moondream_ph"
+
 # The released config.json holds no sizes: the vision side is fixed in the code and the text is
 # what that code's PhiConfig has by default. `from_shapes` reads them off other weights.
 ARCH: dict[str, Any] = {

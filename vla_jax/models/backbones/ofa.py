@@ -15,6 +15,8 @@ from vla_jax.models.towers import encoder_decoder, resnet
 from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.normformer import EncoderDecoderSpec, StackSpec
 
+DEFAULT_CONFIG = "ofa_ph"
+
 # config.json of the released base model, reduced to what shapes and numbers depend on.
 ARCH: dict[str, Any] = {
     "model_type": "ofa",

@@ -30,6 +30,8 @@ from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.vit import VisionTransformer
 
+DEFAULT_CONFIG = "paligemma_ph"
+
 MASKS = ("causal", "prefix", "full")
 
 # config.json of the released model, reduced to what shapes and numbers depend on.
@@ -117,11 +119,11 @@ def refusal(config: Mapping[str, Any], structure: StructureConfig) -> str:
         return ""
     if structure.kind == "discrete":
         return f"{_BACKWARD}, so none could be predicted; mask 'causal' or 'prefix'"
-    if structure.kind == "interleaved" and structure.act_insert != "padded_column":
+    if structure.kind == "interleaved" and structure.parity.act_insert != "padded_column":
         return (
             f"{_BACKWARD}, and a step those after it, which there are none of when the policy "
-            "runs; mask 'causal' or 'prefix', or structure.act_insert 'padded_column' for what "
-            "RoboVLMs does"
+            "runs; mask 'causal' or 'prefix', or structure.parity.act_insert 'padded_column' for "
+            "what RoboVLMs does"
         )
     return ""
 

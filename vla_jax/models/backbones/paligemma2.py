@@ -22,6 +22,8 @@ from vla_jax.models.backbones.paligemma import (  # noqa: F401
     width,
 )
 
+DEFAULT_CONFIG = "paligemma2_ph"
+
 ARCH: dict[str, Any] = {
     **paligemma.ARCH,
     # The files leave it at the first generation's value, and RoboVLMs divides by its root;

@@ -20,6 +20,8 @@ from vla_jax.models.backbones.qwen_family import (  # noqa: F401
 )
 from vla_jax.models.image import ImageSpec
 
+DEFAULT_CONFIG = "qwen2_vl_ph"
+
 # config.json of the released model, reduced to what shapes and numbers depend on, and
 # `image_size`: pixels of a side of our images, which are square; the original takes any shape.
 ARCH: dict[str, Any] = {

@@ -19,6 +19,8 @@ from vla_jax.models.towers.layers import Rope
 from vla_jax.models.towers.resampler import positioned_queries_weights
 from vla_jax.models.towers.vit import VisionTransformer
 
+DEFAULT_CONFIG = "qwen_vl_ph"
+
 # config.json of the released model, reduced to what shapes and numbers depend on.
 ARCH: dict[str, Any] = {
     "model_type": "qwen",

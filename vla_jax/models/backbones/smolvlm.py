@@ -22,6 +22,8 @@ from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.vit import VisionTransformer
 
+DEFAULT_CONFIG = "smolvlm_ph"
+
 _VISION = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 _VISION |= {"intermediate_size": 3072, "patch_size": 16, "image_size": 512}
 _VISION |= {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "attention_dropout": 0.0}

@@ -23,6 +23,8 @@ from vla_jax.models.towers.resampler import LatentDecoder, latent_decoder_weight
 from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
 
+DEFAULT_CONFIG = "uform_ph"
+
 # config.json of uform-gen2-qwen-500m, reduced to what shapes and numbers depend on, and what only
 # the weights say: `from_shapes`. It names the text decoder; `text_config` is that model's.
 ARCH: dict[str, Any] = {

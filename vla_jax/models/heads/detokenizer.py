@@ -87,7 +87,7 @@ class Detokenizer(nn.Module):
 
     def choose(self, logits: Float[Array, "*b v"]) -> Int[Array, "*b"]:
         """The best id of those the head may choose."""
-        if self.head.vocabulary == "actions":
+        if self.head.parity.vocabulary == "actions":
             first = self.head.token_end - self.head.bins
             return first + jnp.argmax(logits[..., first : self.head.token_end], axis=-1)
         return jnp.argmax(logits, axis=-1)

@@ -62,14 +62,47 @@ def test_all_problems_at_once_with_suggestions():
     config = _valid()
     config.model.structure.windw = 3
     config.model.dtype = "fp16"
-    del config.optim.eps
-    config.train.batch_size = 0
+    config.model.chunk = 3
+    config.train.batchsize = 4
+    config.train.anything = 0
     with pytest.raises(ConfigError) as error:
         resolve(config)
     text = str(error.value)
     assert "model.structure.windw: unknown key; did you mean 'window'?" in text
+    assert "model.chunk: unknown key; did you mean 'model.structure.chunk'?" in text
+    assert "train.batchsize: unknown key; did you mean 'batch_size'?" in text
+    assert "train.anything: unknown key; legal keys: ['accumulate', 'batch_size'," in text
     assert "model.dtype: 'fp16' is none of ['float32', 'bfloat16']" in text
-    assert "optim.eps: missing" in text
+    assert text.startswith("5 problem(s)")
+
+
+def test_keys_that_are_not_there_take_their_defaults():
+    raw = to_dict(resolve(_valid()))
+    del raw["optim"]["eps"], raw["data"]["parity"], raw["mesh"]
+    config = resolve(raw)
+    assert (config.optim.eps, config.mesh.fsdp) == (1e-8, -1)
+    assert config == resolve(_valid())
+
+
+def test_a_dataset_needs_a_spec_and_a_folder():
+    raw = to_dict(resolve(_valid()))
+    raw["data"]["datasets"] = [{"weight": 2.0}]
+    with pytest.raises(ConfigError) as error:
+        resolve(raw)
+    assert "data.datasets[0].spec: missing" in str(error.value)
+    assert "data.datasets[0].dir: missing" in str(error.value)
+
+
+def test_keys_that_have_moved_are_read_at_their_old_place(caplog):
+    raw = to_dict(resolve(_valid()))
+    raw["data"]["left_pad"] = False
+    raw["augment"]["draws"] = "shared"
+    del raw["augment"]["parity"]
+    config = resolve(raw)
+    assert not config.data.parity.left_pad
+    assert config.augment.parity.draws == "shared"
+    (record,) = caplog.records
+    assert "data.left_pad -> data.parity.left_pad, augment.draws -> augment.p" in record.message
 
 
 def test_values_are_checked():

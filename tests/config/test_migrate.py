@@ -1,0 +1,76 @@
+"""Configs that earlier versions stored."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from vla_jax.config import FORMAT, Config, ConfigError, migrate, resolve, to_dict, upgrade
+
+STORED = "tests/fixtures/checkpoint_format_1/checkpoints/4/meta/metadata"
+
+
+@pytest.fixture
+def stored():
+    return json.loads((Path(__file__).resolve().parents[2] / STORED).read_text())
+
+
+def test_a_step_leads_from_every_format_to_the_next():
+    assert sorted(migrate.STEPS) == list(range(1, FORMAT))
+
+
+def test_moved_keys_keep_their_values(stored):
+    assert stored["format"] == 1
+    old = stored["config"]
+    old["data"]["left_pad"], old["augment"]["draws"] = False, "shared"
+    old["model"]["head"]["vocabulary"] = "all"
+    config = resolve(upgrade(old, 1, "here"))
+    assert not config.data.parity.left_pad
+    assert config.data.parity.dct == "fast"
+    assert config.augment.parity.draws == "shared"
+    assert config.model.head.parity.vocabulary == "all"
+    assert (config.seed, config.lora.rank, config.optim.ema_decay) == (5, 2, 0.9)
+
+
+def test_keys_that_did_not_exist_yet_take_defaults_with_one_line(stored, caplog):
+    config = stored["config"]
+    del (
+        config["model"]["structure"]["slide"],
+        config["lora"],
+        config["data"]["datasets"][0]["weight"],
+    )
+    with caplog.at_level(logging.INFO):
+        complete = upgrade(config, 1, "here")
+    (record,) = caplog.records
+    assert record.message == (
+        "here: its config lacks 3 newer keys, which take their defaults: model.structure.slide, "
+        "data.datasets[0].weight, lora"
+    )
+    assert complete["model"]["structure"]["slide"] == 1
+    assert complete["data"]["datasets"][0]["weight"] == 1.0
+    assert complete["lora"] == to_dict(Config())["lora"]
+    assert upgrade(json.loads(json.dumps(complete)), FORMAT, "") == json.loads(json.dumps(complete))
+    assert len(caplog.records) == 1
+
+
+def test_unknown_keys_are_refused_with_what_is_near(stored):
+    stored["config"]["data"]["clipp"] = 2.0
+    with pytest.raises(ConfigError, match=r"data.clipp: unknown key; did you mean 'clip'\?"):
+        resolve(upgrade(stored["config"], 1, "here"))
+
+
+@pytest.mark.parametrize("number", [0, FORMAT + 1, None, "1"])
+def test_other_formats_are_refused(stored, number):
+    with pytest.raises(ConfigError, match=rf"here: format {number!r}, .* reads 1 to {FORMAT}"):
+        upgrade(stored["config"], number, "here")
+
+
+def test_what_is_no_config_is_refused():
+    with pytest.raises(ConfigError, match="here: expected a group of keys as the config, not 3"):
+        upgrade(3, FORMAT, "here")
+    broken = {"data": 4, "augment": {"draws": "shared", "parity": 5}, "model": {"structure": []}}
+    with pytest.raises(ConfigError) as error:
+        resolve(upgrade(broken, 1, "here"))
+    for key in ("data", "augment.parity", "model.structure"):
+        assert f"{key}: expected a group of keys" in str(error.value)

@@ -1,0 +1,75 @@
+"""Files of configs: ours in Python for tools without absl's flags, and JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vla_jax.config.option import ConfigError
+from vla_jax.config.resolve import resolve
+from vla_jax.config.schema import Config
+from vla_jax.shipped import config_path
+
+
+def load_config(where: str | Path, changes: Sequence[str] = ()) -> Config:
+    """The config of a file or of a shipped name, resolved and checked.
+
+    Args:
+        where: as `launch/train.py --config` takes it: `quickstart`, `FILE.py`, `FILE.py:ARGUMENT`.
+        changes: KEY=VALUE, as ["train.batch_size=8"].
+
+    Raises:
+        ConfigError: no such file, or something in it does not fit; every problem is listed.
+    """
+    return resolve(load_config_file(where, changes))
+
+
+def load_config_file(where: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Raw config of a file, read as `launch/train.py --config=... --config.KEY=VALUE` reads it.
+
+    Args:
+        where: see `load_config`.
+        changes: see `load_config`.
+
+    Raises:
+        ConfigError: no such file, or a change that does not fit.
+    """
+    # Only those who read a file pay for absl.
+    from absl import flags
+    from ml_collections import config_flags
+
+    where = config_path(str(where))
+    path = where.partition(":")[0]
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such file")
+    arguments = ["", f"--config={where}", *(f"--config.{change}" for change in changes)]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)
+        config = holder.value
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{where} {' '.join(changes)}: {error}") from error
+    return config.to_dict()
+
+
+def read_json(path: str | Path, where: str = "", expected: str = "an object") -> dict[str, Any]:
+    """A JSON file with an object in it.
+
+    Args:
+        path: file to read.
+        where: what the message begins with, such as the key that names the file.
+        expected: the form, for the message.
+
+    Raises:
+        ConfigError: it is missing or something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{where}{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}{path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}{path}: expected {expected}, found {type(content).__name__}")
+    return content

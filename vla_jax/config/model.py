@@ -1,0 +1,152 @@
+"""The options of the model: backbone x structure x head, and how they are computed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from vla_jax.config.option import group, option
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The pretrained VLM: which one, from where, and overrides of its HF config.json."""
+
+    name: str = option("kosmos2", "The VLM: name of a file in vla_jax/models/backbones.")
+    hf_dir: str = option(
+        "",
+        "Hugging Face folder (config.json, *.safetensors, tokenizer.json) that a new run starts "
+        "from; '' starts from random weights.",
+    )
+    arch: dict[str, Any] = option({}, "Overrides of the VLM's config.json, with the same nesting.")
+
+
+@dataclass(frozen=True)
+class StructureParity:
+    """What a structure does only to repeat a reference implementation."""
+
+    act_insert: str = option(
+        "per_row",
+        "per_row puts the action token before each row's </s>, whatever the padding, so that a "
+        "batch of one equals any other; padded_column is RoboVLMs' training layout.",
+        "per_row",
+        "padded_column",
+    )
+
+
+@dataclass(frozen=True)
+class StructureConfig:
+    """How history and action meet the VLM."""
+
+    kind: str = option(
+        "policy_head",
+        "one_step: no history. discrete: the VLM writes actions as tokens. interleaved: the VLM "
+        "sees the window, image by image. policy_head: the VLM sees one step, the head the "
+        "window. video: the VLM sees the window's images at once and acts at its last step.",
+    )
+    window: int = option(16, "W, steps of history.")
+    chunk: int = option(10, "F, actions predicted at every step.")
+    latent: int = option(1, "Action tokens of a step.")
+    cameras: tuple[str, ...] = option(
+        ("primary", "wrist"), "Views the model takes; a dataset without one of them is an error."
+    )
+    text_len: int = option(32, "Text columns, the prompt's included; a longer prompt is an error.")
+    readout: str = option(
+        "action",
+        "What the head reads of a step. action: the hidden states at its action tokens; text, "
+        "vision, all: those of the step's own tokens (RoboVLMs' down_sample), no action token.",
+        "action",
+        "text",
+        "vision",
+        "all",
+    )
+    # RoboVLMs has `use_state`, but it never reaches its model.
+    proprio: int = option(
+        0, "Numbers of the robot's state, which become one token before the instruction; 0 = none."
+    )
+    slide: int = option(
+        1,
+        "Steps that leave a full interleaved window at once. 1: the oldest, so every later step "
+        "reads the window anew; more: the VLM goes on with its cache that many steps between.",
+    )
+    resampler: int = option(
+        0, "Tokens of a camera after a Perceiver resampler (RoboVLMs: 64); 0 = no resampler."
+    )
+    parity: StructureParity = group(StructureParity)
+
+
+@dataclass(frozen=True)
+class HeadParity:
+    """What a head does only to repeat a reference implementation."""
+
+    vocabulary: str = option(
+        "actions",
+        "Ids the detokenizer may choose from: those that stand for actions, or all, as in "
+        "RoboVLMs.",
+        "actions",
+        "all",
+    )
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """How features become actions; each kind of head reads the options that say so."""
+
+    kind: str = option(
+        "lstm",
+        "mlp | lstm | gpt2 | detokenizer | diffusion | flow: a file in vla_jax/models/heads.",
+    )
+    hidden: int = option(
+        1024, "Width of the recurrent state (lstm) or of the transformer (gpt2, diffusion, flow)."
+    )
+    layers: int = option(4, "Recurrent or transformer layers (RoboVLMs' gpt2 has 8).")
+    heads: int = option(8, "Attention heads of gpt2, diffusion and flow.")
+    down_sample: str = option(
+        "none",
+        "How a step's tokens become `latent` vectors. none: there are that many; pooling: the "
+        "maximum over as many spans; resampler: a Perceiver.",
+        "none",
+        "pooling",
+        "resampler",
+    )
+    sampling_steps: int = option(10, "Steps in which diffusion (DDIM) and flow (Euler) sample.")
+    noise_levels: int = option(100, "Noise levels of diffusion's training.")
+    bins: int = option(256, "Ids of an action dimension, of the detokenizer.")
+    token_end: int = option(
+        0, "First id above those of the detokenizer's actions; 0 = the backbone's own."
+    )
+    low: float = option(-1.0, "Value of the detokenizer's first bin.")
+    high: float = option(1.0, "Value of the detokenizer's last bin.")
+    parity: HeadParity = group(HeadParity)
+
+
+@dataclass(frozen=True)
+class SentenceConfig:
+    """Auxiliary target: CLIP's vector of the instruction (RoboVLMs' use_clip_norm)."""
+
+    dir: str = option("", "Hugging Face folder of that CLIP.")
+    dim: int = option(
+        0,
+        "Size of the vector, which the features must predict beside the actions (768 with "
+        "ViT-L/14); 0 = off.",
+    )
+    weight: float = option(0.05, "Weight of this part in the loss.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone x structure x head, and how they are computed."""
+
+    backbone: BackboneConfig = group(BackboneConfig)
+    structure: StructureConfig = group(StructureConfig)
+    head: HeadConfig = group(HeadConfig)
+    sentence: SentenceConfig = group(SentenceConfig)
+    action_dim: int = option(7, "Dimensions of an action: the arm's and 1 of the gripper.")
+    dropout: bool = option(True, "Whether the backbone's own dropout rates apply in training.")
+    dtype: str = option(
+        "bfloat16",
+        "Type of the activations; parameters and the loss stay float32.",
+        "float32",
+        "bfloat16",
+    )
+    remat: str = option(
+        "full", "What the backward pass computes again instead of keeping.", "full", "dots", "none"
+    )

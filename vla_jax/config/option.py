@@ -1,0 +1,28 @@
+"""How a field of a config states its default, its meaning and its legal values."""
+
+import dataclasses
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message lists every problem."""
+
+
+def option(default: Any, doc: str, *choices: str) -> Any:
+    """A dataclass field with a default and a line of documentation.
+
+    Args:
+        default: value of a config that does not set the field. Stored configs which are older
+            than the field take it too, so it has to mean what the code did before the field was.
+        doc: what the field does, with its unit; `vla_jax.config.describe` prints it.
+        choices: the legal values; none given means that any value of the field's type is legal.
+    """
+    metadata = {"doc": doc, "choices": choices}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def group(cls: type) -> Any:
+    """A dataclass field that holds a group of options, each with its own default."""
+    return dataclasses.field(default_factory=cls)

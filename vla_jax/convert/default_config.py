@@ -1,0 +1,36 @@
+"""Which shipped config a VLM's Hugging Face folder is imported with."""
+
+from pathlib import Path
+
+from vla_jax.config import ConfigError, read_json
+from vla_jax.models.backbones import BACKBONES
+
+
+def default_config(hf_dir: str | Path) -> str:
+    """Name of the config that the backbone of a Hugging Face folder names as its own.
+
+    Args:
+        hf_dir: holds a config.json, whose model_type (and, where backbones share one, whose other
+            fields) tells the backbone.
+
+    Returns:
+        Such as "kosmos_ph", for configs/kosmos_ph.py.
+
+    Raises:
+        ConfigError: no backbone fits.
+    """
+    described = read_json(Path(hf_dir) / "config.json")
+    kind, problems = described.get("model_type"), []
+    for file, _ in BACKBONES.values():
+        if file.ARCH["model_type"] != kind:
+            continue
+        try:
+            file.arch(described, strict=False)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return file.DEFAULT_CONFIG
+    if problems:
+        raise ConfigError(f"{hf_dir}: " + "\n".join(problems))
+    kinds = sorted({file.ARCH["model_type"] for file, _ in BACKBONES.values()})
+    raise ConfigError(f"{hf_dir}: no backbone is a VLM of type {kind!r}; they are {kinds}")
