@@ -92,3 +92,17 @@ def abstract_state(config: Config, mesh: Mesh) -> tuple[Any, state.TrainState]:
     average = config.optim.ema_decay > 0
     rules = lora.train_rules(config)
     return model, state.abstract(init, rules, optimizer, mesh, ema=average)
+
+
+def filled(config: Config, rows: int, seed: int = 0) -> Batch:
+    """A batch of random numbers in the shapes of `batch`; all actions are supervised."""
+    rng = np.random.default_rng(seed)
+
+    def draw(x: Any) -> Any:
+        if x.dtype == bool:
+            return np.ones(x.shape, bool)
+        if x.dtype == np.float32:
+            return rng.uniform(0, 1, x.shape).astype(np.float32)
+        return rng.integers(5, 100, x.shape).astype(x.dtype)
+
+    return jax.tree.map(draw, batch(config, rows))

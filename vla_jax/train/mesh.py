@@ -2,8 +2,8 @@
 
 Axes of the mesh: "data" holds replicas of the parameters; "fsdp" splits parameters, gradients
 and optimizer moments; "tensor" splits heads and hidden units. A batch is split over data x fsdp.
-Model code sees none of this: `jax.jit` gets the shardings of its inputs and outputs and the
-compiler places the rest.
+Model code sees little of this: `jax.jit` gets the shardings of its inputs and outputs, a model pins
+the rows of its batch (`models.sharding`), and the compiler places the rest.
 """
 
 import collections
@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vla_jax import rules
 from vla_jax.config import ConfigError, MeshConfig
+from vla_jax.train.devices import arrange
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices; an axis of -1 takes those that the others leave.
 
     Raises:
-        ConfigError: if the axes do not multiply to the number of devices.
+        ConfigError: if the axes do not multiply to the number of devices, or the machine cannot be
+            cut so; see `devices.arrange`.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = [config.data, config.fsdp, config.tensor]
@@ -77,7 +79,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     # Auto: under the default, Explicit, with_sharding_constraint is an assertion and patch
     # embedding, sharded gathers and the LSTM scan fail to type.
     kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(shape), AXES, axis_types=kinds, devices=devices)
+    return Mesh(arrange(tuple(shape), devices), AXES, axis_types=kinds)
 
 
 def _show(shape: Sequence[int]) -> str:
@@ -156,7 +158,8 @@ def check_batch(
     Raises:
         ConfigError: naming the sizes.
     """
-    rows, processes = mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count()
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    processes = len({device.process_index for device in mesh.devices.flat})
     problems = []
     if batch_size % rows:
         problems.append(f"{name}: {batch_size} is not a multiple of data x fsdp = {rows} devices")
@@ -167,13 +170,22 @@ def check_batch(
         )
     if batch_size % processes:
         problems.append(f"{name}: {batch_size} is not a multiple of {processes} processes")
-    if processes > 1 and len(mesh.local_devices) % mesh.shape["tensor"]:
+    if shared := _shared_rows(mesh):
         problems.append(
-            f"mesh.tensor: {mesh.shape['tensor']} does not divide the {len(mesh.local_devices)} "
-            "devices of a process; a row of the batch cannot live in two processes"
+            f"mesh: rows {shared} of every {rows} lie in several processes, each of which would "
+            "feed its own; mesh.tensor must divide the devices of a process"
         )
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _shared_rows(mesh: Mesh) -> list[int]:
+    """Which of the blocks that a batch is cut into have devices of two processes."""
+    blocks = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
+    owners: dict[int, set[int]] = collections.defaultdict(set)
+    for device, index in batch_sharding(mesh).devices_indices_map((blocks,)).items():
+        owners[index[0].start or 0].add(device.process_index)
+    return sorted(block for block, processes in owners.items() if len(processes) > 1)
 
 
 def shard_batch(local: T, mesh: Mesh) -> T:
