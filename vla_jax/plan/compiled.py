@@ -1,14 +1,15 @@
 """What one device does in a compiled step: operations, bytes, exchanges, memory, and the time.
 
-The time is a roofline: no step is faster than its operations at the chip's peak, its bytes at the
-memory's bandwidth and its exchanges at the links' allow, whichever is longest. Real steps reach about
-three quarters of that, so `seconds` is that bound divided by 0.75, and MFU is 3 times the operations
-of the forward pass, recomputation not counted, over what the chip could have done in this time.
+The time is a roofline: a step takes as long as its operations at the chip's peak, its bytes at the
+memory's bandwidth or its exchanges at the links', whichever is longest. Real steps reach about
+three quarters of that, so `seconds` is that bound divided by 0.75, and MFU is 3 times the
+operations of the forward pass, recomputation not counted, over what the chip could have done in
+this time.
 """
 
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ def read(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> Work:
         domains: host (GPU) or slice (TPU) of every device in the mesh's order.
     """
     program = hlo.parse(text)
-    flops, kernels, classes = 0.0, 0, Counter[str]()
+    flops, kernels, classes = 0.0, 0, defaultdict[str, float](float)
     for name, times, _ in program.runs():
         computation = program.get(name)
         for each in computation.values():
@@ -63,8 +64,9 @@ def read(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> Work:
             if size:
                 kernels += times
                 classes[hlo_bytes.kind_of(each)] += size * times
+    ordered = dict(sorted(classes.items(), key=lambda item: -item[1]))
     exchanges = hlo_wire.collectives(program, mesh, domains)
-    return Work(flops, sum(classes.values()), dict(classes.most_common()), exchanges, kernels)
+    return Work(flops, sum(classes.values()), ordered, exchanges, kernels)
 
 
 def memory(compiled: Any) -> dict[str, int]:
@@ -141,7 +143,7 @@ def speed(exchange: Collective, chip: Chip) -> float:
     return min(chip.link, chip.network * exchange.group / exchange.domains)
 
 
-def largest_windows(sizes: Mapping[str, int], windows: int, available: float) -> int:
+def largest_windows(sizes: Mapping[str, int], windows: float, available: float) -> int:
     """Windows of a row block that fit, at the least.
 
     What a step needs meanwhile grows with the windows; here all of it is taken to, so that the

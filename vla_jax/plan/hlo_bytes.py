@@ -39,6 +39,9 @@ def moved(instruction: Instruction, computation: Computation, program: Program) 
         pair = arrays(instruction.shape)[:2]
         return sum(a.padded for a in pair if "S(" not in a.layout)
     read = sum(memory_bytes(computation[x].shape) for x in operands if x in computation)
+    if op == "custom-call" and "__cublas" in instruction.attributes:
+        # (product, workspace): of the workspace a plain product uses nothing.
+        return arrays(instruction.shape)[0].nbytes + read
     return memory_bytes(instruction.shape) + read
 
 

@@ -5,6 +5,7 @@ step keeps. The propagation is the first phase of a compilation and needs no com
 machine: seconds for a full-size model on any number of devices.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -47,6 +48,11 @@ class LoopValue:
     def __str__(self) -> str:
         split = ", ".join("{" + ", ".join(axes) + "}" for axes in self.axes)
         return f"{self.dtype}{list(self.shape)} split [{split}] in {self.loop}"
+
+    def scaled(self, rows: int, asked: int) -> "LoopValue":
+        """The same value of a batch of `asked` rows instead of `rows`, but for its bytes."""
+        shape = tuple(n * asked // rows if n % rows == 0 else n for n in self.shape)
+        return dataclasses.replace(self, shape=shape)
 
 
 def loop_values(lowered: Any, mesh: Mapping[str, int]) -> list[LoopValue]:
@@ -93,28 +99,41 @@ def unsplit_carries(
 
 
 def residual_bytes(
-    values: Iterable[LoopValue], parameters: Iterable[tuple[int, ...]]
+    values: Iterable[LoopValue],
+    parameters: Iterable[tuple[int, ...]],
+    rows: int,
+    scale: float = 1.0,
 ) -> dict[str, int]:
     """Bytes a device of what the forward loops leave for the backward ones.
 
     Args:
         values: of `loop_values`.
         parameters: shapes of the model's; loops hold these too, and they are counted elsewhere.
+        rows: of the batch that was traced, or of the part of it that goes through at once.
+        scale: rows asked for over these.
 
     Returns:
         Of each loop what it stacks up, layer by layer, and "held in loops", what stays the same in
         all layers but is no parameter: masks, zeros.
     """
-    known, found, held = set(parameters), {}, {}
-    forward = [value for value in values if not value.backward]
+    known = set(parameters)
+    found: dict[str, float] = {}
+    held: dict[tuple[str, tuple[int, ...]], float] = {}
+    forward = [value for value in values if not value.backward and value.shape not in known]
+
+    def size(value: LoopValue) -> float:
+        grows = any(n and n % rows == 0 for n in value.shape)
+        return value.device_bytes * (scale if grows else 1.0)
+
     for value in forward:
-        if value.kind == "stacked" and value.shape not in known:
-            found[value.loop] = found.get(value.loop, 0) + value.device_bytes
+        if value.kind == "stacked":
+            found[value.loop] = found.get(value.loop, 0.0) + size(value)
     stacked = {value.shape for value in forward if value.kind == "stacked"}
     for value in forward:
-        if value.kind == "held" and value.shape not in known | stacked:
-            held[value.dtype, value.shape] = value.device_bytes
-    return {**found, "held in loops": sum(held.values())}
+        if value.kind == "held" and value.shape not in stacked:
+            held[value.dtype, value.shape] = size(value)
+    found["held in loops"] = sum(held.values())
+    return {loop: round(nbytes) for loop, nbytes in found.items()}
 
 
 def _whiles(operation: Any) -> Iterator[Any]:
@@ -186,7 +205,8 @@ def _place(location: str) -> tuple[str, bool]:
     backward = "transpose(" in path
     path = re.sub(r"\w+\(|\)", "", path)
     skipped = ("step", "while", "body", "closed_call", "checkpoint", "remat", "jit", "")
-    parts = [part for part in path.split("/") if part not in skipped]
+    # Names with a dot are methods, the others modules.
+    parts = [part for part in path.split("/") if part not in skipped and "." not in part]
     return "/".join(parts[-4:]) or "the step", backward
 
 

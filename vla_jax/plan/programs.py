@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from vla_jax.batched_step import BatchedStep
 from vla_jax.config import Config, ConfigError
+from vla_jax.convert.start import Start
+from vla_jax.inference.batched_step import BatchedStep
 from vla_jax.models import vla
 from vla_jax.models.streaming import empty_history
 from vla_jax.train import lora, state
@@ -83,7 +84,7 @@ def train_program(config: Config, devices: Sequence[Any], windows: int = 0) -> T
     _divides(rows, blocks * config.train.accumulate, "train.batch_size")
     captions = config.data.cotrain.rows if config.data.cotrain.path else 0
     _divides(captions, blocks * config.train.accumulate, "data.cotrain.rows")
-    model = vla.build(config.model)
+    model = vla.build(config.model, Start(config.model).arch())
     init = lora.extend(functools.partial(vla.initial_params, model), config.lora)
     optimizer = make_optimizer(config.optim, config.train.steps)
     template = state.abstract(
@@ -162,7 +163,7 @@ def control_program(config: Config, device: Any, sessions: int = 1) -> ControlPr
         device: of a compiler's topology, or a stand-in.
         sessions: that are served in one pass.
     """
-    model, c = vla.build(config.model), config.model.structure
+    model, c = vla.build(config.model, Start(config.model).arch()), config.model.structure
     where = SingleDeviceSharding(device)
 
     def init(key: jax.Array) -> Any:
@@ -205,7 +206,7 @@ def device_bytes(tree: Any) -> int:
 
 
 def _itemsize(dtype: Any) -> int:
-    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+    return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
 def state_bytes(program: TrainProgram) -> dict[str, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -17,11 +18,13 @@ class Count:
     Attributes:
         flops: input type -> floating point operations of matrix products and convolutions, a
             multiplication and an addition counted as two.
+        product_bytes: of these products' operands and results.
         randoms: random 32-bit words drawn.
         largest: (type, shape) -> bytes of the values that are computed.
     """
 
     flops: Counter[str] = field(default_factory=Counter)
+    product_bytes: int = 0
     randoms: int = 0
     largest: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
 
@@ -33,6 +36,7 @@ class Count:
     def add(self, other: "Count") -> None:
         """Take in what another part of the program computes."""
         self.flops.update(other.flops)
+        self.product_bytes += other.product_bytes
         self.randoms += other.randoms
         self.largest.update(other.largest)
 
@@ -55,6 +59,8 @@ def count(jaxpr: Any, times: int = 1) -> Count:
         operations = _operations(name, eqn)
         if operations:
             found.flops[str(eqn.invars[0].aval.dtype)] += operations * times
+            arrays = [x.aval for x in (*eqn.invars, *eqn.outvars) if hasattr(x.aval, "shape")]
+            found.product_bytes += times * sum(map(_nbytes, arrays))
         if name == "random_bits":
             found.randoms += times * sum(math.prod(out.aval.shape) for out in eqn.outvars)
         for out in eqn.outvars:
@@ -111,5 +117,5 @@ def _inner(eqn: Any) -> Iterator[Any]:
 
 def _nbytes(aval: Any) -> int:
     # Extended types, such as keys of random numbers, have no item size.
-    size = 8 if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended) else aval.dtype.itemsize
+    size = 8 if jnp.issubdtype(aval.dtype, jax.dtypes.extended) else aval.dtype.itemsize
     return int(np.prod(aval.shape, dtype=np.int64)) * size
