@@ -43,7 +43,7 @@ class Work:
     @property
     def wire_bytes(self) -> float:
         """Bytes sent to other devices."""
-        return sum(each.wire_bytes for each in self.exchanges)
+        return sum((each.wire_bytes for each in self.exchanges), 0.0)
 
 
 def read(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> Work:
@@ -66,7 +66,7 @@ def read(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> Work:
                 classes[hlo_bytes.kind_of(each)] += size * times
     ordered = dict(sorted(classes.items(), key=lambda item: -item[1]))
     exchanges = hlo_wire.collectives(program, mesh, domains)
-    return Work(flops, sum(classes.values()), ordered, exchanges, kernels)
+    return Work(flops, sum(classes.values(), 0.0), ordered, exchanges, kernels)
 
 
 def memory(compiled: Any) -> dict[str, int]:
@@ -129,7 +129,7 @@ class Roofline:
 
 def roofline(work: Work, chip: Chip) -> Roofline:
     """How long the work takes at the least."""
-    wire = sum(each.wire_bytes / speed(each, chip) for each in work.exchanges)
+    wire = sum((each.wire_bytes / speed(each, chip) for each in work.exchanges), 0.0)
     return Roofline(work.flops / chip.flops, work.hbm_bytes / chip.bandwidth, wire)
 
 

@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 _BYTES = {
-    "pred": 1, "s2": 0.25, "u2": 0.25, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2,
-    "s32": 4, "u32": 4, "s64": 8, "u64": 8, "f4e2m1fn": 0.5, "f8e4m3fn": 1, "f8e5m2": 1,
-    "f8e4m3": 1, "f8e3m4": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16,
-    "token": 0,
+    "pred": 1.0, "s2": 0.25, "u2": 0.25, "s4": 0.5, "u4": 0.5, "s8": 1.0, "u8": 1.0, "s16": 2.0,
+    "u16": 2.0, "s32": 4.0, "u32": 4.0, "s64": 8.0, "u64": 8.0, "f4e2m1fn": 0.5, "f8e4m3fn": 1.0,
+    "f8e5m2": 1.0, "f8e4m3": 1.0, "f8e3m4": 1.0, "bf16": 2.0, "f16": 2.0, "f32": 4.0, "f64": 8.0,
+    "c64": 8.0, "c128": 16.0, "token": 0.0,
 }  # fmt: skip
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$|^(ENTRY )?%?([\w.\-]+) \{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
@@ -68,12 +68,12 @@ def arrays(shape: str) -> tuple[Array, ...]:
 
 def plain_bytes(shape: str) -> float:
     """Bytes without padding, wherever they lie."""
-    return sum(array.nbytes for array in arrays(shape))
+    return sum((array.nbytes for array in arrays(shape)), 0.0)
 
 
 def memory_bytes(shape: str) -> float:
     """Bytes in the main memory, padding included."""
-    return sum(a.padded for a in arrays(shape) if not _ELSEWHERE.search(a.layout))
+    return sum((a.padded for a in arrays(shape) if not _ELSEWHERE.search(a.layout)), 0.0)
 
 
 @dataclass(slots=True)

@@ -10,14 +10,13 @@ from vla_jax.plan.hlo import (
     memory_bytes,
     plain_bytes,
 )
+from vla_jax.plan.hlo_wire import KINDS
 
 # Instructions that move nothing themselves; of an asynchronous pair the start counts.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
-    "call", "after-all", "iota", "partition-id", "replica-id", "opt-barrier", "copy-done",
-    "async-done", "async-update", "all-gather-done", "all-reduce-done", "collective-permute-done",
-    "slice-start", "slice-done", "dynamic-slice-start", "dynamic-slice-done", "send-done",
-    "recv-done", "domain", "add-dependency",
+    "call", "after-all", "iota", "partition-id", "replica-id", "opt-barrier", "async-update",
+    "slice-start", "dynamic-slice-start", "domain", "add-dependency",
 }  # fmt: skip
 _SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -25,20 +24,23 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 def moved(instruction: Instruction, computation: Computation, program: Program) -> float:
     """Bytes read and written by one instruction; a slice counts as itself, not as its whole."""
     op, operands = instruction.op, instruction.operands
-    if op in _FREE:
+    if op in _FREE or op.endswith("-done"):
         return 0.0
     if op == "fusion":
         return _fusion(instruction, computation, program)
     if op in _SLICES:
         return 2 * plain_bytes(instruction.shape)
     if op == "dynamic-update-slice":
-        return 2 * memory_bytes(computation[operands[1]].shape) if _in(operands, computation) else 0
+        known = _in(operands, computation)
+        return 2 * memory_bytes(computation[operands[1]].shape) if known else 0.0
     if op == "async-start":
         return _asynchronous(program.get(instruction.body))
     if op == "copy-start":  # (target, source, context)
         pair = arrays(instruction.shape)[:2]
-        return sum(a.padded for a in pair if "S(" not in a.layout)
+        return sum((a.padded for a in pair if "S(" not in a.layout), 0.0)
     read = sum(memory_bytes(computation[x].shape) for x in operands if x in computation)
+    if op.endswith("-start") and op != "all-reduce-start":
+        return memory_bytes(instruction.shape)  # (inputs, outputs)
     if op == "custom-call" and "__cublas" in instruction.attributes:
         # (product, workspace): of the workspace a plain product uses nothing.
         return arrays(instruction.shape)[0].nbytes + read
@@ -126,6 +128,8 @@ def _written(instruction: Instruction, inner: Computation) -> float:
 
 def kind_of(instruction: Instruction) -> str:
     """Which part of the model an instruction belongs to, and what it does there, by its path."""
+    if instruction.op.removesuffix("-start") in KINDS:
+        return "exchanges"
     path = instruction.path
     parts = re.sub(r"\w+\((?=[^)]*\))|[()]", "", path).split("/")
     if "VLA." not in path and "backbone" not in parts:

@@ -108,7 +108,11 @@ def _collective(
     count = len(devices)
     share = 1.0 if kind == "collective-permute" else (count - 1) / max(count, 1)
     largest = max(arrays(each.shape), key=lambda a: a.nbytes, default=None)
-    sync = '"is_sync":true' in each.attributes
+    started = outer.op.endswith("-start") and '"is_sync":true' not in each.attributes
+    # A TPU draws an asynchronous exchange into the fusions that go on beside it.
+    drawn = '"async_collective' in each.attributes or any(
+        "AsyncCollective" in x.attributes for x in computation.values()
+    )
     return Collective(
         kind=kind,
         axes=_axes(devices, mesh),
@@ -118,7 +122,7 @@ def _collective(
         wire_bytes=size * share * times,
         array=f"{largest.dtype}[{','.join(map(str, largest.dims))}]" if largest else "",
         loops=loops,
-        overlapped=outer.op not in KINDS and not sync,
+        overlapped=started or (outer.op == "fusion" and drawn),
         path=each.path or outer.path,
     )
 

@@ -12,8 +12,8 @@ from vla_jax.plan import loops, programs, trace
 from vla_jax.plan.machines import Machine, stand_ins
 from vla_jax.train import mesh as meshes
 
-# Windows of a row block that are traced, whatever the batch: operations and what loops keep grow
-# with the rows, and a prime factor that no width has tells rows from widths.
+# Windows of a row block whose loops are looked at, whatever the batch: what they keep grows with
+# the rows, and a prime factor that no width has tells rows from widths.
 _TRACED = 13
 
 
@@ -48,7 +48,7 @@ class Outline:
     flops: float
     forward: float
     product_bytes: float
-    randoms: float
+    randoms: int
     state: dict[str, int]
     residuals: dict[str, int]
     unsplit: list[str]
@@ -80,45 +80,44 @@ def outline(config: Config, machine: Machine, windows: int = 0) -> Outline:
     """
     devices = stand_ins(machine)
     asked = programs.train_program(config, devices, windows)
-    traced = programs.train_program(config, devices, _TRACED * config.train.accumulate)
-    scale = asked.rows / traced.rows
-    step = traced.step.trace(traced.template, traced.batch)
-    work = trace.count(step.jaxpr)
-    params = traced.template.params
-    forward = trace.count(jax.make_jaxpr(traced.forward)(params, traced.batch))
+    params = asked.template.params
+    work = trace.count(asked.step.trace(asked.template, asked.batch).jaxpr)
+    forward = trace.count(jax.make_jaxpr(asked.forward)(params, asked.batch))
+    part = asked.rows // config.train.accumulate
+    # The loops.
+    prime = programs.train_program(config, devices, _TRACED * config.train.accumulate)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
-    mesh, part = dict(traced.mesh.shape), traced.rows // config.train.accumulate
-    values = loops.loop_values(step.lower(), mesh)
-    residuals = loops.residual_bytes(values, shapes, part, scale)
-    unsplit = loops.unsplit_carries(values, part, shapes) if traced.blocks > 1 else []
+    rows = prime.rows // config.train.accumulate
+    lowered = prime.step.trace(prime.template, prime.batch).lower()
+    values = loops.loop_values(lowered, dict(asked.mesh.shape))
+    residuals = loops.residual_bytes(values, shapes, rows, asked.rows / prime.rows)
+    unsplit = loops.unsplit_carries(values, rows, shapes) if asked.blocks > 1 else []
+    # Who feeds which rows.
     blocks, straddling = row_blocks(asked)
     train, still = (
         sum(math.prod(x.shape) for x in tree.values())
-        for tree in (traced.template.trainable, traced.template.frozen)
+        for tree in (asked.template.trainable, asked.template.frozen)
     )
-    size = traced.mesh.size
+    size = asked.mesh.size
     return Outline(
-        mesh=mesh,
+        mesh=dict(asked.mesh.shape),
         rows=asked.rows,
         blocks=asked.blocks,
         blocks_of_process=blocks,
         straddling=straddling,
         parameters=(train + still, train),
-        flops=work.total * scale / size,
-        forward=forward.total * scale / size,
-        product_bytes=work.product_bytes * scale / size,
-        randoms=work.randoms * scale,
+        flops=work.total / size,
+        forward=forward.total / size,
+        product_bytes=work.product_bytes / size,
+        randoms=work.randoms,
         state=programs.state_bytes(asked),
         residuals=residuals,
-        unsplit=[str(value.scaled(traced.rows, asked.rows)) for value in unsplit],
+        unsplit=[str(value.scaled(prime.rows, asked.rows)) for value in unsplit],
         largest=[
-            (
-                dtype,
-                tuple(n * asked.rows // traced.rows if n % part == 0 else n for n in shape),
-                nbytes * scale / traced.blocks,
-            )
+            (dtype, shape, nbytes / asked.blocks)
             for dtype, shape, nbytes in work.top(100)
-            if shape and shape[0] % part == 0  # stacks of layers are among the residuals
+            # Stacks of layers are among the residuals, and a table of tokens is no activation.
+            if shape and shape[0] % part == 0 and shape not in shapes
         ][:6],
     )
 
