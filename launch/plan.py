@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from vla_jax.config import ConfigError, resolve
 from vla_jax.plan import compilers, machines, measured, outline, report, sweep
+from vla_jax.shipped import config_names, with_config_path
 
 CONFIG = config_flags.DEFINE_config_file("config")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Machine: v5e:8x8, 2*v5e:8x8, h100:8, ...")
@@ -39,7 +40,9 @@ JSON = flags.DEFINE_string("json", None, "File for the numbers.")
 def plan() -> dict[str, Any]:
     """Print the plan; returns its numbers."""
     if CONFIG.value is None:
-        raise ConfigError("--config: name a config file, e.g. configs/kosmos_ph.py")
+        raise ConfigError(
+            "--config: name a config file of yours, or one of " + ", ".join(config_names())
+        )
     if not TOPOLOGY.value:
         raise machines.PlanError(f"--topology: name a machine; known: {machines.known()}")
     machine, config = machines.parse(TOPOLOGY.value), resolve(CONFIG.value)
@@ -83,4 +86,4 @@ def main(_: Any) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, argv=with_config_path(sys.argv))

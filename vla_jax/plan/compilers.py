@@ -1,7 +1,7 @@
 """Compilers for machines that are not here: topologies of TPUs and GPUs without a device.
 
 libtpu compiles for any TPU and the CUDA plugin for any GPU on any Linux machine, neither needs an
-accelerator or a driver. Both come with `pip install -e '.[plan]'`.
+accelerator or a driver. Both come with the extra [plan].
 """
 
 import importlib.metadata
@@ -13,8 +13,8 @@ import jax
 from jax.experimental import topologies
 
 from vla_jax.plan.machines import Machine, PlanError
+from vla_jax.shipped import install_hint
 
-INSTALL = "pip install -e '.[plan]'"
 # What each compiler is made of, by the name it is installed under.
 _PACKAGES = {"tpu": ("libtpu",), "cuda": ("jax-cuda13-plugin", "jax-cuda13-pjrt")}
 # Read when the plugin is loaded: no metadata server is asked, no other process holds the library,
@@ -62,7 +62,7 @@ def devices(machine: Machine) -> list[Any]:
     if missing:
         raise PlanError(
             f"--compile for {machine.name} needs {' and '.join(missing)}, not installed here: "
-            f"{INSTALL}"
+            f"{install_hint('plan')}"
         )
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
