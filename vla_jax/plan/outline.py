@@ -83,14 +83,13 @@ def outline(config: Config, machine: Machine, windows: int = 0) -> Outline:
     params = asked.template.params
     work = trace.count(asked.step.trace(asked.template, asked.batch).jaxpr)
     forward = trace.count(jax.make_jaxpr(asked.forward)(params, asked.batch))
-    part = asked.rows // config.train.accumulate
     # The loops.
     prime = programs.train_program(config, devices, _TRACED * config.train.accumulate)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     rows = prime.rows // config.train.accumulate
-    lowered = prime.step.trace(prime.template, prime.batch).lower()
-    values = loops.loop_values(lowered, dict(asked.mesh.shape))
-    residuals = loops.residual_bytes(values, shapes, rows, asked.rows / prime.rows)
+    traced, scale = prime.step.trace(prime.template, prime.batch), asked.rows / prime.rows
+    values = loops.loop_values(traced.lower(), dict(asked.mesh.shape))
+    residuals = loops.residual_bytes(values, shapes, rows, scale)
     unsplit = loops.unsplit_carries(values, rows, shapes) if asked.blocks > 1 else []
     # Who feeds which rows.
     blocks, straddling = row_blocks(asked)
@@ -114,10 +113,13 @@ def outline(config: Config, machine: Machine, windows: int = 0) -> Outline:
         residuals=residuals,
         unsplit=[str(value.scaled(prime.rows, asked.rows)) for value in unsplit],
         largest=[
-            (dtype, shape, nbytes / asked.blocks)
-            for dtype, shape, nbytes in work.top(100)
-            # Stacks of layers are among the residuals, and a table of tokens is no activation.
-            if shape and shape[0] % part == 0 and shape not in shapes
+            (
+                dtype,
+                tuple(round(n * scale) if n % rows == 0 else n for n in shape),
+                nbytes * scale / asked.blocks,
+            )
+            for dtype, shape, nbytes in trace.count(traced.jaxpr).top(100)
+            if shape and shape[0] % rows == 0  # stacks of layers are among the residuals
         ][:6],
     )
 
