@@ -68,7 +68,7 @@ def test_a_part_of_the_devices_counts_for_all():
     assert trace.count(jaxpr).total == 2 * 8 * WIDTH * WIDTH
 
 
-def tower(rows_split: bool):
+def tower():
     """A loop of layers over rows, and its gradient, lowered for four stand-ins of devices."""
     devices = np.array(stand_ins(parse("h100:4"))).reshape(1, 4, 1)
     mesh = Mesh(devices, ("data", "fsdp", "tensor"))
@@ -77,30 +77,18 @@ def tower(rows_split: bool):
 
     def loss(w, x):
         def layer(x, w):
-            if rows_split:
-                x = jax.lax.with_sharding_constraint(x, rows)
-            return jnp.tanh(x @ w), None
+            return jnp.tanh(jax.lax.with_sharding_constraint(x, rows) @ w), None
 
         return jax.lax.scan(layer, x, w)[0].sum()
 
     w = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.float32, sharding=weights)
     x = jax.ShapeDtypeStruct((4 * ROWS, TOKENS, WIDTH), jnp.float32, sharding=rows)
-    lowered = jax.jit(jax.grad(loss)).trace(w, x).lower()
-    return loops.loop_values(lowered, dict(mesh.shape)), [w.shape]
-
-
-def test_rows_that_every_device_has_are_found():
-    values, parameters = tower(rows_split=False)
-    found = loops.unsplit_carries(values, 4 * ROWS, parameters)
-    assert {value.shape for value in found} >= {(4 * ROWS, TOKENS, WIDTH)}
-    assert any("split [{}, {}, {fsdp}]" in str(value) for value in found)
-
-    values, parameters = tower(rows_split=True)
-    assert not loops.unsplit_carries(values, 4 * ROWS, parameters)
+    return jax.jit(jax.grad(loss)).trace(w, x).lower(), [w.shape]
 
 
 def test_what_a_forward_loop_leaves_behind():
-    values, parameters = tower(rows_split=True)
+    lowered, parameters = tower()
+    values = loops.loop_values(lowered)
     left = loops.residual_bytes(values, parameters, 4 * ROWS)
     layer = ROWS * TOKENS * WIDTH * 4
     stacked = sum(size for name, size in left.items() if name != "held in loops")

@@ -1,22 +1,17 @@
-"""Where the values of a step's loops lie, by the partitioner's own propagation of shardings.
+"""What the loops of a step keep, and how much of it lies on each device.
 
 The layers of a tower are a loop, so what a loop carries, holds and stacks up is nearly all that a
-step keeps. The propagation is the first phase of a compilation and needs no compiler for the
-machine: seconds for a full-size model on any number of devices.
+step keeps. How it lies is read after the partitioner's propagation, see `train.propagation`.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxlib.mlir.passmanager import PassManager
+from vla_jax.train import propagation
 
-_SPEC = re.compile(r"<@\w+, \[((?:\{[^}]*\}(?:, )?)*)\]")
-_DIMENSION = re.compile(r"\{([^}]*)\}")
-_AXIS = re.compile(r'"(\w+)"(?::\((\d+)\)(\d+))?')
 _BITS = re.compile(r"(\d+)$")
 # Operations that change nothing.
 _NEUTRAL = ("sdy.sharding_constraint", "stablehlo.optimization_barrier")
@@ -31,7 +26,6 @@ class LoopValue:
             own part, the first dimension's; "held", the same all along.
         dtype: such as "bf16".
         shape: of the whole value, over all devices.
-        axes: of each dimension the mesh axes that split it.
         loop: where the loop is in the model.
         backward: whether the loop is of the gradient.
         device_bytes: what one device has of it.
@@ -40,62 +34,25 @@ class LoopValue:
     kind: str
     dtype: str
     shape: tuple[int, ...]
-    axes: tuple[tuple[str, ...], ...]
     loop: str
     backward: bool
     device_bytes: int
 
-    def __str__(self) -> str:
-        split = ", ".join("{" + ", ".join(axes) + "}" for axes in self.axes)
-        return f"{self.dtype}{list(self.shape)} split [{split}] in {self.loop}"
 
-    def scaled(self, rows: int, asked: int) -> "LoopValue":
-        """The same value of a batch of `asked` rows instead of `rows`, but for its bytes."""
-        shape = tuple(n * asked // rows if n % rows == 0 else n for n in self.shape)
-        return dataclasses.replace(self, shape=shape)
-
-
-def loop_values(lowered: Any, mesh: Mapping[str, int]) -> list[LoopValue]:
+def loop_values(lowered: Any) -> list[LoopValue]:
     """Every array of every loop of a lowered step, after the propagation.
 
     Args:
         lowered: of a jitted function; it is not changed.
-        mesh: axis -> size.
     """
-    module = lowered.compiler_ir("stablehlo").operation.clone()
-    with module.context:
-        PassManager.parse("builtin.module(sdy-propagation-pipeline)").run(module)
-        functions = {
-            str(each.attributes["sym_name"]).strip('"'): each
-            for each in module.regions[0].blocks[0]
-            if each.operation.name == "func.func"
-        }
-        loops = list(_whiles(module))
-        return [value for loop in loops for value in _values(loop, mesh, functions)]
-
-
-def unsplit_carries(
-    values: Iterable[LoopValue], rows: int, parameters: Iterable[tuple[int, ...]]
-) -> list[LoopValue]:
-    """Carries with the batch's rows in front, all of which every device holds and computes.
-
-    Args:
-        values: of `loop_values`.
-        rows: of the batch, or of the part of it that goes through at once.
-        parameters: shapes of the model's; their gradients are carried too, and are no rows.
-    """
-    known = {tuple(shape) for shape in parameters}
-    known |= {shape[1:] for shape in known}
-    found = {}
-    for value in values:
-        shape, axes = value.shape, value.axes
-        if value.kind == "stacked":
-            shape, axes = shape[1:], axes[1:]
-        if value.kind == "held" or len(shape) < 2 or shape in known or shape[0] % rows:
-            continue
-        if not {"data", "fsdp"} & set(axes[0]):
-            found.setdefault(str(value), value)
-    return list(found.values())
+    module = propagation.propagated(lowered)
+    mesh = propagation.axis_sizes(module)
+    functions = {
+        str(each.attributes["sym_name"]).strip('"'): each
+        for each in propagation.operations(module, "func.func")
+    }
+    loops = propagation.operations(module, "stablehlo.while")
+    return [value for loop in loops for value in _values(loop, mesh, functions)]
 
 
 def residual_bytes(
@@ -136,38 +93,23 @@ def residual_bytes(
     return {loop: round(nbytes) for loop, nbytes in found.items()}
 
 
-def _whiles(operation: Any) -> Iterator[Any]:
-    for region in operation.regions:
-        for block in region:
-            for inner in block:
-                if inner.operation.name == "stablehlo.while":
-                    yield inner.operation
-                yield from _whiles(inner.operation)
-
-
 def _values(
     loop: Any, mesh: Mapping[str, int], functions: Mapping[str, Any]
 ) -> Iterator[LoopValue]:
     body = loop.regions[1].blocks[0]
     returned = list(body.operations)[-1].operands
-    attribute = loop.attributes.get("sdy.sharding", "")
-    specs = _SPEC.findall(str(attribute))
     where, backward = _place(str(loop.location))
-    for i, (argument, result) in enumerate(zip(body.arguments, returned, strict=True)):
-        kind = str(argument.type)
-        shape = tuple(map(int, re.findall(r"(\d+)x", kind)))
-        dtype = re.sub(r"tensor<(\d+x)*|>", "", kind)
+    lying = propagation.result_axes(loop)
+    for argument, result, axes in zip(body.arguments, returned, lying, strict=True):
+        shape, dtype = propagation.shape_and_type(argument.type)
         if not shape:
             continue
-        spec = _DIMENSION.findall(specs[i]) if i < len(specs) else [""] * len(shape)
-        axes = [_AXIS.findall(dimension) for dimension in spec]
-        share = [math.prod(int(sub or mesh[name]) for name, _, sub in each) for each in axes]
-        local = math.prod(-(-size // parts) for size, parts in zip(shape, share, strict=True))
+        shares = [math.prod(mesh[name] for name in each) for each in axes]
+        local = math.prod(-(-size // share) for size, share in zip(shape, shares, strict=True))
         yield LoopValue(
             kind=_kind(argument, result, functions),
             dtype=dtype,
             shape=shape,
-            axes=tuple(tuple(name for name, *_ in each) for each in axes),
             loop=where,
             backward=backward,
             device_bytes=int(local * _bits(dtype) / 8),

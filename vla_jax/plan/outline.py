@@ -1,5 +1,6 @@
 """What can be said of a run on a machine in seconds, without a compiler for it."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from vla_jax.config import Config
 from vla_jax.plan import loops, programs, trace
 from vla_jax.plan.machines import Machine, stand_ins
 from vla_jax.train import mesh as meshes
+from vla_jax.train import propagation
 
 # Windows of a row block whose loops are looked at, whatever the batch: what they keep grows with
 # the rows, and a prime factor that no width has tells rows from widths.
@@ -88,9 +90,13 @@ def outline(config: Config, machine: Machine, windows: int = 0) -> Outline:
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     rows = prime.rows // config.train.accumulate
     traced, scale = prime.step.trace(prime.template, prime.batch), asked.rows / prime.rows
-    values = loops.loop_values(traced.lower(), dict(asked.mesh.shape))
-    residuals = loops.residual_bytes(values, shapes, rows, scale)
-    unsplit = loops.unsplit_carries(values, rows, shapes) if asked.blocks > 1 else []
+    lowered = traced.lower()
+    residuals = loops.residual_bytes(loops.loop_values(lowered), shapes, rows, scale)
+    unsplit = propagation.unsplit_carries(lowered, rows)
+
+    def scaled(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(round(n * scale) if n % rows == 0 else n for n in shape)
+
     # Who feeds which rows.
     blocks, straddling = row_blocks(asked)
     train, still = (
@@ -111,13 +117,9 @@ def outline(config: Config, machine: Machine, windows: int = 0) -> Outline:
         randoms=work.randoms,
         state=programs.state_bytes(asked),
         residuals=residuals,
-        unsplit=[str(value.scaled(prime.rows, asked.rows)) for value in unsplit],
+        unsplit=[str(dataclasses.replace(x, shape=scaled(x.shape))) for x in unsplit],
         largest=[
-            (
-                dtype,
-                tuple(round(n * scale) if n % rows == 0 else n for n in shape),
-                nbytes * scale / asked.blocks,
-            )
+            (dtype, scaled(shape), nbytes * scale / asked.blocks)
             for dtype, shape, nbytes in trace.count(traced.jaxpr).top(100)
             if shape and shape[0] % rows == 0  # stacks of layers are among the residuals
         ][:6],
