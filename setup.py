@@ -39,6 +39,13 @@ EXTRAS = {
     "lerobot": ["av>=18.0,<19", "pyarrow>=25,<27"],
     "cuda": [f"jax[cuda13]{JAX}"],
     "tpu": [f"jax[tpu]{JAX}"],
+    # The compilers of machines that are not here, for `vla plan --compile`: no accelerator and no
+    # driver is needed. Best in an environment of its own: jax looks for the devices of both.
+    "plan": [f"jax[tpu]{JAX}", f"jax-cuda13-pjrt{JAX}", f"jax-cuda13-plugin{JAX}"],
+    # Profiles in the browser.
+    "xprof": ["xprof>=2.20,<3"],
+    # Starts jobs on GKE, see docs/scale.md.
+    "k8s": ["xpk>=1.16,<2"],
     "log": ["tensorboardX>=2.6,<3", "wandb>=0.19"],
     "demo": ["matplotlib>=3.9"],
 }

@@ -1,5 +1,8 @@
 import os
 import signal
+import socket
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -19,8 +22,8 @@ EXPLICIT = {
     [
         ({}, False),
         (EXPLICIT, True),
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, True),
-        ({"SLURM_NTASKS": "8"}, False),  # the batch script itself
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "n[1-8]"}, True),
+        ({"SLURM_NTASKS": "8"}, False),  # an interactive shell
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
@@ -35,6 +38,34 @@ def test_half_an_explicit_environment_is_refused():
     env = {k: v for k, v in EXPLICIT.items() if k != "JAX_PROCESS_ID"}
     with pytest.raises(ConfigError, match=r"\['JAX_PROCESS_ID'\] missing"):
         runtime.multi_process(env)
+
+
+def test_a_batch_script_without_srun_is_refused():
+    env = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
+    with pytest.raises(ConfigError, match=r"8 tasks .* put srun before it"):
+        runtime.multi_process(env)
+    assert runtime.multi_process({**env, **EXPLICIT})
+
+
+def test_one_process_of_two_leaves_with_a_sentence():
+    code = "from vla_jax.train import runtime; runtime._INITIALIZATION = 3; runtime.initialize()"
+    waiting = []
+    for process in "01":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        env = {**os.environ, **EXPLICIT, "JAX_PROCESS_ID": process}
+        env["JAX_COORDINATOR_ADDRESS"] = address
+        started = subprocess.Popen(
+            [sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True
+        )
+        waiting.append((started, f"process {process} of 2 waited at {address} 3 s for the others"))
+    for started, sentence in waiting:
+        _, errors = started.communicate(timeout=120)
+        assert started.returncode == 1
+        assert sentence in errors
+        assert "Traceback" not in errors
+        assert "stack" not in errors
 
 
 def test_sigterm_is_a_flag():

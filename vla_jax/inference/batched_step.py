@@ -86,6 +86,7 @@ class BatchedStep:
         self._fit: Any = jax.jit(partial(fit, spec=image))
         self._sizes: set[tuple[int, ...]] = set()
         self._programs: dict[tuple[int, Shapes], Any] = {}
+        self._batch: Any = partial(self.program, model, image, seed)
 
     def warmup(self, example: StepInput) -> None:
         """Compile every bucket for images of the example's size, and run each once.
@@ -156,8 +157,11 @@ class BatchedStep:
         self._sizes.add(image.shape)
         return self._fit(image)
 
-    def _batch(
-        self,
+    @staticmethod
+    def program(
+        model: Any,
+        image: ImageSpec,
+        seed: int,
         params: Mapping[str, Any],
         images: Mapping[str, tuple[UInt8[Array, "_ _ 3"], ...]],
         text: Int32[Array, "s t"],
@@ -166,18 +170,21 @@ class BatchedStep:
         histories: tuple[History, ...],
         steps: Array,
     ) -> tuple[Float[Array, "s f a"], tuple[History, ...]]:
-        """Stacking and unstacking are part of the program: one dispatch a batch, not one a row."""
+        """What a bucket compiles; it needs no parameters on a device to be traced.
+
+        Stacking and unstacking are part of the program: one dispatch a batch, not one a row.
+        """
 
         def one(pixels, text, mask, proprio, history, step):
             images = {
-                camera: normalize(x.astype(jnp.float32) / 255.0, self._image)[None, None]
+                camera: normalize(x.astype(jnp.float32) / 255.0, image)[None, None]
                 for camera, x in pixels.items()
             }
             present = {camera: jnp.ones((1, 1), bool) for camera in images}
             state = None if proprio is None else proprio[None, None]
             observation = Observation(images, present, text[None], mask[None], state)
-            key = jax.random.fold_in(jax.random.key(self._seed), step)
-            prediction, history = self._model.apply(
+            key = jax.random.fold_in(jax.random.key(seed), step)
+            prediction, history = model.apply(
                 {"params": params}, observation, history, key, method="step"
             )
             arm = prediction.arm[0, 0].astype(jnp.float32)

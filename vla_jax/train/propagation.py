@@ -52,7 +52,7 @@ def loop_carries(lowered: Any) -> list[Carry]:
     Returns:
         Distinct carries, the largest first.
     """
-    return _carries(_propagated(lowered))
+    return _carries(propagated(lowered))
 
 
 def unsplit_carries(lowered: Any, rows: int) -> list[Carry]:
@@ -73,8 +73,8 @@ def unsplit_carries(lowered: Any, rows: int) -> list[Carry]:
     Returns:
         Distinct carries, the largest first; empty when every loop is split.
     """
-    module = _propagated(lowered)
-    sizes = _axis_sizes(module)
+    module = propagated(lowered)
+    sizes = axis_sizes(module)
     shards = math.prod(sizes.get(axis, 1) for axis in ROW_AXES)
     parameters = {shape for shape, axes in _arguments(module) if _shards(axes, 0, sizes) < shards}
     found = []
@@ -88,7 +88,8 @@ def unsplit_carries(lowered: Any, rows: int) -> list[Carry]:
     return found
 
 
-def _propagated(lowered: Any) -> Any:
+def propagated(lowered: Any) -> Any:
+    """A lowered program's module (of MLIR) after propagation; `lowered` itself stays as it is."""
     module = lowered.compiler_ir("stablehlo")
     with module.context:
         # The pass rewrites what it runs on, and `lowered.compile()` must not see that.
@@ -99,18 +100,18 @@ def _propagated(lowered: Any) -> Any:
 
 def _carries(module: Any) -> list[Carry]:
     found: collections.Counter[Any] = collections.Counter()
-    for op in _operations(module, "stablehlo.while"):
-        lying = _lying(op)
+    for op in operations(module, "stablehlo.while"):
+        lying = result_axes(op)
         # A loop may carry many alike, such as the statistics of several norms.
-        found.update({(*_tensor(x.type), a) for x, a in zip(op.results, lying, strict=True)})
+        found.update({(*shape_and_type(x.type), a) for x, a in zip(op.results, lying, strict=True)})
     ordered = sorted(found.items(), key=lambda item: -math.prod(item[0][0]))
     return [Carry(*carry, loops=count) for carry, count in ordered]
 
 
-def _lying(op: Any) -> list[Axes]:
+def result_axes(op: Any) -> list[Axes]:
     """How each result of an operation lies; whole where propagation says nothing."""
     if _GIVEN not in op.attributes:
-        return [((),) * len(_tensor(result.type)[0]) for result in op.results]
+        return [((),) * len(shape_and_type(result.type)[0]) for result in op.results]
     each = sdy.TensorShardingPerValueAttr(op.attributes[_GIVEN]).shardings
     return [_axes(sharding) for sharding in each]
 
@@ -121,29 +122,32 @@ def _axes(sharding: Any) -> Axes:
     return tuple(tuple(sdy.AxisRefAttr(axis).name for axis in d.axes) for d in dimensions)
 
 
-def _tensor(kind: Any) -> tuple[tuple[int, ...], str]:
+def shape_and_type(kind: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and element type of a ranked tensor's type."""
     tensor = ir.RankedTensorType(kind)
     return tuple(tensor.shape), str(tensor.element_type)
 
 
 def _arguments(module: Any) -> Iterator[tuple[tuple[int, ...], Axes]]:
     """Shape and place of every argument of the program."""
-    main = next(op for op in _operations(module, "func.func") if _name(op) == "main")
+    main = next(op for op in operations(module, "func.func") if _name(op) == "main")
     kinds = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value).inputs
     for kind, facts in zip(kinds, ir.ArrayAttr(main.attributes["arg_attrs"]), strict=True):
-        shape, facts = _tensor(kind)[0], ir.DictAttr(facts)
+        shape, facts = shape_and_type(kind)[0], ir.DictAttr(facts)
         yield shape, _axes(facts[_GIVEN]) if _GIVEN in facts else ((),) * len(shape)
 
 
-def _axis_sizes(module: Any) -> dict[str, int]:
+def axis_sizes(module: Any) -> dict[str, int]:
+    """Size of every mesh axis that a module names."""
     sizes: dict[str, int] = {}
-    for op in _operations(module, "sdy.mesh"):
+    for op in operations(module, "sdy.mesh"):
         axes = map(sdy.MeshAxisAttr, sdy.MeshAttr(op.attributes["mesh"]).axes)
         sizes |= {axis.name: axis.size for axis in axes}
     return sizes
 
 
-def _operations(module: Any, kind: str) -> list[Any]:
+def operations(module: Any, kind: str) -> list[Any]:
+    """All operations of a kind, such as "stablehlo.while", in a module."""
     found: list[Any] = []
 
     def visit(op: Any) -> Any:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,7 +31,8 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
     Slurm, Open MPI or on a TPU pod with more than one task or worker.
 
     Raises:
-        ConfigError: if only some of the three variables are set.
+        ConfigError: if only some of the three variables are set, or Slurm has given several tasks
+            to a batch script that does not start them.
     """
     env = os.environ if env is None else env
     given = [name for name in _EXPLICIT if env.get(name)]
@@ -38,12 +40,17 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
         missing = [name for name in _EXPLICIT if name not in given]
         raise ConfigError(f"environment: {given} set, but {missing} missing; set all or none")
     workers = [name for name in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
-    return bool(given) or (
-        # SLURM_PROCID: a task of srun, not the batch script or an interactive shell around it.
-        ("SLURM_PROCID" in env and int(env.get("SLURM_NTASKS") or 1) > 1)
-        or int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1
-        or len(workers) > 1
-    )
+    tasks = int(env.get("SLURM_NTASKS") or 1)
+    others = int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1 or len(workers) > 1
+    # SLURM_PROCID: a task, not an interactive shell around them; SLURM_STEP_NODELIST: of srun's.
+    if given or others or "SLURM_PROCID" not in env or tasks == 1:
+        return bool(given) or others
+    if "SLURM_STEP_NODELIST" not in env:
+        raise ConfigError(
+            f"environment: Slurm has {tasks} tasks for this job, but the batch script runs the "
+            "command once, outside them; put srun before it, or ask for --ntasks=1"
+        )
+    return True
 
 
 def initialize() -> None:
@@ -67,12 +74,32 @@ def _join() -> None:
             "num_processes": int(os.environ[_EXPLICIT[1]]),
             "process_id": int(os.environ[_EXPLICIT[2]]),
         }
+    # jax itself ends with a stack in C++, which no handler in Python sees; so we do before it.
+    late = threading.Timer(_INITIALIZATION, _alone, [explicit])
+    late.daemon = True
+    late.start()
     jax.distributed.initialize(
         **explicit,
-        initialization_timeout=_INITIALIZATION,
+        initialization_timeout=_INITIALIZATION + 30,
         heartbeat_timeout_seconds=_HEARTBEAT,
         shutdown_timeout_seconds=_SHUTDOWN,
     )
+    late.cancel()
+
+
+def _alone(explicit: Mapping[str, Any]) -> None:
+    """Leave a run that not all processes have come to."""
+    who = "this process waited"
+    if explicit:
+        process, count = explicit["process_id"], explicit["num_processes"]
+        who = f"process {process} of {count} waited at {explicit['coordinator_address']}"
+    print(
+        f"{who} {_INITIALIZATION} s for the others, and not all came; start the same command in "
+        "each of them, with the same address",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
 
 
 def together(function: Any, name: str) -> Callable[..., Any]:

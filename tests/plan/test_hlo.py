@@ -1,0 +1,234 @@
+"""The readers of compiled programs, on small ones compiled here and on lines of real ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vla_jax.plan import compiled, hlo, hlo_bytes, hlo_flops, hlo_wire
+from vla_jax.plan.chips import CHIPS
+
+ROWS, WIDTH, LAYERS = 64, 32, 5
+
+GPU = """\
+HloModule jit_step, is_scheduled=true
+
+%body (p: (s32[], f32[8,16], bf16[32,64])) -> (s32[], f32[8,16], bf16[32,64]) {
+  %p = (s32[], f32[8,16]{1,0}, bf16[32,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = bf16[16,32]{1,0} get-tuple-element(%p), index=1
+  %w = bf16[32,64]{1,0} get-tuple-element(%p), index=2
+  %all-gather-start.1 = (bf16[4,64]{1,0}, bf16[32,64]{1,0}) all-gather-start(%w0), channel_id=6, \
+replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, dimensions={0}, \
+metadata={op_name="jit(step)/jvp(VLA.loss)/backbone/text/text._scan/while/body/layers/attn/o/dot"},\
+ backend_config={"collective_backend_config":{"is_sync":false}}
+  %w0 = bf16[4,64]{1,0} slice(%w), slice={[0:4], [0:64]}
+  %custom-call.1 = (bf16[16,64]{1,0}, s8[4194304]{0}) custom-call(%x, %w), \
+custom_call_target="__cublas$lt$matmul", \
+metadata={op_name="jit(step)/jvp(VLA.loss)/VLA.features/backbone/text/layers/attn/q/dot_general"}, \
+backend_config={"gemm_backend_config":{"dot_dimension_numbers":\
+{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  ROOT %t = (s32[], f32[8,16]{1,0}, bf16[32,64]{1,0}) tuple(%i, %x, %w)
+}
+
+%cond (p.1: (s32[], f32[8,16], bf16[32,64])) -> pred[] {
+  %p.1 = (s32[], f32[8,16]{1,0}, bf16[32,64]{1,0}) parameter(0)
+  %n = s32[] constant(24)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[] compare(%i.1, %n), direction=LT
+}
+
+ENTRY %main (a: (s32[], f32[8,16], bf16[32,64])) -> (s32[], f32[8,16], bf16[32,64]) {
+  %a = (s32[], f32[8,16]{1,0}, bf16[32,64]{1,0}) parameter(0)
+  %q = bf16[4,257,16,64]{3,2,1,0} parameter(1)
+  %k = bf16[4,161,16,64]{3,2,1,0} parameter(2)
+  %attend = (bf16[4,257,16,64]{3,2,1,0}, u8[0]{0}) custom-call(%q, %k, %k), \
+custom_call_target="__cudnn$fmhaSoftmax", \
+metadata={op_name="jit(step)/jvp(VLA.loss)/backbone/vision/layers/attn/fused"}
+  %all-reduce = f32[1000]{0} all-reduce(%g), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, \
+to_apply=%cond
+  %g = f32[1000]{0} constant({...})
+  ROOT %while = (s32[], f32[8,16]{1,0}, bf16[32,64]{1,0}) while(%a), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"24"}}
+}
+"""
+
+TPU = """\
+HloModule jit_step, is_scheduled=true
+
+%async (param: bf16[128,256]) -> (bf16[128,256], bf16[512,256], s32[2]) {
+  %param = bf16[128,256]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %all-gather.4 = bf16[512,256]{1,0:T(8,128)(2,1)} all-gather(%param), channel_id=212, \
+replica_groups=mesh['axis_0'=4,'axis_1'=1] {'axis_0'}, dimensions={0}
+  ROOT %start = (bf16[128,256]{1,0:T(8,128)(2,1)S(1)}, bf16[512,256]{1,0:T(8,128)(2,1)S(1)}, \
+s32[2]{0:S(4)}) custom-call(%all-gather.4), custom_call_target="AsyncCollectiveStart"
+}
+
+%all-reduce-scatter.2 (input: f32[32,24,64]) -> f32[8,24,64] {
+  %input = f32[32,24,64]{2,1,0:T(8,128)} parameter(0)
+  %all-reduce.9 = f32[32,24,64]{2,1,0:T(8,128)} all-reduce(%input), channel_id=3, \
+replica_groups=[1,4]<=[4], to_apply=%add
+  %index = s32[] constant(0)
+  ROOT %part = f32[8,24,64]{2,1,0:T(8,128)} dynamic-slice(%all-reduce.9, %index, %index, %index), \
+dynamic_slice_sizes={8,24,64}
+}
+
+ENTRY %main (w: bf16[128,256], x: f32[32,24,64]) -> f32[8,24,64] {
+  %w = bf16[128,256]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %x = f32[32,24,64]{2,1,0:T(8,128)} parameter(1)
+  %fusion.1 = (bf16[128,256]{1,0}, bf16[512,256]{1,0}, s32[2]{0:S(4)}) fusion(%w), kind=kCustom, \
+calls=%async
+  %fusion.2 = (bf16[128,256]{1,0}, bf16[512,256]{1,0}, s32[2]{0:S(4)}) fusion(%w), kind=kCustom, \
+calls=%async
+  ROOT %fusion.3 = f32[8,24,64]{2,1,0:T(8,128)} fusion(%x), kind=kCustom, \
+calls=%all-reduce-scatter.2
+}
+"""
+
+
+def test_sizes_in_memory():
+    assert hlo.plain_bytes("(f32[3,5]{1,0}, /*index=1*/bf16[7]{0}, token[])") == 60 + 14
+    # 257 x 64 in tiles of 8 x 128, the last dimension of the layout's order first.
+    assert hlo.memory_bytes("bf16[2,257,64]{2,1,0:T(8,128)(2,1)}") == 2 * 264 * 128 * 2
+    assert hlo.memory_bytes("bf16[2,64,257]{1,2,0:T(8,128)(2,1)}") == 2 * 264 * 128 * 2
+    assert hlo.memory_bytes("f32[1024,1024]{1,0:T(8,128)S(1)}") == 0
+
+
+def test_a_gpu_program():
+    work = compiled.read(GPU, {"data": 1, "fsdp": 8, "tensor": 1}, [0] * 8)
+    product, attention = 24 * 2 * 16 * 64 * 32, 2 * 2 * (4 * 257 * 16 * 64) * 161
+    assert work.flops == product + attention
+    gather, reduce = work.exchanges if work.exchanges[0].loops else work.exchanges[::-1]
+    assert (gather.kind, gather.axes, gather.group) == ("all-gather", ("fsdp",), 8)
+    assert (gather.executions, gather.loops, gather.overlapped) == (24, (24,), True)
+    assert gather.wire_bytes == 24 * 32 * 64 * 2 * 7 / 8
+    assert (reduce.executions, reduce.overlapped) == (1, False)
+    assert reduce.wire_bytes == 2 * 4000 * 7 / 8
+    assert work.wire_bytes == gather.wire_bytes + reduce.wire_bytes
+    # The workspace of the product is not moved.
+    assert work.classes["text: projections"] == 24 * 2 * (16 * 32 + 32 * 64 + 16 * 64)
+    assert work.classes["vision: attention"] == 2 * 64 * 16 * 4 * (2 * 257 + 2 * 161)
+    assert sum(work.classes.values()) == work.hbm_bytes
+
+
+def test_a_tpu_program():
+    program = hlo.parse(TPU)
+    found = hlo_wire.collectives(program, {"data": 1, "fsdp": 4, "tensor": 1}, [0, 0, 1, 1])
+    gather, scatter = sorted(found, key=lambda each: each.kind)
+    # Drawn through two fusions, it is one exchange.
+    assert (gather.kind, gather.executions, gather.overlapped) == ("all-gather", 1, True)
+    assert gather.wire_bytes == 512 * 256 * 2 * 3 / 4
+    assert (scatter.kind, scatter.overlapped) == ("reduce-scatter", False)
+    assert scatter.wire_bytes == 32 * 24 * 64 * 4 * 3 / 4
+    assert scatter.domains == 2
+    chip = CHIPS["v5e"]
+    assert compiled.speed(scatter, chip) == 2 * chip.network  # two devices of each slice send
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("replica_groups={{0,2},{1,3}}", [0, 2]),
+        ("replica_groups=[2,4]<=[8]", [0, 1, 2, 3]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}", [0, 1, 2, 3]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", [0, 4]),
+        ("replica_groups=mesh['a'=8] {'a':(1)2}", [0, 4]),
+        ("replica_groups=mesh['a'=8] {'a':(2)4}", [0, 1, 2, 3]),
+        ("source_target_pairs={{3,1},{1,3}}", [3, 1]),
+        ("replica_groups={}", list(range(8))),
+    ],
+)
+def test_groups(text, group):
+    assert hlo_wire.first_group(text, 8) == group
+
+
+def test_products_that_a_tpu_writes_as_convolutions():
+    """[4, 6] @ [6, 10] over a window that meets one input a place; and a real convolution."""
+    text = """\
+ENTRY %main (x: f32[4,6], w: f32[6,10]) -> f32[4,10] {
+  %x = f32[4,6]{1,0} parameter(0)
+  %w = f32[6,10]{1,0} parameter(1)
+  %image = f32[2,8,8,3]{3,2,1,0} parameter(2)
+  %kernel = f32[3,3,3,7]{3,2,1,0} parameter(3)
+  %conv = f32[2,4,4,7]{3,2,1,0} convolution(%image, %kernel), \
+window={size=3x3 stride=2x2 pad=0_1x0_1}, dim_labels=b01f_01io->b01f
+  ROOT %dot = f32[4,10]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+}
+"""
+    program = hlo.parse(text)
+    main = program.get("main")
+    assert hlo_flops.flops(main["dot"], main, program) == 2 * 4 * 6 * 10
+    # The last place of each side has one of its three inputs in the padding.
+    places = 3 * 3 + 2
+    assert hlo_flops.flops(main["conv"], main, program) == 2 * places * places * 2 * 3 * 7
+
+
+def test_updates_in_place_count_as_their_part():
+    text = """\
+%update (whole: f32[24,1000], part: f32[1,1000], i: s32[]) -> f32[24,1000] {
+  %whole = f32[24,1000]{1,0} parameter(0)
+  %part = f32[1,1000]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %out = f32[24,1000]{1,0} dynamic-update-slice(%whole, %part, %i, %i)
+}
+
+ENTRY %main (a: f32[24,1000], b: f32[1,1000], c: s32[]) -> f32[24,1000] {
+  %a = f32[24,1000]{1,0} parameter(0)
+  %b = f32[1,1000]{1,0} parameter(1)
+  %c = s32[] parameter(2)
+  ROOT %fusion = f32[24,1000]{1,0} fusion(%a, %b, %c), kind=kLoop, calls=%update
+}
+"""
+    program = hlo.parse(text)
+    main = program.get("main")
+    assert hlo_bytes.moved(main["fusion"], main, program) == 4000 + 4 + 2 * 4000
+
+
+def test_a_program_compiled_here():
+    """Layers with split weights: products, gathers in the loop and the sum behind it."""
+    mesh = Mesh(np.array(jax.devices()).reshape(1, 8, 1), ("data", "fsdp", "tensor"))
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+
+    def function(x, w):
+        def layer(x, w):
+            return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), rows), None
+
+        return jax.lax.scan(layer, x, w)[0].sum()
+
+    x = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32, sharding=rows)
+    w = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.float32, sharding=split)
+    program = jax.jit(function).lower(x, w).compile()
+    work = compiled.read(program.as_text() or "", dict(mesh.shape), [0] * 8)
+    assert work.flops == LAYERS * 2 * ROWS // 8 * WIDTH * WIDTH
+    gathers = [each for each in work.exchanges if each.kind == "all-gather"]
+    assert sum(each.wire_bytes for each in gathers) == LAYERS * WIDTH * WIDTH * 4 * 7 / 8
+    assert {each.axes for each in work.exchanges} == {("fsdp",)}
+    assert any(each.kind == "all-reduce" for each in work.exchanges)
+    assert work.hbm_bytes > LAYERS * WIDTH * WIDTH * 4
+    sizes = compiled.memory(program)
+    assert sizes["total"] == sum(size for kind, size in sizes.items() if kind != "total")
+    assert sizes["arguments"] == 4 * (ROWS * WIDTH + LAYERS * WIDTH * WIDTH) // 8
+
+
+def test_times():
+    chip = CHIPS["h100"]
+    work = compiled.Work(chip.flops, 3 * chip.bandwidth, {}, [], 1)
+    time = compiled.roofline(work, chip)
+    assert (time.compute, time.hbm, time.wire, time.bound) == (1, 3, 0, "hbm")
+    assert time.seconds == 3 / 0.75
+    assert time.mfu(chip.flops / 3, chip) == 0.25
+
+
+def test_the_batch_that_fits():
+    sizes = {"arguments": 2, "results": 1, "temporaries": 8, "total": 11}
+    assert compiled.largest_windows(sizes, 4.0, 19.0) == 8
+    assert compiled.largest_windows(sizes, 4.0, 2.0) == 0
+
+
+def test_a_refusal_says_how_much():
+    told = "RESOURCE_EXHAUSTED: ... memory required for HLO temporaries (115.54G) exceeds available"
+    assert compiled.refused(RuntimeError(told)) == int(115.54 * 2**30)
+    assert compiled.refused(RuntimeError("INTERNAL: something else")) is None

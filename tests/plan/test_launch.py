@@ -1,0 +1,130 @@
+"""launch/plan.py, without a compiler for the machine, and on the devices that are here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import quickstart
+from vla_jax.config import ConfigError, resolve
+from vla_jax.plan import compilers, machines, measured, outline, report, sweep
+from vla_jax.plan.machines import PlanError, parse
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {
+    "fits", "bytes_per_device", "flops", "hbm_bytes", "wire_bytes", "step_seconds", "mfu",
+    "largest_batch", "unsplit_carries",
+}  # fmt: skip
+
+
+def config(**changes):
+    raw = quickstart.get_config()
+    raw.update_from_flattened_dict(changes)
+    return resolve(raw)
+
+
+def launch(*flags):
+    command = [sys.executable, str(ROOT / "launch" / "plan.py"), *flags]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+
+
+def test_the_script(tmp_path):
+    file = tmp_path / "plan.json"
+    done = launch(
+        "--config=configs/quickstart.py", "--topology=v5e:4x4", "--windows=2", f"--json={file}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "16 x TPU v5 lite in 4 processes" in done.stdout
+    assert "32 windows in 16 row blocks of 2; 4 blocks a process" in done.stdout
+    found = json.loads(file.read_text())
+    assert found.keys() >= KEYS
+    assert found["bytes_per_device"]["total"] > found["bytes_per_device"]["params"] > 0
+    assert found["flops"] > 2.9 * found["flops_forward"] > 0
+    assert found["mfu"] is found["largest_batch"] is found["hbm_bytes"] is None
+
+
+def test_mistakes_are_one_sentence():
+    done = launch("--config=configs/quickstart.py", "--topology=v9:2x2")
+    assert done.returncode == 1
+    assert done.stderr.startswith("plan.py: --topology: no chip 'v9'")
+    assert "h100" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_does_not_fit_the_machine():
+    with pytest.raises(ConfigError, match="batch_size"):
+        outline.outline(config(**{"train.batch_size": 6}), parse("h100:4"))
+    with pytest.raises(ConfigError, match="mesh"):
+        outline.outline(config(**{"mesh.tensor": 3}), parse("h100:4"))
+
+
+def test_a_missing_compiler_is_named_with_its_install_line(monkeypatch):
+    monkeypatch.setattr(compilers, "_installed", lambda package: False)
+    with pytest.raises(PlanError, match=r"needs libtpu, not installed here: .*\[plan\]"):
+        compilers.devices(parse("v5e:2x2"))
+    with pytest.raises(PlanError, match="jax-cuda13-plugin and jax-cuda13-pjrt"):
+        compilers.devices(parse("h100:8"))
+
+
+def test_operations_split_over_devices():
+    tiny = config(**{"optim.muon": ()})  # whose own products do not grow with the rows
+    four = outline.outline(tiny, parse("h100:4"), 2)
+    one = outline.outline(tiny, parse("h100:1"), 4)
+    assert one.flops == 2 * four.flops
+    assert one.forward == 2 * four.forward
+    assert (four.rows, four.blocks, four.blocks_of_process, four.straddling) == (8, 4, (4,), 0)
+    assert one.unsplit == []
+
+
+def test_on_the_devices_that_are_here(monkeypatch):
+    """Their own compiler stands in for the machine's: all numbers, through to the JSON."""
+    machine = parse("h100:2")
+    monkeypatch.setattr(compilers, "devices", lambda _: jax.devices()[:2])
+    monkeypatch.setitem(compilers.OPTIONS, "cuda", {})
+    tiny = config(**{"model.dropout": False})
+    sketch = outline.outline(tiny, machine, 1)
+    train = measured.train_step(tiny, machine, 1)
+    control = measured.control_step(tiny, machine)
+    found = report.to_json(machine, sketch, train, control)
+    assert found.keys() >= KEYS
+    assert found["fits"] is True
+    assert found["bytes_per_device"]["total"] == train.memory["total"]
+    assert 0 < found["mfu"] < 0.75
+    assert found["largest_batch"] > 2
+    assert found["largest_batch"] % 2 == 0
+    assert found["wire_bytes"] > 0
+    assert found["control"]["weights"] == control.weights > 0
+    assert json.loads(json.dumps(found)) == found
+    text = "\n".join(
+        [*report.train_lines(machine, sketch, train), *report.control_lines(machine, control)]
+    )
+    assert "fits: " in text
+    assert "largest batch" in text
+
+
+def test_a_sweep_recommends_what_fits(monkeypatch):
+    monkeypatch.setattr(sweep, "_REMAT", ("full",))
+    monkeypatch.setattr(sweep, "meshes", lambda _: [{"data": 1, "fsdp": 2, "tensor": 1}])
+    machine = parse("h100:2")
+    found = sweep.sweep(config(), machine)
+    assert found.best is not None
+    assert found.candidates[0].memory <= machine.chip.memory
+    numbers = sweep.to_json(machine, found)
+    assert numbers.keys() >= KEYS
+    assert "--config.mesh.fsdp=" in numbers["recommended"]
+    assert list(sweep.lines(found))[-1] == f"take: {numbers['recommended']}"
+
+
+def test_meshes_of_a_sweep_keep_rows_and_slices_whole():
+    for name in ("2*v5e:4x4", "h100:16", "tpu7x:2x2x1"):
+        machine = machines.parse(name)
+        tried = list(sweep.meshes(machine))
+        assert len(tried) > 2
+        for mesh in tried:
+            assert mesh["data"] * mesh["fsdp"] * mesh["tensor"] == machine.size
+            assert mesh["data"] % machine.slices == 0
+            assert machine.chip.host % mesh["tensor"] == 0

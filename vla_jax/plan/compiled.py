@@ -1,0 +1,158 @@
+"""What one device does in a compiled step: operations, bytes, exchanges, memory, and the time.
+
+The time is a roofline: a step takes as long as its operations at the chip's peak, its bytes at the
+memory's bandwidth or its exchanges at the links', whichever is longest. Real steps reach about
+three quarters of that, so `seconds` is that bound divided by 0.75, and MFU is 3 times the
+operations of the forward pass, recomputation not counted, over what the chip could have done in
+this time.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vla_jax.plan import hlo, hlo_bytes, hlo_flops, hlo_wire
+from vla_jax.plan.chips import Chip
+from vla_jax.plan.hlo_wire import Collective
+
+# Share of the roofline that a real step reaches.
+EFFICIENCY = 0.75
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one device in one step.
+
+    Attributes:
+        flops: operations of matrix products.
+        hbm_bytes: read and written in its main memory.
+        classes: part of the model -> its share of these bytes.
+        exchanges: with other devices.
+        kernels: programs started one after the other, loops multiplied.
+    """
+
+    flops: float
+    hbm_bytes: float
+    classes: dict[str, float]
+    exchanges: list[Collective]
+    kernels: int
+
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes sent to other devices."""
+        return sum((each.wire_bytes for each in self.exchanges), 0.0)
+
+
+def read(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> Work:
+    """The work in a compiled program's text.
+
+    Args:
+        text: of `compiled.as_text()`.
+        mesh: axis -> size, in order.
+        domains: host (GPU) or slice (TPU) of every device in the mesh's order.
+    """
+    program = hlo.parse(text)
+    flops, kernels, classes = 0.0, 0, defaultdict[str, float](float)
+    for name, times, _ in program.runs():
+        computation = program.get(name)
+        for each in computation.values():
+            flops += times * hlo_flops.flops(each, computation, program)
+            size = hlo_bytes.moved(each, computation, program)
+            if size:
+                kernels += times
+                classes[hlo_bytes.kind_of(each)] += size * times
+    ordered = dict(sorted(classes.items(), key=lambda item: -item[1]))
+    exchanges = hlo_wire.collectives(program, mesh, domains)
+    return Work(flops, sum(classes.values(), 0.0), ordered, exchanges, kernels)
+
+
+def memory(compiled: Any) -> dict[str, int]:
+    """Bytes a device of a compiled step: what it is given, gives back, and needs meanwhile.
+
+    "total" is what must fit: results that reuse the memory of arguments count once. XLA's own peak
+    is lower, as not all is alive at the same time, but what it sets aside is this.
+    """
+    found = compiled.memory_analysis()
+    sizes = {
+        "arguments": found.argument_size_in_bytes,
+        "results": found.output_size_in_bytes - found.alias_size_in_bytes,
+        "temporaries": found.temp_size_in_bytes,
+    }
+    return {**sizes, "total": sum(sizes.values())}
+
+
+def refused(error: Exception) -> int | None:
+    """Bytes of temporaries of a program that its compiler refuses for want of memory, or None."""
+    matched = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", str(error))
+    matched = matched or re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error))
+    if not matched:
+        return None
+    return int(float(matched[1]) * 1024 ** (" KMGT".index(matched[2] or " ")))
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step by what bounds it.
+
+    Attributes:
+        compute: operations at the chip's bf16 peak.
+        hbm: bytes at the memory's bandwidth.
+        wire: exchanges at the links', one after the other.
+    """
+
+    compute: float
+    hbm: float
+    wire: float
+
+    @property
+    def bound(self) -> str:
+        """Which is the longest."""
+        return max(("compute", "hbm", "wire"), key=lambda name: getattr(self, name))
+
+    @property
+    def seconds(self) -> float:
+        """Expected of a step."""
+        return max(self.compute, self.hbm, self.wire) / EFFICIENCY
+
+    def mfu(self, forward: float, chip: Chip) -> float:
+        """Model FLOPs utilization.
+
+        Args:
+            forward: operations of the forward pass a device.
+            chip: of which kind the devices are.
+        """
+        return 3 * forward / (self.seconds * chip.flops)
+
+
+def roofline(work: Work, chip: Chip) -> Roofline:
+    """How long the work takes at the least."""
+    wire = sum((each.wire_bytes / speed(each, chip) for each in work.exchanges), 0.0)
+    return Roofline(work.flops / chip.flops, work.hbm_bytes / chip.bandwidth, wire)
+
+
+def speed(exchange: Collective, chip: Chip) -> float:
+    """Bytes a second: the links', or the network's, where hosts or slices are crossed.
+
+    Every device of a host has its share of the network, and a ring crosses it once a host.
+    """
+    if exchange.domains < 2:
+        return chip.link
+    return min(chip.link, chip.network * exchange.group / exchange.domains)
+
+
+def largest_windows(sizes: Mapping[str, int], windows: float, available: float) -> int:
+    """Windows of a row block that fit, at the least.
+
+    What a step needs meanwhile grows with the windows; here all of it is taken to, so that the
+    parts that do not grow leave some room.
+
+    Args:
+        sizes: of `memory`, compiled for `windows`.
+        windows: of a row block.
+        available: bytes of a device.
+    """
+    free = available - (sizes["total"] - sizes["temporaries"])
+    return max(0, math.floor(windows * free / max(sizes["temporaries"], 1)))

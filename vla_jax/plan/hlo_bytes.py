@@ -1,0 +1,155 @@
+"""Bytes that a compiled program moves to and from the main memory."""
+
+import re
+
+from vla_jax.plan.hlo import (
+    Computation,
+    Instruction,
+    Program,
+    arrays,
+    memory_bytes,
+    plain_bytes,
+)
+from vla_jax.plan.hlo_wire import KINDS
+
+# Instructions that move nothing themselves; of an asynchronous pair the start counts.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "iota", "partition-id", "replica-id", "opt-barrier", "async-update",
+    "slice-start", "dynamic-slice-start", "domain", "add-dependency",
+}  # fmt: skip
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+def moved(instruction: Instruction, computation: Computation, program: Program) -> float:
+    """Bytes read and written by one instruction; a slice counts as itself, not as its whole."""
+    op, operands = instruction.op, instruction.operands
+    if op in _FREE or op.endswith("-done"):
+        return 0.0
+    if op == "fusion":
+        return _fusion(instruction, computation, program)
+    if op in _SLICES:
+        return 2 * plain_bytes(instruction.shape)
+    if op == "dynamic-update-slice":
+        known = _in(operands, computation)
+        return 2 * memory_bytes(computation[operands[1]].shape) if known else 0.0
+    if op == "async-start":
+        return _asynchronous(program.get(instruction.body))
+    if op == "copy-start":  # (target, source, context)
+        pair = arrays(instruction.shape)[:2]
+        return sum((a.padded for a in pair if "S(" not in a.layout), 0.0)
+    read = sum(memory_bytes(computation[x].shape) for x in operands if x in computation)
+    if op.endswith("-start") and op != "all-reduce-start":
+        return memory_bytes(instruction.shape)  # (inputs, outputs)
+    if op == "custom-call" and "__cublas" in instruction.attributes:
+        # (product, workspace): of the workspace a plain product uses nothing.
+        return arrays(instruction.shape)[0].nbytes + read
+    return memory_bytes(instruction.shape) + read
+
+
+def _in(operands: list[str], computation: Computation) -> bool:
+    return len(operands) > 1 and operands[1] in computation
+
+
+def _asynchronous(computation: Computation) -> float:
+    """Prefetches: the other side is not in the main memory."""
+    total = 0.0
+    for each in computation.values():
+        if each.op in ("dynamic-slice", "slice"):
+            total = plain_bytes(each.shape)
+        elif each.op == "dynamic-update-slice" and _in(each.operands, computation):
+            total = plain_bytes(computation[each.operands[1]].shape)
+    return total
+
+
+def _fusion(instruction: Instruction, computation: Computation, program: Program) -> float:
+    inner = program.get(instruction.body)
+    parameters = _parameters(inner)
+    total = 0.0
+    for number, name in enumerate(instruction.operands):
+        if name not in computation:
+            continue
+        size = memory_bytes(computation[name].shape)
+        if size and number in parameters:
+            part = _read(inner, parameters[number], program)
+            size = size if part is None else min(size, part)
+        total += size
+    return total + max(_written(instruction, inner), 0.0)
+
+
+def _parameters(computation: Computation) -> dict[int, str]:
+    return {int(each.value): each.name for each in computation.values() if each.op == "parameter"}
+
+
+def _read(computation: Computation, name: str, program: Program) -> float | None:
+    """Bytes read of a parameter, looking through bitcasts and inner fusions; None = all of it."""
+    users = [each for each in computation.values() if name in each.operands]
+    if not users:
+        return None
+    total = 0.0
+    for user in users:
+        part: float | None = None
+        if user.op in ("bitcast", "reshape") and not user.root:
+            part = _read(computation, user.name, program)
+        elif user.op in _SLICES:
+            part = plain_bytes(user.shape)
+        elif user.op == "dynamic-update-slice" and user.operands[0] == name:
+            part = 0.0  # written in place
+        elif user.op == "fusion":
+            inner = program.get(user.body)
+            parameter = _parameters(inner).get(user.operands.index(name))
+            part = _read(inner, parameter, program) if parameter else None
+        if part is None:
+            return None
+        total += part
+    return total
+
+
+def _written(instruction: Instruction, inner: Computation) -> float:
+    """What an update in place writes is its part; it was read too."""
+    out = memory_bytes(instruction.shape)
+    root = next((each for each in inner.values() if each.root), None)
+    while root is not None and root.op in ("bitcast", "copy", "reshape") and root.operands:
+        root = inner.get(root.operands[0])
+    if root is None:
+        return out
+    if root.op == "dynamic-update-slice":
+        part = inner.get(root.operands[1])
+        return 2 * plain_bytes(part.shape) if part is not None and out else out
+    if root.op == "tuple":
+        for name in root.operands:
+            each = inner.get(name)
+            if each is not None and each.op == "dynamic-update-slice":
+                part = inner.get(each.operands[1])
+                if part is not None:
+                    out += 2 * plain_bytes(part.shape) - memory_bytes(each.shape)
+    return out
+
+
+def kind_of(instruction: Instruction) -> str:
+    """Which part of the model an instruction belongs to, and what it does there, by its path."""
+    if instruction.op.removesuffix("-start") in KINDS:
+        return "exchanges"
+    path = instruction.path
+    parts = re.sub(r"\w+\((?=[^)]*\))|[()]", "", path).split("/")
+    if "VLA." not in path and "backbone" not in parts:
+        if "_batch" in path or not path:
+            return "other"
+        return "optimizer and data"
+    tower = next((name for name in _TOWERS if name in parts), "")
+    if "head" in parts:
+        return "head"
+    if not tower:
+        return "joints of the towers"
+    if "attn" in parts or "attention" in parts:
+        last = parts[-2] if len(parts) > 1 else ""
+        product = last in ("q", "k", "v", "o", "qkv", "kv", "out")
+        return f"{tower}: projections" if product else f"{tower}: attention"
+    if any(part.startswith(("mlp", "fc", "gate", "up", "down")) for part in parts):
+        return f"{tower}: feed-forward"
+    if any("norm" in part for part in parts):
+        return f"{tower}: norms"
+    return f"{tower}: other"
+
+
+_TOWERS = ("vision", "text", "resampler", "perceiver", "connector", "projector")

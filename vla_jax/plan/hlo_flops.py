@@ -1,0 +1,87 @@
+"""Operations of the matrix products of a compiled program."""
+
+import math
+import re
+from functools import cache
+
+from vla_jax.plan.hlo import Computation, Instruction, Program, arrays
+
+_ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
+
+
+def flops(instruction: Instruction, computation: Computation, program: Program) -> int:
+    """Operations of one instruction, and of what is fused into it."""
+    found = _own(instruction, computation)
+    if instruction.op in ("fusion", "async-start") and instruction.body:
+        inner = program.get(instruction.body)
+        found += sum(flops(each, inner, program) for each in inner.values())
+    return found
+
+
+def _own(instruction: Instruction, computation: Computation) -> int:
+    shapes = [arrays(computation[x].shape) for x in instruction.operands if x in computation]
+    first, out = (shapes[0][0].dims if shapes and shapes[0] else ()), arrays(instruction.shape)
+    text = instruction.attributes
+    if not out:
+        return 0
+    if instruction.op == "dot":
+        matched = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", text)
+        return _product(out[0].dims, first, matched[1] if matched else "")
+    if instruction.op == "convolution" and len(shapes) > 1:
+        return _convolution(text, first, shapes[1][0].dims, out[0].dims)
+    if instruction.op != "custom-call":
+        return 0
+    if "__cublas" in text or "__triton_gemm" in text:
+        matched = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', text)
+        return _product(out[0].dims, first, matched[1] if matched else "")
+    if "__cudnn$fmha" in text and len(shapes) > 1:
+        # q [b, n, h, d], k [b, m, h, d]: two products forward; five backward, which computes the
+        # scores anew.
+        products = 5 if "Backward" in text.split("metadata")[0] else 2
+        return 2 * products * math.prod(first) * shapes[1][0].dims[1]
+    matched = _ESTIMATE.search(text)  # what a kernel written in Pallas says of itself
+    return int(matched[1]) if matched else 0
+
+
+def _product(out: tuple[int, ...], left: tuple[int, ...], contracted: str) -> int:
+    axes = [int(i) for i in re.findall(r"\d+", contracted)]
+    return 2 * math.prod(out) * math.prod(left[i] for i in axes)
+
+
+def _convolution(
+    text: str, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]
+) -> int:
+    labels = re.search(r"dim_labels=(\S+?)_(\S+?)->([^\s,]+)", text)
+    if not labels:
+        return 0
+    window = re.search(r"window=\{([^}]*)\}", text)
+    given = dict(item.split("=") for item in window[1].split()) if window else {}
+    spatial = sorted(c for c in labels[3] if c.isdigit())
+
+    def of(key: str, default: str) -> list[str]:
+        return given[key].split("x") if key in given else [default] * len(spatial)
+
+    size, stride, pad = of("size", "1"), of("stride", "1"), of("pad", "0_0")
+    spread, gap = of("lhs_dilate", "1"), of("rhs_dilate", "1")
+    total = 2
+    for i, label in enumerate(spatial):
+        total *= _meetings(
+            left[labels[1].index(label)], out[labels[3].index(label)], int(size[i]),
+            int(stride[i]), int(pad[i].split("_")[0]), int(spread[i]), int(gap[i]),
+        )  # fmt: skip
+    groups = re.search(r"batch_group_count=(\d+)", text)
+    channels = right[labels[2].index("i")] * right[labels[2].index("o")]
+    return total * channels * left[labels[1].index("b")] // (int(groups[1]) if groups else 1)
+
+
+@cache
+def _meetings(
+    length: int, out: int, size: int, stride: int, pad: int, spread: int, gap: int
+) -> int:
+    """How often the window meets a real input along one dimension.
+
+    TPU compilers write products and gradients as convolutions whose windows lie mostly in padding.
+    """
+    end = (length - 1) * spread + 1
+    positions = (o * stride + k * gap - pad for o in range(out) for k in range(size))
+    return sum(0 <= p < end and p % spread == 0 for p in positions)

@@ -1,0 +1,116 @@
+"""What the compiler of a machine makes of the product's steps: memory, work and time."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from vla_jax.config import Config
+from vla_jax.plan import compiled, compilers, programs
+from vla_jax.plan.compiled import Roofline, Work
+from vla_jax.plan.machines import Machine
+from vla_jax.plan.outline import Outline
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one compiled step.
+
+    Attributes:
+        memory: kind -> bytes a device, with their total.
+        fits: whether that is no more than the device has.
+        work: of a device; None where the compiler refused the program.
+        roofline: of that work; None likewise.
+        seconds: that the compiler took.
+    """
+
+    memory: dict[str, int]
+    fits: bool
+    work: Work | None
+    roofline: Roofline | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Control(Measured):
+    """Of a control step on one device.
+
+    Attributes:
+        weights: bytes of the parameters in bfloat16, which every step must read once.
+        history: bytes that one session remembers.
+        sessions: served in one pass.
+    """
+
+    weights: int = 0
+    history: int = 0
+    sessions: int = 1
+
+
+def train_step(config: Config, machine: Machine, windows: int = 0) -> Measured:
+    """Compile the train step of a config for a machine.
+
+    Args:
+        config: of the run.
+        machine: where it would run.
+        windows: of a row block in place of the config's batch size; 0 = the config's.
+
+    Raises:
+        PlanError: there is no compiler for it.
+        ConfigError: the mesh does not fit the machine, or the batch does not fit the mesh.
+    """
+    program = programs.train_program(config, compilers.devices(machine), windows)
+    lowered = program.step.trace(program.template, program.batch).lower()
+    across = machine.chip.platform == "tpu"
+    domains = [
+        getattr(device, "slice_index", None) or 0 if across else device.process_index
+        for device in program.mesh.devices.flat
+    ]
+    given = sum(programs.state_bytes(program).values())
+    return _measured(lowered, machine, dict(program.mesh.shape), domains, given)
+
+
+def control_step(config: Config, machine: Machine, sessions: int = 1) -> Control:
+    """Compile the control step of a config for one device of a machine.
+
+    Args:
+        config: of the run.
+        machine: where it would run.
+        sessions: that are served in one pass.
+
+    Raises:
+        PlanError: there is no compiler for it.
+    """
+    device = compilers.devices(machine)[0]
+    program = programs.control_program(config, device, sessions)
+    lowered = program.step.trace(*program.arguments).lower()
+    given = programs.device_bytes(program.arguments)
+    found = _measured(lowered, machine, {"device": 1}, [0], given)
+    return Control(
+        **vars(found), weights=program.weights, history=program.history, sessions=sessions
+    )
+
+
+def _measured(
+    lowered: Any, machine: Machine, mesh: dict[str, int], domains: list[int], given: int
+) -> Measured:
+    began, chip = time.perf_counter(), machine.chip
+    try:
+        program = compilers.compiled(lowered, machine)
+    except Exception as error:  # of the runtime, which has no type of its own for this
+        temporaries = compiled.refused(error)
+        if temporaries is None:
+            raise
+        sizes = {"arguments": given, "results": 0, "temporaries": temporaries}
+        sizes["total"] = sum(sizes.values())
+        return Measured(sizes, False, None, None, time.perf_counter() - began)
+    took = time.perf_counter() - began
+    sizes = compiled.memory(program)
+    work = compiled.read(program.as_text(), mesh, domains)
+    fits = sizes["total"] <= chip.memory
+    return Measured(sizes, fits, work, compiled.roofline(work, chip), took)
+
+
+def largest_batch(outline: Outline, measured: Measured, machine: Machine) -> int:
+    """The largest train.batch_size that fits, at the least; 0 if not one window a block does."""
+    available = machine.chip.memory
+    windows = compiled.largest_windows(measured.memory, outline.windows, available)
+    return windows * outline.blocks

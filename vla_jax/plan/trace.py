@@ -1,0 +1,121 @@
+"""What a traced step computes: operations and random numbers, counted without a compiler."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass
+class Count:
+    """Over all devices.
+
+    Attributes:
+        flops: input type -> floating point operations of matrix products and convolutions, a
+            multiplication and an addition counted as two.
+        product_bytes: of these products' operands and results.
+        randoms: random 32-bit words drawn.
+        largest: (type, shape) -> bytes of the values that are computed.
+    """
+
+    flops: Counter[str] = field(default_factory=Counter)
+    product_bytes: int = 0
+    randoms: int = 0
+    largest: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """All operations, whatever their type."""
+        return sum(self.flops.values())
+
+    def add(self, other: "Count") -> None:
+        """Take in what another part of the program computes."""
+        self.flops.update(other.flops)
+        self.product_bytes += other.product_bytes
+        self.randoms += other.randoms
+        self.largest.update(other.largest)
+
+    def top(self, count: int = 6) -> list[tuple[str, tuple[int, ...], int]]:
+        """The largest values: type, shape, bytes."""
+        found = sorted(self.largest.items(), key=lambda item: -item[1])
+        return [(dtype, shape, size) for (dtype, shape), size in found[:count]]
+
+
+def count(jaxpr: Any, times: int = 1) -> Count:
+    """Count a jaxpr, loops multiplied; of the branches of a condition the most expensive one.
+
+    Args:
+        jaxpr: of `jax.make_jaxpr`, of a traced function, or an inner one.
+        times: how often it runs.
+    """
+    found = Count()
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name = eqn.primitive.name
+        operations = _operations(name, eqn)
+        if operations:
+            found.flops[str(eqn.invars[0].aval.dtype)] += operations * times
+            arrays = [x.aval for x in (*eqn.invars, *eqn.outvars) if hasattr(x.aval, "shape")]
+            found.product_bytes += times * sum(map(_nbytes, arrays))
+        if name == "random_bits":
+            found.randoms += times * sum(math.prod(out.aval.shape) for out in eqn.outvars)
+        for out in eqn.outvars:
+            if hasattr(out.aval, "shape"):
+                found.largest[str(out.aval.dtype), tuple(out.aval.shape)] = _nbytes(out.aval)
+        inner = [count(part, times * _repeats(name, eqn)) for part in _inner(eqn)]
+        if name == "cond" and inner:
+            inner = [max(inner, key=lambda branch: branch.total)]
+        for part in inner:
+            found.add(part)
+    return found
+
+
+def _operations(name: str, eqn: Any) -> int:
+    if name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        left = eqn.invars[0].aval.shape
+        out = math.prod(eqn.outvars[0].aval.shape)
+        return 2 * out * math.prod(left[i] for i in contracted)
+    if name == "conv_general_dilated":
+        kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
+        out = math.prod(eqn.outvars[0].aval.shape)
+        return 2 * out * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+    if name.startswith("dot_product_attention"):
+        # cuDNN's kernels, opaque to jax: q [b, n, h, d], k [b, m, h, d]. Two products forward; five
+        # backward, which computes the scores anew.
+        q, k = (eqn.invars[i].aval.shape for i in range(2))
+        products = 5 if "bwd" in name else 2
+        return 2 * products * math.prod(q) * k[1]
+    return 0
+
+
+def _repeats(name: str, eqn: Any) -> int:
+    if name == "scan":
+        return eqn.params["length"]
+    if name == "shard_map":  # the inside sees what one device has of each manual axis
+        mesh = eqn.params["mesh"]
+        manual = eqn.params.get("manual_axes", mesh.axis_names)
+        return math.prod(mesh.shape[axis] for axis in manual)
+    if name == "pallas_call":
+        grid = eqn.params["grid_mapping"].grid
+        return math.prod(size for size in grid if isinstance(size, int))
+    return 1
+
+
+def _inner(eqn: Any) -> Iterator[Any]:
+    if eqn.primitive.name.startswith("dot_product_attention"):
+        return
+    for value in eqn.params.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(part, "eqns") or hasattr(getattr(part, "jaxpr", None), "eqns"):
+                yield part
+
+
+def _nbytes(aval: Any) -> int:
+    # Extended types, such as keys of random numbers, have no item size.
+    size = 8 if jnp.issubdtype(aval.dtype, jax.dtypes.extended) else aval.dtype.itemsize
+    return int(np.prod(aval.shape, dtype=np.int64)) * size
