@@ -10,9 +10,10 @@ import numpy as np
 
 from tests.parity import golden, original, robo
 from tests.parity.table import Row, compare
-from vla_jax.models import streaming, structures, vla
+from vla_jax.models import streaming, vla
 from vla_jax.models.action_tokenizer import ActionTokenizer
 from vla_jax.models.losses import NO_LABEL, token_loss
+from vla_jax.models.structures import splicing
 from vla_jax.types import Actions
 
 METRICS = ("loss_arm", "acc_arm", "acc_gripper", "action_l1")
@@ -35,7 +36,7 @@ def run(describe: robo.Describe, folder: Path) -> Iterator[Row]:
         n = tokens.shape[2]
         text = m.backbone.embed_text(ids.reshape(b * w, s).astype(jnp.int32))
         seen = jnp.ones((b * w, n), bool)
-        given, _ = structures.splice(
+        given, _ = splicing.splice(
             text,
             mask.reshape(b * w, s).astype(bool),
             tokens.reshape(b * w, n, -1),
@@ -46,8 +47,8 @@ def run(describe: robo.Describe, folder: Path) -> Iterator[Row]:
             padded=True,
         )
         every = jnp.broadcast_to(jnp.arange(n + s), (b * w, n + s))
-        sequence = structures.Sequence(given, every, every >= 0)
-        sequence = structures.join(sequence, jnp.ones((b, w), bool), padded=True)
+        sequence = splicing.Sequence(given, every, every >= 0)
+        sequence = splicing.join(sequence, jnp.ones((b, w), bool), padded=True)
         logits = m.backbone.logits(m.backbone(sequence.tokens))
         none = jnp.full((b, w, n), NO_LABEL)
         wanted = jnp.concatenate([labels[..., :1], none, labels[..., 1:]], axis=-1).reshape(b, -1)

@@ -13,7 +13,8 @@ import optax
 from tests.parity import golden, names, original
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
-from vla_jax.models import streaming, structures, vla, weights
+from vla_jax.models import streaming, vla, weights
+from vla_jax.models.structures import splicing
 from vla_jax.rules import flatten, unflatten
 
 TOLERANCE = 1e-4
@@ -66,7 +67,7 @@ def _sequence(
     """What goes into the VLM and what comes out, column by column."""
 
     def look(m: vla.VLA) -> Any:
-        tokens, valid = m.encode(observation), structures.step_mask(observation)
+        tokens, valid = m.encode(observation), splicing.step_mask(observation)
         sequence = m.sequence(tokens, valid, observation)
         logits = None
         if "fwd/lm0_logits" in io:

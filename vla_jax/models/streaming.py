@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool
 from vla_jax.models import structures
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Tokens
-from vla_jax.models.structures import STRUCTURES
+from vla_jax.models.structures import STRUCTURES, splicing
 from vla_jax.types import Observation, Prediction
 
 
@@ -87,7 +87,7 @@ def empty_history(model: Any, batch: int) -> History:
     if goes_on(s):
         # A step: its images, its text, its action tokens.
         inserted = s.latent * (s.readout == "action")
-        count = inserted or structures.read_count(
+        count = inserted or splicing.read_count(
             s.readout, s.text_len, images, structures.layout_of(c)
         )
         backbone = module(model.arch, c.remat, dtype)
@@ -109,7 +109,7 @@ def step(
     model: Any, observation: Observation, history: History, key: Any
 ) -> tuple[Prediction, History]:
     """`VLA.step` of a bound model."""
-    s, seen = model.config.structure, structures.step_mask(observation)
+    s, seen = model.config.structure, splicing.step_mask(observation)
     tokens, joint = model.encode(observation), STRUCTURES[s.kind].joint
     if goes_on(s):
         history = _read_on(model, observation, history, tokens, seen)
@@ -144,9 +144,9 @@ def _read_on(
     # Bound methods of submodules cannot enter a branch of jax's.
     backbone, variables = model.backbone.unbind()
 
-    def read(sequence: structures.Sequence, cache: Any) -> tuple[Any, Array]:
+    def read(sequence: splicing.Sequence, cache: Any) -> tuple[Any, Array]:
         hidden, cache = backbone.apply(variables, sequence.tokens, cache, method="extend")
-        picked = structures.take(hidden, sequence.columns).astype(old.picked.dtype)
+        picked = splicing.take(hidden, sequence.columns).astype(old.picked.dtype)
         return cache, picked.reshape(b, -1, *old.picked.shape[2:])
 
     def anew() -> Reading:
@@ -185,7 +185,7 @@ def _write(model: Any, observation: Observation, history: History) -> tuple[Pred
         return (cache, hidden), chosen[:, 0]
 
     hidden, cache = run("extend", prompt, run("empty_cache", b, n))
-    start = (cache, structures.take(hidden, known))
+    start = (cache, splicing.take(hidden, known))
     _, ids = jax.lax.scan(write, start, None, length=history.ids.shape[-1])
     ids = ids.T.astype(jnp.int32)
     history = dataclasses.replace(history, ids=history.ids.at[:, -1].set(ids))
@@ -194,7 +194,7 @@ def _write(model: Any, observation: Observation, history: History) -> tuple[Pred
 
 def write_window(model: Any, observation: Observation) -> Prediction:
     """The discrete structure over a window: step by step, given what was written before."""
-    b, w = structures.step_mask(observation).shape
+    b, w = splicing.step_mask(observation).shape
     history, predictions = empty_history(model, b), []
     for i in range(w):
         now = {

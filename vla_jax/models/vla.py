@@ -23,7 +23,8 @@ from vla_jax.models.image import ImageSpec
 from vla_jax.models.losses import huber, masked_mean
 from vla_jax.models.state_token import StateToken
 from vla_jax.models.streaming import History
-from vla_jax.models.structures import STRUCTURES, Sequence, widen
+from vla_jax.models.structures import STRUCTURES, splicing
+from vla_jax.models.structures.splicing import Sequence, widen
 from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.resampler import Perceiver
 from vla_jax.types import Actions, Observation, Prediction
@@ -139,7 +140,7 @@ class VLA(nn.Module):
             observation: of the window.
             actions: what the discrete structure has written at each step.
         """
-        valid, tokens = structures.step_mask(observation), self.encode(observation)
+        valid, tokens = splicing.step_mask(observation), self.encode(observation)
         ids = None
         if self.config.structure.kind == "discrete" and actions is not None:
             ids = self.head.encode(actions)
@@ -181,13 +182,13 @@ class VLA(nn.Module):
         padded = s.parity.act_insert == "padded_column"
         text = sharding.rows(self.backbone.embed_text(observation.text))
         mask = observation.text_mask
-        place = jnp.broadcast_to(structures.places(s, k), (b, w, k))
+        place = jnp.broadcast_to(splicing.places(s, k), (b, w, k))
         if s.kind == "video":
             state = int(s.proprio > 0)
             groups = (((k - state) // len(s.cameras),) * len(s.cameras)) + (1,) * state
             exist = jnp.broadcast_to(valid[..., None], place.shape)
             prefix, seen, place = (
-                structures.as_video(x, groups) for x in (tokens, exist[..., None], place[..., None])
+                splicing.as_video(x, groups) for x in (tokens, exist[..., None], place[..., None])
             )
             seen, place = seen[..., 0], place[..., 0]
         else:
@@ -195,13 +196,13 @@ class VLA(nn.Module):
             place = place.reshape(b * w, k)
             text, mask = (jnp.repeat(x, w, axis=0) for x in (text, mask))
         inserted = self.inserted(len(mask), ids, text)
-        given, first = structures.splice(
+        given, first = splicing.splice(
             text, mask, prefix, seen, place, inserted, self.layout, padded
         )
         count = inserted.shape[1]
         if s.readout != "action":
             k = prefix.shape[1] if given.images is None else 0
-            columns, read = structures.columns_of(s.readout, given.valid, first, k, self.layout)
+            columns, read = splicing.columns_of(s.readout, given.valid, first, k, self.layout)
             sequence = Sequence(given, columns, read | padded)
         else:
             # The column before each written token predicts it; the last one predicts the stop.
@@ -210,7 +211,7 @@ class VLA(nn.Module):
             sequence = Sequence(given, columns, jnp.ones(columns.shape, bool))
         if s.kind == "video" or not STRUCTURES[s.kind].joint or given.images is not None:
             return sequence
-        return structures.join(sequence, valid, padded)
+        return splicing.join(sequence, valid, padded)
 
     def inserted(
         self, rows: int, ids: Int[Array, "b w fa"] | None, text: Float[Array, "r t d"]
@@ -226,7 +227,7 @@ class VLA(nn.Module):
     def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b u m d"]:
         """Run the VLM and pick the features; of the discrete structure, scores of next tokens."""
         hidden = sharding.rows(self.hidden(sequence.tokens))
-        picked = sharding.rows(structures.take(hidden, sequence.columns))
+        picked = sharding.rows(splicing.take(hidden, sequence.columns))
         b, w = valid.shape[0], 1 if self.config.structure.kind == "video" else valid.shape[1]
         picked = picked.reshape(b, w, -1, picked.shape[-1])
         if self.config.structure.kind == "discrete":
