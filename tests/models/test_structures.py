@@ -11,9 +11,9 @@ import pytest
 
 from configs.tiny import WIDTH
 from tests.models import tiny
-from vla_jax.models import streaming, vla
+from vla_jax.models import legality, vla
 from vla_jax.models.backbones.base import Layout, Tokens
-from vla_jax.models.structures import splicing
+from vla_jax.models.structures import splicing, video
 from vla_jax.models.structures.splicing import Sequence
 
 LAYOUT = Layout(bos=1, eos=1)
@@ -98,7 +98,7 @@ def test_join_leaves_out_what_is_not_there(padded):
 
 def test_video_goes_camera_by_camera():
     tags = np.array([[[11, 12, 21], [13, 14, 22]]])  # two tokens of one camera, one of the other
-    got = splicing.as_video(tagged(tags), (2, 1))
+    got = video.by_camera(tagged(tags), (2, 1))
     assert got[0, :, 0].astype(int).tolist() == [11, 12, 13, 14, 21, 22]
 
 
@@ -121,7 +121,7 @@ def test_streaming_equals_recomputing_the_window(structure, head):
     whole = tiny.observe(window=window + 2)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, key, method="step"))
     apply = jax.jit(lambda o: model.apply({"params": params}, o, key))
-    history = streaming.empty_history(model, 2)
+    history = model.empty_history(2)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), history)
     for t in range(window + 2):
         got, history = step(tiny.steps(whole, t, t + 1), history)
@@ -144,7 +144,7 @@ def test_a_window_that_slides_by_several_steps_goes_on_from_its_cache():
     whole = tiny.observe(window=window + 4)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     apply = jax.jit(lambda o: model.apply({"params": params}, o))
-    history = streaming.empty_history(model, 2)
+    history = model.empty_history(2)
     for t in range(window + 4):
         seen = [*(seen[2:] if len(seen) == window else seen), t]
         got, history = step(tiny.steps(whole, t, t + 1), history)
@@ -231,7 +231,7 @@ def test_resamplers():
     model, params = tiny.build(tiny.config("interleaved", "mlp", **changes))
     assert params["resampler"]["queries"].shape == (3, WIDTH)
     assert params["pooler"]["queries"].shape == (2, WIDTH)
-    assert streaming.empty_history(model, 1).features.shape == (1, tiny.WINDOW, 6, WIDTH)
+    assert model.empty_history(1).features.shape == (1, tiny.WINDOW, 6, WIDTH)
     out = jax.jit(lambda o: model.apply({"params": params}, o))(tiny.observe())
     assert out.arm.shape == (2, tiny.WINDOW, tiny.CHUNK, 6)
 
@@ -255,7 +255,7 @@ def test_discrete_writes_action_ids_one_by_one():
     model, params = tiny.build(tiny.config("discrete", "detokenizer"))
     observation, window = tiny.observe(), tiny.WINDOW
     tokenizer = model.apply({"params": params}, method=lambda m: m.head.tokenizer)
-    history = streaming.empty_history(model, 2)
+    history = model.empty_history(2)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     for t in range(window):
         prediction, history = step(tiny.steps(observation, t, t + 1), history)
@@ -298,14 +298,27 @@ def test_discrete_labels():
     np.testing.assert_array_equal(labels[1, 0, 6:count:7], expected)
 
 
+def test_discrete_warns_of_a_policy_that_copies_its_own_chunks():
+    """The chunks of the steps before hold the actions asked for; with one of either they do not."""
+    discrete, other = ("discrete", "detokenizer"), ("interleaved", "mlp")
+    for choice, changes, warned in (
+        (discrete, {}, True),
+        (discrete, {"structure.window": 1}, False),
+        (discrete, {"structure.chunk": 1}, False),
+        (other, {}, False),
+    ):
+        warnings = legality.warnings(tiny.config(*choice, **changes))
+        assert ["learns to copy" in warning for warning in warnings] == [True] * warned
+
+
 def test_prompt_and_words():
     continuous = tiny.config("policy_head", "lstm")
     assert vla.prompt(continuous).startswith("<grounding>")
-    assert vla.word_ids(vla.build(continuous)) == 128
+    assert vla.build(continuous).word_ids == 128
     discrete = tiny.config("discrete", "detokenizer")
     text = vla.prompt(discrete).format(instruction="lift it")
     assert "What 2 step actions should the robot take to lift it?" in text
-    assert vla.word_ids(vla.build(discrete)) == 128 - 20
+    assert vla.build(discrete).word_ids == 128 - 20
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.parity import golden, original, robo
 from tests.parity.table import Row, compare
-from vla_jax.models import streaming, vla
+from vla_jax.models import vla
 from vla_jax.models.action_tokenizer import ActionTokenizer
 from vla_jax.models.losses import NO_LABEL, token_loss
 from vla_jax.models.structures import splicing
@@ -106,7 +106,7 @@ def _written(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Row:
     stop = io["batch/instr_and_action_ids"][0, 0, -1]
     text = np.append(io["infer/text"], [[stop]], axis=-1)
     now = original.observation(images, text, np.ones(text.shape, bool))
-    history = streaming.empty_history(model, 1)
+    history = model.empty_history(1)
     prediction, _ = jax.jit(lambda: model.apply({"params": params}, now, history, method="step"))()
     arm, is_open = prediction.arm[:, 0, 0], prediction.gripper[:, 0, :1] > 0
     got = jnp.concatenate([arm, jnp.where(is_open, 1.0, -1.0)], axis=-1)

@@ -141,8 +141,8 @@ def run(folder: Path) -> Iterator[Row]:
 
 
 def _file(full: Full, path: Path) -> Iterator[Row]:
-    file, _ = BACKBONES[full.backbone]
-    arch = file.arch(full.arch)
+    backbone = BACKBONES[full.backbone]
+    arch = backbone.arch(full.arch)
     config = original.model_config({}, full.backbone, arch)
     theirs = _named(path)
     ours = _shapes(vla.build(config))
@@ -151,7 +151,7 @@ def _file(full: Full, path: Path) -> Iterator[Row]:
     else:
         rows, ignore = maps.hugging_face(config)
         ours = {k: v for k, v in ours.items() if k.startswith("backbone/")}
-    renames = () if full.whole else getattr(file, "RENAMES", ())
+    renames = () if full.whole else backbone.RENAMES
     found = {renamed(name, renames): shape for name, shape in theirs.items()}
     report = weights.check(rows, ours, found, ignore)
     problems = sum(map(len, (report.missing, report.unexpected, report.misshaped)))

@@ -13,7 +13,7 @@ import optax
 from tests.parity import golden, names, original
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
-from vla_jax.models import streaming, vla, weights
+from vla_jax.models import vla, weights
 from vla_jax.models.structures import splicing
 from vla_jax.rules import flatten, unflatten
 
@@ -100,7 +100,7 @@ def _sequence(
 
 def _streaming(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
     text, count = io["infer/text"], io["infer/rgb"].shape[1]
-    history = streaming.empty_history(model, 1)
+    history = model.empty_history(1)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     arms, grippers = [], []
     for t in range(count):

@@ -9,11 +9,11 @@ import numpy as np
 
 from vla_jax.config import ModelConfig
 from vla_jax.convert.tensors import Lazy, Source, floating, holds, promote, same_bytes
-from vla_jax.models import vla
 from vla_jax.models import weights as w
 from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.backbones.base import Backbone
 from vla_jax.models.heads import HEADS
-from vla_jax.models.towers.resampler import perceiver_weights
+from vla_jax.models.structures import STRUCTURES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -24,22 +24,20 @@ def hugging_face(config: ModelConfig) -> tuple[list[w.Weight], tuple[str, ...]]:
     Returns:
         The rows (targets from the root of our tree) and regexes of names to pass over.
     """
-    file, _ = BACKBONES[config.backbone.name]
-    rows = file.weight_map(file.arch(config.backbone.arch))
-    return w.prefixed(rows, "", "backbone/"), file.IGNORE
+    backbone = _backbone(config)
+    return w.prefixed(backbone.weight_map(), "", "backbone/"), backbone.IGNORE
+
+
+def _backbone(config: ModelConfig) -> Backbone:
+    kind = BACKBONES[config.backbone.name]
+    return kind(kind.arch(config.backbone.arch))
 
 
 def policy(config: ModelConfig, prefix: str = "") -> list[w.Weight]:
-    """Everything but the VLM, under RoboVLMs' names: head, action token, vision resampler."""
-    file, _ = BACKBONES[config.backbone.name]
-    head, _ = HEADS[config.head.kind]
-    width = file.width(file.arch(config.backbone.arch))
-    rows = w.prefixed(head.weight_map(config.head, width), prefix + "act_head.", "head/")
-    if vla.has_action_token(config):
-        rows.append(w.Weight(prefix + "action_token", "action_token"))
-    if config.structure.resampler:
-        rows += w.prefixed(perceiver_weights(), prefix + "vision_resampler.", "resampler/")
-    return rows
+    """Everything but the VLM, under RoboVLMs' names: the head and what the structure adds."""
+    rows = HEADS[config.head.kind].weight_map(config.head, _backbone(config).width)
+    rows = w.prefixed(rows, prefix + "act_head.", "head/")
+    return rows + w.prefixed(STRUCTURES[config.structure.kind].weight_map(config), prefix, "")
 
 
 def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight], tuple[str, ...]]:
@@ -49,13 +47,9 @@ def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight
         config: the model, `backbone.arch` complete.
         prefix: "model." in released files, "" in a bare state dict.
     """
-    file, _ = BACKBONES[config.backbone.name]
-    head, _ = HEADS[config.head.kind]
-    weight_map = getattr(file, "robovlms_map", file.weight_map)
-    rows = weight_map(file.arch(config.backbone.arch))
-    root = getattr(file, "ROBOVLMS_ROOT", "backbone.")
-    rows = w.prefixed(rows, prefix + root, "backbone/")
-    return [*rows, *policy(config, prefix)], (*file.IGNORE, *getattr(head, "IGNORE", ()))
+    backbone = _backbone(config)
+    rows = w.prefixed(backbone.robovlms_map(), prefix + backbone.ROBOVLMS_ROOT, "backbone/")
+    return [*rows, *policy(config, prefix)], (*backbone.IGNORE, *HEADS[config.head.kind].ignore)
 
 
 @dataclass(frozen=True)

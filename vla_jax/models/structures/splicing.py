@@ -4,10 +4,10 @@ Legend: b batch · w window · r sequences (b or b w) · t text columns · k tok
 m tokens after it · n sequence · c columns read, or width of images · d width
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.config import StructureConfig
 from vla_jax.models.backbones.base import Layout, Tokens
@@ -174,19 +174,3 @@ def join(steps: Sequence, keep: Bool[Array, "b w"], padded: bool) -> Sequence:
         columns=jnp.take_along_axis(place, columns.reshape(b, -1), axis=1),
         read=steps.read.reshape(b, -1),
     )
-
-
-def as_video(tokens: Shaped[Array, "b w k d"], groups: tuple[int, ...]) -> Shaped[Array, "b wk d"]:
-    """Tokens of the steps -> tokens of the window, camera by camera, each in order of time.
-
-    Args:
-        tokens: of every step.
-        groups: how many of the k belong to each camera, in order.
-    """
-    b, w, _, d = tokens.shape
-    parts: list[Any] = []
-    start = 0
-    for size in groups:
-        parts.append(tokens[:, :, start : start + size].reshape(b, w * size, d))
-        start += size
-    return jnp.concatenate(parts, axis=1)
