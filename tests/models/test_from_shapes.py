@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs.tiny import ARCHS
+from tests import arrays
 from tests.models import tiny
 from vla_jax.config import ModelConfig
 from vla_jax.convert import maps
@@ -74,7 +75,7 @@ def random(name: str, arch: dict[str, Any]) -> tuple[ModelConfig, Any, dict[str,
     theirs: dict[str, np.ndarray] = {}
     for row in maps.hugging_face(config)[0]:
         if not row.alias:
-            theirs |= weights.to_theirs(row, flat)
+            theirs |= arrays.to_theirs(row, flat)
     return config, params, theirs
 
 

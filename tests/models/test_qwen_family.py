@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from configs import qwen3_vl_ph
 from configs.tiny import ARCHS
+from tests import arrays
 from tests.models import tiny
 from tests.parity.qwen_next import frames
 from vla_jax.config import resolve
@@ -209,7 +210,7 @@ def test_a_folder_in_old_and_new_names(tmp_path, name, tied):
     theirs = {}
     for row in weights.prefixed(rows, "", "backbone/"):
         if not row.alias:
-            theirs |= weights.to_theirs(row, {k: np.asarray(params[k]) for k in row.targets})
+            theirs |= arrays.to_theirs(row, params)
     shapes = {path: x.shape for path, x in params.items()}
     for folder, spelled in (("old", str), ("new", later)):
         (tmp_path / folder).mkdir()

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests import arrays
 from tests.parity import golden, original
 from tests.parity.robo import GRADIENT_TOLERANCE, HEAD_TOLERANCE, TOLERANCE, theirs
 from tests.parity.table import Row, compare
-from vla_jax.convert import maps
 from vla_jax.convert.robovlms import source as robovlms
 from vla_jax.models.action_tokenizer import RESERVED, ActionTokenizer
 from vla_jax.models.heads import HEADS
@@ -50,9 +50,8 @@ def continuous(folder: Path) -> Iterator[Row]:
     abstract = jax.eval_shape(lambda: head.init(jax.random.key(0), features(x), seen))["params"]
     rows = head.weight_map(config, x.shape[-1])
     shapes = {path: leaf.shape for path, leaf in flatten(abstract).items()}
-    sizes = {k: v.shape for k, v in params.items()}
-    place: Any = lambda _, value: jnp.asarray(value)  # noqa: E731
-    tree = unflatten(maps.load(rows, shapes, sizes, params.__getitem__, place))
+    flat = arrays.to_ours(rows, shapes, params)
+    tree = unflatten({path: jnp.asarray(x) for path, x in flat.items()})
 
     chunk = np.concatenate([io["label_arm"], io["label_gripper"][..., None]], axis=-1)
     chunk, mask = (y[:, None] if io["input"].ndim == 3 else y for y in (chunk, io["mask"]))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tests import arrays
 from tests.parity import original
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
@@ -184,7 +185,7 @@ def exported(
     """
     back: dict[str, np.ndarray] = {}
     for row in rows:
-        back |= weights.to_theirs(row, {k: np.asarray(flat[k]) for k in row.targets})
+        back |= arrays.to_theirs(row, flat)
     changed = [k for k in back if k in theirs and not np.array_equal(back[k], theirs[k])]
     if ignore is not None:
         changed += {k for k in theirs if not weights.ignored(k, ignore)} ^ back.keys()

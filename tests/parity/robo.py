@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tests import arrays
 from tests.parity import golden, names, original
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
@@ -235,9 +236,8 @@ def load(mapped: Any, model: vla.VLA, found: Mapping[str, np.ndarray], part: str
     rows, ignore = mapped
     abstract = jax.eval_shape(lambda key: vla.initial_params(model, key), jax.random.key(0))
     shapes = {path: leaf.shape for path, leaf in flatten(abstract).items() if path.startswith(part)}
-    sizes = {k: v.shape for k, v in found.items()}
-    flat = maps.load(rows, shapes, sizes, found.__getitem__, lambda _, x: jnp.asarray(x), ignore)
-    return unflatten(flat)
+    flat = arrays.to_ours(rows, shapes, found, ignore)
+    return unflatten({path: jnp.asarray(x) for path, x in flat.items()})
 
 
 def theirs(rows: list[weights.Weight], tree: Any) -> dict[str, np.ndarray]:
@@ -245,5 +245,5 @@ def theirs(rows: list[weights.Weight], tree: Any) -> dict[str, np.ndarray]:
     flat = jax.tree.map(np.asarray, flatten(tree))
     named: dict[str, np.ndarray] = {}
     for row in rows:
-        named.update(weights.to_theirs(row, flat))
+        named.update(arrays.to_theirs(row, flat))
     return named
