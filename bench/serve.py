@@ -53,7 +53,7 @@ def make_policy(max_batch: int) -> Any:
     params = jax.jit(lambda key: vla.initial_params(model, key))(jax.random.key(0))
     prompt = vla.prompt(config.model)
     texts = [prompt.format(instruction=observe(i, 0)["prompt"]) for i in range(3)]
-    tokenizer = Tokenizer.build(texts, vla.word_ids(model))
+    tokenizer = Tokenizer.build(texts, model.word_ids)
     ones = (1.0,) * 6
     spec = ActionSpec(7, "none", 1.0, tuple(-x for x in ones), ones, (-1.0, 1.0), hz=10.0)
     return Policy(config, params, tokenizer, spec, "random", max_batch=max_batch)

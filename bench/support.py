@@ -27,25 +27,20 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 from configs import tiny
 from vla_jax import progress
 from vla_jax.config import resolve
-from vla_jax.models import vla
+from vla_jax.models import legality, vla
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
-from vla_jax.models.structures import STRUCTURES, refusal, refused_by
+from vla_jax.models.structures import STRUCTURES
 from vla_jax.types import Actions, Observation
 
 STEPS, RATE, LEFT = 20, 3e-3, 0.95
 MARKS = ("<!-- support -->", "<!-- /support -->")
 
 
-def why_not(backbone: str, structure: str, head: str) -> str:
-    """The reason a cell is refused; "" when it is not."""
-    return refused_by(backbone).get(structure, "") or refusal(structure, head)
-
-
 def build(backbone: str, structure: str, head: str) -> vla.VLA:
     """The cell's model."""
     raw = tiny.get_config(backbone).model
-    spliced = BACKBONES[backbone][0].LAYOUT.images == "spliced"
+    spliced = BACKBONES[backbone].LAYOUT.images == "spliced"
     window = 1 if structure == "one_step" or (structure == "discrete" and not spliced) else 3
     raw.structure.update({"kind": structure, "window": window, "chunk": 2, "text_len": 9})
     raw.head.update({"kind": head, "hidden": 16, "layers": 1, "heads": 2, "bins": 20})
@@ -107,7 +102,7 @@ def markdown(results: dict[str, Any]) -> str:
     for backbone, structure in itertools.product(tiny.ARCHS, STRUCTURES):
         cells = []
         for head in heads:
-            if reason := why_not(backbone, structure, head):
+            if reason := legality.refusal(backbone, structure, head):
                 cells.append(f"[{reasons.setdefault(reason, len(reasons) + 1)}]")
             else:
                 before, after = results[f"{backbone}/{structure}/{head}"]
@@ -129,7 +124,9 @@ def main() -> None:
     out = Path(flags.out)
     results: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
     cells = itertools.product(flags.only or tiny.ARCHS, STRUCTURES, HEADS)
-    wanted = [cell for cell in cells if not why_not(*cell) and "/".join(cell) not in results]
+    wanted = [
+        cell for cell in cells if not legality.refusal(*cell) and "/".join(cell) not in results
+    ]
     for cell in progress.bar(wanted, unit="cell"):
         results["/".join(cell)] = train(build(*cell))
         _write(out, json.dumps(results, indent=1))

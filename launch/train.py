@@ -36,7 +36,7 @@ from vla_jax.data.language.captions import CaptionLoader, CaptionSet, check_text
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.loader import Loader, open_datasets
 from vla_jax.inference.policy import with_complete_arch
-from vla_jax.models import vla
+from vla_jax.models import legality, vla
 from vla_jax.models.weights import WeightError
 from vla_jax.shipped import config_names, with_config_path
 from vla_jax.train import checkpoint, evaluate, log, lora, resume, runtime, state
@@ -73,6 +73,8 @@ def train(config: Config, workdir: Path) -> None:
     meta = checkpoint.resumable_meta(workdir)
     origin = Start(config.model, INIT.value, meta)
     model = vla.build(config.model, origin.arch())
+    for warning in legality.warnings(config.model):
+        logger.warning(warning)
     config = with_complete_arch(config, model.arch)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
     start = checkpoints.latest_step() or 0
@@ -98,7 +100,7 @@ def train(config: Config, workdir: Path) -> None:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:
         words = itertools.chain(prompts, texts.words(cotrain.prompt) if texts else ())
-        tokenizer = origin.tokenizer() or Tokenizer.build(words, vla.word_ids(model))
+        tokenizer = origin.tokenizer() or Tokenizer.build(words, model.word_ids)
 
     def encode(instruction: str) -> Any:
         return tokenizer.encode(prompt.format(instruction=instruction.strip()), structure.text_len)

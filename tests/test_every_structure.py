@@ -1,18 +1,15 @@
 """Each structure the whole way, very small: demonstrations, training, serving its checkpoint."""
 
-import itertools
 import json
 
 import numpy as np
 import pytest
 
+from tests.models.test_matrix import CELLS
 from tests.test_quickstart import TINY, execute
 from vla_jax.inference.execution import Execution
 from vla_jax.inference.policy import Policy
-from vla_jax.models.heads import HEADS
-from vla_jax.models.structures import STRUCTURES, refusal
 
-CELLS = [c for c in itertools.product(STRUCTURES, HEADS) if not refusal(*c)]
 FLAGS = {
     **TINY,
     "model.head.heads": 2,

@@ -11,10 +11,10 @@ from vla_jax.models.backbones import BACKBONES
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_names_a_config_of_its_own(name, tmp_path):
-    file, _ = BACKBONES[name]
-    (tmp_path / "config.json").write_text(json.dumps(file.arch({})))
+    backbone = BACKBONES[name]
+    (tmp_path / "config.json").write_text(json.dumps(backbone.arch({})))
     config = default_config(tmp_path)
-    assert config == file.DEFAULT_CONFIG
+    assert config == backbone.DEFAULT_CONFIG
     raw = load_config_file(config)
     assert raw["model"]["backbone"]["name"] == name
 

@@ -112,7 +112,10 @@ def test_config_of_a_trained_policy():
         "train_dataset": {"type": "DiskCalvinDataset"},
     }
     raw = robovlms.to_config(theirs, base.get_config().to_dict())
-    structure, arch = raw["model"]["structure"], flamingo.arch(raw["model"]["backbone"]["arch"])
+    structure, arch = (
+        raw["model"]["structure"],
+        flamingo.Flamingo.arch(raw["model"]["backbone"]["arch"]),
+    )
     assert (structure["readout"], structure["kind"]) == ("text", "policy_head")
     assert arch["text_config"]["model_type"] == "gpt_neox"
     assert arch["clip_text_config"]["layers"] == 12
@@ -129,7 +132,7 @@ def test_the_tokenizer_gets_its_tokens(tmp_path):
     config, _ = filled()
     found = hf.tokenizer(tmp_path, config)
     end = backend.get_vocab_size()
-    assert [found.token_id(t) for t in flamingo.ADDED_TOKENS] == [end, end + 1]
+    assert [found.token_id(t) for t in flamingo.Flamingo.ADDED_TOKENS] == [end, end + 1]
     ids, mask = found.encode(vla.prompt(config).format(instruction="go"), 8)
     stop = found.token_id("<|endoftext|>")
     letters = [found.token_id(c) for c in "go"]

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs import kosmos_ph
+from tests import arrays
 from vla_jax.config import resolve
 from vla_jax.convert import maps
 from vla_jax.convert.formats.safetensors import INDEX
@@ -83,7 +84,7 @@ def test_round_trip_is_bit_exact(full):
     rows, _ = maps.hugging_face(full)
     exported = {}
     for row in rows:
-        exported.update(weights.to_theirs(row, {k: np.asarray(params[k]) for k in row.targets}))
+        exported.update(arrays.to_theirs(row, params))
     original = load_file(TINY / "model.safetensors")
     for name, value in original.items():
         np.testing.assert_array_equal(exported[name], value)
@@ -143,9 +144,24 @@ def test_overrides_apply_over_the_files(full):
 def test_unequal_alias_is_refused():
     rows = [Weight("embed", "e"), Weight("head", "e", alias=True)]
     tensors = {"embed": np.ones((3, 2)), "head": np.zeros((3, 2))}
-    shapes = {k: v.shape for k, v in tensors.items()}
     with pytest.raises(WeightError, match="aliases that differ"):
-        maps.load(rows, {"e": (3, 2)}, shapes, tensors.__getitem__)
+        arrays.to_ours(rows, {"e": (3, 2)}, tensors)
+
+
+def test_a_fused_tensor_is_read_once():
+    """Three layers of q, k and v in one tensor each: three reads, whichever part comes first."""
+    rng = np.random.default_rng(0)
+    theirs = {f"h.{i}.qkv": rng.normal(size=(12, 4)).astype(np.float32) for i in range(3)}
+    row = Weight("h.{}.qkv", "h/{q,k,v}/kernel", "linear")
+    source = arrays.Arrays(theirs)
+    shapes = dict.fromkeys(row.targets, (3, 4, 2, 2))
+    leaves = maps.incoming([row], shapes, source).leaves
+    for path in reversed(row.targets):
+        expected = arrays.to_ours([row], shapes, theirs)[path]
+        np.testing.assert_array_equal(leaves[path].read(), expected)
+    assert source.reads == list(theirs)
+    leaves["h/q/kernel"].read()  # once more: a new pass
+    assert len(source.reads) == 2 * len(theirs)
 
 
 @pytest.mark.parametrize(

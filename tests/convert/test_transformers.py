@@ -115,8 +115,8 @@ def test_transformers_loads_the_export(python, tmp_path, fixture, source_files):
     np.testing.assert_array_equal(theirs["ids"], expected)
     model = store.Stored(workdir).meta["config"]["model"]["backbone"]
     if theirs["pixels"].ndim == 4:  # else cut into patches
-        file, _ = BACKBONES[model["name"]]
-        ours = preprocess(jax.numpy.asarray(photo[None]), file.image_spec(model["arch"]))
+        spec = BACKBONES[model["name"]](model["arch"]).image_spec
+        ours = preprocess(jax.numpy.asarray(photo[None]), spec)
         np.testing.assert_allclose(theirs["pixels"].transpose(0, 2, 3, 1), ours, atol=1e-5)
     # The parity runner, on the exported weights, with transformers' logits as the golden ones.
     again = tmp_path / "again"

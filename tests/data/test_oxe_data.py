@@ -1,6 +1,5 @@
 """Registered datasets from their files to windows: look-alikes with a few steps each."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -257,19 +256,6 @@ def test_cutting_twice_is_told(calvin, data_config, structure, caplog):
     assert "already cut" not in caplog.text
     open_datasets(data_config(("calvin", calvin, 1.0), clip=0.65), structure(), 7, "train")
     assert "already cut" in caplog.text
-
-
-def test_copying_its_own_chunks_is_told(calvin, data_config, structure, caplog):
-    config, two_steps = data_config(("calvin", calvin, 1.0)), structure(window=2)
-    discrete = dataclasses.replace(two_steps, kind="discrete")
-    for harmless in (
-        two_steps,
-        *(dataclasses.replace(discrete, **{n: 1}) for n in ("window", "chunk")),
-    ):
-        open_datasets(config, harmless, 7, "train")
-    assert "learns to copy" not in caplog.text
-    open_datasets(config, discrete, 7, "train")
-    assert "learns to copy" in caplog.text
 
 
 def test_masks_come_from_the_encoding():

@@ -51,7 +51,7 @@ def make(
     assert resolve(to_dict(config)) == config
     params = jax.jit(lambda k: vla.initial_params(model, k))(jax.random.key(3))
     prompt = vla.prompt(config.model).format(instruction="lift the red block")
-    tokenizer = Tokenizer.build([prompt], vla.word_ids(model))
+    tokenizer = Tokenizer.build([prompt], model.word_ids)
     options: Any = {"execution": execution, "states": states, "max_batch": max_batch}
     return Policy(config, params, tokenizer, spec, "tabletop", step=7, **options)
 

@@ -12,9 +12,9 @@ from bench import support
 from configs.tiny import ARCHS
 from tests.models import tiny
 from vla_jax.config import ConfigError
-from vla_jax.models import streaming, vla
+from vla_jax.models import legality, vla
 from vla_jax.models.backbones import BACKBONES
-from vla_jax.models.structures import STRUCTURES, refused_by
+from vla_jax.models.structures import STRUCTURES
 
 # The head each structure is run with.
 CASES = {
@@ -25,11 +25,11 @@ CASES = {
     "video": "mlp",
 }
 CELLS = list(itertools.product(ARCHS, CASES))
-LEGAL = [(name, kind) for name, kind in CELLS if kind not in refused_by(name)]
+LEGAL = [cell for cell in CELLS if not legality.refusal(*cell, CASES[cell[1]])]
 
 
 def config(name, structure):
-    spliced = BACKBONES[name][0].LAYOUT.images == "spliced"
+    spliced = BACKBONES[name].LAYOUT.images == "spliced"
     changes = {} if spliced or structure != "discrete" else {"structure.window": 1}
     return tiny.config(structure, CASES[structure], backbone=name, **changes)
 
@@ -58,7 +58,7 @@ def test_streaming_equals_the_window(name, structure):
     size = model.image.size
     whole = tiny.observe(window=window + 1, size=size)
     step = jax.jit(lambda p, o, h: model.apply({"params": p}, o, h, key, method="step"))
-    history = streaming.empty_history(model, 2)
+    history = model.empty_history(2)
     got: Any = None
     for t in range(window + 1):
         got, history = step(params, tiny.steps(whole, t, t + 1), history)
@@ -100,4 +100,5 @@ def test_padding_changes_nothing(name):
 def test_refused(name, structure):
     with pytest.raises(ConfigError) as error:
         vla.build(config(name, structure))
-    assert refused_by(name)[structure] in str(error.value)
+    reason = "its images are not part of the sequence, so one sequence holds one step"
+    assert f"{name} + {structure}: {reason}; {name} takes" in str(error.value)

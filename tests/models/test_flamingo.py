@@ -111,7 +111,7 @@ def test_other_language_models(kind):
     tree = jax.eval_shape(lambda k: vla.initial_params(model, k), jax.random.key(0))
     layers = tree["backbone"]["text"]["layers"]
     assert set(layers) == {"blocks_0", "blocks_1", "extra"}
-    names = [n for row in flamingo.weight_map(model.arch) for n in row.expand(1)]
+    names = [n for row in flamingo.Flamingo(model.arch).weight_map() for n in row.expand(1)]
     assert len(set(names)) == len(names)
     gates = [n for n in names if n.endswith("ff_gate")]
     assert gates[1] == "lang_encoder.gated_cross_attn_layers.1.ff_gate"
@@ -119,14 +119,14 @@ def test_other_language_models(kind):
 
 def test_a_language_models_own_config_chooses():
     own = {"model_type": "gpt_neox", "hidden_size": 64, "architectures": ["GPTNeoXForCausalLM"]}
-    found = flamingo.arch(own, strict=False)
+    found = flamingo.Flamingo.arch(own, strict=False)
     assert (found["model_type"], found["cross_attn_every_n_layers"]) == ("flamingo", 2)
     assert found["text_config"]["hidden_size"] == 64
-    assert flamingo.arch({})["text_config"]["model_type"] == "mosaic_gpt"
+    assert flamingo.Flamingo.arch({})["text_config"]["model_type"] == "mosaic_gpt"
     with pytest.raises(ValueError, match=r"text_config.model_type: 'bloom' is none of"):
-        flamingo.arch({"text_config": {"model_type": "bloom"}})
+        flamingo.Flamingo.arch({"text_config": {"model_type": "bloom"}})
     with pytest.raises(ValueError, match="n_layer: unknown key; did you mean 'n_layers'"):
-        flamingo.arch({"text_config": {"n_layer": 3}})
+        flamingo.Flamingo.arch({"text_config": {"n_layer": 3}})
 
 
 def test_captions_look_at_their_image():

@@ -11,12 +11,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs.tiny import ARCHS
+from tests import arrays
 from tests.models import tiny
 from vla_jax.config import ModelConfig
 from vla_jax.convert import maps
 from vla_jax.convert.hf import source as hf
 from vla_jax.models import weights
 from vla_jax.models.backbones import BACKBONES, moondream, uform
+from vla_jax.models.backbones.moondream import Moondream
+from vla_jax.models.backbones.uform import UForm
 from vla_jax.rules import flatten
 
 SIDES = {"num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 24}
@@ -72,24 +75,24 @@ def random(name: str, arch: dict[str, Any]) -> tuple[ModelConfig, Any, dict[str,
     theirs: dict[str, np.ndarray] = {}
     for row in maps.hugging_face(config)[0]:
         if not row.alias:
-            theirs |= weights.to_theirs(row, flat)
+            theirs |= arrays.to_theirs(row, flat)
     return config, params, theirs
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_sizes_are_read_off_the_weights(case, tmp_path):
     name, overrides, said = CASES[case]
-    file, _ = BACKBONES[name]
+    backbone = BACKBONES[name]
     config, params, theirs = random(name, overrides)
     save_file(theirs, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(said))
     asked = with_arch(name, {})
     found = hf.read_arch(tmp_path, asked)
-    assert found == file.arch(overrides)
+    assert found == backbone.arch(overrides)
     # With a RoboVLMs checkpoint its shapes are given, and there may be no folder.
     shapes = {key: value.shape for key, value in theirs.items()}
     assert hf.read_arch(tmp_path, asked, shapes) == found
-    assert hf.read_arch(None, asked, {}) == file.arch({})
+    assert hf.read_arch(None, asked, {}) == backbone.arch({})
     ours = {f"backbone/{path}": leaf.shape for path, leaf in flatten(params["backbone"]).items()}
     loaded = hf.load(tmp_path, config, ours, lambda _, value: value)
     for path, leaf in flatten(params["backbone"]).items():
@@ -126,7 +129,7 @@ def test_names_of_2025(tmp_path):
     assert set(source.shapes) - set(theirs) == {"model.region.coord_encoder.weight"}
     for name, value in theirs.items():
         np.testing.assert_array_equal(source.read(name), value)
-    assert weights.ignored("model.region.coord_encoder.weight", moondream.IGNORE)
+    assert weights.ignored("model.region.coord_encoder.weight", Moondream.IGNORE)
 
 
 @pytest.mark.slow
@@ -151,10 +154,10 @@ def test_cameras_of_different_sizes():
 
 def test_images_of_both_generations():
     for first, fit in ((True, "crop"), (False, "pad")):
-        spec = uform.image_spec(uform.arch({"image_pooler_project_first": first}))
+        spec = UForm(UForm.arch({"image_pooler_project_first": first})).image_spec
         assert (spec.fit, spec.size) == (fit, 336)
-    spec = moondream.image_spec(moondream.arch({}))
+    spec = Moondream(Moondream.arch({})).image_spec
     assert spec.shape_for(1080, 1920) == (378, 756)
     assert spec.shape_for(200, 200) == (378, 378)
-    one = moondream.image_spec(moondream.arch({"vision_config": {"streams": 1}}))
+    one = Moondream(Moondream.arch({"vision_config": {"streams": 1}})).image_spec
     assert one.shape_for(1080, 1920) == (378, 378)

@@ -11,7 +11,7 @@ import pytest
 from tests.models import tiny
 from vla_jax.models.action_tokenizer import ActionTokenizer
 from vla_jax.models.heads import HEADS
-from vla_jax.models.heads.common import pool_tokens
+from vla_jax.models.heads.common import HeadSizes, pool_tokens
 from vla_jax.models.heads.diffusion import signal_levels
 from vla_jax.models.losses import NO_LABEL, masked_mean, token_loss
 from vla_jax.types import Actions
@@ -25,7 +25,8 @@ def make(kind: str, **changes: Any):
     """A head, its parameters (none neutral) and `predict`, compiled."""
     settings = {"structure.window": W, "structure.latent": M, **changes}
     config = tiny.config("policy_head", kind, **settings)
-    head = HEADS[kind][1](config.head, config.structure, 7)
+    s = config.structure
+    head = HEADS[kind](config.head, HeadSizes(s.window, s.latent, s.chunk, 7))
     actions = Actions(jnp.zeros((1, W, tiny.CHUNK, 7)), jnp.ones((1, W, tiny.CHUNK), bool))
     args = (features(batch=1), jnp.ones((1, W), bool), actions, KEY, 0.1)
     init = jax.jit(lambda key: head.init(key, *args, method="loss")["params"])

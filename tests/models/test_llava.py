@@ -11,7 +11,8 @@ from tokenizers import models, pre_tokenizers, processors
 
 from vla_jax.convert.tensors import renamed
 from vla_jax.data.language.tokenizer import Tokenizer
-from vla_jax.models.backbones import llava, llava_mpt
+from vla_jax.models.backbones.llava import Llava
+from vla_jax.models.backbones.llava_mpt import LlavaMPT
 from vla_jax.models.towers.layers import Rope
 
 FLAT = {
@@ -23,57 +24,59 @@ FLAT = {
 
 
 def test_a_flat_config_is_understood():
-    arch = llava.arch(FLAT, strict=False)
-    assert llava.arch(arch) == arch
-    assert (llava.width(arch), llava.vocab_size(arch), llava.image_tokens(arch)) == (
+    arch = Llava.arch(FLAT, strict=False)
+    backbone = Llava(arch)
+    assert Llava.arch(arch) == arch
+    assert (backbone.width, backbone.vocab_size, backbone.image_tokens) == (
         5120, 32000, 576
     )  # fmt: skip
-    parts = llava.parts(arch)
+    parts = backbone.parts
     assert (parts.depth, parts.text.layers, parts.text.block.hidden) == (2, 40, 13824)
     first = {k: v for k, v in FLAT.items() if k != "mm_projector_type"}
     first["mm_vision_tower"] = "checkpoints/clip-vit-large-patch14/"
-    arch = llava.arch(first, strict=False)
-    assert (llava.parts(arch).depth, llava.image_spec(arch).size) == (1, 224)
+    arch = Llava.arch(first, strict=False)
+    backbone = Llava(arch)
+    assert (backbone.parts.depth, backbone.image_spec.size) == (1, 224)
     mpt = {"model_type": "llava_mpt", "mm_vision_tower": FLAT["mm_vision_tower"]}
-    assert llava_mpt.image_tokens(llava_mpt.arch(mpt, strict=False)) == 576
-    assert llava_mpt.image_tokens(llava_mpt.arch({})) == 256
+    assert LlavaMPT(LlavaMPT.arch(mpt, strict=False)).image_tokens == 576
+    assert LlavaMPT(LlavaMPT.arch({})).image_tokens == 256
 
 
 @pytest.mark.parametrize(
-    ("file", "config", "words"),
+    ("backbone", "config", "words"),
     [
-        (llava, {**FLAT, "mm_vision_tower": "siglip"}, ["'siglip' is neither"]),
-        (llava, {**FLAT, "model_type": "llava_mpt"}, ["of 'llava_mpt', expected 'llava'"]),
+        (Llava, {**FLAT, "mm_vision_tower": "siglip"}, ["'siglip' is neither"]),
+        (Llava, {**FLAT, "model_type": "llava_mpt"}, ["of 'llava_mpt', expected 'llava'"]),
         (
-            llava,
+            Llava,
             {"text_config": {"model_type": "mistral"}, "mm_projector_type": "resampler"},
             ["text_config.model_type: 'mistral' is none of ['llama']", "'resampler' is none of"],
         ),
-        (llava_mpt, {"attn_config": {"alibi": False}}, ["attn_config.alibi: False is none of"]),
+        (LlavaMPT, {"attn_config": {"alibi": False}}, ["attn_config.alibi: False is none of"]),
     ],
 )
-def test_what_is_not_supported_is_refused(file, config, words):
+def test_what_is_not_supported_is_refused(backbone, config, words):
     with pytest.raises(ValueError, match=re.escape(words[0])) as error:
-        file.arch(config, strict=False)
+        backbone.arch(config, strict=False)
     for word in words:
         assert word in str(error.value)
 
 
 def test_every_name_of_the_package_becomes_hugging_faces():
-    arch = llava.arch({"text_config": {"num_hidden_layers": 2}})
-    theirs, ours = (sorted(map_of(arch), key=lambda row: row.target) for map_of in (
-        llava.robovlms_map, llava.weight_map
+    backbone = Llava(Llava.arch({"text_config": {"num_hidden_layers": 2}}))
+    theirs, ours = (sorted(map_of(), key=lambda row: row.target) for map_of in (
+        backbone.robovlms_map, backbone.weight_map
     ))  # fmt: skip
     assert len(theirs) == len({row.source for row in theirs})
     for a, b in zip(theirs, ours, strict=True):
         assert a.target == b.target
-        assert renamed(a.source, llava.RENAMES) == b.source
+        assert renamed(a.source, Llava.RENAMES) == b.source
 
 
 def test_layouts_fit_what_the_tokenizers_write(tmp_path):
     """Vicuna's begins with <s>; MPT's writes words alone, and neither has an end."""
     words = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", "lift", "it"])}
-    for file, template in ((llava, "<s> $A"), (llava_mpt, "$A")):
+    for backbone, template in ((Llava, "<s> $A"), (LlavaMPT, "$A")):
         backend = Backend(models.WordLevel(words, unk_token="<unk>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
         backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
@@ -82,9 +85,9 @@ def test_layouts_fit_what_the_tokenizers_write(tmp_path):
         (tmp_path / "tokenizer.json").write_text(backend.to_str())
         settings = {"bos_token": "<s>", "eos_token": "</s>"}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-        prompt = file.PROMPT.format(instruction="lift it")
+        prompt = backbone.PROMPT.format(instruction="lift it")
         ids, mask = Tokenizer.from_dir(tmp_path).encode(prompt, 5)
-        assert ids[mask].tolist() == [1] * file.LAYOUT.bos + [3, 4] + [2] * file.LAYOUT.eos
+        assert ids[mask].tolist() == [1] * backbone.LAYOUT.bos + [3, 4] + [2] * backbone.LAYOUT.eos
         assert not ids[~mask].any()
 
 

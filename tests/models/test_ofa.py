@@ -175,10 +175,10 @@ def test_long_texts_are_refused(params, inputs):
 
 def test_architectures_are_refused():
     with pytest.raises(ValueError, match="normformer") as error:
-        ofa.arch({"normformer": False, "image_size": 673, "resnet_type": "resnet17"})
+        ofa.OFA.arch({"normformer": False, "image_size": 673, "resnet_type": "resnet17"})
     for part in ("673 pixels", "42 x 16", "'resnet17' is none of"):
         assert part in str(error.value)
-    assert ofa.image_tokens(ofa.arch({"image_size": 672})) == 42**2
+    assert ofa.OFA(ofa.OFA.arch({"image_size": 672})).image_tokens == 42**2
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_answers_are_not_given_away():
     """What the model thinks of every possible answer sums to one: it has not read the given one."""
     model, params = tiny.build(tiny.config("policy_head", "mlp", backbone="ofa"))
     seen = tiny.observe(batch=1, window=1)
-    image, ids = seen.images["primary"][:, 0], jnp.arange(ofa.vocab_size(model.arch))
+    image, ids = seen.images["primary"][:, 0], jnp.arange(model.vlm.vocab_size)
     target = jnp.arange(seen.text.shape[1])[None] == 4
 
     def likelihood(answer):

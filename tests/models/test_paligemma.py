@@ -19,8 +19,9 @@ from tests.models import tiny
 from vla_jax.config import ConfigError, resolve
 from vla_jax.convert.default_config import default_config
 from vla_jax.data.language.tokenizer import Tokenizer
-from vla_jax.models import streaming, vla
-from vla_jax.models.backbones import paligemma, paligemma2
+from vla_jax.models import vla
+from vla_jax.models.backbones.paligemma import PaliGemma
+from vla_jax.models.backbones.paligemma2 import PaliGemma2
 from vla_jax.models.caption_loss import caption_loss
 from vla_jax.types import Captions
 
@@ -88,7 +89,7 @@ def test_streaming_with_a_prefix_equals_the_window(name):
     model, weights = vla.build(config("interleaved", "prefix", name)), params(name)
     whole, window = tiny.observe(window=tiny.WINDOW + 1, size=28), tiny.WINDOW
     step = jax.jit(lambda o, h: model.apply(weights, o, h, method="step"))
-    history = streaming.empty_history(model, 2)
+    history = model.empty_history(2)
     got: Any = None
     for t in range(window + 1):
         got, history = step(tiny.steps(whole, t, t + 1), history)
@@ -103,7 +104,7 @@ def test_what_is_written_behind_a_prefix_is_what_recomputing_gives(name):
     model, weights = vla.build(config("discrete", "prefix", name)), params(name)
     seen = tiny.observe(window=2, size=28)
     step = jax.jit(lambda o, h: model.apply(weights, o, h, method="step"))
-    history = streaming.empty_history(model, 2)
+    history = model.empty_history(2)
     for t in range(2):
         _, history = step(tiny.steps(seen, t, t + 1), history)
     ids = history.ids[:, -2:]
@@ -127,7 +128,7 @@ def test_answers_are_no_prefix():
         return tokens.embeds
 
     backbone = SimpleNamespace()
-    model = SimpleNamespace(layout=paligemma.LAYOUT, backbone=backbone)
+    model = SimpleNamespace(layout=PaliGemma.LAYOUT, backbone=backbone)
 
     class Spy:
         encode_images = staticmethod(lambda x: jnp.zeros((len(x), 2, 4)))
@@ -156,11 +157,11 @@ def test_a_mask_without_direction_is_refused_where_it_would_leak():
 
 def test_wrong_architectures_name_every_mistake():
     with pytest.raises(ValueError, match="'both' is none of") as error:
-        paligemma.arch({"mask": "both", "text_config": {"model_type": "gemma2"}})
+        PaliGemma.arch({"mask": "both", "text_config": {"model_type": "gemma2"}})
     assert "['causal', 'prefix', 'full']" in str(error.value)
     assert "'paligemma2' has 'gemma2'" in str(error.value)
     with pytest.raises(ValueError, match=r"projection_dim: 2048 is not .* 64"):
-        paligemma.arch({"text_config": {"hidden_size": 64}})
+        PaliGemma.arch({"text_config": {"hidden_size": 64}})
 
 
 def test_a_downloaded_config_keeps_our_choices():
@@ -168,24 +169,24 @@ def test_a_downloaded_config_keeps_our_choices():
     text = {"model_type": "gemma2", "hidden_size": 3584, "attn_logit_softcapping": 50.0}
     text |= {"rope_parameters": {"rope_theta": 5e4, "rope_type": "default"}, "num_image_tokens": 4}
     described = {"model_type": "paligemma", "projection_dim": 3584, "text_config": text}
-    found = paligemma2.arch({**described, "vision_config": {"image_size": 448}}, strict=False)
+    found = PaliGemma2.arch({**described, "vision_config": {"image_size": 448}}, strict=False)
     assert (found["mask"], found["attention_cap"]) == ("causal", False)
-    spec = paligemma.text_spec(found)
+    spec = PaliGemma2(found).text_spec
     assert spec.rope is not None
     assert (spec.width, spec.rope.theta, spec.block.soft_cap, spec.logit_cap) == (
         3584, 5e4, None, 30.0
     )  # fmt: skip
-    assert paligemma.text_spec({**found, "attention_cap": True}).block.soft_cap == 50.0
-    assert paligemma2.image_tokens(found) == 1024
+    assert PaliGemma2({**found, "attention_cap": True}).text_spec.block.soft_cap == 50.0
+    assert PaliGemma2(found).image_tokens == 1024
 
 
-@pytest.mark.parametrize(("file", "kind"), [(paligemma, "gemma"), (paligemma2, "gemma2")])
-def test_the_config_for_a_folder_is_that_of_its_generation(file, kind, tmp_path):
-    described = {**file.arch({}), "text_config": file.ARCH["text_config"]}
+@pytest.mark.parametrize(("backbone", "kind"), [(PaliGemma, "gemma"), (PaliGemma2, "gemma2")])
+def test_the_config_for_a_folder_is_that_of_its_generation(backbone, kind, tmp_path):
+    described = {**backbone.arch({}), "text_config": backbone.RELEASED["text_config"]}
     (tmp_path / "config.json").write_text(json.dumps(described))
     page = {"gemma": paligemma_ph, "gemma2": paligemma2_ph}[kind]
     assert default_config(tmp_path) == page.__name__.removeprefix("configs.")
-    assert resolve(page.get_config()).model.backbone.name == file.__name__.rsplit(".")[-1]
+    assert resolve(page.get_config()).model.backbone.name == backbone.__name__.lower()
     described["text_config"] = {**described["text_config"], "model_type": "llama"}
     (tmp_path / "config.json").write_text(json.dumps(described))
     with pytest.raises(ConfigError, match=r"text_config\.model_type: 'llama'"):

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from configs import qwen3_vl_ph
 from configs.tiny import ARCHS
+from tests import arrays
 from tests.models import tiny
 from tests.parity.qwen_next import frames
 from vla_jax.config import resolve
@@ -93,31 +94,31 @@ def random_params(model):
 
 
 def bound(name):
-    file, module = BACKBONES[name]
+    kind = BACKBONES[name]
     model = vla.build(tiny.config("policy_head", "lstm", backbone=name))
     variables = {"params": random_params(model)["backbone"]}
 
     def run(method, *args):
-        backbone = module(model.arch, "none")
+        backbone = kind(model.arch, "none")
         return jax.jit(lambda *args: backbone.apply(variables, *args, method=method))(*args)
 
-    return file, model.arch, run
+    return kind(model.arch), run
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_images_carry_their_marks(name):
-    file, arch, run = bound(name)
-    size = arch["image_size"]
+    backbone, run = bound(name)
+    size = backbone.config["image_size"]
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, size, size, 3)), jnp.float32)
     tokens = run("encode_images", images)
-    assert tokens.shape == (2, file.image_tokens(arch), file.token_width(arch))
+    assert tokens.shape == (2, backbone.image_tokens, backbone.token_width)
     marks = run("embed_text", jnp.array([[3, 4]] * 2))
     np.testing.assert_array_equal(tokens[:, [0, -1]], marks)
 
 
 def test_any_grid():
     """The tower takes what it is given, and frames that differ."""
-    _, _, run = bound("qwen2_vl")
+    _, run = bound("qwen2_vl")
     images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32, 64, 3)), jnp.float32)
     tokens = run("encode_images", images)
     assert tokens.shape[1] == 2 * 4 + 2
@@ -132,9 +133,9 @@ def test_any_grid():
 
 def test_deep_features_reach_the_decoder():
     """... from the columns they stand in, forwards alone; text has none."""
-    file, arch, run = bound("qwen3_vl")
-    d = file.width(arch)
-    assert file.token_width(arch) == 2 * d
+    backbone, run = bound("qwen3_vl")
+    d = backbone.width
+    assert backbone.token_width == 2 * d
     x = run("embed_text", jnp.arange(5, 13)[None])
     assert not x[..., d:].any()
     tokens = Tokens(x, jnp.ones((1, 8), bool), jnp.full((1, 8), -1))
@@ -145,7 +146,7 @@ def test_deep_features_reach_the_decoder():
 
 
 def test_reads_config_json_of_every_age():
-    file, _ = BACKBONES["qwen2_vl"]
+    kind = BACKBONES["qwen2_vl"]
     # Qwen2-VL-7B as released: flat, rotation in loose keys.
     text = {
         "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
@@ -163,27 +164,27 @@ def test_reads_config_json_of_every_age():
         "model_type": "qwen2_vl", "vision_config": vision,
         "text_config": {**text, "rope_parameters": rotation},
     }  # fmt: skip
-    specs = [qwen_family.text_spec(file.arch(config, strict=False)) for config in (old, new)]
+    specs = [kind(kind.arch(config, strict=False)).text_spec for config in (old, new)]
     assert specs[0] == specs[1]
     assert specs[0].layers == 28
     assert not specs[0].tied
     assert specs[0].rope is not None
     assert (specs[0].rope.theta, specs[0].rope.sections) == (2e6, (16, 24, 24))
     nested = {**new, "text_config": {**new["text_config"], "tie_word_embeddings": True}}
-    assert file.arch(nested, strict=False)["tie_word_embeddings"]
+    assert kind.arch(nested, strict=False)["tie_word_embeddings"]
     stretched = {**old, "rope_scaling": {**sections, "type": "yarn", "factor": 4}}
     with pytest.raises(ValueError, match="'yarn' is none of"):
-        qwen_family.text_spec(file.arch(stretched, strict=False))
+        _ = kind(kind.arch(stretched, strict=False)).text_spec
 
 
 def test_says_all_that_does_not_fit():
-    file, _ = BACKBONES["qwen3_vl"]
+    kind = BACKBONES["qwen3_vl"]
     with pytest.raises(ValueError, match="image_size: 200") as error:
-        file.arch({"image_size": 200, "text_config": {"hidden_size": 64, "vocab_size": 500}})
+        kind.arch({"image_size": 200, "text_config": {"hidden_size": 64, "vocab_size": 500}})
     for words in ("multiple of 32", "out_hidden_size: 2048", "vision_end_token_id: 151653"):
         assert words in str(error.value)
     with pytest.raises(ValueError, match="did you mean 'mrope_section'"):
-        file.arch({"text_config": {"rope_parameters": {"mrope_sections": (1,)}}})
+        kind.arch({"text_config": {"rope_parameters": {"mrope_sections": (1,)}}})
 
 
 def later(key):
@@ -200,16 +201,16 @@ def later(key):
 )
 def test_a_folder_in_old_and_new_names(tmp_path, name, tied):
     """What config.json says counts, not the released architecture; both spellings load."""
-    file, _ = BACKBONES[name]
-    arch = file.arch({**ARCHS[name], "tie_word_embeddings": tied})
+    kind = BACKBONES[name]
+    arch = kind.arch({**ARCHS[name], "tie_word_embeddings": tied})
     config = tiny.config("policy_head", "lstm", backbone=name, **{"backbone.arch": {}})
     model = vla.build(config, arch)
     params = flatten(random_params(model))
-    rows = file.weight_map(arch)
+    rows = kind(arch).weight_map()
     theirs = {}
     for row in weights.prefixed(rows, "", "backbone/"):
         if not row.alias:
-            theirs |= weights.to_theirs(row, {k: np.asarray(params[k]) for k in row.targets})
+            theirs |= arrays.to_theirs(row, params)
     shapes = {path: x.shape for path, x in params.items()}
     for folder, spelled in (("old", str), ("new", later)):
         (tmp_path / folder).mkdir()
@@ -229,10 +230,10 @@ def test_pixels_are_those_of_the_original_processor(name):
         Qwen2VLImageProcessorPil,
     )
 
-    file, _ = BACKBONES[name]
-    vision = file.ARCH["vision_config"]
+    kind = BACKBONES[name]
+    vision = kind.RELEASED["vision_config"]
     side = 2 * vision["patch_size"] * vision["spatial_merge_size"]
-    spec = file.image_spec(file.arch({"image_size": side}))
+    spec = kind(kind.arch({"image_size": side})).image_spec
     # preprocessor_config.json of the released models; of the other two as the class has it.
     settings: Any = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if name == "qwen3_vl" else {}
     settings |= {"patch_size": vision["patch_size"]}
@@ -275,10 +276,10 @@ def test_prompts_are_turns_of_the_chat(tmp_path):
     discrete = tiny.config("discrete", "detokenizer", "qwen3_vl")
     tokenizer = hf.tokenizer(tmp_path, discrete)
     newline = backend.encode("\n").tokens[0]
-    for template in (qwen_family.PROMPT, vla.prompt(discrete)):
+    for template in (qwen_family.QwenFamily.PROMPT, vla.prompt(discrete)):
         ids, mask = tokenizer.encode(template.format(instruction="pick it up"), 128)
         tokens = [backend.id_to_token(i) for i in ids[mask]]
-        assert tokens[: qwen_family.LAYOUT.bos] == ["<|im_start|>", "user", newline]
+        assert tokens[: qwen_family.QwenFamily.LAYOUT.bos] == ["<|im_start|>", "user", newline]
         assert tokens[-5:] == ["<|im_end|>", newline, "<|im_start|>", "assistant", newline]
         assert (ids[~mask] == backend.token_to_id("<|endoftext|>")).all()
 

@@ -12,7 +12,7 @@ from configs import qwen_vl_ph
 from configs import tiny as tiny_configs
 from tests.models import tiny
 from vla_jax.config import resolve
-from vla_jax.models import structures, vla
+from vla_jax.models import vla
 from vla_jax.models.backbones import qwen_vl
 from vla_jax.models.backbones.base import Tokens
 
@@ -95,8 +95,8 @@ def test_marks_stand_around_every_image(resampler):
     model, params = tiny.build(config)
     observation = tiny.observe(window=1, size=model.image.size)
     tokens = jax.jit(lambda p: model.apply({"params": p}, observation, method="encode"))(params)
-    each = resampler + 2 if resampler else qwen_vl.image_tokens(model.arch)
-    assert each == structures.image_count(config, model.arch)
+    each = resampler + 2 if resampler else qwen_vl.QwenVL(model.arch).image_tokens
+    assert len(config.structure.cameras) * each == model.step_tokens
     assert tokens.shape == (2, 1, 2 * each, tiny_configs.WIDTH)
     start = model.arch["visual"]["image_start_id"]
     table = np.asarray(params["backbone"]["text"]["embedding"])
@@ -108,6 +108,6 @@ def test_marks_stand_around_every_image(resampler):
 def test_the_config_freezes_the_tower_and_nothing_else():
     config = resolve(qwen_vl_ph.get_config())
     assert vla.build(config.model).arch == qwen_vl.ARCH
-    for row in qwen_vl.weight_map(qwen_vl.ARCH):
+    for row in qwen_vl.QwenVL(qwen_vl.ARCH).weight_map():
         frozen = any(re.search(p, f"backbone/{row.target}") for p in config.optim.frozen)
         assert frozen == row.source.startswith("transformer.visual."), row

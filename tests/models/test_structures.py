@@ -11,9 +11,10 @@ import pytest
 
 from configs.tiny import WIDTH
 from tests.models import tiny
-from vla_jax.models import streaming, structures, vla
+from vla_jax.models import legality, vla
 from vla_jax.models.backbones.base import Layout, Tokens
-from vla_jax.models.structures import Sequence
+from vla_jax.models.structures import splicing, video
+from vla_jax.models.structures.splicing import Sequence
 
 LAYOUT = Layout(bos=1, eos=1)
 
@@ -30,7 +31,7 @@ def test_splice_per_row_and_padded():
     inserted = tagged([[21, 22]] * 2)
     place = jnp.asarray([[0, 1]] * 2)
     args = (text, mask, tokens, seen, place, inserted, LAYOUT)
-    (embeds, valid, place, *_, given), first = structures.splice(*args, padded=False)
+    (embeds, valid, place, *_, given), first = splicing.splice(*args, padded=False)
     assert given is not None
     assert given.sum(1).tolist() == [5, 7]
     assert bool(given[0, :5].all())
@@ -41,7 +42,7 @@ def test_splice_per_row_and_padded():
     ]
     assert valid.sum(1).tolist() == [8, 10]
     assert first[:, 0].tolist() == [5, 7]
-    (embeds, valid, *_, given), first = structures.splice(*args, padded=True)
+    (embeds, valid, *_, given), first = splicing.splice(*args, padded=True)
     assert given is not None
     assert given[:, :7].all()
     assert not given[:, 7:].any()
@@ -59,9 +60,9 @@ def test_columns_of_a_steps_own_tokens(readout, tags):
     mask = jnp.asarray([[1, 1, 1, 1, 0, 0]], bool)
     seen, place = jnp.ones((1, 2), bool), jnp.asarray([[0, 1]])
     args = (tagged([[11, 12]]), seen, place, text[:, :0], LAYOUT, False)
-    (embeds, valid, *_), first = structures.splice(text, mask, *args)
-    columns, read = structures.columns_of(readout, valid, first, 2, LAYOUT)
-    found = structures.take(embeds, columns)[0, :, 0][np.asarray(read[0])]
+    (embeds, valid, *_), first = splicing.splice(text, mask, *args)
+    columns, read = splicing.columns_of(readout, valid, first, 2, LAYOUT)
+    found = splicing.take(embeds, columns)[0, :, 0][np.asarray(read[0])]
     assert found.astype(int).tolist() == tags
 
 
@@ -76,7 +77,7 @@ def test_join_leaves_out_what_is_not_there(padded):
     tokens = Tokens(tagged(tags), valid, place, given=given)
     steps = Sequence(tokens, columns, jnp.ones((6, 1), bool))
     keep = jnp.asarray([[0, 1, 1], [1, 1, 1]], bool)
-    found = structures.join(steps, keep, padded)
+    found = splicing.join(steps, keep, padded)
     order = found.tokens.embeds[..., 0].astype(int).tolist()
     if padded:
         assert order[0][:6] == [4, 5, 6, 7, 8, 9]
@@ -90,14 +91,14 @@ def test_join_leaves_out_what_is_not_there(padded):
         assert found.tokens.place[0, :4].tolist() == [0, 1, 0, 1]
     # Marks and columns still belong to the same tokens.
     np.testing.assert_array_equal(found.tokens.given, found.tokens.embeds[..., 0] % 3 == 1)
-    picked = structures.take(found.tokens.embeds, found.columns)[..., 0].astype(int)
+    picked = splicing.take(found.tokens.embeds, found.columns)[..., 0].astype(int)
     assert picked[0, 1:].tolist() == [5, 8]
     assert picked[1].tolist() == [11, 14, 17]
 
 
 def test_video_goes_camera_by_camera():
     tags = np.array([[[11, 12, 21], [13, 14, 22]]])  # two tokens of one camera, one of the other
-    got = structures.as_video(tagged(tags), (2, 1))
+    got = video.by_camera(tagged(tags), (2, 1))
     assert got[0, :, 0].astype(int).tolist() == [11, 12, 13, 14, 21, 22]
 
 
@@ -120,7 +121,7 @@ def test_streaming_equals_recomputing_the_window(structure, head):
     whole = tiny.observe(window=window + 2)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, key, method="step"))
     apply = jax.jit(lambda o: model.apply({"params": params}, o, key))
-    history = streaming.empty_history(model, 2)
+    history = model.empty_history(2)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), history)
     for t in range(window + 2):
         got, history = step(tiny.steps(whole, t, t + 1), history)
@@ -143,7 +144,7 @@ def test_a_window_that_slides_by_several_steps_goes_on_from_its_cache():
     whole = tiny.observe(window=window + 4)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     apply = jax.jit(lambda o: model.apply({"params": params}, o))
-    history = streaming.empty_history(model, 2)
+    history = model.empty_history(2)
     for t in range(window + 4):
         seen = [*(seen[2:] if len(seen) == window else seen), t]
         got, history = step(tiny.steps(whole, t, t + 1), history)
@@ -230,7 +231,7 @@ def test_resamplers():
     model, params = tiny.build(tiny.config("interleaved", "mlp", **changes))
     assert params["resampler"]["queries"].shape == (3, WIDTH)
     assert params["pooler"]["queries"].shape == (2, WIDTH)
-    assert streaming.empty_history(model, 1).features.shape == (1, tiny.WINDOW, 6, WIDTH)
+    assert model.empty_history(1).features.shape == (1, tiny.WINDOW, 6, WIDTH)
     out = jax.jit(lambda o: model.apply({"params": params}, o))(tiny.observe())
     assert out.arm.shape == (2, tiny.WINDOW, tiny.CHUNK, 6)
 
@@ -254,7 +255,7 @@ def test_discrete_writes_action_ids_one_by_one():
     model, params = tiny.build(tiny.config("discrete", "detokenizer"))
     observation, window = tiny.observe(), tiny.WINDOW
     tokenizer = model.apply({"params": params}, method=lambda m: m.head.tokenizer)
-    history = streaming.empty_history(model, 2)
+    history = model.empty_history(2)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     for t in range(window):
         prediction, history = step(tiny.steps(observation, t, t + 1), history)
@@ -265,7 +266,7 @@ def test_discrete_writes_action_ids_one_by_one():
     @jax.jit
     def scores(ids):
         def read(m):
-            tokens, valid = m.encode(observation), structures.step_mask(observation)
+            tokens, valid = m.encode(observation), splicing.step_mask(observation)
             return m.read(m.sequence(tokens, valid, observation, ids), valid)
 
         return model.apply({"params": params}, method=read)
@@ -297,14 +298,27 @@ def test_discrete_labels():
     np.testing.assert_array_equal(labels[1, 0, 6:count:7], expected)
 
 
+def test_discrete_warns_of_a_policy_that_copies_its_own_chunks():
+    """The chunks of the steps before hold the actions asked for; with one of either they do not."""
+    discrete, other = ("discrete", "detokenizer"), ("interleaved", "mlp")
+    for choice, changes, warned in (
+        (discrete, {}, True),
+        (discrete, {"structure.window": 1}, False),
+        (discrete, {"structure.chunk": 1}, False),
+        (other, {}, False),
+    ):
+        warnings = legality.warnings(tiny.config(*choice, **changes))
+        assert ["learns to copy" in warning for warning in warnings] == [True] * warned
+
+
 def test_prompt_and_words():
     continuous = tiny.config("policy_head", "lstm")
     assert vla.prompt(continuous).startswith("<grounding>")
-    assert vla.word_ids(vla.build(continuous)) == 128
+    assert vla.build(continuous).word_ids == 128
     discrete = tiny.config("discrete", "detokenizer")
     text = vla.prompt(discrete).format(instruction="lift it")
     assert "What 2 step actions should the robot take to lift it?" in text
-    assert vla.word_ids(vla.build(discrete)) == 128 - 20
+    assert vla.build(discrete).word_ids == 128 - 20
 
 
 @pytest.mark.slow

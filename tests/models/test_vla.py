@@ -10,7 +10,7 @@ import pytest
 
 from configs import quickstart
 from vla_jax.config import ConfigError, StructureParity, resolve
-from vla_jax.models import streaming, vla
+from vla_jax.models import vla
 from vla_jax.models.heads import HEADS
 from vla_jax.types import Observation
 
@@ -68,7 +68,7 @@ def test_streaming_equals_the_window(config, params):
     whole = run(config, params, observation)
     model = vla.build(config)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
-    history = streaming.empty_history(model, 2)
+    history = model.empty_history(2)
     for t in range(WINDOW):
         cut = {c: x[:, t : t + 1] for c, x in observation.images.items()}
         seen = {c: x[:, t : t + 1] for c, x in observation.image_mask.items()}
@@ -84,7 +84,7 @@ def test_streaming_forgets_what_left_the_window(config, params):
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     outputs = []
     for first in (1, 2):
-        history = streaming.empty_history(model, 2)
+        history = model.empty_history(2)
         _, history = step(observe(window=1, seed=first), history)
         for seed in range(10, 10 + WINDOW):
             out, history = step(observe(window=1, seed=seed), history)
@@ -201,4 +201,4 @@ def test_unknown_architecture_key():
     from vla_jax.models.backbones import kosmos2
 
     with pytest.raises(ValueError, match="did you mean 'hidden_size'"):
-        kosmos2.arch(raw)
+        kosmos2.Kosmos2.arch(raw)

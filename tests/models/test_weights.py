@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests import arrays
 from vla_jax.models import weights
 from vla_jax.models.weights import Weight
 
@@ -67,7 +68,7 @@ def test_fused_kernels(kind, fuse, groups, stacked):
     got = weights.to_ours(row, shapes, theirs.__getitem__)
     for path, value in ours.items():
         np.testing.assert_array_equal(got[path], value)
-    back = weights.to_theirs(row, got)
+    back = arrays.to_theirs(row, got)
     assert set(back) == set(theirs)
     for n, value in theirs.items():
         assert back[n].tobytes() == value.tobytes()
@@ -83,7 +84,7 @@ def test_fused_biases(kind):
     got = weights.to_ours(row, shapes, {"qkv.bias": fused}.__getitem__)
     for part, path in zip(parts, row.targets, strict=True):
         np.testing.assert_array_equal(got[path], part.reshape(HEADS, K))
-    assert weights.to_theirs(row, got)["qkv.bias"].tobytes() == fused.tobytes()
+    assert arrays.to_theirs(row, got)["qkv.bias"].tobytes() == fused.tobytes()
 
 
 def test_fused_pairs():
@@ -95,7 +96,7 @@ def test_fused_pairs():
     )
     np.testing.assert_array_equal(got["v/kernel"], v.T.reshape(5, 2, 3))
     np.testing.assert_array_equal(
-        weights.to_theirs(row, got)["to_kv.weight"], np.concatenate([k, v])
+        arrays.to_theirs(row, got)["to_kv.weight"], np.concatenate([k, v])
     )
 
 
@@ -116,7 +117,7 @@ def test_every_second_layer():
     assert str(weights.check(rows, ours, {k: v.shape for k, v in theirs.items()})) == ""
     got = weights.to_ours(rows[1], ours, theirs.__getitem__)["blocks_1/w"]
     np.testing.assert_array_equal(got[:, 0], [1, 3, 5])
-    assert set(weights.to_theirs(rows[1], {"blocks_1/w": got})) == {"h.1.w", "h.3.w", "h.5.w"}
+    assert set(arrays.to_theirs(rows[1], {"blocks_1/w": got})) == {"h.1.w", "h.3.w", "h.5.w"}
 
 
 def test_report_of_a_fused_row():

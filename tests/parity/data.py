@@ -240,6 +240,6 @@ def _prompts(notes: Mapping[str, Any]) -> Iterator[Row]:
     (instruction,) = notes["text_function"]["qwen"]["strings"]  # nothing around it
     for key, backbone in PROMPTS.items():
         (said,) = notes["text_function"][key]["strings"]
-        ours = BACKBONES[backbone][0].PROMPT.format(instruction=instruction)
+        ours = BACKBONES[backbone].PROMPT.format(instruction=instruction)
         same = ends.sub("*", ours) == ends.sub("*", said)
         yield compare(f"prompt of {key}" + ("" if same else f": {said!r}"), not same, False, 0.0)

@@ -10,9 +10,10 @@ import numpy as np
 
 from tests.parity import golden, original, robo
 from tests.parity.table import Row, compare
-from vla_jax.models import streaming, structures, vla
+from vla_jax.models import vla
 from vla_jax.models.action_tokenizer import ActionTokenizer
 from vla_jax.models.losses import NO_LABEL, token_loss
+from vla_jax.models.structures import splicing
 from vla_jax.types import Actions
 
 METRICS = ("loss_arm", "acc_arm", "acc_gripper", "action_l1")
@@ -35,7 +36,7 @@ def run(describe: robo.Describe, folder: Path) -> Iterator[Row]:
         n = tokens.shape[2]
         text = m.backbone.embed_text(ids.reshape(b * w, s).astype(jnp.int32))
         seen = jnp.ones((b * w, n), bool)
-        given, _ = structures.splice(
+        given, _ = splicing.splice(
             text,
             mask.reshape(b * w, s).astype(bool),
             tokens.reshape(b * w, n, -1),
@@ -46,8 +47,8 @@ def run(describe: robo.Describe, folder: Path) -> Iterator[Row]:
             padded=True,
         )
         every = jnp.broadcast_to(jnp.arange(n + s), (b * w, n + s))
-        sequence = structures.Sequence(given, every, every >= 0)
-        sequence = structures.join(sequence, jnp.ones((b, w), bool), padded=True)
+        sequence = splicing.Sequence(given, every, every >= 0)
+        sequence = splicing.join(sequence, jnp.ones((b, w), bool), padded=True)
         logits = m.backbone.logits(m.backbone(sequence.tokens))
         none = jnp.full((b, w, n), NO_LABEL)
         wanted = jnp.concatenate([labels[..., :1], none, labels[..., 1:]], axis=-1).reshape(b, -1)
@@ -105,7 +106,7 @@ def _written(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Row:
     stop = io["batch/instr_and_action_ids"][0, 0, -1]
     text = np.append(io["infer/text"], [[stop]], axis=-1)
     now = original.observation(images, text, np.ones(text.shape, bool))
-    history = streaming.empty_history(model, 1)
+    history = model.empty_history(1)
     prediction, _ = jax.jit(lambda: model.apply({"params": params}, now, history, method="step"))()
     arm, is_open = prediction.arm[:, 0, 0], prediction.gripper[:, 0, :1] > 0
     got = jnp.concatenate([arm, jnp.where(is_open, 1.0, -1.0)], axis=-1)

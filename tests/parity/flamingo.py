@@ -49,7 +49,7 @@ def hf(folder: Path) -> Iterator[Row]:
     media = ids == arch["media_token_id"]
     # Each text sees the image before it alone.
     which = np.cumsum(media, axis=1)[..., None] == 1 + np.arange(shape[1])
-    latents = flamingo.image_tokens(arch)
+    latents = flamingo.Flamingo(arch).image_tokens
     seen = jnp.asarray(np.repeat(which, latents, axis=-1))
     valid = jnp.asarray(io["in/attention_mask"].astype(bool))
 
@@ -81,7 +81,7 @@ def hf(folder: Path) -> Iterator[Row]:
 def pooled(arch: Mapping[str, Any], params: Any, io: Arrays) -> Any:
     """CLIP's image vector, of the parameters that the VLM carries along."""
     images = jnp.asarray(original.image(io["in/vision_x"]))
-    spec = dataclasses.replace(flamingo.vision_spec(arch), keep_class=True)
+    spec = dataclasses.replace(flamingo.Flamingo(arch).vision_spec, keep_class=True)
     tower = VisionTransformer(spec, "none")
     images = images.reshape(-1, *images.shape[-3:])
     first: Any = tower.apply({"params": params["vision"]}, images)
@@ -137,7 +137,7 @@ def read(theirs: Arrays, vision: str, language: str, below: int) -> dict[str, An
             "vocab_size": vocab,
             "context_length": len(theirs["vision_encoder.positional_embedding"]),
         }
-    return flamingo.arch(found)
+    return flamingo.Flamingo.arch(found)
 
 
 def language_of(kind: str, theirs: Arrays, root: str) -> tuple[dict[str, Any], int]:

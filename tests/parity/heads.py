@@ -8,15 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests import arrays
 from tests.parity import golden, original
 from tests.parity.robo import GRADIENT_TOLERANCE, HEAD_TOLERANCE, TOLERANCE, theirs
 from tests.parity.table import Row, compare
-from vla_jax.config import StructureConfig, StructureParity
-from vla_jax.convert import maps
 from vla_jax.convert.robovlms import source as robovlms
 from vla_jax.models.action_tokenizer import RESERVED, ActionTokenizer
 from vla_jax.models.heads import HEADS
-from vla_jax.models.heads.common import pool_tokens
+from vla_jax.models.heads.common import HeadSizes, pool_tokens
 from vla_jax.models.losses import action_loss, token_loss
 from vla_jax.rules import flatten, unflatten
 from vla_jax.types import Actions
@@ -34,15 +33,14 @@ def continuous(folder: Path) -> Iterator[Row]:
         down_sample=attrs["down_sample"],
         layers=max(1, len(layers)),
     )
-    structure = _structure(attrs)
-    file, kind = HEADS[config.kind]
-    head = kind(config, structure, attrs["action_dim"])
+    head_sizes = _sizes(attrs)
+    head = HEADS[config.kind](config, head_sizes)
     x = io["input"]
     x = jnp.asarray(x[:, None] if x.ndim == 3 else x)
 
     def features(x: Any) -> Any:
         if config.down_sample == "pooling":
-            return pool_tokens(x, jnp.ones(x.shape[:3], bool), structure.latent)
+            return pool_tokens(x, jnp.ones(x.shape[:3], bool), head_sizes.latents)
         return x
 
     def run(tree: Any, x: Any, valid: Any) -> Any:
@@ -50,11 +48,10 @@ def continuous(folder: Path) -> Iterator[Row]:
 
     seen = jnp.ones(x.shape[:2], bool)
     abstract = jax.eval_shape(lambda: head.init(jax.random.key(0), features(x), seen))["params"]
-    rows = file.weight_map(config, x.shape[-1])
+    rows = head.weight_map(config, x.shape[-1])
     shapes = {path: leaf.shape for path, leaf in flatten(abstract).items()}
-    sizes = {k: v.shape for k, v in params.items()}
-    place: Any = lambda _, value: jnp.asarray(value)  # noqa: E731
-    tree = unflatten(maps.load(rows, shapes, sizes, params.__getitem__, place))
+    flat = arrays.to_ours(rows, shapes, params)
+    tree = unflatten({path: jnp.asarray(x) for path, x in flat.items()})
 
     chunk = np.concatenate([io["label_arm"], io["label_gripper"][..., None]], axis=-1)
     chunk, mask = (y[:, None] if io["input"].ndim == 3 else y for y in (chunk, io["mask"]))
@@ -78,7 +75,7 @@ def continuous(folder: Path) -> Iterator[Row]:
         yield compare(f"loss, {name}", total, io[f"loss_{name}.total_0.01"], HEAD_TOLERANCE)
     yield from _gradients(rows, grads, io)
     if "step_inputs" in io:
-        yield from _streaming(lambda x, valid: run(tree, x, valid), structure.window, io)
+        yield from _streaming(lambda x, valid: run(tree, x, valid), head_sizes.steps, io)
 
 
 def _gradients(rows: Any, grads: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
@@ -108,15 +105,12 @@ def _streaming(run: Any, window: int, io: Mapping[str, np.ndarray]) -> Iterator[
     yield compare("streaming gripper", np.stack(grippers), io["step_gripper"], HEAD_TOLERANCE)
 
 
-def _structure(attrs: Mapping[str, Any]) -> StructureConfig:
-    return StructureConfig(
-        kind="policy_head",
-        window=attrs.get("window_size", 1),
+def _sizes(attrs: Mapping[str, Any]) -> HeadSizes:
+    return HeadSizes(
+        steps=attrs.get("window_size", 1),
+        latents=attrs["latent"],
         chunk=attrs["fwd_pred_next_n"],
-        latent=attrs["latent"],
-        cameras=("primary",),
-        text_len=1,
-        parity=StructureParity("padded_column"),
+        action_dim=attrs["action_dim"],
     )
 
 

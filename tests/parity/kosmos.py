@@ -24,7 +24,7 @@ HEADS = 4
 
 def hf(folder: Path) -> Iterator[Row]:
     """Kosmos2ForConditionalGeneration on ids with images, and on embeddings."""
-    io, arch = golden.arrays(folder), kosmos2.arch(golden.config(folder), strict=False)
+    io, arch = golden.arrays(folder), kosmos2.Kosmos2.arch(golden.config(folder), strict=False)
     model = vla.build(original.model_config({}, "kosmos2", arch))
     theirs, mapped = golden.weights(folder), maps.hugging_face(model.config)
     params = load(mapped, model, theirs, "backbone/")
@@ -69,7 +69,7 @@ def describe(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, A
     side = round((len(params[vision + "embeddings.position_embedding.weight"]) - 1) ** 0.5)
     vocab, width = params[text + "embed_tokens.weight"].shape
 
-    found = kosmos2.arch(
+    found = kosmos2.Kosmos2.arch(
         {
             "latent_query_num": len(params["backbone.image_to_text_projection.latent_query"]),
             "vision_config": {

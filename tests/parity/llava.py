@@ -31,7 +31,7 @@ def vicuna(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any
         "rope_dtype": "float16",
     }
     found = {"text_config": text, **_rest(params, top)}
-    return "llava", llava.arch(found)
+    return "llava", llava.Llava.arch(found)
 
 
 def mpt(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
@@ -45,7 +45,7 @@ def mpt(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
         "n_heads": HEADS,
         **_rest(params, top),
     }
-    return "llava_mpt", llava_mpt.arch(found)
+    return "llava_mpt", llava_mpt.LlavaMPT.arch(found)
 
 
 def _depth(params: Mapping[str, np.ndarray], prefix: str) -> int:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests import arrays
 from tests.parity import golden
 from tests.parity.table import Row, compare
-from vla_jax.convert import maps
 from vla_jax.models import weights
 from vla_jax.models.towers.decoder import Decoder
 from vla_jax.models.towers.text_families import LANGUAGES
@@ -33,8 +33,7 @@ def run(folder: Path) -> Iterator[Row]:
     embeds = jnp.zeros((*ids.shape, spec.width))
     tree = jax.eval_shape(decoder.init, jax.random.key(0), embeds, jnp.asarray(mask))["params"]
     shapes = {path: leaf.shape for path, leaf in flatten(tree).items()}
-    found = {name: value.shape for name, value in theirs.items()}
-    flat = maps.load(rows, shapes, found, theirs.__getitem__, ignore=family.ignore)
+    flat = arrays.to_ours(rows, shapes, theirs, family.ignore)
     params = {"params": unflatten({path: jnp.asarray(value) for path, value in flat.items()})}
     yield _round_trip(rows, flat, theirs)
 
@@ -65,7 +64,7 @@ def _round_trip(
     """How many tensors do not come back bit for bit."""
     back: dict[str, np.ndarray] = {}
     for row in rows:
-        back.update(weights.to_theirs(row, flat))
+        back.update(arrays.to_theirs(row, flat))
     common = theirs.keys() & back.keys()
     wrong = [n for n in common if theirs[n].tobytes() != back[n].tobytes()]
     return compare(f"{len(common)} tensors exported again, differing", len(wrong), 0, 0.0)

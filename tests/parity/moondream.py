@@ -17,7 +17,7 @@ from tests.parity.vision import Filled, channels_last, compare_scaled
 from vla_jax.convert import maps
 from vla_jax.convert.tensors import Renamed
 from vla_jax.models import vla
-from vla_jax.models.backbones import moondream
+from vla_jax.models.backbones.moondream import Moondream
 from vla_jax.models.towers.decoder import Decoder, causal_mask
 from vla_jax.models.towers.layers import MLP
 from vla_jax.models.towers.vit import VisionTransformer
@@ -37,9 +37,9 @@ def hf(folder: Path) -> Iterator[Row]:
     model = vla.build(original.model_config({}, name, arch))
     mapped = maps.hugging_face(model.config)
     params = load(mapped, model, found, "backbone/")
-    backbone = moondream.Moondream(arch, remat="none")
+    backbone = Moondream(arch, remat="none")
 
-    def forward(m: moondream.Moondream) -> dict[str, Any]:
+    def forward(m: Moondream) -> dict[str, Any]:
         image = m.encode_images(channels_last(io["in/pixel_values"]))
         text = m.embed_text(jnp.asarray(io["in/input_ids"], jnp.int32))
         embeds = jnp.concatenate([text[:, :1], image, text[:, 1:]], axis=1)
@@ -74,12 +74,13 @@ def hf_2025(folder: Path) -> Iterator[Row]:
     source: Any = SimpleNamespace(
         shapes=shapes, dtypes=dtypes, read=stored.__getitem__, place=lambda name: name
     )
-    renamed = Renamed(source, moondream.RENAMES)
+    renamed = Renamed(source, Moondream.RENAMES)
     theirs = {name: renamed.read(name) for name in renamed.shapes}
-    told = moondream.from_shapes(renamed.shapes)
+    told = Moondream.from_shapes(renamed.shapes)
     told["vision_config"] |= HEADS["vision_config"]
-    arch = moondream.arch(told)
-    vision, rows = arch["vision_config"], moondream.weight_map(arch)
+    arch = Moondream.arch(told)
+    vision, backbone = arch["vision_config"], Moondream(arch)
+    rows = backbone.weight_map()
 
     def part(module: Any, target: str, *args: Any) -> Filled:
         mine = [row for row in rows if row.target.startswith(target)]
@@ -87,7 +88,7 @@ def hf_2025(folder: Path) -> Iterator[Row]:
         return Filled(module, cut, theirs, *args)
 
     x = channels_last(io["in/pixel_values"])
-    tower = part(VisionTransformer(moondream.vision_spec(vision), "none"), "vision/", x)
+    tower = part(VisionTransformer(backbone.vision_spec, "none"), "vision/", x)
     yield compare_scaled("vision features", tower(x), io["out/vision_features"])
     # The folder's projection is as wide as another text decoder.
     streams = jnp.concatenate([tower(x)[0], io["out/rec_pooled"]], axis=-1)
@@ -95,7 +96,7 @@ def hf_2025(folder: Path) -> Iterator[Row]:
     projection = part(module, "vision_projection/", streams)
     yield compare_scaled("projected", projection(streams), io["out/projected"])
 
-    decoder = Decoder(moondream.text_spec(arch["text_config"]), "none")
+    decoder = Decoder(backbone.text_spec, "none")
     ids = jnp.asarray(io["in/input_ids"], jnp.int32)
     valid = jnp.ones(ids.shape, bool)
     embeds = jnp.asarray(theirs["text_model.transformer.embd.wte.weight"])[ids]
@@ -115,5 +116,5 @@ def hf_2025(folder: Path) -> Iterator[Row]:
 def describe(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
     """Architecture of a tiny Moondream, read off its tensors."""
     shapes = {name.removeprefix("backbone."): value.shape for name, value in params.items()}
-    told = moondream.from_shapes(shapes)
-    return "moondream", moondream.arch({name: told[name] | HEADS[name] for name in told})
+    told = Moondream.from_shapes(shapes)
+    return "moondream", Moondream.arch({name: told[name] | HEADS[name] for name in told})

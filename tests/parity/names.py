@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tests import arrays
 from tests.parity import original
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
@@ -141,8 +142,8 @@ def run(folder: Path) -> Iterator[Row]:
 
 
 def _file(full: Full, path: Path) -> Iterator[Row]:
-    file, _ = BACKBONES[full.backbone]
-    arch = file.arch(full.arch)
+    backbone = BACKBONES[full.backbone]
+    arch = backbone.arch(full.arch)
     config = original.model_config({}, full.backbone, arch)
     theirs = _named(path)
     ours = _shapes(vla.build(config))
@@ -151,7 +152,7 @@ def _file(full: Full, path: Path) -> Iterator[Row]:
     else:
         rows, ignore = maps.hugging_face(config)
         ours = {k: v for k, v in ours.items() if k.startswith("backbone/")}
-    renames = () if full.whole else getattr(file, "RENAMES", ())
+    renames = () if full.whole else backbone.RENAMES
     found = {renamed(name, renames): shape for name, shape in theirs.items()}
     report = weights.check(rows, ours, found, ignore)
     problems = sum(map(len, (report.missing, report.unexpected, report.misshaped)))
@@ -184,7 +185,7 @@ def exported(
     """
     back: dict[str, np.ndarray] = {}
     for row in rows:
-        back |= weights.to_theirs(row, {k: np.asarray(flat[k]) for k in row.targets})
+        back |= arrays.to_theirs(row, flat)
     changed = [k for k in back if k in theirs and not np.array_equal(back[k], theirs[k])]
     if ignore is not None:
         changed += {k for k in theirs if not weights.ignored(k, ignore)} ^ back.keys()

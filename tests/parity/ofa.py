@@ -23,7 +23,7 @@ def hf(folder: Path) -> Iterator[Row]:
     io, found = golden.arrays(folder), golden.weights(folder)
     images = channels_last(io["in/patch_images"])
     config = {**golden.config(folder, "meta.json")["config"], "image_size": images.shape[1]}
-    model = vla.build(original.model_config({}, "ofa", ofa.arch(config, strict=False)))
+    model = vla.build(original.model_config({}, "ofa", ofa.OFA.arch(config, strict=False)))
     mapped = maps.hugging_face(model.config)
     params = load(mapped, model, found, "backbone/")
     backbone = ofa.OFA(model.arch, remat="none")

@@ -37,10 +37,10 @@ def hf(folder: Path) -> Iterator[Row]:
     """PaliGemmaForConditionalGeneration of transformers 5, with and without token types."""
     io, config = golden.arrays(folder), golden.config(folder)
     name = GENERATIONS[config["text_config"]["model_type"]]
-    file, module = BACKBONES[name]
-    arch = file.arch(config, strict=False)
+    kind = BACKBONES[name]
+    arch = kind.arch(config, strict=False)
     # It neither divides image tokens nor scales them.
-    arch["hidden_size"] = file.width(arch)
+    arch["hidden_size"] = kind(arch).width
     attention = golden.config(folder, "meta.json")["attn"]
     if "attention_cap" in arch:
         arch["attention_cap"] = attention == "eager"
@@ -63,10 +63,10 @@ def hf(folder: Path) -> Iterator[Row]:
         tokens = Tokens(embeds, jnp.asarray(valid), jnp.where(place, 0, -1), given=given)
         hidden = m(tokens)
         states = m.text.run(embeds, tokens.valid, collect=True).states
-        return image * file.width(arch) ** 0.5, states, hidden, m.text.logits(hidden)
+        return image * m.width**0.5, states, hidden, m.text.logits(hidden)
 
     def run(mask: str) -> Any:
-        backbone = module({**arch, "mask": mask}, "none")
+        backbone = kind({**arch, "mask": mask}, "none")
         return jax.jit(lambda p: backbone.apply({"params": p}, method=forward))(params["backbone"])
 
     image, states, hidden, logits = run(without)
@@ -98,7 +98,7 @@ def describe(
 
     name = GENERATIONS["gemma2" if second else "gemma"]
     version = ".".join(config["versions"]["transformers"].split(".")[:2])
-    found = BACKBONES[name][0].arch(
+    found = BACKBONES[name].arch(
         {
             "mask": MASKS[version],
             "hidden_size": HIDDEN[name],

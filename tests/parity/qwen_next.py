@@ -28,15 +28,14 @@ def hf(folder: Path) -> Iterator[Row]:
     yield from tower(folder)
     io, found = golden.arrays(folder), golden.config(folder)
     name = found["model_type"]
-    file, module = BACKBONES[name]
-    arch = file.arch(found, strict=False)
+    kind = BACKBONES[name]
+    arch = kind.arch(found, strict=False)
     model = vla.build(original.model_config({}, name, arch))
     mapped = maps.hugging_face(model.config)
-    renames = getattr(file, "RENAMES", ())
-    theirs = {renamed(key, renames): value for key, value in golden.weights(folder).items()}
+    theirs = {renamed(key, kind.RENAMES): value for key, value in golden.weights(folder).items()}
     params = load(mapped, model, theirs, "backbone/")
     yield names.exported(mapped[0], flatten(params), theirs)
-    backbone = module(arch, remat="none")
+    backbone = kind(arch, remat="none")
 
     @jax.jit
     def encode(images: Any) -> Any:
@@ -61,7 +60,7 @@ def hf(folder: Path) -> Iterator[Row]:
 
     @jax.jit
     def forward(ids: Any, images: Any) -> Any:
-        def apply(m: qwen_family.Qwen2VL) -> Any:
+        def apply(m: qwen_family.QwenFamily) -> Any:
             embeds = m.embed_text(ids)
             for at, tokens in zip(columns, images, strict=True):
                 embeds = embeds.at[at].set(tokens[0])
@@ -90,7 +89,7 @@ def hf(folder: Path) -> Iterator[Row]:
 
     @jax.jit
     def read(ids: Any) -> Any:
-        def apply(m: qwen_family.Qwen2VL) -> Any:
+        def apply(m: qwen_family.QwenFamily) -> Any:
             tokens = Tokens(m.embed_text(ids), ids >= 0, jnp.full(ids.shape, -1))
             return m.logits(m(tokens))
 

@@ -25,7 +25,7 @@ HEADS, START, SEQ_LENGTH = 4, 590, 64
 
 def hf(folder: Path) -> Iterator[Row]:
     """QWenLMHeadModel on ids with images, and on embeddings; tokens that are no padding."""
-    io, arch = golden.arrays(folder), qwen_vl.arch(golden.config(folder), strict=False)
+    io, arch = golden.arrays(folder), qwen_vl.QwenVL.arch(golden.config(folder), strict=False)
     model = vla.build(original.model_config({}, "qwen_vl", arch))
     theirs, mapped = golden.weights(folder), maps.hugging_face(model.config)
     params = load(mapped, model, theirs, "backbone/")
@@ -48,7 +48,7 @@ def hf(folder: Path) -> Iterator[Row]:
 
     images = jnp.asarray(original.image(io["in/pixel_values"]))
     image, states, hidden, logits = map(np.asarray, forward(images, ids, jnp.asarray(mask)))
-    inner = image[:, qwen_vl.MARKS : -qwen_vl.MARKS]
+    inner = image[:, qwen_vl.QwenVL.MARKS : -qwen_vl.QwenVL.MARKS]
     yield compare_scaled("image features", inner, io["out/image_features"])
     outputs = {f"out/hidden_{i}": state for i, state in enumerate(states)}
     outputs |= {"out/last_hidden": hidden, "out/logits": logits}
@@ -108,7 +108,7 @@ def describe(
         "seq_length": SEQ_LENGTH,
         "visual": _visual(params, text + "visual.", config["image_size"]),
     }
-    return "qwen_vl", qwen_vl.arch(found)
+    return "qwen_vl", qwen_vl.QwenVL.arch(found)
 
 
 def _visual(params: Mapping[str, np.ndarray], prefix: str, size: int) -> dict[str, Any]:

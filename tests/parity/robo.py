@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tests import arrays
 from tests.parity import golden, names, original
 from tests.parity.table import Row, compare
 from vla_jax.convert import maps
-from vla_jax.models import streaming, structures, vla, weights
+from vla_jax.models import vla, weights
+from vla_jax.models.structures import splicing
 from vla_jax.rules import flatten, unflatten
 
 TOLERANCE = 1e-4
@@ -66,7 +68,7 @@ def _sequence(
     """What goes into the VLM and what comes out, column by column."""
 
     def look(m: vla.VLA) -> Any:
-        tokens, valid = m.encode(observation), structures.step_mask(observation)
+        tokens, valid = m.encode(observation), splicing.step_mask(observation)
         sequence = m.sequence(tokens, valid, observation)
         logits = None
         if "fwd/lm0_logits" in io:
@@ -99,7 +101,7 @@ def _sequence(
 
 def _streaming(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
     text, count = io["infer/text"], io["infer/rgb"].shape[1]
-    history = streaming.empty_history(model, 1)
+    history = model.empty_history(1)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     arms, grippers = [], []
     for t in range(count):
@@ -234,9 +236,8 @@ def load(mapped: Any, model: vla.VLA, found: Mapping[str, np.ndarray], part: str
     rows, ignore = mapped
     abstract = jax.eval_shape(lambda key: vla.initial_params(model, key), jax.random.key(0))
     shapes = {path: leaf.shape for path, leaf in flatten(abstract).items() if path.startswith(part)}
-    sizes = {k: v.shape for k, v in found.items()}
-    flat = maps.load(rows, shapes, sizes, found.__getitem__, lambda _, x: jnp.asarray(x), ignore)
-    return unflatten(flat)
+    flat = arrays.to_ours(rows, shapes, found, ignore)
+    return unflatten({path: jnp.asarray(x) for path, x in flat.items()})
 
 
 def theirs(rows: list[weights.Weight], tree: Any) -> dict[str, np.ndarray]:
@@ -244,5 +245,5 @@ def theirs(rows: list[weights.Weight], tree: Any) -> dict[str, np.ndarray]:
     flat = jax.tree.map(np.asarray, flatten(tree))
     named: dict[str, np.ndarray] = {}
     for row in rows:
-        named.update(weights.to_theirs(row, flat))
+        named.update(arrays.to_theirs(row, flat))
     return named

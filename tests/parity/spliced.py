@@ -23,13 +23,13 @@ def hf(folder: Path) -> Iterator[Row]:
     """Image features, hidden states and logits of a backbone that is called as its model_type."""
     io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
     name = config["model_type"]
-    file, module = BACKBONES[name]
-    arch = file.arch(config, strict=False)
+    kind = BACKBONES[name]
+    arch = kind.arch(config, strict=False)
     model = vla.build(original.model_config({}, name, arch))
     mapped = maps.hugging_face(model.config)
     params = load(mapped, model, theirs, "backbone/")
     yield names.exported(mapped[0], flatten(params), theirs)
-    backbone = module(arch, remat="none")
+    backbone = kind(arch, remat="none")
 
     ids = io["in/input_ids"].astype(np.int32)
     valid = io["in/attention_mask"] == 1
@@ -38,7 +38,7 @@ def hf(folder: Path) -> Iterator[Row]:
     @jax.jit
     def forward(images: Any) -> Any:
         def apply(m: Any) -> Any:
-            features = m.encode_images(images).reshape(-1, file.width(arch))
+            features = m.encode_images(images).reshape(-1, m.width)
             embeds = m.embed_text(jnp.asarray(ids)).at[np.nonzero(place)].set(features)
             tokens = Tokens(embeds, jnp.asarray(valid), jnp.full(ids.shape, -1))
             hidden = m(tokens)

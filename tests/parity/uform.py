@@ -61,7 +61,7 @@ def hf(folder: Path) -> Iterator[Row]:
 def describe(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
     """Architecture of a tiny UForm-Gen, read off its tensors; the rest is transformers' default."""
     found = {name.removeprefix("backbone."): value for name, value in params.items()}
-    told = uform.from_shapes({name: value.shape for name, value in found.items()})
+    told = uform.UForm.from_shapes({name: value.shape for name, value in found.items()})
     text, decoder = told["text_config"], "text_decoder."
     table, head = found[decoder + "model.embed_tokens.weight"], found[decoder + "lm_head.weight"]
     keys = len(found[decoder + "model.layers.0.self_attn.k_proj.weight"])
@@ -73,4 +73,4 @@ def describe(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, A
         "tie_word_embeddings": bool(np.array_equal(table, head)),
     }
     heads = {"image_encoder_num_heads": HEADS, "image_pooler_num_attn_heads": HEADS}
-    return "uform", uform.arch({**told, **heads})
+    return "uform", uform.UForm.arch({**told, **heads})

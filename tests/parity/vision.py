@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests import arrays
 from tests.parity import golden
 from tests.parity.table import Row, compare
-from vla_jax.convert import maps
 from vla_jax.models import image, weights
 from vla_jax.models.towers import resampler, vision_families
 from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
@@ -44,12 +44,11 @@ class Filled:
         self.module = module
         abstract = jax.eval_shape(lambda: module.init(jax.random.key(0), *args))["params"]
         shapes = {path: leaf.shape for path, leaf in flatten(abstract).items()}
-        found = {k: v.shape for k, v in theirs.items()}
-        flat = maps.load(rows, shapes, found, theirs.__getitem__, ignore=(".",))
+        flat = arrays.to_ours(rows, shapes, theirs, ignore=(".",))
         self.params = unflatten(flat)
         back: dict[str, np.ndarray] = {}
         for row in rows:
-            back |= weights.to_theirs(row, flat)
+            back |= arrays.to_theirs(row, flat)
         self.changed = [k for k in back if not np.array_equal(back[k], theirs[k])]
 
     def __call__(self, *args: Any, method: str | None = None) -> Any:

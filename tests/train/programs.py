@@ -31,7 +31,7 @@ HEADS = {
 def config(backbone: str, structure: str, head: str = "", **changes: Any) -> Config:
     """A very small model of that kind, with dropout; dotted keys change it further."""
     raw = tiny.get_config(backbone)
-    spliced = BACKBONES[backbone][0].LAYOUT.images == "spliced"
+    spliced = BACKBONES[backbone].LAYOUT.images == "spliced"
     window = 1 if structure == "one_step" or (structure == "discrete" and not spliced) else 3
     raw.model.structure.update({"kind": structure, "window": window, "chunk": 2, "text_len": 9})
     raw.model.head.update({"kind": head or HEADS[structure], "hidden": 16, "layers": 2})

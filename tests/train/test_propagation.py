@@ -13,14 +13,18 @@ from configs import kosmos_ph
 from configs.tiny import ARCHS
 from tests.train import programs
 from vla_jax.config import MeshConfig, resolve
-from vla_jax.models import sharding
-from vla_jax.models.structures import STRUCTURES, refused_by
+from vla_jax.models import legality, sharding
+from vla_jax.models.structures import STRUCTURES
 from vla_jax.train.mesh import make_mesh
 from vla_jax.train.propagation import Carry, loop_carries, unsplit_carries
 
 # Over eight devices; 11 divides no width of a model, so that nothing else passes for rows.
 ROWS = 8 * 11
-CELLS = [c for c in itertools.product(ARCHS, STRUCTURES) if c[1] not in refused_by(c[0])]
+CELLS = [
+    cell
+    for cell in itertools.product(ARCHS, STRUCTURES)
+    if not legality.refusal(*cell, programs.HEADS[cell[1]])
+]
 # One cell for each kind of loop: decoder and LSTM, windows of a tower, taps of another, ResNet and
 # encoder-decoder, perceiver and cross-attention, the denoiser, GPT-2.
 QUICK = [

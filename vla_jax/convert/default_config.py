@@ -21,16 +21,16 @@ def default_config(hf_dir: str | Path) -> str:
     """
     described = read_json(Path(hf_dir) / "config.json")
     kind, problems = described.get("model_type"), []
-    for file, _ in BACKBONES.values():
-        if file.ARCH["model_type"] != kind:
+    known = {b.RELEASED["model_type"] for b in BACKBONES.values() if b.DEFAULT_CONFIG}
+    for backbone in BACKBONES.values():
+        if backbone.RELEASED["model_type"] != kind or not backbone.DEFAULT_CONFIG:
             continue
         try:
-            file.arch(described, strict=False)
+            backbone.arch(described, strict=False)
         except ValueError as error:
             problems.append(str(error))
         else:
-            return file.DEFAULT_CONFIG
+            return backbone.DEFAULT_CONFIG
     if problems:
         raise ConfigError(f"{hf_dir}: " + "\n".join(problems))
-    kinds = sorted({file.ARCH["model_type"] for file, _ in BACKBONES.values()})
-    raise ConfigError(f"{hf_dir}: no backbone is a VLM of type {kind!r}; they are {kinds}")
+    raise ConfigError(f"{hf_dir}: no backbone is a VLM of type {kind!r}; they are {sorted(known)}")

@@ -15,7 +15,6 @@ from vla_jax.convert.importing import POLICY, SETTINGS, STATISTICS
 from vla_jax.convert.store import Stored
 from vla_jax.convert.tensors import Lazy, parameters, promote
 from vla_jax.models import vla
-from vla_jax.models.backbones import BACKBONES
 
 Done = Callable[[int], Any]  # takes the bytes just written
 
@@ -118,8 +117,7 @@ def _write_beside(
     hf_files.write_json(folder / "config.json", described)
     if meta["tokenizer"]:
         hf_files.write_tokenizer(meta["tokenizer"], original, folder)
-    file, _ = BACKBONES[model.config.backbone.name]
-    hf_files.write_processor(model.image, file.image_tokens(model.arch), described, folder)
+    hf_files.write_processor(model.image, model.vlm.image_tokens, described, folder)
     settings = {
         "format": meta["format"],
         "step": stored.step,

@@ -1,19 +1,19 @@
 """Weight maps of whole checkpoints, and the strict step between names and our tree."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from vla_jax.config import ModelConfig
 from vla_jax.convert.tensors import Lazy, Source, floating, holds, promote, same_bytes
-from vla_jax.models import vla
 from vla_jax.models import weights as w
 from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.backbones.base import Backbone
 from vla_jax.models.heads import HEADS
-from vla_jax.models.towers.resampler import perceiver_weights
+from vla_jax.models.structures import STRUCTURES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -24,22 +24,20 @@ def hugging_face(config: ModelConfig) -> tuple[list[w.Weight], tuple[str, ...]]:
     Returns:
         The rows (targets from the root of our tree) and regexes of names to pass over.
     """
-    file, _ = BACKBONES[config.backbone.name]
-    rows = file.weight_map(file.arch(config.backbone.arch))
-    return w.prefixed(rows, "", "backbone/"), file.IGNORE
+    backbone = _backbone(config)
+    return w.prefixed(backbone.weight_map(), "", "backbone/"), backbone.IGNORE
+
+
+def _backbone(config: ModelConfig) -> Backbone:
+    kind = BACKBONES[config.backbone.name]
+    return kind(kind.arch(config.backbone.arch))
 
 
 def policy(config: ModelConfig, prefix: str = "") -> list[w.Weight]:
-    """Everything but the VLM, under RoboVLMs' names: head, action token, vision resampler."""
-    file, _ = BACKBONES[config.backbone.name]
-    head, _ = HEADS[config.head.kind]
-    width = file.width(file.arch(config.backbone.arch))
-    rows = w.prefixed(head.weight_map(config.head, width), prefix + "act_head.", "head/")
-    if vla.has_action_token(config):
-        rows.append(w.Weight(prefix + "action_token", "action_token"))
-    if config.structure.resampler:
-        rows += w.prefixed(perceiver_weights(), prefix + "vision_resampler.", "resampler/")
-    return rows
+    """Everything but the VLM, under RoboVLMs' names: the head and what the structure adds."""
+    rows = HEADS[config.head.kind].weight_map(config.head, _backbone(config).width)
+    rows = w.prefixed(rows, prefix + "act_head.", "head/")
+    return rows + w.prefixed(STRUCTURES[config.structure.kind].weight_map(config), prefix, "")
 
 
 def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight], tuple[str, ...]]:
@@ -49,13 +47,9 @@ def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight
         config: the model, `backbone.arch` complete.
         prefix: "model." in released files, "" in a bare state dict.
     """
-    file, _ = BACKBONES[config.backbone.name]
-    head, _ = HEADS[config.head.kind]
-    weight_map = getattr(file, "robovlms_map", file.weight_map)
-    rows = weight_map(file.arch(config.backbone.arch))
-    root = getattr(file, "ROBOVLMS_ROOT", "backbone.")
-    rows = w.prefixed(rows, prefix + root, "backbone/")
-    return [*rows, *policy(config, prefix)], (*file.IGNORE, *getattr(head, "IGNORE", ()))
+    backbone = _backbone(config)
+    rows = w.prefixed(backbone.robovlms_map(), prefix + backbone.ROBOVLMS_ROOT, "backbone/")
+    return [*rows, *policy(config, prefix)], (*backbone.IGNORE, *HEADS[config.head.kind].ignore)
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ def incoming(
     """
     rows, ignore, unequal = list(rows), tuple(ignore), tuple(unequal)
     theirs = source.shapes
-    report = compare(rows, ours, theirs, source.read, ignore, source.dtypes, source.place)
+    report = _compare(rows, ours, source, ignore)
     leaves, changed = {}, []
     for row in rows:
         if row.alias or any(path not in ours for path in row.targets):
@@ -104,8 +98,9 @@ def incoming(
         types = [source.dtypes[name] for name in _names(row, ours) if name in theirs]
         stored = dtype or promote(types or [np.dtype(np.float32)])
         changed += [_change(row.source, old, stored) for old in set(types) if old != stored]
+        made = _Row(row, ours, source, stored)
         for path in row.targets:
-            leaves[path] = Lazy(ours[path], stored, _reader(row, ours, path, source, stored))
+            leaves[path] = Lazy(ours[path], stored, functools.partial(made.take, path))
     unused = [n for n in theirs if w.ignored(n, ignore)]
     if report or unequal:
         report = dataclasses.replace(
@@ -118,13 +113,23 @@ def incoming(
     return Incoming(leaves, tuple(unused), tuple(changed))
 
 
-def _reader(
-    row: w.Weight, ours: Shapes, path: str, source: Source, dtype: np.dtype
-) -> Callable[[], np.ndarray]:
-    def read(name: str) -> np.ndarray:
-        return source.read(name).astype(dtype, copy=False)
+class _Row:
+    """Makes the parameters of a row together, so that a fused tensor is read once, not per part.
 
-    return lambda: w.to_ours(row, ours, read)[path]
+    Parts wait in memory until they are taken; then the row can be made again.
+    """
+
+    def __init__(self, row: w.Weight, ours: Shapes, source: Source, dtype: np.dtype):
+        self._row, self._ours, self._source, self._dtype = row, ours, source, dtype
+        self._waiting: dict[str, np.ndarray] = {}
+
+    def take(self, path: str) -> np.ndarray:
+        if path not in self._waiting:
+            self._waiting = w.to_ours(self._row, self._ours, self._read)
+        return self._waiting.pop(path)
+
+    def _read(self, name: str) -> np.ndarray:
+        return self._source.read(name).astype(self._dtype, copy=False)
 
 
 def _change(name: str, old: np.dtype, new: np.dtype) -> str:
@@ -213,20 +218,11 @@ def _joined(row: w.Weight, parts: list[np.ndarray]) -> np.ndarray:
     return found if parts[0].ndim else found.reshape(())  # numpy's contiguous scalars are vectors
 
 
-def compare(
-    rows: Iterable[w.Weight],
-    ours: Shapes,
-    theirs: Shapes,
-    read: Callable[[str], np.ndarray],
-    ignore: Iterable[str] = (),
-    dtypes: Mapping[str, np.dtype] | None = None,
-    place: Callable[[str], Any] = lambda name: name,
+def _compare(
+    rows: list[w.Weight], ours: Shapes, source: Source, ignore: Iterable[str]
 ) -> w.KeyReport:
-    """All that is wrong with foreign tensors; reads aliases (tied weights) and their originals.
-
-    The arguments are those of `load`; `dtypes` and `place` those of `tensors.Source`.
-    """
-    rows, dtypes = list(rows), dtypes or {}
+    """All that is wrong with foreign tensors; reads aliases (tied weights) and their originals."""
+    theirs = source.shapes
     known = [row for row in rows if all(path in ours for path in row.targets)]
     originals = {row.targets: row for row in known if not row.alias}
     pairs = [
@@ -240,11 +236,11 @@ def compare(
         for name, original in pairs
         if name in theirs
         and theirs[name] == theirs.get(original)
-        and place(name) != place(original)
-        and not same_bytes(read(name), read(original))
+        and source.place(name) != source.place(original)
+        and not same_bytes(source.read(name), source.read(original))
     ]
     used = {name for row in known for name in _names(row, ours)}
-    mistyped = [f"{n}: {t}" for n, t in dtypes.items() if n in used and not floating(t)]
+    mistyped = [f"{n}: {t}" for n, t in source.dtypes.items() if n in used and not floating(t)]
     report = w.check(rows, ours, theirs, ignore)
     return dataclasses.replace(report, unequal=tuple(unequal), mistyped=tuple(mistyped))
 
@@ -252,36 +248,3 @@ def compare(
 def _names(row: w.Weight, ours: Shapes) -> list[str]:
     shape = ours[row.targets[0]]
     return row.expand(shape[0] if shape else 0)
-
-
-def load(
-    rows: Iterable[w.Weight],
-    ours: Shapes,
-    theirs: Shapes,
-    read: Callable[[str], np.ndarray],
-    place: Callable[[str, np.ndarray], Any] = lambda path, value: value,
-    ignore: Iterable[str] = (),
-) -> dict[str, Any]:
-    """Foreign tensors -> our flat tree, one row of the map in host memory at a time.
-
-    Args:
-        rows: the weight map.
-        ours: our path -> shape of the parameters to fill.
-        theirs: their name -> shape.
-        read: their name -> array.
-        place: (our path, array) -> what to keep, e.g. the sharded device array.
-        ignore: regexes of their names that carry nothing.
-
-    Raises:
-        WeightError: with the whole key report, before anything but aliases is read.
-    """
-    rows = list(rows)
-    report = compare(rows, ours, theirs, read, ignore)
-    if report:
-        raise w.WeightError(str(report))
-    return {
-        path: place(path, value)
-        for row in rows
-        if not row.alias
-        for path, value in w.to_ours(row, ours, read).items()
-    }

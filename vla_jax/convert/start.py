@@ -52,9 +52,9 @@ class Start:
         if self._resumed:
             return self._resumed_arch(self._resumed)
         if self._stored:
-            file, _ = BACKBONES[self._config.backbone.name]
+            backbone = BACKBONES[self._config.backbone.name]
             base = self._stored.meta["config"]["model"]["backbone"]["arch"]
-            return hf.override(base, self._config.backbone.arch, file)
+            return hf.override(base, self._config.backbone.arch, backbone)
         return hf.read_arch(self._where, self._config) if self._where else None
 
     def _resumed_arch(self, meta: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -63,8 +63,7 @@ class Start:
         if not from_weights or stored["name"] != self._config.backbone.name:
             # The config has to say the same again; `train.resume` lists where it does not.
             return None
-        file, _ = BACKBONES[stored["name"]]
-        return hf.override(stored["arch"], self._config.backbone.arch, file)
+        return hf.override(stored["arch"], self._config.backbone.arch, BACKBONES[stored["name"]])
 
     def origin(self) -> dict[str, Any]:
         """What checkpoints of the run keep of the folder its VLM came from, to export it again."""

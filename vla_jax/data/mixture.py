@@ -132,7 +132,7 @@ def open_datasets(
     if statistics is None and config.statistics:
         statistics = read_statistics(config.statistics, names)
     if split == "train":
-        _warn_of(config, structure)
+        _warn_of(config)
     missing = [name for name in names if statistics is not None and name not in statistics]
     left_out = Skips("data.datasets", config.on_error)
     if missing and not left_out.allowed:
@@ -207,7 +207,7 @@ def open_datasets(
     )  # fmt: skip
 
 
-def _warn_of(config: DataConfig, structure: StructureConfig) -> None:
+def _warn_of(config: DataConfig) -> None:
     """Tells of choices that are legal and seldom meant."""
     if config.normalization == "q99" and config.clip < 1:
         log.warning(
@@ -217,12 +217,6 @@ def _warn_of(config: DataConfig, structure: StructureConfig) -> None:
         log.warning(
             "data.normalization = normal with data.clip = %s cuts actions that lie further than "
             "that many standard deviations from the mean", config.clip,
-        )  # fmt: skip
-    if structure.kind == "discrete" and structure.window > 1 and structure.chunk > 1:
-        log.warning(
-            "model.structure: discrete with window = %d and chunk = %d sees in training the true "
-            "chunks of the steps before, which hold the actions it is asked for, and learns to "
-            "copy them; window = 1 sees none", structure.window, structure.chunk,
         )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from vla_jax.models.image import ImageSpec, fit, normalize
-from vla_jax.models.streaming import History, empty_history
+from vla_jax.models.structures.history import History
 from vla_jax.types import Observation
 
 # Sizes of cameras whose resizing is kept compiled; clients choose them, so there is a bound.
@@ -82,7 +82,7 @@ class BatchedStep:
         # were compiled for, and histories go in as they came out.
         self._device = jax.local_devices()[0]
         self._params = jax.device_put(dict(params), self._device)
-        self.empty: History = jax.device_put(empty_history(model, 1), self._device)
+        self.empty: History = jax.device_put(model.empty_history(1), self._device)
         self._fit: Any = jax.jit(partial(fit, spec=image))
         self._sizes: set[tuple[int, ...]] = set()
         self._programs: dict[tuple[int, Shapes], Any] = {}

@@ -27,8 +27,7 @@ from vla_jax.inference.protocol import (
     ObservationError,
 )
 from vla_jax.models import vla
-from vla_jax.models.backbones import BACKBONES
-from vla_jax.models.streaming import History
+from vla_jax.models.structures.history import History
 from vla_jax.train import checkpoint, lora
 
 # What a client may send at most. An image far from any camera's would be resized by filters, or
@@ -105,8 +104,7 @@ class Policy:
                 "client of a whole chunk may ask again earlier: use 'first', 'ensemble' or "
                 "'receding'"
             )
-        file, _ = BACKBONES[config.model.backbone.name]
-        self._image, self._prompt = file.image_spec(model.arch), vla.prompt(config.model)
+        self._image, self._prompt = model.image, vla.prompt(config.model)
         # Parameters in the compute type: the cast would otherwise be paid at every step.
         dtype = jnp.dtype(config.model.dtype)
         params = jax.tree.map(lambda x: x.astype(dtype), dict(params))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.models import sharding
-from vla_jax.models.structures import splice
+from vla_jax.models.structures.splicing import splice
 from vla_jax.types import Captions
 
 

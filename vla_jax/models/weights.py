@@ -344,16 +344,3 @@ def to_ours(
         for stack, part in zip(stacks, parts, strict=True):
             stack[i] = part
     return dict(zip(row.targets, stacks, strict=True))
-
-
-def to_theirs(row: Weight, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Inverse of `to_ours`: our path -> array becomes their name -> contiguous array."""
-    values = [ours[path] for path in row.targets]
-    if not row.stacked:
-        return {row.source: _contiguous(row.join(values))}
-    names = row.expand(values[0].shape[0])
-    return {n: _contiguous(row.join([v[i] for v in values])) for i, n in enumerate(names)}
-
-
-def _contiguous(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x, order="C")  # ascontiguousarray would make scalars vectors

@@ -15,7 +15,6 @@ from vla_jax.config import Config, ConfigError
 from vla_jax.convert.start import Start
 from vla_jax.inference.batched_step import BatchedStep
 from vla_jax.models import vla
-from vla_jax.models.streaming import empty_history
 from vla_jax.train import lora, state
 from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
@@ -171,7 +170,7 @@ def control_program(config: Config, device: Any, sessions: int = 1) -> ControlPr
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16), served)
 
     params = jax.eval_shape(init, jax.random.key(0))
-    history = jax.eval_shape(lambda: empty_history(model, 1))
+    history = jax.eval_shape(lambda: model.empty_history(1))
     image = _array((*model.image.shape, 3), "uint8")
     text = (sessions, c.text_len)
     arguments = (

@@ -126,7 +126,7 @@ def test_a_tokenizer_of_bytes_adds_nothing(tmp_path):
     backend.post_processor = processors.ByteLevel(trim_offsets=True)  # type: ignore[assignment]
     backend.save(str(tmp_path / "tokenizer.json"))
     ours = Tokenizer.from_dir(tmp_path)
-    text, mask = ours.encode(moondream.PROMPT.format(instruction="go"), 6)
+    text, mask = ours.encode(moondream.Moondream.PROMPT.format(instruction="go"), 6)
     assert text[mask].tolist() == [256, *(pieces.index(c) for c in "go")]
-    text, mask = ours.encode(uform.PROMPT.format(instruction="go"), 6)
+    text, mask = ours.encode(uform.UForm.PROMPT.format(instruction="go"), 6)
     assert text[mask].tolist() == [257, *(pieces.index(c) for c in "Ġgo")]

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vla_jax.convert import maps
-from vla_jax.models import weights
+from tests import arrays
 from vla_jax.models.towers import resnet
 from vla_jax.rules import flatten, unflatten
 
@@ -27,21 +26,19 @@ def theirs(shapes):
     rng, named = np.random.default_rng(0), {}
     for row in resnet.weight_map(SPEC, PREFIX, ""):
         ours = {path: rng.normal(size=shapes[path]).astype(np.float32) for path in row.targets}
-        named |= weights.to_theirs(row, {k: v / v[0].size ** 0.5 for k, v in ours.items()})
+        named |= arrays.to_theirs(row, {k: v / v[0].size ** 0.5 for k, v in ours.items()})
     return {k: np.abs(v) + 0.5 if k.endswith("running_var") else v for k, v in named.items()}
 
 
 @pytest.fixture(scope="module")
 def flat(shapes, theirs):
-    found = {k: v.shape for k, v in theirs.items()}
-    rows = resnet.weight_map(SPEC, PREFIX, "")
-    return maps.load(rows, shapes, found, theirs.__getitem__)
+    return arrays.to_ours(resnet.weight_map(SPEC, PREFIX, ""), shapes, theirs)
 
 
 def test_the_map_covers_everything_and_comes_back_to_the_bit(flat, theirs):
     back = {}
     for row in resnet.weight_map(SPEC, PREFIX, ""):
-        back |= weights.to_theirs(row, flat)
+        back |= arrays.to_theirs(row, flat)
     assert set(back) == set(theirs)
     for name, value in theirs.items():
         np.testing.assert_array_equal(back[name], value)

@@ -15,7 +15,7 @@ from vla_jax.convert.hf.files import carried
 from vla_jax.convert.tensors import Joined, Renamed, Source
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models.backbones import BACKBONES
-from vla_jax.models.backbones.base import merge_arch
+from vla_jax.models.backbones.base import Backbone, merge_arch
 
 
 def read_arch(
@@ -30,20 +30,20 @@ def read_arch(
         config: the model.
         shapes: of the weights, by their name in the weight map; None = those of the folder.
     """
-    file, _ = BACKBONES[config.backbone.name]
-    told: dict[str, Any] = {}
-    if hasattr(file, "from_shapes"):
+    backbone = BACKBONES[config.backbone.name]
+    sizes: dict[str, Any] = {}
+    if backbone.SIZES_FROM_WEIGHTS:
         if shapes is None and folder:
             shapes = open_source(folder, config).shapes
-        told = file.from_shapes(shapes or {})
-    if not (folder or told):
-        return file.arch(config.backbone.arch)
-    found = read_json(Path(folder) / "config.json") if folder else {}
-    if told:
-        base = merge_arch(file.arch(told), found, strict=False)
+        sizes = backbone.from_shapes(shapes or {})
+    if not (folder or sizes):
+        return backbone.arch(config.backbone.arch)
+    described = read_json(Path(folder) / "config.json") if folder else {}
+    if sizes:
+        base = merge_arch(backbone.arch(sizes), described, strict=False)
     else:
-        base = file.arch(found, strict=False)
-    return override(base, config.backbone.arch, file)
+        base = backbone.arch(described, strict=False)
+    return override(base, config.backbone.arch, backbone)
 
 
 def origin(folder: str | Path) -> dict[str, Any]:
@@ -51,9 +51,11 @@ def origin(folder: str | Path) -> dict[str, Any]:
     return {"vlm_config": read_json(Path(folder) / "config.json"), "files": carried(folder)}
 
 
-def override(base: dict[str, Any], overrides: Mapping[str, Any], file: Any) -> dict[str, Any]:
+def override(
+    base: dict[str, Any], overrides: Mapping[str, Any], backbone: type[Backbone]
+) -> dict[str, Any]:
     """`base` with a config's overrides, whose keys must be the backbone's."""
-    return file.arch(merge_arch(base, overrides, strict=True))
+    return backbone.arch(merge_arch(base, overrides, strict=True))
 
 
 def tokenizer(folder: str | Path, config: ModelConfig) -> Tokenizer:
@@ -63,9 +65,8 @@ def tokenizer(folder: str | Path, config: ModelConfig) -> Tokenizer:
         FileNotFoundError: there is none.
         ImportError: it has to be converted and transformers is not installed.
     """
-    file, _ = BACKBONES[config.backbone.name]
-    added, plain = getattr(file, "ADDED_TOKENS", ()), hasattr(file, "ENDS")
-    return Tokenizer.from_dir(folder, added, plain)
+    backbone = BACKBONES[config.backbone.name]
+    return Tokenizer.from_dir(folder, backbone.ADDED_TOKENS, plain=any(backbone.ENDS))
 
 
 def open_source(folder: str | Path, config: ModelConfig) -> Source:
@@ -74,8 +75,8 @@ def open_source(folder: str | Path, config: ModelConfig) -> Source:
     Raises:
         WeightError: no weights there, or damaged ones.
     """
-    file, _ = BACKBONES[config.backbone.name]
-    paths = [Path(folder) / name for name in getattr(file, "PARTS", ())]
+    backbone = BACKBONES[config.backbone.name]
+    paths = [Path(folder) / name for name in backbone.PARTS]
     parts: list[Source] = [
         Safetensors(path) if path.suffix == SUFFIX else TorchFile(path)
         for path in paths
@@ -83,8 +84,7 @@ def open_source(folder: str | Path, config: ModelConfig) -> Source:
     ]
     if not parts or any(Path(folder).glob("model*" + SUFFIX)):
         parts.append(Safetensors(folder))
-    renames = getattr(file, "RENAMES", ())
-    renamed = [Renamed(part, renames) for part in parts]
+    renamed = [Renamed(part, backbone.RENAMES) for part in parts]
     return renamed[0] if len(renamed) == 1 else Joined(renamed)
 
 

@@ -10,6 +10,7 @@ from vla_jax.config import ConfigError, read_json
 from vla_jax.convert.robovlms import keys
 from vla_jax.data.oxe import get_mixture
 from vla_jax.data.oxe.folders import find_folder
+from vla_jax.models.structures import STRUCTURES
 
 # Their class -> our backbone, the size of the images it takes where `image_size` sets it.
 BACKBONES: dict[str, tuple[str, int | None]] = {
@@ -35,7 +36,8 @@ HEADS = {
 FLAMINGO = "RoboFlamingo"
 # Its `vlm.name`, less `_ift` (fine-tuned on instructions) -> model_type of the language model.
 FLAMINGOS = {"mpt_1b": "mosaic_gpt", "mpt_3b": "gpt_neox", "mpt_7b": "mpt", "llama_7b": "llama"}
-HISTORIES = {"post": "policy_head", "pre": "interleaved", "video": "video"}
+# Their `history_type` -> our structure.
+HISTORIES = {kind.robovlms_name: name for name, kind in STRUCTURES.items() if kind.robovlms_name}
 SCHEDULES = {"constant": "constant", "cosine": "cosine", "half-cosine": "half_cosine"}
 DTYPES = {"16": "bfloat16", "bf16": "bfloat16", "32": "float32"}
 

@@ -1,43 +1,23 @@
-"""What a backbone file offers, and the helpers they share.
+"""What a backbone is, and the helpers the backbones share.
 
-A backbone is a module (file) with: `DEFAULT_CONFIG` (the file in configs/ that such a VLM is
-imported with unless another is named), `ARCH`, `LAYOUT`, `PROMPT`, `IGNORE`, `arch(overrides)`,
-`image_spec(config)`, `width(config)`, `token_width(config)`, `image_tokens(config)`,
-`vocab_size(config)`, `token_end(config)`, `weight_map(config)` and a Linen module (config, remat,
-dtype) with `encode_images(images)`, `embed_text(ids)`, `__call__(tokens)`, `logits(hidden)`,
-`empty_cache(batch, slots)` and `extend(tokens, cache)`. `config` is the complete architecture.
-
-It may have:
-    REFUSED: the structures it cannot take -> the reason.
-    refusal(config, structure): why this architecture cannot take a StructureConfig, or "".
-    ORIGINAL_LAYOUT: where RoboVLMs puts images and actions, if elsewhere.
-    MARKS: how many of an image's tokens, on either side, are no part of it; no resampler sees them.
-    QUESTION: how it is asked a {question} that it answers in tokens, if not as RoboVLMs does.
-    ENDS: what captions begin and end with, in which case the tokenizer adds nothing to any text,
-        and PROMPT and QUESTION spell out all they need.
-    ADDED_TOKENS: special tokens its tokenizer gets if it lacks them, in the order of their ids.
-    from_shapes(shapes): what the shapes of the tensors (under the weight map's names) tell of the
-        architecture that its config.json need not say, {} if they are not of this backbone.
-    RENAMES: (pattern, replacement) pairs that turn names other versions of transformers write into
-        those of the weight map.
-    PARTS: further files of weights in its Hugging Face folder; they come before the model's own.
-    robovlms_map(config): the weight map of RoboVLMs' checkpoints, if their names differ.
-    ROBOVLMS_ROOT: what stands before those names, if not "backbone.".
-Its module may have `features(tokens)`: the hidden states that heads read, if not those of
-`__call__`, which `logits` takes.
-
-`backbones/__init__.py` lists them.
-
-Legend: b batch · n sequence · k image tokens · t prompt columns · e token width (`token_width`;
-of "crossed" images another than the sequence's)
+Legend: b batch · h, x image height and width · n sequence · k image tokens · t prompt columns
+d hidden width · e token width (`token_width`; of "crossed" images another than the sequence's)
+v vocabulary
 """
 
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from vla_jax.models import weights as w
+from vla_jax.models.image import ImageSpec
+from vla_jax.models.towers import decoder
 
 
 @dataclass(frozen=True)
@@ -56,6 +36,18 @@ class Layout:
     bos: int
     eos: int
     images: str = "spliced"
+
+
+class LooksAhead(NamedTuple):
+    """That tokens of a sequence see those behind them, so that none can be predicted.
+
+    Attributes:
+        what: the setting that does it, as the beginning of a sentence.
+        remedy: what to set instead.
+    """
+
+    what: str
+    remedy: str
 
 
 class Tokens(NamedTuple):
@@ -84,6 +76,168 @@ class Tokens(NamedTuple):
     prompt_valid: Bool[Array, "b t"] | None = None
     image_place: Int[Array, " k"] | None = None
     given: Bool[Array, "b n"] | None = None
+
+
+class Backbone(nn.Module):
+    """Base class of the backbones; one is a subclass in its own file and a line in `BACKBONES`.
+
+    A pretrained VLM in two views: what can be said of it from its architecture alone (the
+    properties and weight maps of `Backbone(config)`), and the Linen module. The methods here suit a
+    decoder that is one `towers.decoder.Decoder`, made in `setup` as `self.text` from `text_spec`;
+    others override them.
+
+    Attributes:
+        config: the complete architecture, as `arch` gives it.
+        remat: which activations the towers keep, see `towers.block.remat`.
+        dtype: type of the computation.
+        RELEASED: config.json of the released model, reduced to what shapes and numbers depend on.
+        DEFAULT_CONFIG: the shipped config a VLM of this kind is trained with, without ".py".
+        LAYOUT: where images and actions enter the prompt.
+        ORIGINAL_LAYOUT: where RoboVLMs puts them, if elsewhere.
+        PROMPT: template of the text, with {instruction}.
+        QUESTION: how it is asked a {question} that it answers in tokens.
+        ENDS: what captions begin and end with, in which case the tokenizer adds nothing to any
+            text, and PROMPT and QUESTION spell out all they need.
+        ADDED_TOKENS: special tokens its tokenizer gets if it lacks them, in the order of their ids.
+        MARKS: how many of an image's tokens, on either side, are no part of it; no resampler sees
+            them.
+        ACTION_TOKEN_END: first id above those that may stand for actions; None if all ids may.
+        IGNORE: regexes of names in checkpoints that carry nothing.
+        RENAMES: (pattern, replacement) pairs that turn names other versions of transformers write
+            into those of the weight map.
+        PARTS: further files of weights in its Hugging Face folder; they come before the model's
+            own.
+        SIZES_FROM_WEIGHTS: whether `from_shapes` reads sizes that its config.json leaves out.
+        ROBOVLMS_ROOT: what stands before the names of `robovlms_map`.
+    """
+
+    config: Any
+    remat: str = "full"
+    dtype: Any = jnp.float32
+
+    RELEASED: ClassVar[dict[str, Any]] = {}
+    DEFAULT_CONFIG: ClassVar[str] = ""
+    LAYOUT: ClassVar[Layout] = Layout(bos=1, eos=0)
+    ORIGINAL_LAYOUT: ClassVar[Layout | None] = None
+    PROMPT: ClassVar[str] = "{instruction}"
+    QUESTION: ClassVar[str] = "Input: {question}\nOutput:"
+    ENDS: ClassVar[tuple[str, str]] = ("", "")
+    ADDED_TOKENS: ClassVar[tuple[str, ...]] = ()
+    MARKS: ClassVar[int] = 0
+    ACTION_TOKEN_END: ClassVar[int | None] = None
+    IGNORE: ClassVar[tuple[str, ...]] = ()
+    RENAMES: ClassVar[tuple[tuple[str, str], ...]] = ()
+    PARTS: ClassVar[tuple[str, ...]] = ()
+    SIZES_FROM_WEIGHTS: ClassVar[bool] = False
+    ROBOVLMS_ROOT: ClassVar[str] = "backbone."
+
+    @classmethod
+    def arch(cls, overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+        """The released architecture with `overrides` applied.
+
+        Args:
+            overrides: see `merge_arch`.
+            strict: see `merge_arch`.
+
+        Raises:
+            ValueError: as `merge_arch`; of some backbones also for sizes that do not go together.
+        """
+        return merge_arch(cls.RELEASED, overrides, strict)
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """What the shapes of the weights, by their names in the weight map, tell of the sizes.
+
+        Returns:
+            Part of an architecture; {} if the weights are not of this backbone.
+        """
+        del shapes
+        return {}
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How images are made ready for the tower."""
+        raise NotImplementedError
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image, its marks included."""
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states the structure works on."""
+        return self.config["text_config"]["hidden_size"]
+
+    @property
+    def token_width(self) -> int:
+        """Width of the tokens that go in."""
+        return self.width
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids the decoder knows."""
+        return self.config["text_config"]["vocab_size"]
+
+    @property
+    def token_end(self) -> int:
+        """First id above those that may stand for actions, from the top of the vocabulary."""
+        return min(self.ACTION_TOKEN_END or self.vocab_size, self.vocab_size)
+
+    @property
+    def text_spec(self) -> Any:
+        """The decoder's sizes."""
+        raise NotImplementedError
+
+    @property
+    def padding_id(self) -> int | None:
+        """Id whose embedding no gradient reaches, as torch's padding_idx has it."""
+        return None
+
+    @property
+    def looks_ahead(self) -> LooksAhead | None:
+        """What of the architecture lets tokens see those behind them; None if nothing does."""
+        return None
+
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter of the released model; targets are relative to `backbone/`."""
+        raise NotImplementedError
+
+    def robovlms_map(self) -> list[w.Weight]:
+        """The same for RoboVLMs' checkpoints, where their names differ."""
+        return self.weight_map()
+
+    def encode_images(self, images: Float[Array, "b h x 3"]) -> Float[Array, "b k e"]:
+        """Preprocessed images -> image tokens."""
+        raise NotImplementedError
+
+    def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n e"]:
+        """Token ids -> embeddings."""
+        x = self.text.embed(ids)
+        if self.padding_id is None:
+            return x
+        return jnp.where((ids == self.padding_id)[..., None], jax.lax.stop_gradient(x), x)
+
+    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
+        """Spliced embeddings -> last hidden states, those that `logits` takes."""
+        return self.text(tokens.embeds, tokens.valid)
+
+    def features(self, tokens: Tokens) -> Float[Array, "b n d"]:
+        """Spliced embeddings -> the hidden states that heads read."""
+        return self(tokens)
+
+    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        """Hidden states -> vocabulary scores."""
+        return self.text.logits(hidden)
+
+    def empty_cache(self, batch: int, slots: int) -> Any:
+        """Before the first token of a sequence of at most `slots`."""
+        return decoder.empty_cache(self.text_spec, batch, slots, self.dtype)
+
+    def extend(self, tokens: Tokens, cache: Any) -> tuple[Float[Array, "b n d"], Any]:
+        """`__call__` for tokens that follow those in the cache, and the cache with them."""
+        result = self.text.run(tokens.embeds, tokens.valid, cache=cache)
+        return result.hidden, result.cache
 
 
 def merge_arch(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vla_jax.models import weights as w
-from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
+from vla_jax.models.backbones.base import Backbone, Layout, Tokens, merge_arch
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers import clip_text, decoder, gated, vision_families
 from vla_jax.models.towers.decoder import Decoder
@@ -27,8 +27,6 @@ from vla_jax.models.towers.layers import Dense, LayerNorm
 from vla_jax.models.towers.resampler import Perceiver, perceiver_weights
 from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
-
-DEFAULT_CONFIG = "flamingo_ph"
 
 # model_type -> layers from one cross-attention to the next, and the language model's config.json,
 # both of the released model that has it: 3B, 4B, 9B, 9B of the first version; OPT-1.3B has none.
@@ -97,113 +95,7 @@ ARCH: dict[str, Any] = {
     "text_config": {"model_type": "mosaic_gpt", **LANGUAGE["mosaic_gpt"][1]},
 }
 
-# No start token; the end token is part of the prompt and, as in RoboVLMs, of what is read.
-LAYOUT = Layout(bos=0, eos=0, images="crossed")
-QUESTION = "<image>Input: {question}\nOutput:"
-PROMPT = "<image>{instruction}<|endofchunk|><|endoftext|>"
-ENDS = ("<image>", "<|endofchunk|>")
-ADDED_TOKENS = ("<|endofchunk|>", "<image>")
-# GPT-NeoX's tokenizer has 50254 pieces; less 3 special tokens less 10, as RoboVLMs counts.
-ACTION_TOKEN_END = 50241
-# Language models of which RoboVLMs' features are the last layer's input: the last of the
-# `hidden_states` that their code returns.
-RAW_FEATURES = ("mosaic_gpt",)
-# Buffers older dumps contain, and the other half of CLIP where its own file is read.
-IGNORE = (
-    *LANGUAGES["gpt_neox"].ignore,
-    r"^(token_embedding|positional_embedding|text_projection|logit_scale|ln_final)(\.|$)",
-    r"^transformer\.resblocks\.",
-)
-# The hub's checkpoint holds what was trained: the perceiver, the cross-attention, the token table.
-# It goes into the folder of the language model, and so does CLIP, the file of the hub's
-# timm/vit_large_patch14_clip_224.openai; a tensor is taken from the first file that has it.
-PARTS = (
-    "checkpoint.pt",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin",
-)
 _LAYERS = r"(transformer\.blocks|gpt_neox\.layers|model\.decoder\.layers|model\.layers)\.(\d+)\."
-RENAMES = (
-    (_LAYERS, r"lang_encoder.\1.\2.decoder_layer."),
-    (r"(?=(transformer\.(wte|ln_f|norm_f)|gpt_neox|model|embed_out|lm_head)\.)", "lang_encoder."),
-    (r"visual\.", "vision_encoder."),
-)
-ROBOVLMS_ROOT = ""
-
-
-def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """The released architecture with `overrides` applied; see `base.merge_arch`.
-
-    Args:
-        overrides: keys of ARCH, or the config.json of a language model alone. `model_type` in
-            `text_config` chooses which model's keys and values are the base.
-        strict: see `base.merge_arch`.
-
-    Raises:
-        ValueError: listing every unknown key; an unknown language model.
-    """
-    if overrides.get("model_type") in LANGUAGE:
-        overrides = {"text_config": overrides}
-    text = overrides.get("text_config")
-    kind = text.get("model_type", "mosaic_gpt") if isinstance(text, Mapping) else "mosaic_gpt"
-    if kind not in LANGUAGE:
-        raise ValueError(
-            "backbone architecture:\n  text_config.model_type: "
-            f"{kind!r} is none of {sorted(LANGUAGE)}"
-        )
-    every, language = LANGUAGE[kind]
-    base = {**ARCH, "cross_attn_every_n_layers": every}
-    return merge_arch({**base, "text_config": {"model_type": kind, **language}}, overrides, strict)
-
-
-def image_spec(config: Mapping[str, Any]) -> ImageSpec:
-    """OpenAI-CLIP preprocessing: squash to a square, bicubic, CLIP mean and deviation."""
-    return ImageSpec(
-        size=config["vision_config"]["image_size"],
-        mean=(0.48145466, 0.4578275, 0.40821073),
-        std=(0.26862954, 0.26130258, 0.27577711),
-        resample="bicubic",
-    )
-
-
-def width(config: Mapping[str, Any]) -> int:
-    """Width of the hidden states the structure works on."""
-    return text_spec(config).width
-
-
-def token_width(config: Mapping[str, Any]) -> int:
-    """Width of the image tokens."""
-    return config["vision_config"]["width"]
-
-
-def image_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of one image."""
-    return config["perceiver_config"]["num_latents"]
-
-
-def vocab_size(config: Mapping[str, Any]) -> int:
-    """Ids the decoder knows."""
-    return config["text_config"]["vocab_size"]
-
-
-def token_end(config: Mapping[str, Any]) -> int:
-    """First id above those that may stand for actions, from the top of the vocabulary."""
-    return min(ACTION_TOKEN_END, vocab_size(config))
-
-
-def text_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """The language model's own."""
-    text = config["text_config"]
-    return LANGUAGES[text["model_type"]].spec(text)
-
-
-def vision_spec(config: Mapping[str, Any]) -> VisionSpec:
-    """CLIP's patches after the last layer, without class token and without the norm behind."""
-    v = config["vision_config"]
-    return vision_families.open_clip(
-        v["width"], v["layers"], v["heads"], int(v["mlp_ratio"] * v["width"]), v["patch_size"],
-        v["image_size"], activation=v["hidden_act"], class_token=True, keep_class=False,
-    )  # fmt: skip
 
 
 @jax.tree_util.register_dataclass
@@ -249,16 +141,116 @@ class _Unused(nn.Module):
             self.param("logit_scale", nn.initializers.zeros, ())
 
 
-class Flamingo(nn.Module):
+class Flamingo(Backbone):
     """Image tokens are no part of the sequence: text attends to them from <image> on."""
 
-    config: Any
-    remat: str = "full"
-    dtype: Any = jnp.float32
+    RELEASED = ARCH
+    DEFAULT_CONFIG = "flamingo_ph"
+    # No start token; the end token is part of the prompt and, as in RoboVLMs, of what is read.
+    LAYOUT = Layout(bos=0, eos=0, images="crossed")
+    QUESTION = "<image>Input: {question}\nOutput:"
+    PROMPT = "<image>{instruction}<|endofchunk|><|endoftext|>"
+    ENDS = ("<image>", "<|endofchunk|>")
+    ADDED_TOKENS = ("<|endofchunk|>", "<image>")
+    # GPT-NeoX's tokenizer has 50254 pieces; less 3 special tokens less 10, as RoboVLMs counts.
+    ACTION_TOKEN_END = 50241
+    # Language models of which RoboVLMs' features are the last layer's input: the last of the
+    # `hidden_states` that their code returns.
+    RAW_FEATURES = ("mosaic_gpt",)
+    # Buffers older dumps contain, and the other half of CLIP where its own file is read.
+    IGNORE = (
+        *LANGUAGES["gpt_neox"].ignore,
+        r"^(token_embedding|positional_embedding|text_projection|logit_scale|ln_final)(\.|$)",
+        r"^transformer\.resblocks\.",
+    )
+    # The hub's checkpoint holds what was trained: the perceiver, the cross-attention, the token
+    # table. It goes into the folder of the language model, and so does CLIP, the file of the hub's
+    # timm/vit_large_patch14_clip_224.openai; a tensor is taken from the first file that has it.
+    PARTS = (
+        "checkpoint.pt",
+        "open_clip_model.safetensors",
+        "pytorch_model.bin",
+    )
+    RENAMES = (
+        (_LAYERS, r"lang_encoder.\1.\2.decoder_layer."),
+        (
+            r"(?=(transformer\.(wte|ln_f|norm_f)|gpt_neox|model|embed_out|lm_head)\.)",
+            "lang_encoder.",
+        ),
+        (r"visual\.", "vision_encoder."),
+    )
+    ROBOVLMS_ROOT = ""
+
+    @classmethod
+    def arch(cls, overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+        """The released architecture with `overrides` applied; see `base.merge_arch`.
+
+        Args:
+            overrides: keys of ARCH, or the config.json of a language model alone. `model_type` in
+                `text_config` chooses which model's keys and values are the base.
+            strict: see `base.merge_arch`.
+
+        Raises:
+            ValueError: listing every unknown key; an unknown language model.
+        """
+        if overrides.get("model_type") in LANGUAGE:
+            overrides = {"text_config": overrides}
+        text = overrides.get("text_config")
+        kind = text.get("model_type", "mosaic_gpt") if isinstance(text, Mapping) else "mosaic_gpt"
+        if kind not in LANGUAGE:
+            raise ValueError(
+                "backbone architecture:\n  text_config.model_type: "
+                f"{kind!r} is none of {sorted(LANGUAGE)}"
+            )
+        every, language = LANGUAGE[kind]
+        base = {**ARCH, "cross_attn_every_n_layers": every}
+        return merge_arch(
+            {**base, "text_config": {"model_type": kind, **language}}, overrides, strict
+        )
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """OpenAI-CLIP preprocessing: squash to a square, bicubic, CLIP mean and deviation."""
+        return ImageSpec(
+            size=self.config["vision_config"]["image_size"],
+            mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711),
+            resample="bicubic",
+        )
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states the structure works on."""
+        return self.text_spec.width
+
+    @property
+    def token_width(self) -> int:
+        """Width of the image tokens."""
+        return self.config["vision_config"]["width"]
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image."""
+        return self.config["perceiver_config"]["num_latents"]
+
+    @property
+    def text_spec(self) -> DecoderSpec:
+        """The language model's own."""
+        text = self.config["text_config"]
+        return LANGUAGES[text["model_type"]].spec(text)
+
+    @property
+    def vision_spec(self) -> VisionSpec:
+        """CLIP's patches after the last layer, without class token and without the norm behind."""
+        v = self.config["vision_config"]
+        return vision_families.open_clip(
+            v["width"], v["layers"], v["heads"], int(v["mlp_ratio"] * v["width"]), v["patch_size"],
+            v["image_size"], activation=v["hidden_act"], class_token=True, keep_class=False,
+        )  # fmt: skip
 
     def setup(self):
         c = self.config
-        self.vision = VisionTransformer(vision_spec(c), self.remat, self.dtype)
+        self.vision = VisionTransformer(self.vision_spec, self.remat, self.dtype)
         self.vision_unused = _Unused(c)
         perceiver = c["perceiver_config"]
         self.resampler = Perceiver(
@@ -266,7 +258,7 @@ class Flamingo(nn.Module):
         )
         make = functools.partial(gated.GatedCrossAttention, dtype=self.dtype)
         insert = Insert(c["cross_attn_every_n_layers"], make)
-        self.text = Decoder(text_spec(c), self.remat, self.dtype, insert)
+        self.text = Decoder(self.text_spec, self.remat, self.dtype, insert)
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b k c"]:
         """Preprocessed images -> image tokens."""
@@ -286,24 +278,20 @@ class Flamingo(nn.Module):
         return self.text(x, tokens.valid, context=context)
 
     def features(self, tokens: Tokens) -> Float[Array, "b n d"]:
-        """The hidden states RoboVLMs' heads read; see RAW_FEATURES."""
-        raw = self.config["text_config"]["model_type"] in RAW_FEATURES
+        """The hidden states RoboVLMs' heads read; see self.RAW_FEATURES."""
+        raw = self.config["text_config"]["model_type"] in self.RAW_FEATURES
         x, context, _ = self._look(tokens, Memory(None))
         return self.text.run(x, tokens.valid, context=context, skip_last=raw).hidden
 
     def empty_cache(self, batch: int, slots: int) -> Memory:
         """Before the first token of a sequence of at most `slots`."""
-        return Memory(decoder.empty_cache(text_spec(self.config), batch, slots, self.dtype))
+        return Memory(decoder.empty_cache(self.text_spec, batch, slots, self.dtype))
 
     def extend(self, tokens: Tokens, cache: Memory) -> tuple[Float[Array, "b n d"], Memory]:
         """`__call__` for tokens that follow those in the cache, and the cache with them."""
         x, context, now = self._look(tokens, cache)
         result = self.text.run(x, tokens.valid, context=context, cache=cache.text)
         return result.hidden, Memory(result.cache, now.images, now.seen, now.count)
-
-    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
-        """Hidden states -> vocabulary scores."""
-        return self.text.logits(hidden)
 
     def _look(self, tokens: Tokens, past: Memory) -> tuple[Array, gated.Media, Memory]:
         """Embeddings, what each of them may look at, and the images for what comes next.
@@ -322,55 +310,51 @@ class Flamingo(nn.Module):
         memory = Memory(past.text, images, seen, count[:, -1])
         return tokens.embeds[..., :-1], gated.Media(images, reached), memory
 
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter of open_flamingo's Flamingo; targets are relative to `backbone/`."""
+        return self._rows("vision_encoder.", ("lang_encoder.",))
 
-def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """Every parameter of open_flamingo's Flamingo; targets are relative to `backbone/`."""
-    return _rows(config, "vision_encoder.", ("lang_encoder.",))
+    def robovlms_map(self) -> list[w.Weight]:
+        """RoboFlamingo has the whole CLIP, and its language model twice."""
+        rows = self._rows("vision_encoder.visual.", ("backbone.", "model."))
+        if self.config["clip_text_config"]["layers"]:
+            text, ours = clip_text.open_clip_weights(), "vision_unused/"
+            rows += w.prefixed(text, "vision_encoder.", ours + "text/")
+            rows.append(w.Weight("vision_encoder.logit_scale", ours + "logit_scale"))
+        return rows
 
+    def _rows(self, vision: str, roots: tuple[str, ...]) -> list[w.Weight]:
+        return [
+            *vision_families.open_clip_weights(self.vision_spec, vision, "vision/"),
+            *w.norm(vision + "ln_post", "vision_unused/norm"),
+            w.Weight(vision + "proj", "vision_unused/projection/kernel"),
+            *w.prefixed(perceiver_weights(), "perceiver.", "resampler/"),
+            *w.with_aliases(w.prefixed(self._language(), "", "text/"), roots),
+        ]
 
-def robovlms_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """RoboFlamingo has the whole CLIP, and its language model twice."""
-    rows = _rows(config, "vision_encoder.visual.", ("backbone.", "model."))
-    if config["clip_text_config"]["layers"]:
-        text, ours = clip_text.open_clip_weights(), "vision_unused/"
-        rows += w.prefixed(text, "vision_encoder.", ours + "text/")
-        rows.append(w.Weight("vision_encoder.logit_scale", ours + "logit_scale"))
-    return rows
-
-
-def _rows(config: Mapping[str, Any], vision: str, roots: tuple[str, ...]) -> list[w.Weight]:
-    return [
-        *vision_families.open_clip_weights(vision_spec(config), vision, "vision/"),
-        *w.norm(vision + "ln_post", "vision_unused/norm"),
-        w.Weight(vision + "proj", "vision_unused/projection/kernel"),
-        *w.prefixed(perceiver_weights(), "perceiver.", "resampler/"),
-        *w.with_aliases(w.prefixed(_language(config), "", "text/"), roots),
-    ]
-
-
-def _language(config: Mapping[str, Any]) -> list[w.Weight]:
-    """The wrapped language model, which registers its layers a second time by themselves."""
-    spec, every = text_spec(config), config["cross_attn_every_n_layers"]
-    rows: list[w.Weight] = []
-    top = ""
-    for row in LANGUAGES[config["text_config"]["model_type"]].weights(spec):
-        if not row.stacked:
-            rows.append(row)
-            continue
-        top, rest = row.source.split("{}.")
-        for i in range(every):
-            target = row.target.replace("layers/", f"layers/blocks_{i}/", 1)
-            names = (top + "{}.decoder_layer." + rest, "old_decoder_blocks.{}." + rest)
+    def _language(self) -> list[w.Weight]:
+        """The wrapped language model, which registers its layers a second time by themselves."""
+        spec, every = self.text_spec, self.config["cross_attn_every_n_layers"]
+        rows: list[w.Weight] = []
+        top = ""
+        for row in LANGUAGES[self.config["text_config"]["model_type"]].weights(spec):
+            if not row.stacked:
+                rows.append(row)
+                continue
+            top, rest = row.source.split("{}.")
+            for i in range(every):
+                target = row.target.replace("layers/", f"layers/blocks_{i}/", 1)
+                names = (top + "{}.decoder_layer." + rest, "old_decoder_blocks.{}." + rest)
+                rows += [
+                    w.Weight(name, target, row.kind, alias, first=i, step=every)
+                    for name, alias in zip(names, (False, True), strict=True)
+                ]
+        # It stands before the last layer of each group.
+        for row in gated.weight_map():
+            names = (top + "{}.gated_cross_attn_layer.", "gated_cross_attn_layers.{}.")
+            target = "layers/extra/" + row.target
             rows += [
-                w.Weight(name, target, row.kind, alias, first=i, step=every)
+                w.Weight(name + row.source, target, row.kind, alias, first=every - 1, step=every)
                 for name, alias in zip(names, (False, True), strict=True)
             ]
-    # It stands before the last layer of each group.
-    for row in gated.weight_map():
-        names = (top + "{}.gated_cross_attn_layer.", "gated_cross_attn_layers.{}.")
-        target = "layers/extra/" + row.target
-        rows += [
-            w.Weight(name + row.source, target, row.kind, alias, first=every - 1, step=every)
-            for name, alias in zip(names, (False, True), strict=True)
-        ]
-    return rows
+        return rows

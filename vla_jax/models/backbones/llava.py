@@ -8,15 +8,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
 from vla_jax.models import weights as w
 from vla_jax.models.backbones import llava_parts as shared
 from vla_jax.models.backbones.base import Layout, merge_arch
-from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers.text_families import LANGUAGES
-
-DEFAULT_CONFIG = "llava_ph"
 
 # config.json of the released model, reduced to what shapes and numbers depend on.
 ARCH: dict[str, Any] = {
@@ -56,27 +51,6 @@ LEGAL = {
     "text_config.rope_dtype": (None, "float16", "bfloat16"),
 }
 
-# The tokenizer writes <s> and no </s>.
-LAYOUT = Layout(bos=1, eos=0)
-# RoboVLMs asks whether it has one: actions go before the last word.
-ORIGINAL_LAYOUT = Layout(bos=1, eos=1)
-PROMPT = "{instruction}"
-# The tokenizer's 32000 pieces less 4 special tokens less 10, as RoboVLMs counts.
-ACTION_TOKEN_END = 31986
-
-
-def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """The released architecture with `overrides` applied; see `base.merge_arch`.
-
-    A config.json of the llava package, which is flat, is understood too.
-
-    Raises:
-        ValueError: as `merge_arch`, and for parts that are not supported.
-    """
-    if not strict and "text_config" not in overrides and "mm_vision_tower" in overrides:
-        overrides = _from_original(overrides)
-    return shared.check(merge_arch(ARCH, overrides, strict), LEGAL)
-
 
 def _from_original(config: Mapping[str, Any]) -> dict[str, Any]:
     kind, selected = config.get("model_type"), config.get("mm_vision_select_feature", "patch")
@@ -93,86 +67,73 @@ def _from_original(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def parts(config: Mapping[str, Any]) -> shared.Parts:
-    """Of a complete architecture."""
-    text = LANGUAGES["llama"].spec(config["text_config"])
-    if text.rope:
-        rope = dataclasses.replace(text.rope, rounded=config["text_config"]["rope_dtype"])
-        text = dataclasses.replace(text, rope=rope)
-    return shared.assemble(
-        config,
-        text,
-        take=config["vision_feature_layer"],
-        keep_class=config["vision_feature_select_strategy"] == "full",
-        activation=config["projector_hidden_act"],
+class Llava(shared.LlavaFamily):
+    """CLIP and Vicuna."""
+
+    RELEASED = ARCH
+    DEFAULT_CONFIG = "llava_ph"
+    # The tokenizer writes <s> and no </s>.
+    LAYOUT = Layout(bos=1, eos=0)
+    # RoboVLMs asks whether it has one: actions go before the last word.
+    ORIGINAL_LAYOUT = Layout(bos=1, eos=1)
+    # The tokenizer's 32000 pieces less 4 special tokens less 10, as RoboVLMs counts.
+    ACTION_TOKEN_END = 31986
+    RENAMES = (
+        # The llava package.
+        (r"model\.vision_tower\.vision_tower\.", "vision_tower."),
+        (r"model\.mm_projector\.(?=weight|bias)", "multi_modal_projector.linear_1."),
+        (r"model\.mm_projector\.0\.", "multi_modal_projector.linear_1."),
+        (r"model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
+        (r"model\.(embed_tokens|layers|norm)\.", r"language_model.model.\1."),
+        # transformers 5; before, it had the level `vision_model`.
+        (r"model\.vision_tower\.(vision_model\.)?", "vision_tower.vision_model."),
+        (r"model\.multi_modal_projector\.", "multi_modal_projector."),
+        (r"model\.language_model\.", "language_model.model."),
+        (r"lm_head\.", "language_model.lm_head."),
     )
+    # Buffers older dumps contain; they carry nothing.
+    IGNORE = (r"embeddings\.position_ids$", *LANGUAGES["llama"].ignore)
 
+    @classmethod
+    def arch(cls, overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+        """The released architecture with `overrides` applied; see `base.merge_arch`.
 
-def image_spec(config: Mapping[str, Any]) -> ImageSpec:
-    """As RoboVLMs has it; see `shared.image_spec`."""
-    return shared.image_spec(config)
+        A config.json of the llava package, which is flat, is understood too.
 
+        Raises:
+            ValueError: as `merge_arch`, and for parts that are not supported.
+        """
+        if not strict and "text_config" not in overrides and "mm_vision_tower" in overrides:
+            overrides = _from_original(overrides)
+        return shared.check(merge_arch(ARCH, overrides, strict), LEGAL)
 
-def width(config: Mapping[str, Any]) -> int:
-    """Width of the hidden states the structure works on."""
-    return config["text_config"]["hidden_size"]
+    @property
+    def parts(self) -> shared.Parts:
+        """Sizes of the tower, the projector and the decoder."""
+        text = LANGUAGES["llama"].spec(self.config["text_config"])
+        if text.rope:
+            rope = dataclasses.replace(text.rope, rounded=self.config["text_config"]["rope_dtype"])
+            text = dataclasses.replace(text, rope=rope)
+        return shared.assemble(
+            self.config,
+            text,
+            take=self.config["vision_feature_layer"],
+            keep_class=self.config["vision_feature_select_strategy"] == "full",
+            activation=self.config["projector_hidden_act"],
+        )
 
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
+        p = self.parts
+        linear = [f"multi_modal_projector.linear_{i + 1}" for i in range(p.depth)]
+        text = LANGUAGES["llama"].weights(p.text)
+        return shared.rows(
+            p, "vision_tower.vision_model.", linear, w.prefixed(text, "language_model.", "")
+        )
 
-def token_width(config: Mapping[str, Any]) -> int:
-    """Width of the tokens that go in."""
-    return width(config)
-
-
-def image_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of one image."""
-    return parts(config).vision.tokens
-
-
-def vocab_size(config: Mapping[str, Any]) -> int:
-    """Ids the decoder knows."""
-    return config["text_config"]["vocab_size"]
-
-
-def token_end(config: Mapping[str, Any]) -> int:
-    """First id above those that may stand for actions, from the top of the vocabulary."""
-    return min(ACTION_TOKEN_END, vocab_size(config))
-
-
-def build(config: Mapping[str, Any], remat: str = "full", dtype: Any = jnp.float32) -> shared.Llava:
-    """The module of a complete architecture."""
-    return shared.Llava(parts(config), remat, dtype)
-
-
-def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
-    p = parts(config)
-    linear = [f"multi_modal_projector.linear_{i + 1}" for i in range(p.depth)]
-    text = LANGUAGES["llama"].weights(p.text)
-    return shared.rows(
-        p, "vision_tower.vision_model.", linear, w.prefixed(text, "language_model.", "")
-    )
-
-
-def robovlms_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """The same under the llava package's names."""
-    p = parts(config)
-    tower = "model.vision_tower.vision_tower.vision_model."
-    linear = shared.mm_projector(p.depth, "model.mm_projector")
-    return shared.rows(p, tower, linear, LANGUAGES["llama"].weights(p.text))
-
-
-RENAMES = (
-    # The llava package.
-    (r"model\.vision_tower\.vision_tower\.", "vision_tower."),
-    (r"model\.mm_projector\.(?=weight|bias)", "multi_modal_projector.linear_1."),
-    (r"model\.mm_projector\.0\.", "multi_modal_projector.linear_1."),
-    (r"model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
-    (r"model\.(embed_tokens|layers|norm)\.", r"language_model.model.\1."),
-    # transformers 5; before, it had the level `vision_model`.
-    (r"model\.vision_tower\.(vision_model\.)?", "vision_tower.vision_model."),
-    (r"model\.multi_modal_projector\.", "multi_modal_projector."),
-    (r"model\.language_model\.", "language_model.model."),
-    (r"lm_head\.", "language_model.lm_head."),
-)
-# Buffers older dumps contain; they carry nothing.
-IGNORE = (r"embeddings\.position_ids$", *LANGUAGES["llama"].ignore)
+    def robovlms_map(self) -> list[w.Weight]:
+        """The same under the llava package's names."""
+        p = self.parts
+        tower = "model.vision_tower.vision_tower.vision_model."
+        linear = shared.mm_projector(p.depth, "model.mm_projector")
+        return shared.rows(p, tower, linear, LANGUAGES["llama"].weights(p.text))

@@ -8,15 +8,10 @@ Hugging Face has no class of it: the names are those of the llava package.
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
 from vla_jax.models import weights as w
 from vla_jax.models.backbones import llava_parts as shared
 from vla_jax.models.backbones.base import Layout, merge_arch
-from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers.text_families import LANGUAGES
-
-DEFAULT_CONFIG = "llava_mpt_ph"
 
 # config.json of the released model, reduced to what shapes and numbers depend on. Its tower is
 # given there by name; `vision_config` spells it out, as Hugging Face does.
@@ -50,79 +45,56 @@ LEGAL = {
     "vision_config.model_type": ("clip_vision_model",),
 }
 
-# The tokenizer (GPT-NeoX's) has <|endoftext|> and writes it neither before nor behind a text.
-LAYOUT = Layout(bos=0, eos=0)
-# RoboVLMs asks whether it has one: images go behind the first word, actions before the last.
-ORIGINAL_LAYOUT = Layout(bos=1, eos=1)
-PROMPT = "{instruction}"
-# The tokenizer's 50254 pieces less 4 special tokens less 10, as RoboVLMs counts.
-ACTION_TOKEN_END = 50240
 
+class LlavaMPT(shared.LlavaFamily):
+    """CLIP and MPT."""
 
-def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """The released architecture with `overrides` applied; see `base.merge_arch`.
+    RELEASED = ARCH
+    DEFAULT_CONFIG = "llava_mpt_ph"
+    # The tokenizer (GPT-NeoX's) has <|endoftext|> and writes it neither before nor behind a text.
+    LAYOUT = Layout(bos=0, eos=0)
+    # RoboVLMs asks whether it has one: images go behind the first word, actions before the last.
+    ORIGINAL_LAYOUT = Layout(bos=1, eos=1)
+    # The tokenizer's 50254 pieces less 4 special tokens less 10, as RoboVLMs counts.
+    ACTION_TOKEN_END = 50240
+    # Buffers older dumps contain; they carry nothing.
+    IGNORE = (r"embeddings\.position_ids$",)
 
-    Raises:
-        ValueError: as `merge_arch`, and for parts that are not supported.
-    """
-    if not strict and "vision_config" not in overrides and "mm_vision_tower" in overrides:
-        tower = shared.tower_of(overrides["mm_vision_tower"])
-        overrides = {**overrides, "vision_config": tower}
-    return shared.check(merge_arch(ARCH, overrides, strict), LEGAL)
+    @classmethod
+    def arch(cls, overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+        """The released architecture with `overrides` applied; see `base.merge_arch`.
 
+        Raises:
+            ValueError: as `merge_arch`, and for parts that are not supported.
+        """
+        if not strict and "vision_config" not in overrides and "mm_vision_tower" in overrides:
+            tower = shared.tower_of(overrides["mm_vision_tower"])
+            overrides = {**overrides, "vision_config": tower}
+        return shared.check(merge_arch(ARCH, overrides, strict), LEGAL)
 
-def parts(config: Mapping[str, Any]) -> shared.Parts:
-    """Of a complete architecture; the language model's keys lie at its top."""
-    return shared.assemble(
-        config,
-        LANGUAGES["mpt"].spec(config),
-        take=config["mm_vision_select_layer"],
-        keep_class=config["mm_vision_select_feature"] == "cls_patch",
-    )
+    @property
+    def parts(self) -> shared.Parts:
+        """Sizes of the parts; the language model's keys lie at its top."""
+        return shared.assemble(
+            self.config,
+            LANGUAGES["mpt"].spec(self.config),
+            take=self.config["mm_vision_select_layer"],
+            keep_class=self.config["mm_vision_select_feature"] == "cls_patch",
+        )
 
+    @property
+    def width(self) -> int:
+        """Width of the hidden states the structure works on."""
+        return self.config["d_model"]
 
-def image_spec(config: Mapping[str, Any]) -> ImageSpec:
-    """As RoboVLMs has it; see `shared.image_spec`."""
-    return shared.image_spec(config)
+    @property
+    def vocab_size(self) -> int:
+        """Ids the decoder knows."""
+        return self.config["vocab_size"]
 
-
-def width(config: Mapping[str, Any]) -> int:
-    """Width of the hidden states the structure works on."""
-    return config["d_model"]
-
-
-def token_width(config: Mapping[str, Any]) -> int:
-    """Width of the tokens that go in."""
-    return width(config)
-
-
-def image_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of one image."""
-    return parts(config).vision.tokens
-
-
-def vocab_size(config: Mapping[str, Any]) -> int:
-    """Ids the decoder knows."""
-    return config["vocab_size"]
-
-
-def token_end(config: Mapping[str, Any]) -> int:
-    """First id above those that may stand for actions, from the top of the vocabulary."""
-    return min(ACTION_TOKEN_END, vocab_size(config))
-
-
-def build(config: Mapping[str, Any], remat: str = "full", dtype: Any = jnp.float32) -> shared.Llava:
-    """The module of a complete architecture."""
-    return shared.Llava(parts(config), remat, dtype)
-
-
-def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """Every parameter, for RoboVLMs' checkpoints too; targets are relative to `backbone/`."""
-    p, top = parts(config), "transformer."
-    tower = top + "vision_tower.vision_tower.vision_model."
-    linear = shared.mm_projector(p.depth, top + "mm_projector")
-    return shared.rows(p, tower, linear, LANGUAGES["mpt"].weights(p.text))
-
-
-# Buffers older dumps contain; they carry nothing.
-IGNORE = (r"embeddings\.position_ids$",)
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter, for RoboVLMs' checkpoints too; targets are relative to `backbone/`."""
+        p, top = self.parts, "transformer."
+        tower = top + "vision_tower.vision_tower.vision_model."
+        linear = shared.mm_projector(p.depth, top + "mm_projector")
+        return shared.rows(p, tower, linear, LANGUAGES["mpt"].weights(p.text))

@@ -8,13 +8,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vla_jax.models import weights as w
-from vla_jax.models.backbones.base import Tokens
+from vla_jax.models.backbones.base import Backbone
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers import vision_families
-from vla_jax.models.towers.decoder import Cache, Decoder, empty_cache
+from vla_jax.models.towers.decoder import Decoder
 from vla_jax.models.towers.decoder_spec import DecoderSpec
 from vla_jax.models.towers.layers import ACTIVATIONS, Dense
 from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
@@ -116,19 +116,6 @@ def assemble(
     return Parts(vision, text, _depth(config["mm_projector_type"]), **facts)
 
 
-def image_spec(config: Mapping[str, Any]) -> ImageSpec:
-    """As RoboVLMs: squash to a square, bicubic, CLIP mean and deviation.
-
-    LLaVA itself pads to a square (its package) or crops (Hugging Face).
-    """
-    return ImageSpec(
-        size=config["vision_config"]["image_size"],
-        mean=(0.48145466, 0.4578275, 0.40821073),
-        std=(0.26862954, 0.26130258, 0.27577711),
-        resample="bicubic",
-    )
-
-
 class Projector(nn.Module):
     """Linear layers from the tower's width to the decoder's."""
 
@@ -146,12 +133,39 @@ class Projector(nn.Module):
         return x
 
 
-class Llava(nn.Module):
-    """Legend: b batch · h height = width · k image tokens · n sequence · d text width."""
+class LlavaFamily(Backbone):
+    """A subclass says of which `parts` it is made.
 
-    parts: Parts
-    remat: str = "full"
-    dtype: Any = jnp.float32
+    Legend: b batch · h height = width · k image tokens · d text width
+    """
+
+    @property
+    def parts(self) -> Parts:
+        """Sizes of the tower, the projector and the decoder."""
+        raise NotImplementedError
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """As RoboVLMs: squash to a square, bicubic, CLIP mean and deviation.
+
+        LLaVA itself pads to a square (its package) or crops (Hugging Face).
+        """
+        return ImageSpec(
+            size=self.config["vision_config"]["image_size"],
+            mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711),
+            resample="bicubic",
+        )
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image."""
+        return self.parts.vision.tokens
+
+    @property
+    def text_spec(self) -> DecoderSpec:
+        """The decoder's sizes."""
+        return self.parts.text
 
     def setup(self):
         p = self.parts
@@ -162,27 +176,6 @@ class Llava(nn.Module):
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b k d"]:
         """Preprocessed images -> image tokens."""
         return self.projection(self.vision(images))
-
-    def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
-        """Token ids -> embeddings."""
-        return self.text.embed(ids)
-
-    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
-        """Spliced embeddings -> last hidden states (after the final norm)."""
-        return self.text(tokens.embeds, tokens.valid)
-
-    def empty_cache(self, batch: int, slots: int) -> Cache:
-        """Before the first token of a sequence of at most `slots`."""
-        return empty_cache(self.parts.text, batch, slots, self.dtype)
-
-    def extend(self, tokens: Tokens, cache: Cache) -> tuple[Float[Array, "b n d"], Cache]:
-        """`__call__` for tokens that follow those in the cache, and the cache with them."""
-        result = self.text.run(tokens.embeds, tokens.valid, cache=cache)
-        return result.hidden, result.cache
-
-    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
-        """Hidden states -> vocabulary scores."""
-        return self.text.logits(hidden)
 
 
 def rows(

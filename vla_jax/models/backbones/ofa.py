@@ -4,18 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vla_jax.models import weights as w
-from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
+from vla_jax.models.backbones.base import Backbone, Layout, Tokens, merge_arch
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers import encoder_decoder, resnet
 from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.normformer import EncoderDecoderSpec, StackSpec
-
-DEFAULT_CONFIG = "ofa_ph"
 
 # config.json of the released base model, reduced to what shapes and numbers depend on.
 ARCH: dict[str, Any] = {
@@ -56,121 +52,112 @@ ARCH: dict[str, Any] = {
 _FIXED = list(ARCH)[list(ARCH).index("encoder_normalize_before") :]
 STRIDE = 16  # pixels from one feature of the ResNet to the next
 
-# The prompt is for the encoder. The decoder starts with <s>; its actions stand where answers do.
-LAYOUT = Layout(bos=1, eos=1, images="encoded")
-# RoboVLMs has no OFA; this is the form of OFA's own questions: lower case, a blank before.
-PROMPT = " what should the robot do to {instruction}?"
-
-
-def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """The released architecture with `overrides` applied; see `base.merge_arch`.
-
-    Raises:
-        ValueError: also for what no released OFA has, and for images larger than the grid.
-    """
-    merged = merge_arch(ARCH, overrides, strict)
-    problems = [
-        f"{key}: {merged[key]!r}, only {ARCH[key]!r} is implemented"
-        for key in _FIXED
-        if merged[key] != ARCH[key]
-    ]
-    if merged["resnet_type"] not in resnet.DEPTHS:
-        problems.append(f"resnet_type: {merged['resnet_type']!r} is none of {list(resnet.DEPTHS)}")
-    if _side(merged) > merged["image_bucket_size"]:
-        problems.append(
-            f"image_size: {merged['image_size']} pixels are more than the model's grid of "
-            f"{merged['image_bucket_size']} x {STRIDE}"
-        )
-    if problems:
-        raise ValueError("backbone architecture:\n  " + "\n  ".join(problems))
-    return merged
-
-
-def image_spec(config: Mapping[str, Any]) -> ImageSpec:
-    """Squash to a square, bicubic, pixels in [-1, 1]."""
-    return ImageSpec(config["image_size"], (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-def width(config: Mapping[str, Any]) -> int:
-    """Width of the hidden states the structure works on."""
-    return config["d_model"]
-
-
-def token_width(config: Mapping[str, Any]) -> int:
-    """Width of the tokens that go in."""
-    return width(config)
-
 
 def _side(config: Mapping[str, Any]) -> int:
     return math.ceil(config["image_size"] / STRIDE)
 
 
-def image_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of one image: a grid, row by row."""
-    return _side(config) ** 2
-
-
-def vocab_size(config: Mapping[str, Any]) -> int:
-    """Ids the decoder knows."""
-    return config["vocab_size"]
-
-
-def token_end(config: Mapping[str, Any]) -> int:
-    """First id above those for actions: the last 1000 are OFA's own bins, of image coordinates."""
-    return vocab_size(config)
-
-
-def text_spec(config: Mapping[str, Any]) -> EncoderDecoderSpec:
-    """Both encoder_decoder."""
-    encoder, decoder = (
-        StackSpec(*(config[f"{part}_{key}"] for key in ("layers", "attention_heads", "ffn_dim")))
-        for part in ("encoder", "decoder")
-    )
-    return EncoderDecoderSpec(
-        vocab=config["vocab_size"],
-        width=config["d_model"],
-        encoder=encoder,
-        decoder=decoder,
-        activation=config["activation_function"],
-        max_positions=config["max_position_embeddings"] + 2,
-        token_buckets=config["token_bucket_size"],
-        image_buckets=config["image_bucket_size"],
-        side=_side(config),
-        position_scale=config["attn_scale_factor"],
-        embed_scale=math.sqrt(config["d_model"]) if config["scale_embedding"] else 1.0,
-        dropout=config["dropout"],
-        attention_dropout=config["attention_dropout"],
-    )
-
-
-def vision_spec(config: Mapping[str, Any]) -> resnet.ResNetSpec:
-    """The ResNet."""
-    return resnet.ResNetSpec(resnet.DEPTHS[config["resnet_type"]], config["stem"])
-
-
-class OFA(nn.Module):
+class OFA(Backbone):
     """Every camera's tokens stand at the same places of the grid, as OFA's images do.
 
     Legend: b batch · h height = width · k image tokens · n sequence · d width
     """
 
-    config: Any
-    remat: str = "full"
-    dtype: Any = jnp.float32
+    RELEASED = ARCH
+    DEFAULT_CONFIG = "ofa_ph"
+    # The prompt is for the encoder. The decoder starts with <s>; its actions stand where answers
+    # do.
+    LAYOUT = Layout(bos=1, eos=1, images="encoded")
+    # RoboVLMs has no OFA; this is the form of OFA's own questions: lower case, a blank before.
+    PROMPT = " what should the robot do to {instruction}?"
+    # No ACTION_TOKEN_END: the last 1000 ids are OFA's own bins, of image coordinates.
+    # Buffers: tables of indices, which are computed here, and counters of batches.
+    IGNORE = (r"_rp_bucket$", r"image_position_idx$", r"num_batches_tracked$")
+
+    @classmethod
+    def arch(cls, overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+        """The released architecture with `overrides` applied; see `base.merge_arch`.
+
+        Raises:
+            ValueError: also for what no released OFA has, and for images larger than the grid.
+        """
+        merged = merge_arch(ARCH, overrides, strict)
+        problems = [
+            f"{key}: {merged[key]!r}, only {ARCH[key]!r} is implemented"
+            for key in _FIXED
+            if merged[key] != ARCH[key]
+        ]
+        if merged["resnet_type"] not in resnet.DEPTHS:
+            problems.append(
+                f"resnet_type: {merged['resnet_type']!r} is none of {list(resnet.DEPTHS)}"
+            )
+        if _side(merged) > merged["image_bucket_size"]:
+            problems.append(
+                f"image_size: {merged['image_size']} pixels are more than the model's grid of "
+                f"{merged['image_bucket_size']} x {STRIDE}"
+            )
+        if problems:
+            raise ValueError("backbone architecture:\n  " + "\n  ".join(problems))
+        return merged
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Squash to a square, bicubic, pixels in [-1, 1]."""
+        return ImageSpec(self.config["image_size"], (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states the structure works on."""
+        return self.config["d_model"]
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image: a grid, row by row."""
+        return _side(self.config) ** 2
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids the decoder knows."""
+        return self.config["vocab_size"]
+
+    @property
+    def text_spec(self) -> EncoderDecoderSpec:
+        """Both encoder_decoder."""
+        keys = ("layers", "attention_heads", "ffn_dim")
+        encoder, decoder = (
+            StackSpec(*(self.config[f"{part}_{key}"] for key in keys))
+            for part in ("encoder", "decoder")
+        )
+        return EncoderDecoderSpec(
+            vocab=self.config["vocab_size"],
+            width=self.config["d_model"],
+            encoder=encoder,
+            decoder=decoder,
+            activation=self.config["activation_function"],
+            max_positions=self.config["max_position_embeddings"] + 2,
+            token_buckets=self.config["token_bucket_size"],
+            image_buckets=self.config["image_bucket_size"],
+            side=_side(self.config),
+            position_scale=self.config["attn_scale_factor"],
+            embed_scale=math.sqrt(self.width) if self.config["scale_embedding"] else 1.0,
+            dropout=self.config["dropout"],
+            attention_dropout=self.config["attention_dropout"],
+        )
+
+    @property
+    def vision_spec(self) -> resnet.ResNetSpec:
+        """The ResNet."""
+        return resnet.ResNetSpec(resnet.DEPTHS[self.config["resnet_type"]], self.config["stem"])
 
     def setup(self):
-        self.vision = resnet.ResNet(vision_spec(self.config), self.remat, self.dtype)
+        self.vision = resnet.ResNet(self.vision_spec, self.remat, self.dtype)
         self.projection = Dense((self.config["d_model"],), dtype=self.dtype)
-        self.text = encoder_decoder.EncoderDecoder(text_spec(self.config), self.remat, self.dtype)
+        self.text = encoder_decoder.EncoderDecoder(self.text_spec, self.remat, self.dtype)
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b k d"]:
         """Preprocessed images -> image tokens."""
         x = self.vision(images)
         return self.projection(x.reshape(len(x), -1, x.shape[-1]))
-
-    def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
-        """Token ids -> embeddings."""
-        return self.text.embed(ids)
 
     def encode(self, tokens: Any, collect: bool = False) -> encoder_decoder.Encoded:
         """The encoder's reading of the images and the prompt of `Tokens`."""
@@ -183,7 +170,7 @@ class OFA(nn.Module):
 
     def empty_cache(self, batch: int, slots: int) -> encoder_decoder.Cache:
         """Before the first token of a sequence of at most `slots`."""
-        return encoder_decoder.empty_cache(text_spec(self.config), batch, slots, self.dtype)
+        return encoder_decoder.empty_cache(self.text_spec, batch, slots, self.dtype)
 
     def extend(
         self, tokens: Tokens, cache: encoder_decoder.Cache
@@ -193,36 +180,31 @@ class OFA(nn.Module):
         result = self.text.decoder(tokens.embeds, tokens.valid, encoded, cache)
         return result.hidden, result.cache
 
-    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
-        """Hidden states -> vocabulary scores."""
-        return self.text.logits(hidden)
-
-
-def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """Every parameter of the released model; targets are relative to `backbone/`."""
-    rows = resnet.weight_map(vision_spec(config), "encoder.embed_images.", "vision/")
-    rows += w.pair("encoder.image_proj", "projection")
-    rows.append(w.Weight("encoder.embed_tokens.weight", "text/embedding"))
-    rows += [
-        w.Weight(f"decoder.{name}.weight", "text/embedding", alias=True)
-        for name in ("embed_tokens", "output_projection")
-    ]
-    encoder = [
-        w.Weight("type_embedding.weight", "types"),
-        *w.norm("layernorm_embedding", "text_norm"),
-        *w.norm("patch_layernorm_embedding", "image_norm"),
-        *_places("pos", "scores"),
-    ]
-    decoder = [
-        *w.norm("layernorm_embedding", "entry_norm"),
-        *w.norm("code_layernorm_embedding", "code_norm"),
-        *_places("self_pos", "scores"),
-        *_places("cross_pos", "cross_scores"),
-        *_attention("cross_attn", "cross", "norm_cross", "post_cross"),
-    ]
-    for part, own in (("encoder", encoder), ("decoder", decoder)):
-        rows += w.prefixed([*own, *_tower()], f"{part}.", f"text/{part}/")
-    return rows
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter of the released model; targets are relative to `backbone/`."""
+        rows = resnet.weight_map(self.vision_spec, "encoder.embed_images.", "vision/")
+        rows += w.pair("encoder.image_proj", "projection")
+        rows.append(w.Weight("encoder.embed_tokens.weight", "text/embedding"))
+        rows += [
+            w.Weight(f"decoder.{name}.weight", "text/embedding", alias=True)
+            for name in ("embed_tokens", "output_projection")
+        ]
+        encoder = [
+            w.Weight("type_embedding.weight", "types"),
+            *w.norm("layernorm_embedding", "text_norm"),
+            *w.norm("patch_layernorm_embedding", "image_norm"),
+            *_places("pos", "scores"),
+        ]
+        decoder = [
+            *w.norm("layernorm_embedding", "entry_norm"),
+            *w.norm("code_layernorm_embedding", "code_norm"),
+            *_places("self_pos", "scores"),
+            *_places("cross_pos", "cross_scores"),
+            *_attention("cross_attn", "cross", "norm_cross", "post_cross"),
+        ]
+        for part, own in (("encoder", encoder), ("decoder", decoder)):
+            rows += w.prefixed([*own, *_tower()], f"{part}.", f"text/{part}/")
+        return rows
 
 
 def _tower() -> list[w.Weight]:
@@ -259,7 +241,3 @@ def _places(source: str, target: str) -> list[w.Weight]:
         *w.pair(source + "_q_linear", target + "/q"),
         *w.pair(source + "_k_linear", target + "/k"),
     ]
-
-
-# Buffers: tables of indices, which are computed here, and counters of batches.
-IGNORE = (r"_rp_bucket$", r"image_position_idx$", r"num_batches_tracked$")

@@ -14,23 +14,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from vla_jax.config import StructureConfig
 from vla_jax.models import weights as w
-from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
+from vla_jax.models.backbones.base import Backbone, Layout, LooksAhead, Tokens, merge_arch
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers import vision_families
-from vla_jax.models.towers.decoder import Cache, Decoder, bidirectional_mask, empty_cache
+from vla_jax.models.towers.decoder import Cache, Decoder, bidirectional_mask
 from vla_jax.models.towers.decoder_spec import DecoderSpec
 from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.vit import VisionTransformer
-
-DEFAULT_CONFIG = "paligemma_ph"
 
 MASKS = ("causal", "prefix", "full")
 
@@ -74,123 +68,97 @@ ARCH: dict[str, Any] = {
     },
 }
 
-# The prompt begins with <eos> and ends with a line break, of which RoboVLMs makes no more than the
-# columns that images follow and actions precede.
-LAYOUT = Layout(bos=1, eos=1)
-PROMPT = "<eos>{instruction}\n"
-QUESTION = "<bos>Input: {question}\nOutput:<eos>"
-ENDS = ("<bos>", "<eos>")
-# The tokenizer's 257152 pieces less 5 special tokens less 10, as RoboVLMs counts.
-ACTION_TOKEN_END = 257137
 _BACKWARD = "with mask 'full' tokens see those behind them"
 
 
-def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """The released architecture with `overrides` applied; see `base.merge_arch`."""
-    return complete(ARCH, overrides, strict)
-
-
-def complete(base: dict[str, Any], overrides: Mapping[str, Any], strict: bool) -> dict[str, Any]:
-    """`arch` for either generation.
-
-    Raises:
-        ValueError: also for the files of the other generation.
-    """
-    found, problems = merge_arch(base, overrides, strict), []
-    between, inside = found["projection_dim"], found["text_config"]["hidden_size"]
-    if between != inside:
-        problems.append(f"projection_dim: {between} is not text_config.hidden_size, {inside}")
-    if found["mask"] not in MASKS:
-        problems.append(f"mask: {found['mask']!r} is none of {list(MASKS)}")
-    decoder, ours = (config["text_config"]["model_type"] for config in (found, base))
-    if decoder != ours:
-        problems.append(
-            f"text_config.model_type: {decoder!r}, expected {ours!r}; backbone 'paligemma' has "
-            "'gemma', 'paligemma2' has 'gemma2'"
-        )
-    if problems:
-        raise ValueError("backbone architecture:\n  " + "\n  ".join(problems))
-    return found
-
-
-def refusal(config: Mapping[str, Any], structure: StructureConfig) -> str:
-    """Why the mask does not go with a structure, or ""."""
-    if config["mask"] != "full":
-        return ""
-    if structure.kind == "discrete":
-        return f"{_BACKWARD}, so none could be predicted; mask 'causal' or 'prefix'"
-    if structure.kind == "interleaved" and structure.parity.act_insert != "padded_column":
-        return (
-            f"{_BACKWARD}, and a step those after it, which there are none of when the policy "
-            "runs; mask 'causal' or 'prefix', or structure.parity.act_insert 'padded_column' for "
-            "what RoboVLMs does"
-        )
-    return ""
-
-
-def image_spec(config: Mapping[str, Any]) -> ImageSpec:
-    """SigLIP's preprocessing: squash to a square, bicubic, to [-1, 1]."""
-    half = (0.5, 0.5, 0.5)
-    return ImageSpec(config["vision_config"]["image_size"], half, half, "bicubic")
-
-
-def width(config: Mapping[str, Any]) -> int:
-    """Width of the hidden states the structure works on."""
-    return config["text_config"]["hidden_size"]
-
-
-def token_width(config: Mapping[str, Any]) -> int:
-    """Width of the tokens that go in."""
-    return width(config)
-
-
-def text_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """Gemma, or Gemma 2 with or without its cap on attention scores."""
-    text = config["text_config"]
-    spec = LANGUAGES[text["model_type"]].spec(text)
-    if config.get("attention_cap", True):
-        return spec
-    return dataclasses.replace(spec, block=dataclasses.replace(spec.block, soft_cap=None))
-
-
-def image_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of one image: its patches."""
-    vision = config["vision_config"]
-    return (vision["image_size"] // vision["patch_size"]) ** 2
-
-
-def vocab_size(config: Mapping[str, Any]) -> int:
-    """Ids the decoder knows."""
-    return config["text_config"]["vocab_size"]
-
-
-def token_end(config: Mapping[str, Any]) -> int:
-    """First id above those that may stand for actions, from the top of the vocabulary."""
-    return min(ACTION_TOKEN_END, vocab_size(config))
-
-
-class PaliGemma(nn.Module):
+class PaliGemma(Backbone):
     """Legend: b batch · h height = width · q image tokens · n sequence · d text width."""
 
-    config: Any
-    remat: str = "full"
-    dtype: Any = jnp.float32
+    RELEASED = ARCH
+    DEFAULT_CONFIG = "paligemma_ph"
+    # The prompt begins with <eos> and ends with a line break, of which RoboVLMs makes no more than
+    # the columns that images follow and actions precede.
+    LAYOUT = Layout(bos=1, eos=1)
+    PROMPT = "<eos>{instruction}\n"
+    QUESTION = "<bos>Input: {question}\nOutput:<eos>"
+    ENDS = ("<bos>", "<eos>")
+    # The tokenizer's 257152 pieces less 5 special tokens less 10, as RoboVLMs counts.
+    ACTION_TOKEN_END = 257137
+    # Names transformers has given since it keeps the decoder's head outside (4.52).
+    RENAMES = (
+        (r"model\.vision_tower\.(?:vision_model\.)?", "vision_tower.vision_model."),
+        (r"model\.multi_modal_projector\.", "multi_modal_projector."),
+        (r"model\.language_model\.", "language_model.model."),
+        (r"lm_head\.", "language_model.lm_head."),
+    )
+    # Buffers older dumps contain; they carry nothing.
+    IGNORE = (r"embeddings\.position_ids$", r"rotary_emb\.inv_freq$")
+
+    @classmethod
+    def arch(cls, overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+        """The released architecture with `overrides` applied; see `base.merge_arch`.
+
+        Raises:
+            ValueError: also for the files of the other generation.
+        """
+        merged, problems = merge_arch(cls.RELEASED, overrides, strict), []
+        between, inside = merged["projection_dim"], merged["text_config"]["hidden_size"]
+        if between != inside:
+            problems.append(f"projection_dim: {between} is not text_config.hidden_size, {inside}")
+        if merged["mask"] not in MASKS:
+            problems.append(f"mask: {merged['mask']!r} is none of {list(MASKS)}")
+        decoder, ours = (arch["text_config"]["model_type"] for arch in (merged, cls.RELEASED))
+        if decoder != ours:
+            problems.append(
+                f"text_config.model_type: {decoder!r}, expected {ours!r}; backbone 'paligemma' has "
+                "'gemma', 'paligemma2' has 'gemma2'"
+            )
+        if problems:
+            raise ValueError("backbone architecture:\n  " + "\n  ".join(problems))
+        return merged
+
+    @property
+    def looks_ahead(self) -> LooksAhead | None:
+        """That tokens see those behind them, if the mask has it so."""
+        if self.config["mask"] != "full":
+            return None
+        return LooksAhead(_BACKWARD, "mask 'causal' or 'prefix'")
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """SigLIP's preprocessing: squash to a square, bicubic, to [-1, 1]."""
+        half = (0.5, 0.5, 0.5)
+        return ImageSpec(self.config["vision_config"]["image_size"], half, half, "bicubic")
+
+    @property
+    def text_spec(self) -> DecoderSpec:
+        """Gemma, or Gemma 2 with or without its cap on attention scores."""
+        text = self.config["text_config"]
+        spec = LANGUAGES[text["model_type"]].spec(text)
+        if self.config.get("attention_cap", True):
+            return spec
+        return dataclasses.replace(spec, block=dataclasses.replace(spec.block, soft_cap=None))
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image: its patches."""
+        vision = self.config["vision_config"]
+        return (vision["image_size"] // vision["patch_size"]) ** 2
+
+    @property
+    def padding_id(self) -> int:
+        """Id whose embedding no gradient reaches."""
+        return self.config["text_config"]["pad_token_id"]
 
     def setup(self):
         vision = vision_families.siglip(self.config["vision_config"])
         self.vision = VisionTransformer(vision, self.remat, self.dtype)
-        self.projection = Dense((width(self.config),), dtype=self.dtype)
-        self.text = Decoder(text_spec(self.config), self.remat, self.dtype)
+        self.projection = Dense((self.width,), dtype=self.dtype)
+        self.text = Decoder(self.text_spec, self.remat, self.dtype)
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> image tokens."""
         return self.projection(self.vision(images)) / math.sqrt(self.config["hidden_size"])
-
-    def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
-        """Token ids -> embeddings; no gradient reaches padding's, as torch's padding_idx has it."""
-        x = self.text.embed(ids)
-        padding = (ids == self.config["text_config"]["pad_token_id"])[..., None]
-        return jnp.where(padding, jax.lax.stop_gradient(x), x)
 
     def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
@@ -198,10 +166,6 @@ class PaliGemma(nn.Module):
         return self.text.run(
             tokens.embeds, tokens.valid, mask=mask, prefix=self._prefix(tokens)
         ).hidden
-
-    def empty_cache(self, batch: int, slots: int) -> Cache:
-        """Before the first token of a sequence of at most `slots`."""
-        return empty_cache(text_spec(self.config), batch, slots, self.dtype)
 
     def extend(self, tokens: Tokens, cache: Cache) -> tuple[Float[Array, "b n d"], Cache]:
         """`__call__` for tokens that follow those in the cache, and the cache with them.
@@ -225,25 +189,12 @@ class PaliGemma(nn.Module):
     def _prefix(self, tokens: Tokens) -> Array | None:
         return tokens.given if self.config["mask"] == "prefix" else None
 
-
-def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
-    vision = vision_families.siglip(config["vision_config"])
-    language = LANGUAGES[config["text_config"]["model_type"]]
-    return [
-        *vision_families.hugging_face_weights(vision, "vision_tower.vision_model.", "vision/"),
-        *w.pair("multi_modal_projector.linear", "projection"),
-        *w.prefixed(language.weights(text_spec(config)), "language_model.", "text/"),
-    ]
-
-
-# Names transformers has given since it keeps the decoder's head outside (4.52).
-RENAMES = (
-    (r"model\.vision_tower\.(?:vision_model\.)?", "vision_tower.vision_model."),
-    (r"model\.multi_modal_projector\.", "multi_modal_projector."),
-    (r"model\.language_model\.", "language_model.model."),
-    (r"lm_head\.", "language_model.lm_head."),
-)
-
-# Buffers older dumps contain; they carry nothing.
-IGNORE = (r"embeddings\.position_ids$", r"rotary_emb\.inv_freq$")
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
+        vision = vision_families.siglip(self.config["vision_config"])
+        language = LANGUAGES[self.config["text_config"]["model_type"]]
+        return [
+            *vision_families.hugging_face_weights(vision, "vision_tower.vision_model.", "vision/"),
+            *w.pair("multi_modal_projector.linear", "projection"),
+            *w.prefixed(language.weights(self.text_spec), "language_model.", "text/"),
+        ]

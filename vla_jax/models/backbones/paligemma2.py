@@ -1,28 +1,8 @@
 """PaliGemma 2: as PaliGemma, with Gemma 2 (google/paligemma2-3b-pt-224)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from vla_jax.models.backbones import paligemma
-from vla_jax.models.backbones.paligemma import (  # noqa: F401
-    ENDS,
-    IGNORE,
-    LAYOUT,
-    PROMPT,
-    QUESTION,
-    RENAMES,
-    PaliGemma,
-    image_spec,
-    image_tokens,
-    refusal,
-    token_end,
-    token_width,
-    vocab_size,
-    weight_map,
-    width,
-)
-
-DEFAULT_CONFIG = "paligemma2_ph"
 
 ARCH: dict[str, Any] = {
     **paligemma.ARCH,
@@ -49,6 +29,8 @@ ARCH: dict[str, Any] = {
 }
 
 
-def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """The released architecture with `overrides` applied; see `base.merge_arch`."""
-    return paligemma.complete(ARCH, overrides, strict)
+class PaliGemma2(paligemma.PaliGemma):
+    """PaliGemma with other sizes; the language model's family is in the config."""
+
+    RELEASED = ARCH
+    DEFAULT_CONFIG = "paligemma2_ph"

@@ -1,26 +1,10 @@
 """Qwen2-VL: ViT with rotary positions, Qwen2 decoder (Qwen/Qwen2-VL-2B-Instruct)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from vla_jax.models import weights as w
-from vla_jax.models.backbones import qwen_family as family
-from vla_jax.models.backbones.qwen_family import (  # noqa: F401
-    ENDS,
-    IGNORE,
-    LAYOUT,
-    PROMPT,
-    QUESTION,
-    Qwen2VL,
-    image_tokens,
-    token_end,
-    token_width,
-    vocab_size,
-    width,
-)
+from vla_jax.models.backbones.qwen_family import QwenFamily
 from vla_jax.models.image import ImageSpec
-
-DEFAULT_CONFIG = "qwen2_vl_ph"
 
 # config.json of the released model, reduced to what shapes and numbers depend on, and
 # `image_size`: pixels of a side of our images, which are square; the original takes any shape.
@@ -63,25 +47,25 @@ ARCH: dict[str, Any] = {
     },
 }
 
-# As current transformers names things; the released files have the earlier names.
-RENAMES = ((r"model\.visual\.", "visual."), (r"model\.language_model\.", "model."))
 
+class Qwen2VL(QwenFamily):
+    """The first of the three."""
 
-def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """The released architecture with `overrides` applied; see `qwen_family.merged_arch`."""
-    return family.merged_arch(ARCH, overrides, strict)
+    RELEASED = ARCH
+    DEFAULT_CONFIG = "qwen2_vl_ph"
+    # As current transformers names things; the released files have the earlier names.
+    RENAMES = ((r"model\.visual\.", "visual."), (r"model\.language_model\.", "model."))
 
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Squash to a square, bicubic, CLIP mean and deviation."""
+        return ImageSpec(
+            size=self.config["image_size"],
+            mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711),
+            resample="bicubic",
+        )
 
-def image_spec(config: Mapping[str, Any]) -> ImageSpec:
-    """Squash to a square, bicubic, CLIP mean and deviation."""
-    return ImageSpec(
-        size=config["image_size"],
-        mean=(0.48145466, 0.4578275, 0.40821073),
-        std=(0.26862954, 0.26130258, 0.27577711),
-        resample="bicubic",
-    )
-
-
-def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
-    return family.weights(config, visual="visual.", model="model.")
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
+        return self.rows(visual="visual.", model="model.")

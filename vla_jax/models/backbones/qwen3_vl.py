@@ -1,26 +1,10 @@
 """Qwen3-VL: tapped layers of the tower go into the decoder's first (Qwen/Qwen3-VL-2B-Instruct)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from vla_jax.models import weights as w
-from vla_jax.models.backbones import qwen_family as family
-from vla_jax.models.backbones.qwen_family import (  # noqa: F401
-    ENDS,
-    IGNORE,
-    LAYOUT,
-    PROMPT,
-    QUESTION,
-    Qwen2VL,
-    image_tokens,
-    token_end,
-    token_width,
-    vocab_size,
-    width,
-)
+from vla_jax.models.backbones.qwen_family import QwenFamily
 from vla_jax.models.image import ImageSpec
-
-DEFAULT_CONFIG = "qwen3_vl_ph"
 
 # config.json of the released model, reduced to what shapes and numbers depend on, and
 # `image_size`: pixels of a side of our images, which are square; the original takes any shape.
@@ -65,21 +49,18 @@ ARCH: dict[str, Any] = {
 }
 
 
-def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """The released architecture with `overrides` applied; see `qwen_family.merged_arch`."""
-    return family.merged_arch(ARCH, overrides, strict)
+class Qwen3VL(QwenFamily):
+    """Its language model is Qwen3."""
 
+    RELEASED = ARCH
+    DEFAULT_CONFIG = "qwen3_vl_ph"
 
-def image_spec(config: Mapping[str, Any]) -> ImageSpec:
-    """Squash to a square, bicubic, to [-1, 1]."""
-    return ImageSpec(
-        size=config["image_size"],
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        resample="bicubic",
-    )
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Squash to a square, bicubic, to [-1, 1]."""
+        half = (0.5, 0.5, 0.5)
+        return ImageSpec(self.config["image_size"], half, half, "bicubic")
 
-
-def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
-    return family.weights(config, visual="model.visual.", model="model.language_model.")
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
+        return self.rows(visual="model.visual.", model="model.language_model.")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models import weights as w
-from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
+from vla_jax.models.backbones.base import Backbone, Layout, Tokens, merge_arch
 from vla_jax.models.towers import vision_families
 from vla_jax.models.towers.decoder import Cache, Decoder, Result, empty_cache
 from vla_jax.models.towers.decoder_spec import DecoderSpec
@@ -21,17 +21,9 @@ from vla_jax.models.towers.positions import Grid
 from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
 
-# The models' chat without its default system text: the images stand behind the user's three first
-# tokens, action tokens where the assistant would speak.
 _USER, _ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-LAYOUT = Layout(bos=3, eos=0)
-PROMPT, QUESTION = (_USER + slot + _ASSISTANT for slot in ("{instruction}", "{question}"))
-# With `data.cotrain.prompt` = ASKED a text with one answer is a chat too.
-ENDS, ASKED = (_USER, "<|im_end|>"), "{question}" + _ASSISTANT
-# <|endoftext|>, the first of the special tokens, behind the rarest words.
-ACTION_TOKEN_END = 151643
-# Buffers older dumps contain; they carry nothing.
-IGNORE = (r"rotary(_pos)?_emb\.inv_freq$",)
+# With it as `data.cotrain.prompt` a text with one answer is a chat too.
+ASKED = "{question}" + _ASSISTANT
 
 # model_type -> (tower, family of the language model)
 _PARTS = {
@@ -39,35 +31,6 @@ _PARTS = {
     "qwen2_5_vl": (vision_families.qwen2_5_vl, "qwen2"),
     "qwen3_vl": (vision_families.qwen3_vl, "qwen3"),
 }
-
-
-def merged_arch(
-    base: Mapping[str, Any], overrides: Mapping[str, Any], strict: bool
-) -> dict[str, Any]:
-    """`base.merge_arch` for a config.json of any version of transformers, checked.
-
-    Raises:
-        ValueError: listing all that is wrong with the keys, or sizes that do not go together.
-    """
-    config = merge_arch(base, overrides if strict else _of_today(overrides), strict)
-    vision, problems = config["vision_config"], []
-    square = vision["patch_size"] * vision["spatial_merge_size"]
-    if config["image_size"] <= 0 or config["image_size"] % square:
-        problems.append(
-            f"image_size: {config['image_size']} pixels are no multiple of {square}, "
-            "patch_size x spatial_merge_size"
-        )
-    key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
-    if vision[key] != width(config):
-        problems.append(
-            f"vision_config.{key}: {vision[key]} is not the text's hidden_size, {width(config)}"
-        )
-    for name in ("vision_start_token_id", "vision_end_token_id"):
-        if config[name] >= vocab_size(config):
-            problems.append(f"{name}: {config[name]} is beyond the {vocab_size(config)} ids")
-    if problems:
-        raise ValueError("backbone architecture:\n  " + "\n  ".join(problems))
-    return config
 
 
 def _of_today(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,38 +47,6 @@ def _of_today(found: Mapping[str, Any]) -> dict[str, Any]:
     tied = bool(found.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
     text["rope_parameters"] = rope
     return {**found, "text_config": text, "tie_word_embeddings": tied}
-
-
-def width(config: Mapping[str, Any]) -> int:
-    """Width of the hidden states the structure works on."""
-    return config["text_config"]["hidden_size"]
-
-
-def token_width(config: Mapping[str, Any]) -> int:
-    """Width of the tokens that go in: deep features stand behind the embedding."""
-    return width(config) * (1 + len(config["vision_config"].get("deepstack_visual_indexes", ())))
-
-
-def image_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of one image, <|vision_start|> and <|vision_end|> included."""
-    rows, columns = _merged(config)
-    return rows * columns + 2
-
-
-def vocab_size(config: Mapping[str, Any]) -> int:
-    """Ids the decoder knows."""
-    return config["text_config"]["vocab_size"]
-
-
-def token_end(config: Mapping[str, Any]) -> int:
-    """First id above those that may stand for actions, from the top of the vocabulary."""
-    return min(ACTION_TOKEN_END, vocab_size(config))
-
-
-def text_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """The language model's."""
-    text = {**config["text_config"], "tie_word_embeddings": config["tie_word_embeddings"]}
-    return LANGUAGES[_PARTS[config["model_type"]][1]].spec(text)
 
 
 def vision_spec(config: Mapping[str, Any], grid: Grid) -> VisionSpec:
@@ -193,27 +124,83 @@ class Vision(nn.Module):
         spec = vision_spec(self.config, grid)
         tower = VisionTransformer(spec, self.remat, self.dtype, name="tower")
         tokens, taps = tower.with_taps(images)
-        merger, _ = vision_families.qwen2_merger(spec, vision, dtype=self.dtype, name="merger")
+        merger = vision_families.qwen2_merger(spec, vision, dtype=self.dtype, name="merger")
         merged = [merger(tokens)]
         for i, tap in enumerate(taps):
-            merger, _ = vision_families.qwen2_merger(spec, vision, True, self.dtype, f"deep_{i}")
+            merger = vision_families.qwen2_merger(spec, vision, True, self.dtype, f"deep_{i}")
             merged.append(merger(tap))
         return jnp.concatenate(merged, axis=-1)
 
 
-class Qwen2VL(nn.Module):
-    """The three models; which one is in the config.
+class QwenFamily(Backbone):
+    """What the three have in common; which one is in the config.
 
     `grid` of the methods: see `positions`; by default that of images of the configured size.
     """
 
-    config: Any
-    remat: str = "full"
-    dtype: Any = jnp.float32
+    # The models' chat without its default system text: the images stand behind the user's three
+    # first tokens, action tokens where the assistant would speak.
+    LAYOUT = Layout(bos=3, eos=0)
+    PROMPT, QUESTION = (_USER + slot + _ASSISTANT for slot in ("{instruction}", "{question}"))
+    ENDS = (_USER, "<|im_end|>")
+    # <|endoftext|>, the first of the special tokens, behind the rarest words.
+    ACTION_TOKEN_END = 151643
+    # Buffers older dumps contain; they carry nothing.
+    IGNORE = (r"rotary(_pos)?_emb\.inv_freq$",)
+
+    @classmethod
+    def arch(cls, overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+        """`RELEASED` with `overrides`, which may be a config.json of any version of transformers.
+
+        Raises:
+            ValueError: listing all that is wrong with the keys, or sizes that do not go together.
+        """
+        config = merge_arch(cls.RELEASED, overrides if strict else _of_today(overrides), strict)
+        vision, text, problems = config["vision_config"], config["text_config"], []
+        square = vision["patch_size"] * vision["spatial_merge_size"]
+        if config["image_size"] <= 0 or config["image_size"] % square:
+            problems.append(
+                f"image_size: {config['image_size']} pixels are no multiple of {square}, "
+                "patch_size x spatial_merge_size"
+            )
+        key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
+        if vision[key] != text["hidden_size"]:
+            problems.append(
+                f"vision_config.{key}: {vision[key]} is not the text's hidden_size, "
+                f"{text['hidden_size']}"
+            )
+        for name in ("vision_start_token_id", "vision_end_token_id"):
+            if config[name] >= text["vocab_size"]:
+                problems.append(f"{name}: {config[name]} is beyond the {text['vocab_size']} ids")
+        if problems:
+            raise ValueError("backbone architecture:\n  " + "\n  ".join(problems))
+        return config
+
+    @property
+    def token_width(self) -> int:
+        """Width of the tokens that go in: deep features stand behind the embedding."""
+        deep = self.config["vision_config"].get("deepstack_visual_indexes", ())
+        return self.width * (1 + len(deep))
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image, <|vision_start|> and <|vision_end|> included."""
+        rows, columns = _merged(self.config)
+        return rows * columns + 2
+
+    @property
+    def text_spec(self) -> DecoderSpec:
+        """The language model's."""
+        tied = {"tie_word_embeddings": self.config["tie_word_embeddings"]}
+        return self._language.spec({**self.config["text_config"], **tied})
+
+    @property
+    def _language(self) -> Any:
+        return LANGUAGES[_PARTS[self.config["model_type"]][1]]
 
     def setup(self):
         self.vision = Vision(self.config, self.remat, self.dtype)
-        self.text = Decoder(text_spec(self.config), self.remat, self.dtype)
+        self.text = Decoder(self.text_spec, self.remat, self.dtype)
 
     def encode_images(self, images: Float[Array, "b *f h x 3"]) -> Float[Array, "b q e"]:
         """Preprocessed images -> <|vision_start|>, the image's tokens, <|vision_end|>.
@@ -227,7 +214,7 @@ class Qwen2VL(nn.Module):
 
     def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n e"]:
         """Token ids -> embeddings, without deep features."""
-        deep = token_width(self.config) - width(self.config)
+        deep = self.token_width - self.width
         return jnp.pad(self.text.embed(ids), ((0, 0), (0, 0), (0, deep)))
 
     def __call__(self, tokens: Tokens, grid: Any = None) -> Float[Array, "b n d"]:
@@ -236,7 +223,7 @@ class Qwen2VL(nn.Module):
 
     def empty_cache(self, batch: int, slots: int) -> Memory:
         """Before the first token of a sequence of at most `slots`."""
-        cache = empty_cache(text_spec(self.config), batch, slots, self.dtype)
+        cache = empty_cache(self.text_spec, batch, slots, self.dtype)
         return Memory(cache, jnp.zeros(batch, jnp.int32))
 
     def extend(
@@ -246,14 +233,10 @@ class Qwen2VL(nn.Module):
         result, following = self._run(tokens, grid, cache.position, cache.cache)
         return result.hidden, Memory(result.cache, following)
 
-    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
-        """Hidden states -> vocabulary scores."""
-        return self.text.logits(hidden)
-
     def _run(
         self, tokens: Tokens, grid: Any, start: Any, cache: Cache | None
     ) -> tuple[Result, Any]:
-        d, e = width(self.config), token_width(self.config)
+        d, e = self.width, self.token_width
         rows, following = positions(tokens.valid, tokens.place, grid or _merged(self.config), start)
         deep = None
         if e > d:
@@ -262,23 +245,21 @@ class Qwen2VL(nn.Module):
         result = self.text.run(embeds, tokens.valid, rows, deep=deep, cache=cache)
         return result, following
 
+    def rows(self, visual: str, model: str) -> list[w.Weight]:
+        """Every parameter; targets are relative to `backbone/`.
 
-def weights(config: Mapping[str, Any], visual: str, model: str) -> list[w.Weight]:
-    """Every parameter; targets are relative to `backbone/`.
-
-    Args:
-        config: the architecture.
-        visual: prefix of the tower's names.
-        model: what the language model's names have for their first `model.`.
-    """
-    spec, vision = vision_spec(config, _merged(config)), config["vision_config"]
-    rows = w.prefixed(vision_families.qwen2_weights(spec, "", ""), "", "tower/")
-    rows += w.prefixed(vision_families.qwen2_merger(spec, vision)[1], "merger.", "merger/")
-    for i in range(len(spec.taps)):
-        _, merger = vision_families.qwen2_merger(spec, vision, deepstack=True)
-        rows += w.prefixed(merger, f"deepstack_merger_list.{i}.", f"deep_{i}/")
-    language = LANGUAGES[_PARTS[config["model_type"]][1]].weights(text_spec(config))
-    return [
-        *w.prefixed(rows, visual, "vision/"),
-        *w.prefixed(w.moved(language, "model.", model), "", "text/"),
-    ]
+        Args:
+            visual: prefix of the tower's names.
+            model: what the language model's names have for their first `model.`.
+        """
+        spec = vision_spec(self.config, _merged(self.config))
+        merger = vision_families.qwen2_merger_weights(spec)
+        rows = w.prefixed(vision_families.qwen2_weights(spec, "", ""), "", "tower/")
+        rows += w.prefixed(merger, "merger.", "merger/")
+        for i in range(len(spec.taps)):
+            rows += w.prefixed(merger, f"deepstack_merger_list.{i}.", f"deep_{i}/")
+        language = self._language.weights(self.text_spec)
+        return [
+            *w.prefixed(rows, visual, "vision/"),
+            *w.prefixed(w.moved(language, "model.", model), "", "text/"),
+        ]

@@ -4,22 +4,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vla_jax.models import weights as w
-from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
+from vla_jax.models.backbones.base import Backbone, Layout, Tokens
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers import vision_families
 from vla_jax.models.towers.block import BlockSpec
-from vla_jax.models.towers.decoder import Cache, Decoder, Result, empty_cache
+from vla_jax.models.towers.decoder import Cache, Decoder, Result
 from vla_jax.models.towers.decoder_spec import DecoderSpec
 from vla_jax.models.towers.layers import Rope
 from vla_jax.models.towers.resampler import positioned_queries_weights
 from vla_jax.models.towers.vit import VisionTransformer
-
-DEFAULT_CONFIG = "qwen_vl_ph"
 
 # config.json of the released model, reduced to what shapes and numbers depend on.
 ARCH: dict[str, Any] = {
@@ -49,76 +46,6 @@ ARCH: dict[str, Any] = {
         "image_start_id": 151857,  # <img>; the next one is </img>
     },
 }
-
-# The tokenizer has neither start nor end token.
-LAYOUT = Layout(bos=0, eos=0)
-PROMPT = "{instruction}"
-# <img> and </img> around the tokens of an image.
-MARKS = 1
-# The tokenizer's 151860 pieces less its one special role (padding) less 10, as RoboVLMs counts.
-ACTION_TOKEN_END = 151849
-
-
-def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """The released architecture with `overrides` applied; see `base.merge_arch`."""
-    return merge_arch(ARCH, overrides, strict)
-
-
-def image_spec(config: Mapping[str, Any]) -> ImageSpec:
-    """OpenAI-CLIP preprocessing: squash to a square, bicubic, CLIP mean and deviation."""
-    return ImageSpec(
-        size=config["visual"]["image_size"],
-        mean=(0.48145466, 0.4578275, 0.40821073),
-        std=(0.26862954, 0.26130258, 0.27577711),
-        resample="bicubic",
-    )
-
-
-def width(config: Mapping[str, Any]) -> int:
-    """Width of the hidden states the structure works on."""
-    return config["hidden_size"]
-
-
-def token_width(config: Mapping[str, Any]) -> int:
-    """Width of the tokens that go in."""
-    return width(config)
-
-
-def image_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of one image, its marks included."""
-    return config["visual"]["n_queries"] + 2 * MARKS
-
-
-def vocab_size(config: Mapping[str, Any]) -> int:
-    """Ids the decoder knows."""
-    return config["vocab_size"]
-
-
-def token_end(config: Mapping[str, Any]) -> int:
-    """First id above those that may stand for actions, from the top of the vocabulary."""
-    return min(ACTION_TOKEN_END, vocab_size(config))
-
-
-def text_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """RMS norms, gated MLP, untied head; `far` makes the rotation."""
-    return DecoderSpec(
-        vocab=config["vocab_size"],
-        width=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        block=BlockSpec(
-            heads=config["num_attention_heads"],
-            hidden=config["intermediate_size"] // 2,
-            activation="silu",
-            norm="rms",
-            eps=config["layer_norm_epsilon"],
-            out_bias=not config["no_bias"],
-            mlp_bias=not config["no_bias"],
-            gated=True,
-            attention_dropout=config["attn_dropout_prob"],
-        ),
-        embed_dropout=(config["emb_dropout_prob"],),
-        tied=False,
-    )
 
 
 def far(
@@ -153,49 +80,91 @@ def far(
     return Rope(base, turned)(columns), gain
 
 
-class QwenVL(nn.Module):
+class QwenVL(Backbone):
     """Legend: b batch · h height = width · q image tokens · n sequence · d text width."""
 
-    config: Any
-    remat: str = "full"
-    dtype: Any = jnp.float32
+    RELEASED = ARCH
+    DEFAULT_CONFIG = "qwen_vl_ph"
+    # The tokenizer has neither start nor end token.
+    LAYOUT = Layout(bos=0, eos=0)
+    # <img> and </img> around the tokens of an image.
+    MARKS = 1
+    # The tokenizer's 151860 pieces less its one special role (padding) less 10, as RoboVLMs counts.
+    ACTION_TOKEN_END = 151849
+    # The checkpoint holds parameters only.
+    IGNORE: tuple[str, ...] = ()
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """OpenAI-CLIP preprocessing: squash to a square, bicubic, CLIP mean and deviation."""
+        return ImageSpec(
+            size=self.config["visual"]["image_size"],
+            mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711),
+            resample="bicubic",
+        )
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states the structure works on."""
+        return self.config["hidden_size"]
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image, its marks included."""
+        return self.config["visual"]["n_queries"] + 2 * self.MARKS
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids the decoder knows."""
+        return self.config["vocab_size"]
+
+    @property
+    def text_spec(self) -> DecoderSpec:
+        """RMS norms, gated MLP, untied head; `far` makes the rotation."""
+        return DecoderSpec(
+            vocab=self.config["vocab_size"],
+            width=self.config["hidden_size"],
+            layers=self.config["num_hidden_layers"],
+            block=BlockSpec(
+                heads=self.config["num_attention_heads"],
+                hidden=self.config["intermediate_size"] // 2,
+                activation="silu",
+                norm="rms",
+                eps=self.config["layer_norm_epsilon"],
+                out_bias=not self.config["no_bias"],
+                mlp_bias=not self.config["no_bias"],
+                gated=True,
+                attention_dropout=self.config["attn_dropout_prob"],
+            ),
+            embed_dropout=(self.config["emb_dropout_prob"],),
+            tied=False,
+        )
 
     def setup(self):
         visual = self.config["visual"]
         spec = vision_families.qwen_vl(visual)
         self.vision = VisionTransformer(spec, self.remat, self.dtype)
         self.vision_pool = vision_families.qwen_vl_resampler(
-            spec, visual["n_queries"], width(self.config), self.dtype
+            spec, visual["n_queries"], self.width, self.dtype
         )
-        self.text = Decoder(text_spec(self.config), self.remat, self.dtype)
+        self.text = Decoder(self.text_spec, self.remat, self.dtype)
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> <img>, image tokens, </img>."""
         x = self.vision_pool(self.vision(images))
         start = self.config["visual"]["image_start_id"]
         marks = self.embed_text(jnp.broadcast_to(jnp.array([start, start + 1]), (len(x), 2)))
-        return jnp.concatenate([marks[:, :MARKS], x, marks[:, MARKS:]], axis=1)
-
-    def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
-        """Token ids -> embeddings."""
-        return self.text.embed(ids)
+        return jnp.concatenate([marks[:, : self.MARKS], x, marks[:, self.MARKS :]], axis=1)
 
     def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
         return self.run(tokens).hidden
 
-    def empty_cache(self, batch: int, slots: int) -> Cache:
-        """Before the first token of a sequence of at most `slots`."""
-        return empty_cache(text_spec(self.config), batch, slots, self.dtype)
-
     def extend(self, tokens: Tokens, cache: Cache) -> tuple[Float[Array, "b n d"], Cache]:
         """`__call__` for tokens that follow those in the cache, and the cache with them."""
         result = self.run(tokens, cache)
         return result.hidden, result.cache
-
-    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
-        """Hidden states -> vocabulary scores."""
-        return self.text.logits(hidden)
 
     def run(self, tokens: Tokens, cache: Cache | None = None, collect: bool = False) -> Result:
         """The decoder; see `Decoder.run`."""
@@ -208,29 +177,24 @@ class QwenVL(nn.Module):
             tokens.embeds, tokens.valid, rope=rope, gain=gain, cache=cache, collect=collect
         )
 
-
-def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """Every parameter of the released model; targets are relative to `backbone/`."""
-    visual, layer, bias = "transformer.visual.", "h.{}.", not config["no_bias"]
-    spec = vision_families.qwen_vl(config["visual"])
-    text = [
-        w.Weight("wte.weight", "embedding"),
-        *w.norm("ln_f", "norm", bias=False),
-        *w.norm(layer + "ln_1", "layers/norm1", bias=False),
-        *w.norm(layer + "ln_2", "layers/norm2", bias=False),
-        *w.pair(layer + "attn.c_attn", "layers/attn/{q,k,v}"),
-        *w.pair(layer + "attn.c_proj", "layers/attn/o", "linear_from_heads", bias),
-        *w.pair(layer + "mlp.w1", "layers/mlp/up", bias=bias),
-        *w.pair(layer + "mlp.w2", "layers/mlp/gate", bias=bias),
-        *w.pair(layer + "mlp.c_proj", "layers/mlp/down", bias=bias),
-    ]
-    return [
-        *vision_families.open_clip_weights(spec, visual, "vision/", by_head=True),
-        *w.prefixed(positioned_queries_weights(), visual, "vision_pool/"),
-        *w.prefixed(text, "transformer.", "text/"),
-        w.Weight("lm_head.weight", "text/unembedding"),
-    ]
-
-
-# The checkpoint holds parameters only.
-IGNORE: tuple[str, ...] = ()
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter of the released model; targets are relative to `backbone/`."""
+        visual, layer, bias = "transformer.visual.", "h.{}.", not self.config["no_bias"]
+        spec = vision_families.qwen_vl(self.config["visual"])
+        text = [
+            w.Weight("wte.weight", "embedding"),
+            *w.norm("ln_f", "norm", bias=False),
+            *w.norm(layer + "ln_1", "layers/norm1", bias=False),
+            *w.norm(layer + "ln_2", "layers/norm2", bias=False),
+            *w.pair(layer + "attn.c_attn", "layers/attn/{q,k,v}"),
+            *w.pair(layer + "attn.c_proj", "layers/attn/o", "linear_from_heads", bias),
+            *w.pair(layer + "mlp.w1", "layers/mlp/up", bias=bias),
+            *w.pair(layer + "mlp.w2", "layers/mlp/gate", bias=bias),
+            *w.pair(layer + "mlp.c_proj", "layers/mlp/down", bias=bias),
+        ]
+        return [
+            *vision_families.open_clip_weights(spec, visual, "vision/", by_head=True),
+            *w.prefixed(positioned_queries_weights(), visual, "vision_pool/"),
+            *w.prefixed(text, "transformer.", "text/"),
+            w.Weight("lm_head.weight", "text/unembedding"),
+        ]

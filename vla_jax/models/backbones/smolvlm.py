@@ -7,22 +7,17 @@ tokens, and none of the marks that tell tiles apart.
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vla_jax.models import weights as w
-from vla_jax.models.backbones.base import Layout, Tokens, merge_arch
-from vla_jax.models.backbones.paligemma import token_width, vocab_size, width  # noqa: F401
+from vla_jax.models.backbones.base import Backbone, Layout, merge_arch
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers import vision_families
-from vla_jax.models.towers.decoder import Cache, Decoder, empty_cache
+from vla_jax.models.towers.decoder import Decoder
 from vla_jax.models.towers.decoder_spec import DecoderSpec
 from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.vit import VisionTransformer
-
-DEFAULT_CONFIG = "smolvlm_ph"
 
 _VISION = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 _VISION |= {"intermediate_size": 3072, "patch_size": 16, "image_size": 512}
@@ -41,66 +36,60 @@ ARCH: dict[str, Any] = {
     "text_config": {**_TEXT, "attention_dropout": 0.0},
 }
 
-# The model's chat: images stand behind the three tokens of the first part.
 _USER, _ASSISTANT = "<|im_start|>User:", "<end_of_utterance>\nAssistant:"
-LAYOUT = Layout(bos=3, eos=0)
-PROMPT, QUESTION = (_USER + slot + _ASSISTANT for slot in ("{instruction}", "{question}"))
-# With `data.cotrain.prompt` = ASKED a text with one answer is a chat too.
-ENDS, ASKED = (_USER, "<end_of_utterance>"), "{question}" + _ASSISTANT
-ACTION_TOKEN_END = 49152  # SmolLM2's words; marks of images and speakers follow
-IGNORE = ()
+# With it as `data.cotrain.prompt` a text with one answer is a chat too.
+ASKED = "{question}" + _ASSISTANT
 
 
-def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """The released architecture with `overrides` applied.
-
-    Raises:
-        ValueError: as `merge_arch`, and for an image whose patches do not make whole tokens.
-    """
-    found = merge_arch(ARCH, overrides, strict)
-    size = found["vision_config"]["image_size"]
-    side = found["vision_config"]["patch_size"] * found["scale_factor"]
-    if size % side:
-        what = f"{size} pixels are no multiple of {side}, patch_size x scale_factor"
-        raise ValueError(f"backbone architecture:\n  vision_config.image_size: {what}")
-    return found
-
-
-def image_spec(config: Mapping[str, Any]) -> ImageSpec:
-    """Squash to a square, Lanczos, to [-1, 1]."""
-    half = (0.5, 0.5, 0.5)
-    return ImageSpec(config["vision_config"]["image_size"], half, half, "lanczos")
-
-
-def image_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of one image."""
-    vision = config["vision_config"]
-    return (vision["image_size"] // vision["patch_size"] // config["scale_factor"]) ** 2
-
-
-def token_end(config: Mapping[str, Any]) -> int:
-    """First id above those that may stand for actions, from the top of the vocabulary."""
-    return min(ACTION_TOKEN_END, vocab_size(config))
-
-
-def text_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """The language model's."""
-    text = {**config["text_config"], "tie_word_embeddings": config["tie_word_embeddings"]}
-    return LANGUAGES["llama"].spec(text)
-
-
-class SmolVLM(nn.Module):
+class SmolVLM(Backbone):
     """Legend: b batch · h height = width · q image tokens · n sequence · d text width."""
 
-    config: Any
-    remat: str = "full"
-    dtype: Any = jnp.float32
+    RELEASED = ARCH
+    DEFAULT_CONFIG = "smolvlm_ph"
+    # The model's chat: images stand behind the three tokens of the first part.
+    LAYOUT = Layout(bos=3, eos=0)
+    PROMPT, QUESTION = (_USER + slot + _ASSISTANT for slot in ("{instruction}", "{question}"))
+    ENDS = (_USER, "<end_of_utterance>")
+    ACTION_TOKEN_END = 49152  # SmolLM2's words; marks of images and speakers follow
+
+    @classmethod
+    def arch(cls, overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+        """The released architecture with `overrides` applied.
+
+        Raises:
+            ValueError: as `merge_arch`, and for an image whose patches do not make whole tokens.
+        """
+        found = merge_arch(ARCH, overrides, strict)
+        size = found["vision_config"]["image_size"]
+        side = found["vision_config"]["patch_size"] * found["scale_factor"]
+        if size % side:
+            what = f"{size} pixels are no multiple of {side}, patch_size x scale_factor"
+            raise ValueError(f"backbone architecture:\n  vision_config.image_size: {what}")
+        return found
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Squash to a square, Lanczos, to [-1, 1]."""
+        half = (0.5, 0.5, 0.5)
+        return ImageSpec(self.config["vision_config"]["image_size"], half, half, "lanczos")
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image."""
+        vision = self.config["vision_config"]
+        return (vision["image_size"] // vision["patch_size"] // self.config["scale_factor"]) ** 2
+
+    @property
+    def text_spec(self) -> DecoderSpec:
+        """The language model's."""
+        tied = {"tie_word_embeddings": self.config["tie_word_embeddings"]}
+        return LANGUAGES["llama"].spec({**self.config["text_config"], **tied})
 
     def setup(self):
         vision = vision_families.siglip(self.config["vision_config"])
         self.vision = VisionTransformer(vision, self.remat, self.dtype)
-        self.projection = Dense((width(self.config),), use_bias=False, dtype=self.dtype)
-        self.text = Decoder(text_spec(self.config), self.remat, self.dtype)
+        self.projection = Dense((self.width,), use_bias=False, dtype=self.dtype)
+        self.text = Decoder(self.text_spec, self.remat, self.dtype)
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> a token for each square of patches, row by row."""
@@ -109,34 +98,12 @@ class SmolVLM(nn.Module):
         squares = patches.reshape(len(patches), side, s, side, s, -1).swapaxes(2, 3)
         return self.projection(squares.reshape(len(patches), side * side, -1))
 
-    def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
-        """Token ids -> embeddings."""
-        return self.text.embed(ids)
-
-    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
-        """Spliced embeddings -> last hidden states (after the final norm)."""
-        return self.text.run(tokens.embeds, tokens.valid).hidden
-
-    def empty_cache(self, batch: int, slots: int) -> Cache:
-        """Before the first token of a sequence of at most `slots`."""
-        return empty_cache(text_spec(self.config), batch, slots, self.dtype)
-
-    def extend(self, tokens: Tokens, cache: Cache) -> tuple[Float[Array, "b n d"], Cache]:
-        """`__call__` for tokens that follow those in the cache, and the cache with them."""
-        result = self.text.run(tokens.embeds, tokens.valid, cache=cache)
-        return result.hidden, result.cache
-
-    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
-        """Hidden states -> vocabulary scores."""
-        return self.text.logits(hidden)
-
-
-def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
-    vision = vision_families.siglip(config["vision_config"])
-    text = LANGUAGES["llama"].weights(text_spec(config))
-    return [
-        *vision_families.hugging_face_weights(vision, "model.vision_model.", "vision/"),
-        *w.pair("model.connector.modality_projection.proj", "projection", bias=False),
-        *w.prefixed(w.moved(text, "model.", "model.text_model."), "", "text/"),
-    ]
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
+        vision = vision_families.siglip(self.config["vision_config"])
+        text = LANGUAGES["llama"].weights(self.text_spec)
+        return [
+            *vision_families.hugging_face_weights(vision, "model.vision_model.", "vision/"),
+            *w.pair("model.connector.modality_projection.proj", "projection", bias=False),
+            *w.prefixed(w.moved(text, "model.", "model.text_model."), "", "text/"),
+        ]

@@ -8,22 +8,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import flax.linen as nn
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vla_jax.models import weights as w
-from vla_jax.models.backbones.base import Layout, Tokens, count_layers, merge_arch
+from vla_jax.models.backbones.base import Backbone, Layout, count_layers
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers import vision_families
-from vla_jax.models.towers.decoder import Cache, Decoder, empty_cache
+from vla_jax.models.towers.decoder import Decoder
 from vla_jax.models.towers.decoder_spec import DecoderSpec
 from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.resampler import LatentDecoder, latent_decoder_weights
 from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
-
-DEFAULT_CONFIG = "uform_ph"
 
 # config.json of uform-gen2-qwen-500m, reduced to what shapes and numbers depend on, and what only
 # the weights say: `from_shapes`. It names the text decoder; `text_config` is that model's.
@@ -65,135 +61,116 @@ _LLAMA = {
 }
 _HEAD_WIDTHS = {"qwen2": 64, "llama": 128}
 
-# Qwen's tokenizer has no start token, and the prompt ends with a word.
-LAYOUT = Layout(bos=0, eos=0)
-# RoboVLMs asks whether there is an end token, not whether the prompt has one: its action tokens
-# stand before the last word.
-ORIGINAL_LAYOUT = Layout(bos=0, eos=1)
-# The token for an image stays in the text: the image stands before it.
-PROMPT = "<image> {instruction}"
-
-# The tokenizer's 151643 pieces, less four special tokens and 10, as RoboVLMs counts.
-ACTION_TOKEN_END = 151629
 
 _ENCODER, _POOLER, _TEXT = "image_encoder.", "image_pooler.", "text_decoder."
 _EMBEDDING = _ENCODER + "embedding_projection.weight"
 _CLASS = _ENCODER + "cls_token"
 
 
-def arch(overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """The released architecture with `overrides` applied; see `base.merge_arch`."""
-    return merge_arch(ARCH, overrides, strict)
-
-
-def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What the weights tell of the architecture; text heads as wide as in the released models."""
-    optional = {_EMBEDDING, _CLASS, _TEXT + "lm_head.weight"}
-    needed = {row.source.format(0) for row in weight_map({**ARCH, "text_config": _text(_LLAMA)})}
-    if needed - optional - set(shapes):
-        return {}
-    hidden, _, patch, _ = shapes[_ENCODER + "patch_embed.weight"]
-    _, latents, inner = shapes[_POOLER + "image_latents"]
-    projected = shapes[_POOLER + "projection.weight"]
-    layer = _TEXT + "model.layers.0."
-    vocab, width = shapes[_TEXT + "model.embed_tokens.weight"]
-    biased = layer + "self_attn.q_proj.bias" in shapes
-    text = _text({} if biased else _LLAMA)
-    head = _HEAD_WIDTHS[text["model_type"]]
-    text |= {
-        "vocab_size": vocab,
-        "hidden_size": width,
-        "num_hidden_layers": count_layers(shapes, _TEXT + "model.layers."),
-        "num_attention_heads": max(width // head, 1),
-        "num_key_value_heads": max(shapes[layer + "self_attn.k_proj.weight"][0] // head, 1),
-        "intermediate_size": shapes[layer + "mlp.up_proj.weight"][0],
-    }
-    return {
-        "image_size": round(shapes[_ENCODER + "pos_embed"][1] ** 0.5) * patch,
-        "image_encoder_hidden_size": hidden,
-        "image_encoder_patch_size": patch,
-        "image_encoder_num_layers": count_layers(shapes, _ENCODER + "blocks."),
-        "image_encoder_embedding_dim": shapes[_EMBEDDING][0] if _EMBEDDING in shapes else 0,
-        "image_encoder_class_token": _CLASS in shapes,
-        "image_pooler_intermediate_size": shapes[_POOLER + "pooler.linear1.bias"][0],
-        "image_pooler_num_latents": latents,
-        "image_pooler_project_first": projected == (inner, hidden) and inner != hidden,
-        "text_config": text,
-    }
-
-
 def _text(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {**ARCH["text_config"], **facts}
 
 
-def image_spec(config: Mapping[str, Any]) -> ImageSpec:
-    """Padded to a square, bilinear, CLIP's mean; the first generation: the centre, ImageNet's."""
-    if config["image_pooler_project_first"]:
-        return ImageSpec(
-            size=config["image_size"],
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            fit="crop",
-            shortest=max(256, config["image_size"]),
-            crop_rounding="half_even",
-        )
-    return ImageSpec(
-        size=config["image_size"],
-        mean=(0.48145466, 0.4578275, 0.40821073),
-        std=(0.26862954, 0.26130258, 0.27577711),
-        resample="bilinear",
-        fit="pad",
-    )
-
-
-def width(config: Mapping[str, Any]) -> int:
-    """Width of the hidden states the structure works on."""
-    return config["text_config"]["hidden_size"]
-
-
-def token_width(config: Mapping[str, Any]) -> int:
-    """Width of the tokens that go in."""
-    return width(config)
-
-
-def vision_spec(config: Mapping[str, Any]) -> VisionSpec:
-    """The tower."""
-    return replace(vision_families.uform(config), class_token=config["image_encoder_class_token"])
-
-
-def text_spec(text: Mapping[str, Any]) -> DecoderSpec:
-    """The text decoder, from `text_config`."""
-    return LANGUAGES[text["model_type"]].spec(text)
-
-
-def image_tokens(config: Mapping[str, Any]) -> int:
-    """Tokens of one image."""
-    return config["image_pooler_num_latents"]
-
-
-def vocab_size(config: Mapping[str, Any]) -> int:
-    """Ids the decoder knows."""
-    return config["text_config"]["vocab_size"]
-
-
-def token_end(config: Mapping[str, Any]) -> int:
-    """First id above those that may stand for actions, from the top of the vocabulary."""
-    return min(ACTION_TOKEN_END, vocab_size(config))
-
-
-class UForm(nn.Module):
+class UForm(Backbone):
     """Legend: b batch · h height = width · q image tokens · n sequence · d text width.
 
     v vocabulary.
     """
 
-    config: Any
-    remat: str = "full"
-    dtype: Any = jnp.float32
+    RELEASED = ARCH
+    DEFAULT_CONFIG = "uform_ph"
+    SIZES_FROM_WEIGHTS = True
+    # Qwen's tokenizer has no start token, and the prompt ends with a word.
+    LAYOUT = Layout(bos=0, eos=0)
+    # RoboVLMs asks whether there is an end token, not whether the prompt has one: its action tokens
+    # stand before the last word.
+    ORIGINAL_LAYOUT = Layout(bos=0, eos=1)
+    # The token for an image stays in the text: the image stands before it.
+    PROMPT = "<image> {instruction}"
+    # The tokenizer's 151643 pieces, less four special tokens and 10, as RoboVLMs counts.
+    ACTION_TOKEN_END = 151629
+    # Buffers older dumps contain.
+    IGNORE = (r"\.inv_freq$", r"\.position_ids$")
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """What the weights tell of the sizes; text heads as wide as in the released models."""
+        optional = {_EMBEDDING, _CLASS, _TEXT + "lm_head.weight"}
+        needed = {
+            row.source.format(0) for row in cls({**ARCH, "text_config": _text(_LLAMA)}).weight_map()
+        }
+        if needed - optional - set(shapes):
+            return {}
+        hidden, _, patch, _ = shapes[_ENCODER + "patch_embed.weight"]
+        _, latents, inner = shapes[_POOLER + "image_latents"]
+        projected = shapes[_POOLER + "projection.weight"]
+        layer = _TEXT + "model.layers.0."
+        vocab, width = shapes[_TEXT + "model.embed_tokens.weight"]
+        biased = layer + "self_attn.q_proj.bias" in shapes
+        text = _text({} if biased else _LLAMA)
+        head = _HEAD_WIDTHS[text["model_type"]]
+        text |= {
+            "vocab_size": vocab,
+            "hidden_size": width,
+            "num_hidden_layers": count_layers(shapes, _TEXT + "model.layers."),
+            "num_attention_heads": max(width // head, 1),
+            "num_key_value_heads": max(shapes[layer + "self_attn.k_proj.weight"][0] // head, 1),
+            "intermediate_size": shapes[layer + "mlp.up_proj.weight"][0],
+        }
+        return {
+            "image_size": round(shapes[_ENCODER + "pos_embed"][1] ** 0.5) * patch,
+            "image_encoder_hidden_size": hidden,
+            "image_encoder_patch_size": patch,
+            "image_encoder_num_layers": count_layers(shapes, _ENCODER + "blocks."),
+            "image_encoder_embedding_dim": shapes[_EMBEDDING][0] if _EMBEDDING in shapes else 0,
+            "image_encoder_class_token": _CLASS in shapes,
+            "image_pooler_intermediate_size": shapes[_POOLER + "pooler.linear1.bias"][0],
+            "image_pooler_num_latents": latents,
+            "image_pooler_project_first": projected == (inner, hidden) and inner != hidden,
+            "text_config": text,
+        }
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Padded to a square, bilinear, CLIP's mean; first generation: the center, ImageNet's."""
+        if self.config["image_pooler_project_first"]:
+            return ImageSpec(
+                size=self.config["image_size"],
+                mean=(0.485, 0.456, 0.406),
+                std=(0.229, 0.224, 0.225),
+                fit="crop",
+                shortest=max(256, self.config["image_size"]),
+                crop_rounding="half_even",
+            )
+        return ImageSpec(
+            size=self.config["image_size"],
+            mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711),
+            resample="bilinear",
+            fit="pad",
+        )
+
+    @property
+    def vision_spec(self) -> VisionSpec:
+        """The tower."""
+        return replace(
+            vision_families.uform(self.config), class_token=self.config["image_encoder_class_token"]
+        )
+
+    @property
+    def text_spec(self) -> DecoderSpec:
+        """The text decoder."""
+        text = self.config["text_config"]
+        return LANGUAGES[text["model_type"]].spec(text)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image."""
+        return self.config["image_pooler_num_latents"]
 
     def setup(self):
         c, text = self.config, self.config["text_config"]
-        self.vision = VisionTransformer(vision_spec(c), self.remat, self.dtype)
+        self.vision = VisionTransformer(self.vision_spec, self.remat, self.dtype)
         self.vision_embedding = Dense((c["image_encoder_embedding_dim"],), use_bias=False)
         self.image_pooler = LatentDecoder(
             c["image_pooler_num_latents"],
@@ -203,7 +180,7 @@ class UForm(nn.Module):
             project_first=c["image_pooler_project_first"],
             dtype=self.dtype,
         )
-        self.text = Decoder(text_spec(text), self.remat, self.dtype)
+        self.text = Decoder(self.text_spec, self.remat, self.dtype)
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> image tokens."""
@@ -212,42 +189,16 @@ class UForm(nn.Module):
             self.vision_embedding(x)  # only so that weights come out as they went in
         return self.image_pooler(x)
 
-    def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
-        """Token ids -> embeddings."""
-        return self.text.embed(ids)
-
-    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
-        """Spliced embeddings -> last hidden states (after the final norm)."""
-        return self.text(tokens.embeds, tokens.valid)
-
-    def empty_cache(self, batch: int, slots: int) -> Cache:
-        """Before the first token of a sequence of at most `slots`."""
-        return empty_cache(self.text.spec, batch, slots, self.dtype)
-
-    def extend(self, tokens: Tokens, cache: Cache) -> tuple[Float[Array, "b n d"], Cache]:
-        """`__call__` for tokens that follow those in the cache, and the cache with them."""
-        result = self.text.run(tokens.embeds, tokens.valid, cache=cache)
-        return result.hidden, result.cache
-
-    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
-        """Hidden states -> vocabulary scores."""
-        return self.text.logits(hidden)
-
-
-def weight_map(config: Mapping[str, Any]) -> list[w.Weight]:
-    """Every parameter of the released models; targets are relative to `backbone/`."""
-    text = config["text_config"]
-    decoder = LANGUAGES[text["model_type"]].weights(text_spec(text))
-    absent = set() if config["image_encoder_class_token"] else {_CLASS}
-    rows = [
-        *vision_families.uform_weights(_ENCODER, "vision/"),
-        *w.prefixed(latent_decoder_weights(), _POOLER, "image_pooler/"),
-        *w.prefixed(decoder, _TEXT, "text/"),
-    ]
-    if config["image_encoder_embedding_dim"]:
-        rows.append(w.Weight(_EMBEDDING, "vision_embedding/kernel", "linear"))
-    return [row for row in rows if row.source not in absent]
-
-
-# Buffers older dumps contain.
-IGNORE = (r"\.inv_freq$", r"\.position_ids$")
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter of the released models; targets are relative to `backbone/`."""
+        text = self.config["text_config"]
+        decoder = LANGUAGES[text["model_type"]].weights(self.text_spec)
+        absent = set() if self.config["image_encoder_class_token"] else {_CLASS}
+        rows = [
+            *vision_families.uform_weights(_ENCODER, "vision/"),
+            *w.prefixed(latent_decoder_weights(), _POOLER, "image_pooler/"),
+            *w.prefixed(decoder, _TEXT, "text/"),
+        ]
+        if self.config["image_encoder_embedding_dim"]:
+            rows.append(w.Weight(_EMBEDDING, "vision_embedding/kernel", "linear"))
+        return [row for row in rows if row.source not in absent]

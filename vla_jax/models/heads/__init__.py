@@ -1,13 +1,18 @@
 """The heads: one file each, one line here."""
 
-from vla_jax.models.heads import detokenizer, diffusion, flow, gpt2, lstm, mlp
+from vla_jax.models.heads.common import Head
+from vla_jax.models.heads.detokenizer import Detokenizer
+from vla_jax.models.heads.diffusion import DiffusionHead
+from vla_jax.models.heads.flow import FlowHead
+from vla_jax.models.heads.gpt2 import GPT2Head
+from vla_jax.models.heads.lstm import LSTMHead
+from vla_jax.models.heads.mlp import MLPHead
 
-# name -> (file, its Linen module)
-HEADS = {
-    "mlp": (mlp, mlp.MLPHead),
-    "lstm": (lstm, lstm.LSTMHead),
-    "gpt2": (gpt2, gpt2.GPT2Head),
-    "detokenizer": (detokenizer, detokenizer.Detokenizer),
-    "diffusion": (diffusion, diffusion.DiffusionHead),
-    "flow": (flow, flow.FlowHead),
+HEADS: dict[str, type[Head]] = {
+    "mlp": MLPHead,
+    "lstm": LSTMHead,
+    "gpt2": GPT2Head,
+    "detokenizer": Detokenizer,
+    "diffusion": DiffusionHead,
+    "flow": FlowHead,
 }

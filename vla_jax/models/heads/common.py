@@ -1,37 +1,124 @@
-"""Pieces all heads share.
-
-A head is a Linen module made as `Module(head, structure, action_dim, dtype)`, with
-
-    loss(features, valid, actions, key, gripper_weight) -> (float32 scalar, its parts)
-    predict(features, valid, key, last=False) -> Prediction
-
-One part is "rows" [b], the mean over each window; the others are scalars. Features are
-[b, w, m, d] (m latents a step), `valid` [b, w] is False on steps before the episode's start, and
-`key` feeds the heads that draw noise. Each step's output depends on that step and the valid ones
-before it, so keeping the features of the last w steps is all that streaming takes; `last` asks for
-the newest step alone.
-
-Its file has `weight_map(head, width)`: RoboVLMs' names of a head on features of that width, [] of a
-head it lacks; and, if need be, `IGNORE`: regexes of names that carry nothing.
+"""What a head is, and the pieces heads share.
 
 Legend: b batch · w window · c tokens of a step · m latents · d features · f chunk
 a action dimension
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.models import weights as w
 from vla_jax.models.losses import action_loss
 from vla_jax.models.towers.layers import Dense
-from vla_jax.types import Actions, Prediction
+from vla_jax.types import Prediction
 
 # Widths of both output trunks, fixed in the original whatever the head's own width.
 TRUNK = (1024, 512, 256)
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """What a structure tells its head of what goes in and comes out.
+
+    Attributes:
+        steps: steps the head sees: those of the window, or 1.
+        latents: features of a step.
+        chunk: actions of a prediction.
+        action_dim: numbers of an action, the gripper last.
+    """
+
+    steps: int
+    latents: int
+    chunk: int
+    action_dim: int
+
+
+class Head(nn.Module):
+    """Base class of the heads; a head is one subclass in a file of its own and a line in `HEADS`.
+
+    Features are [b, w, m, d], `valid` [b, w] is False on steps before the episode's start, and
+    `key` feeds the heads that draw noise. Each step's output depends on that step and the valid
+    ones before it, so keeping the features of the last w steps is all that a control step takes.
+
+    A head that maps features straight to a `Prediction` defines `__call__(features, valid)` and
+    inherits `loss` and `predict`; others define these two.
+
+    Attributes:
+        reads: what it needs of a structure, see `Structure.gives`: "features", or "tokens", scores
+            of the VLM's next tokens in place of features.
+        reads_reason: why nothing else will do, for heads that do not read features.
+        needs_steps: whether it remembers earlier steps, so that one step makes no sense.
+        ignore: regexes of names in RoboVLMs' checkpoints that carry nothing.
+    """
+
+    head: HeadConfig
+    sizes: HeadSizes
+    dtype: Any = jnp.float32
+
+    reads: ClassVar[str] = "features"
+    reads_reason: ClassVar[str] = ""
+    needs_steps: ClassVar[bool] = False
+    ignore: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
+        """Problems of its settings, one line each."""
+        del head, structure
+        return []
+
+    @classmethod
+    def weight_map(cls, head: HeadConfig, width: int) -> list[w.Weight]:
+        """RoboVLMs' names on features of a width, targets below `head/`; [] of heads it lacks."""
+        del head, width
+        return []
+
+    def loss(
+        self,
+        features: Float[Array, "b w m d"],
+        valid: Bool[Array, "b w"],
+        targets: Any,
+        key: PRNGKeyArray | None,
+        gripper_weight: float,
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The float32 loss and its parts; "rows" [b] is each window's mean, the others scalars.
+
+        Args:
+            features: of every step.
+            valid: False on padding.
+            targets: the `Actions` of the steps; of heads that read tokens, the labels.
+            key: of the noise, for heads that draw some.
+            gripper_weight: weight of the gripper's part.
+        """
+        del key
+        return action_loss(self(features, valid), targets, gripper_weight)
+
+    def predict(
+        self,
+        features: Float[Array, "b w m d"],
+        valid: Bool[Array, "b w"],
+        key: PRNGKeyArray | None = None,
+        last: bool = False,
+    ) -> Prediction:
+        """The chunk at every step, or with `last` at the newest alone."""
+        del key
+        prediction = self(features, valid)
+        return newest(prediction) if last else prediction
+
+
+def width_refusals(head: HeadConfig, structure: StructureConfig) -> list[str]:
+    """Problems of heads whose attention splits the width hidden x latent among `head.heads`."""
+    if head.hidden * structure.latent % head.heads == 0:
+        return []
+    return [
+        f"head.heads: {head.heads} does not divide the width, hidden {head.hidden} x latent "
+        f"{structure.latent}"
+    ]
 
 
 def pool_tokens(
@@ -86,32 +173,6 @@ class ActionOutput(nn.Module):
         gripper = Trunk(self.chunk, self.dtype, name="gripper")(x)
         arm = jnp.tanh(arm).reshape(*x.shape[:2], self.chunk, self.action_dim - 1)
         return Prediction(arm=arm, gripper=gripper)
-
-
-def regression_loss(
-    head: nn.Module,
-    features: Float[Array, "b w m d"],
-    valid: Bool[Array, "b w"],
-    actions: Actions,
-    key: PRNGKeyArray | None,
-    gripper_weight: float,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """`loss` of the heads that map features straight to a `Prediction`."""
-    del key
-    return action_loss(head(features, valid), actions, gripper_weight)
-
-
-def regression_predict(
-    head: nn.Module,
-    features: Float[Array, "b w m d"],
-    valid: Bool[Array, "b w"],
-    key: PRNGKeyArray | None = None,
-    last: bool = False,
-) -> Prediction:
-    """`predict` of the same heads."""
-    del key
-    prediction = head(features, valid)
-    return newest(prediction) if last else prediction
 
 
 def newest(tree: Any) -> Any:

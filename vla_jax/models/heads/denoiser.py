@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.config import HeadConfig
 from vla_jax.models import sharding
+from vla_jax.models.heads.common import HeadSizes
 from vla_jax.models.losses import masked_mean, row_means
 from vla_jax.models.towers.layers import MLP, Attention, Dense
 from vla_jax.types import Actions, Prediction
@@ -66,20 +67,18 @@ class Denoiser(nn.Module):
     """Noisy chunk, its noise level and the features -> a number for every entry of the chunk."""
 
     head: HeadConfig
-    structure: StructureConfig
-    action_dim: int
+    sizes: HeadSizes
     dtype: Any = jnp.float32
 
     def setup(self):
-        h, s = self.head, self.structure
-        width, init = h.hidden * s.latent, nn.initializers.normal(0.02)
+        h, s = self.head, self.sizes
+        width, init = h.hidden * s.latents, nn.initializers.normal(0.02)
 
         def dense(size: int, name: str, init: Any = None) -> Dense:
             return Dense((size,), dtype=self.dtype, init=init, name=name)
 
-        self.ages = 1 if s.kind == "video" else s.window
         self.project = dense(width, "project")
-        self.age = self.param("age_positions", init, (self.ages, s.latent, width))
+        self.age = self.param("age_positions", init, (s.steps, s.latents, width))
         self.enter = dense(width, "enter")
         self.place = self.param("chunk_positions", init, (s.chunk, width))
         self.time1, self.time2 = dense(width, "time1"), dense(width, "time2")
@@ -92,7 +91,7 @@ class Denoiser(nn.Module):
         )
         self.layers = scanned(h.heads, self.dtype)
         self.final = dense(2 * width, "final", nn.initializers.zeros)
-        self.leave = dense(self.action_dim, "leave", nn.initializers.zeros)
+        self.leave = dense(s.action_dim, "leave", nn.initializers.zeros)
 
     def context(
         self, features: Float[Array, "b w m d"], valid: Bool[Array, "b w"], last: bool
@@ -100,12 +99,12 @@ class Denoiser(nn.Module):
         """Each step's own features and those before it, newest first, and which exist."""
         x, (b, w) = self.project(features.astype(self.dtype)), valid.shape
         steps = jnp.arange(w - 1, w) if last else jnp.arange(w)
-        source = steps[:, None] - jnp.arange(self.ages)
+        source = steps[:, None] - jnp.arange(self.sizes.steps)
         seen = valid[:, jnp.maximum(source, 0)] & (source >= 0)
         x = x[:, jnp.maximum(source, 0)] + self.age.astype(self.dtype)
         latents = x.shape[3]
-        x = x.reshape(b * len(steps), self.ages * latents, -1)
-        return x, jnp.repeat(seen.reshape(b * len(steps), self.ages), latents, axis=1)
+        x = x.reshape(b * len(steps), self.sizes.steps * latents, -1)
+        return x, jnp.repeat(seen.reshape(b * len(steps), self.sizes.steps), latents, axis=1)
 
     def __call__(
         self,
@@ -163,7 +162,7 @@ class Denoiser(nn.Module):
         """
         context, seen = self.context(features, valid, last)
         b, steps = valid.shape[0], 1 if last else valid.shape[1]
-        shape = (b, 1, self.structure.chunk, self.action_dim)
+        shape = (b, 1, self.sizes.chunk, self.sizes.action_dim)
         start = jnp.repeat(jax.random.normal(key, shape), steps, axis=1)
         net, variables = self.unbind()
 

@@ -7,27 +7,29 @@ Legend: b batch · w window · c columns that predict a token · v vocabulary ·
 a action dimension
 """
 
-from typing import Any
-
-import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vla_jax.config import HeadConfig, StructureConfig
-from vla_jax.models import weights as w
 from vla_jax.models.action_tokenizer import ActionTokenizer
-from vla_jax.models.heads.common import newest
+from vla_jax.models.heads.common import Head, newest
 from vla_jax.models.losses import NO_LABEL, token_loss
 from vla_jax.types import Actions, Prediction
 
 
-class Detokenizer(nn.Module):
+class Detokenizer(Head):
     """No parameters: the VLM's scores of its next tokens are this head's features."""
 
-    head: HeadConfig
-    structure: StructureConfig
-    action_dim: int
-    dtype: Any = jnp.float32
+    reads = "tokens"
+    reads_reason = "it reads tokens that the VLM writes, which only the discrete structure has"
+
+    @classmethod
+    def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
+        """There is something to choose from, and a range to divide."""
+        del structure
+        if head.bins >= 2 and head.low < head.high:
+            return []
+        return ["head: bins must be at least 2 and low below high"]
 
     @property
     def tokenizer(self) -> ActionTokenizer:
@@ -38,7 +40,7 @@ class Detokenizer(nn.Module):
     @property
     def length(self) -> int:
         """Tokens of one step."""
-        return self.structure.chunk * self.action_dim
+        return self.sizes.chunk * self.sizes.action_dim
 
     def encode(self, actions: Actions) -> Int[Array, "b w fa"]:
         """Ids of every step's chunk; an open gripper is `high`, a closed one `low`."""
@@ -56,7 +58,7 @@ class Detokenizer(nn.Module):
                 the whole chunk is.
         """
         mask, ids = actions.mask, self.encode(actions)
-        ids = jnp.where(jnp.repeat(mask, self.action_dim, axis=-1), ids, NO_LABEL)
+        ids = jnp.where(jnp.repeat(mask, self.sizes.action_dim, axis=-1), ids, NO_LABEL)
         stop = jnp.broadcast_to(stop[:, None], (*mask.shape[:2], stop.shape[1]))
         stop = jnp.where(mask.all(-1, keepdims=True), stop, NO_LABEL)
         return jnp.concatenate([ids, stop], axis=-1)
@@ -71,7 +73,7 @@ class Detokenizer(nn.Module):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Cross-entropy over the whole vocabulary; arm and gripper weigh the same."""
         del valid, key, gripper_weight
-        return token_loss(features, labels, self.tokenizer, self.action_dim)
+        return token_loss(features, labels, self.tokenizer, self.sizes.action_dim)
 
     def predict(
         self,
@@ -94,12 +96,6 @@ class Detokenizer(nn.Module):
 
     def decode(self, ids: Int[Array, "b w fa"]) -> Prediction:
         """Ids -> values; a gripper above the middle of its range is open."""
-        values = self.tokenizer.decode(ids).reshape(*ids.shape[:2], -1, self.action_dim)
+        values = self.tokenizer.decode(ids).reshape(*ids.shape[:2], -1, self.sizes.action_dim)
         middle = (self.head.low + self.head.high) / 2
         return Prediction(arm=values[..., :-1], gripper=values[..., -1] - middle)
-
-
-def weight_map(head: HeadConfig, width: int) -> list[w.Weight]:
-    """No parameters, no names."""
-    del head, width
-    return []

@@ -10,14 +10,13 @@ a action dimension
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.config import HeadConfig, StructureConfig
-from vla_jax.models import weights as w
+from vla_jax.models.heads.common import Head, width_refusals
 from vla_jax.models.heads.denoiser import Denoiser, as_values
 from vla_jax.types import Actions, Prediction
 
@@ -29,16 +28,16 @@ def signal_levels(levels: int) -> Float[np.ndarray, "levels"]:
     return np.cumprod(1 - np.minimum(1 - squared[1:] / squared[:-1], 0.999))
 
 
-class DiffusionHead(nn.Module):
+class DiffusionHead(Head):
     """Predicts the noise in a chunk; actions are samples."""
 
-    head: HeadConfig
-    structure: StructureConfig
-    action_dim: int
-    dtype: Any = jnp.float32
+    @classmethod
+    def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
+        """Attention splits the width evenly among its heads."""
+        return width_refusals(head, structure)
 
     def setup(self):
-        self.net = Denoiser(self.head, self.structure, self.action_dim, self.dtype)
+        self.net = Denoiser(self.head, self.sizes, self.dtype)
 
     def loss(
         self,
@@ -90,9 +89,3 @@ class DiffusionHead(nn.Module):
 
     def _time(self, level: Array) -> Array:
         return level.astype(jnp.float32) / self.head.noise_levels
-
-
-def weight_map(head: HeadConfig, width: int) -> list[w.Weight]:
-    """RoboVLMs has no such head."""
-    del head, width
-    return []

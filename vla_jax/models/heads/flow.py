@@ -9,29 +9,27 @@ a action dimension
 
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.config import HeadConfig, StructureConfig
-from vla_jax.models import weights as w
+from vla_jax.models.heads.common import Head, width_refusals
 from vla_jax.models.heads.denoiser import Denoiser, as_values
 from vla_jax.types import Actions, Prediction
 
 _LATEST = 0.999  # training times stay below; at 1 nothing is left to predict
 
 
-class FlowHead(nn.Module):
+class FlowHead(Head):
     """Predicts the velocity from noise (time 0) to the chunk (time 1); actions are samples."""
 
-    head: HeadConfig
-    structure: StructureConfig
-    action_dim: int
-    dtype: Any = jnp.float32
+    @classmethod
+    def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
+        """Attention splits the width evenly among its heads."""
+        return width_refusals(head, structure)
 
     def setup(self):
-        self.net = Denoiser(self.head, self.structure, self.action_dim, self.dtype)
+        self.net = Denoiser(self.head, self.sizes, self.dtype)
 
     def loss(
         self,
@@ -67,9 +65,3 @@ class FlowHead(nn.Module):
             return x + velocity(x, i / count) / count
 
         return self.net.sample(features, valid, key, last, move)
-
-
-def weight_map(head: HeadConfig, width: int) -> list[w.Weight]:
-    """RoboVLMs has no such head."""
-    del head, width
-    return []

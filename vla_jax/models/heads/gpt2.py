@@ -1,20 +1,12 @@
 """GPT-2 policy head (RoboVLMs' GPTDecoder)."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.models import weights as w
-from vla_jax.models.heads.common import (
-    ActionOutput,
-    flatten,
-    regression_loss,
-    regression_predict,
-    trunk_weights,
-)
+from vla_jax.models.heads.common import ActionOutput, Head, flatten, trunk_weights, width_refusals
 from vla_jax.models.towers.block import stack
 from vla_jax.models.towers.decoder import causal_mask
 from vla_jax.models.towers.layers import Dense, Dropout, LayerNorm
@@ -23,7 +15,7 @@ from vla_jax.types import Prediction
 DROPOUT = 0.1  # GPT-2's own, on embeddings, attention and residuals
 
 
-class GPT2Head(nn.Module):
+class GPT2Head(Head):
     """A causal transformer over the steps of the window, with a learned position for each.
 
     Positions count the valid steps of the window, so in a full history the oldest is always 0.
@@ -31,22 +23,19 @@ class GPT2Head(nn.Module):
     Legend: b batch · w window · m latents · d features
     """
 
-    head: HeadConfig
-    structure: StructureConfig
-    action_dim: int
-    dtype: Any = jnp.float32
-
-    loss, predict = regression_loss, regression_predict
+    needs_steps = True
+    # Causal masks that the original stores as buffers.
+    ignore = (r"gpt\.h\.\d+\.attn\.(masked_)?bias$",)
 
     @nn.compact
     def __call__(self, features: Float[Array, "b w m d"], valid: Bool[Array, "b w"]) -> Prediction:
         """Features of a window -> a chunk at each of its steps."""
-        h, width = self.head, self.head.hidden * self.structure.latent
+        h, width = self.head, self.head.hidden * self.sizes.latents
         x = flatten(features)
         if features.shape[-1] != h.hidden:
             x = Dense((width,), dtype=self.dtype, name="project")(x)
         init = nn.initializers.normal(0.02)
-        table = self.param("positions", init, (self.structure.window, width)).astype(self.dtype)
+        table = self.param("positions", init, (self.sizes.steps, width)).astype(self.dtype)
         place = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
         x = Dropout(DROPOUT)(x.astype(self.dtype) + table[place])
         layers = stack(
@@ -62,26 +51,27 @@ class GPT2Head(nn.Module):
         )
         x, _ = layers(x, causal_mask(valid))
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        return ActionOutput(self.structure.chunk, self.action_dim, self.dtype, name="output")(x)
+        return ActionOutput(self.sizes.chunk, self.sizes.action_dim, self.dtype, name="output")(x)
 
+    @classmethod
+    def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
+        """Attention splits the width evenly among its heads."""
+        return width_refusals(head, structure)
 
-# Causal masks that the original stores as buffers.
-IGNORE = (r"gpt\.h\.\d+\.attn\.(masked_)?bias$",)
-
-
-def weight_map(head: HeadConfig, width: int) -> list[w.Weight]:
-    """RoboVLMs' names; targets relative to `head/`."""
-    layer = "gpt.h.{}."
-    rows = [] if width == head.hidden else w.pair("fc", "project")
-    return [
-        *rows,
-        w.Weight("gpt.wpe.weight", "positions"),
-        *w.norm(layer + "ln_1", "layers/norm1"),
-        *w.pair(layer + "attn.c_attn", "layers/attn/{q,k,v}", "conv1d"),
-        *w.pair(layer + "attn.c_proj", "layers/attn/o", "conv1d_from_heads"),
-        *w.norm(layer + "ln_2", "layers/norm2"),
-        *w.pair(layer + "mlp.c_fc", "layers/mlp/fc1", "conv1d"),
-        *w.pair(layer + "mlp.c_proj", "layers/mlp/fc2", "conv1d"),
-        *w.norm("gpt.ln_f", "norm"),
-        *trunk_weights(),
-    ]
+    @classmethod
+    def weight_map(cls, head: HeadConfig, width: int) -> list[w.Weight]:
+        """RoboVLMs' names; targets relative to `head/`."""
+        layer = "gpt.h.{}."
+        rows = [] if width == head.hidden else w.pair("fc", "project")
+        return [
+            *rows,
+            w.Weight("gpt.wpe.weight", "positions"),
+            *w.norm(layer + "ln_1", "layers/norm1"),
+            *w.pair(layer + "attn.c_attn", "layers/attn/{q,k,v}", "conv1d"),
+            *w.pair(layer + "attn.c_proj", "layers/attn/o", "conv1d_from_heads"),
+            *w.norm(layer + "ln_2", "layers/norm2"),
+            *w.pair(layer + "mlp.c_fc", "layers/mlp/fc1", "conv1d"),
+            *w.pair(layer + "mlp.c_proj", "layers/mlp/fc2", "conv1d"),
+            *w.norm("gpt.ln_f", "norm"),
+            *trunk_weights(),
+        ]

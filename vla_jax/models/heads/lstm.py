@@ -7,16 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.config import HeadConfig
 from vla_jax.models import sharding
 from vla_jax.models import weights as w
-from vla_jax.models.heads.common import (
-    ActionOutput,
-    flatten,
-    regression_loss,
-    regression_predict,
-    trunk_weights,
-)
+from vla_jax.models.heads.common import ActionOutput, Head, flatten, trunk_weights
 from vla_jax.types import Prediction
 
 
@@ -63,38 +57,33 @@ class LSTMLayer(nn.Module):
         return outputs.swapaxes(0, 1)
 
 
-class LSTMHead(nn.Module):
+class LSTMHead(Head):
     """Legend: b batch · w window · m tokens a step · d features.
 
     The output at a step is the last output over the features of at most W steps from a zero state.
     """
 
-    head: HeadConfig
-    structure: StructureConfig
-    action_dim: int
-    dtype: Any = jnp.float32
-
-    loss, predict = regression_loss, regression_predict
+    needs_steps = True
 
     @nn.compact
     def __call__(self, features: Float[Array, "b w m d"], valid: Bool[Array, "b w"]) -> Prediction:
         """Features of a window -> a chunk at each of its steps."""
         x = flatten(features)
         for i in range(self.head.layers):
-            hidden = self.head.hidden * self.structure.latent
+            hidden = self.head.hidden * self.sizes.latents
             x = LSTMLayer(hidden, self.dtype, name=f"layer{i}")(x, valid)
-        return ActionOutput(self.structure.chunk, self.action_dim, self.dtype, name="output")(x)
+        return ActionOutput(self.sizes.chunk, self.sizes.action_dim, self.dtype, name="output")(x)
 
-
-def weight_map(head: HeadConfig, width: int) -> list[w.Weight]:
-    """RoboVLMs' names; targets relative to `head/`."""
-    del width
-    rows = []
-    for i in range(head.layers):
-        rows += [
-            w.Weight(f"rnn.weight_ih_l{i}", f"layer{i}/input_kernel", "linear"),
-            w.Weight(f"rnn.weight_hh_l{i}", f"layer{i}/state_kernel", "linear"),
-            w.Weight(f"rnn.bias_ih_l{i}", f"layer{i}/input_bias"),
-            w.Weight(f"rnn.bias_hh_l{i}", f"layer{i}/state_bias"),
-        ]
-    return rows + trunk_weights()
+    @classmethod
+    def weight_map(cls, head: HeadConfig, width: int) -> list[w.Weight]:
+        """RoboVLMs' names; targets relative to `head/`."""
+        del width
+        rows = []
+        for i in range(head.layers):
+            rows += [
+                w.Weight(f"rnn.weight_ih_l{i}", f"layer{i}/input_kernel", "linear"),
+                w.Weight(f"rnn.weight_hh_l{i}", f"layer{i}/state_kernel", "linear"),
+                w.Weight(f"rnn.bias_ih_l{i}", f"layer{i}/input_bias"),
+                w.Weight(f"rnn.bias_hh_l{i}", f"layer{i}/state_bias"),
+            ]
+        return rows + trunk_weights()

@@ -1,50 +1,34 @@
 """MLP head, the same at every step (RoboVLMs' FCDecoder)."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.config import HeadConfig
 from vla_jax.models import weights as w
-from vla_jax.models.heads.common import (
-    ActionOutput,
-    flatten,
-    regression_loss,
-    regression_predict,
-    trunk_weights,
-)
+from vla_jax.models.heads.common import ActionOutput, Head, flatten, trunk_weights
 from vla_jax.models.towers.layers import Dense
 from vla_jax.types import Prediction
 
 
-class MLPHead(nn.Module):
+class MLPHead(Head):
     """Two linear layers with ReLU between, then the trunks; no memory.
 
     Legend: b batch · w window · m latents · d features
     """
-
-    head: HeadConfig
-    structure: StructureConfig
-    action_dim: int
-    dtype: Any = jnp.float32
-
-    loss, predict = regression_loss, regression_predict
 
     @nn.compact
     def __call__(self, features: Float[Array, "b w m d"], valid: Bool[Array, "b w"]) -> Prediction:
         """Features of every step -> the chunk predicted there."""
         del valid
         x, init = flatten(features), nn.initializers.xavier_uniform()
-        hidden, out = x.shape[-1] // 2, self.head.hidden * self.structure.latent
+        hidden, out = x.shape[-1] // 2, self.head.hidden * self.sizes.latents
         x = jax.nn.relu(Dense((hidden,), dtype=self.dtype, init=init, name="fc1")(x))
         x = Dense((out,), dtype=self.dtype, init=init, name="fc2")(x)
-        return ActionOutput(self.structure.chunk, self.action_dim, self.dtype, name="output")(x)
+        return ActionOutput(self.sizes.chunk, self.sizes.action_dim, self.dtype, name="output")(x)
 
-
-def weight_map(head: HeadConfig, width: int) -> list[w.Weight]:
-    """RoboVLMs' names; targets relative to `head/`."""
-    del head, width
-    return [*w.pair("mlp.0", "fc1"), *w.pair("mlp.2", "fc2"), *trunk_weights()]
+    @classmethod
+    def weight_map(cls, head: HeadConfig, width: int) -> list[w.Weight]:
+        """RoboVLMs' names; targets relative to `head/`."""
+        del head, width
+        return [*w.pair("mlp.0", "fc1"), *w.pair("mlp.2", "fc2"), *trunk_weights()]

@@ -304,12 +304,12 @@ def qwen2_merger(
     deepstack: bool = False,
     dtype: Any = jnp.float32,
     name: str | None = None,
-) -> tuple[PatchMerger, list[w.Weight]]:
-    """What follows the tower, and each tap with `deepstack`; rows from the merger's root.
+) -> PatchMerger:
+    """What follows the tower, and each tap with `deepstack`.
 
     The text's width is `hidden_size` in Qwen2-VL's vision config, `out_hidden_size` later.
     """
-    merger = PatchMerger(
+    return PatchMerger(
         spec.grid,
         config["spatial_merge_size"],
         config.get("out_hidden_size", config["hidden_size"]),
@@ -318,11 +318,14 @@ def qwen2_merger(
         dtype=dtype,
         name=name,
     )
+
+
+def qwen2_merger_weights(spec: VisionSpec) -> list[w.Weight]:
+    """Rows of `qwen2_merger`, from its root."""
     # Qwen3-VL, the one with a table of positions, renamed everything.
     names = ("norm", "linear_fc1", "linear_fc2") if spec.table else ("ln_q", "mlp.0", "mlp.2")
     norm = w.norm(names[0], "norm", bias=spec.block.norm == "layer")
-    rows = [*norm, *w.pair(names[1], "fc1"), *w.pair(names[2], "fc2")]
-    return merger, rows
+    return [*norm, *w.pair(names[1], "fc1"), *w.pair(names[2], "fc2")]
 
 
 def _norms(first: str, second: str, bias: bool = True) -> list[w.Weight]:

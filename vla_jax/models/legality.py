@@ -1,0 +1,82 @@
+"""What goes with what: the one place that judges backbone x structure x head.
+
+The reasons stand with the things themselves: a structure says which heads and backbones it does
+not take and which settings it cannot work with (`Structure.refuse_head`, `refuse_backbone`,
+`refusals`), a head which of its own settings make no sense (`Head.refusals`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vla_jax.config import ConfigError, ModelConfig
+from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.heads import HEADS
+from vla_jax.models.structures import STRUCTURES
+
+
+def refusal(backbone: str, structure: str, head: str) -> str | None:
+    """Why three choices do not combine, whatever their settings; None when they do."""
+    kind = STRUCTURES[structure]
+    return kind.refuse_backbone(BACKBONES[backbone]) or kind.refuse_head(HEADS[head])
+
+
+def problems(config: ModelConfig, arch: Mapping[str, Any] | None = None) -> list[str]:
+    """All that keeps a model from being built, one line each, with what would be legal.
+
+    Args:
+        config: the model part of a resolved config.
+        arch: the backbone's complete architecture; by default the released one with
+            `config.backbone.arch` applied.
+    """
+    return _judge(config, arch)[0]
+
+
+def warnings(config: ModelConfig) -> list[str]:
+    """Choices of a legal config that are seldom meant, one sentence each."""
+    return STRUCTURES[config.structure.kind].warnings(config)
+
+
+def completed(
+    config: ModelConfig, arch: Mapping[str, Any] | None = None
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """A legal config with all that it leaves open filled in, and the complete architecture.
+
+    Raises:
+        ConfigError: with all `problems`.
+    """
+    found, complete = _judge(config, arch)
+    if found:
+        raise ConfigError("model:\n  " + "\n  ".join(found))
+    backbone = BACKBONES[config.backbone.name](complete)
+    return STRUCTURES[config.structure.kind].complete(config, backbone), complete
+
+
+def _judge(config: ModelConfig, arch: Mapping[str, Any] | None) -> tuple[list[str], dict[str, Any]]:
+    """The problems, and the architecture where that is none of them."""
+    found = _unknown(config)
+    if found:
+        return found, {}
+    name, s, head = config.backbone.name, config.structure, config.head
+    backbone, structure = BACKBONES[name], STRUCTURES[s.kind]
+    if reason := structure.refuse_head(HEADS[head.kind]):
+        legal = ", ".join(h for h in HEADS if not structure.refuse_head(HEADS[h]))
+        found.append(f"{s.kind} + {head.kind}: {reason}; {s.kind} takes {legal}")
+    if reason := structure.refuse_backbone(backbone):
+        legal = ", ".join(k for k in STRUCTURES if not STRUCTURES[k].refuse_backbone(backbone))
+        found.append(f"{name} + {s.kind}: {reason}; {name} takes {legal}")
+    found += HEADS[head.kind].refusals(head, s)
+    try:
+        complete = backbone.arch(config.backbone.arch) if arch is None else dict(arch)
+    except ValueError as error:
+        return [*found, str(error)], {}
+    return [*found, *structure.refusals(config, backbone(complete))], complete
+
+
+def _unknown(config: ModelConfig) -> list[str]:
+    """Names that none of the tables has."""
+    choices = (
+        ("backbone", config.backbone.name, sorted(BACKBONES)),
+        ("structure", config.structure.kind, list(STRUCTURES)),
+        ("head", config.head.kind, sorted(HEADS)),
+    )
+    return [f"{what} {n!r} is none of {legal}" for what, n, legal in choices if n not in legal]

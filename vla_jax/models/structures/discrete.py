@@ -1,0 +1,238 @@
+"""The VLM writes the actions of each step of the window as tokens (RoboVLMs' discrete policy).
+
+Its head is no network but a code: `Detokenizer` turns chunks into token ids (`encode`), says which
+ids the columns should predict (`labels`), picks ids from scores (`choose`) and reads them back
+(`decode`).
+
+Legend: b batch · w window · k tokens of a step before the text · n columns of a sequence
+c columns that predict a token · v vocabulary · f a action tokens of a step
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from vla_jax.config import ModelConfig
+from vla_jax.models import sharding
+from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.backbones.base import Backbone, Tokens
+from vla_jax.models.structures import splicing
+from vla_jax.models.structures.base import Structure, is_padded
+from vla_jax.models.structures.history import History, append_step
+from vla_jax.models.structures.splicing import Sequence
+from vla_jax.types import Actions, Observation, Prediction
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Written(History):
+    """The tokens of the last steps' cameras and state, and what was written there.
+
+    Attributes:
+        ids: int32 [b, w, f a].
+    """
+
+    ids: Any
+
+    def append(self, features: Array, valid: Array) -> "Written":
+        """With one step more, whose ids are still 0."""
+        blank = jnp.zeros_like(self.ids[:, :1])
+        return Written(
+            append_step(self.features, features),
+            append_step(self.valid, valid),
+            append_step(self.ids, blank),
+        )
+
+
+class Discrete(Structure):
+    """A step's chunk is written behind its prompt, and read with it by the steps after."""
+
+    description = "the VLM writes the actions of each step of the window as tokens"
+    gives = "tokens"
+    gives_reason = "the VLM itself writes the actions, so no other head is needed"
+    joint = True
+
+    @classmethod
+    def refuse_backbone(cls, backbone: type[Backbone]) -> str | None:
+        """None: where images are outside the sequence, a window of 1 will do; see `refusals`."""
+        del backbone
+        return None
+
+    @classmethod
+    def refusals(cls, config: ModelConfig, backbone: Backbone) -> list[str]:
+        """All that a policy which writes has no use for."""
+        s, head = config.structure, config.head
+        problems = super().refusals(config, backbone)
+        if backbone.LAYOUT.images != "spliced" and s.window != 1:
+            problems.append(
+                f"{config.backbone.name} + discrete: its images are not part of the sequence, so "
+                f"structure.window must be 1, not {s.window}"
+            )
+        if s.latent != 1 or s.readout != "action" or head.down_sample != "none":
+            problems.append(
+                "discrete reads the VLM's own tokens: structure.latent 1, structure.readout "
+                "'action' and head.down_sample 'none', nothing else"
+            )
+        if is_padded(config):
+            problems.append(
+                "discrete writes behind the prompt, padding or not: "
+                "structure.parity.act_insert 'per_row'"
+            )
+        if config.sentence.dim:
+            problems.append("discrete has no features to predict a sentence from: sentence.dim 0")
+        if ahead := backbone.looks_ahead:
+            problems.append(
+                f"{config.backbone.name} + discrete: {ahead.what}, so none could be predicted; "
+                f"{ahead.remedy}"
+            )
+        end, words = cls._token_end(config, backbone), backbone.vocab_size
+        if not problems and not head.bins < end <= words:
+            problems.append(
+                f"head.token_end {end}, head.bins {head.bins}: action ids must lie within the "
+                f"vocabulary of {words} and leave room for words"
+            )
+        return problems
+
+    @classmethod
+    def complete(cls, config: ModelConfig, backbone: Backbone) -> ModelConfig:
+        """With the id behind the last one that stands for an action."""
+        end = cls._token_end(config, backbone)
+        return dataclasses.replace(config, head=dataclasses.replace(config.head, token_end=end))
+
+    @classmethod
+    def _token_end(cls, config: ModelConfig, backbone: Backbone) -> int:
+        return config.head.token_end or backbone.token_end
+
+    @classmethod
+    def warnings(cls, config: ModelConfig) -> list[str]:
+        """Chunks that hold the answer."""
+        s = config.structure
+        if s.window == 1 or s.chunk == 1:
+            return []
+        return [
+            f"model.structure: discrete with window = {s.window} and chunk = {s.chunk} sees in "
+            "training the true chunks of the steps before, which hold the actions it is asked "
+            "for, and learns to copy them; window = 1 sees none"
+        ]
+
+    @classmethod
+    def prompt(cls, config: ModelConfig) -> str:
+        """RoboVLMs' question, in the words around it that the backbone wants."""
+        chunk = config.structure.chunk
+        actions = "action" if chunk == 1 else f"{chunk} step actions"
+        question = f"What {actions} should the robot take to {{instruction}}?"
+        return BACKBONES[config.backbone.name].QUESTION.format(question=question)
+
+    @classmethod
+    def has_action_token(cls, config: ModelConfig) -> bool:
+        """Its action tokens are words of the VLM."""
+        del config
+        return False
+
+    @property
+    def word_ids(self) -> int:
+        """All below those that stand for actions."""
+        return self.config.head.token_end - self.config.head.bins
+
+    def __call__(self, observation: Observation, key: PRNGKeyArray | None = None) -> Prediction:
+        """A window, step by step, given what was written before."""
+        b, w = splicing.step_mask(observation).shape
+        history, predictions = self.empty_history(b), []
+        for i in range(w):
+            now = {
+                name: jax.tree.map(lambda x, i=i: x[:, i : i + 1], getattr(observation, name))
+                for name in ("images", "image_mask", "proprio")
+            }
+            prediction, history = self.step(dataclasses.replace(observation, **now), history, key)
+            predictions.append(prediction)
+        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *predictions)
+
+    def targets(self, observation: Observation, actions: Actions) -> Int[Array, "b w c"]:
+        """Labels of the columns read: the chunk's ids, and the prompt's last one as the stop."""
+        eos = self.layout.eos
+        at = observation.text_mask.sum(axis=1, keepdims=True) - eos
+        stop = jnp.take_along_axis(observation.text, at, axis=1)[:, :eos]
+        return self.head.labels(actions, stop)
+
+    def features(
+        self, observation: Observation, actions: Actions | None = None
+    ) -> tuple[Float[Array, "b w c v"], Bool[Array, "b w"]]:
+        """Scores of next tokens, each given the true ones before it (teacher forcing)."""
+        valid, tokens = splicing.step_mask(observation), self.encode(observation)
+        ids = None if actions is None else self.head.encode(actions)
+        return self.read(self.sequence(tokens, valid, observation, ids), valid), valid
+
+    def sequence(
+        self,
+        tokens: Float[Array, "b w k d"],
+        valid: Bool[Array, "b w"],
+        observation: Observation,
+        ids: Int[Array, "b w fa"] | None = None,
+    ) -> Sequence:
+        """Sequences of a window each, r = b: step after step, with what is written there."""
+        b, w = valid.shape
+        if ids is None:
+            ids = jnp.zeros((b, w, 0), jnp.int32)
+        written = self.backbone.embed_text(ids.reshape(b * w, -1))
+        spliced, first = self.splice_steps(tokens, observation, written)
+        # The column before each written token predicts it; the last one predicts the stop.
+        columns = first - 1 + jnp.arange(ids.shape[-1] + self.layout.eos)
+        sequence = Sequence(spliced, columns, jnp.ones(columns.shape, bool))
+        if spliced.images is not None:  # and so w = 1
+            return sequence
+        return splicing.join(sequence, valid, padded=False)
+
+    def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b w c v"]:
+        """Scores of next tokens."""
+        hidden = sharding.rows(self.hidden(sequence.tokens))
+        picked = sharding.rows(splicing.take(hidden, sequence.columns))
+        picked = picked.reshape(*valid.shape, -1, picked.shape[-1])
+        flat = picked.reshape(len(valid), -1, picked.shape[-1])
+        return sharding.rows(self.backbone.logits(flat)).reshape(*picked.shape[:3], -1)
+
+    def hidden(self, tokens: Tokens) -> Float[Array, "r n d"]:
+        """The VLM's hidden states, those that make scores of tokens."""
+        return self.backbone(tokens)
+
+    def empty_history(self, batch: int) -> Written:
+        """Before the first step of an episode."""
+        s, past = self.config.structure, super().empty_history(batch)
+        ids = jnp.zeros((batch, s.window, s.chunk * self.config.action_dim), jnp.int32)
+        return Written(past.features, past.valid, ids)
+
+    def step(
+        self, observation: Observation, history: Written, key: PRNGKeyArray | None = None
+    ) -> tuple[Prediction, Written]:
+        """Greedy decoding of the newest step's tokens: one pass over the prompt, one a token."""
+        del key
+        history = history.append(self.encode(observation), splicing.step_mask(observation))
+        sequence = self.sequence(history.features, history.valid, observation, history.ids)
+        b, n, _ = sequence.tokens.embeds.shape
+        # The column before the newest step's first token is the last one known.
+        known = sequence.columns.reshape(*history.valid.shape, -1)[:, -1, :1]
+        seen = sequence.tokens.valid & (jnp.arange(n) <= known)
+        prompt = sequence.tokens._replace(valid=seen)
+        # Bound methods of submodules cannot enter a loop of jax's.
+        backbone, variables = self.backbone.unbind()
+
+        def run(method: str, *args: Any) -> Any:
+            return backbone.apply(variables, *args, method=method)
+
+        def write(state: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
+            cache, hidden = state
+            chosen = self.head.choose(run("logits", hidden))
+            one = jnp.ones((b, 1), bool)
+            token = Tokens(run("embed_text", chosen), one, jnp.full(one.shape, -1))
+            hidden, cache = run("extend", token, cache)
+            return (cache, hidden), chosen[:, 0]
+
+        hidden, cache = run("extend", prompt, run("empty_cache", b, n))
+        start = (cache, splicing.take(hidden, known))
+        _, ids = jax.lax.scan(write, start, None, length=history.ids.shape[-1])
+        ids = ids.T.astype(jnp.int32)
+        history = dataclasses.replace(history, ids=history.ids.at[:, -1].set(ids))
+        return self.head.decode(ids[:, None]), history

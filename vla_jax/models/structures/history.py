@@ -1,0 +1,40 @@
+"""What a policy remembers from one control step to the next.
+
+Legend: b batch · w window · k tokens of a step before the text · m latents · d width
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class History:
+    """What a policy remembers of the steps so far, oldest first; the newest is at the end.
+
+    Attributes:
+        features: [b, w, m, d], what the head reads of the last w steps; where the VLM sees the
+            window, [b, w, k, d], the tokens of their cameras and state.
+        valid: bool [b, w], False where no step has been taken yet.
+    """
+
+    features: Any
+    valid: Any
+
+    def append(self, features: Array, valid: Array) -> "History":
+        """With one step more at the end, and without the oldest."""
+        return dataclasses.replace(
+            self,
+            features=append_step(self.features, features),
+            valid=append_step(self.valid, valid),
+        )
+
+
+def append_step(past: Array, new: Array) -> Array:
+    """[b, w, ...] without its oldest step and with [b, 1, ...] behind the newest."""
+    return jnp.concatenate([past[:, 1:], new.astype(past.dtype)], axis=1)
