@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     for index in range(flags.processes):
         env = environment(index, flags.processes, address, flags.devices, flags.gpus, os.environ)
-        command = [sys.executable, str(TRAIN), *flags.train]
+        # An installed package's files are modules, not scripts.
+        train = ["-m", f"{__package__}.train"] if __package__ else [str(TRAIN)]
+        command = [sys.executable, *train, *flags.train]
         # A session of its own: a terminal's Ctrl-C comes to each once, from here.
         started.append(subprocess.Popen(command, env=env, start_new_session=True))
     return wait(started)

@@ -58,7 +58,8 @@ def flags_of(script):
     """What a program's --help says, subcommands' included."""
     help_of = functools.partial(subprocess.run, capture_output=True, text=True)
     text = help_of([sys.executable, str(ROOT / script), "--help"]).stdout
-    for word in re.findall(r"^    ([a-z][\w-]+)\s", text, re.M):
+    # Words that are indented as subcommands are; an example's "python" is none.
+    for word in sorted({*re.findall(r"^    ([a-z][\w-]+)\s", text, re.M)} - {"python"}):
         text += help_of([sys.executable, str(ROOT / script), word, "--help"]).stdout
     return text
 

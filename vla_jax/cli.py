@@ -14,6 +14,7 @@ import sys
 # Words of the command line -> module of `vla_jax.launch`, and what it does.
 COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("train",): ("train", "train a VLA, or go on with a run"),
+    ("local",): ("local", "train with several processes on this machine"),
     ("plan",): ("plan", "what a run will cost on a machine that is not here"),
     ("serve",): ("serve", "serve a trained policy to robots and simulators"),
     ("evaluate",): ("evaluate", "run a checkpoint or a server in a simulator"),

@@ -1,0 +1,124 @@
+"""The table of docs/scale.md: what the shipped configs take on machines that are not here.
+
+    python bench/plan.py --out=runs/bench/plan --write=docs/scale.md
+    python bench/plan.py --out=runs/bench/plan --only=h100:8
+
+Needs the extra [plan] and, a row, a minute (GPU) to ten minutes (TPU) of one core and 1 to 4 GB of
+memory. Rows whose file is in OUT already are not compiled again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKS = ("<!-- plan -->", "<!-- /plan -->")
+# Config, topology, windows of a row block, further flags.
+ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
+    ("kosmos_ph", "v5e:8x8", 4, ()),
+    ("kosmos_ph", "v5e:4x4", 4, ()),
+    ("kosmos_ph", "v5e:16x16", 4, ()),
+    ("kosmos_ph", "v5p:4x4x4", 4, ()),
+    ("kosmos_ph", "v6e:8x8", 4, ()),
+    ("kosmos_ph", "h100:8", 4, ()),
+    ("kosmos_ph", "h200:1", 4, ()),
+    ("paligemma2_ph", "h100:8", 4, ()),
+    ("qwen2_5_vl_ph", "h100:8", 2, ()),
+    ("llava_ph", "h100:8", 1, ()),
+    ("llava_ph", "v5e:8x8", 2, ()),
+    ("flamingo_ph", "h100:8", 4, ()),
+    ("kosmos_interleaved", "h100:8", 2, ("--config.model.structure.window=16",)),
+    ("kosmos_discrete", "h100:8", 4, (
+        "--config.model.structure.window=8", "--config.model.structure.chunk=10",
+    )),
+)  # fmt: skip
+
+
+def main() -> None:
+    """Plan what is not planned yet, print the table, write it if asked to."""
+    flags = _parse_flags()
+    out = Path(flags.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for config, topology, windows, more in ROWS:
+        file = _file(out, config, topology)
+        if file.exists() or flags.only not in (topology, config, ""):
+            continue
+        print(f"{config} on {topology}", file=sys.stderr, flush=True)
+        command = [
+            sys.executable, str(ROOT / "launch" / "plan.py"), f"--config={config}",
+            f"--topology={topology}", f"--windows={windows}", "--compile", f"--json={file}", *more,
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        (out / f"{file.stem}.log").write_text(done.stdout + done.stderr)
+        if done.returncode:
+            print(done.stderr.strip().splitlines()[-1:], file=sys.stderr)
+    table = "\n".join(lines(out))
+    print(table)
+    if flags.write:
+        page = Path(flags.write)
+        before, rest = page.read_text().split(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        page.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
+
+
+def lines(out: Path) -> Iterator[str]:
+    """The rows that are there, as Markdown."""
+    yield (
+        "| config, windows of a row block | machine | fits, GiB a device | TFLOP a device, compiled"
+        " / traced | HBM GB | wire GB | bound by | step s | MFU | largest batch | control step: GB,"
+        " ms |"
+    )
+    yield "|---" * 11 + "|"
+    for config, topology, windows, _ in ROWS:
+        file = _file(out, config, topology)
+        if file.exists():
+            yield _line(config, windows, json.loads(file.read_text()))
+
+
+def _line(config: str, windows: int, plan: dict[str, Any]) -> str:
+    word = "" if plan["fits"] else "**no**, "
+    cells = [
+        f"`{config}`, {windows}",
+        plan["topology"],
+        f"{word}{plan['bytes_per_device']['total'] / 2**30:.2f}",
+    ]
+    if plan["step_seconds"]:
+        cells += [
+            f"{plan['flops'] / 1e12:.1f}, {plan['flops_compiled'] / plan['flops']:.3f}",
+            f"{plan['hbm_bytes'] / 1e9:.0f}",
+            f"{plan['wire_bytes'] / 1e9:.1f}",
+            {"hbm": "HBM"}.get(plan["bound"], plan["bound"]),
+            f"{plan['step_seconds']:.2f}",
+            f"{100 * plan['mfu']:.0f} %",
+        ]
+    else:
+        cells += [f"{plan['flops'] / 1e12:.1f}", *["–"] * 5]
+    control = plan["control"]
+    cells += [f"{plan['largest_batch']}"]
+    if control["step_seconds"]:
+        cells += [f"{control['hbm_bytes'] / 1e9:.1f}, {1e3 * control['step_seconds']:.1f}"]
+    else:
+        cells += ["does not fit"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _file(out: Path, config: str, topology: str) -> Path:
+    return out / f"{config}-{topology.replace(':', '-').replace('*', 'x')}.json"
+
+
+def _parse_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", default="runs/bench/plan", help="folder of the plans")
+    parser.add_argument("--only", default="", help="rows of this topology or config")
+    parser.add_argument("--write", help="page to write the table into")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
