@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 
@@ -64,10 +64,13 @@ class Env(abc.ABC):
         """
 
     @abc.abstractmethod
-    def observe(self) -> Dict[str, Any]:
+    def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
         """The observation after the last step, as `reset` returns it.
 
         Only asked for when the policy is: drawing may cost many times what a step does.
+
+        Args:
+            keys: what the policy takes, None if it does not say; others need not be there.
         """
 
     @abc.abstractmethod
@@ -168,7 +171,8 @@ def control_steps(
         client.reset()
 
     def request() -> Dict[str, Any]:
-        return dict(select(env.observe(), client.metadata), prompt=instruction)
+        obs = env.observe(_keys(client.metadata))
+        return dict(select(obs, client.metadata), prompt=instruction)
 
     for step in range(1, max_steps + 1):
         env.step(chunks.act(request))
@@ -209,8 +213,8 @@ class _Watched:
         self.first_frame, self._first = hash_images(obs), obs
         return obs
 
-    def observe(self) -> Dict[str, Any]:
-        return self._env.observe() if self._first is None else self._first
+    def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
+        return self._env.observe(keys) if self._first is None else self._first
 
     def step(self, action: np.ndarray) -> None:
         self._first = None
@@ -230,10 +234,13 @@ def hash_images(obs: Dict[str, Any]) -> str:
 
 def select(obs: Dict[str, Any], metadata: Dict[str, Any]) -> Dict[str, Any]:
     """The part of an observation that the policy says it takes; all of it if it does not say."""
+    keys = _keys(metadata)
+    return obs if keys is None else {key: value for key, value in obs.items() if key in keys}
+
+
+def _keys(metadata: Dict[str, Any]) -> Optional[Set[str]]:
+    """What the policy says it takes, None if it does not say."""
     cameras = metadata.get("cameras")
     if not isinstance(cameras, dict):
-        return obs
-    keep = set(cameras.values())
-    if metadata.get("needs_proprio"):
-        keep.add("observation/state")
-    return {key: value for key, value in obs.items() if key in keep}
+        return None
+    return {*cameras.values(), *(["observation/state"] if metadata.get("needs_proprio") else [])}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar, Dict, List, Optional, Tuple
+from typing import Any, ClassVar, Dict, List, Optional, Set, Tuple
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class CalvinEnv(rollout.Env):
         # A copy: the array may be a view of the server's message, and calvin_env wants its own.
         self._obs, self._info = self._simulator.step(np.array(action))
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
         """Both pictures and the robot's state."""
         views = self._obs["rgb_obs"]
         obs = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class SimplerEnv(rollout.Env):
         if self.profile.advances and self._simulator.stats().get("is_drawer_open"):
             self._simulator.advance()
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
         """The camera's picture."""
         obs: Dict[str, Any] = {"observation/image": self._picture}
         if self._privileged:

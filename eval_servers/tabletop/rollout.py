@@ -15,7 +15,7 @@ import argparse
 import functools
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 import numpy as np
 import PIL
@@ -59,7 +59,7 @@ class TabletopRollout(rollout.Env):
                 "the policy does not fit the tabletop: {}".format(error)
             ) from None
 
-    def observe(self) -> Dict[str, Any]:
+    def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
         """Both pictures and the state."""
         return _observation(self._env.get_obs())
 

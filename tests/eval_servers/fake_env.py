@@ -42,7 +42,7 @@ class FakeEnv(rollout.Env):
         self._steps += 1
         time.sleep(self._pace)
 
-    def observe(self):
+    def observe(self, keys=None):
         return self._observe()
 
     def success(self):

@@ -103,9 +103,13 @@ def test_a_lost_session_starts_the_episode_over():
 
 
 def test_the_simulator_draws_only_when_the_policy_is_asked(uri):
-    drawn = []
+    drawn, wanted = [], []
 
     class Drawing(FakeEnv):
+        def observe(self, keys=None):
+            wanted.append(keys)
+            return self._observe()
+
         def _observe(self):
             drawn.append(self._steps)
             return super()._observe()
@@ -114,7 +118,8 @@ def test_the_simulator_draws_only_when_the_policy_is_asked(uri):
         episode = rollout.Episode(0, 4, "down", "go")
         row = rollout.run_episode(Drawing(), client, episode, 10, execute_steps=4)
     assert row["steps"] == 10
-    assert drawn == [0, 4, 8]
+    assert drawn == [0, 4, 8]  # the first by `reset`, and not once more
+    assert wanted == [{"observation/image"}] * 2
     assert len(row["round_trip_ms"]) == len(row["server_ms"]) == 3
 
 
