@@ -14,7 +14,7 @@ from eval_servers.libero.suites import tasks
 
 OPEN, CLOSED = -1.0, 1.0
 _GAIN = 1 / 0.025  # action for a metre to go: full speed until 2.5 cm before
-_PATIENCE = 60  # steps of one phase, after which the next begins all the same
+_PATIENCE = 40  # steps of one phase, after which the next begins all the same
 
 # A word for a thing -> where the hand closes, in metres from the thing's origin. A bowl is taken by
 # its rim, with one finger inside.
@@ -22,6 +22,7 @@ _GRASPED = {"bowl": (0.0, 0.047, 0.032), "bottle": (0.0, 0.0, 0.03)}
 # A word for a place -> heights of the hand above the place's origin: on the way, and letting go.
 _HEIGHTS = {"basket": (0.1, 0.07), "plate": (0.15, 0.055)}
 _LOW = 0.2  # metres; what lies lower stands on the floor, which is at 0
+_PALM = 0.03  # metres from where the hand closes up to its palm, which must not touch a thing's top
 _SENTENCES = (("pick up the ", " and place it "), ("put the ", " on "), ("put the ", " in "))
 _ABOVE = 0.12  # metres above a thing from where the hand comes straight down
 
@@ -86,10 +87,12 @@ class Expert:
     def _lost(self, hand: np.ndarray, thing: np.ndarray) -> bool:
         """Whether what the hand should carry is not there; it is taken up again then."""
         carrying = self._phases[0].gripper == CLOSED
-        return carrying and np.linalg.norm(hand - thing) > self._reach + 0.05
+        return carrying and float(np.linalg.norm(hand - thing)) > self._reach + 0.05
 
     def _plan(self, thing: np.ndarray, place: np.ndarray) -> List[_Phase]:
         grasp = thing + _of(_GRASPED, self._thing, (0.0, 0.0, 0.005))
+        if thing[2] < _LOW:
+            grasp[2] = max(grasp[2], 2 * thing[2] - _PALM)
         carried, released = place[2] + _of(_HEIGHTS, self._place, (0.15, 0.05))
         over, down = np.array(place), np.array(place)
         # What stands on the floor hangs as far below the hand as the hand is above the floor now.
