@@ -94,7 +94,7 @@ setup(
         "eval_servers": ["*.sh"],
         **{
             f"eval_servers.{name}": ["*.json", "*.txt", "*.sh", "*.c"]
-            for name in ("calvin", "simpler", "tabletop")
+            for name in ("calvin", "libero", "simpler", "tabletop")
         },
     },
     entry_points={"console_scripts": ["vla = vla_jax.cli:main"]},

@@ -52,9 +52,9 @@ class Evaluation:
 
 
 def make_parser(
-    description: Optional[str], max_steps: int, episode_timeout: float = 600.0
+    description: Optional[str], max_steps: Optional[int], episode_timeout: float = 600.0
 ) -> argparse.ArgumentParser:
-    """The common flags, with this simulator's defaults."""
+    """The common flags, with this simulator's defaults; `max_steps` is None where tasks differ."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,7 +71,7 @@ def make_parser(
         type=positive,
         default=max_steps,
         metavar="N",
-        help="actions before a task has failed (default: %(default)s)",
+        help="actions before a task has failed (default: {})".format(max_steps or "the task's own"),
     )
     add(
         "--execute-steps",

@@ -3,7 +3,7 @@
     client = PolicyClient("ws://127.0.0.1:8000")
     chunks = ActionChunks(client, execute_steps=1)
     client.reset()                                   # a new episode: the server forgets its history
-    action = chunks.act({"observation/image": image, "prompt": "lift the red block"})
+    action = chunks.act(lambda: {"observation/image": draw(), "prompt": "lift the red block"})
 
 Works with websockets 12 to 17 on Python 3.8 and later, with this project's server and with any
 other that speaks openpi's wire (metadata on connection, then msgpack request and reply).
@@ -17,7 +17,7 @@ import os
 import socket as sockets
 import time
 from collections import deque
-from typing import Any, Deque, Dict, Optional
+from typing import Any, Callable, Deque, Dict, Optional
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -199,7 +199,7 @@ class ActionChunks:
     """Replays the first `execute_steps` actions of a chunk before asking for the next.
 
     Attributes:
-        round_trip_ms: milliseconds of every request since `reset`, measured here.
+        round_trip_ms: milliseconds of every request, measured here.
         server_ms: of the same requests, the time inside the policy, as the server reports it.
     """
 
@@ -218,21 +218,26 @@ class ActionChunks:
             )
         self._client = client
         self._execute_steps = execute_steps
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the actions left over from the last episode, and its timings."""
         self._queue: Deque[np.ndarray] = deque()
         self.round_trip_ms: list = []
         self.server_ms: list = []
 
-    def act(self, obs: Dict[str, Any]) -> np.ndarray:
-        """The next action, float [a]; `obs` is sent only when the replayed part is used up.
+    def reset(self) -> None:
+        """Forget the actions left over from the last episode or instruction."""
+        self._queue.clear()
+
+    def act(self, observe: Callable[[], Dict[str, Any]]) -> np.ndarray:
+        """The next action, float [a].
+
+        Args:
+            observe: gives the observation to send, with the prompt; called only when the replayed
+                part of the last chunk is used up.
 
         Raises:
             SessionLostError, PolicyServerError: as `PolicyClient.infer`.
         """
         if not self._queue:
+            obs = observe()
             start = time.perf_counter()
             reply = self._client.infer(obs)
             self.round_trip_ms.append((time.perf_counter() - start) * 1e3)

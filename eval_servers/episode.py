@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import hashlib
 import logging
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 
@@ -55,11 +56,21 @@ class Env(abc.ABC):
         return episode.instruction
 
     @abc.abstractmethod
-    def step(self, action: np.ndarray) -> Dict[str, Any]:
-        """Apply one action, float [a] in robot units; returns the next observation.
+    def step(self, action: np.ndarray) -> None:
+        """Apply one action, float [a] in robot units.
 
         Raises:
             ActionError: if the robot cannot take such an action; ends the evaluation.
+        """
+
+    @abc.abstractmethod
+    def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
+        """The observation after the last step, as `reset` returns it.
+
+        Only asked for when the policy is: drawing may cost many times what a step does.
+
+        Args:
+            keys: what the policy takes, None if it does not say; others need not be there.
         """
 
     @abc.abstractmethod
@@ -101,9 +112,10 @@ def run_episode(
     Raises:
         PolicyServerError: the server refuses the observation or stays away.
     """
-    chunks, watched = ActionChunks(client, execute_steps), _Watched(env)
+    watched = _Watched(env)
     start, restarts = time.monotonic(), 0
     while True:
+        chunks = ActionChunks(client, execute_steps)
         try:
             outcome = (attempt or _attempt)(watched, client, chunks, episode, max_steps, frames)
             break
@@ -117,12 +129,56 @@ def run_episode(
                 ) from None
             log.warning("episode %d starts over: %s", episode.index, error)
     latencies = {"round_trip_ms": chunks.round_trip_ms, "server_ms": chunks.server_ms}
-    row = dict(asdict(episode), **{**latencies, **outcome})
-    for key in latencies:
-        row[key] = [round(ms, 3) for ms in row[key]]
+    row = dict(asdict(episode), **outcome)
+    row.update((key, [round(ms, 3) for ms in values]) for key, values in latencies.items())
     seconds = round(time.monotonic() - start, 3)
     row.update(seconds=seconds, first_frame=watched.first_frame, restarts=restarts, error=None)
     return row
+
+
+def control_steps(
+    env: Any,
+    client: Any,
+    chunks: ActionChunks,
+    instruction: str,
+    max_steps: int,
+    frames: Optional[List[Any]] = None,
+) -> Iterator[int]:
+    """Let the policy act, in a session of its own, from where the simulator stands.
+
+    Every simulator's episodes are made of this loop; the caller looks after each step whether to
+    go on. The simulator draws only for the steps at which the policy is asked.
+
+    Args:
+        env: adapter, see `Env`.
+        client: `PolicyClient`.
+        chunks: of this client; what is left of an earlier instruction's chunk is dropped.
+        instruction: what the policy is told at every request.
+        max_steps: actions after which it ends.
+        frames: `env.frame()` of every step is appended, if given.
+
+    Yields:
+        The number of each step that was taken, from 1.
+
+    Raises:
+        SessionLostError, PolicyServerError: as `PolicyClient.infer`.
+        ActionError: as `Env.step`.
+    """
+    chunks.reset()
+    # Setting an episode up may keep this process from answering pings for a minute. A session that
+    # was lost then is no loss: the new one's history is empty as well.
+    with contextlib.suppress(SessionLostError):
+        client.reset()
+
+    def request() -> Dict[str, Any]:
+        obs = env.observe(_keys(client.metadata))
+        return dict(select(obs, client.metadata), prompt=instruction)
+
+    for step in range(1, max_steps + 1):
+        env.step(chunks.act(request))
+        if frames is not None:
+            frames.append(env.frame())
+        yield step
 
 
 def _attempt(
@@ -133,34 +189,36 @@ def _attempt(
     max_steps: int,
     frames: Optional[List[Any]],
 ) -> Dict[str, Any]:
-    chunks.reset()
-    client.reset()
-    obs = env.reset(episode)
+    env.reset(episode)
     if frames is not None:
         frames[:] = [env.frame()]
-    for step in range(1, max_steps + 1):
-        request = dict(select(obs, client.metadata), prompt=episode.instruction)
-        obs = env.step(chunks.act(request))
-        if frames is not None:
-            frames.append(env.frame())
+    for step in control_steps(env, client, chunks, env.told(episode), max_steps, frames):
         if env.success():
             return {"success": True, "steps": step}
     return {"success": False, "steps": max_steps}
 
 
 class _Watched:
-    """An adapter whose first observation leaves a hash behind."""
+    """An adapter whose first observation leaves a hash behind, and is not drawn twice."""
 
     def __init__(self, env: Any) -> None:
         self._env, self.first_frame = env, ""
+        self._first: Optional[Dict[str, Any]] = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
 
     def reset(self, episode: Episode) -> Dict[str, Any]:
         obs = self._env.reset(episode)
-        self.first_frame = hash_images(obs)
+        self.first_frame, self._first = hash_images(obs), obs
         return obs
+
+    def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
+        return self._env.observe(keys) if self._first is None else self._first
+
+    def step(self, action: np.ndarray) -> None:
+        self._first = None
+        self._env.step(action)
 
 
 def hash_images(obs: Dict[str, Any]) -> str:
@@ -176,10 +234,13 @@ def hash_images(obs: Dict[str, Any]) -> str:
 
 def select(obs: Dict[str, Any], metadata: Dict[str, Any]) -> Dict[str, Any]:
     """The part of an observation that the policy says it takes; all of it if it does not say."""
+    keys = _keys(metadata)
+    return obs if keys is None else {key: value for key, value in obs.items() if key in keys}
+
+
+def _keys(metadata: Dict[str, Any]) -> Optional[Set[str]]:
+    """What the policy says it takes, None if it does not say."""
     cameras = metadata.get("cameras")
     if not isinstance(cameras, dict):
-        return obs
-    keep = set(cameras.values())
-    if metadata.get("needs_proprio"):
-        keep.add("observation/state")
-    return {key: value for key, value in obs.items() if key in keep}
+        return None
+    return {*cameras.values(), *(["observation/state"] if metadata.get("needs_proprio") else [])}

@@ -28,7 +28,15 @@ import numpy as np
 
 from eval_servers import films, pool, results
 from eval_servers.client import ActionChunks, PolicyClient, PolicyServerError
-from eval_servers.episode import ActionError, Attempt, Env, Episode, run_episode, select
+from eval_servers.episode import (
+    ActionError,
+    Attempt,
+    Env,
+    Episode,
+    control_steps,
+    run_episode,
+    select,
+)
 from eval_servers.progress import Progress
 
 __all__ = [
@@ -38,6 +46,7 @@ __all__ = [
     "Episode",
     "Options",
     "check_imports",
+    "control_steps",
     "evaluate",
     "other_instructions",
     "run_episode",

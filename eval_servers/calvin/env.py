@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar, Dict, List, Optional, Tuple
+from typing import Any, ClassVar, Dict, List, Optional, Set, Tuple
 
 import numpy as np
 
@@ -49,14 +49,14 @@ class CalvinEnv(rollout.Env):
         """The chain's initial state, and its first task begun."""
         self._obs = self._simulator.reset(*initial_state(episode.state))
         self._info = self._simulator.info()
-        return self.begin(episode.tasks[0])
+        self.begin(episode.tasks[0])
+        return self.observe()
 
-    def begin(self, task: str) -> Dict[str, Any]:
-        """Let success count on `task` from here on; returns the observation as it stands."""
+    def begin(self, task: str) -> None:
+        """Let success count on `task` from here on."""
         self._task, self._start = task, self._info
-        return self._observation()
 
-    def step(self, action: np.ndarray) -> Dict[str, Any]:
+    def step(self, action: np.ndarray) -> None:
         """One control step; arm actions are not clipped, as in CALVIN's evaluation."""
         if action.shape != (7,) or action[6] not in (-1, 1) or not np.isfinite(action).all():
             raise rollout.ActionError(
@@ -65,7 +65,18 @@ class CalvinEnv(rollout.Env):
             )
         # A copy: the array may be a view of the server's message, and calvin_env wants its own.
         self._obs, self._info = self._simulator.step(np.array(action))
-        return self._observation()
+
+    def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
+        """Both pictures and the robot's state."""
+        views = self._obs["rgb_obs"]
+        obs = {
+            "observation/image": np.ascontiguousarray(views["rgb_static"], np.uint8),
+            "observation/wrist_image": np.ascontiguousarray(views["rgb_gripper"], np.uint8),
+            "observation/state": np.asarray(self._obs["robot_obs"], np.float32),
+        }
+        if self._privileged:
+            obs[SCENE_KEY] = np.asarray(self._obs["scene_obs"], np.float32)
+        return obs
 
     def success(self) -> bool:
         """Whether the oracle sees the task done since it was begun."""
@@ -83,17 +94,6 @@ class CalvinEnv(rollout.Env):
     def close(self) -> None:
         """Let go of the simulator."""
         self._simulator.close()
-
-    def _observation(self) -> Dict[str, Any]:
-        views = self._obs["rgb_obs"]
-        obs = {
-            "observation/image": np.ascontiguousarray(views["rgb_static"], np.uint8),
-            "observation/wrist_image": np.ascontiguousarray(views["rgb_gripper"], np.uint8),
-            "observation/state": np.asarray(self._obs["robot_obs"], np.float32),
-        }
-        if self._privileged:
-            obs[SCENE_KEY] = np.asarray(self._obs["scene_obs"], np.float32)
-        return obs
 
 
 def make_env(settings: Settings, privileged: bool = False) -> CalvinEnv:
@@ -113,38 +113,27 @@ def attempt(
 
     Returns:
         success (of all tasks), steps (of all), stages: one a task begun, with its task, success,
-        steps and seconds; the latencies of all tasks.
+        steps and seconds.
     """
-    obs = env.reset(episode)
+    env.reset(episode)
     if frames is not None:
         frames[:] = [env.frame()]
     stages: List[Dict[str, Any]] = []
-    round_trip_ms: List[float] = []
-    server_ms: List[float] = []
     for number, task in enumerate(episode.tasks):
-        prompt = episode.instructions[number]
-        if number:
-            obs = env.begin(task)
-        chunks.reset()
-        client.reset()
-        since, solved, step = time.monotonic(), False, 0
-        while not solved and step < max_steps:
-            request = dict(rollout.select(obs, client.metadata), prompt=prompt)
-            obs = env.step(chunks.act(request))
-            step += 1
-            if frames is not None:
-                frames.append(env.frame())
+        instruction = episode.instructions[number]
+        env.begin(task)
+        since, solved, steps = time.monotonic(), False, 0
+        for _ in rollout.control_steps(env, client, chunks, instruction, max_steps, frames):
+            steps += 1
             solved = env.success()
+            if solved:
+                break
         seconds = round(time.monotonic() - since, 3)
-        stages.append({"task": task, "success": solved, "steps": step, "seconds": seconds})
-        round_trip_ms += chunks.round_trip_ms
-        server_ms += chunks.server_ms
+        stages.append({"task": task, "success": solved, "steps": steps, "seconds": seconds})
         if not solved:
             break
     return {
         "success": len(stages) == len(episode.tasks) and stages[-1]["success"],
         "steps": sum(stage["steps"] for stage in stages),
         "stages": stages,
-        "round_trip_ms": round_trip_ms,
-        "server_ms": server_ms,
     }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 import numpy as np
 
 from eval_servers import rollout
-from eval_servers.client import ActionChunks, SessionLostError
+from eval_servers.client import ActionChunks
 from eval_servers.simpler.profiles import COMMANDS, REACH, GripperState, Profile, convert
 from eval_servers.simpler.simulator import Settings, Simulator
 from eval_servers.simpler.trials import Trial
@@ -60,13 +59,13 @@ class SimplerEnv(rollout.Env):
                     episode.task, episode.variant, episode.start, said, episode.instruction
                 )
             )
-        return self._observation()
+        return self.observe()
 
     def begin(self) -> None:
         """Let the gripper forget: a new episode, or a new instruction."""
         self._grip = GripperState()
 
-    def step(self, action: np.ndarray) -> Dict[str, Any]:
+    def step(self, action: np.ndarray) -> None:
         """One control step."""
         commands = COMMANDS[self._robot]
         low, high = sorted(commands.values())
@@ -82,7 +81,13 @@ class SimplerEnv(rollout.Env):
         self._picture = self._simulator.step(told)
         if self.profile.advances and self._simulator.stats().get("is_drawer_open"):
             self._simulator.advance()
-        return self._observation()
+
+    def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
+        """The camera's picture."""
+        obs: Dict[str, Any] = {"observation/image": self._picture}
+        if self._privileged:
+            obs[SCENE_KEY] = self._simulator.scene()
+        return obs
 
     def told(self, episode: Any) -> str:
         """The episode's instruction, or if that depends on the start the simulator's."""
@@ -108,12 +113,6 @@ class SimplerEnv(rollout.Env):
         """Let go of the simulator."""
         self._simulator.close()
 
-    def _observation(self) -> Dict[str, Any]:
-        obs: Dict[str, Any] = {"observation/image": self._picture}
-        if self._privileged:
-            obs[SCENE_KEY] = self._simulator.scene()
-        return obs
-
 
 def make_env(
     settings: Settings, robot: str, profile: Profile, privileged: bool = False
@@ -135,8 +134,8 @@ def attempt(
     When the simulator's instruction changes, the policy and the gripper start afresh.
 
     Returns:
-        success, steps, the latencies of all requests, solved_at (the first step after which the
-        task was done, None if never), told (the instructions), stats.
+        success, steps, solved_at (the first step after which the task was done, None if never),
+        told (the instructions), stats.
     """
     spec = client.metadata.get("action") or {}
     if spec.get("gripper_repeat", 0) > 0 or spec.get("gripper_patience", 1) > 1:
@@ -144,43 +143,27 @@ def attempt(
             "the server gives its gripper a memory of its own, which is the profile's business"
             " here: serve without --gripper-repeat and --gripper-patience"
         )
-    obs = env.reset(episode)
-    chunks.reset()
-    # Building a world may keep this process from answering the server's pings for a minute.
-    with contextlib.suppress(SessionLostError):  # the new session's history is empty as well
-        client.reset()
+    env.reset(episode)
     if frames is not None:
         frames[:] = [env.frame()]
-    told = [env.told(episode)]
-    said = env.instruction()
-    round_trip_ms: List[float] = []
-    server_ms: List[float] = []
-    step, solved_at = 0, None
-    while step < min(episode.steps, max_steps):
-        obs = env.step(chunks.act(dict(rollout.select(obs, client.metadata), prompt=told[-1])))
-        step += 1
-        if frames is not None:
-            frames.append(env.frame())
-        if env.success():
-            solved_at = solved_at or step
-            if env.profile.stops:
+    told: List[str] = []
+    taken, most, solved_at, ended = 0, min(episode.steps, max_steps), None, False
+    while taken < most and not ended:
+        env.begin()
+        said = env.instruction()
+        told.append(said if told else env.told(episode))
+        for _ in rollout.control_steps(env, client, chunks, told[-1], most - taken, frames):
+            taken += 1
+            if env.success():
+                solved_at, ended = solved_at or taken, env.profile.stops
+            if ended or (env.instruction() != said and not episode.swapped):
                 break
-        if env.instruction() != said and not episode.swapped:
-            said = env.instruction()
-            told.append(said)
-            round_trip_ms += chunks.round_trip_ms
-            server_ms += chunks.server_ms
-            chunks.reset()
-            client.reset()
-            env.begin()
     return {
         "success": env.success(),
-        "steps": step,
+        "steps": taken,
         "solved_at": solved_at,
         "told": told,
         "stats": {key: _plain(value) for key, value in env.stats().items()},
-        "round_trip_ms": round_trip_ms + chunks.round_trip_ms,
-        "server_ms": server_ms + chunks.server_ms,
     }
 
 

@@ -58,8 +58,12 @@ class TabletopEnv:
         Returns:
             The observation afterwards.
         """
-        self._state().step(action)
+        self.act(action)
         return self.get_obs()
+
+    def act(self, action: Sequence[float] | np.ndarray) -> None:
+        """`step` without drawing."""
+        self._state().step(action)
 
     def get_obs(self) -> dict[str, np.ndarray]:
         """The observation of the current state."""

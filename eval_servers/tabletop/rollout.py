@@ -15,7 +15,7 @@ import argparse
 import functools
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 import numpy as np
 import PIL
@@ -50,14 +50,18 @@ class TabletopRollout(rollout.Env):
         self._task, self._start = episode.task, self._env.get_info()
         return _observation(obs)
 
-    def step(self, action: np.ndarray) -> Dict[str, Any]:
+    def step(self, action: np.ndarray) -> None:
         """One control step; action float [7], gripper +1 = open, -1 = closed."""
         try:
-            return _observation(self._env.step(action))
+            self._env.act(action)
         except ValueError as error:
             raise rollout.ActionError(
                 "the policy does not fit the tabletop: {}".format(error)
             ) from None
+
+    def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
+        """Both pictures and the state."""
+        return _observation(self._env.get_obs())
 
     def success(self) -> bool:
         """Whether the oracle sees the episode's task done since its start."""

@@ -41,6 +41,8 @@ class FakeEnv(rollout.Env):
         assert action.shape == (7,)
         self._steps += 1
         time.sleep(self._pace)
+
+    def observe(self, keys=None):
         return self._observe()
 
     def success(self):

@@ -102,6 +102,27 @@ def test_a_lost_session_starts_the_episode_over():
         rollout.run_episode(FakeEnv(), Unreliable(range(100)), episode, max_steps=6)
 
 
+def test_the_simulator_draws_only_when_the_policy_is_asked(uri):
+    drawn, wanted = [], []
+
+    class Drawing(FakeEnv):
+        def observe(self, keys=None):
+            wanted.append(keys)
+            return self._observe()
+
+        def _observe(self):
+            drawn.append(self._steps)
+            return super()._observe()
+
+    with PolicyClient(uri) as client:
+        episode = rollout.Episode(0, 4, "down", "go")
+        row = rollout.run_episode(Drawing(), client, episode, 10, execute_steps=4)
+    assert row["steps"] == 10
+    assert drawn == [0, 4, 8]  # the first by `reset`, and not once more
+    assert wanted == [{"observation/image"}] * 2
+    assert len(row["round_trip_ms"]) == len(row["server_ms"]) == 3
+
+
 def test_two_workers_end_to_end(uri, tmp_path):
     out = tmp_path / "run"
     score = evaluate(uri, out, save=save_text)

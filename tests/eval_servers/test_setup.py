@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "eval_servers"
-SCRIPTS = [FOLDER / name / "setup.sh" for name in ("calvin", "simpler")]
+SCRIPTS = [FOLDER / name / "setup.sh" for name in ("calvin", "libero", "simpler")]
 GIT = ("git", "-c", "user.email=a@b.c", "-c", "user.name=a")
 
 
