@@ -85,8 +85,13 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exc: object) -> None:
+        try:
+            self.close()
+        except SaveError as error:
+            if kind is None:
+                raise
+            logger.warning("%s", error)  # what ends the run is the news
 
     def close(self) -> None:
         """Wait for the save in progress and release the folder.
@@ -101,11 +106,12 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """Newest complete step, or None."""
-        return self._manager.latest_step()
+        steps = self.steps()
+        return steps[-1] if steps else None
 
     def steps(self) -> list[int]:
         """All complete steps, oldest first."""
-        return sorted(self._manager.all_steps())
+        return sorted(step for step in self._manager.all_steps() if step != self._saving)
 
     def save(
         self, step: int, state: TrainState, data: Mapping[str, Any], meta: Mapping[str, Any]
@@ -376,20 +382,6 @@ class Checkpoints:
                 f"model:\n  {listing}"
             )
         return stored
-
-
-def resumable_meta(workdir: str | Path) -> dict[str, Any]:
-    """`Checkpoints.meta` of the run in a workdir; {} if there is none to go on with.
-
-    Raises:
-        CheckpointError: there is one that cannot be used.
-    """
-    if not (Path(workdir) / FOLDER).is_dir():
-        return {}
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        # Step 0 is imported weights, which no run has written.
-        step = checkpoints.intact()
-        return checkpoints.meta(step) if step else {}
 
 
 def _first_line(error: Exception) -> str:
