@@ -204,7 +204,10 @@ def run_steps(run: Run, now: TrainState, start: int, position: Any) -> tuple[int
     bar = progress.bar(total=c.steps, initial=start, unit="step", disable=jax.process_index() != 0)
     meter = Meter(start, c.batch_size, list(run.mesh.devices.flat))
     pending, in_flight = log.Pending(run.rows, meter, bar), meshes.InFlight(run.mesh)
-    skipped, compilations = SkippedSteps(c.max_skipped, c.batch_size), Recompilations()
+    skipped, compilations = (
+        SkippedSteps(c.max_skipped, c.batch_size, run.rows.write),
+        Recompilations(),
+    )
     profile = Profile(c.profile, run.workdir / "profile")
     clock.started()
     with (
@@ -242,7 +245,7 @@ def run_steps(run: Run, now: TrainState, start: int, position: Any) -> tuple[int
             # The host runs a step or two ahead of the devices, so it looks at numbers late.
             following = batches.state()["samples"]
             for step, values, sample in in_flight.add((done, metrics, following)):
-                skipped.add(step, values["skipped"], sample)
+                skipped.add(step, values, sample)
             pending.flush()
             if due(done, c.log_every, c.steps):
                 pending.put(done, metrics)
@@ -251,7 +254,7 @@ def run_steps(run: Run, now: TrainState, start: int, position: Any) -> tuple[int
             leave, where = run.stop.asked(), run.inputs.position(batches)
             if leave or due(done, c.save_every, c.steps):
                 for step, values, sample in in_flight.drain():
-                    skipped.add(step, values["skipped"], sample)
+                    skipped.add(step, values, sample)
                 pending.flush()
                 with clock.spent("checkpoint"):
                     run.saver.save(done, now, where)

@@ -6,6 +6,7 @@ learns of a skipped step when it reads that step's metrics, a step or two later.
 """
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -42,32 +43,36 @@ class SkippedSteps:
     Args:
         limit: skipped steps in a row after which the run stops.
         batch_size: samples a step, over all processes.
+        write: (step, kind, values), as `RunLog.write`: gets a row of kind "skipped" for each.
 
     Attributes:
         total: steps skipped since this process began.
     """
 
-    def __init__(self, limit: int, batch_size: int):
-        self._limit, self._batch_size = limit, batch_size
+    def __init__(self, limit: int, batch_size: int, write: Callable[[int, str, Any], None]):
+        self._limit, self._batch_size, self._write = limit, batch_size, write
         self._in_a_row = self.total = 0
 
-    def add(self, step: int, skipped: Any, next_sample: int) -> None:
+    def add(self, step: int, metrics: Mapping[str, Any], next_sample: int) -> None:
         """Take note of a finished step.
 
         Args:
             step: its number, counted from one.
-            skipped: the step's metric of that name, a device scalar; not 0 if it was skipped.
+            metrics: of the step: device scalars "loss", "grad_norm" and "skipped", not 0 if it was.
             next_sample: number of the first sample after the step's batch.
 
         Raises:
             DivergedError: too many in a row were skipped.
         """
-        if not float(skipped):
+        if not float(metrics["skipped"]):
             self._in_a_row = 0
             return
         self._in_a_row += 1
         self.total += 1
         first, last = next_sample - self._batch_size, next_sample - 1
+        row = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+        row |= {"in_a_row": self._in_a_row, "first_sample": first, "last_sample": last}
+        self._write(step, "skipped", row)
         logger.warning(
             "step %d: the loss or its gradients are not finite; skipped (%d in a row, %d in all), "
             "samples %d to %d",

@@ -1,8 +1,8 @@
 """What a run tells while it runs: JSON lines always, TensorBoard and wandb when asked.
 
-`WORKDIR/log.jsonl` has one object a line; "kind" is "train" or "eval", "step" counts optimizer
-steps done. A resumed run drops the lines beyond its checkpoint and writes them again, so that the
-file always reads as one uninterrupted run.
+`WORKDIR/log.jsonl` has one object a line; "kind" is "train", "skipped" or "eval", "step" counts
+optimizer steps done. A resumed run drops the lines beyond its checkpoint and writes them again, so
+that the file always reads as one uninterrupted run.
 """
 
 import json
@@ -222,6 +222,8 @@ class Pending:
             return
         (step, metrics), self._held = self._held, None
         values = {name: float(value) for name, value in metrics.items()}
+        if values.pop("skipped", 0.0):  # it has a row of its own, see `finite.SkippedSteps`
+            return
         # A dataset that the step had no window of has no loss.
         absent = [k for k, v in values.items() if k.startswith("loss/") and math.isnan(v)]
         values = {k: v for k, v in values.items() if k not in absent}

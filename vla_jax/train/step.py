@@ -15,7 +15,7 @@ from vla_jax.models.image import ImageSpec, preprocess
 from vla_jax.train import lora
 from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
-from vla_jax.train.finite import choose
+from vla_jax.train.finite import all_finite, choose
 from vla_jax.train.optim import make_optimizer, make_schedule, moving_average
 from vla_jax.train.split import merge
 from vla_jax.train.state import TrainState
@@ -136,10 +136,8 @@ def make_train_step(
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             grads, metrics, sums = accumulated(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        norm = optax.global_norm(grads)
-        # The norm is finite only if every gradient is; the optimizer needs it anyway.
-        is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        metrics |= {"grad_norm": norm, "lr": schedule(state.step)}
+        metrics |= {"grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
+        is_finite = all_finite((metrics["loss"], grads))
         metrics["skipped"] = 1.0 - is_finite.astype(jnp.float32)
         if len(names) > 1:
             each = jnp.where(sums[1] > 0, sums[0] / sums[1], jnp.nan)
