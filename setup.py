@@ -15,6 +15,7 @@ from setuptools import find_packages, setup
 JAX = ">=0.10.2,<0.13"
 CORE = [
     "absl-py>=2.1",
+    "filelock>=3.13",  # jax bounds its compilation cache with it
     "flax>=0.12.8,<0.13",
     f"jax{JAX}",
     "jaxtyping>=0.3.9,<0.4",

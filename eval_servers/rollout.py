@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import platform
 import random
@@ -26,7 +27,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 
-from eval_servers import films, pool, results
+from eval_servers import films, lock, pool, results
 from eval_servers.client import ActionChunks, PolicyClient, PolicyServerError
 from eval_servers.episode import (
     ActionError,
@@ -52,6 +53,8 @@ __all__ = [
     "run_episode",
     "select",
 ]
+
+log = logging.getLogger(__name__)
 
 HEAVY = ("jax", "tensorflow", "torch")
 
@@ -144,7 +147,8 @@ def evaluate(
     Raises:
         PolicyServerError: the server is away.
         pool.PoolError: workers cannot go on: refused observations or actions, endless crashes.
-        results.ResultsError: DIR holds other results.
+        results.ResultsError: DIR holds other results, another evaluation writes there, or it was
+            removed meanwhile.
     """
     metadata = common_metadata(options)
     record = results.plain(
@@ -157,14 +161,32 @@ def evaluate(
             seeds=results.ranges(episode.seed for episode in episodes),
         )
     )
+    make_handler = functools.partial(_Handler, make_env, options, metadata, save_video, attempt)
+    films_per_task = options.videos if save_video else 0
+    with lock.held(out_dir, results.ResultsError):
+        return _evaluate(
+            make_handler, episodes, out_dir, options, record, films_per_task, conditions, shard
+        )
+
+
+def _evaluate(
+    make_handler: Callable[[int], Any],
+    episodes: Sequence[Episode],
+    out_dir: str,
+    options: Options,
+    record: Dict[str, Any],
+    films_per_task: int,
+    conditions: Optional[Dict[str, Any]],
+    shard: Tuple[int, int],
+) -> Dict[str, Any]:
+    """`evaluate` in a folder that is ours."""
     earlier = results.open_run(out_dir, record, options.resume)
     rows = [row for row in earlier if not row.get("error")]
     done = {row["index"] for row in rows}
     mine = episodes[shard[0] :: shard[1]]
     todo = [episode for episode in mine if episode.index not in done]
     results.replace_rows(os.path.join(out_dir, results.EPISODES), rows)
-    wanted = films.Films(out_dir, options.videos if save_video else 0, rows)
-    make_handler = functools.partial(_Handler, make_env, options, metadata, save_video, attempt)
+    wanted = films.Films(out_dir, films_per_task, rows)
     progress = Progress(len(mine), len(rows), sum(row["success"] for row in rows))
     started = _utc()
 
@@ -187,6 +209,12 @@ def evaluate(
             row = wanted.settle(outcome)
             log_file.write(json.dumps(row) + "\n")
             log_file.flush()
+            # Rows in a file that has no name any more are lost: better to stop than to go on.
+            if not os.fstat(log_file.fileno()).st_nlink:
+                raise results.ResultsError(
+                    "{} was removed while the evaluation was writing there; {} of {} episodes were "
+                    "done".format(out_dir, len(rows) + 1, len(mine))
+                )
             rows.append(row)
             progress.add(row["success"], bool(row["error"]))
     ours = dict(_machine(), workers=options.workers, started=started, finished=_utc())
@@ -272,9 +300,12 @@ class _Handler:
             self._attempt,
         )
         if self._save_video and frames and films.outcome(row) in job.wanted:
-            os.makedirs(os.path.dirname(job.video_path), exist_ok=True)
-            self._save_video(job.video_path, frames)
-            row["video"] = job.video_path
+            try:
+                os.makedirs(os.path.dirname(job.video_path), exist_ok=True)
+                self._save_video(job.video_path, frames)
+                row["video"] = job.video_path
+            except OSError as error:  # a film is no reason to lose the episode
+                log.warning("no video of episode %d: %s", job.episode.index, error)
         return row
 
     def close(self) -> None:

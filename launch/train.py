@@ -4,19 +4,18 @@
     python launch/train.py --config=... --workdir=... --config.train.batch_size=32
     python launch/train.py --config=... --workdir=... --init=runs/another
 
-The workdir gets checkpoints/ (all that resuming and serving need), log.jsonl and, at the end,
-eval.json. A run whose workdir holds a checkpoint goes on from it; SIGTERM saves and exits with 0.
+The workdir gets checkpoints/ (all that resuming and serving need), log.jsonl, goodput.jsonl and, at
+the end, eval.json. A run whose workdir holds a checkpoint goes on from it. SIGTERM and Ctrl-C save
+and exit with 0; a second one ends the run at once. An error in the data saves as well.
 With several processes start the same command in each, under Slurm, Open MPI or on a TPU pod, or
 with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
 """
 
-import contextlib
-import dataclasses
 import functools
-import itertools
 import logging
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,187 +26,295 @@ from ml_collections import config_flags
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vla_jax import progress
+from vla_jax import compilation_cache, progress
 from vla_jax.config import Config, ConfigError, resolve, to_dict
-from vla_jax.convert.sentences import embed as embed_sentences
 from vla_jax.convert.start import Start
 from vla_jax.data.errors import DataError, TextLengthError
-from vla_jax.data.language.captions import CaptionLoader, CaptionSet, check_texts
-from vla_jax.data.language.tokenizer import Tokenizer
-from vla_jax.data.loader import Loader, open_datasets
+from vla_jax.data.language.captions import check_texts
 from vla_jax.inference.policy import with_complete_arch
 from vla_jax.models import legality, vla
 from vla_jax.models.weights import WeightError
 from vla_jax.shipped import config_names, with_config_path
-from vla_jax.train import checkpoint, evaluate, log, lora, resume, runtime, state
+from vla_jax.train import evaluate, flops, lock, log, lora, resume, runtime, state
 from vla_jax.train import mesh as meshes
+from vla_jax.train.checkpoint import CheckpointError, Checkpoints
 from vla_jax.train.epochs import with_steps
+from vla_jax.train.finite import DivergedError, SkippedSteps
+from vla_jax.train.goodput import Goodput
+from vla_jax.train.inputs import Inputs, open_inputs, with_captions
+from vla_jax.train.meter import Meter
 from vla_jax.train.optim import make_optimizer
+from vla_jax.train.peers import Peers
+from vla_jax.train.saving import Saver
+from vla_jax.train.state import TrainState
 from vla_jax.train.step import make_train_step
+from vla_jax.train.watch import Profile, Recompilations
 
 CONFIG = config_flags.DEFINE_config_file("config")
 INIT = flags.DEFINE_string("init", None, "Checkpoint whose weights a new run starts from.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+# What a person, a disk or the data has caused: the message says all, a traceback would hide it.
 USER_ERRORS = (
-    ConfigError, DataError, TextLengthError, WeightError, FileNotFoundError,
-    checkpoint.CheckpointError, log.LogError,
+    ConfigError, DataError, TextLengthError, WeightError, CheckpointError, DivergedError,
+    lock.WorkdirError, log.LogError, OSError,
 )  # fmt: skip
 
 logger = logging.getLogger("train")
 
 
-def train(config: Config, workdir: Path) -> None:
-    """A whole run, or the rest of one."""
-    chief = jax.process_index() == 0
-    stop = runtime.StopSignal()
+@dataclass(frozen=True)
+class Run:
+    """What every part of the loop needs.
 
-    # Devices.
-    mesh = meshes.make_mesh(config.mesh)
+    Attributes:
+        config: of the run, complete.
+        workdir: the run's folder.
+        model: to train.
+        mesh: of the devices.
+        inputs: the data.
+        template: shapes and places of the state.
+        train_step: (state, batch) -> (state, metrics).
+        eval_step: (state, batch) -> sums, see `evaluate.make_eval_step`.
+        saver: of checkpoints.
+        rows: the log.
+        stop: whether to save and leave.
+        peers: the other processes.
+        clock: where the time goes.
+    """
+
+    config: Config
+    workdir: Path
+    model: Any
+    mesh: Any
+    inputs: Inputs
+    template: TrainState
+    train_step: Any
+    eval_step: evaluate.EvalStep
+    saver: Saver
+    rows: log.RunLog
+    stop: runtime.StopSignal
+    peers: Peers
+    clock: Goodput
+
+
+def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None:
+    """A whole run, or the rest of one.
+
+    Args:
+        config: of the run, as the config file and the flags have it.
+        workdir: the run's folder.
+        init: checkpoint whose weights a new run starts from; None = `model.backbone.hf_dir`.
+        peers: the other processes of the run.
+    """
+    clock, stop, chief = Goodput(), runtime.StopSignal(), jax.process_index() == 0
+
+    # Devices. A batch that they cannot share is refused before anything is loaded.
+    mesh, cotrain = meshes.make_mesh(config.mesh), config.data.cotrain
     meshes.check_batch(config.train.batch_size, mesh, config.train.accumulate)
-    cotrain = config.data.cotrain
     if cotrain.path:
         meshes.check_batch(cotrain.rows, mesh, config.train.accumulate, "data.cotrain.rows")
     logger.info("mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
 
-    # The model, and what this run was before, if it was: then its workdir is all it needs.
-    meta = checkpoint.resumable_meta(workdir)
-    origin = Start(config.model, INIT.value, meta)
-    model = vla.build(config.model, origin.arch())
-    for warning in legality.warnings(config.model):
-        logger.warning(warning)
-    config = with_complete_arch(config, model.arch)
-    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
-    start = checkpoints.latest_step() or 0
-    for change in resume.check_resume(meta["config"], to_dict(config)) if start else ():
-        logger.warning("changed since step %d: %s", start, change)
+    with lock.held(workdir, active=chief), Checkpoints(workdir, config.train.keep) as checkpoints:
+        # The model, and what this run was before, if it was: the newest checkpoint that is whole.
+        # Then its workdir is all it needs.
+        start = checkpoints.intact() or 0
+        meta = checkpoints.meta(start) if start else {}
+        origin = Start(config.model, init, meta)
+        model = vla.build(config.model, origin.arch())
+        for warning in legality.warnings(config.model):
+            logger.warning(warning)
+        config = with_complete_arch(config, model.arch)
+        for change in resume.check_resume(meta["config"], to_dict(config)) if start else ():
+            logger.warning("changed since step %d: %s", start, change)
 
-    # Data.
-    structure, side = config.model.structure, (model.image.size, model.image.size)
-    opened = functools.partial(
-        open_datasets, config.data, structure, config.model.action_dim, image_size=side
+        # Data. Epochs become steps now that it is known how many windows there are; checkpoints
+        # keep the config as it was given, so that a resumed run counts anew.
+        given = to_dict(config)
+        inputs = open_inputs(config, model, origin, meta)
+        config = with_steps(config, inputs.train.num_windows)
+        windows = inputs.train.num_windows, inputs.held_out.num_windows
+        logger.info("windows: %d to train on, %d held out", *windows)
+
+        # Weights and optimizer, each number where it belongs from the start: no device, and no
+        # host, ever holds all of them.
+        initial = lora.extend(functools.partial(vla.initial_params, model), config.lora)
+        optimizer = make_optimizer(config.optim, config.train.steps)
+        ema = config.optim.ema_decay > 0
+        template = state.abstract(initial, lora.train_rules(config), optimizer, mesh, ema=ema)
+        if start:
+            now, position = checkpoints.restore(template, start)
+            check_texts(inputs.texts, position)
+            logger.info("resumed at step %d", start)
+        else:
+            place = functools.partial(state.place, template)
+            loaded = origin.load(lora.without(state.shapes(template)), place)
+            now, position = state.create(initial, optimizer, template, config.seed, loaded), 0
+            meta = {**inputs.meta(), "origin": origin.origin()}
+        logger.info("parameters: %s", state.summary(template))
+        if config.lora.rank:
+            count = lora.count(template.trainable)
+            logger.info("LoRA: %d numbers of rank %d", count, config.lora.rank)
+
+        # The two programs of a run. They are compiled by their first call.
+        names = inputs.train.names
+        train_step = make_train_step(model, config, mesh, template, names)
+        baseline = evaluate.mean_actions([dataset.actions for dataset in inputs.train.datasets])
+        eval_step = evaluate.make_eval_step(model, config, mesh, template, baseline)
+
+        c = config.train
+        with log.RunLog(workdir, start, c.tensorboard, c.wandb, given, active=chief) as rows:
+            clock.add("lost", rows.lost_seconds)
+            run = Run(
+                config=config,
+                workdir=workdir,
+                model=model,
+                mesh=mesh,
+                inputs=inputs,
+                template=template,
+                train_step=runtime.together(train_step, "train"),
+                eval_step=runtime.together(eval_step, "eval"),
+                saver=Saver(checkpoints, {**meta, "config": given}),
+                rows=rows,
+                stop=stop,
+                peers=peers,
+                clock=clock,
+            )
+            done, now = run_steps(run, now, start, position)
+            result = evaluated(run, now, done) if done == c.steps and not stop.received else None
+        if result is None:
+            logger.warning("stopped at step %d; the same command goes on from there", done)
+        if chief:
+            clock.report(workdir, start, done)
+            if result is not None:
+                print(evaluate.report(result, workdir))
+
+
+def run_steps(run: Run, now: TrainState, start: int, position: Any) -> tuple[int, TrainState]:
+    """Optimizer steps up to the last one, or until the run is told to stop.
+
+    Args:
+        run: see `Run`.
+        now: the state after `start` steps; its buffers are given up.
+        start: steps done.
+        position: where the data goes on.
+
+    Returns:
+        Steps done, all saved, and the state after them.
+    """
+    c, clock = run.config.train, run.clock
+    bar = progress.bar(total=c.steps, initial=start, unit="step", disable=jax.process_index() != 0)
+    meter = Meter(start, c.batch_size, list(run.mesh.devices.flat))
+    pending, in_flight = log.Pending(run.rows, meter, bar), meshes.InFlight(run.mesh)
+    skipped, compilations = (
+        SkippedSteps(c.max_skipped, c.batch_size, run.rows.write),
+        Recompilations(),
     )
-    data = opened("train", statistics=meta.get("statistics"))
-    held_out = opened("val", statistics=data.statistics)
-    given, config = to_dict(config), with_steps(config, data.num_windows)
-    c = config.train
-    texts = CaptionSet(cotrain.path, cotrain.images) if cotrain.path else None
-    logger.info("windows: %d to train on, %d held out", data.num_windows, held_out.num_windows)
-
-    # Tokenizer.
-    prompt = vla.prompt(config.model)
-    prompts = [prompt.format(instruction=text.strip()) for text in data.instructions]
-    if meta:
-        tokenizer = Tokenizer.from_json(meta["tokenizer"])
-    else:
-        words = itertools.chain(prompts, texts.words(cotrain.prompt) if texts else ())
-        tokenizer = origin.tokenizer() or Tokenizer.build(words, model.word_ids)
-
-    def encode(instruction: str) -> Any:
-        return tokenizer.encode(prompt.format(instruction=instruction.strip()), structure.text_len)
-
-    share: dict[str, Any] = {
-        "seed": config.seed,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-        "threads": config.data.threads,
-        "prefetch": config.data.prefetch,
-    }
-    sentences, target = None, config.model.sentence
-    if target.dim:
-        told = (*data.instructions, *held_out.instructions)
-        sentences = embed_sentences(target.dir, told, target.dim)
-    load = functools.partial(
-        Loader, encode=encode, batch_size=c.batch_size, sentences=sentences, **share
-    )
-
-    # Weights and state.
-    init = lora.extend(functools.partial(vla.initial_params, model), config.lora)
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    ema = config.optim.ema_decay > 0
-    template = state.abstract(init, lora.train_rules(config), optimizer, mesh, ema=ema)
-    if start:
-        now, position = checkpoints.restore(template, start)
-        check_texts(texts, position)
-        logger.info("resumed at step %d", start)
-    else:
-        place = functools.partial(state.place, template)
-        position, loaded = 0, origin.load(lora.without(state.shapes(template)), place)
-        now = state.create(init, optimizer, template, config.seed, loaded)
-        meta = {
-            "statistics": data.statistics,
-            "action_specs": {name: spec.to_json() for name, spec in data.action_specs.items()},
-            "tokenizer": tokenizer.to_json(),
-            "origin": origin.origin(),
-        }
-    meta["config"] = given
-    logger.info("parameters: %s", state.summary(template))
-    if config.lora.rank:
-        logger.info("LoRA: %d numbers of rank %d", lora.count(template.trainable), config.lora.rank)
-
-    # Steps.
-    train_step = runtime.together(
-        make_train_step(model, config, mesh, template, data.names), "train"
-    )
-    baseline = evaluate.mean_actions([dataset.actions for dataset in data.datasets])
-    eval_step = runtime.together(
-        evaluate.make_eval_step(model, config, mesh, template, baseline), "eval"
-    )
-
-    def evaluated() -> dict[str, Any]:
-        # All of the split when it is small enough, else the same random sample every time.
-        most = c.eval_batches
-        whole = held_out.num_windows <= most * c.batch_size
-        with load(held_out, shuffle=not whole, pad_last=whole) as batches:
-            some = itertools.islice(batches, most)
-            return evaluate.evaluate(eval_step, now, some, mesh, data.names)
-
-    # Loop.
-    talk: Any = contextlib.nullcontext(itertools.repeat(None))
-    if texts:
-        ends = vla.ends(config.model)
-        talk = CaptionLoader(texts, tokenizer, cotrain, side, start=start, ends=ends, **share)
-
-    def due(done: int, every: int) -> bool:
-        return done == c.steps or (every > 0 and done % every == 0)
-
-    rows = log.RunLog(workdir, start, c.tensorboard, c.wandb, meta["config"], active=chief)
-    bar = progress.bar(total=c.steps, initial=start, unit="step", disable=not chief)
-    with checkpoints, rows, bar, load(data, start=position) as batches, talk as captions:
-        meter = log.Meter(start, c.batch_size)
-        pending, in_flight = log.Pending(rows, meter, bar), meshes.InFlight(mesh)
+    profile = Profile(c.profile, run.workdir / "profile")
+    clock.started()
+    with (
+        bar,
+        profile,
+        run.inputs.batches(position) as batches,
+        run.inputs.captions(start) as captions,
+    ):
         for done in range(start + 1, c.steps + 1):
+            run.peers.at(done)
+            # What is wrong with the data must not cost the steps that are done.
             began = time.perf_counter()
-            local = dataclasses.replace(next(batches), captions=next(captions))
+            try:
+                texts = next(captions)
+                local = with_captions(next(batches), texts)
+            except Exception:
+                save_before_error(run, done - 1, start, now, run.inputs.position(batches))
+                raise
             meter.waited(time.perf_counter() - began)
-            now, metrics = train_step(now, meshes.shard_batch(local, mesh))
-            in_flight.add(metrics)
+            clock.add("data", time.perf_counter() - began)
+
+            batch = meshes.shard_batch(local, run.mesh)
+            began = time.perf_counter()
+            profile.before(done)
+            with compilations.step(done, done - start):
+                now, metrics = run.train_step(now, batch)
+            profile.after(done, metrics)
             if done == start + 1:
                 jax.block_until_ready(metrics)
+                clock.add("compile", time.perf_counter() - began)
                 logger.info("compiled, first step done: %.0f s", time.perf_counter() - began)
+                count_operations(run, meter, batch)
                 meter.pause(done)
-            pending.flush()  # of the step before: its numbers are ready, this one's are not
-            if due(done, c.log_every):
+
+            # The host runs a step or two ahead of the devices, so it looks at numbers late.
+            following = batches.state()["samples"]
+            for step, values, sample in in_flight.add((done, metrics, following)):
+                skipped.add(step, values, sample)
+            pending.flush()
+            if due(done, c.log_every, c.steps):
                 pending.put(done, metrics)
             bar.update()
-            leave = stop.at(done)
-            if leave or due(done, c.save_every):
-                pending.flush()
-                position = {**batches.state(), **({"captions": texts.identity()} if texts else {})}
-                checkpoints.save(done, now, position, meta)
-                meter.pause(done)
-            if leave:
-                logger.warning("stopped at step %d; the same command goes on from there", done)
-                return
-            if done < c.steps and due(done, c.eval_every):
-                pending.flush()
-                rows.write(done, "eval", evaluated())
-                meter.pause(done)
-        pending.flush()
-        result = evaluated()
-        rows.write(c.steps, "eval", result)
 
-    if chief:
-        print(evaluate.report(result, workdir))
+            leave, where = run.stop.asked(), run.inputs.position(batches)
+            if leave or due(done, c.save_every, c.steps):
+                for step, values, sample in in_flight.drain():
+                    skipped.add(step, values, sample)
+                pending.flush()
+                with clock.spent("checkpoint"):
+                    run.saver.save(done, now, where)
+                meter.pause(done)
+            else:
+                run.saver.check(done, now, where)
+            run.peers.saved(run.saver.last)
+            if not leave and done < c.steps and due(done, c.eval_every, c.steps):
+                pending.flush()
+                leave = evaluated(run, now, done) is None
+                meter.pause(done)
+            if leave or done == c.steps:
+                pending.flush()
+                with clock.spent("checkpoint"):
+                    run.saver.finish(done, now, where)
+                return done, now
+    return start, now  # there was nothing left to do
+
+
+def due(done: int, every: int, last: int) -> bool:
+    """Whether something that is done every so many steps, and at the last one, is done now."""
+    return done == last or (every > 0 and done % every == 0)
+
+
+def evaluated(run: Run, now: TrainState, done: int) -> dict[str, Any] | None:
+    """Evaluate on held-out windows and log the result; None if the run was told to stop."""
+    with run.clock.spent("evaluation"), run.inputs.held_out_batches() as batches:
+        names = run.inputs.train.names
+        result = evaluate.evaluate(run.eval_step, now, batches, run.mesh, names, run.stop.asked)
+    if result is not None:
+        run.rows.write(done, "eval", result)
+    return result
+
+
+def save_before_error(run: Run, done: int, start: int, now: TrainState, position: Any) -> None:
+    """Save the steps of this process before an error in the data ends it.
+
+    One process of several cannot: saving takes all of them, and the others have not seen the error.
+    """
+    if done > start and jax.process_count() == 1:
+        run.saver.finish(done, now, position)
+        logger.warning("an error in the data; step %d is saved", done)
+
+
+def count_operations(run: Run, meter: Meter, batch: Any) -> None:
+    """Count the operations of a step, for the MFU that the log shows."""
+    if jax.process_index() != 0:
+        return
+    operations = flops.of_step(run.model, run.config, run.template, batch)
+    device = run.mesh.devices.flat[0]
+    peak = flops.peak(device)
+    meter.expect(operations, peak)
+    against = (
+        f"{peak / 1e12:g} TFLOP/s a device" if peak else f"no known peak of a {device.device_kind}"
+    )
+    logger.info(
+        "MFU: 3 x forward matmul FLOPs, %.4g TFLOPs a step, against %s", operations / 1e12, against
+    )
 
 
 def main(_: Any) -> None:
@@ -217,9 +324,11 @@ def main(_: Any) -> None:
             raise ConfigError(
                 "--config: name a config file of yours, or one of " + ", ".join(config_names())
             )
-        config = resolve(CONFIG.value)
+        config, workdir = resolve(CONFIG.value), Path(WORKDIR.value).expanduser()
         runtime.initialize()
-        runtime.run(lambda: train(config, Path(WORKDIR.value).expanduser()))
+        compilation_cache.enable(config.train.compilation_cache)
+        peers = Peers()
+        runtime.run(lambda: train(config, workdir, INIT.value, peers), peers, USER_ERRORS)
     except USER_ERRORS as error:
         logging.debug("traceback of the error below", exc_info=True)
         sys.exit(f"train.py: {error}")

@@ -1,9 +1,9 @@
 """What LIBERO's own environment gives against ours; prints JSON, in LIBERO's Python.
 
-    python -m tests.eval_servers.libero_checks stock SUITE NUMBER     # sequence of three episodes
-    python -m tests.eval_servers.libero_checks tasks SUITE [NUMBER ...]    # every task, twice
-    python -m tests.eval_servers.libero_checks files           # our tables against LIBERO's files
-    python -m tests.eval_servers.libero_checks cost NUMBER STEPS     # CPU-seconds of an episode
+python -m tests.eval_servers.libero_checks stock SUITE NUMBER     # sequence of three episodes
+python -m tests.eval_servers.libero_checks tasks SUITE [NUMBER ...]    # every task, twice
+python -m tests.eval_servers.libero_checks files           # our tables against LIBERO's files
+python -m tests.eval_servers.libero_checks cost NUMBER STEPS     # CPU-seconds of an episode
 """
 
 import contextlib
@@ -25,7 +25,7 @@ ACTIONS = np.random.RandomState(0).uniform(-1, 1, (STEPS, 7))
 
 
 def stock_episodes(suite, number, episodes=EPISODES):
-    """openpi's sequence in LIBERO's own environment: model loaded anew, drawn at every step."""
+    """Openpi's sequence in LIBERO's own environment: model loaded anew, drawn at every step."""
     from libero.libero import benchmark, envs  # type: ignore[import-not-found]
 
     listed = benchmark.get_benchmark("libero_" + suite)()
@@ -130,7 +130,8 @@ def cost(number, steps):
     world.reset("spatial", suites.tasks("spatial")[number].name, SEED, 0, 10)
     for every in (1, 5):
         start = time.process_time()
-        world.reset("spatial", suites.tasks("spatial")[number].name, SEED, 0, 10 if every > 1 else 0)
+        settling = 10 if every > 1 else 0
+        world.reset("spatial", suites.tasks("spatial")[number].name, SEED, 0, settling)
         for step in range(steps + (10 if every == 1 else 0)):
             if step % every == 0:
                 [world.draw(name) for name in CAMERAS]

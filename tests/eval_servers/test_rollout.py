@@ -1,5 +1,7 @@
 import functools
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval_servers import pool, results, rollout
+from eval_servers import lock, pool, results, rollout
 from eval_servers.client import PolicyClient, PolicyServerError, SessionLostError
 from eval_servers.progress import Progress
 from tests.eval_servers.fake_env import TASKS, FakeEnv, save_text
@@ -214,6 +216,51 @@ def test_an_interrupted_run_is_finished_by_resume(uri, tmp_path):
     kept = (out / "episodes.jsonl").read_text().splitlines(keepends=True)[:5]
     assert sorted(kept) == sorted(lines[:5])
     assert score["per_task"] == full["per_task"]
+
+
+def test_two_evaluations_do_not_share_a_folder(uri, tmp_path):
+    with (
+        lock.held(str(tmp_path), results.ResultsError),
+        pytest.raises(results.ResultsError, match=f"writing there .process {os.getpid()} on "),
+    ):
+        evaluate(uri, tmp_path, count=2)
+    assert evaluate(uri, tmp_path, count=2)["episodes"] == 2
+
+
+def test_an_evaluation_whose_folder_is_removed_stops_early(uri, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(results.ResultsError, match=r"removed while .* of 40 episodes were done"):
+        evaluate(uri, out, count=40, make_env=_Removed(str(out)))
+
+
+class _Removed:
+    """Makes environments; the second episode of one removes the folder of the results."""
+
+    def __init__(self, out):
+        self.out = out
+
+    def __call__(self):
+        env, out, resets = FakeEnv(), self.out, []
+        reset = env.reset
+
+        def remove(episode):
+            resets.append(episode)
+            if len(resets) == 3:
+                shutil.rmtree(out, ignore_errors=True)
+            return reset(episode)
+
+        env.reset = remove
+        return env
+
+
+def test_a_film_that_cannot_be_written_costs_no_episode(uri, tmp_path):
+    score = evaluate(uri, tmp_path, count=4, save=no_room)
+    assert (score["episodes"], score["crashes"], score["restarts"]) == (4, 0, 0)
+    assert all("video" not in row for row in rows_of(tmp_path))
+
+
+def no_room(path, frames):
+    raise OSError(28, "No space left on device")
 
 
 def test_execute_steps_beyond_the_chunk_are_refused_before_anything_starts(uri, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.serve.fakes import BatchCountingPolicy, CountingPolicy
 from vla_jax.inference.protocol import BatchPolicy, ObservationError
-from vla_jax.serve.engine import Engine, PolicyFailedError, Seat
+from vla_jax.serve.engine import Engine, PolicyFailedError, Seat, ShuttingDownError
 
 
 def obs(value=7, prompt="go"):
@@ -185,4 +185,4 @@ def test_those_who_wait_at_the_end_are_let_go():
         engine.close()
         return done
 
-    assert all(isinstance(x, asyncio.CancelledError) for x in asyncio.run(main()))
+    assert all(isinstance(x, ShuttingDownError) for x in asyncio.run(main()))

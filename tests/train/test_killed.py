@@ -16,7 +16,10 @@ from launch.record_demos import record
 from vla_jax.train.checkpoint import load_params
 
 ROOT = Path(__file__).parents[2]
-CLOCK = ("samples_per_s", "step_s", "data_wait", "rss_mb", "wall_s")
+CLOCK = (
+    "samples_per_s", "samples_per_s_per_device", "step_s", "data_wait", "tflops_per_device", "mfu",
+    "rss_mb", "device_gb", "wall_s",
+)  # fmt: skip
 FLAGS = {
     "train.steps": 24, "train.batch_size": 8, "train.save_every": 8, "train.log_every": 1,
     "augment.crop_scale": 0.9, "augment.hue": 0.05, "augment.brightness": 0.1,

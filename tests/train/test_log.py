@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vla_jax.train import log
+from vla_jax.train.meter import Meter
 
 
 def rows(workdir) -> list[dict]:
@@ -59,23 +60,7 @@ def test_a_missing_writer_is_a_clear_error(tmp_path, monkeypatch, kwargs, module
         log.RunLog(tmp_path, **kwargs)
 
 
-def test_meter_shares_out_the_time(monkeypatch):
-    clock = iter([0.0, 4.0, 5.0, 6.0, 8.0, 8.0])
-    monkeypatch.setattr(log.time, "perf_counter", lambda: next(clock))
-    meter = log.Meter(step=10, batch_size=8)
-    meter.waited(0.5)
-    meter.waited(0.5)
-    row = meter.read(12)
-    assert (row["step_s"], row["samples_per_s"], row["data_wait"], row["wall_s"]) == (2, 4, 0.25, 4)
-    assert 10 < row["rss_mb"] < 1e6
-    meter.waited(3.0)
-    meter.pause(13)  # at 6: one second and step 13 are left out
-    assert meter.read(14) | {"rss_mb": 0} == {
-        "samples_per_s": 4, "step_s": 2, "data_wait": 0, "rss_mb": 0, "wall_s": 8,
-    }  # fmt: skip
-
-
-def test_rows_are_written_late_but_in_order(tmp_path, caplog):
+def test_rows_are_written_late_but_in_order(tmp_path):
     shown = {}
 
     class Bar:
@@ -83,17 +68,59 @@ def test_rows_are_written_late_but_in_order(tmp_path, caplog):
             shown.update(values)
 
     with log.RunLog(tmp_path) as run:
-        pending = log.Pending(run, log.Meter(0, 4), Bar())
+        pending = log.Pending(run, Meter(0, 4), Bar())
         pending.flush()
         pending.put(1, {"loss": jnp.float32(0.5)})
         assert rows(tmp_path) == []
         pending.flush()
         pending.put(2, {"loss": jnp.float32(0.25)})
-        pending.put(3, {"loss": jnp.float32(jnp.nan)})
+        pending.put(3, {"loss": jnp.float32(jnp.nan), "skipped": jnp.float32(1)})  # has its own row
+        pending.flush()
+        pending.put(4, {"loss": jnp.float32(2.0), "skipped": jnp.float32(0)})
         pending.flush()
         pending.flush()
     found = rows(tmp_path)
-    assert [(row["step"], row["loss"]) for row in found] == [(1, 0.5), (2, 0.25), (3, "nan")]
-    assert {"samples_per_s", "step_s", "data_wait", "rss_mb", "wall_s"} < set(found[0])
-    assert "step 3: the loss is nan" in caplog.text
-    assert shown["loss"] == "nan"
+    assert [(row["step"], row["loss"]) for row in found] == [(1, 0.5), (2, 0.25), (4, 2.0)]
+    assert {"samples_per_s_per_device", "mfu", "step_s", "rss_mb", "wall_s"} < set(found[0])
+    assert "skipped" not in found[2]
+    assert shown["loss"] == "2"
+
+
+class Full:
+    """A file on a disk that has room for so many bytes more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, text):
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        written = self.file.write(text[: self.room])
+        self.room -= written
+        return written
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def test_a_full_disk_delays_rows_and_leaves_none_by_halves(tmp_path, caplog):
+    with log.RunLog(tmp_path) as run:
+        run.write(1, "train", {"loss": 1.0})
+        full = Full(run._file, room=10)
+        run._file = full
+        run.write(2, "train", {"loss": 2.0})  # 10 bytes of it fit
+        run.write(3, "train", {"loss": 3.0})
+        assert [row["step"] for row in rows(tmp_path)] == [1]
+        full.room = 10_000
+        run.write(4, "train", {"loss": 4.0})
+        assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+    assert caplog.text.count("No space left on device; its rows are kept") == 1
+
+
+def test_what_a_resumed_run_does_again_is_measured(tmp_path):
+    with log.RunLog(tmp_path) as run:
+        for step in (10, 20, 25):
+            run.write(step, "train", {"loss": 1.0, "step_s": 2.0})
+        run.write(25, "eval", {"l1": 1.0})
+    with log.RunLog(tmp_path, step=15) as run:
+        assert run.lost_seconds == 2.0 * 10

@@ -9,6 +9,7 @@ import pytest
 
 from vla_jax.config import ConfigError
 from vla_jax.train import runtime
+from vla_jax.train.peers import Peers
 
 EXPLICIT = {
     "JAX_COORDINATOR_ADDRESS": "host:1234",
@@ -68,18 +69,34 @@ def test_one_process_of_two_leaves_with_a_sentence():
         assert "stack" not in errors
 
 
-def test_sigterm_is_a_flag():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks_and_the_second_ends(number):
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         stop = runtime.StopSignal()
-        assert not stop.at(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.at(2)
+        assert not stop.asked()
+        os.kill(os.getpid(), number)
+        assert stop.asked()
+        assert stop.asked()
+        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+def test_a_job_in_the_background_stays_deaf_to_the_terminal():
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        runtime.StopSignal()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
 
 
 def test_alone_nothing_waits_and_errors_pass_through():
     assert runtime.together(jnp.sin, "x") is jnp.sin
     with pytest.raises(KeyError, match="mine"):
-        runtime.run(lambda: {}["mine"])
+        runtime.run(lambda: {}["mine"], Peers())

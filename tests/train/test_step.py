@@ -317,3 +317,23 @@ def test_report_writes_what_it_says(tmp_path):
     saved = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))
     assert saved == {**result, "baseline_gripper": 0.6}
     assert [p.name for p in tmp_path.iterdir()] == ["eval.json"]
+
+
+def test_a_step_that_is_not_finite_leaves_everything_but_its_number_as_it_was():
+    _, mesh, _, state = set_up((2, 2, 2), (), 0.9)
+    step = compiled((2, 2, 2), (), 0.9)
+    state, metrics = step(state, shard_batch(make_batch(0), mesh))
+    assert float(metrics["skipped"]) == 0
+    before = jax.tree.map(np.asarray, (state.trainable, state.ema, state.opt_state))
+    bad = make_batch(1)
+    bad.actions.chunk[3, 0, 0, 2] = np.nan
+    bad.actions.mask[3, 0, 0] = True
+    state, metrics = step(state, shard_batch(bad, mesh))
+    assert float(metrics["skipped"]) == 1
+    assert int(state.step) == 2
+    jax.tree.map(
+        np.testing.assert_array_equal, (state.trainable, state.ema, state.opt_state), before
+    )
+    state, metrics = step(state, shard_batch(make_batch(2), mesh))
+    assert float(metrics["skipped"]) == 0
+    assert np.isfinite(float(metrics["loss"]))

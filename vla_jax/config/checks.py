@@ -39,6 +39,7 @@ def cross_checks(config: Config) -> list[str]:
         "train.batch_size": config.train.batch_size,
         "train.accumulate": config.train.accumulate,
         "train.steps": config.train.steps,
+        "train.max_skipped": config.train.max_skipped,
         "data.clip": data.clip,
         "data.pool": data.pool,
     }
@@ -55,6 +56,8 @@ def cross_checks(config: Config) -> list[str]:
         if d.weight <= 0
     ]
     problems += _lora_checks(config) + _cotrain_checks(config) + _filter_checks(config)
+    if config.train.profile and not re.fullmatch(r"[1-9]\d*:[1-9]\d*", config.train.profile):
+        problems.append(f"train.profile: {config.train.profile!r} is not START:STEPS, as '20:3'")
     epochs = {
         "train.epochs": config.train.epochs,
         "train.check_epochs": config.train.check_epochs,

@@ -100,3 +100,15 @@ class TrainConfig:
     keep: int = option(3, "Newest checkpoints kept.")
     tensorboard: bool = option(False, "Also write event files to WORKDIR/tensorboard.")
     wandb: str = option("", "Project of wandb; '' = off.")
+    max_skipped: int = option(
+        10,
+        "A step whose loss or gradients are not finite is skipped; so many in a row end the run.",
+    )
+    profile: str = option(
+        "", "START:STEPS, as '20:3': write a trace of these steps for XProf to WORKDIR/profile."
+    )
+    compilation_cache: str = option(
+        "auto",
+        "Where compiled programs are kept for the next start: auto (JAX_COMPILATION_CACHE_DIR, "
+        "else ~/.cache/vla_jax/xla), a folder, or off.",
+    )

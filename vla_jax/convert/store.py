@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from vla_jax import rules
 from vla_jax.config import FORMAT
 from vla_jax.convert.tensors import Lazy
-from vla_jax.train import checkpoint
+from vla_jax.train import checkpoint, orbax_setup
 
 STEP = 0
 _CHUNK = 64 * 2**20  # bytes; also what a reader decodes at a time
@@ -67,8 +67,8 @@ def write(
         raise ValueError(f"meta: missing {missing}")
     registry = ocp.type_handlers.create_type_handler_registry((Lazy, _LazyHandler(done)))
     handlers = {
-        "params": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-        "meta": ocp.JsonCheckpointHandler(),
+        "params": orbax_setup.sealed(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)),
+        "meta": orbax_setup.sealed(ocp.JsonCheckpointHandler()),
     }
     tree = rules.unflatten(leaves)
     args = ocp.args.Composite(
@@ -101,6 +101,7 @@ class Stored:
             CheckpointError: nothing usable there.
         """
         with checkpoint.Checkpoints(workdir, read_only=True) as found:
+            step = found.intact(checkpoint.POLICY_ITEMS) if step is None else step
             self.meta = found.meta(step)
             self.step = found.steps()[-1] if step is None else step
             self._folder = found.directory / str(self.step) / "params"

@@ -143,7 +143,7 @@ class Policy:
 
         Args:
             directory: the run's workdir, or its folder of checkpoints.
-            step: which; None is the newest.
+            step: which; None is the newest that is not damaged.
             dataset: whose statistics to use; may be left out when there is only one.
             untrained: fresh random weights, as a baseline.
             execution: see `Policy`.
@@ -156,7 +156,7 @@ class Policy:
             ValueError: the dataset is not one of the checkpoint's, or must be chosen.
         """
         with checkpoint.Checkpoints(directory, read_only=True) as saved:
-            step = saved.steps()[-1] if step is None and saved.steps() else step
+            step = saved.intact(checkpoint.POLICY_ITEMS) if step is None else step
             meta = saved.meta(step)
             config = configuration.resolve(meta["config"])
             specs = meta["action_specs"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from vla_jax.data.units.normalize import ActionSpec
 from vla_jax.inference.execution import Execution
+from vla_jax.train import checksum
 
 _DIGITS = 16  # of a hash: enough to tell any two checkpoints apart, short enough to read
 
@@ -63,7 +64,7 @@ def hash_folders(*folders: Path) -> str:
     ]
     files.sort()
     with ThreadPoolExecutor() as pool:  # hashlib lets go of the lock
-        contents = pool.map(_hash_file, [path for _, path in files])
+        contents = pool.map(checksum.file_digest, [path for _, path in files])
         listing = [
             f"{name} {path.stat().st_size} {content}"
             for (name, path), content in zip(files, contents, strict=True)
@@ -75,8 +76,3 @@ def hash_json(value: Any) -> str:
     """SHA-256 of plain values, whatever the order of their keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -36,6 +36,10 @@ class PolicyFailedError(RuntimeError):
     """The policy raised, or its actions cannot be sent; the message goes to the client."""
 
 
+class ShuttingDownError(RuntimeError):
+    """The server ends before the request could be answered."""
+
+
 @dataclass(eq=False)
 class Seat:
     """One client's episode, and its habit.
@@ -111,8 +115,14 @@ class Engine:
         finally:
             dispatcher.cancel()
             await asyncio.gather(dispatcher, return_exceptions=True)
-            for ticket in [*self._batch, *self._queue]:
-                ticket.outcome.cancel()
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Tell every request that waits that it will not be answered any more."""
+        for ticket in [*self._batch, *self._queue]:
+            if not ticket.outcome.done():
+                ticket.outcome.set_exception(ShuttingDownError("the server is shutting down"))
+        self._queue = []
 
     def close(self) -> None:
         """Let go of the worker thread; what it computes is not waited for."""
@@ -124,6 +134,7 @@ class Engine:
         Raises:
             ObservationError: the policy does not take it; the seat keeps its history.
             PolicyFailedError: the policy failed on it.
+            ShuttingDownError: the server ends before that.
         """
         told, now = obs.get(PROMPT_KEY), time.perf_counter()
         if isinstance(told, str):

@@ -47,7 +47,7 @@ class Metrics:
         requests: answered with actions, by transport: websocket, rest.
         errors: refused, by reason: malformed (not a message), observation (not one the policy
             takes), policy (it failed), unauthorized, full (no session or connection left),
-            too_large, timeout (never completed).
+            too_large, timeout (never completed), shutdown (not answered before the end).
         batch_size: sessions in one pass of the policy.
         request_seconds: from the arrival of a whole request to its actions, waiting included.
         infer_seconds: of one pass of the policy.

@@ -23,6 +23,8 @@ class ServerOptions:
         idle_timeout: seconds without a request after which a session ends; 0 = never.
         open_timeout: seconds a client has for a handshake, opening or closing, and for sending
             what an HTTP request says it will.
+        drain_timeout: seconds that requests have to be answered when the server is told to end;
+            what starts and stops servers often kills after 30.
         api_key: what clients must send as "Authorization: Api-Key KEY"; "" lets everyone in.
 
     Raises:
@@ -38,6 +40,7 @@ class ServerOptions:
     max_wait: float = 0.005
     idle_timeout: float = 1800.0
     open_timeout: float = 10.0
+    drain_timeout: float = 20.0
     api_key: str = field(default="", repr=False)
 
     def __post_init__(self):
@@ -47,7 +50,7 @@ class ServerOptions:
         for name in ("max_message_bytes", "max_sessions", "open_timeout"):
             if getattr(self, name) <= 0:
                 problems.append(f"{name}: must be positive, {getattr(self, name)} is not")
-        for name in ("max_wait", "idle_timeout"):
+        for name in ("max_wait", "idle_timeout", "drain_timeout"):
             if getattr(self, name) < 0:
                 problems.append(f"{name}: must not be negative, {getattr(self, name)} is")
         if not self.api_key.isascii() or self.api_key != "".join(self.api_key.split()):

@@ -27,7 +27,8 @@ from typing import Any
 from vla_jax.inference import protocol
 from vla_jax.inference.protocol import IMAGE_KEYS, PROMPT_KEY, STATE_KEY
 from vla_jax.serve import json_wire
-from vla_jax.serve.engine import Engine, PolicyFailedError, Seat
+from vla_jax.serve.drain import Drain
+from vla_jax.serve.engine import Engine, PolicyFailedError, Seat, ShuttingDownError
 from vla_jax.serve.options import ServerOptions
 from vla_jax.serve.wire import WireError
 
@@ -93,8 +94,8 @@ class _Named:
 class RestAdapter:
     """Answers HTTP connections from the engine."""
 
-    def __init__(self, engine: Engine, options: ServerOptions) -> None:
-        self._engine, self._options = engine, options
+    def __init__(self, engine: Engine, options: ServerOptions, drain: Drain) -> None:
+        self._engine, self._options, self._drain = engine, options, drain
         self._named: dict[str, _Named] = {}
         self._warned = False
 
@@ -113,20 +114,36 @@ class RestAdapter:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float
     ) -> bool:
         """One request; whether there may be another."""
-        keep = False
         try:
             head = await _read_head(reader, patience)
+        except _SilenceError:
+            return False
+        except HTTPError as error:
+            head = error
+        with self._drain.answering():
+            keep = await self._respond(head, reader, writer)
+        if not keep:
+            await _linger(reader, writer)
+        return keep
+
+    async def _respond(
+        self, head: Head | HTTPError, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """Answer a request of which the head is there; whether the connection stays open."""
+        keep = False
+        try:
+            if isinstance(head, HTTPError):
+                raise head
             body = await self._read_body(head, reader, writer)
             keep = head.keeps_alive
             status, payload = http.HTTPStatus.OK, json_wire.pack(await self._act(body))
             self._engine.metrics.requests["rest"] += 1
-        except _SilenceError:
-            return False
         except HTTPError as error:
             text = brief(error)
             log.warning("%s: %s", writer.get_extra_info("peername"), text)
             self._engine.metrics.errors[error.reason] += 1
             status, payload = error.status, json_wire.pack({"error": text})
+        keep = keep and not self._drain.begun
         lines = [
             f"HTTP/1.1 {status.value} {status.phrase}",
             "Content-Type: application/json",
@@ -139,8 +156,6 @@ class RestAdapter:
         # A client that does not read its reply is given up on, like one that does not finish.
         async with asyncio.timeout(self._options.open_timeout):
             await writer.drain()
-        if not keep:
-            await _linger(reader, writer)
         return keep
 
     async def _read_body(
@@ -194,6 +209,8 @@ class RestAdapter:
             raise HTTPError(status.UNPROCESSABLE_ENTITY, text, "observation") from error
         except PolicyFailedError as error:
             raise HTTPError(status.INTERNAL_SERVER_ERROR, str(error), "policy") from error
+        except ShuttingDownError as error:
+            raise HTTPError(status.SERVICE_UNAVAILABLE, str(error), "shutdown") from error
         finally:
             named.used = time.monotonic()
         action = reply[protocol.ACTIONS_KEY][0]

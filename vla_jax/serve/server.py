@@ -29,7 +29,8 @@ from websockets.server import ServerProtocol
 
 from vla_jax.inference import protocol
 from vla_jax.serve import metrics, rest, wire
-from vla_jax.serve.engine import Engine, PolicyFailedError, Seat
+from vla_jax.serve.drain import Drain
+from vla_jax.serve.engine import Engine, PolicyFailedError, Seat, ShuttingDownError
 from vla_jax.serve.front import Connection, FrontDoor
 from vla_jax.serve.options import ServerOptions
 
@@ -50,6 +51,7 @@ _REASONS: dict[type[Exception], str] = {
     wire.WireError: "malformed",
     protocol.ObservationError: "observation",
     PolicyFailedError: "policy",
+    ShuttingDownError: "shutdown",
 }
 
 
@@ -59,12 +61,15 @@ class PolicyServer:
     def __init__(self, policy: protocol.Policy, options: ServerOptions) -> None:
         self._options = options
         self._engine = Engine(policy, options.max_wait)
-        adapter = rest.RestAdapter(self._engine, options)
+        self._drain = Drain()
+        adapter = rest.RestAdapter(self._engine, options, self._drain)
         self._door = FrontDoor(adapter, options, self._engine.metrics)
         self._metadata = wire.pack(policy.metadata)
 
     async def run(self, ready: Callable[[str], None], stop: asyncio.Event) -> None:
-        """Warm up, listen, call `ready(uri)`, serve until `stop` is set, then close everything.
+        """Warm up, listen, call `ready(uri)`, serve until `stop` is set, then leave in good order.
+
+        Requests that are there by then are answered, for `options.drain_timeout` at most.
 
         Raises:
             OSError: if the port cannot be bound.
@@ -91,9 +96,18 @@ class PolicyServer:
             ):
                 ready(uri_of(options.host, _port_of(server)))
                 await stop.wait()
+                await self._finish(server)
                 self._door.close()
         finally:
             self._engine.close()
+
+    async def _finish(self, server: Server) -> None:
+        server.server.close()  # nobody new
+        late = await self._drain.finish(self._options.drain_timeout)
+        if late:
+            log.warning("%d requests are not computed in time; their clients are told", late)
+            self._engine.abandon()
+            await self._drain.finish(1.0)
 
     def _connect(self, given: ServerProtocol, *args: Any, **kwargs: Any) -> Connection:
         def websocket() -> ServerConnection:
@@ -161,28 +175,39 @@ class PolicyServer:
             log.info("%s left; %d session(s)", peer, len(engine.seats))
 
     async def _converse(self, connection: ServerConnection, seat: Seat) -> None:
-        previous_total = None
+        previous_total: float | None = None
         while True:
             async with asyncio.timeout(self._options.idle_timeout or None):
                 message = await connection.recv()
-            start = time.perf_counter()
-            obs = _parse(message)
-            endpoint = obs.pop(protocol.ENDPOINT_KEY, "infer")
-            if not isinstance(endpoint, str) or endpoint not in protocol.ENDPOINTS:
-                legal = list(protocol.ENDPOINTS)
-                raise RequestError(
-                    f"endpoint {str(endpoint)[:40]!r} does not exist; legal: {legal}"
-                )
-            if endpoint == "reset":
-                seat.reset()
-                await connection.send(protocol.RESET_REPLY)
-                continue
-            reply = await self._engine.act(seat, obs)
-            if previous_total is not None:
-                reply[protocol.TIMING_KEY]["prev_total_ms"] = previous_total * 1e3
-            await connection.send(wire.pack(reply))
-            self._engine.metrics.requests["websocket"] += 1
-            previous_total = time.perf_counter() - start
+            with self._drain.answering():
+                previous_total = await self._reply(connection, seat, message, previous_total)
+            if self._drain.begun:
+                return await connection.close(CloseCode.GOING_AWAY, "the server is shutting down")
+
+    async def _reply(
+        self,
+        connection: ServerConnection,
+        seat: Seat,
+        message: str | bytes,
+        previous_total: float | None,
+    ) -> float | None:
+        """Answer one request; returns the seconds it took, which the next reply tells."""
+        start = time.perf_counter()
+        obs = _parse(message)
+        endpoint = obs.pop(protocol.ENDPOINT_KEY, "infer")
+        if not isinstance(endpoint, str) or endpoint not in protocol.ENDPOINTS:
+            legal = list(protocol.ENDPOINTS)
+            raise RequestError(f"endpoint {str(endpoint)[:40]!r} does not exist; legal: {legal}")
+        if endpoint == "reset":
+            seat.reset()
+            await connection.send(protocol.RESET_REPLY)
+            return previous_total
+        reply = await self._engine.act(seat, obs)
+        if previous_total is not None:
+            reply[protocol.TIMING_KEY]["prev_total_ms"] = previous_total * 1e3
+        await connection.send(wire.pack(reply))
+        self._engine.metrics.requests["websocket"] += 1
+        return time.perf_counter() - start
 
 
 class _Protocol(ServerProtocol):

@@ -8,33 +8,47 @@ One folder a step, `WORKDIR/checkpoints/STEP`, with four items:
     data    position of the sample stream (JSON)
     meta    config, normalisation statistics, action specs, tokenizer, format version (JSON)
 Orbax writes beside and renames, in the background; a run killed while saving resumes from the
-step before. Arrays are stored whole, so any mesh can read what any other wrote.
+step before. Arrays are stored whole, so any mesh can read what any other wrote. Each item carries
+checksums of its files, and nothing is read that does not have them.
 """
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 from vla_jax import rules
 from vla_jax.config import FORMAT, ConfigError, upgrade
-from vla_jax.train.state import TrainState, place_parts
+from vla_jax.train import checkpoint_folder, checksum, orbax_setup
+from vla_jax.train.checkpoint_folder import FOLDER, CheckpointError
+from vla_jax.train.finite import all_finite
+from vla_jax.train.state import TrainState, misfits, place_parts
+
+__all__ = ["FOLDER", "CheckpointError", "Checkpoints", "DamagedError", "SaveError"]
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
 ITEMS = ("params", "train", "data", "meta")
 # Imported weights have these alone: enough to act and to start a run from, not to go on with one.
 POLICY_ITEMS = ("params", "meta")
 META_KEYS = ("config", "statistics", "action_specs", "tokenizer")
+# What Orbax raises for a disk, a folder or a file that it cannot work with.
+_FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint folder that cannot be used; the message says which and why."""
+class DamagedError(CheckpointError):
+    """A step whose files are not what was written; the message names them."""
+
+
+class SaveError(CheckpointError):
+    """A save that failed; what was saved before is whole."""
 
 
 class Checkpoints:
@@ -51,47 +65,53 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
-        self.directory = _locate(workdir, read_only)
-        # Not Orbax's own read_only: it warns of itself at every opening.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
-            create=not read_only,
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=not read_only,
-        )
-        handlers = {
-            "params": ocp.StandardCheckpointHandler(),
-            "train": ocp.StandardCheckpointHandler(),
-            "data": ocp.JsonCheckpointHandler(),
-            "meta": ocp.JsonCheckpointHandler(),
-        }
-        self._manager = ocp.CheckpointManager(
-            self.directory, item_handlers=handlers, options=options
-        )
+        self.directory = checkpoint_folder.locate(workdir, read_only)
+        self._keep, self._read_only = keep, read_only
+        self._damage: dict[tuple[int, str], list[str]] = {}  # what was found, to look once
+        self._saving: int | None = None  # the step that is being written
+        self._manager = self._open()
         if not read_only and self.latest_step() == 0:
             raise CheckpointError(
                 f"{self.directory}: holds imported weights, no run; start one from them with "
                 "--init and another --workdir"
             )
 
+    def _open(self) -> ocp.CheckpointManager:
+        try:
+            return orbax_setup.open_manager(self.directory, self._keep, self._read_only)
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: {error.strerror or error}") from error
+
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exc: object) -> None:
+        try:
+            self.close()
+        except SaveError as error:
+            if kind is None:
+                raise
+            logger.warning("%s", error)  # what ends the run is the news
 
     def close(self) -> None:
-        """Wait for the save in progress and release the folder."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait for the save in progress and release the folder.
+
+        Raises:
+            SaveError: that save failed.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def latest_step(self) -> int | None:
         """Newest complete step, or None."""
-        return self._manager.latest_step()
+        steps = self.steps()
+        return steps[-1] if steps else None
 
     def steps(self) -> list[int]:
         """All complete steps, oldest first."""
-        return sorted(self._manager.all_steps())
+        return sorted(step for step in self._manager.all_steps() if step != self._saving)
 
     def save(
         self, step: int, state: TrainState, data: Mapping[str, Any], meta: Mapping[str, Any]
@@ -106,23 +126,115 @@ class Checkpoints:
 
         Raises:
             ValueError: if `meta` lacks a key.
+            CheckpointError: numbers of the state are not finite, or the folder is gone.
+            SaveError: this save cannot begin, or the one before has failed.
         """
         missing = [key for key in META_KEYS if key not in meta]
         if missing:
             raise ValueError(f"meta: missing {missing}; a policy could not act without them")
+        self.wait()
         if step in self._manager.all_steps():
             return
+        if not bool(_all_finite((state.trainable, state.ema, state.opt_state))):
+            raise CheckpointError(
+                f"step {step}: weights or moments are not finite although the losses were; they "
+                f"are not saved. The last good checkpoint is that of step {self.latest_step()}: "
+                "lower optim.learning_rate, or optim.weight_decay, and go on from there"
+            )
+        if not self.directory.is_dir():
+            raise CheckpointError(
+                f"{self.directory}: the folder was removed while the run was writing to it; "
+                f"step {step} is not saved"
+            )
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.averaged),  # type: ignore[call-arg]
             train=ocp.args.StandardSave(_train_item(state)),  # type: ignore[call-arg]
             data=ocp.args.JsonSave(dict(data)),  # type: ignore[call-arg]
             meta=ocp.args.JsonSave({"format": FORMAT, **meta}),  # type: ignore[call-arg]
         )
-        self._manager.save(step, args=args, force=True)
+        self._saving = step
+        try:
+            self._manager.save(step, args=args, force=True)
+        except _FAILURES as error:
+            raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Block until the save in progress is on disk."""
-        self._manager.wait_until_finished()
+        """Block until the save in progress is on disk.
+
+        Raises:
+            SaveError: it failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except _FAILURES as error:
+            raise self._failed(error) from error
+        self._saving = None
+
+    def poll(self) -> None:
+        """Learn of the save in progress without waiting for it.
+
+        Raises:
+            SaveError: it has failed.
+        """
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def _failed(self, error: Exception) -> SaveError:
+        step, self._saving = self._saving, None
+        return SaveError(f"{self.directory / str(step)}: could not be saved: {_first_line(error)}")
+
+    def reopen(self) -> None:
+        """After a save that failed: remove what it left, and list the steps anew."""
+        self._manager.close()
+        checkpoint_folder.remove_leftovers(self.directory)
+        self._manager = self._open()
+
+    def delete(self, step: int) -> None:
+        """Remove a step, to make room."""
+        self._manager.delete(step)
+
+    def intact(self, items: Sequence[str] = ITEMS) -> int | None:
+        """The newest step of which these items are as they were written; None if there is none.
+
+        Newer ones that are damaged are named in a warning. A run puts them aside, to
+        `WORKDIR/damaged`, so that it can write these steps again; all processes must ask.
+        """
+        for step in reversed(self.steps()):
+            found = self.damage(step, items)
+            if not found:
+                return step
+            folder, listing = self.directory / str(step), "; ".join(found[:5])
+            if self._read_only:
+                logger.warning("%s: damaged, not used: %s", folder, listing)
+                continue
+            moved: Path | str = "WORKDIR/damaged"
+            if jax.process_index() == 0:
+                moved = checkpoint_folder.put_aside(folder)
+            logger.warning("%s: damaged, put aside as %s: %s", folder, moved, listing)
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices(f"vla_jax_damaged_{step}")
+            for item in items:  # the step may be written again
+                self._damage.pop((step, item), None)
+            self._manager.reload()
+        return None
+
+    def damage(self, step: int, items: Sequence[str]) -> list[str]:
+        """What is wrong with these items of a step, one line each; [] if nothing is.
+
+        The processes of a run share the reading, and all must ask; tools read everything.
+        """
+        folder = self.directory / str(step)
+        for item in items:
+            if (step, item) in self._damage:
+                continue
+            alone = self._read_only or jax.process_count() == 1
+            part = (0, 1) if alone else (jax.process_index(), jax.process_count())
+            found = checkpoint_folder.damage(folder, [item], part)
+            if not alone:
+                others = multihost_utils.process_allgather(np.array(len(found)))
+                found = found or ["damaged, as another process found"] * int(others.any())
+            self._damage[step, item] = found
+        return [line for item in items for line in self._damage[step, item]]
 
     def restore(
         self, template: TrainState, step: int | None = None
@@ -134,7 +246,7 @@ class Checkpoints:
             step: which.
 
         Raises:
-            CheckpointError: if there is none, it is incomplete, or its parameters do not fit the
+            CheckpointError: if there is none, it is damaged, or its parameters do not fit the
                 template; all differences are named.
         """
         step = self._resolve(step, ITEMS)
@@ -145,13 +257,11 @@ class Checkpoints:
         wanted = {"opt_state": template.opt_state, "step": template.step, "rng": key}
         if self._check_average(step, template):
             wanted["trainable"] = template.trainable
-        found = self._manager.restore(
+        found = self._read(
             step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),  # type: ignore[call-arg]
-                train=ocp.args.StandardRestore(wanted),  # type: ignore[call-arg]
-                data=ocp.args.JsonRestore(),
-            ),
+            params=ocp.args.StandardRestore(params),  # type: ignore[call-arg]
+            train=ocp.args.StandardRestore(wanted),  # type: ignore[call-arg]
+            data=ocp.args.JsonRestore(),
         )
         parts = place_parts(found["params"], template)
         state = TrainState(
@@ -170,11 +280,10 @@ class Checkpoints:
         What an earlier version stored is brought to this version's format.
 
         Raises:
-            CheckpointError: if there is none, it is incomplete, or of another format.
+            CheckpointError: if there is none, it is damaged, or of another format.
         """
-        step = self._resolve(step)
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = self._manager.restore(step, args=args)["meta"]
+        step = self._resolve(step, ("meta",))
+        meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
         try:
             config = upgrade(
                 meta.get("config"), meta.get("format"), str(self.directory / str(step))
@@ -196,39 +305,63 @@ class Checkpoints:
         Raises:
             CheckpointError: see `restore`.
         """
-        step = self._resolve(step)
+        step = self._resolve(step, ("params",))
         stored = self._check_params(step, template)
         if template is None:
             device = SingleDeviceSharding(jax.local_devices()[0])
             template = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), stored
             )
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(template))  # type: ignore[call-arg]
-        return self._manager.restore(step, args=args)["params"]
+        return self._read(step, params=ocp.args.StandardRestore(template))["params"]  # type: ignore[call-arg]
 
-    def _resolve(self, step: int | None, items: tuple[str, ...] = POLICY_ITEMS) -> int:
+    def _read(self, step: int, **items: Any) -> Any:
+        folder = self.directory / str(step)
+        unsealed = [item for item in items if not checksum.is_sealed(folder / item)]
+        if unsealed:
+            logger.info("%s: %s have no checksums, by an earlier version", folder, unsealed)
+        with self._reading(step):
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _stored(self, step: int, item: str) -> Any:
+        """Shapes and dtypes of an item, as the tree it is."""
+        with self._reading(step):
+            metadata = self._manager.item_metadata(step)[item]
+        return getattr(metadata, "tree", metadata)
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except _FAILURES as error:
+            raise DamagedError(
+                f"{self.directory / str(step)}: cannot be read: {_first_line(error)}. "
+                f"{self._way_out(step)}"
+            ) from error
+
+    def _way_out(self, step: int) -> str:
+        others = [other for other in self.steps() if other != step]
+        if others:
+            return f"Move the folder away to go on from step {others[-1]}"
+        return "There is no other step beside it"
+
+    def _resolve(self, step: int | None, items: Sequence[str] = POLICY_ITEMS) -> int:
         steps = self.steps()
         if not steps:
             raise CheckpointError(f"{self.directory}: holds no complete checkpoint")
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.directory}: no step {step}; there are {steps}")
         step = steps[-1] if step is None else step
+        found = self.damage(step, items)
         folder = self.directory / str(step)
-        missing = [item for item in items if not (folder / item).is_dir()]
-        if missing and not set(missing) & set(POLICY_ITEMS):
-            raise CheckpointError(
-                f"{folder}: weights alone, without {missing}: no run to go on with"
-            )
-        if missing:
-            raise CheckpointError(
-                f"{folder}: incomplete, lacks {missing}. It was copied in part or is not of "
-                "vla_jax; remove the folder to fall back to an earlier step"
-            )
+        if found and not (folder / "train").exists() and not self.damage(step, POLICY_ITEMS):
+            raise CheckpointError(f"{folder}: weights alone, without 'train': no run to go on with")
+        if found:
+            listing = "; ".join(found[:5])
+            raise DamagedError(f"{folder}: damaged: {listing}. {self._way_out(step)}")
         return step
 
     def _check_average(self, step: int, template: TrainState) -> bool:
-        metadata = self._manager.item_metadata(step)["train"]
-        stored = "trainable" in getattr(metadata, "tree", metadata)
+        stored = "trainable" in self._stored(step, "train")
         if stored != bool(template.ema):
             has, wants = ("an", "does not") if stored else ("no", "does")
             raise CheckpointError(
@@ -238,18 +371,10 @@ class Checkpoints:
         return stored
 
     def _check_params(self, step: int, wanted: Mapping[str, Any] | None) -> dict[str, Any]:
-        metadata = self._manager.item_metadata(step)["params"]
-        stored = getattr(metadata, "tree", metadata)
+        stored = self._stored(step, "params")
         if wanted is None:
             return stored
-        have, want = rules.flatten(stored), rules.flatten(wanted)
-        problems = [f"missing in the checkpoint: {path}" for path in want if path not in have]
-        problems += [f"not in the model: {path}" for path in have if path not in want]
-        problems += [
-            f"shape of {path}: {tuple(have[path].shape)} stored, {want[path].shape} in the model"
-            for path in want
-            if path in have and tuple(have[path].shape) != tuple(want[path].shape)
-        ]
+        problems = misfits(rules.flatten(stored), rules.flatten(wanted))
         if problems:
             listing = "\n  ".join(problems)
             raise CheckpointError(
@@ -259,17 +384,12 @@ class Checkpoints:
         return stored
 
 
-def resumable_meta(workdir: str | Path) -> dict[str, Any]:
-    """`Checkpoints.meta` of the run in a workdir; {} if there is none to go on with.
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
 
-    Raises:
-        CheckpointError: there is one that cannot be used.
-    """
-    if not (Path(workdir) / FOLDER).is_dir():
-        return {}
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        # Step 0 is imported weights, which no run has written.
-        return checkpoints.meta() if checkpoints.latest_step() else {}
+
+_all_finite = jax.jit(all_finite)
 
 
 def load_meta(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -290,27 +410,3 @@ def _train_item(state: TrainState) -> dict[str, Any]:
     key = jax.random.key_data(state.rng)
     item = {"opt_state": state.opt_state, "step": state.step, "rng": key}
     return {**item, "trainable": state.trainable} if state.ema else item
-
-
-def _locate(workdir: str | Path, read_only: bool) -> Path:
-    workdir = Path(workdir).absolute()
-    directory = workdir / FOLDER
-    if read_only and not directory.is_dir():
-        # The folder of checkpoints itself will do.
-        if not workdir.is_dir():
-            raise CheckpointError(f"{workdir}: no such folder")
-        if not any(child.name.isdigit() for child in workdir.iterdir()):
-            raise CheckpointError(f"{workdir}: holds neither {FOLDER}/ nor numbered steps")
-        directory = workdir
-    if directory.is_dir():
-        foreign = sorted(c.name for c in directory.iterdir() if not _ours(c.name))
-        if foreign:
-            raise CheckpointError(
-                f"{directory}: holds {foreign[:5]}, which are not checkpoints of vla_jax; choose "
-                "another --workdir"
-            )
-    return directory
-
-
-def _ours(name: str) -> bool:
-    return name.isdigit() or "orbax" in name or name == "metadata" or name.startswith((".", "_"))

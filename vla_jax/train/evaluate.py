@@ -159,9 +159,18 @@ def evaluate(
     batches: Iterable[Batch],
     mesh: Mesh,
     names: Sequence[str] = (),
-) -> dict[str, Any]:
-    """`means` over `batches` (this process's rows; all actions of padding rows masked)."""
-    return means([step(state, meshes.shard_batch(local, mesh)) for local in batches], names)
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """`means` over `batches` (this process's rows; all actions of padding rows masked).
+
+    `stop` is asked after every batch; None is returned as soon as it says so.
+    """
+    sums = []
+    for local in batches:
+        sums.append(step(state, meshes.shard_batch(local, mesh)))
+        if stop():
+            return None
+    return means(sums, names)
 
 
 def report(result: dict[str, Any], workdir: str | Path) -> str:

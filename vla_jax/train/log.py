@@ -1,17 +1,14 @@
 """What a run tells while it runs: JSON lines always, TensorBoard and wandb when asked.
 
-`WORKDIR/log.jsonl` has one object a line; "kind" is "train" or "eval", "step" counts optimizer
-steps done. A resumed run drops the lines beyond its checkpoint and writes them again, so that the
-file always reads as one uninterrupted run.
+`WORKDIR/log.jsonl` has one object a line; "kind" is "train", "skipped" or "eval", "step" counts
+optimizer steps done. A resumed run drops the lines beyond its checkpoint and writes them again, so
+that the file always reads as one uninterrupted run.
 """
 
 import json
 import logging
 import math
 import os
-import resource
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vla_jax.shipped import install_hint
+from vla_jax.train.meter import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -29,20 +27,25 @@ class LogError(RuntimeError):
     """A log that was asked for and cannot be written."""
 
 
-def truncate(path: Path, step: int) -> int:
+def truncate(path: Path, step: int) -> tuple[int, float]:
     """Keep the lines up to `step`, whole ones only; write beside, then rename.
 
     Returns:
-        Lines dropped.
+        Lines dropped, and seconds that the steps took which were logged in them.
     """
     if not path.exists():
-        return 0
+        return 0, 0.0
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if _step(line) <= step]
+    lost, before = 0.0, float(step)
+    for line in lines:
+        if step < _step(line) < math.inf and "step_s" in (row := json.loads(line)):
+            lost += max(0.0, row["step"] - before) * row["step_s"]
+            before = row["step"]
     beside = path.with_suffix(".jsonl.tmp")
     beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     os.replace(beside, path)
-    return len(lines) - len(kept)
+    return len(lines) - len(kept), lost
 
 
 def _step(line: str) -> float:
@@ -63,6 +66,9 @@ class RunLog:
         config: nested dict, shown by wandb.
         active: whether this process writes.
 
+    Attributes:
+        lost_seconds: how long the steps took whose rows were dropped.
+
     Raises:
         LogError: if a writer that was asked for is not installed.
     """
@@ -77,6 +83,8 @@ class RunLog:
         active: bool = True,
     ):
         self._file = self._board = self._wandb = None
+        self.lost_seconds = 0.0
+        self._unwritten: list[bytes] = []  # rows that the disk has had no room for so far
         if not active:
             return
         workdir = Path(workdir)
@@ -85,10 +93,11 @@ class RunLog:
             self._board = _open_tensorboard(workdir / "tensorboard", step)
         if wandb:
             self._wandb = _open_wandb(wandb, workdir, config or {})
-        dropped = truncate(workdir / FILE, step)
+        dropped, self.lost_seconds = truncate(workdir / FILE, step)
         if dropped:
             logger.info("log: dropped %d lines beyond step %d", dropped, step)
-        self._file = (workdir / FILE).open("a", encoding="utf-8")
+        # Unbuffered: what the disk has refused must not be written a second time by a buffer.
+        self._file = (workdir / FILE).open("ab", buffering=0)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -103,17 +112,39 @@ class RunLog:
         row = {name: _plain(value) for name, value in values.items()}
         scalars = {f"{kind}/{k}": v for k, v in _scalars(row).items()}
         strict = {k: _strict(v) for k, v in row.items()}
-        self._file.write(json.dumps({"step": step, "kind": kind, **strict}) + "\n")
-        self._file.flush()
+        self._append(json.dumps({"step": step, "kind": kind, **strict}).encode() + b"\n")
         if self._board is not None:
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(scalars, step=step)
 
+    def _append(self, line: bytes) -> None:
+        """Write a line, whole or not at all; what cannot be written is kept for the next time."""
+        assert self._file is not None
+        was_full = bool(self._unwritten)
+        self._unwritten.append(line)
+        end = self._file.seek(0, os.SEEK_END)
+        text = b"".join(self._unwritten)
+        try:
+            done = self._file.write(text)
+            if done == len(text):
+                self._unwritten.clear()
+                return
+            reason = "No space left on device"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        self._file.truncate(end)
+        if not was_full:
+            logger.warning("%s: %s; its rows are kept until there is room", FILE, reason)
+
     def close(self) -> None:
         """Flush and close all writers."""
         if self._file is not None:
+            if self._unwritten:
+                self._append(b"")
+            if self._unwritten:
+                logger.warning("%s: the last %d rows are lost", FILE, len(self._unwritten) - 1)
             self._file.close()
         if self._board is not None:
             self._board.close()
@@ -165,48 +196,6 @@ def _open_wandb(project: str, workdir: Path, config: Mapping[str, Any]) -> Any:
     )
 
 
-class Meter:
-    """Wall time and data waiting between two rows of the log.
-
-    Args:
-        step: optimizer steps done so far.
-        batch_size: samples a step.
-    """
-
-    def __init__(self, step: int, batch_size: int):
-        self._batch_size = batch_size
-        self._began = time.perf_counter()
-        self._waited = 0.0
-        self._step, self._since = step, self._began
-
-    def waited(self, seconds: float) -> None:
-        """Count time spent waiting for a batch."""
-        self._waited += seconds
-
-    def read(self, step: int) -> dict[str, float]:
-        """Values of the steps since the last reading or pause, now that `step` is finished.
-
-        Returns:
-            "samples_per_s", "step_s", "data_wait" (share of the time), "rss_mb", "wall_s" (since
-            this process began to train).
-        """
-        span = max(time.perf_counter() - self._since, 1e-9)
-        steps = max(step - self._step, 1)
-        row = {
-            "samples_per_s": self._batch_size * steps / span,
-            "step_s": span / steps,
-            "data_wait": min(1.0, self._waited / span),
-            "rss_mb": rss_mb(),
-            "wall_s": self._since + span - self._began,
-        }
-        self.pause(step)
-        return row
-
-    def pause(self, step: int) -> None:
-        """Leave out what happened since the last reading (evaluation, saving)."""
-        self._step, self._since, self._waited = step, time.perf_counter(), 0.0
-
-
 class Pending:
     """The row of a step that the device may still be computing.
 
@@ -233,20 +222,10 @@ class Pending:
             return
         (step, metrics), self._held = self._held, None
         values = {name: float(value) for name, value in metrics.items()}
+        if values.pop("skipped", 0.0):  # it has a row of its own, see `finite.SkippedSteps`
+            return
         # A dataset that the step had no window of has no loss.
         absent = [k for k, v in values.items() if k.startswith("loss/") and math.isnan(v)]
         values = {k: v for k, v in values.items() if k not in absent}
-        if not math.isfinite(values["loss"]):
-            logger.warning("step %d: the loss is %s", step, values["loss"])
         self._rows.write(step, "train", {**values, **self._meter.read(step)})
         self._bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
-
-
-def rss_mb() -> float:
-    """Resident memory of this process in MB; its peak where the system tells no more."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 1e6 if sys.platform == "darwin" else peak / 1e3

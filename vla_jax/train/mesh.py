@@ -75,11 +75,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh: {_show(shape)} asks for {asked} devices, but there are {len(devices)} "
             f"{devices[0].platform} devices; set one axis to -1 to take what is left"
         )
-    shape = [len(devices) // known if size == -1 else size for size in shape]
+    data, fsdp, tensor = (len(devices) // known if size == -1 else size for size in shape)
     # Auto: under the default, Explicit, with_sharding_constraint is an assertion and patch
     # embedding, sharded gathers and the LSTM scan fail to type.
     kinds = (AxisType.Auto,) * len(AXES)
-    return Mesh(arrange(tuple(shape), devices), AXES, axis_types=kinds)
+    return Mesh(arrange((data, fsdp, tensor), devices), AXES, axis_types=kinds)
 
 
 def _show(shape: Sequence[int]) -> str:
@@ -219,8 +219,22 @@ class InFlight:
         self._ahead = 0 if several else 2  # two hide the host's own work
         self._steps: collections.deque[Any] = collections.deque()
 
-    def add(self, metrics: Any) -> None:
-        """A step was dispatched; waits while too many are not done."""
-        self._steps.append(metrics)
-        while len(self._steps) > self._ahead:
-            jax.block_until_ready(self._steps.popleft())
+    def add(self, step: Any) -> list[Any]:
+        """A step was dispatched; waits while too many are not done.
+
+        Args:
+            step: what the step returned, and what else is to be known of it when it is done.
+
+        Returns:
+            Those of the earlier ones that are done now, oldest first.
+        """
+        self._steps.append(step)
+        return self._finish(self._ahead)
+
+    def drain(self) -> list[Any]:
+        """Wait for all; returns those that `add` has not."""
+        return self._finish(0)
+
+    def _finish(self, left: int) -> list[Any]:
+        done = [self._steps.popleft() for _ in range(len(self._steps) - left)]
+        return jax.block_until_ready(done)

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from vla_jax.config import ConfigError
+from vla_jax.train.peers import Peers
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,14 @@ def initialize() -> None:
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     level = "INFO" if jax.process_index() == 0 else "WARNING"
     logging.basicConfig(level=level, format=form, force=True)
-    logging.getLogger("absl").setLevel("WARNING")  # Orbax tells every phase of every save
+    absl = logging.getLogger("absl")
+    absl.setLevel("WARNING")  # Orbax tells every phase of every save
+    absl.addFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback of a failed save two or three times; we get it as an exception."""
+    return not record.exc_info
 
 
 def _join() -> None:
@@ -124,40 +131,62 @@ def together(function: Any, name: str) -> Callable[..., Any]:
 
 
 class StopSignal:
-    """SIGTERM as a flag that all processes see at the same step.
+    """SIGTERM and SIGINT as a question that all processes answer alike at the same point of a run.
 
-    With several processes jax's preemption service takes the signal and agrees on the step.
+    The first signal asks to save and leave; a second one ends the process at once. With several
+    processes jax's preemption service takes SIGTERM and agrees on the point.
+
+    Attributes:
+        received: whether `asked` has said so.
     """
 
     def __init__(self) -> None:
-        self._received = False
+        self.received = False
         self._shared = jax.process_count() > 1
-        if not self._shared:
-            signal.signal(signal.SIGTERM, self._receive)
+        self._asked = 0
+        for number in (signal.SIGINT,) if self._shared else (signal.SIGINT, signal.SIGTERM):
+            # A shell starts background jobs with SIGINT ignored; that stays.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._receive)
 
-    def _receive(self, *_: object) -> None:
-        self._received = True
-        logger.warning("SIGTERM: saving, then exiting")
-
-    def at(self, step: int) -> bool:
-        """Whether to save and exit after this step; every process asks at every step."""
+    def _receive(self, number: int, _: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            if not (self._shared and each == signal.SIGTERM):
+                signal.signal(each, signal.SIG_DFL)
+        logger.warning("%s: saving, then exiting", signal.Signals(number).name)
         if self._shared:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+            os.kill(os.getpid(), signal.SIGTERM)  # to the service, which tells the others
+        else:
+            self.received = True
+
+    def asked(self) -> bool:
+        """Whether to save and leave now; once it is so it stays so.
+
+        Every process asks at the same points of a run: after every step, and after every batch of
+        an evaluation.
+        """
+        if self._shared and not self.received:
+            self._asked += 1
+            self.received = multihost_utils.reached_preemption_sync_point(self._asked)
+        return self.received
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], peers: Peers, users: tuple[type[Exception], ...] = ()) -> None:
     """Call `main`; of several processes, one that fails takes the others down at once.
 
     A Python process that raises would wait for its peers in the shutdown barrier, and they for it
     in a collective, for minutes.
+
+    Args:
+        main: the run.
+        peers: are told why.
+        users: errors whose message says all, without a traceback.
     """
+    peers.start()
     try:
         main()
-    except BaseException:
-        if jax.distributed.is_initialized() and jax.process_count() > 1:
-            traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)
+    except BaseException as error:
+        if peers.count > 1:
+            peers.leave(error, isinstance(error, users))
         raise
+    peers.stop()

@@ -184,6 +184,23 @@ def shapes(template: TrainState) -> dict[str, tuple[int, ...]]:
     return {path: x.shape for path, x in rules.flatten(template.params).items()}
 
 
+def misfits(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What keeps stored parameters from being a model's: one line each, [] if nothing does.
+
+    Args:
+        stored: slash path -> anything with a shape.
+        wanted: the same of the model.
+    """
+    problems = [f"missing in the checkpoint: {path}" for path in wanted if path not in stored]
+    problems += [f"not in the model: {path}" for path in stored if path not in wanted]
+    problems += [
+        f"shape of {path}: {tuple(stored[path].shape)} stored, {wanted[path].shape} in the model"
+        for path in wanted
+        if path in stored and tuple(stored[path].shape) != tuple(wanted[path].shape)
+    ]
+    return problems
+
+
 def summary(template: TrainState) -> str:
     """How many parameters train and how many do not, and what the optimizer holds, in words."""
     train, still = (

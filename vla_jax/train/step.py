@@ -15,6 +15,7 @@ from vla_jax.models.image import ImageSpec, preprocess
 from vla_jax.train import lora
 from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
+from vla_jax.train.finite import all_finite, choose
 from vla_jax.train.optim import make_optimizer, make_schedule, moving_average
 from vla_jax.train.split import merge
 from vla_jax.train.state import TrainState
@@ -67,8 +68,10 @@ def make_train_step(
     Returns:
         (state, batch) -> (state, metrics); metrics are float32 device scalars: "loss", its parts,
         "loss_caption" and "acc_caption" of batches with captions, "grad_norm" before clipping,
-        "lr" used, and "loss/NAME", the action loss on each dataset of several, NaN where the batch
-        has none of it. Reading one waits for the step; keep a few steps' worth and read late.
+        "lr" used, "skipped" (1 if the loss or the gradients were not finite: parameters, average
+        and optimizer are then as before, only the step number goes on), and "loss/NAME", the
+        action loss on each dataset of several, NaN where the batch has none of it. Reading one
+        waits for the step; keep a few steps' worth and read late.
     """
     optimizer = make_optimizer(config.optim, config.train.steps)
     schedule = make_schedule(config.optim, config.train.steps)
@@ -134,15 +137,20 @@ def make_train_step(
             grads, metrics, sums = accumulated(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         metrics |= {"grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
+        is_finite = all_finite((metrics["loss"], grads))
+        metrics["skipped"] = 1.0 - is_finite.astype(jnp.float32)
         if len(names) > 1:
             each = jnp.where(sums[1] > 0, sums[0] / sums[1], jnp.nan)
             metrics |= {f"loss/{name}": each[i] for i, name in enumerate(names)}
         trainable: Any = optax.apply_updates(state.trainable, updates)  # type: ignore[arg-type]
+        ema = moving_average(state.ema, trainable, state.step, config.optim.ema_decay)
+        before = state.trainable, state.ema, state.opt_state
+        trainable, ema, opt_state = choose(is_finite, (trainable, ema, opt_state), before)
         after = TrainState(
             step=state.step + 1,
             trainable=trainable,
             frozen=state.frozen,
-            ema=moving_average(state.ema, trainable, state.step, config.optim.ema_decay),
+            ema=ema,
             opt_state=opt_state,
             rng=state.rng,
         )

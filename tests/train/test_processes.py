@@ -1,0 +1,88 @@
+"""Two processes of four virtual devices each: resumed on other meshes, and one of them lost."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch.record_demos import record
+from tests.train.mini import Processes, rows
+
+pytestmark = pytest.mark.slow
+FOREVER = {"train__steps": 100000, "train__eval_every": 0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "tabletop" / "1.0.0"
+    record(folder, episodes=26, size=32, noise=0.0, workers=1)
+    return folder
+
+
+def losses(workdir: Path) -> list[float]:
+    return [row["loss"] for row in rows(workdir)]
+
+
+def test_a_run_goes_on_with_other_processes_and_devices(data, tmp_path):
+    first = tmp_path / "first"
+    steps = {"train__steps": 10, "model__dropout": False}
+    with Processes(data, first, 2, 4, **steps, train__save_every=5) as run:
+        assert [run.wait(i)[0] for i in range(2)] == [0, 0], run.said(0) + run.said(1)
+    expected = losses(first)
+    assert len(expected) == 10
+    assert len(rows(first, "eval")) == 1
+    for processes, devices in ((1, 8), (1, 1), (2, 2)):
+        workdir = tmp_path / f"{processes}x{devices}"
+        shutil.copytree(first, workdir)
+        shutil.rmtree(workdir / "checkpoints" / "10")
+        with Processes(data, workdir, processes, devices, **steps) as run:
+            statuses = [run.wait(i)[0] for i in range(processes)]
+            assert statuses == [0] * processes, run.said()
+            assert "resumed at step 5" in run.said()
+        np.testing.assert_allclose(losses(workdir), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_process_is_named_and_the_other_stops(data, tmp_path, number, lost):
+    with Processes(data, tmp_path / "run", 2, 4, **FOREVER) as run:
+        run.until(12)
+        run.processes[lost].send_signal(number)
+        status, seconds = run.wait(1 - lost, seconds=60)
+        said = run.said(1 - lost)
+    print(f"{number.name} of {lost}: the other stopped after {seconds:.1f} s")
+    print(said[said.find("train.py:") :][:300])
+    assert status not in (None, 0)
+    ours = said.find(f"train.py: process {lost}")
+    assert ours >= 0, said[-3000:]
+    assert "Traceback" not in said[:ours]
+    assert "training goes on from step" in said[ours:]
+
+
+def test_sigterm_of_one_saves_and_ends_all(data, tmp_path):
+    for which, number in ((1, signal.SIGTERM), (0, signal.SIGINT)):
+        with Processes(data, tmp_path / "run", 2, 4, **FOREVER) as run:
+            run.until(12)
+            run.processes[which].send_signal(number)
+            statuses = [run.wait(i, seconds=60)[0] for i in range(2)]
+            assert statuses == [0, 0], run.said(0)[-3000:] + run.said(1)[-3000:]
+            assert "the same command goes on from there" in run.said()
+    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert len(rows(tmp_path / "run")) == max(saved)
+
+
+def test_an_error_in_one_is_told_by_the_other(data, tmp_path):
+    broken = tmp_path / "broken" / "tabletop" / "1.0.0"
+    shutil.copytree(data, broken)
+    with Processes(broken, tmp_path / "run", 2, 4, **FOREVER, data__prefetch=1) as run:
+        run.until(12)
+        for shard in broken.glob("*train*"):
+            shard.write_bytes(b"\0" * shard.stat().st_size)
+        results = [run.wait(i, seconds=60) for i in range(2)]
+        said = [run.said(0), run.said(1)]
+    print(f"both stopped after {max(seconds for _, seconds in results):.1f} s")
+    assert all(status == 1 for status, _ in results), said[0][-3000:] + said[1][-3000:]
+    assert any("Error: " in text for text in said)
+    assert "Traceback" not in said[0] + said[1]

@@ -1,0 +1,98 @@
+"""The folder of checkpoints as files: what belongs in it, and which steps are whole."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from vla_jax.train import checksum
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+DAMAGED = "damaged"  # beside it: steps that a run found damaged and put aside
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint folder that cannot be used; the message says which and why."""
+
+
+def locate(workdir: str | Path, read_only: bool) -> Path:
+    """The folder of checkpoints of a workdir; for reading that folder itself will do.
+
+    Raises:
+        CheckpointError: there is none to read, or it holds something else.
+    """
+    workdir = Path(workdir).absolute()
+    directory = workdir / FOLDER
+    if read_only and not directory.is_dir():
+        # The folder of checkpoints itself will do.
+        if not workdir.is_dir():
+            raise CheckpointError(f"{workdir}: no such folder")
+        if not any(child.name.isdigit() for child in workdir.iterdir()):
+            raise CheckpointError(f"{workdir}: holds neither {FOLDER}/ nor numbered steps")
+        directory = workdir
+    if directory.is_dir():
+        foreign = sorted(c.name for c in directory.iterdir() if not _ours(c.name))
+        if foreign:
+            raise CheckpointError(
+                f"{directory}: holds {foreign[:5]}, which are not checkpoints of vla_jax; choose "
+                "another --workdir"
+            )
+    return directory
+
+
+def _ours(name: str) -> bool:
+    return name.isdigit() or "orbax" in name or name == "metadata" or name.startswith((".", "_"))
+
+
+def damage(step: Path, items: Sequence[str], part: tuple[int, int] = (0, 1)) -> list[str]:
+    """What is wrong with these items of a step, one line each; [] if nothing is.
+
+    Args:
+        step: folder of the step.
+        items: subfolders that must be there and as they were written.
+        part: see `checksum.problems`.
+    """
+    missing = [item for item in items if not (step / item).is_dir()]
+    if missing:
+        return [f"lacks {missing}"]
+    found: list[str] = []
+    for item in items:
+        found += checksum.problems(step / item, part)
+        if item in ("data", "meta") and not found:
+            found += _not_json(step / item)
+    return found
+
+
+def _not_json(item: Path) -> list[str]:
+    try:
+        json.loads((item / "metadata").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return [f"{item.name}/metadata: {error}"]
+    return []
+
+
+def put_aside(step: Path) -> Path:
+    """Move a damaged step out of the run's way, to `WORKDIR/damaged`; returns where it is now."""
+    shelf = step.parent.parent / DAMAGED
+    shelf.mkdir(exist_ok=True)
+    target, number = shelf / step.name, 1
+    while target.exists():
+        number += 1
+        target = shelf / f"{step.name}-{number}"
+    os.replace(step, target)
+    return target
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what saves that failed have left; they may be what fills the disk."""
+    for path in directory.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def size_of(step: Path) -> int:
+    """Bytes of all files of a step."""
+    return sum(path.stat().st_size for path in step.rglob("*") if path.is_file())

@@ -1,0 +1,155 @@
+"""What a run reads: windows to train on and to evaluate on, texts beside them, and their tokens."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from vla_jax.config import Config
+from vla_jax.convert.sentences import embed as embed_sentences
+from vla_jax.data.language.captions import CaptionLoader, CaptionSet
+from vla_jax.data.language.tokenizer import Tokenizer
+from vla_jax.data.loader import Loader
+from vla_jax.data.mixture import Mixture, open_datasets
+from vla_jax.models import vla
+from vla_jax.types import Batch
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data of a run, opened.
+
+    Attributes:
+        config: of the run.
+        train: windows to train on.
+        held_out: windows to evaluate on.
+        texts: about images, trained on beside the actions; None without.
+        tokenizer: of the run.
+        sentences: instruction -> vector that the features must predict; None without.
+        image_size: (height, width) of the model's images.
+    """
+
+    config: Config
+    train: Mixture
+    held_out: Mixture
+    texts: CaptionSet | None
+    tokenizer: Tokenizer
+    sentences: Mapping[str, Any] | None
+    image_size: tuple[int, int]
+
+    def batches(self, start: Any) -> Loader:
+        """Batches to train on, for ever, from a sample number or a loader's position on."""
+        return self._load(self.train, start=start)
+
+    @contextlib.contextmanager
+    def held_out_batches(self) -> Iterator[Iterator[Batch]]:
+        """Batches to evaluate on: all of the split when it is small enough.
+
+        Else the same random sample of `train.eval_batches` batches every time.
+        """
+        train = self.config.train
+        whole = self.held_out.num_windows <= train.eval_batches * train.batch_size
+        with self._load(self.held_out, shuffle=not whole, pad_last=whole) as batches:
+            yield itertools.islice(batches, train.eval_batches)
+
+    def captions(self, step: int) -> Any:
+        """A context with the batches of texts from a step on; Nones where there are no texts."""
+        if self.texts is None:
+            return contextlib.nullcontext(itertools.repeat(None))
+        return CaptionLoader(
+            self.texts,
+            self.tokenizer,
+            self.config.data.cotrain,
+            self.image_size,
+            start=step,
+            ends=vla.ends(self.config.model),
+            **self._loader_options(),
+        )
+
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data, for a policy to act by."""
+        return {
+            "statistics": self.train.statistics,
+            "action_specs": {
+                name: spec.to_json() for name, spec in self.train.action_specs.items()
+            },
+            "tokenizer": self.tokenizer.to_json(),
+        }
+
+    def position(self, batches: Loader) -> dict[str, Any]:
+        """Where the run goes on after the batch it was given last; what a checkpoint keeps."""
+        texts = {"captions": self.texts.identity()} if self.texts else {}
+        return {**batches.state(), **texts}
+
+    def _load(self, mixture: Mixture, **options: Any) -> Loader:
+        return Loader(
+            mixture,
+            encode=functools.partial(_encode, self.config, self.tokenizer),
+            batch_size=self.config.train.batch_size,
+            sentences=self.sentences,
+            **self._loader_options(),
+            **options,
+        )
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "seed": self.config.seed,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+            "threads": self.config.data.threads,
+            "prefetch": self.config.data.prefetch,
+        }
+
+
+def open_inputs(config: Config, model: Any, origin: Any, meta: Mapping[str, Any]) -> Inputs:
+    """Open the data of a run.
+
+    Args:
+        config: of the run.
+        model: of the run, for its image size and its vocabulary.
+        origin: a `Start`: the weights a new run begins with bring their tokenizer.
+        meta: of the checkpoint a run goes on from, whose statistics and tokenizer stay; {} for a
+            new run, which measures its own.
+
+    Raises:
+        DataError: a dataset cannot be used.
+        ConfigError: the config asks for what is not there.
+    """
+    cotrain, size = config.data.cotrain, (model.image.size, model.image.size)
+    opened = functools.partial(
+        open_datasets,
+        config.data,
+        config.model.structure,
+        config.model.action_dim,
+        image_size=size,
+    )
+    train = opened("train", statistics=meta.get("statistics"))
+    held_out = opened("val", statistics=train.statistics)
+    texts = CaptionSet(cotrain.path, cotrain.images) if cotrain.path else None
+    if meta:
+        tokenizer = Tokenizer.from_json(meta["tokenizer"])
+    else:
+        prompt = vla.prompt(config.model)
+        prompts = [prompt.format(instruction=text.strip()) for text in train.instructions]
+        words = itertools.chain(prompts, texts.words(cotrain.prompt) if texts else ())
+        tokenizer = origin.tokenizer() or Tokenizer.build(words, model.word_ids)
+    sentences, target = None, config.model.sentence
+    if target.dim:
+        instructions = (*train.instructions, *held_out.instructions)
+        sentences = embed_sentences(target.dir, instructions, target.dim)
+    return Inputs(config, train, held_out, texts, tokenizer, sentences, size)
+
+
+def with_captions(batch: Batch, captions: Any) -> Batch:
+    """A batch with the texts that are trained on beside it."""
+    return dataclasses.replace(batch, captions=captions)
+
+
+def _encode(config: Config, tokenizer: Tokenizer, instruction: str) -> Any:
+    text = vla.prompt(config.model).format(instruction=instruction.strip())
+    return tokenizer.encode(text, config.model.structure.text_len)
