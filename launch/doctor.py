@@ -33,7 +33,7 @@ from packaging.specifiers import SpecifierSet
 
 from eval_servers import local_server
 from eval_servers.findings import Finding, lines, worst
-from vla_jax import shipped
+from vla_jax import compilation_cache, shipped
 
 ROOT = local_server.ROOT  # the checkout, or where the packages are installed
 SIMULATORS = sorted(path.parent.name for path in (ROOT / "eval_servers").glob("*/rollout.py"))
@@ -155,9 +155,20 @@ def machine() -> Iterator[Finding]:
         yield Finding("jax devices", "fail", text + " computes nonsense", "look at its driver")
     else:
         yield Finding("jax devices", "ok", text)
+    yield compiled_programs()
     if shutil.which("nvidia-smi") and told["devices"][0]["platform"] == "cpu":
         advice = "pip install -e '.[cuda]', and look at the driver with nvidia-smi"
         yield Finding("GPU", "warn", "there is one, and jax does not use it", advice)
+
+
+def compiled_programs() -> Finding:
+    """Where compiled programs are kept between starts, and how much that is."""
+    folder = compilation_cache.folder()
+    if folder is None or not folder.is_dir():
+        return Finding("compiled programs", "ok", f"none yet in {folder}")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    text = f"{size / 2**30:.2f} GiB in {folder}, {compilation_cache.MAX_BYTES / 2**30:g} at most"
+    return Finding("compiled programs", "ok", text)
 
 
 def graphics() -> Iterator[Finding]:

@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_jax.serve import server
+from vla_jax.train.checkpoint_folder import CheckpointError
 
 
 def main() -> int:
@@ -44,9 +45,11 @@ def main() -> int:
         server.check_port(options.host, options.port)
         if not options.api_key and flags.host not in ("127.0.0.1", "::1", "localhost"):
             logging.warning("--host=%s without an API key: anyone may connect", flags.host)
+        from vla_jax import compilation_cache
         from vla_jax.inference.execution import Execution
         from vla_jax.inference.policy import Policy  # after the flags: --help need not wait for jax
 
+        compilation_cache.enable(flags.compilation_cache)
         told = {"repeat": flags.gripper_repeat, "patience": flags.gripper_patience}
         policy = Policy.from_checkpoint(
             flags.checkpoint,
@@ -58,7 +61,7 @@ def main() -> int:
             max_batch=min(flags.max_batch, flags.max_sessions),
         )
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, CheckpointError) as error:
         logging.debug("traceback of the error below", exc_info=True)
         text = error.strerror if isinstance(error, OSError) and not error.filename else None
         print(f"serve.py: {text or error}", file=sys.stderr)
@@ -174,6 +177,13 @@ def _parse_flags() -> argparse.Namespace:
         metavar="MS",
         help="how long a request waits at most for sessions that are due to ask as well; a lone"
         " client never waits (default: 5)",
+    )
+    add(
+        "--compilation-cache",
+        default="auto",
+        metavar="DIR",
+        help="where compiled programs are kept for the next start: auto (JAX_COMPILATION_CACHE_DIR,"
+        " else ~/.cache/vla_jax/xla), a folder, or off (default: auto)",
     )
     add("--verbose", action="store_true", help="log every frame, and tracebacks of errors")
     flags = parser.parse_args()

@@ -115,7 +115,11 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
         meshes.check_batch(cotrain.rows, mesh, config.train.accumulate, "data.cotrain.rows")
     logger.info("mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
 
-    with lock.held(workdir, active=chief), Checkpoints(workdir, config.train.keep) as checkpoints:
+    with (
+        lock.held(workdir, active=chief),
+        Checkpoints(workdir, config.train.keep) as checkpoints,
+        peers.leaving(USER_ERRORS),  # before a save in progress waits for all processes
+    ):
         # The model, and what this run was before, if it was: the newest checkpoint that is whole.
         # Then its workdir is all it needs.
         start = checkpoints.intact() or 0

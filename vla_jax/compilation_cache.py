@@ -9,8 +9,6 @@ import os
 import platform
 from pathlib import Path
 
-import jax
-
 MAX_BYTES = 8 * 2**30  # least recently used programs go first
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -40,6 +38,8 @@ def enable(setting: str = "auto") -> Path | None:
     Returns:
         The folder; None where it is off.
     """
+    import jax  # not with the module: `folder` is also asked where nothing is computed
+
     where = folder(setting)
     if where is None:
         jax.config.update("jax_enable_compilation_cache", False)

@@ -5,12 +5,15 @@ each process writes a sign of life and its step into the coordinator's key-value
 those of the others, and leaves with one sentence when one of them has stopped or failed.
 """
 
+import contextlib
 import logging
 import os
+import socket
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -21,7 +24,9 @@ logger = logging.getLogger(__name__)
 SILENCE = 20.0  # seconds without a sign of life after which a process counts as lost
 _PERIOD = 1.0  # seconds between looks; more where there are many processes
 _ALIVE, _FAILED = "vla_jax/alive/", "vla_jax/failed/"
-_DONE = "done"
+_ADDRESS = "vla_jax/address"
+_DONE, _BYE = "done", b"."
+_GONE = "process 0, the coordinator, cannot be reached"
 _HOW = "start all processes again with the same command"
 
 
@@ -29,17 +34,18 @@ class Peers:
     """The signs of life of a run of several processes; does nothing for a run of one."""
 
     def __init__(self) -> None:
-        self.count = jax.process_count()
-        self._me = jax.process_index()
+        self.count, self._me = jax.process_count(), jax.process_index()
         self._step = 0
         self._saved: int | None = None
         self._over = threading.Event()
         self._period = max(_PERIOD, self.count / 64)
+        self._asking: float | None = None  # since when the coordinator has been asked something
+        self._ends: list[socket.socket] = []  # of connections that tell when a process is gone
         self._seen: dict[int, tuple[str, float]] = {}  # process -> what it wrote, and since when
         self._client: Any = None
 
     def start(self) -> None:
-        """Begin to write and to look, in a thread of its own."""
+        """Begin to write and to look, in threads of its own."""
         if self.count == 1:
             return
         self._client = multihost.get_jax_distributed_client()
@@ -49,7 +55,8 @@ class Peers:
                 "training goes on from the newest checkpoint",
                 self.count, _HOW,
             )  # fmt: skip
-        threading.Thread(target=self._watch, name="peers", daemon=True).start()
+        for work in (self._watch, self._time, self._accept if self._me == 0 else self._hold):
+            threading.Thread(target=work, name="peers", daemon=True).start()
 
     def at(self, step: int) -> None:
         """Note the optimizer steps that this process has begun."""
@@ -64,6 +71,23 @@ class Peers:
         self._over.set()
         if self._client is not None:
             self._write(_DONE)
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.sendall(_BYE)
+
+    @contextlib.contextmanager
+    def leaving(self, users: tuple[type[Exception], ...]) -> Iterator[None]:
+        """Around work whose errors the others must hear of before anything waits for them.
+
+        Args:
+            users: errors whose message says all, without a traceback.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self.count > 1:
+                self.leave(error, isinstance(error, users))
+            raise
 
     def leave(self, error: BaseException, is_a_users: bool) -> NoReturn:
         """End this process because of an error, and say to the others that, and why.
@@ -99,15 +123,52 @@ class Peers:
         number = 0
         while not self._over.wait(self._period):
             number += 1
+            self._asking = time.monotonic()
             try:
                 self._write(f"{number} {self._step}")
                 found = self._find(SILENCE)
+                self._asking = None
             except jax.errors.JaxRuntimeError as error:
                 if self._over.is_set():
                     return
-                found = f"process 0, the coordinator, cannot be reached ({_brief(error)})"
+                found = f"{_GONE} ({_brief(error)})"
             if found and not self._over.is_set():
                 self._give_up(found)
+
+    def _time(self) -> None:
+        """Notice that the coordinator does not answer: a question to it has no end of its own."""
+        while not self._over.wait(self._period):
+            since = self._asking
+            if since is not None and time.monotonic() - since > SILENCE:
+                self._give_up(f"process 0, the coordinator, has not answered for {SILENCE:.0f} s")
+
+    def _accept(self) -> None:
+        """In the coordinator: hold a connection to every other process, which ends with this one.
+
+        When the coordinator is gone jax aborts the others within milliseconds, without a name.
+        """
+        with socket.create_server(("", 0), backlog=self.count) as server:
+            address = f"{socket.gethostname()} {server.getsockname()[1]}"
+            self._client.key_value_set(_ADDRESS, address, allow_overwrite=True)
+            while not self._over.is_set() and len(self._ends) < 4 * self.count:
+                self._ends.append(server.accept()[0])
+
+    def _hold(self) -> None:
+        """In the others: wait for the end of that connection; without one `_watch` is left."""
+        host, port = self._client.blocking_key_value_get(_ADDRESS, 60_000).split(" ")
+        named = os.environ.get("JAX_COORDINATOR_ADDRESS", "").rpartition(":")[0].strip("[]")
+        for each in filter(None, (named, host)):
+            try:
+                with socket.create_connection((each, int(port)), timeout=10) as end:
+                    end.settimeout(None)
+                    is_over = end.recv(1) == _BYE
+            except ConnectionResetError:
+                is_over = False
+            except OSError:
+                continue
+            if not is_over and not self._over.is_set():
+                self._give_up(_GONE)
+            return
 
     def _look(self, patience: float, seconds: float) -> None:
         """Find out, for some seconds, whether another process is to blame; leave if so."""
@@ -116,7 +177,7 @@ class Peers:
             try:
                 found = self._find(patience)
             except jax.errors.JaxRuntimeError as error:
-                found = f"process 0, the coordinator, cannot be reached ({_brief(error)})"
+                found = f"{_GONE} ({_brief(error)})"
             if found:
                 self._give_up(found)
             time.sleep(self._period / 4)

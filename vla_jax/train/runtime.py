@@ -183,10 +183,6 @@ def run(main: Callable[[], None], peers: Peers, users: tuple[type[Exception], ..
         users: errors whose message says all, without a traceback.
     """
     peers.start()
-    try:
+    with peers.leaving(users):
         main()
-    except BaseException as error:
-        if peers.count > 1:
-            peers.leave(error, isinstance(error, users))
-        raise
     peers.stop()

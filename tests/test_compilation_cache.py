@@ -1,0 +1,49 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vla_jax import compilation_cache
+
+CODE = (
+    "import sys, jax, jax.numpy as jnp\n"
+    "from vla_jax import compilation_cache\n"
+    "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
+    "print(compilation_cache.enable(sys.argv[1]))\n"
+    "jax.jit(lambda x: jnp.tanh(x @ x.T).sum())(jnp.ones((50, 50))).block_until_ready()\n"
+)
+
+
+def compile_with(setting, home):
+    env = {k: v for k, v in os.environ.items() if k != compilation_cache.VARIABLE}
+    env |= {"XDG_CACHE_HOME": str(home), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", CODE, setting]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_programs_are_kept_by_default_and_not_when_it_is_off(tmp_path):
+    assert compile_with("off", tmp_path) == "None"
+    assert not list(tmp_path.rglob("*"))
+    where = Path(compile_with("auto", tmp_path))
+    assert where.parent == tmp_path / "vla_jax" / "xla"
+    assert where.name.startswith("cpu-")
+    assert list(where.glob("jit*-cache"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "variable", "expected"),
+    [
+        ("auto", "", "~/.cache/vla_jax/xla"),
+        ("auto", "/given", "/given"),
+        ("/here", "/given", "/here"),
+        ("off", "/given", None),
+    ],
+)
+def test_the_folder(setting, variable, expected, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(compilation_cache.VARIABLE, variable)
+    found = compilation_cache.folder(setting)
+    assert found == (Path(expected).expanduser() if expected else None)
