@@ -1,4 +1,4 @@
-"""The report's comparing parts: differences to a base run, and chains of tasks."""
+"""The report's comparing parts: differences to a base run, perturbed suites, chains of tasks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import html
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from eval_servers import compare, plots
+from eval_servers.intervals import difference
 
 ALL = "all tasks"
 _NOTE = (
     '<p class="note">Percentage points more than {} on the same episodes, with the 95&nbsp;%'
     " interval of a paired difference (Newcombe 1998). Bold where the interval leaves out zero.</p>"
+)
+
+
+# What a perturbed run may differ in from the plain one that it stands beside.
+_PERTURBED = ("suite", "perturbation", "episodes", "seeds", "simulator.first_frames")
+_DROP_NOTE = (
+    '<p class="note">Success on the plain suite and on each perturbed one, with the change in'
+    " percentage points and its 95&nbsp;% interval, taken as independent episodes (Newcombe 1998)."
+    " Bold where the interval leaves out zero. The suites are never averaged.</p>"
 )
 
 
@@ -80,6 +90,64 @@ def chains(runs: Sequence[Any]) -> str:
     return "<table><tr><th>in a row</th>{}<th>average</th></tr>{}</table>".format(
         head, "".join(body)
     )
+
+
+def perturbed(runs: Sequence[Any]) -> str:
+    """Each plain suite beside what the same policy does on its perturbed ones.
+
+    Args:
+        runs: `report.Run`, of which some have a perturbation in their protocol.
+    """
+    shown = []
+    for run in runs:
+        kind = run.score["protocol"].get("perturbation")
+        if not kind:
+            continue
+        base = next((other for other in runs if _is_plain_of(other, run)), None)
+        if base is None:
+            shown.append(
+                _paragraph(
+                    "{}: no run here is of the plain suite under the same protocol and policy,"
+                    " to stand beside {}".format(run.name, run.score["protocol"]["suite"])
+                )
+            )
+            continue
+        tasks = [task for task in run.score["per_task"] if task in base.score["per_task"]]
+        rows = [
+            "<tr{}><td>{}</td>{}</tr>".format(
+                ' class="total"' if task is None else "",
+                ALL if task is None else html.escape(task.replace("_", " ")),
+                _drop(base.counts(task), run.counts(task)),
+            )
+            for task in [None, *tasks]
+        ]
+        heads = ["task", base.name, "{} ({})".format(run.name, kind), "change"]
+        head = "".join("<th>{}</th>".format(html.escape(text)) for text in heads)
+        shown.append("<table><tr>{}</tr>{}</table>".format(head, "".join(rows)))
+    return "".join(shown) + _DROP_NOTE
+
+
+def _is_plain_of(base: Any, run: Any) -> bool:
+    """Whether a run is of the plain suite that another perturbs, and else the same."""
+    plain, other = base.score["protocol"], run.score["protocol"]
+    return (
+        not plain.get("perturbation")
+        and other["suite"] == "{}_{}".format(plain.get("suite"), other["perturbation"])
+        and not compare.differing(plain, other, _PERTURBED)
+    )
+
+
+def _drop(base: Dict[str, Any], run: Dict[str, Any]) -> str:
+    low, high = difference(run["successes"], run["episodes"], base["successes"], base["episodes"])
+    change = "{:+.0f}".format(100 * (run["rate"] - base["rate"]))
+    if low > 0 or high < 0:
+        change = "<b>{}</b>".format(change)
+    cells = [
+        "{:.0f}&nbsp;%<small>{}/{}</small>".format(100 * c["rate"], c["successes"], c["episodes"])
+        for c in (base, run)
+    ]
+    cells.append("{}<small>{:+.0f} to {:+.0f}</small>".format(change, 100 * low, 100 * high))
+    return "".join("<td>{}</td>".format(cell) for cell in cells)
 
 
 def _starts(base: Any, run: Any) -> str:

@@ -82,6 +82,8 @@ def report(
         chains = [run for run in loaded if "chains" in run.score]
         picture = plots.picture(plots.chains(chains), "tasks solved in a row")
         parts.insert(2, _section("Tasks solved in a row", picture + comparison.chains(chains)))
+    if any(run.score["protocol"].get("perturbation") for run in loaded):
+        parts.append(_section("Plain beside perturbed", comparison.perturbed(loaded)))
     if len(loaded) > 1:
         parts.append(_section("Against " + loaded[0].name, comparison.differences(loaded)))
     if losses:

@@ -4,6 +4,8 @@
     python launch/convert_data.py calvin task_ABC_D data/calvin_abc_play/1.0.0 --episodes=segments
     python launch/convert_data.py calvin task_D_D data/calvin_d/1.0.0 --depth
     python launch/convert_data.py lerobot ~/lerobot/pusht data/pusht/1.0.0
+    python launch/convert_data.py libero RECORDED data/libero_object_no_noops/1.0.0
+    python launch/convert_data.py libero RECORDED data/libero_object --to=lerobot
 
 CALVIN and LeRobot folders can also be named in `data.datasets[].dir` as they are; converting makes
 reading images several times cheaper. OUT is the version folder `data.datasets[].dir` will name;
@@ -20,6 +22,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vla_jax.data import recordings
 from vla_jax.data.calvin import source as calvin
 from vla_jax.data.errors import DataError
 from vla_jax.data.lerobot import source as lerobot
@@ -55,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=("calvin", "lerobot"))
+    parser.add_argument("kind", choices=("calvin", "lerobot", "libero"))
     parser.add_argument("src", type=Path, help="folder of the dataset")
     parser.add_argument("out", type=Path, help="version folder to make, e.g. data/my_robot/1.0.0")
     parser.add_argument(
@@ -70,6 +73,12 @@ def main() -> None:
         action="store_true",
         help="calvin: also the depth images, in m, as zlib-compressed float32 tensors",
     )
+    parser.add_argument(
+        "--to",
+        choices=("rlds", "lerobot"),
+        default="rlds",
+        help="libero: what to write (default: %(default)s); lerobot is v3.0",
+    )
     parser.add_argument("--images", choices=("jpeg", "png"), default="jpeg", help="for pixels")
     parser.add_argument("--name", help="of the dataset; default: the folder above OUT")
     parser.add_argument(
@@ -77,12 +86,21 @@ def main() -> None:
     )
     flags = parser.parse_args()
     if flags.depth and flags.kind != "calvin":
-        parser.error("--depth is for calvin; of lerobot all is converted")
+        parser.error("--depth is for calvin; of others all is converted")
+    if flags.to != "rlds" and flags.kind != "libero":
+        parser.error("--to is for libero; others become RLDS")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     name = flags.name or re.sub(r"\W+", "_", flags.out.absolute().parent.name.lower())
     description = f"Converted from {flags.kind} by vla_jax."
     try:
         folder = flags.src.expanduser()
+        if flags.kind == "libero":
+            if flags.to == "lerobot":
+                counts = recordings.write_lerobot(folder, flags.out)
+            else:
+                counts = recordings.write_rlds(folder, flags.out, name)
+            print(f"{flags.out}: {counts} episodes")
+            return
         sources = open_sources(flags.kind, folder, flags.episodes, flags.cache, flags.depth)
         counts = write_rlds(sources, flags.out, name, flags.images, description)
     except (DataError, FileExistsError) as error:

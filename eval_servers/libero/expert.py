@@ -87,7 +87,7 @@ class Expert:
     def _lost(self, hand: np.ndarray, thing: np.ndarray) -> bool:
         """Whether what the hand should carry is not there; it is taken up again then."""
         carrying = self._phases[0].gripper == CLOSED
-        return carrying and float(np.linalg.norm(hand - thing)) > self._reach + 0.05
+        return carrying and bool(np.linalg.norm(hand - thing) > self._reach + 0.05)
 
     def _plan(self, thing: np.ndarray, place: np.ndarray) -> List[_Phase]:
         grasp = thing + _of(_GRASPED, self._thing, (0.0, 0.0, 0.005))

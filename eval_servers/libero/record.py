@@ -40,12 +40,12 @@ _QUALITY = 95  # of JPEG, without chroma subsampling
 
 
 def demonstrate(
-    world: Simulator, suite: str, number: int, seed: int, noise: float
+    world: Any, suite: str, number: int, seed: int, noise: float
 ) -> Optional[Dict[str, Any]]:
     """One demonstration, or None if the expert failed.
 
     Args:
-        world: to act in.
+        world: a `Simulator`, to act in.
         suite: a plain one.
         number: of a task that `expert.scripted` lists.
         seed: of where everything starts, and of the noise.
@@ -123,7 +123,7 @@ def record(
     return counts
 
 
-_worlds: List[Simulator] = []  # of this worker process: at most one
+_worlds: List[Any] = []  # of this worker process: at most one
 
 
 def _job(settings: Settings, suite: str, number: int, seed: int, noise: float, folder: str) -> int:

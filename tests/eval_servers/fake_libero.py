@@ -49,6 +49,9 @@ class FakeSimulator:
     def state(self):
         return np.concatenate([self._hand, np.zeros(5)]).astype(np.float32)
 
+    def joints(self):
+        return np.zeros(7, np.float32)
+
     def scene(self):
         return np.array([self._hand, self._thing, BASKET], np.float32)
 

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,3 +151,25 @@ def test_crashes_missing_episodes_and_chains_are_on_the_page(tmp_path):
     assert "1 lost to crashes of the simulator" in page
     assert "2 episodes still missing" in page
     assert "<td>66.7&nbsp;%</td><td>33.3&nbsp;%</td><td>1.00<small>" in page
+
+
+def test_perturbed_suites_stand_beside_the_plain_one(tmp_path):
+    def run(folder, successes, **protocol):
+        return make_run(tmp_path / folder, successes, name="libero", **protocol)
+
+    runs = {
+        "plain": run("a", 4, suite="object", perturbation=None),
+        "swap": run("b", 0, suite="object_swap", perturbation="swap"),
+        "words": run("c", 4, suite="object_lan", perturbation="lan"),
+        "goal": run("d", 4, suite="goal_lan", perturbation="lan"),
+        "other": run("e", 0, suite="object_task", perturbation="task", server={"model": "n"}),
+    }
+    page = Path(report.report(runs, str(tmp_path / "page"))).read_text()
+    section = page[page.index("Plain beside perturbed") : page.index("Against plain")]
+    tables = section.split("<table>")[1:]
+    assert len(tables) == 2
+    assert "<th>plain</th><th>swap (swap)</th>" in tables[0]
+    assert "<b>-100</b>" in tables[0]
+    assert "+0<small>" in tables[1]
+    for name in ("goal", "other"):
+        assert f"{name}: no run here is of the plain suite".lower() in section.lower()
