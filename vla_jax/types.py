@@ -3,21 +3,57 @@
 Legend of axis letters, used across the code base:
     b batch · w window (history steps) · f chunk (future actions) · a action dimension
     h, x image height and width · t text columns · n tokens · d features · p proprio dimension
+The b of a field's type is any number of leading axes: a single row has none, a split batch two.
 
 The same classes hold numpy arrays on the host, jax arrays on the device and shape structs under
-tracing; they are registered as pytrees.
+tracing. They are pytrees. The tests check dtypes and shapes wherever one is constructed.
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int32, UInt8, UInt32
 
 # Camera roles. A dataset or a robot maps its own camera names onto these.
 CAMERAS = ("primary", "secondary", "wrist")
 
 
-@jax.tree_util.register_dataclass
+# What a field may hold.
+ArrayT = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+
+T = TypeVar("T")
+
+
+def pytree(cls: type[T]) -> type[T]:
+    """Registers a dataclass as a pytree, each field a child.
+
+    Unlike `jax.tree_util.register_dataclass` it rebuilds an instance without `__init__`: what jax
+    puts into the fields on its way (shardings, axes, arrays with another leading dimension, None)
+    has not the types they declare, and is not to be checked against them.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    keys = [jax.tree_util.GetAttrKey(name) for name in names]
+
+    def children(x: Any) -> tuple[tuple[Any, ...], None]:
+        return tuple(getattr(x, name) for name in names), None
+
+    def named(x: Any) -> tuple[tuple[Any, ...], None]:
+        return tuple(zip(keys, children(x)[0], strict=True)), None
+
+    def rebuild(_: None, values: Any) -> T:
+        x = object.__new__(cls)
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(x, name, value)
+        return x
+
+    jax.tree_util.register_pytree_with_keys(cls, named, rebuild, children)
+    return cls
+
+
+@pytree
 @dataclass(frozen=True)
 class Observation:
     """What the robot has seen and been told.
@@ -35,15 +71,15 @@ class Observation:
             may ask the features to predict; else None.
     """
 
-    images: dict[str, Any]
-    image_mask: dict[str, Any]
-    text: Any
-    text_mask: Any
-    proprio: Any = None
-    sentence: Any = None
+    images: dict[str, UInt8[ArrayT, "*b w _ _ 3"] | Float[ArrayT, "*b w _ _ 3"]]
+    image_mask: dict[str, Bool[ArrayT, "*b w"]]
+    text: Int32[ArrayT, "*b t"]
+    text_mask: Bool[ArrayT, "*b t"]
+    proprio: Float[ArrayT, "*b w p"] | None = None
+    sentence: Float[ArrayT, "*b s"] | None = None
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Actions:
     """Supervision: at every window step the chunk that starts there.
@@ -54,26 +90,11 @@ class Actions:
         mask: bool [b, w, f]; False beyond the end of the trajectory and left of its start.
     """
 
-    chunk: Any
-    mask: Any
+    chunk: Float[ArrayT, "*b w f a"]
+    mask: Bool[ArrayT, "*b w f"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Future:
-    """What the cameras see after the window, for a model that predicts images.
-
-    Attributes:
-        images: camera role -> uint8 [b, n, h, x, 3], RGB, the n frames after the window's last;
-            beyond the trajectory's end they repeat the last one.
-        mask: bool [b, n], False beyond the end.
-    """
-
-    images: dict[str, Any]
-    mask: Any
-
-
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Captions:
     """Texts about images, for training the VLM's language beside the actions.
@@ -86,14 +107,14 @@ class Captions:
         target: bool [b, t], True on tokens that are to be predicted: the answers.
     """
 
-    images: Any
-    has_image: Any
-    text: Any
-    text_mask: Any
-    target: Any
+    images: UInt8[ArrayT, "*b h x 3"]
+    has_image: Bool[ArrayT, "*b"]
+    text: Int32[ArrayT, "*b t"]
+    text_mask: Bool[ArrayT, "*b t"]
+    target: Bool[ArrayT, "*b t"]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Batch:
     """One training batch.
@@ -105,18 +126,16 @@ class Batch:
             randomness for augmentation, so pixels do not depend on topology or on a restart.
         dataset: int32 [b], index of the sample's dataset in the mixture.
         captions: rows of their own beside the windows, or None.
-        future: see `Future`; None unless a model asks for it.
     """
 
     observation: Observation
     actions: Actions
-    sample: Any
-    dataset: Any
+    sample: UInt32[ArrayT, "*b 2"]
+    dataset: Int32[ArrayT, "*b"]
     captions: Captions | None = None
-    future: Future | None = None
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Prediction:
     """What a head returns.
@@ -127,5 +146,5 @@ class Prediction:
             cross-entropy, the predicted value itself from the others.
     """
 
-    arm: Any
-    gripper: Any
+    arm: Float[ArrayT, "*b w f arm"]
+    gripper: Float[ArrayT, "*b w f"]

@@ -1,7 +1,6 @@
 import atexit
 import json
 import threading
-from typing import Any
 
 import jax
 import numpy as np
@@ -161,23 +160,6 @@ def test_random_goals_cut_the_chunks(calvin, data_config, structure):
         )
     assert {left for full, left in cuts if full == 6} == set(range(2, 7))
     assert not open_datasets(config, structure(), 7, "val").random_goal
-
-
-def test_images_after_the_window_when_a_model_asks(calvin, data_config, structure):
-    config = data_config(("calvin", calvin, 1.0), normalization="none", val_fraction=0.0)
-    mixture = open_datasets(config, structure(cameras=("primary", "wrist")), 7, "train", future=4)
-    for batch in take(mixture, 6):
-        future: Any = batch.future
-        assert future.images["wrist"].shape == (8, 4, 8, 12, 3)
-        now = batch.observation.images["primary"][:, -1, 0, 0, :2].astype(int)
-        later = future.images["primary"][:, :, 0, 0, :2].astype(int)
-        for (episode, step), frames, mask in zip(now, later, future.mask, strict=True):
-            wanted = step + np.arange(1, 5)
-            last = LENGTHS[episode] - 1
-            assert frames.tolist() == [[episode, min(t, last)] for t in wanted]
-            assert mask.tolist() == (wanted <= last).tolist()
-    (plain,) = take(open_datasets(config, structure(), 7, "train"), 1)
-    assert plain.future is None
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def _row(n: int, size: int) -> Batch:
         ),
         Actions(chunk, rng.random((WINDOW, CHUNK)) < 0.8),
         sample=np.array([n >> 32, n & 0xFFFFFFFF], np.uint32),
-        dataset=np.int32(n % 2),
+        dataset=np.array(n % 2, np.int32),
     )
 
 

@@ -21,7 +21,7 @@ from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.mixture import Mixture, open_datasets
 from vla_jax.data.sampler import MixtureOrder, SequentialOrder, uniform
 from vla_jax.data.stream_order import StreamedOrder, streamed
-from vla_jax.types import Actions, Batch, Future, Observation
+from vla_jax.types import Actions, Batch, Observation
 
 __all__ = ["Loader", "Mixture", "open_datasets"]
 
@@ -93,13 +93,10 @@ class Loader(Iterator[Batch]):
         self._sentences = None
         if sentences is not None:
             self._sentences = np.stack([sentences[text] for text in mixture.instructions])
-        self._images, self._after = (
-            {
-                camera: BufferPool((self._rows, frames, *mixture.image_sizes[camera], 3))
-                for camera in mixture.cameras
-            }
-            for frames in (mixture.window, mixture.future)
-        )
+        self._images = {
+            camera: BufferPool((self._rows, mixture.window, *mixture.image_sizes[camera], 3))
+            for camera in mixture.cameras
+        }
         self._slots = threading.Semaphore(max(1, prefetch))
         self._ready: queue.SimpleQueue[tuple[int, Batch | BaseException | None]]
         self._ready = queue.SimpleQueue()
@@ -206,8 +203,8 @@ class Loader(Iterator[Batch]):
         if self._total is not None:
             numbers = np.minimum(numbers, np.uint64(self._total - 1))
         dataset, element = self._order(numbers)
-        # Of every row: its place, the frames its actions may come from, its instruction.
-        trajectory, ends, hidden, until, codes = np.zeros((5, rows), np.int64)
+        # Of every row: its trajectory, where its window ends and begins, its instruction.
+        trajectory, ends, hidden, codes = np.zeros((4, rows), np.int64)
         width = mixture.datasets[0].actions.shape[1]
         chunk = np.zeros((rows, window, mixture.chunk, width), np.float32)
         mask = np.zeros((rows, window, mixture.chunk), bool)
@@ -218,8 +215,8 @@ class Loader(Iterator[Batch]):
             mine, source = np.flatnonzero(dataset == d), mixture.datasets[d]
             place = mixture.windows[d].locate(element[mine])
             trajectory[mine], ends[mine], hidden[mine] = place
-            until[mine] = source.starts[place.trajectory + 1] - source.starts[place.trajectory]
-            reach = self._goals(numbers[mine], place.end, until[mine]) + 1
+            until = source.starts[place.trajectory + 1] - source.starts[place.trajectory]
+            reach = self._goals(numbers[mine], place.end, until) + 1
             frames, mask[mine] = trajectories.chunks(
                 place.end, reach, window, mixture.chunk, place.hidden, mixture.padded_rows
             )
@@ -231,13 +228,7 @@ class Loader(Iterator[Batch]):
                 int(d), place.trajectory, numbers[mine], self._seed
             )
         frames, seen = trajectories.history(ends, window, hidden)
-        images, present, sound = self._decode(self._images, dataset, trajectory, frames, seen)
-        future = None
-        if mixture.future:
-            after, exist = trajectories.spans(ends, until, window, mixture.future)
-            after, exist = after[:, window:], exist[:, window:]
-            pixels, _, whole = self._decode(self._after, dataset, trajectory, after, exist)
-            future, sound = Future(pixels, exist), sound & whole
+        images, present, sound = self._decode(dataset, trajectory, frames, seen)
         ids, id_mask = (table[codes] for table in self._text)
         sentence = None if self._sentences is None else self._sentences[codes]
         return Batch(
@@ -245,7 +236,6 @@ class Loader(Iterator[Batch]):
             actions=Actions(chunk, mask & (real & sound)[:, None, None]),
             sample=np.stack([numbers >> np.uint64(32), numbers], axis=1).astype(np.uint32),
             dataset=dataset.astype(np.int32),
-            future=future,
         )
 
     def _goals(self, numbers: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -257,7 +247,6 @@ class Loader(Iterator[Batch]):
 
     def _decode(
         self,
-        pools: Mapping[str, BufferPool],
         dataset: np.ndarray,
         trajectory: np.ndarray,
         frames: np.ndarray,
@@ -267,7 +256,7 @@ class Loader(Iterator[Batch]):
 
         What is wrong with a row that is not is raised, or counted; its pixels are black.
         """
-        images = {camera: pool.take() for camera, pool in pools.items()}
+        images = {camera: pool.take() for camera, pool in self._images.items()}
         present = {camera: wanted.copy() for camera in images}
         sound = np.ones(self._rows, bool)
 

@@ -45,7 +45,6 @@ class Mixture:
         image_sizes: camera -> (height, width) of the batch's images.
         windows: of each dataset, see `vla_jax.data.windows.Windows`.
         language: what a sample is told; its codes index `instructions`.
-        future: images after the window's end that are decoded too.
         random_goal, padded_rows, pool: see the same names in `data`.
         block: samples over which the shares come out even.
         digest: changes when the windows or their order would.
@@ -61,14 +60,13 @@ class Mixture:
         config: DataConfig,
         train: bool,
         image_size: tuple[int, int] | None,
-        future: int,
     ):
         """Joins opened datasets; see `open_datasets`."""
         self.datasets, self.weights = list(datasets), [float(w) for w in weights]
         self.names = [dataset.name for dataset in datasets]
         self.statistics, self.action_specs = dict(statistics), dict(action_specs)
         self.window, self.chunk, self.proprio = structure.window, structure.chunk, structure.proprio
-        self.cameras, self.block, self.future = tuple(structure.cameras), config.block, future
+        self.cameras, self.block = tuple(structure.cameras), config.block
         self.pool = config.pool
         parity = config.parity
         self.random_goal, self.padded_rows = parity.random_goal and train, parity.padded_rows
@@ -100,7 +98,6 @@ def open_datasets(
     *,
     statistics: Mapping[str, Any] | None = None,
     image_size: tuple[int, int] | None = None,
-    future: int = 0,
     trajectories: Mapping[str, Any] | None = None,
 ) -> Mixture:
     """Opens every dataset of a config, indexing those that are not indexed yet.
@@ -114,7 +111,6 @@ def open_datasets(
         statistics: of the train part, when already at hand (from a checkpoint or the train
             mixture); otherwise computed, for "val" too.
         image_size: (height, width) of the images where the datasets of the mixture disagree.
-        future: decode as many images after every window too, for a model that predicts images.
         trajectories: name of a dataset -> its trajectories, such as a `dlimp.DLataset`, to be
             streamed in place of what its folder holds; see `vla_jax.data.given`.
 
@@ -203,7 +199,6 @@ def open_datasets(
         raise DataError(f"no dataset is left of {names}: {left_out}")
     return Mixture(
         datasets, weights, found, action_specs, structure, config, split == "train", image_size,
-        future,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ QUIRKS: tuple[Quirk, ...] = (
     ),
     Quirk(
         "RoboVLMs decodes all images of the action chunk",
-        "images after a window only if asked for: open_datasets(future=n)",
+        "images of the window alone",
     ),
     Quirk(
         "dlimp draws all changes of an image from one number",
