@@ -56,7 +56,7 @@ EXTRAS["dev"] = [
     *EXTRAS["lerobot"],
     *EXTRAS["demo"],
     "beartype>=0.20",
-    "setuptools>=70",
+    "setuptools>=77",
     "pyright==1.1.414",
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6",
