@@ -114,6 +114,13 @@ def test_your_dataset(tmp_path, one_device):
     assert "l1_mean" in statistics
 
 
+def test_your_structure(tmp_path, one_device):
+    (printed,) = run("docs/your_structure.md", tmp_path, one_device)
+    loss, reason = printed.splitlines()
+    assert float(loss.split()[1]) > 0
+    assert reason == "the window becomes its mean, so there are no steps to remember"
+
+
 def test_a_dataset_takes_fifteen_lines():
     (spec,) = [text for _, text in blocks("docs/your_dataset.md") if "DatasetSpec(" in text]
     lines = [line for line in spec.splitlines() if line.strip() and not line.startswith("#")]
@@ -124,6 +131,6 @@ def test_a_dataset_takes_fifteen_lines():
 def test_pages_name_files_that_exist(page):
     text = (ROOT / page).read_text()
     for path in re.findall(r"`((?:bench|configs|docs|launch|tests|vla_jax)/[\w/.]+\.\w+)`", text):
-        if "BACKBONE" in path:  # stands for any
+        if "BACKBONE" in path or "NAME" in path:  # stands for any
             continue
         assert (ROOT / path).exists(), f"{page}: {path}"
