@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from vla_jax.data import cache
 from vla_jax.data.cache import DONE, cached_folder
 from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError, TruncatedShardError
 from vla_jax.data.features import Feature, parse_features
@@ -79,27 +80,31 @@ def open_stream(
     identity = ["stream", FORMAT, builder.name, str(builder.version), split, _sizes(paths), read]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
+    def renew(meta: dict[str, Any]) -> dict[str, Any] | None:
+        same = meta["files"] == _stamps(paths) and meta["lengths"] == list(shards.values())
+        return meta if same else None
+
     def build(work: Path) -> None:
         meta = index_shards(
-            work, builder.data_path, shards, described, low, False, skip, read_records
+            work, builder.data_path, shards, described, low, False, skip, scan_records
         )
-        meta |= {"name": builder.name, "split": split, "digest": digest}
+        meta |= {"name": builder.name, "split": split, "digest": digest, "files": _stamps(paths)}
         (work / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
     remote = "://" in str(folder)
     name = f"{builder.name}-{builder.version}-{split}-stream-{digest[:16]}"
     beside = None if remote else Path(folder).expanduser()
-    work = cached_folder(beside, cache_dir, name, rebuild, build, skip)
+    work = cached_folder(beside, cache_dir, name, rebuild, build, skip, renew)
     columns = RLDSIndex(work, builder.data_path, described)
     return StreamSource(columns, _Passes(columns))
 
 
-def read_records(path: Any, check_crc: bool = True) -> Iterator[tuple[int, bytes]]:
-    """`vla_jax.data.rlds.records.read_records` by TensorFlow, which always checks the CRCs."""
+def scan_records(path: Any, check_crc: bool = True) -> Iterator[tuple[int, bytes, bool]]:
+    """`vla_jax.data.rlds.records.scan_records` by TensorFlow, which always checks the CRCs."""
     tf, position, episode = _tensorflow(), 0, 0
     try:
         for record in tf.data.TFRecordDataset(str(path)).prefetch(_AHEAD).as_numpy_iterator():
-            yield position + 12, record
+            yield position + 12, record, True
             position += 16 + len(record)
             episode += 1
     except tf.errors.DataLossError as error:
@@ -165,6 +170,18 @@ def _images(record: bytes, cameras: Sequence[str]) -> Frames:
 def _sizes(paths: Sequence[Any]) -> list[tuple[str, int]]:
     stats = [(path.name, path.stat()) for path in paths]
     return [(n, int(s.length if hasattr(s, "length") else s.st_size)) for n, s in stats]
+
+
+def _stamps(paths: Sequence[Any]) -> list[list[int]]:
+    """Changes when a shard is replaced: of one on no disk its size and the time it was stored."""
+    found = []
+    for path in paths:
+        local = cache.stamp(str(path))
+        if not local:
+            known = path.stat()
+            local = [int(known.length), int(known.mtime * 1000)]
+        found.append(local)
+    return found
 
 
 def _builder(folder: str | Path) -> Any:
