@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.data.dataset import Dataset, find_feature, open_dataset
+from vla_jax.data.dataset import Dataset, open_dataset
 from vla_jax.data.errors import DataError, FeatureError, Skips
 from vla_jax.data.filters import moving
 from vla_jax.data.formats import find_reader
+from vla_jax.data.requested import find_feature
 from vla_jax.data.spec import ACTION_ENCODINGS, DatasetSpec
 from vla_jax.data.units.statistics import statistics
 

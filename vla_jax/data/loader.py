@@ -267,8 +267,10 @@ class Loader(Iterator[Batch]):
                 try:
                     for camera, out in images.items():
                         present[camera][row] &= source.images(camera, *place, out[row])
+                    source.skips.drew(sound=True)
                 except DataError as error:
                     source.skips.add(error)
+                    source.skips.drew(sound=False)
                     sound[row] = False
                     for camera, out in images.items():
                         out[row], present[camera][row] = 0, wanted[row]

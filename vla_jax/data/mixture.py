@@ -160,7 +160,7 @@ def open_datasets(
                 cache_dir=config.cache_dir,
                 rebuild=config.index != "auto",
                 filters=filters[which][name],
-                skips=Skips(name, config.on_error),
+                skips=Skips(name, config.on_error, config.max_skipped),
                 reader=reader,
             )
             for which, (source, part) in sources.items()
@@ -196,7 +196,8 @@ def open_datasets(
         datasets.append(dataset)
         weights.append(entry.weight)
     if not datasets:
-        raise DataError(f"no dataset is left of {names}: {left_out}")
+        causes = "\n  ".join(left_out.causes())
+        raise DataError(f"no dataset is left of {names}: {left_out}\n  {causes}")
     return Mixture(
         datasets, weights, found, action_specs, structure, config, split == "train", image_size,
     )  # fmt: skip
