@@ -67,6 +67,8 @@ def decode(data: bytes | memoryview, fast_dct: bool = True) -> UInt8[np.ndarray,
                     "(depth) are not read as colors"
                 )
             return np.asarray(image.convert("RGB"))
+    except ImageDecodeError:
+        raise
     except _UNSOUND as error:
         kind = "corrupt PNG" if png else "neither JPEG nor PNG"
         raise ImageDecodeError(f"{kind}: {_told(error)}") from error

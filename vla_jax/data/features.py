@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from vla_jax.data.errors import DataError, FeatureError
-from vla_jax.data.files import explain_content, problem_of
 from vla_jax.data.rlds import records
+from vla_jax.files import explain_content, problem_of
 
 _CLASS = "tensorflow_datasets.core.features."
 STEPS = "steps/"  # prefix of everything recorded once a step

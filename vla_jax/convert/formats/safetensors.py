@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
+from vla_jax.files import explain_file
 from vla_jax.models.weights import WeightError
 
 SUFFIX = ".safetensors"
@@ -74,7 +75,8 @@ class Safetensors:
             except OSError as error:
                 problems.append(f"{file}: {error.strerror or error}")
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                problems.append(f"{file}: not a whole safetensors file ({error})")
+                other = explain_file(file)
+                problems.append(f"{file}: {other or f'not a whole safetensors file ({error})'}")
         if not problems:
             problems = [
                 f"{name}: {'absent from' if name not in self._entries else 'not in'} {file}, "

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from vla_jax.data.errors import DataError
-from vla_jax.data.files import problem_of
+from vla_jax.files import problem_of
 
 log = logging.getLogger(__name__)
 # What content that is not as expected makes pickle and the code below raise.

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 
 from vla_jax.data.cache import stamp
 from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError, TruncatedShardError
-from vla_jax.data.files import explain_content, is_foreign
+from vla_jax.files import explain_content, is_foreign
 
 # What numpy and zipfile raise of a damaged archive; some of it is arithmetic on its numbers.
 _DAMAGE = (

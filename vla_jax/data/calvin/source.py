@@ -50,9 +50,9 @@ from vla_jax.data.errors import (
     MissingCameraError,
 )
 from vla_jax.data.features import STEPS, Feature
-from vla_jax.data.files import problem_of
 from vla_jax.data.source import find_place, text_codes
 from vla_jax.data.source_annotated import ANNOTATIONS
+from vla_jax.files import problem_of
 
 Mode = Literal["windows", "segments"]
 FORMAT = 2  # of the copied numbers; part of the digest

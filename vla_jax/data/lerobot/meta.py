@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from vla_jax.data.errors import DataError, EmptyTrajectoryError, TruncatedShardError
 from vla_jax.data.features import STEPS, Feature
-from vla_jax.data.files import is_foreign
 from vla_jax.data.lerobot.described import feature_of, paths_of
 from vla_jax.data.lerobot.tables import (
     opened_parquet,
@@ -27,6 +26,7 @@ from vla_jax.data.lerobot.tables import (
     read_table,
     understood,
 )
+from vla_jax.files import is_foreign
 
 log = logging.getLogger(__name__)
 VERSIONS = ("v2.0", "v2.1", "v3.0")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError, TruncatedShardError
-from vla_jax.data.files import explain_file, problem_of
+from vla_jax.files import explain_file, problem_of
 from vla_jax.shipped import install_hint
 
 _MAGIC = b"PAR1"  # at both ends of a parquet file

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vla_jax.data.errors import CorruptRecordError, DataError, ImageDecodeError
-from vla_jax.data.files import explain_file
+from vla_jax.files import explain_file
 from vla_jax.shipped import install_hint
 
 _IDLE = 16  # opened videos of all datasets that are kept for the next read

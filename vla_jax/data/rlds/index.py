@@ -26,11 +26,11 @@ import numpy as np
 from vla_jax.data.cache import DONE, SKIPPED, cached_folder, content_of, map_array, stamp
 from vla_jax.data.errors import DataError, EmptyTrajectoryError, FeatureError
 from vla_jax.data.features import STEPS, Feature, load_features
-from vla_jax.data.files import problem_of
 from vla_jax.data.open_files import new_owner, shared_file
 from vla_jax.data.rlds import records
 from vla_jax.data.rlds.build_index import Skipped, as_error, index_shards
 from vla_jax.data.source import find_place
+from vla_jax.files import problem_of
 
 FORMAT = 2  # of the meaning of the numbers; part of the digest
 _FORMATS = ("tfrecord",)

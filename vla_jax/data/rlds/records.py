@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from vla_jax.data.errors import CorruptRecordError, TruncatedShardError
-from vla_jax.data.files import explain_file
 from vla_jax.data.rlds.crc32c import masked_crc32c
+from vla_jax.files import explain_file
 
 DIFFERS = "checksum of the record differs"
 EMPTY, BYTES, FLOAT, INT = 0, 1, 2, 3  # numbers of the oneof in tf.train.Feature
