@@ -39,6 +39,11 @@ def explain_file(path: Any) -> str:
         return ""
 
 
+def is_pointer(path: Any) -> bool:
+    """Whether a file is what a clone without Git LFS leaves in the place of a large one."""
+    return "Git LFS" in explain_file(path)
+
+
 def problem_of(path: str | PurePath, otherwise: str) -> str:
     """Says what a file that cannot be read is, or `otherwise` when its first bytes do not tell."""
     return explain_file(path) or otherwise

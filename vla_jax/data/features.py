@@ -195,7 +195,8 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
     Raises:
         FeatureError: it would cut off fractions, wrap or overflow (the caller adds the place).
     """
-    found = values.astype(dtype, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = values.astype(dtype, copy=False)
     if np.can_cast(values.dtype, found.dtype, "safe"):
         return found
     if found.dtype.kind == "f":

@@ -162,6 +162,7 @@ class Loader(Iterator[Batch]):
             "sizes": list(mixture.sizes),
             "weights": list(mixture.weights),
             "digest": mixture.digest,
+            "content": mixture.content,
         }
 
     def _checked(self, state: Mapping[str, Any]) -> int:
@@ -169,7 +170,7 @@ class Loader(Iterator[Batch]):
         changed = [
             f"{key}: was {state.get(key)!r}, is {value!r}"
             for key, value in self._identity().items()
-            if state.get(key) != value
+            if state.get(key) != value and (key != "content" or key in state)  # older ones lack it
         ]
         if changed:
             listing = "\n  ".join(changed)

@@ -143,7 +143,8 @@ def _files(path: Path) -> tuple[list[Path], dict[str, str], list[str]]:
             promised = dict(json.loads(index.read_text())["weight_map"])
             promised = {str(name): str(file) for name, file in promised.items()}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            return [], {}, [f"{index}: not an index of shards ({error!r})"]
+            other = explain_file(index)
+            return [], {}, [f"{index}: {other or f'not an index of shards ({error!r})'}"]
         outside = sorted({name for name in promised.values() if Path(name).name != name})
         if outside:
             return [], {}, [f"{index}: names files outside its folder: {outside[:3]}"]

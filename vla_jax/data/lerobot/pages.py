@@ -1,37 +1,37 @@
-"""Single images out of parquet files, page by page.
+"""Single images out of parquet files, without reading what lies around them.
 
 pyarrow reads a column of a whole row group, which may be a whole file of hundreds of megabytes:
-LeRobot's tools write such ones when they merge. A column of a row group is a chain of pages of
-about a megabyte, each with a header that says how many rows it holds and how long it is. The
-headers are read once, then a read costs one page.
-Source: github.com/apache/parquet-format, parquet.thrift, Encodings.md and README.md.
+LeRobot's tools write such ones when they merge. A column of a row group is a chain of pages, each
+with a header that says how many rows it holds and how long it is. The headers are read once. A
+small page is read whole; of a large one (pyarrow puts 1024 images into it) it is found out once
+where its images lie, and then they are read alone: JPEG and PNG cannot be packed any further, so
+that snappy, which LeRobot writes, leaves them in blocks that can be unpacked one by one.
 """
 
 import functools
 import os
-import struct
+import threading
 import zlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vla_jax.data.errors import CorruptRecordError, MissingCameraError
+from vla_jax.data.errors import CorruptRecordError, DataError, MissingCameraError
+from vla_jax.data.lerobot import parquet_bytes
+from vla_jax.data.lerobot.parquet_bytes import BLOCK, CODECS, DAMAGE
 from vla_jax.data.lerobot.tables import opened_parquet
 from vla_jax.data.open_files import new_owner, shared_file
 
 _COLUMNS = 1024  # columns of files whose pages are known
-_PAGES = 16  # of about a megabyte, taken apart and kept for the next read
+_LARGE = 1 << 20  # bytes of a page from which single images are read
+_LOCATED = 4096  # large pages whose images are known
+_KEPT = 32 << 20  # bytes of pages taken apart that are kept for the next read
 _HEADER = 512, 1 << 16  # bytes read for a page's header, and once more if that is too little
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3  # types of pages
 _PLAIN, _BY_DICTIONARY = 0, (2, 8)  # encodings of values
-_CODECS = {
-    "UNCOMPRESSED": None, "SNAPPY": "snappy", "GZIP": "gzip", "BROTLI": "brotli", "ZSTD": "zstd",
-    "LZ4": "lz4_raw", "LZ4_RAW": "lz4_raw",
-}  # fmt: skip
-# What damaged pages make the code below raise.
-_DAMAGE = (LookupError, ValueError, OverflowError, struct.error, zlib.error, MemoryError, OSError)
 
 
 class _Page(NamedTuple):
@@ -48,11 +48,8 @@ class _Page(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """One column of one row group: how it is packed, its first row, where its dictionary lies."""
+    """One column of one row group: how it is packed, where its dictionary lies."""
 
-    group: int
-    row: int
-    rows: int
     codec: str | None
     dictionary: tuple[int, dict[int, Any]] | None
 
@@ -66,6 +63,18 @@ class _Column(NamedTuple):
     nested: int
 
 
+class _Spans(NamedTuple):
+    """Where the images of a large page lie: begin and end in its unpacked bytes, -1 = no image.
+
+    `blocks` are those of `snappy_blocks`; without any the page is not packed.
+    """
+
+    begin: np.ndarray
+    end: np.ndarray
+    size: int
+    blocks: np.ndarray | None
+
+
 class ImagePages:
     """Images stored in the parquet files of one dataset, for any number of threads."""
 
@@ -73,7 +82,9 @@ class ImagePages:
         """Nothing is read yet."""
         self._owner = new_owner()
         self._column = functools.lru_cache(_COLUMNS)(self._read_column)
-        self._page = functools.lru_cache(_PAGES)(self._read_page)
+        self._spans = functools.lru_cache(_LOCATED)(self._locate)
+        self._kept: OrderedDict[tuple, tuple[int, list[bytes | None]]] = OrderedDict()
+        self._bytes_kept, self._lock = 0, threading.Lock()
 
     def read(self, path: Path, key: str, rows: Sequence[int]) -> list[bytes | None]:
         """The encoded images in these rows of a column; None where a row holds none.
@@ -85,11 +96,79 @@ class ImagePages:
         column, found = self._column(path, key), []
         for row in rows:
             number = int(np.searchsorted(column.starts, row, side="right")) - 1
-            if not 0 <= number < len(column.pages):
+            page = column.pages[number] if number >= 0 else None
+            if page is None or row >= page.row + page.rows:
                 raise CorruptRecordError(f"has no row {row}", path)
-            values = self._page(path, key, number)
-            found.append(values[row - column.pages[number].row])
+            try:
+                spans = self._spans(path, key, number)
+                if spans is None:
+                    found.append(self._whole(path, key, number)[row - page.row])
+                else:
+                    codec = column.chunks[page.chunk].codec
+                    found.append(self._single(path, page, spans, row - page.row, codec))
+            except DAMAGE as error:
+                if isinstance(error, DataError):
+                    raise
+                raise CorruptRecordError(f"column {key!r} is damaged: {error!r}", path) from error
         return found
+
+    def _single(
+        self, path: Path, page: _Page, spans: _Spans, row: int, codec: str | None
+    ) -> bytes | None:
+        """One image of a large page."""
+        begin, end = int(spans.begin[row]), int(spans.end[row])
+        if begin < 0:
+            return None
+        if spans.blocks is None:
+            return self._bytes(path, page.at + begin, end - begin)
+        first, last = begin // BLOCK, max(end - 1, begin) // BLOCK
+        skipped, stop = first * BLOCK, min((last + 1) * BLOCK, spans.size)
+        at = int(spans.blocks[first])
+        packed = self._bytes(path, page.at + at, int(spans.blocks[last + 1]) - at)
+        stream = parquet_bytes.framed(stop - skipped, packed)
+        found = parquet_bytes.unpacked(stream, codec, stop - skipped)
+        return found[begin - skipped : end - skipped]
+
+    def _locate(self, path: Path, key: str, number: int) -> _Spans | None:
+        """Where the images of a page lie; None if it has to be read whole."""
+        column = self._column(path, key)
+        page = column.pages[number]
+        if not page.header or page.header[2] < _LARGE or page.header[1] != _DATA:
+            return None
+        codec = column.chunks[page.chunk].codec
+        if codec not in (None, "snappy"):
+            return None
+        body = self._body(path, page.at, page.header)
+        blocks = parquet_bytes.snappy_blocks(body) if codec else None
+        if codec and blocks is None:
+            return None
+        data = parquet_bytes.unpacked(body, codec, page.header[2])
+        levels, values, encoding = _split(data, page, column.nested)
+        if encoding != _PLAIN:
+            return None
+        here = levels == column.nested if column.nested else np.ones(page.rows, bool)
+        ends = parquet_bytes.plain_ends(values, int(here.sum())) + len(data) - len(values)
+        begin, end = np.full((2, page.rows), -1, np.int64)
+        end[here] = ends
+        begin[here] = np.concatenate([[len(data) - len(values)], ends[:-1]])[: len(ends)] + 4
+        return _Spans(begin, end, len(data), blocks)
+
+    def _whole(self, path: Path, key: str, number: int) -> list[bytes | None]:
+        """All images of a page, kept for the next read while there is room."""
+        place = (path, key, number)
+        with self._lock:
+            if place in self._kept:
+                self._kept.move_to_end(place)
+                return self._kept[place][1]
+        values = self._read_page(path, key, number)
+        size = sum(len(value or b"") for value in values)
+        with self._lock:
+            if place not in self._kept:
+                self._kept[place] = size, values
+                self._bytes_kept += size
+            while self._bytes_kept > _KEPT and len(self._kept) > 1:
+                self._bytes_kept -= self._kept.popitem(last=False)[1][0]
+        return values
 
     def _read_column(self, path: Path, key: str) -> _Column:
         with opened_parquet(path) as file:
@@ -107,12 +186,12 @@ class ImagePages:
         row = 0
         try:
             for group, (rows, chunk) in enumerate(described):
-                codec = _CODECS[chunk.compression]
+                codec = CODECS[chunk.compression]
                 at = chunk.data_page_offset
                 if chunk.has_dictionary_page and chunk.dictionary_page_offset:
                     at = min(at, chunk.dictionary_page_offset)
                 stop = min(at + chunk.total_compressed_size, size)
-                chunks.append(_Chunk(group, row, rows, codec, None))
+                chunks.append(_Chunk(codec, None))
                 found = row
                 while found < row + rows and at < stop:
                     header, at = self._header(path, at)
@@ -126,7 +205,7 @@ class ImagePages:
                 if found != row + rows:
                     raise ValueError(f"{found - row} values in {rows} rows")
                 row += rows
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise CorruptRecordError(f"column {key!r} is damaged: {error!r}", path) from error
         return _Column(np.array([page.row for page in pages]), pages, chunks, nested)
 
@@ -135,7 +214,7 @@ class ImagePages:
         for size in _HEADER:
             data = self._bytes(path, at, size, whole=False)
             try:
-                header, length = _struct(data, 0)
+                header, length = parquet_bytes.thrift(data, 0)
             except IndexError:
                 continue
             if not all(isinstance(header.get(field), int) for field in (1, 2, 3)):
@@ -163,43 +242,49 @@ class ImagePages:
         page = column.pages[number]
         if not page.header:
             return _row_group(path, key, page.chunk)
-        chunk = column.chunks[page.chunk]
-        try:
-            levels, values, encoding = self._split(path, page, chunk, column.nested)
-            present = int((levels == column.nested).sum()) if column.nested else page.rows
-            if encoding in _BY_DICTIONARY and chunk.dictionary:
-                at, header = chunk.dictionary
-                body = _unpacked(self._body(path, at, header), chunk.codec, header[2])
-                entries = _plain(body, header[7][1])
-                codes = _hybrid(values[1:], values[0], present)
-                found = [entries[code] for code in codes.tolist()]
-            else:
-                found = _plain(values, present)
-        except _DAMAGE as error:
-            raise CorruptRecordError(f"column {key!r} is damaged: {error!r}", path) from error
+        chunk, header = column.chunks[page.chunk], page.header
+        body = self._body(path, page.at, header)
+        if header[1] == _DATA_V2:
+            levels, values, encoding = _split_v2(body, page, column.nested, chunk.codec)
+        else:
+            data = parquet_bytes.unpacked(body, chunk.codec, header[2])
+            levels, values, encoding = _split(data, page, column.nested)
+        present = int((levels == column.nested).sum()) if column.nested else page.rows
+        if encoding in _BY_DICTIONARY and chunk.dictionary:
+            at, about = chunk.dictionary
+            words = parquet_bytes.unpacked(self._body(path, at, about), chunk.codec, about[2])
+            entries = parquet_bytes.plain(words, about[7][1])
+            codes = parquet_bytes.hybrid(values[1:], values[0], present)
+            found = [entries[code] for code in codes.tolist()]
+        else:
+            found = parquet_bytes.plain(values, present)
         if present == page.rows:
-            return found
+            return list(found)
         coming = iter(found)
         return [next(coming) if level == column.nested else None for level in levels.tolist()]
 
-    def _split(
-        self, path: Path, page: _Page, chunk: _Chunk, nested: int
-    ) -> tuple[np.ndarray, bytes, int]:
-        """Of a page: which values are there, the values, and how these are encoded."""
-        body, header = self._body(path, page.at, page.header), page.header
-        width = int(nested).bit_length()
-        if header[1] == _DATA_V2:
-            about = header[8]
-            cut = about[5] + about[6]
-            levels = _hybrid(body[about[6] : cut], width, page.rows)
-            packed, size = body[cut:], header[2] - cut
-            values = packed if about.get(7) is False else _unpacked(packed, chunk.codec, size)
-            return levels, values, about[4]
-        data, levels = _unpacked(body, chunk.codec, header[2]), np.zeros(0, np.int64)
-        if nested:
-            size = int.from_bytes(data[:4], "little")
-            levels, data = _hybrid(data[4 : 4 + size], width, page.rows), data[4 + size :]
-        return levels, data, header[5][2]
+
+def _split(data: bytes, page: _Page, nested: int) -> tuple[np.ndarray, bytes, int]:
+    """Of an unpacked page: which values are there, the values, and how these are encoded."""
+    levels = np.zeros(0, np.int64)
+    if nested:
+        size = int.from_bytes(data[:4], "little")
+        levels = parquet_bytes.hybrid(data[4 : 4 + size], int(nested).bit_length(), page.rows)
+        data = data[4 + size :]
+    return levels, data, page.header[5][2]
+
+
+def _split_v2(
+    body: bytes, page: _Page, nested: int, codec: str | None
+) -> tuple[np.ndarray, bytes, int]:
+    """The same of a page of the second version, in which the values alone are packed."""
+    about = page.header[8]
+    cut = about[5] + about[6]
+    width = int(nested).bit_length()
+    levels = parquet_bytes.hybrid(body[about[6] : cut], width, page.rows)
+    if about.get(7) is False:
+        codec = None
+    return levels, parquet_bytes.unpacked(body[cut:], codec, page.header[2] - cut), about[4]
 
 
 def _find(file: Any, key: str, path: Path) -> int:
@@ -222,7 +307,7 @@ def _find(file: Any, key: str, path: Path) -> int:
 def _readable(chunk: Any) -> bool:
     """Whether a column of a row group is packed and encoded in ways that are known here."""
     known = {"PLAIN", "RLE", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "BIT_PACKED"}
-    return set(chunk.encodings) <= known and chunk.compression in _CODECS
+    return set(chunk.encodings) <= known and chunk.compression in CODECS
 
 
 def _row_group(path: Path, key: str, group: int) -> list[bytes | None]:
@@ -230,99 +315,3 @@ def _row_group(path: Path, key: str, group: int) -> list[bytes | None]:
     with opened_parquet(path) as file:
         rows = file.read_row_group(group, [key])[key].to_pylist()
     return [row.get("bytes") if isinstance(row, dict) else row for row in rows]
-
-
-def _unpacked(data: bytes, codec: str | None, size: int) -> bytes:
-    if codec is None:
-        return data
-    import pyarrow as arrow
-
-    try:
-        found = arrow.Codec(codec).decompress(data, decompressed_size=size, asbytes=True)
-    except arrow.ArrowException as error:
-        raise ValueError(str(error)) from error
-    if len(found) != size:
-        raise ValueError("a page has another size than its header says")
-    return found
-
-
-def _plain(data: bytes, count: int) -> list[bytes]:
-    """Byte strings, each behind its length."""
-    found, at = [], 0
-    for _ in range(count):
-        size = int.from_bytes(data[at : at + 4], "little")
-        at += 4 + size
-        if at > len(data):
-            raise ValueError("a value reaches beyond its page")
-        found.append(data[at - size : at])
-    return found
-
-
-def _hybrid(data: bytes, width: int, count: int) -> np.ndarray:
-    """Small numbers, run-length encoded or packed bit by bit."""
-    if not width:
-        return np.zeros(count, np.int64)
-    parts, total, at = [], 0, 0
-    while total < count:
-        head, at = _varint(data, at)
-        if head & 1:
-            size = (head >> 1) * width
-            bits = np.unpackbits(np.frombuffer(data[at : at + size], np.uint8), bitorder="little")
-            parts.append(bits.reshape(-1, width) @ (1 << np.arange(width)))
-            at += size
-        else:
-            size = (width + 7) // 8
-            value = int.from_bytes(data[at : at + size], "little")
-            parts.append(np.full(min(head >> 1, count - total), value, np.int64))
-            at += size
-        if not len(parts[-1]):
-            raise ValueError("a run of no length")
-        total += len(parts[-1])
-    return np.concatenate(parts)[:count]
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    result = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        result |= (byte & 127) << shift
-        if byte < 128:
-            return result, at
-        shift += 7
-
-
-def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
-    """A struct of Thrift's compact protocol: field number -> value."""
-    found, field = {}, 0
-    while True:
-        head = data[at]
-        at += 1
-        kind = head & 15
-        if not kind:
-            return found, at
-        if head >> 4:
-            field += head >> 4
-        else:
-            number, at = _varint(data, at)
-            field = (number >> 1) ^ -(number & 1)
-        found[field], at = _value(data, at, kind)
-
-
-def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
-    if kind in (1, 2):
-        return kind == 1, at
-    if kind in (4, 5, 6):
-        number, at = _varint(data, at)
-        return (number >> 1) ^ -(number & 1), at
-    if kind == 8:
-        size, at = _varint(data, at)
-        if at + size > len(data):
-            raise IndexError("a string reaches beyond what was read")
-        return data[at : at + size], at + size
-    if kind == 12:
-        return _struct(data, at)
-    if kind in (3, 7):
-        size = 1 if kind == 3 else 8
-        return data[at : at + size], at + size
-    raise ValueError(f"type {kind} is not known in a page's header")

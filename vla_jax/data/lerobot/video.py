@@ -25,6 +25,7 @@ _IDLE = 16  # opened videos of all datasets that are kept for the next read
 _AHEAD = 8  # frames that are decoded and dropped rather than sought
 _BACK = (0.0, 1.0, 10.0)  # s before the frame where a seek may have to begin
 _EXACT = 0.2  # share of a frame's time within which a frame is the one that is meant
+_TIE = 1e-3  # likewise: two frames are as near, and the earlier one is taken
 _lock = threading.Lock()
 _idle: "OrderedDict[int, _Video]" = OrderedDict()
 
@@ -74,20 +75,33 @@ class _Video:
 
     def __init__(self, path: Path, fps: float, start: float | None):
         try:
-            import av
+            import av  # noqa: F401 - asked for first, for the hint
             from av.error import FFmpegError
             from av.video.reformatter import VideoReformatter
         except ImportError as error:
             hint = f"videos need PyAV: {install_hint('lerobot')}"
             raise DataError(hint, path) from error
         self.path, self.owner, self._errors = path, None, FFmpegError
+        self._open()
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self._step = 1 / float(rate) if rate else 1 / fps
+        # Half a row's time; of a video with more frames one of them, if its rate can be believed.
+        self._reach = min(0.5 / fps, max(self._step, 0.25 / fps))
+        # One context for all frames, on this thread: PyAV would make one with its threads a frame.
+        self._convert: Any = VideoReformatter()
+        self.start = 0.0
+        self.start = self._first_time() if start is None else start
+
+    def _open(self) -> None:
+        import av
+
         try:
-            self._container: Any = av.open(str(path))
+            self._container: Any = av.open(str(self.path))
         except (OSError, self._errors, UnicodeError) as error:
-            other = explain_file(path)
+            other = explain_file(self.path)
             if other:
-                raise CorruptRecordError(other, path) from error
-            raise DataError(f"the video cannot be opened: {error}", path) from error
+                raise CorruptRecordError(other, self.path) from error
+            raise DataError(f"the video cannot be opened: {error}", self.path) from error
         streams = self._container.streams.video
         self._stream: Any = streams[0] if streams else None
         if self._stream is None or self._stream.codec_context is None:
@@ -95,24 +109,15 @@ class _Video:
             raise DataError(
                 f"PyAV {av.__version__} has no decoder for this video. Install a build that has "
                 "it, or encode the video anew: ffmpeg -i IN -c:v libx264 -g 2 OUT",
-                path,
+                self.path,
             )
         self._stream.codec_context.thread_count = 1  # the loader's threads decode side by side
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        self._step = 1 / float(rate) if rate else 1 / fps
-        # Half a row's time; of a video with more frames one of them, if its rate can be believed.
-        self._reach = min(0.5 / fps, max(self._step, 0.25 / fps))
-        # One context for all frames, on this thread: PyAV would make one with its threads a frame.
-        self._convert: Any = VideoReformatter()
         self._now: Any = None
-        self._coming: Iterator[Any] = iter(())
-        self.start = 0.0
-        self.start = self._first_time() if start is None else start
+        self._coming: Iterator[Any] = self._container.decode(self._stream)
 
     def _first_time(self) -> float:
         """Time of the first frame that is shown."""
         try:
-            self._coming = self._container.decode(self._stream)
             self._now = next(self._coming, None)
         except (OSError, self._errors) as error:
             problem = f"corrupt video at its beginning: {error}"
@@ -134,12 +139,22 @@ class _Video:
                 found = self._forward(time)
                 if found is not None:
                     break
+            if found is None:
+                found = self._from_the_beginning(time)
             if found is not None:
                 pixels = self._convert.reformat(found, format="rgb24", threads=1)
                 return pixels.to_ndarray()
         except (OSError, self._errors) as error:
             raise ImageDecodeError(f"corrupt video at {time:.3f} s: {error}", self.path) from error
         raise ImageDecodeError(f"the video has no frame at {time:.3f} s", self.path)
+
+    def _from_the_beginning(self, time: float) -> Any:
+        """The frame nearest to `time` of a container in which one cannot seek back that far."""
+        if self._now is not None and self._time(self._now) <= time:
+            return None  # it has been passed, and is not there
+        self._container.close()
+        self._open()
+        return self._forward(time)
 
     def _time(self, frame: Any) -> float:
         return float(frame.time) - self.start
@@ -172,8 +187,10 @@ class _Video:
                 break
             self._now = following
         found = self._now
-        if before is not None and abs(self._time(before) - time) < abs(self._time(found) - time):
-            found = before
+        if before is not None:
+            earlier, later = time - self._time(before), self._time(found) - time
+            if earlier <= abs(later) + _TIE * self._step:
+                found = before
         return found if abs(self._time(found) - time) <= self._reach else None
 
     def close(self) -> None:
