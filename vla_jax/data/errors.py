@@ -118,7 +118,7 @@ class Skips:
         """
         lost = self.counts.total()
         if lost >= _FEW and lost > self.most * total:
-            raise DataError(self._too_many(lost, total))
+            raise DataError(self._too_many(lost, str(total)))
 
     def drew(self, sound: bool) -> None:
         """Counts a window that was drawn; `sound` says whether it could be used.
@@ -132,7 +132,7 @@ class Skips:
             self._recent.append(sound)
             drawn, lost = len(self._recent), self._recent.count(False) if not sound else 0
         if drawn >= _JUDGED and lost > self.most * drawn:
-            raise DataError(self._too_many(lost, drawn, "of the last "))
+            raise DataError(self._too_many(lost, f"the last {drawn}"))
 
     def causes(self) -> list[str]:
         """One line for each kind of error: how many parts, which ones, why."""
@@ -146,10 +146,10 @@ class Skips:
                 lines.append(f"{count} {kind}: {listing}{more}")
         return lines
 
-    def _too_many(self, lost: int, total: int, which: str = "") -> str:
+    def _too_many(self, lost: int, total: str) -> str:
         listing = "\n  ".join(self.causes())
         return (
-            f"{self.name}: {lost} {which}{total} parts would be skipped, more than "
+            f"{self.name}: {lost} of {total} parts would be skipped, more than "
             f"data.max_skipped = {self.most:g} allows. What is wrong with them:\n  {listing}"
         )
 

@@ -23,6 +23,7 @@ from vla_jax.data.rlds.build_index import index_shards
 from vla_jax.data.rlds.index import FORMAT, RLDSIndex
 from vla_jax.data.source_annotated import ANNOTATIONS
 from vla_jax.data.source_streamed import Frames, StreamSource
+from vla_jax.files import problem_of
 from vla_jax.shipped import install_hint
 
 _CYCLE = 4  # shards that are read at the same time, and mixed
@@ -74,7 +75,14 @@ def open_stream(
     if missing:
         raise FeatureError(f"no such feature: {missing}; it has {sorted(described)}", str(folder))
     info, low = builder.info.splits[split], sorted(set(low))
-    paths = [builder.data_path / Path(str(path)).name for path in info.filepaths]
+    try:
+        paths = [builder.data_path / Path(str(path)).name for path in info.filepaths]
+        absent = [path.name for path in paths if not path.exists()]
+    except (OSError, LookupError, ValueError) as error:
+        raise DataError(f"the shards cannot be found: {error}", str(folder)) from error
+    if absent:
+        problem = f"{len(absent)} of {len(paths)} shards are missing: {absent[:5]}"
+        raise DataError(problem, str(folder))
     shards = {path.name: count for path, count in zip(paths, info.shard_lengths, strict=True)}
     read = [(path, repr(described[path])) for path in [*sorted(described), *low]]
     identity = ["stream", FORMAT, builder.name, str(builder.version), split, _sizes(paths), read]
@@ -191,8 +199,10 @@ def _builder(folder: str | Path) -> Any:
     where = str(folder) if "://" in str(folder) else str(Path(folder).expanduser())
     try:
         return tfds.builder_from_directory(where)
-    except (OSError, ValueError, KeyError, AssertionError) as error:
+    except Exception as error:  # whatever TFDS, protobuf and its file systems raise
         problem = f"not a TFDS version folder: {error}"
+        for name in ("dataset_info.json", "features.json"):
+            problem = problem_of(f"{where}/{name}", problem)
         raise DataError(problem, where) from error
 
 
