@@ -107,8 +107,8 @@ def read(name, folder, cache, skip):
         name, spec, folder, "train", ["primary"], 7, cache_dir=str(cache), skips=skips,
         reader=find_reader(folder, kind),
     )  # fmt: skip
-    height, width = dataset.image_sizes["primary"]
     found = {}
+    height, width = dataset.image_sizes.get("primary", (8, 12))  # black where there is none
     _, places = dataset.in_source()
     for episode, length in enumerate(dataset.lengths.tolist()):
         out = np.zeros((length, height, width, 3), np.uint8)

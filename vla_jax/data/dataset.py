@@ -130,7 +130,8 @@ class Dataset:
         self.unused = unused
         for reason, count in unused.items():
             if count:
-                log.info("%s: %d of %d trajectories %s", name, count, len(episodes), reason)
+                level = logging.WARNING if reason.startswith("have no") else logging.INFO
+                log.log(level, "%s: %d of %d trajectories %s", name, count, len(episodes), reason)
         if skips.counts:
             log.warning("%s", skips)
         if mistake and not sound:  # no episode fits what is asked for: a mistake, nothing to skip

@@ -70,14 +70,14 @@ def inspect(
     features = find_reader(folder).features(folder)
     cameras = [role for role, path in spec.images.items() if find_feature(features, path)]
     dim = action_dim(spec, folder, split, cache_dir)
-    skips = Skips(name, "skip")
+    skips = Skips(name, "skip", most=1.0)  # whatever is wrong: that is what is asked
     dataset = open_dataset(
         name, spec, folder, split, cameras, dim, cache_dir=cache_dir, skips=skips
     )
     found = statistics(dataset.actions, dataset.proprio, len(dataset.lengths), spec.mask(dim))
     gripper = dataset.actions[:, -1]
     inside = np.histogram(np.clip(gripper, 0, 1), _BINS)[0] / len(gripper)
-    warnings = [f"{count} of its parts are skipped: {kind}" for kind, count in skips.counts.items()]
+    warnings = [f"parts are skipped: {cause}" for cause in skips.causes()]
     warnings += [f"{count} trajectories {why}" for why, count in dataset.unused.items() if count]
     warnings += [
         f"no camera {role!r}: there is no {path!r}"

@@ -15,7 +15,9 @@ CODECS = {
     "LZ4": "lz4_raw", "LZ4_RAW": "lz4_raw",
 }  # fmt: skip
 # What damaged pages make the code below raise.
-DAMAGE = (LookupError, ValueError, OverflowError, struct.error, zlib.error, MemoryError, OSError)
+DAMAGE = (
+    LookupError, ValueError, TypeError, OverflowError, struct.error, zlib.error, MemoryError, OSError,
+)  # fmt: skip
 BLOCK = 1 << 16  # bytes that snappy packs on their own
 _PARTS = 64  # of a packed block: with more of them finding its end costs more than unpacking all
 

@@ -100,6 +100,8 @@ def index_shards(
             yield shard.arrays
 
     if not write_columns(folder, parts()):
+        if not skipped:
+            raise EmptyTrajectoryError("the split has no episodes", directory)
         raise as_error(skipped[0], directory)
     lengths = np.load(folder / "length.npy")
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
