@@ -336,12 +336,11 @@ def test_too_long_prompts_are_all_listed(mixture):
 
 def test_corrupt_image_names_everything(calvin, data_config, structure):
     shard = next(calvin.glob("*-train.tfrecord-*"))
-    offset, record = list(records.read_records(shard))[2]
-    field = records.walk_example(record)["steps/observation/rgb_gripper"]
-    start, stop = records.byte_spans(record, field)[6]
-    data = bytearray(shard.read_bytes())
-    data[offset + start + 4 : offset + stop] = bytes(stop - start - 4)
-    shard.write_bytes(data)
+    found = [record for _, record in records.read_records(shard)]
+    field = records.walk_example(found[2])["steps/observation/rgb_gripper"]
+    start, stop = records.byte_spans(found[2], field)[6]
+    found[2] = found[2][: start + 4] + bytes(stop - start - 4) + found[2][stop:]
+    shard.write_bytes(b"".join(map(records.frame_record, found)))
     config = data_config(("calvin", calvin, 1.0), val_fraction=0.0)
     mixture = open_datasets(config, structure(cameras=("wrist",)), 7, "train")
     before = threading.active_count()

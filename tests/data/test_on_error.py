@@ -10,7 +10,7 @@ from tests.data.conftest import write_calvin
 from vla_jax.data import errors, oxe
 from vla_jax.data.features import load_features
 from vla_jax.data.loader import Loader, open_datasets
-from vla_jax.data.rlds import records
+from vla_jax.data.rlds import crc32c, records
 
 LENGTHS = [4, 5, 6, 7]
 SHARD = "calvin-train.tfrecord-00000-of-00001"
@@ -189,7 +189,8 @@ def test_mended_shards_are_used_again(folder, opened, reader):
     assert opened(folder, reader=reader).datasets[0].lengths.tolist() == LENGTHS
 
 
-def test_checksums_on_request(folder, opened):
+def test_checksums_on_request_or_where_they_are_quick(folder, opened, monkeypatch):
+    monkeypatch.setattr(crc32c, "FAST", False)
     data = bytearray(shard_of(folder).read_bytes())
     offset, record = list(records.read_records(shard_of(folder)))[2]
     data[offset + records.walk_example(record)["steps/rel_actions"].start + 9] ^= 1  # a value
@@ -197,6 +198,9 @@ def test_checksums_on_request(folder, opened):
     assert opened(folder).datasets[0].lengths.tolist() == LENGTHS
     with pytest.raises(errors.CorruptRecordError, match="episode 2: checksum of the record"):
         opened(folder, index="verify")
+    monkeypatch.setattr(crc32c, "FAST", True)
+    with pytest.raises(errors.CorruptRecordError, match="episode 2: checksum of the record"):
+        opened(folder, index="rebuild")
 
 
 def test_nothing_left_is_an_error(folder, opened):
@@ -206,12 +210,16 @@ def test_nothing_left_is_an_error(folder, opened):
 
 
 def spoil_jpeg(folder, episode, frame):
-    offset, record = list(records.read_records(shard_of(folder)))[episode]
-    field = records.walk_example(record)["steps/observation/rgb_gripper"]
-    start, stop = records.byte_spans(record, field)[frame]
-    data = bytearray(shard_of(folder).read_bytes())
-    data[offset + start + 4 : offset + stop] = bytes(stop - start - 4)
-    shard_of(folder).write_bytes(data)
+    """A JPEG that was damaged before it was written: the record's checksum is right."""
+
+    def change(found):
+        field = records.walk_example(found[episode])["steps/observation/rgb_gripper"]
+        start, stop = records.byte_spans(found[episode], field)[frame]
+        record = bytearray(found[episode])
+        record[start + 4 : stop] = bytes(stop - start - 4)
+        found[episode] = bytes(record)
+
+    rewrite(folder, change)
 
 
 def test_windows_with_a_corrupt_image(folder, opened, caplog):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vla_jax.files import explain_file
 from vla_jax.config.option import ConfigError
 from vla_jax.config.resolve import resolve
 from vla_jax.config.schema import Config
@@ -69,7 +70,7 @@ def read_json(path: str | Path, where: str = "", expected: str = "an object") ->
     except OSError as error:
         raise ConfigError(f"{where}{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}{path}: not JSON: {error}") from error
+        raise ConfigError(f"{where}{path}: {explain_file(path) or f'not JSON: {error}'}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{where}{path}: expected {expected}, found {type(content).__name__}")
     return content

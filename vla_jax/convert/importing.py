@@ -245,10 +245,21 @@ def _random(
 
 def _tokenizer(folder: str | Path, config: Config) -> str:
     try:
-        return hf.tokenizer(folder, config.model).to_json()
+        found = hf.tokenizer(folder, config.model)
     except (FileNotFoundError, ImportError) as error:
         logger.warning("%s; the checkpoint can be converted and trained, not served", error)
         return ""
+    except ValueError as error:
+        raise WeightError(f"the tokenizer cannot be read: {error}") from error
+    rows = hf.vocab_size(config.model)
+    beyond = found.beyond(rows)
+    if beyond:
+        logger.warning(
+            "%s: the tokenizer has %d tokens beyond the %d rows of the model's vocabulary, such as "
+            "%s: prompts that hold one are refused. Is it this model's tokenizer?",
+            folder, len(beyond), rows, beyond[:5],
+        )  # fmt: skip
+    return found.to_json()
 
 
 def _join(

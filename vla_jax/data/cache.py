@@ -2,14 +2,18 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
+import hashlib
 import json
 import logging
 import multiprocessing
 import os
 import shutil
+import socket
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +21,16 @@ from typing import Any
 import numpy as np
 
 from vla_jax import progress
+from vla_jax.data.errors import DataError
 
 log = logging.getLogger(__name__)
 DONE = "index.json"  # what `build` writes last
 SKIPPED = "skipped"  # in it: a list of what was wrong and is left out
+ARRAYS = "arrays"  # in it: name of every array -> its size and checksum
+_CHECKED = 4 << 20  # bytes of an array up to which its checksum is compared at every opening
+# The disk is full or may not be written.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_MAPPED = 1 << 20  # bytes from which an array is mapped: each of these holds a descriptor
 
 
 def cached_folder(
@@ -30,8 +40,9 @@ def cached_folder(
     rebuild: bool,
     build: Callable[[Path], None],
     skip: bool,
+    renew: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda meta: meta,
 ) -> Path:
-    """The folder `name`, built first where there is none.
+    """The folder `name`, built first where there is none that is whole and of the same data.
 
     Args:
         directory: the data it belongs to, the folder lies in `vla_index` below; None = not on a
@@ -43,28 +54,100 @@ def cached_folder(
         build: fills an empty folder; writes `DONE`, with `SKIPPED`.
         skip: take one from which something was left out; else it is built anew, as what was wrong
             may have been mended since.
+        renew: what `DONE` holds -> the same as it should be now; None = the data are others by
+            now, in files of the same names and sizes, and the folder is built anew.
+
+    Raises:
+        DataError: the folder cannot be written.
     """
     roots = _roots(directory, cache_dir)
     if not rebuild:
         for root in roots:
-            if _fits(root / name, skip):
+            if _fits(root / name, skip, renew):
                 return root / name
     root = _first_writable(roots)
-    root.mkdir(parents=True, exist_ok=True)
-    with _lock(root / f".{name}.lock"):
-        if rebuild or not _fits(root / name, skip):
-            started = time.monotonic()
-            work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
-            try:
-                build(work)
-                work.chmod(0o755)
-                shutil.rmtree(root / name, ignore_errors=True)
-                os.replace(work, root / name)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-            seconds = time.monotonic() - started
-            log.info("indexed in %.1f s: %s", seconds, root / name)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root / f".{name}.lock"):
+            if rebuild or not _fits(root / name, skip, renew, logging.DEBUG):
+                _build(root / name, build)
+    except OSError as error:
+        hint = ": free some space, or set data.cache_dir to a folder that can be written"
+        full = error.errno in _UNWRITABLE
+        problem = f"the index cannot be made ({error}){hint if full else ''}"
+        raise DataError(problem, root) from error
     return root / name
+
+
+def _build(folder: Path, build: Callable[[Path], None]) -> None:
+    """Builds beside `folder` and puts the result in its place, whole and on the disk."""
+    started = time.monotonic()
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        build(work)
+        meta = json.loads((work / DONE).read_text(encoding="utf-8"))
+        write_json(work / DONE, meta | {ARRAYS: _arrays(work)})
+        for path in work.iterdir():
+            sync(path)
+        work.chmod(0o755)
+        sync(work)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(work, folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    log.info("indexed in %.1f s: %s", time.monotonic() - started, folder)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or the entries of a folder are on the disk, where it can be asked for."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON into a file that is whole or as it was before, after a crash too."""
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        work.write_text(json.dumps(content), encoding="utf-8")
+        sync(work)
+        os.replace(work, path)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def stamp(path: Any) -> list[int]:
+    """Changes whenever a file is replaced or written to; [] if it is missing.
+
+    The time of the last change of an inode cannot be set by hand, unlike that of its content.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def content_of(meta: Mapping[str, Any]) -> str:
+    """A digest of all arrays of a folder, from what its `DONE` holds."""
+    return hashlib.sha256(json.dumps(meta.get(ARRAYS), sort_keys=True).encode()).hexdigest()
+
+
+def _arrays(folder: Path) -> dict[str, list[int]]:
+    """Size and checksum of every array in a folder."""
+    return {p.name: [p.stat().st_size, _checksum(p)] for p in sorted(folder.glob("*.npy"))}
+
+
+def _checksum(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def cached_json(
@@ -90,7 +173,9 @@ def cached_json(
         work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
         try:
             (work / name).write_text(json.dumps(found, indent=1), encoding="utf-8")
+            sync(work / name)
             os.replace(work / name, root / name)
+            sync(root)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
@@ -105,9 +190,35 @@ def _roots(directory: Path | None, cache_dir: str) -> list[Path]:
     return [*beside, Path("~/.cache/vla_jax").expanduser()]
 
 
-def _fits(folder: Path, skip: bool) -> bool:
-    done = folder / DONE
-    return done.exists() and (skip or not json.loads(done.read_text(encoding="utf-8"))[SKIPPED])
+def _fits(
+    folder: Path,
+    skip: bool,
+    renew: Callable[[dict[str, Any]], dict[str, Any] | None],
+    level: int = logging.WARNING,
+) -> bool:
+    """Whether the folder is whole, of the data as they are now, and lacks nothing that must be."""
+    if not (folder / DONE).exists():
+        return False
+    try:
+        meta = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        if meta[SKIPPED] and not skip:
+            return False
+        for name, (size, crc) in meta[ARRAYS].items():
+            path = folder / name
+            if path.stat().st_size != size or (size <= _CHECKED and _checksum(path) != crc):
+                log.log(level, "%s is damaged and is built anew: %s", folder, name)
+                return False
+        renewed = renew(meta)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.log(level, "%s is damaged, or of before, and is built anew: %r", folder, error)
+        return False
+    if renewed is None:
+        log.log(level, "%s is built anew: the data have changed since", folder)
+        return False
+    if renewed != meta:
+        with contextlib.suppress(OSError):  # a folder that only others may write is as good
+            write_json(folder / DONE, renewed)
+    return True
 
 
 def _first_writable(roots: Sequence[Path]) -> Path:
@@ -123,11 +234,23 @@ def _writable(root: Path) -> bool:
 @contextlib.contextmanager
 def _lock(path: Path):
     """Lets one process build while others wait; file systems without locks go without."""
-    with open(path, "w") as file:
-        with contextlib.suppress(OSError):
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            log.info("waiting for the index that %s is making", file.read().strip() or "another")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    path.unlink(missing_ok=True)
+        except OSError:
+            pass
+        try:
+            with contextlib.suppress(OSError):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def run_jobs(work: Callable[[Any], Any], jobs: Sequence[Any], parallel: bool) -> Iterator[Any]:
@@ -149,18 +272,24 @@ def write_columns(folder: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> li
         The stems.
     """
     columns: dict[str, _Column] = {}
-    for part in parts:
-        for stem, rows in part.items():
-            if stem not in columns:
-                columns[stem] = _Column(folder / f"{stem}.npy", rows)
-            columns[stem].append(rows)
-    for column in columns.values():
-        column.close()
+    try:
+        for part in parts:
+            for stem, rows in part.items():
+                if stem not in columns:
+                    columns[stem] = _Column(folder / f"{stem}.npy", rows)
+                columns[stem].append(rows)
+        for column in columns.values():
+            column.close()
+    finally:
+        for column in columns.values():
+            column.abandon()
     return list(columns)
 
 
 def map_array(path: Path) -> np.ndarray:
-    """A saved array, memory-mapped."""
+    """A saved array, read if it is small and memory-mapped otherwise."""
+    if path.stat().st_size < _MAPPED:
+        return np.load(path)
     mapped = np.load(path, mmap_mode="r")
     return np.asarray(mapped)  # a plain view: indexing np.memmap itself is several times slower
 
@@ -189,3 +318,8 @@ class _Column:
         if self._header() != self._data_at:
             raise RuntimeError("numpy's header outgrew its padding")
         self._file.close()
+
+    def abandon(self) -> None:
+        """Closes the file without a word, as on a full disk; a closed one stays as it is."""
+        with contextlib.suppress(OSError):
+            self._file.close()

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
 from vla_jax.data import windows as trajectories
-from vla_jax.data.decode import decode_into, image_size
+from vla_jax.data.decode import decode_into
 from vla_jax.data.errors import (
     DataError,
     FeatureError,
@@ -23,11 +23,20 @@ from vla_jax.data.errors import (
     MissingCameraError,
     Skips,
 )
-from vla_jax.data.features import STEPS, Feature
+from vla_jax.data.features import STEPS
 from vla_jax.data.filters import SPAN, Filters, moving
 from vla_jax.data.formats import Reader, find_reader, to_folder
+from vla_jax.data.requested import (
+    check_episodes,
+    find_cameras,
+    find_feature,
+    held_size,
+    lacking_cameras,
+    partners,
+    unfit,
+)
 from vla_jax.data.source import Source
-from vla_jax.data.spec import DatasetSpec, Path, Trajectory
+from vla_jax.data.spec import DatasetSpec, Trajectory
 from vla_jax.data.standardize import instructions, standardise
 from vla_jax.data.units.normalize import ActionSpec
 
@@ -79,21 +88,28 @@ class Dataset:
         self.proprio: np.ndarray | None = None
         raw = {short: self.column(index, path) for short, path in paths.items()}
         starts, frames, texts = [0], [], []
+        check_episodes(filters, index, name)
         # By the episode's number alone: the same for every process, seed and part of the split.
-        swaps = np.random.default_rng(0).integers(0, 2, index.num_episodes)
+        swaps = np.random.default_rng(0).integers(0, 2, int(index.numbers.max(initial=0)) + 1)
+        mistake: FeatureError | None = None
         unused: Counter[str] = Counter()
+        sound = 0
         table: dict[str, int] = {}
         for episode in episodes:
             first, stop = int(index.starts[episode]), int(index.starts[episode + 1])
             columns = {short: column(episode, first, stop) for short, column in raw.items()}
-            if not _is_listed(filters, episode, columns):
+            number = int(index.numbers[episode])
+            if not _is_listed(filters, number, columns):
                 unused["are not listed in data.filters.episodes"] += 1
                 continue
             try:
                 found = self._standardise(columns, action_dim, first, stop - first)
             except DataError as error:
+                if isinstance(error, FeatureError):
+                    mistake = mistake or error
                 skips.add(error)
                 continue
+            sound += 1
             begin, end, stride = found.keep.indices(stop - first)
             said = instructions(found)
             allowed = filters.texts(said)
@@ -105,7 +121,7 @@ class Dataset:
                 ] += 1  # fmt: skip
                 continue
             starts.append(starts[-1] + self._append(starts[-1], found, capacity))
-            frames.append((first + begin, stride, swaps[episode]))
+            frames.append((first + begin, stride, swaps[number]))
             texts.append([table.setdefault(text, len(table)) for text in allowed])
         chosen = np.ones(len(frames), bool)
         if filters.few_shot and frames:
@@ -114,16 +130,26 @@ class Dataset:
         self.unused = unused
         for reason, count in unused.items():
             if count:
-                log.info("%s: %d of %d trajectories %s", name, count, len(episodes), reason)
+                level = logging.WARNING if reason.startswith("have no") else logging.INFO
+                log.log(level, "%s: %d of %d trajectories %s", name, count, len(episodes), reason)
         if skips.counts:
             log.warning("%s", skips)
+        if mistake and not sound:  # no episode fits what is asked for: a mistake, nothing to skip
+            raise mistake
+        skips.check(len(episodes) + sum(parts for _, parts in index.skipped))
         if not frames:
             reasons = [f"{count} {reason}" for reason, count in unused.items()]
             reasons += [str(skips)] if skips.counts else []
             raise DataError(f"{name}: no trajectory is left: {'; '.join(reasons)}", index.root)
         self._keep(chosen, np.array(starts, np.int64), np.array(frames, np.int64), texts)
         self.instructions = list(table)
-        self.image_sizes = {role: self._first_size(path) for role, path in cameras.items()}
+        first = self._frames.tolist()
+        # Of each camera's images the size, and whether another one is worth a warning.
+        self._held = {
+            path: held_size(index, path, first, name, skips.allowed)
+            for path in dict.fromkeys(cameras.values())
+        }
+        self.image_sizes = {role: self._held[path][0] for role, path in cameras.items()}
 
     def _standardise(
         self, columns: Mapping[str, np.ndarray], action_dim: int, first: int, steps: int
@@ -179,24 +205,6 @@ class Dataset:
             return values if texts is None else texts[values]
 
         return column
-
-    def _first_size(self, path: str) -> tuple[int, int]:
-        height, width = self.index.features[path].shape[:2]
-        if height is not None and width is not None:
-            return height, width
-        wrong: DataError | None = None
-        for frame in self._frames.tolist():
-            try:
-                data = self.index.read(path, frame, frame)[0]
-                if len(data):
-                    return image_size(data)
-            except DataError as error:
-                if not error.file:
-                    error = type(error)(f"{path!r}: {error.problem}", *self.index.place(frame))
-                if not self.skips.allowed:  # else its windows are left out when they are drawn
-                    raise error from None
-                wrong = wrong or error
-        raise wrong or DataError(f"{self.name}: camera {path!r} has no images", self.index.root)
 
     def in_source(self) -> tuple[list[str], Int64[np.ndarray, "e"]]:
         """Paths of the images that are used, and the source's number of each trajectory."""
@@ -273,11 +281,24 @@ class Dataset:
                 out[row] = out[row - 1]
                 continue
             try:
-                decode_into(data, out[row], self.fast_dct)
+                size = decode_into(data, out[row], self.fast_dct)
+                if size != self._held[path][0] and present[row]:
+                    self._tell_size(path, size, base + frame)
             except ImageDecodeError as error:
                 problem = f"dataset {self.name!r}, camera {role!r} ({path}): {error.problem}"
                 raise ImageDecodeError(problem, *self.index.place(base + frame)) from error
         return present
+
+    def _tell_size(self, path: str, size: tuple[int, int], frame: int) -> None:
+        """Warns once of an image that is not as large as its camera's others."""
+        held, fixed = self._held[path]
+        if fixed:
+            self._held[path] = held, False
+            log.warning(
+                "%s: camera %r: an image is %d x %d, not %d x %d, and is brought to the size of "
+                "the others: %s, episode %d, frame %d",
+                self.name, path, *size, *held, *self.index.place(frame),
+            )  # fmt: skip
 
     def _path(self, role: str, trajectory: int) -> str:
         """The image feature that plays a role in a trajectory."""
@@ -326,12 +347,13 @@ def open_dataset(
     filters, skips = filters or Filters(), skips or Skips(name)
     folder, reader = to_folder(directory), reader or find_reader(directory)
     features = reader.features(folder)
-    roles = list(dict.fromkeys([*cameras, *_partners(spec, cameras)]))
-    images = _find_cameras(spec, features, roles)
+    roles = list(dict.fromkeys([*cameras, *partners(spec, cameras)]))
+    images = find_cameras(spec, features, roles)
     needed = {**spec.features, **({path: path for path in SPAN} if filters.by_span else {})}
     columns = {short: find_feature(features, path) for short, path in needed.items()}
     problems = [f"no feature {needed[short]!r}" for short, path in columns.items() if path is None]
-    lacking = _lacking(spec, features, [role for role in roles if role not in images])
+    lacking = lacking_cameras(spec, features, [role for role in roles if role not in images])
+    problems += unfit(features, images, [path for path in columns.values() if path])
     try:
         spec.mask(action_dim)
     except ValueError as error:
@@ -354,35 +376,9 @@ def open_dataset(
     return Dataset(name, spec, index, paths, images, parts[part], action_dim, filters, skips)
 
 
-def _find_cameras(
-    spec: DatasetSpec, features: Mapping[str, Feature], cameras: Sequence[str]
-) -> dict[str, str]:
-    found = {
-        role: find_feature(features, spec.images[role]) for role in cameras if role in spec.images
-    }
-    return {role: path for role, path in found.items() if path}
-
-
-def _partners(spec: DatasetSpec, cameras: Sequence[str]) -> tuple[str, ...]:
-    """The cameras that may take the place of some of these."""
-    return spec.swap if spec.swap and set(spec.swap) & set(cameras) else ()
-
-
-def _lacking(spec: DatasetSpec, features: Mapping[str, Feature], roles: Sequence[str]) -> str:
-    have = {role: path for role, path in spec.images.items() if find_feature(features, path)}
-    return "; ".join(f"no camera {role!r}; its cameras are {have}" for role in roles)
-
-
-def find_feature(features: Mapping[str, Feature], path: Path) -> str | None:
-    """The first of the alternatives that there is, below `steps/` or not."""
-    candidates = [path] if isinstance(path, str) else list(path)
-    spelled = [p for c in candidates for p in (STEPS + c, c)]
-    return next((p for p in spelled if p in features), None)
-
-
-def _is_listed(filters: Filters, episode: int, columns: Mapping[str, np.ndarray]) -> bool:
+def _is_listed(filters: Filters, number: int, columns: Mapping[str, np.ndarray]) -> bool:
     if filters.episodes is None:
         return True
     if not filters.by_span:
-        return episode in filters.episodes
+        return number in filters.episodes
     return tuple(int(columns[path].item()) for path in SPAN) in filters.episodes

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections import Counter
+from collections import Counter, deque
 from pathlib import PurePath
 
 log = logging.getLogger(__name__)
@@ -66,23 +66,30 @@ KINDS: dict[str, type[DataError]] = {
     )
 }  # fmt: skip
 _SHOWN = 5  # of each kind in full; beyond that they are counted
+_FEW = 4  # parts below which a share says nothing
+_RECENT, _JUDGED = 256, 64  # windows whose share counts, and how many it takes to judge
 
 
 class Skips:
     """What a run does about a part of the data that is wrong: it stops, or goes on without.
 
-    Nothing is left out in silence: every part is counted by kind, and logged with its place.
+    Nothing is left out in silence: every part is counted by kind, and logged with its place. More
+    than a share of everything is not left out at all: what is wrong then is not single parts.
 
     Attributes:
         name: of the dataset, for messages.
         on_error: "error" or "skip", see `data.on_error`.
+        most: share of the parts that may be left out, see `data.max_skipped`.
         counts: kind of error -> parts left out.
+        examples: kind of error -> the first ones, each with the parts it concerns.
     """
 
-    def __init__(self, name: str, on_error: str = "error"):
+    def __init__(self, name: str, on_error: str = "error", most: float = 0.5):
         """Nothing has been left out yet."""
-        self.name, self.on_error = name, on_error
+        self.name, self.on_error, self.most = name, on_error, most
         self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[tuple[DataError, int]]] = {}
+        self._recent: deque[bool] = deque(maxlen=_RECENT)
         self._lock = threading.Lock()
 
     @property
@@ -98,8 +105,53 @@ class Skips:
         with self._lock:
             shown = self.counts[kind] < _SHOWN
             self.counts[kind] += parts
+            if shown:
+                self.examples.setdefault(kind, []).append((error, parts))
         if shown:
             log.warning("%s: skipped %d: %s: %s", self.name, parts, kind, error)
+
+    def check(self, total: int) -> None:
+        """Holds what has been left out of `total` parts against the share that may be.
+
+        Raises:
+            DataError: it is more.
+        """
+        lost = self.counts.total()
+        if lost >= _FEW and lost > self.most * total:
+            raise DataError(self._too_many(lost, str(total)))
+
+    def drew(self, sound: bool) -> None:
+        """Counts a window that was drawn; `sound` says whether it could be used.
+
+        Raises:
+            DataError: of the last ones more than the share that may be left out could not.
+        """
+        if not self.allowed:
+            return
+        with self._lock:
+            self._recent.append(sound)
+            drawn, lost = len(self._recent), self._recent.count(False) if not sound else 0
+        if drawn >= _JUDGED and lost > self.most * drawn:
+            raise DataError(self._too_many(lost, f"the last {drawn}"))
+
+    def causes(self) -> list[str]:
+        """One line for each kind of error: how many parts, which ones, why."""
+        lines = []
+        with self._lock:
+            for kind, count in sorted(self.counts.items()):
+                shown = self.examples.get(kind, [])
+                listing = "; ".join(str(error) for error, _ in shown)
+                rest = count - sum(parts for _, parts in shown)
+                more = f"; and {rest} more" if rest > 0 else ""
+                lines.append(f"{count} {kind}: {listing}{more}")
+        return lines
+
+    def _too_many(self, lost: int, total: str) -> str:
+        listing = "\n  ".join(self.causes())
+        return (
+            f"{self.name}: {lost} of {total} parts would be skipped, more than "
+            f"data.max_skipped = {self.most:g} allows. What is wrong with them:\n  {listing}"
+        )
 
     def __str__(self) -> str:
         with self._lock:

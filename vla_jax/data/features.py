@@ -17,6 +17,7 @@ import numpy as np
 
 from vla_jax.data.errors import DataError, FeatureError
 from vla_jax.data.rlds import records
+from vla_jax.files import explain_content, problem_of
 
 _CLASS = "tensorflow_datasets.core.features."
 STEPS = "steps/"  # prefix of everything recorded once a step
@@ -27,7 +28,7 @@ class Feature:
     """One leaf of features.json.
 
     Attributes:
-        kind: image | tensor | text | other.
+        kind: image | tensor | text | depth (a camera of distances) | other.
         shape: of one step (or of the episode, outside `steps`); None where it varies.
         dtype: numpy name; "string" for text.
         encoding: tensor: none | bytes | zlib; image: jpeg | png | "" (either).
@@ -62,8 +63,9 @@ def load_features(path: Path) -> dict[str, Feature]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", path) from error
+    except (OSError, ValueError) as error:
+        problem = problem_of(path, f"cannot be read: {error}")
+        raise DataError(problem, path) from error
     return parse_features(text, path)
 
 
@@ -75,8 +77,9 @@ def parse_features(text: str, path: Path) -> dict[str, Feature]:
     """
     try:
         return dict(_flatten(json.loads(text), ""))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"not a TFDS features.json ({error})", path) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = explain_content(text[:256].encode()) or f"not a TFDS features.json ({error!r})"
+        raise DataError(problem, path) from error
 
 
 def _flatten(node: dict[str, Any], path: str):
@@ -94,11 +97,19 @@ def _flatten(node: dict[str, Any], path: str):
     elif "tensor" in node:
         body = node["tensor"]
         feature = Feature("tensor", _shape(body), body["dtype"], body.get("encoding", "none"))
-        yield path, Feature("text") if feature.dtype == "string" else feature
+        text = feature.dtype == "string"
+        yield path, Feature("text" if text else "other") if not _numeric(feature) else feature
     elif "classLabel" in node:
         yield path, Feature("tensor", (), "int64", "none")
     else:
         yield path, Feature("other")
+
+
+def _numeric(feature: Feature) -> bool:
+    try:
+        return np.dtype(feature.dtype).kind in "fiub"
+    except TypeError:  # such as bfloat16, and no number at all
+        return False
 
 
 def _shape(body: dict[str, Any]) -> tuple[int | None, ...]:
@@ -175,4 +186,24 @@ def decode(record: bytes, field: records.Field, feature: Feature) -> np.ndarray:
     shape = tuple(size for size in feature.shape if size is not None)
     if values.size % math.prod(shape):
         raise FeatureError(f"{values.size} numbers do not fill rows of shape {shape}")
-    return values.reshape(-1, *shape).astype(feature.dtype, copy=False)
+    return cast(values.reshape(-1, *shape), feature.dtype)
+
+
+def cast(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Recorded numbers as the type that the dataset declares, where that changes none of them.
+
+    Raises:
+        FeatureError: it would cut off fractions, wrap or overflow (the caller adds the place).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = values.astype(dtype, copy=False)
+    if np.can_cast(values.dtype, found.dtype, "safe"):
+        return found
+    if found.dtype.kind == "f":
+        # Rounding is what a narrower float means; a number that becomes infinite is lost.
+        lost = np.isinf(found) & np.isfinite(values) if values.dtype.kind == "f" else False
+    else:
+        lost = found.astype(values.dtype) != values
+    if np.any(lost):
+        raise FeatureError(f"holds {values.dtype} numbers that are no {dtype}")
+    return found

@@ -68,6 +68,8 @@ class _Columns:
         self._numbers: dict[bytes, list[int]] = {}  # equal ones are told apart by their order
         parts: dict[str, list[np.ndarray]] = {path: [] for path in self._low}
         lengths: list[int] = []
+        numbers: list[int] = []
+        number = -1
         self._features: dict[str, Feature] = {}
         for number, raw in enumerate(_steps(trajectories)):
             flat = _flat(raw)
@@ -81,13 +83,16 @@ class _Columns:
                 continue
             self._numbers.setdefault(self._key(flat), []).append(len(lengths))
             lengths.append(length)
+            numbers.append(number)
             for path in self._low:
                 parts[path].append(flat[path])
         if not lengths:
             raise DataError("there are no trajectories", self.root)
         self.starts = np.cumsum([0, *lengths])
+        self.numbers, self.every = np.array(numbers, np.int64), range(number + 1)
         keys = b"".join(sorted(self._numbers))
         self.digest = hashlib.sha256(keys + self.starts.tobytes()).hexdigest()
+        self.content = self.digest
         self._columns = {path: np.concatenate(rows) for path, rows in parts.items()}
 
     def _length(self, flat: Mapping[str, np.ndarray], number: int) -> int:
@@ -104,6 +109,14 @@ class _Columns:
             raise FeatureError(f"features of different lengths: {lengths}", self.root, number)
         if not any(lengths.values()):
             raise EmptyTrajectoryError("the trajectory has no steps", self.root, number)
+        for path in (*self._low, *self.cameras):
+            like, values = self._features[path], flat[path]
+            if not _is_like(values, like):
+                problem = (
+                    f"{path!r} is {values.dtype} {list(values.shape[1:])} a step, in the first one "
+                    f"{like.dtype} {list(like.shape)}"
+                )
+                raise FeatureError(problem, self.root, number)
         return next(iter(lengths.values()))
 
     def _key(self, flat: Mapping[str, np.ndarray]) -> bytes:
@@ -161,7 +174,8 @@ class _Columns:
         raise DataError("images of given trajectories cannot be read at random", *self.place(first))
 
     def place(self, frame: int) -> tuple[Path, int, int]:
-        return (self.root, *find_place(self.starts, frame))
+        number, step = find_place(self.starts, frame)
+        return self.root, int(self.numbers[number]), step
 
 
 def _steps(trajectories: Given) -> Iterator[Mapping[str, Any]]:
@@ -202,6 +216,16 @@ def _features(flat: Mapping[str, np.ndarray]) -> dict[str, Feature]:
         else:
             found[path] = Feature("tensor", values.shape[1:], values.dtype.name)
     return found
+
+
+def _is_like(values: np.ndarray, like: Feature) -> bool:
+    """Whether values are of the kind and shape that the first trajectory's are."""
+    if like.kind == "image" and values.dtype != object:
+        return values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] == 3
+    if values.dtype == object:
+        return values.ndim == 1 and (like.kind != "tensor" or like.dtype == "object")
+    numbers = like.kind == "tensor" and like.dtype != "object"
+    return numbers and values.shape[1:] == like.shape
 
 
 def _is_text(value: bytes) -> bool:

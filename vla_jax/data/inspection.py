@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.data.dataset import Dataset, find_feature, open_dataset
+from vla_jax.data.dataset import Dataset, open_dataset
 from vla_jax.data.errors import DataError, FeatureError, Skips
 from vla_jax.data.filters import moving
 from vla_jax.data.formats import find_reader
+from vla_jax.data.requested import find_feature
 from vla_jax.data.spec import ACTION_ENCODINGS, DatasetSpec
 from vla_jax.data.units.statistics import statistics
 
@@ -69,14 +70,14 @@ def inspect(
     features = find_reader(folder).features(folder)
     cameras = [role for role, path in spec.images.items() if find_feature(features, path)]
     dim = action_dim(spec, folder, split, cache_dir)
-    skips = Skips(name, "skip")
+    skips = Skips(name, "skip", most=1.0)  # whatever is wrong: that is what is asked
     dataset = open_dataset(
         name, spec, folder, split, cameras, dim, cache_dir=cache_dir, skips=skips
     )
     found = statistics(dataset.actions, dataset.proprio, len(dataset.lengths), spec.mask(dim))
     gripper = dataset.actions[:, -1]
     inside = np.histogram(np.clip(gripper, 0, 1), _BINS)[0] / len(gripper)
-    warnings = [f"{count} of its parts are skipped: {kind}" for kind, count in skips.counts.items()]
+    warnings = [f"parts are skipped: {cause}" for cause in skips.causes()]
     warnings += [f"{count} trajectories {why}" for why, count in dataset.unused.items() if count]
     warnings += [
         f"no camera {role!r}: there is no {path!r}"

@@ -1,5 +1,6 @@
 """All datasets of a run, opened together: windows, instructions, statistics, action specs."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -22,6 +23,7 @@ from vla_jax.data.language.instructions import Instructions
 from vla_jax.data.spec import DatasetSpec
 from vla_jax.data.units.foreign_statistics import read_statistics
 from vla_jax.data.units.gripper import targets
+from vla_jax.data.units.lost_motion import lost_motion, unpadded
 from vla_jax.data.units.normalize import ActionSpec, StateSpec
 from vla_jax.data.units.statistics import cached_statistics
 
@@ -48,6 +50,7 @@ class Mixture:
         random_goal, padded_rows, pool: see the same names in `data`.
         block: samples over which the shares come out even.
         digest: changes when the windows or their order would.
+        content: changes when the recorded numbers would, in files of the same names and sizes.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class Mixture:
             [self.weights, self.sizes, self.window, parity.left_pad, segment, self.block],
         ]
         self.digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        contents = json.dumps([d.index.content for d in datasets])
+        self.content = hashlib.sha256(contents.encode()).hexdigest()
 
 
 def open_datasets(
@@ -160,7 +165,7 @@ def open_datasets(
                 cache_dir=config.cache_dir,
                 rebuild=config.index != "auto",
                 filters=filters[which][name],
-                skips=Skips(name, config.on_error),
+                skips=Skips(name, config.on_error, config.max_skipped),
                 reader=reader,
             )
             for which, (source, part) in sources.items()
@@ -183,9 +188,10 @@ def open_datasets(
         noop = config.filters.noop or spec.noop
         if noop:
             dataset.leave_out_idle(noop, structure.chunk)
-        action_specs[name] = ActionSpec.from_statistics(
-            found[name], config.normalization, config.clip, spec.gripper_env, spec.hz
-        )
+        found[name] = _fitted(name, found[name], action_dim, structure.proprio)
+        action_specs[name] = _action_spec(name, found[name], config, spec)
+        if split == "train":
+            _warn_of_lost_motion(dataset, found[name], action_specs[name], structure.proprio)
         dataset.fast_dct = config.parity.dct == "fast"
         dataset.normalize(action_specs[name])
         gripper = dataset.actions[:, -1]
@@ -196,7 +202,8 @@ def open_datasets(
         datasets.append(dataset)
         weights.append(entry.weight)
     if not datasets:
-        raise DataError(f"no dataset is left of {names}: {left_out}")
+        causes = "\n  ".join(left_out.causes())
+        raise DataError(f"no dataset is left of {names}: {left_out}\n  {causes}")
     return Mixture(
         datasets, weights, found, action_specs, structure, config, split == "train", image_size,
     )  # fmt: skip
@@ -230,6 +237,55 @@ def _measure(
         config.cache_dir,
         config.index != "auto",
     )
+
+
+def _fitted(name: str, entry: Mapping[str, Any], action_dim: int, states: int) -> dict[str, Any]:
+    """One dataset's statistics, held against the sizes of the model.
+
+    Raises:
+        ConfigError: they are of actions of another size.
+    """
+    fitted = {**entry, "action": unpadded(entry["action"], action_dim)}
+    if states and entry.get("proprio"):
+        fitted["proprio"] = unpadded(entry["proprio"], states)
+    sizes = {key: len(values) for key, values in fitted["action"].items()}
+    if set(sizes.values()) != {action_dim}:
+        raise ConfigError(
+            f"data.statistics: {name!r}: they are of actions of {max(sizes.values())} numbers, the "
+            f"model takes {action_dim}"
+        )
+    return fitted
+
+
+def _action_spec(
+    name: str, entry: Mapping[str, Any], config: DataConfig, spec: DatasetSpec
+) -> ActionSpec:
+    try:
+        return ActionSpec.from_statistics(
+            entry, config.normalization, config.clip, spec.gripper_env, spec.hz
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"data.statistics: {name!r}: data.normalization = {config.normalization} cannot be "
+            f"made of them: {error}; choose another one, or let the data be measured"
+        ) from error
+
+
+def _warn_of_lost_motion(
+    dataset: Dataset, entry: Mapping[str, Any], spec: ActionSpec, states: int
+) -> None:
+    """Tells of recorded motion that the model is not shown; the actions are in robot units."""
+    cut = 0.5 if spec.normalization == "normal" else 0.1  # a third lies beyond one deviation
+    if spec.normalization != "none":
+        lines = lost_motion(dataset.actions, spec.normalize, spec.unnormalize, "action", cut)
+        for line in lines:
+            log.warning("%s: %s", dataset.name, line)
+    if states and dataset.proprio is not None and entry.get("proprio"):
+        with contextlib.suppress(ValueError):  # `_states` says what is wrong with them
+            made = StateSpec.from_statistics(entry, states)
+            both = made.normalize, made.unnormalize
+            for line in lost_motion(dataset.proprio, *both, "state"):
+                log.warning("%s: %s", dataset.name, line)
 
 
 def _is_constant(action: Mapping[str, Any]) -> bool:

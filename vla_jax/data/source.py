@@ -29,12 +29,20 @@ class Source(Protocol):
         name: the dataset's own name.
         digest: changes when the episodes would; independent of where they lie.
         starts: int64 [e+1], first frame of each episode; the last entry is n.
+        numbers: int64 [e], number of each episode within the split as it was recorded: what was
+            left out counts.
+        every: the numbers of all episodes that the split is said to have; None if left out ones
+            may have been any number of episodes.
+        content: a digest of the numbers and texts themselves; "" if they are at hand only once.
         skipped: what is wrong with episodes that were left out, and how many each concerns.
     """
 
     name: str
     digest: str
     starts: Int64[np.ndarray, "starts"]
+    numbers: Int64[np.ndarray, "e"]
+    every: range | None
+    content: str
     skipped: list[tuple[DataError, int]]
 
     @property

@@ -36,12 +36,24 @@ class SpanSource:
         codes, table = source.text(ANNOTATIONS)
         lengths, spans = np.diff(source.starts), []
         for episode, code in enumerate(codes.tolist()):
-            for span in json.loads(table[code]):
-                begin, end = int(span["start"]), int(span["end"])
-                if not 0 <= begin < end <= lengths[episode]:
-                    where = source.place(int(source.starts[episode]))[:2]
-                    raise FeatureError(f"has {lengths[episode]} frames, a span is {span}", *where)
-                spans.append((episode, begin, end, str(span["text"])))
+            where = source.place(int(source.starts[episode]))[:2]
+            try:
+                listed = [
+                    (episode, int(span["start"]), int(span["end"]), str(span["text"]))
+                    for span in json.loads(table[code])
+                ]
+            except (ValueError, KeyError, TypeError) as error:
+                problem = f"{ANNOTATIONS!r} is not a list of spans ({error!r})"
+                raise FeatureError(problem, *where) from error
+            for span in listed:
+                if not 0 <= span[1] < span[2] <= lengths[episode]:
+                    problem = f"has {lengths[episode]} frames, a span is {span[1:]}"
+                    raise FeatureError(problem, *where)
+            spans += listed
+        self.numbers = np.arange(len(spans))
+        # How many spans the recordings held that had to be left out is not known.
+        self.every = None if source.skipped else range(len(spans))
+        self.content = source.content
         if not spans:
             raise DataError(f"no span in {ANNOTATIONS!r} is annotated", source.root)
         self._owner = np.array([s[0] for s in spans], np.int64)

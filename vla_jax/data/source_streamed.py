@@ -49,6 +49,7 @@ class StreamSource:
         self.held: dict[int, Frames] = {}
         self.name, self.digest, self.root = columns.name, columns.digest, columns.root
         self.starts, self.skipped = columns.starts, columns.skipped
+        self.numbers, self.every, self.content = columns.numbers, columns.every, columns.content
 
     def holding(self) -> "StreamSource":
         """The same episodes, with images held for somebody else."""

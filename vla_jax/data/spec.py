@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float
 
 # One episode as recorded: the spec's own short names -> [t, ...] arrays, text as arrays of str.
 Episode = Mapping[str, np.ndarray]
@@ -17,18 +18,20 @@ class Trajectory:
     """One standardised episode; all arrays have the episode's length t.
 
     Attributes:
-        action: float32 [t, a]; arm in the dataset's own units, gripper last, 1 = open, 0 = closed.
-        language: the instruction, "" if there is none, or one str a step (the first text counts);
-            or a tuple of such, of which every sample gets one.
-        proprio: float32 [t, p] in the dataset's own units, or None.
+        action: [t, a]; arm in the dataset's own units, gripper last, 1 = open, 0 = closed. Kept as
+            float32.
+        language: the instruction, "" or None if there is none, or one text a step (the first one
+            counts); or a tuple of such, of which every sample gets one. A text is str or bytes.
+        proprio: [t, p] in the dataset's own units, or None.
         keep: the frames that may be used, a step of more than 1 for fewer a second; elsewhere
-            actions need not make sense.
+            actions need not make sense. A slice, or a mask over the steps, or numbers of them,
+            without irregular gaps.
     """
 
-    action: Float32[np.ndarray, "t a"]
-    language: str | np.ndarray | tuple[str | np.ndarray, ...]
-    proprio: Float32[np.ndarray, "t p"] | None = None
-    keep: slice = field(default_factory=lambda: slice(None))
+    action: Float[np.ndarray, "t a"]
+    language: Any
+    proprio: Float[np.ndarray, "t p"] | None = None
+    keep: Any = field(default_factory=lambda: slice(None))
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,7 @@ def open_inputs(config: Config, model: Any, origin: Any, meta: Mapping[str, Any]
         prompts = [prompt.format(instruction=text.strip()) for text in train.instructions]
         words = itertools.chain(prompts, texts.words(cotrain.prompt) if texts else ())
         tokenizer = origin.tokenizer() or Tokenizer.build(words, model.word_ids)
+    tokenizer.limit(model.vlm.vocab_size)
     sentences, target = None, config.model.sentence
     if target.dim:
         instructions = (*train.instructions, *held_out.instructions)

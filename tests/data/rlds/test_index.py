@@ -1,12 +1,15 @@
+import errno
+import functools
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
 from tests.data.conftest import write_calvin
-from vla_jax.data import errors, features
-from vla_jax.data.rlds import build_index, records
+from vla_jax.data import errors, features, open_files
+from vla_jax.data.rlds import build_index, crc32c, records
 from vla_jax.data.rlds import index as rlds_index
 from vla_jax.data.rlds.index import open_index
 
@@ -82,14 +85,87 @@ def test_changed_data_are_indexed_anew(tmp_path):
     assert after.starts.tolist() == [0, 4, 9]
 
 
-def test_rebuild_replaces_a_damaged_index(copy):
-    open_index(copy, "train", LOW)
-    array = next((copy / "vla_index").glob("*/starts.npy"))
-    np.save(array, np.zeros(5, np.int64))
-    assert open_index(copy, "train", LOW).starts[-1] == 0
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 64
+    path.write_bytes(bytes(data))
+
+
+def older(path):
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps({k: meta[k] for k in ("name", "shards", "skipped")}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("starts.npy", lambda path: np.save(path, np.zeros(5, np.int64))),
+        ("low_0.npy", cut),
+        ("low_0.npy", flip),
+        ("camera_0_at.npy", lambda path: path.unlink()),
+        ("index.json", cut),
+        ("index.json", lambda path: path.write_bytes(b"")),
+        ("index.json", lambda path: path.write_text("[]")),
+        ("index.json", older),
+    ],
+)
+def test_a_damaged_index_is_built_anew(copy, name, damage, caplog):
+    expected = np.array(open_index(copy, "train", LOW).low("steps/action"))
+    damage(next((copy / "vla_index").glob(f"*/{name}")))
+    found = open_index(copy, "train", LOW)
+    assert "is built anew" in caplog.text
+    assert found.starts.tolist() == [0, 10, 20, 30, 40]
+    np.testing.assert_array_equal(found.low("steps/action"), expected)
     assert open_index(copy, "train", LOW, rebuild=True).starts[-1] == 40
     leftovers = [p for p in (copy / "vla_index").iterdir() if p.name.startswith(".")]
     assert not leftovers
+
+
+def other_actions(shard):
+    """The shard with its actions negated: of the same size, written at the same time."""
+    then, out = shard.stat(), []
+    for _, record in records.read_records(shard):
+        raw, field = bytearray(record), records.walk_example(record)["steps/action"]
+        for _, start, stop in records._fields(record, field.start, field.stop):
+            raw[start:stop] = (-np.frombuffer(record[start:stop], "<f4")).tobytes()
+        out.append(records.frame_record(bytes(raw)))
+    return b"".join(out), (then.st_atime_ns, then.st_mtime_ns)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_file_of_the_same_size_with_other_actions_is_read_anew(copy, in_place, tmp_path):
+    before = open_index(copy, "train", LOW)
+    actions = np.array(before.low("steps/action"))
+    shard = shard_of(copy)
+    data, times = other_actions(shard)
+    if in_place:
+        shard.write_bytes(data)
+    else:
+        (copy / "new").write_bytes(data)
+        (copy / "new").replace(shard)
+    os.utime(shard, ns=times)
+    after = open_index(copy, "train", LOW)
+    np.testing.assert_array_equal(after.low("steps/action"), -actions)
+    assert (after.digest, after.content != before.content) == (before.digest, True)
+    # A copy elsewhere, with the index beside it, is the same data.
+    moved = shutil.copytree(copy, tmp_path / "copy", copy_function=shutil.copyfile)
+    built = next((moved / "vla_index").glob("*/low_0.npy")).stat().st_mtime_ns
+    assert open_index(moved, "train", LOW).content == after.content
+    assert next((moved / "vla_index").glob("*/low_0.npy")).stat().st_mtime_ns == built
+
+
+def test_a_full_disk_is_named(copy, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(rlds_index, "index_shards", full)
+    with pytest.raises(errors.DataError, match=r"cannot be made .*No space.*data.cache_dir"):
+        open_index(copy, "train", LOW)
+    assert not list((copy / "vla_index").iterdir())
 
 
 def test_other_features_make_another_index(copy):
@@ -114,13 +190,19 @@ def test_parallel_build_equals_the_serial_one(tmp_path, monkeypatch):
     assert serial.place(13)[1:] == (0, 0)  # episode 2 is the first of its shard
 
 
-def test_many_shards_need_few_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(rlds_index, "_OPEN_FILES", 2)
-    folder = write_calvin(tmp_path / "d" / "1.0.0", [2] * 6, shard_bytes=1)
-    index = open_index(folder, "train", ["steps/rel_actions"])
+def test_many_datasets_need_few_open_files(tmp_path, monkeypatch):
+    few = functools.lru_cache(maxsize=3)(open_files.OpenFile)
+    monkeypatch.setattr(rlds_index, "shared_file", lambda path, _: few(path))
+    folders = [
+        write_calvin(tmp_path / name / "1.0.0", [2] * 6, shard_bytes=1) for name in ("c", "d")
+    ]
+    before = len(os.listdir("/proc/self/fd"))
+    indices = [open_index(folder, "train", ["steps/rel_actions"]) for folder in folders]
     for frame in [0, 3, 5, 7, 9, 11, 0, 11]:
-        assert len(index.read(index.cameras[0], frame, frame)[0])
-    assert index._file.cache_info().currsize == 2
+        for index in indices:
+            assert len(index.read(index.cameras[0], frame, frame)[0])
+    assert few.cache_info().currsize == 3
+    assert len(os.listdir("/proc/self/fd")) - before <= 3
 
 
 def test_missing_split_and_shard(copy):
@@ -178,7 +260,8 @@ def test_shard_that_shrinks_after_indexing(copy):
         index.read(index.cameras[0], 20, 22)
 
 
-def test_checksums_are_checked_on_request(copy):
+def test_checksums_are_checked_on_request_or_where_they_are_quick(copy, monkeypatch):
+    monkeypatch.setattr(crc32c, "FAST", False)
     shard = shard_of(copy)
     data = bytearray(shard.read_bytes())
     data[5000] ^= 255  # inside a JPEG: nothing else would notice
@@ -186,6 +269,13 @@ def test_checksums_are_checked_on_request(copy):
     open_index(copy, "train", LOW)
     with pytest.raises(errors.CorruptRecordError, match="episode 0"):
         open_index(copy, "train", LOW, rebuild=True, check_crc=True)
+    monkeypatch.setattr(crc32c, "FAST", True)
+    with pytest.raises(errors.CorruptRecordError, match="episode 0: checksum of the record"):
+        open_index(copy, "train", LOW, rebuild=True)
+    # The records behind the damaged one are found all the same.
+    index = open_index(copy, "train", LOW, rebuild=True, skip=True)
+    assert index.numbers.tolist() == [1, 2, 3]
+    assert list(index.every) == [0, 1, 2, 3]
 
 
 def test_empty_trajectory(tmp_path):

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
+from vla_jax.files import explain_file
 from vla_jax.models.weights import WeightError
 
 SUFFIX = ".safetensors"
@@ -74,7 +75,8 @@ class Safetensors:
             except OSError as error:
                 problems.append(f"{file}: {error.strerror or error}")
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                problems.append(f"{file}: not a whole safetensors file ({error})")
+                other = explain_file(file)
+                problems.append(f"{file}: {other or f'not a whole safetensors file ({error})'}")
         if not problems:
             problems = [
                 f"{name}: {'absent from' if name not in self._entries else 'not in'} {file}, "
@@ -141,7 +143,8 @@ def _files(path: Path) -> tuple[list[Path], dict[str, str], list[str]]:
             promised = dict(json.loads(index.read_text())["weight_map"])
             promised = {str(name): str(file) for name, file in promised.items()}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            return [], {}, [f"{index}: not an index of shards ({error!r})"]
+            other = explain_file(index)
+            return [], {}, [f"{index}: {other or f'not an index of shards ({error!r})'}"]
         outside = sorted({name for name in promised.values() if Path(name).name != name})
         if outside:
             return [], {}, [f"{index}: names files outside its folder: {outside[:3]}"]

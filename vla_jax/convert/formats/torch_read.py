@@ -20,6 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vla_jax.files import explain_file
 from vla_jax.models.weights import WeightError
 
 STORAGES: dict[str, np.dtype] = {
@@ -128,7 +129,7 @@ def _why_not_zip(path: Path) -> str:
             "a bare pickle (torch before 1.6), which cannot be read without running it; in torch: "
             "torch.save(torch.load(FILE, weights_only=True), NEW)"
         )
-    return "neither a .pt file (torch >= 1.6) nor .safetensors"
+    return explain_file(path) or "neither a .pt file (torch >= 1.6) nor .safetensors"
 
 
 def _unpickle(archive: zipfile.ZipFile, path: Path) -> Any:

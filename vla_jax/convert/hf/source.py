@@ -69,6 +69,12 @@ def tokenizer(folder: str | Path, config: ModelConfig) -> Tokenizer:
     return Tokenizer.from_dir(folder, backbone.ADDED_TOKENS, plain=any(backbone.ENDS))
 
 
+def vocab_size(config: ModelConfig) -> int:
+    """How many ids a backbone's embedding of words has rows for."""
+    backbone = BACKBONES[config.backbone.name]
+    return backbone(backbone.arch(config.backbone.arch), parent=None).vocab_size
+
+
 def open_source(folder: str | Path, config: ModelConfig) -> Source:
     """The tensors of a Hugging Face folder under the names of the backbone's weight map.
 

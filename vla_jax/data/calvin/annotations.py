@@ -5,6 +5,7 @@ Axis letters: r recordings.
 
 import logging
 import pickle
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from vla_jax.data.errors import DataError
+from vla_jax.files import problem_of
 
 log = logging.getLogger(__name__)
+# What content that is not as expected makes pickle and the code below raise.
+MISTAKES = (
+    LookupError, TypeError, ValueError, AttributeError, OverflowError, EOFError, OSError,
+    MemoryError, ImportError, RecursionError, pickle.UnpicklingError, struct.error,
+)  # fmt: skip
 LONGEST = 512  # frames of a piece of a recording
 
 
@@ -84,14 +91,15 @@ def read_annotations(folder: Path, required: bool) -> list[Annotation]:
         spans, language = tree["info"]["indx"], tree["language"]
         rows = zip(spans, language["task"], language["ann"], strict=True)
         return [Annotation(int(a), int(b), str(task), str(text)) for (a, b), task, text in rows]
-    except (KeyError, TypeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
-        raise DataError(f"is not a CALVIN annotation file ({error!r})", path) from error
+    except MISTAKES as error:
+        problem = problem_of(path, f"is not a CALVIN annotation file ({error!r})")
+        raise DataError(problem, path) from error
 
 
 def episodes_of_spans(
     recordings: Int64[np.ndarray, "r 2"], annotations: Sequence[Annotation], folder: Path
-) -> list[Span]:
-    """One episode for every annotation that lies within one recording.
+) -> list[tuple[int, Span]]:
+    """One episode for every annotation that lies within one recording, with its number.
 
     Raises:
         DataError: no annotation does.
@@ -110,12 +118,14 @@ def episodes_of_spans(
             "%s: left out %d of %d annotations, which no recording holds: %s%s",
             folder, len(lost), len(annotations), lost[:5], " ..." if len(lost) > 5 else "",
         )  # fmt: skip
-    return [(a.start, a.end, (a,)) for a, ok in zip(annotations, inside, strict=True) if ok]
+    return [
+        (number, (a.start, a.end, (a,)))
+        for number, (a, ok) in enumerate(zip(annotations, inside, strict=True))
+        if ok
+    ]
 
 
-def cut(
-    recordings: Int64[np.ndarray, "r 2"], annotations: Sequence[Annotation], _: Path
-) -> list[Span]:
+def cut(recordings: Int64[np.ndarray, "r 2"], annotations: Sequence[Annotation]) -> list[Span]:
     """Every frame of every recording once, in pieces of `LONGEST` frames at most.
 
     No annotated span is cut in two, except where they overlap without end.

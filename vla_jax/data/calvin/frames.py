@@ -1,16 +1,27 @@
 """The files of CALVIN's download, one .npz a frame."""
 
+import hashlib
+import lzma
 import re
+import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
+from vla_jax.data.cache import stamp
 from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError, TruncatedShardError
+from vla_jax.files import explain_content, is_foreign
 
+# What numpy and zipfile raise of a damaged archive; some of it is arithmetic on its numbers.
+_DAMAGE = (
+    OSError, ValueError, zlib.error, LookupError, TypeError, SyntaxError, NotImplementedError,
+    RuntimeError, OverflowError, MemoryError, struct.error, lzma.LZMAError,
+)  # fmt: skip
 _TRIED = 8  # frames of a recording that are tried for what frames hold
 # Frame id, kind of error, problem.
 Unsound = tuple[int, str, str]
@@ -26,15 +37,29 @@ class Files:
             DataError: it holds no frames.
         """
         self.folder = folder
-        names = (re.fullmatch(r"(.*?)(\d+)\.npz", path.name) for path in folder.iterdir())
-        found = next((name for name in names if name), None)
-        if found is None:
+        # Other files may lie beside the frames; the form that most names have is theirs.
+        forms: Counter[tuple[str, int]] = Counter()
+        try:
+            for path in folder.iterdir():
+                found = re.fullmatch(r"(.*?)(\d+)\.npz", path.name)
+                if found and not is_foreign(path):
+                    forms[found[1], len(found[2])] += 1
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", folder) from error
+        if not forms:
             raise DataError("holds no frames (episode_0000000.npz)", folder)
-        self.prefix, self.digits = found[1], len(found[2])
+        self.prefix, self.digits = forms.most_common(1)[0][0]
 
     def path(self, frame: int) -> Path:
         """File of a frame."""
         return self.folder / f"{self.prefix}{frame:0{self.digits}d}.npz"
+
+    def stamps(self, frames: Sequence[int]) -> str:
+        """Changes when one of these frames is replaced or written to."""
+        found = hashlib.sha256()
+        for frame in frames:
+            found.update(repr(stamp(self.path(frame))).encode())
+        return found.hexdigest()
 
     def size(self, frame: int) -> int:
         """Bytes of a frame's file, -1 if it is missing."""
@@ -50,9 +75,12 @@ def load(path: Path, members: Sequence[str] | None = None) -> dict[str, np.ndarr
     """
     try:
         with open(path, "rb") as file:
-            head = file.read(2)
-        if head and head != b"PK":
-            raise CorruptRecordError("the frame cannot be read: it is no .npz", path)
+            head = file.read(256)
+        if head[:2] != b"PK":
+            if not head:
+                raise TruncatedShardError("the frame cannot be read: its end is missing", path)
+            problem = explain_content(head) or "it is no .npz"
+            raise CorruptRecordError(f"the frame cannot be read: {problem}", path)
         with np.load(path) as archive:
             wanted = archive.files if members is None else members
             missing = [member for member in wanted if member not in archive]
@@ -69,7 +97,7 @@ def load(path: Path, members: Sequence[str] | None = None) -> dict[str, np.ndarr
         kind = TruncatedShardError if cut else CorruptRecordError
         problem = "its end is missing" if cut else error
         raise kind(f"the frame cannot be read: {problem}", path) from error
-    except (OSError, ValueError, zlib.error) as error:
+    except _DAMAGE as error:
         raise CorruptRecordError(f"the frame cannot be read: {error}", path) from error
 
 
@@ -109,7 +137,8 @@ def copy_low(
                 if values.shape != shape or values.dtype.kind not in "fiub":
                     found = f"{values.dtype} {values.shape}"
                     raise FeatureError(f"{member!r} is {found}, not numbers {shape}", path)
-                rows[members[member]][row] = values
+                with np.errstate(over="ignore"):
+                    rows[members[member]][row] = values
         except DataError as error:
             unsound.append((frame, type(error).__name__, error.problem))
     return rows, unsound

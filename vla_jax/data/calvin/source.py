@@ -14,7 +14,6 @@ Source: the dataset's README in github.com/mees/calvin. Axis letters: e episodes
 
 import hashlib
 import json
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +23,17 @@ import numpy as np
 from jaxtyping import Int64
 
 from vla_jax.data import features as feature_module
-from vla_jax.data.cache import DONE, SKIPPED, cached_folder, map_array, run_jobs, write_columns
+from vla_jax.data.cache import (
+    DONE,
+    SKIPPED,
+    cached_folder,
+    content_of,
+    map_array,
+    run_jobs,
+    write_columns,
+)
 from vla_jax.data.calvin.annotations import (
+    MISTAKES,
     Annotation,
     annotation_file,
     cut,
@@ -44,6 +52,7 @@ from vla_jax.data.errors import (
 from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.source import find_place, text_codes
 from vla_jax.data.source_annotated import ANNOTATIONS
+from vla_jax.files import problem_of
 
 Mode = Literal["windows", "segments"]
 FORMAT = 2  # of the copied numbers; part of the digest
@@ -52,6 +61,8 @@ _LOW = ("action/rel_actions", "action/actions", "observation/robot_obs", "observ
 _IMAGES = ("observation/rgb_static", "observation/rgb_gripper")
 _DEPTHS = ("observation/depth_static", "observation/depth_gripper")
 _TEXT = STEPS + "language_instruction"
+_STAMPS = "stamps"  # in index.json: changes when one of the frames that are looked at does
+_STAMPED = 50_000  # frames that are looked at: all of them, or evenly spaced ones
 _JOB = 4096  # frames read in one go
 _PARALLEL_FRAMES = 20_000  # below this, starting processes costs more than it saves
 
@@ -80,8 +91,10 @@ def features(folder: Path, depth: bool = False) -> dict[str, Feature]:
         values = frame.get(path.split("/")[1])
         if values is None:
             continue
-        if path in _IMAGES:
-            found[STEPS + path] = feature_module.image(values.shape[0], values.shape[1], "")
+        if path in _IMAGES and values.dtype == np.uint8 and values.ndim == 3:
+            found[STEPS + path] = Feature("image", values.shape, "uint8", "")
+        elif path in _IMAGES:
+            found[STEPS + path] = Feature("tensor", values.shape, values.dtype.name)
         else:
             encoding = "zlib" if path in _DEPTHS else "none"
             found[STEPS + path] = Feature("tensor", values.shape, "float32", encoding)
@@ -134,11 +147,15 @@ def open_calvin(
 
 @dataclass(frozen=True)
 class _Episode:
-    """`start` and `stop` (exclusive) are frame ids; spans lie within."""
+    """`start` and `stop` (exclusive) are frame ids; spans lie within.
+
+    `number` counts the annotations of the file, or the pieces of the recordings.
+    """
 
     start: int
     stop: int
     spans: tuple[Annotation, ...]
+    number: int
 
 
 class CalvinSource:
@@ -170,9 +187,17 @@ class CalvinSource:
         ]
         if self.skipped and not skip:
             raise self.skipped[0][0]
-        annotations = [a for a in annotations if a.end > a.start]
-        spans = (episodes_of_spans if mode == "windows" else cut)(recordings, annotations, root)
-        self._episodes = [_Episode(*span) for span in spans]
+        listed = len(annotations)
+        spoken = [i for i, a in enumerate(annotations) if a.end > a.start]
+        annotations = [annotations[i] for i in spoken]
+        if mode == "windows":
+            spans = episodes_of_spans(recordings, annotations, root)
+            self._episodes = [_Episode(*span, spoken[i]) for i, span in spans]
+            self.every = range(listed)
+        else:
+            pieces = cut(recordings, annotations)
+            self._episodes = [_Episode(*span, i) for i, span in enumerate(pieces)]
+            self.every = range(len(pieces))
         copied = sorted(p for p in set(low) if p.removeprefix(STEPS) in _LOW)
         ends = recordings.ravel().tolist()
         identity = [
@@ -203,13 +228,21 @@ class CalvinSource:
                     yield rows
 
             write_columns(folder, parts())
-            (folder / DONE).write_text(json.dumps({SKIPPED: unsound}), encoding="utf-8")
+            meta = {SKIPPED: unsound, _STAMPS: known}
+            (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
         self._copies: dict[str, np.ndarray] = {}
+        self.content = ""
         if copied:
-            made = cached_folder(root, cache_dir, name, rebuild, build, skip)
+            some = self._ids[np.unique(np.linspace(0, len(self._ids) - 1, _STAMPED).astype(int))]
+            known = self._files.stamps(some.tolist())
+            renew = lambda meta: meta if meta[_STAMPS] == known else None  # noqa: E731
+            made = cached_folder(root, cache_dir, name, rebuild, build, skip, renew)
+            meta = json.loads((made / DONE).read_text(encoding="utf-8"))
+            self.content = content_of(meta)
             self._copies = {p: map_array(made / f"{s}.npy") for p, s in stems.items()}
-            self._leave_out(_unsound(made))
+            self._leave_out([(int(f), str(k), str(p)) for f, k, p in meta[SKIPPED]])
+        self.numbers = np.array([e.number for e in self._episodes], np.int64)
         self._first = np.array([e.start for e in self._episodes], np.int64)
         lengths = np.array([e.stop - e.start for e in self._episodes], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -217,19 +250,20 @@ class CalvinSource:
     def _error(self, unsound: Unsound) -> DataError:
         """What is wrong with a frame, placed in the first episode that holds it."""
         frame, kind, problem = unsound
-        number = next(i for i, e in enumerate(self._episodes) if e.start <= frame < e.stop)
-        step = frame - self._episodes[number].start
-        return KINDS[kind](problem, self._files.path(frame), number, step)
+        episode = next(e for e in self._episodes if e.start <= frame < e.stop)
+        step = frame - episode.start
+        return KINDS[kind](problem, self._files.path(frame), episode.number, step)
 
     def _leave_out(self, unsound: Sequence[Unsound]) -> None:
         """Leaves out the episodes that hold unsound frames."""
         ids = np.array([frame for frame, _, _ in unsound], np.int64)
         kept = []
-        for i, episode in enumerate(self._episodes):
+        for episode in self._episodes:
             number = int(np.searchsorted(ids, episode.start))
             if number < len(ids) and ids[number] < episode.stop:
                 frame, kind, problem = unsound[number]
-                error = KINDS[kind](problem, self._files.path(frame), i, frame - episode.start)
+                place = self._files.path(frame), episode.number, frame - episode.start
+                error = KINDS[kind](problem, *place)
                 self.skipped.append((error, 1))
             else:
                 kept.append(episode)
@@ -307,9 +341,10 @@ class CalvinSource:
             raise type(error)(error.problem, *place) from error
 
     def place(self, frame: int) -> tuple[Path, int, int]:
-        """(file, episode, frame within the episode), for messages."""
-        episode, step = find_place(self.starts, frame)
-        return self._files.path(self._episodes[episode].start + step), episode, step
+        """(file, episode as it is numbered, frame within it), for messages."""
+        number, step = find_place(self.starts, frame)
+        episode = self._episodes[number]
+        return self._files.path(episode.start + step), episode.number, step
 
 
 class _Depth:
@@ -323,17 +358,12 @@ class _Depth:
         return np.stack(found).astype(np.float32)
 
 
-def _unsound(folder: Path) -> list[Unsound]:
-    meta = json.loads((folder / DONE).read_text(encoding="utf-8"))
-    return [(int(frame), str(kind), str(problem)) for frame, kind, problem in meta[SKIPPED]]
-
-
 def _recordings(folder: Path) -> Int64[np.ndarray, "r 2"]:
     path = folder / "ep_start_end_ids.npy"
     try:
         found = np.load(path).astype(np.int64)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot be read: {error}", path) from error
+    except MISTAKES as error:
+        raise DataError(problem_of(path, f"cannot be read: {error}"), path) from error
     if found.ndim != 2 or found.shape[1] != 2 or not len(found):
         raise DataError(f"has shape {found.shape}, not [recordings, 2]", path)
     if (found[:, 1] < found[:, 0]).any():
@@ -346,8 +376,9 @@ def _scenes(folder: Path, frames: Int64[np.ndarray, "e"]) -> list[str]:
     try:
         info: dict[str, Any] = load_object(path) if path.exists() else {}
         inside = [[n for n, (a, b) in info.items() if a <= frame <= b] for frame in frames.tolist()]
-    except (TypeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
-        raise DataError(f"is not CALVIN's list of scenes ({error!r})", path) from error
+    except MISTAKES as error:
+        problem = problem_of(path, f"is not CALVIN's list of scenes ({error!r})")
+        raise DataError(problem, path) from error
     return [names[0] if names else "" for names in inside]
 
 

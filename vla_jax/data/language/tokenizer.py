@@ -10,8 +10,9 @@ from jaxtyping import Bool, Int32
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as _Backend
 
-from vla_jax.data.errors import TextLengthError
+from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.language import qwen_tiktoken
+from vla_jax.files import explain_file, is_pointer
 from vla_jax.shipped import install_hint
 
 # Of tokenizers made by `Tokenizer.build`; the order is the id, as in Kosmos-2's vocabulary.
@@ -32,6 +33,7 @@ class Tokenizer:
         self._backend = _Backend.from_str(self._json)
         self._backend.no_padding()
         self._backend.no_truncation()
+        self._rows: int | None = None
 
     @classmethod
     def from_dir(
@@ -54,8 +56,12 @@ class Tokenizer:
         """
         folder = Path(hf_dir).expanduser()
         path = folder / "tokenizer.json"
+        _refuse_pointers(folder)
         if path.exists():
-            backend = _Backend.from_file(str(path))
+            try:
+                backend = _Backend.from_file(str(path))
+            except Exception as error:  # the library raises nothing more special
+                raise ValueError(f"{path}: {explain_file(path) or error}") from error
             pad = _pad_token(folder)
             if pad and backend.token_to_id(pad) is not None:
                 backend.enable_padding(pad_id=backend.token_to_id(pad), pad_token=pad)
@@ -123,6 +129,27 @@ class Tokenizer:
         """Number of ids, added tokens included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    def beyond(self, rows: int) -> list[str]:
+        """Tokens whose ids an embedding of so many rows lacks, in the order of their ids."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return sorted((t for t, i in vocabulary.items() if i >= rows), key=vocabulary.__getitem__)
+
+    def limit(self, rows: int) -> None:
+        """Refuses texts from now on whose ids an embedding of so many rows lacks.
+
+        Looked up beyond its end, an embedding gives numbers that are not finite.
+        """
+        self._rows = rows
+
+    def _check(self, ids: Sequence[int], text: str) -> None:
+        if self._rows is not None and max(ids, default=0) >= self._rows:
+            tokens = [self._backend.id_to_token(i) for i in ids if i >= self._rows]
+            raise DataError(
+                f"{text!r} holds the tokens {tokens[:5]}, beyond the {self._rows} rows of the "
+                "model's vocabulary (its embedding): this is another model's tokenizer, or tokens "
+                "were added to it and the embedding was not resized"
+            )
+
     def token_id(self, token: str) -> int:
         """Id of one token.
 
@@ -141,8 +168,10 @@ class Tokenizer:
 
         Raises:
             TextLengthError: `text` needs more columns; says how many more.
+            DataError: it holds tokens beyond `limit`.
         """
         found = self._backend.encode(text).ids
+        self._check(found, text)
         if len(found) > length:
             excess = len(found) - length
             raise TextLengthError(
@@ -170,6 +199,7 @@ class Tokenizer:
             Ids padded on the right, the mask of real tokens, the mask of answers' tokens.
         """
         found = self._backend.encode("".join(text for text, _ in parts))
+        self._check(found.ids, "".join(text for text, _ in parts))
         spans, end = [], 0
         for text, answer in parts:
             spans.append((end, end + len(text), answer))
@@ -184,6 +214,18 @@ class Tokenizer:
         ids, target = np.full(length, self.pad_id, np.int32), np.zeros(length, bool)
         ids[:count], target[:count] = found.ids[:count], wanted[:count]
         return ids, np.arange(length) < count, target
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Names files that are not what they should be before some library reads them.
+
+    Raises:
+        ValueError: there are pointers of Git LFS.
+    """
+    for path in sorted(folder.glob("*")):
+        named = path.name in _PAIRS or "token" in path.name or ".model" in path.name
+        if named and path.is_file() and is_pointer(path):
+            raise ValueError(f"{path}: {explain_file(path)}")
 
 
 def _with_tokens(backend: _Backend, added: Iterable[str]) -> _Backend:

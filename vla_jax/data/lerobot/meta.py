@@ -9,34 +9,28 @@ A file of v3 holds many episodes. info.json gives the paths as templates; the on
 usual ones. Source: lerobot/datasets of github.com/huggingface/lerobot.
 """
 
-import contextlib
-import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from vla_jax.data.errors import (
-    CorruptRecordError,
-    DataError,
-    EmptyTrajectoryError,
-    FeatureError,
-    TruncatedShardError,
-)
+from vla_jax.data.errors import DataError, EmptyTrajectoryError, TruncatedShardError
 from vla_jax.data.features import STEPS, Feature
-from vla_jax.shipped import install_hint
+from vla_jax.data.lerobot.described import feature_of, paths_of
+from vla_jax.data.lerobot.tables import (
+    opened_parquet,
+    read_json,
+    read_json_lines,
+    read_table,
+    understood,
+)
+from vla_jax.files import is_foreign
 
 log = logging.getLogger(__name__)
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 LANGUAGE = STEPS + "language_instruction"  # the text of `task_index`
-_MAGIC = b"PAR1"  # at both ends of a parquet file
-_NUMBERS = (
-    "bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
-    "float16", "float32", "float64",
-)  # fmt: skip
 
 
 class Episode(NamedTuple):
@@ -45,15 +39,13 @@ class Episode(NamedTuple):
     Attributes:
         number: `episode_index`.
         length: frames.
-        data: parquet file.
-        row: its first row there.
+        data: parquet file that meta names for it.
         videos: camera key -> (file, time of its first frame there in s).
     """
 
     number: int
     length: int
     data: Path
-    row: int
     videos: Mapping[str, tuple[Path, float]]
 
 
@@ -77,26 +69,32 @@ class Info:
             DataError: it is missing, or of a version that is not read.
         """
         self._path = path = folder / "meta" / "info.json"
-        self.folder, self.raw = folder, _json(path)
-        with _understood(path, "a LeRobot info.json"):
+        self.folder, self.raw = folder, read_json(path)
+        with understood(path, "a LeRobot info.json"):
             self.version, self.fps = str(self.raw["codebase_version"]), float(self.raw["fps"])
-            described: dict[str, Any] = dict(self.raw["features"])
-            self._data_path, self._video_path = self.raw["data_path"], self.raw.get("video_path")
             if self.version not in VERSIONS:
                 raise DataError(f"is of version {self.version}; read are {list(VERSIONS)}", path)
-            self.keys = _paths(described)
-            self.features = {p: _feature(described[key]) for p, key in self.keys.items()}
-            self.videos = [p for p, key in self.keys.items() if described[key]["dtype"] == "video"]
+            if not (math.isfinite(self.fps) and self.fps > 0):
+                raise DataError(f"says {self.fps} frames a second", path)
+            described: dict[str, Any] = dict(self.raw["features"])
+            self._data_path = str(self.raw["data_path"])
+            self._video_path = self.raw.get("video_path")
+            self.keys = paths_of(described)
+            self.features = {p: feature_of(described[key]) for p, key in self.keys.items()}
+            cameras = [p for p in self.keys if self.features[p].kind == "image"]
+            self.videos = [p for p in cameras if described[self.keys[p]]["dtype"] == "video"]
         self.features.setdefault(LANGUAGE, Feature("text"))
 
     def splits(self) -> dict[str, range]:
         """Split -> which episodes."""
-        total = int(self.raw.get("total_episodes", 0))
+        with understood(self._path, "a LeRobot info.json"):
+            total = int(self.raw.get("total_episodes") or 0)
+            described = dict(self.raw.get("splits") or {"train": f"0:{total}"})
         found = {}
-        for name, text in (self.raw.get("splits") or {"train": f"0:{total}"}).items():
+        for name, text in described.items():
             first, _, stop = str(text).partition(":")
-            with _understood(self._path, f"FIRST:STOP, the split {name!r} is {text!r}"):
-                found[name] = range(int(first or 0), int(stop or total))
+            with understood(self._path, f"FIRST:STOP, the split {name!r} is {text!r}"):
+                found[str(name)] = range(int(first or 0), int(stop or total))
         return found
 
     def tasks(self) -> dict[int, str]:
@@ -104,15 +102,15 @@ class Info:
         folder = self.folder / "meta"
         if self.version != "v3.0":
             path = folder / "tasks.jsonl"
-            with _understood(path, "a list of tasks"):
-                return {int(row["task_index"]): str(row["task"]) for row in _json_lines(path)}
+            with understood(path, "a list of tasks"):
+                return {int(row["task_index"]): str(row["task"]) for row in read_json_lines(path)}
         path = folder / "tasks.parquet"
-        with _understood(path, "a list of tasks"):
+        with understood(path, "a list of tasks"):
             table = read_table(path).to_pydict()
-            numbers = table.pop("task_index")
-            # pandas' index column, which has a name or not.
-            texts = table.get("task") or next(iter(table.values()))
-            return {int(number): str(text) for number, text in zip(numbers, texts, strict=True)}
+            numbers, texts = table["task_index"], table[_task_column(path, list(table))]
+            if not all(isinstance(text, str) for text in texts):
+                raise DataError(f"tasks are no texts: {texts[:3]}", path)
+            return {int(number): text for number, text in zip(numbers, texts, strict=True)}
 
     def episodes(self, split: str) -> tuple[list[Episode], list[tuple[DataError, int]]]:
         """The sound episodes of a split, in order, and what is wrong with how many others.
@@ -124,8 +122,12 @@ class Info:
         if split not in splits:
             raise DataError(f"no split {split!r}; it has {sorted(splits)}", self.folder)
         meta = self.folder / "meta"
-        with _understood(meta, "a list of episodes"):
+        with understood(meta, "a list of episodes"):
             every = self._v3() if self.version == "v3.0" else self._v2()
+            told = int(self.raw.get("total_frames") or 0)
+        frames = sum(episode.length for episode in every)
+        if told and told != frames:
+            log.warning("%s: info.json says %d frames, the episodes have %d", meta, told, frames)
         counts = Counter(episode.number for episode in every)
         twice = sorted(number for number, count in counts.items() if count > 1)
         if twice:
@@ -134,10 +136,12 @@ class Info:
         if outside:
             log.warning("%s: %d episodes are in no split: %s", meta, len(outside), outside[:5])
         wrong: list[tuple[DataError, int]] = []
-        lacking = [number for number in splits[split] if number not in counts]
+        wanted = splits[split]
+        lacking = len(wanted) - sum(number in wanted for number in counts)
         if lacking:
-            problem = f"lacks {len(lacking)} of the {len(splits[split])} episodes of {split!r}"
-            wrong.append((TruncatedShardError(problem, meta, lacking[0]), len(lacking)))
+            problem = f"lacks {lacking} of the {len(wanted)} episodes of {split!r}"
+            first = next(number for number in wanted if number not in counts)
+            wrong.append((TruncatedShardError(problem, meta, first), lacking))
         found = []
         for episode in every:
             if episode.number not in splits[split]:
@@ -154,16 +158,17 @@ class Info:
     def _v2(self) -> list[Episode]:
         chunk = int(self.raw.get("chunks_size", 1000))
         found = []
-        for row in _json_lines(self.folder / "meta" / "episodes.jsonl"):
+        for row in read_json_lines(self.folder / "meta" / "episodes.jsonl"):
             number, length = int(row["episode_index"]), int(row["length"])
             names = {"episode_index": number, "episode_chunk": number // chunk}
             videos = {key: (self._video(key, names), 0.0) for key in self._video_keys()}
             data = self.folder / self._data_path.format(**names)
-            found.append(Episode(number, length, data, 0, videos))
-        return sorted(found)
+            found.append(Episode(number, length, data, videos))
+        return sorted(found, key=lambda episode: episode.number)
 
     def _v3(self) -> list[Episode]:
         paths = sorted((self.folder / "meta" / "episodes").glob("*/*.parquet"))
+        paths = [path for path in paths if not is_foreign(path)]
         if not paths:
             raise DataError("no */*.parquet", self.folder / "meta" / "episodes")
         columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
@@ -171,7 +176,7 @@ class Info:
             columns += [
                 f"videos/{key}/{c}" for c in ("chunk_index", "file_index", "from_timestamp")
             ]
-        found, rows = [], {}
+        found = []
         tables = [read_table(path, columns).to_pylist() for path in paths]
         for row in sorted((r for t in tables for r in t), key=lambda r: r["episode_index"]):
             data = self.folder / self._data_path.format(**_names(row, "data"))
@@ -182,9 +187,8 @@ class Info:
                 )
                 for key in self._video_keys()
             }
-            first = rows.get(data, 0)
-            rows[data] = first + row["length"]
-            found.append(Episode(row["episode_index"], row["length"], data, first, videos))
+            number, length = int(row["episode_index"]), int(row["length"])
+            found.append(Episode(number, length, data, videos))
         return found
 
     def _video_keys(self) -> list[str]:
@@ -193,104 +197,40 @@ class Info:
     def _video(self, key: str, names: Mapping[str, int]) -> Path:
         if not self._video_path:
             raise DataError(f"{key!r} is a video, but there is no video_path", self.folder)
-        return self.folder / self._video_path.format(video_key=key, **names)
+        return self.folder / str(self._video_path).format(video_key=key, **names)
+
+    def data_files(self) -> list[Path]:
+        """Every parquet file of the data, whatever meta names."""
+        return sorted(p for p in (self.folder / "data").rglob("*.parquet") if not is_foreign(p))
 
 
 def _unsound(episode: Episode) -> DataError | None:
     if episode.length < 1:
         return EmptyTrajectoryError("the episode has no steps", episode.data, episode.number)
-    for path in (episode.data, *(path for path, _ in episode.videos.values())):
-        if not path.exists():
+    for path, begin in episode.videos.values():
+        if not math.isfinite(begin):
+            return DataError(f"the episode begins at {begin} s", path, episode.number)
+        if not path.is_file():
             return DataError("the file is missing", path, episode.number)
     return None
-
-
-@contextlib.contextmanager
-def _understood(path: Path, what: str) -> Iterator[None]:
-    """Tells of a file whose content is not as expected."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"is not {what} ({error!r})", path) from error
-
-
-def read_table(path: Path, columns: list[str] | None = None) -> Any:
-    """A parquet file as a pyarrow table.
-
-    Raises:
-        DataError: pyarrow, the file or a column is missing, or the file is unsound.
-    """
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        hint = f"LeRobot's parquet files need pyarrow: {install_hint('lerobot')}"
-        raise DataError(hint, path) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            lacking = sorted(set(columns or ()) - set(file.schema_arrow.names))
-            if lacking:
-                problem = f"has no columns {lacking}; it has {file.schema_arrow.names}"
-                raise FeatureError(problem, path)
-            return file.read(columns)
-    except (OSError, arrow.ArrowException) as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: Exception) -> DataError:
-    """What to tell of a parquet file that cannot be read."""
-    if not path.exists():
-        return DataError("the file is missing", path)
-    data = path.read_bytes()
-    if data[:4] == _MAGIC != data[-4:]:
-        return TruncatedShardError("cannot be read: its end is missing", path)
-    return CorruptRecordError(f"cannot be read: {error}", path)
 
 
 def _names(row: Mapping[str, Any], of: str) -> dict[str, int]:
     return {name: int(row[f"{of}/{name}"]) for name in ("chunk_index", "file_index")}
 
 
-def _paths(described: Mapping[str, Any]) -> dict[str, str]:
-    """Path -> key: dots become slashes, but below a key that is a feature itself underscores."""
-    found: dict[str, str] = {}
-    path_of: dict[str, str] = {}
-    for key in sorted(described, key=lambda k: k.count(".")):
-        above = [k for k in path_of if key.startswith(k + ".")]
-        parent = max(above, key=len, default="")
-        rest = key[len(parent) + 1 :].replace(".", "_")
-        path_of[key] = f"{path_of[parent]}_{rest}" if parent else STEPS + key.replace(".", "/")
-        found[path_of[key]] = key
-    return found
+def _task_column(path: Path, columns: list[str]) -> str:
+    """The column of a v3 task table that holds the tasks; others may hold texts, too.
 
-
-def _feature(body: Mapping[str, Any]) -> Feature:
-    dtype, shape = body["dtype"], tuple(int(size) for size in body.get("shape") or ())
-    if dtype in ("video", "image"):
-        names = list(body.get("names") or ())
-        channels_first = bool(names) and str(names[0]).startswith("channel")
-        height, width = shape[1:] if channels_first else shape[:2]
-        return Feature("image", (height, width, 3), "uint8", "")
-    if dtype == "string":
-        return Feature("text")
-    if dtype in _NUMBERS:
-        # One number a step is a scalar, in the files and in LeRobot's own loader.
-        return Feature("tensor", () if shape == (1,) else shape, np.dtype(dtype).name)
-    return Feature("other")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}", path) from error
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}", path) from error
+    LeRobot writes a pandas table whose index is the text, called "task" or nothing.
+    """
+    with opened_parquet(path) as file:
+        pandas = file.schema_arrow.pandas_metadata or {}
+    named = [name for name in pandas.get("index_columns", ()) if name in columns]
+    for name in (*named, "task", "__index_level_0__"):
+        if name in columns and name != "task_index":
+            return name
+    others = [name for name in columns if name != "task_index"]
+    if len(others) != 1:
+        raise DataError(f"which column holds the tasks? It has {columns}, none is 'task'", path)
+    return others[0]

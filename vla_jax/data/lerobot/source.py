@@ -3,15 +3,12 @@
 A feature `observation.images.front` has the path `steps/observation/images/front`; the text of
 `task_index` is `steps/language_instruction`. Numbers are copied into memory-mapped arrays the first
 time. Frames of a video are decoded one after another from the key frame before them, and images in
-parquet come a whole row group (an episode) at a time: `launch/convert_data.py` pays when training.
+parquet come a page (a megabyte) at a time: `launch/convert_data.py` pays when training.
 
 Axis letters: e episodes, n frames.
 """
 
-import contextlib
-import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,26 +16,27 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.data.cache import DONE, SKIPPED, cached_folder, map_array, run_jobs, write_columns
-from vla_jax.data.errors import (
-    KINDS,
-    CorruptRecordError,
-    DataError,
-    FeatureError,
-    ImageDecodeError,
-    MissingCameraError,
+from vla_jax.data.cache import (
+    DONE,
+    SKIPPED,
+    cached_folder,
+    content_of,
+    map_array,
+    stamp,
+    write_columns,
 )
+from vla_jax.data.errors import KINDS, DataError, FeatureError, ImageDecodeError
 from vla_jax.data.features import Feature
-from vla_jax.data.lerobot.meta import LANGUAGE, Episode, Info, read_table, unreadable
+from vla_jax.data.lerobot.meta import LANGUAGE, Episode, Info
+from vla_jax.data.lerobot.pages import ImagePages
+from vla_jax.data.lerobot.rows import ROW, SCALAR, TIME, Wanted, copy_rows
 from vla_jax.data.lerobot.video import VideoFrames
 from vla_jax.data.source import find_place, text_codes
 
-FORMAT = 3  # of the copied numbers; part of the digest
-_PARALLEL_FILES = 2000  # below this, starting processes costs more than it saves
-_IMAGE_GROUPS = 4  # row groups of images kept in memory
-_GROUPS = 4096  # files whose row groups are known
-_TIME = "timestamp of the videos"  # not the path of a feature
-_SCALAR = Feature("tensor", (), "")
+FORMAT = 3  # of the meaning of the numbers; part of the digest
+_LAYOUT = 1  # of the folder with the copies; part of its name
+_FILES = "files"  # in index.json: file, relative to the dataset -> its stamp
+_EPISODES = "episodes"  # in index.json: [number, file] of every episode, in order
 
 
 def split_names(folder: Path) -> list[str]:
@@ -96,64 +94,90 @@ class LeRobotSource:
         """Finds the episodes; see `open_lerobot`."""
         self.root, self.features, self._info = info.folder, info.features, info
         self.name = info.folder.name.lower().replace("-", "_")
-        wanted = {path: (info.keys[path], info.features[path]) for path in low if path in info.keys}
+        columns = {p: (info.keys[p], info.features[p]) for p in low if p in info.keys}
         if LANGUAGE in low and LANGUAGE not in info.keys:
-            wanted[LANGUAGE] = ("task_index", _SCALAR)
+            columns[LANGUAGE] = ("task_index", SCALAR)
         if info.videos:
-            wanted[_TIME] = ("timestamp", _SCALAR)
-        wanted = dict(sorted(wanted.items()))
-        by_file: dict[Path, list[Episode]] = {}
+            columns[TIME] = ("timestamp", SCALAR)
+        columns = dict(sorted(columns.items()))
         sound, self.skipped = info.episodes(split)
         if self.skipped and not (skip and sound):
             raise self.skipped[0][0]
-        for episode in sound:
-            by_file.setdefault(episode.data, []).append(episode)
-        by_number = wanted.get(LANGUAGE, ("",))[0] == "task_index"
-        tasks = info.tasks() if by_number else {}
-        columns = [[path, key] for path, (key, _) in wanted.items()]
-        lengths = [e.length for part in by_file.values() for e in part]
-        identity = [FORMAT, info.version, info.fps, split, lengths, columns, _sizes(info, by_file)]
-        self.digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-        stems = {path: f"low_{i}" for i, path in enumerate(wanted)}
+        self.every = info.splits()[split]
+        self._by_number = columns.get(LANGUAGE, ("",))[0] == "task_index"
+        self._tasks = info.tasks() if self._by_number else {}
+        self.digest = _digest(info, split, sound, columns)
+        wanted = Wanted(columns, frozenset(self._tasks) if self._by_number else None)
+        stems = {path: f"low_{i}" for i, path in enumerate(columns)} | {ROW: "row"}
 
         def build(folder: Path) -> None:
-            tables: dict[str, dict[str, int]] = {}
-            unsound: list[tuple[str, str, str, int]] = []
-            known = frozenset(tasks) if by_number else None
-            jobs = [(path, part, wanted, known, skip) for path, part in by_file.items()]
-
-            def parts() -> Iterator[dict[str, np.ndarray]]:
-                for job, found in zip(
-                    jobs, run_jobs(_copy_low, jobs, len(jobs) >= _PARALLEL_FILES), strict=True
-                ):
-                    if isinstance(found, DataError):
-                        where = str(job[0].relative_to(info.folder))
-                        kind = type(found).__name__
-                        unsound.append((where, kind, found.problem, found.episode))
-                    else:
-                        yield {stems[p]: v for p, v in _with_codes(found, tables).items()}
-
-            write_columns(folder, parts())
-            if by_number and len(unsound) < len(jobs):
-                tables[LANGUAGE] = _code_tasks(folder / f"{stems[LANGUAGE]}.npy", tasks)
-            meta = {"tables": {p: list(table) for p, table in tables.items()}, SKIPPED: unsound}
+            meta = self._copy(folder, sound, wanted, stems, skip)
             (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
-        name = f"lerobot-{split}-{self.digest[:16]}"
-        folder = cached_folder(info.folder, cache_dir, name, rebuild, build, skip)
+        def renew(meta: dict[str, Any]) -> dict[str, Any] | None:
+            same = all(stamp(info.folder / name) == then for name, then in meta[_FILES].items())
+            return meta if same and meta[_EPISODES] else None
+
+        layout = hashlib.sha256(json.dumps([_LAYOUT, self.digest]).encode()).hexdigest()
+        name = f"lerobot-{split}-{layout[:16]}"
+        folder = cached_folder(info.folder, cache_dir, name, rebuild, build, skip, renew)
         meta = json.loads((folder / DONE).read_text(encoding="utf-8"))
         self._tables: dict[str, list[str]] = meta["tables"]
-        for where, kind, problem, episode in meta[SKIPPED]:
-            lost = len(by_file.pop(info.folder / where))
-            self.skipped.append((KINDS[kind](problem, info.folder / where, episode), lost))
-        if not by_file:
-            raise self.skipped[0][0]
-        self._episodes = [e for part in by_file.values() for e in part]
+        for where, kind, problem, episode, count in meta[SKIPPED]:
+            self.skipped.append((KINDS[kind](problem, info.folder / where, episode), count))
+        by_number = {episode.number: episode for episode in sound}
+        self._episodes = [
+            by_number[number]._replace(data=info.folder / name) for number, name in meta[_EPISODES]
+        ]
+        self.numbers = np.array([episode.number for episode in self._episodes], np.int64)
         self.starts = np.cumsum([0, *(e.length for e in self._episodes)])
+        self.content = content_of(meta)
         self._copies = {path: map_array(folder / f"{stem}.npy") for path, stem in stems.items()}
-        self._videos = VideoFrames(info.fps)
-        self._groups = functools.lru_cache(_GROUPS)(_row_groups)
-        self._images = functools.lru_cache(_IMAGE_GROUPS)(_image_group)
+        self._videos, self._pages = VideoFrames(info.fps), ImagePages()
+
+    def _copy(
+        self,
+        folder: Path,
+        episodes: Sequence[Episode],
+        wanted: Wanted,
+        stems: Mapping[str, str],
+        skip: bool,
+    ) -> dict[str, Any]:
+        """Writes the columns of all sound episodes, and returns what index.json says of them."""
+        info = self._info
+        tables: dict[str, dict[str, int]] = {}
+        order: list[tuple[int, str]] = []
+        wrong: list[tuple[Episode, DataError]] = []
+        files: dict[str, list[int]] = {}
+
+        def parts() -> Iterator[dict[str, np.ndarray]]:
+            for part in copy_rows(episodes, wanted, info.data_files()):
+                if part.wrong and not skip:
+                    raise part.wrong[0][1]
+                wrong.extend(part.wrong)
+                if not part.episodes:
+                    continue
+                name = str(part.path.relative_to(info.folder))
+                files[name] = stamp(part.path)
+                order.extend((episode.number, name) for episode in part.episodes)
+                yield {stems[p]: v for p, v in _with_codes(part.columns, tables).items()}
+
+        write_columns(folder, parts())
+        if not order:
+            raise wrong[0][1]
+        if self._by_number:
+            tables[LANGUAGE] = _code_tasks(folder / f"{stems[LANGUAGE]}.npy", self._tasks)
+        skipped = [
+            (_relative(error.file, info.folder), type(error).__name__, error.problem,
+             episode.number, 1)
+            for episode, error in wrong
+        ]  # fmt: skip
+        return {
+            "tables": {path: list(table) for path, table in tables.items()},
+            _EPISODES: order,
+            _FILES: files | {name: [] for name in {s[0] for s in skipped} if name not in files},
+            SKIPPED: skipped,
+        }
 
     @property
     def cameras(self) -> list[str]:
@@ -180,31 +204,48 @@ class LeRobotSource:
         try:
             if camera in self._info.videos:
                 path, begin = episode.videos[key]
-                times = begin + self._copies[_TIME][first : last + 1].astype(np.float64)
+                times = begin + self._copies[TIME][first : last + 1].astype(np.float64)
                 return self._videos.read(path, times.tolist())
-            row = episode.row + step
-            return self._encoded(episode.data, key, row, row + last - first)
+            rows = self._copies[ROW][first : last + 1].tolist()
+            found = self._pages.read(episode.data, key, rows)
+            for frame, data in enumerate(found):
+                if not data:
+                    raise ImageDecodeError("the row holds no image", episode.data, frame=frame)
+            return [data for data in found if data]
         except DataError as error:
             path, step = error.file or episode.data, step + max(error.frame, 0)
-            raise type(error)(f"camera {key!r}: {error.problem}", path, number, step) from error
-
-    def _encoded(self, path: Path, key: str, first: int, last: int) -> list[bytes]:
-        """Rows `first`..`last` of a column of encoded images."""
-        found: list[bytes] = []
-        for group, (start, stop) in enumerate(itertools.pairwise(self._groups(path))):
-            begin, end = max(first, start), min(last + 1, stop)
-            if begin >= end:
-                continue
-            for data in self._images(path, key, group)[begin - start : end - start]:
-                if data is None:
-                    raise ImageDecodeError("the row holds no image", path, frame=len(found))
-                found.append(data)
-        return found
+            problem = f"camera {key!r}: {error.problem}"
+            raise type(error)(problem, path, episode.number, step) from error
 
     def place(self, frame: int) -> tuple[Path, int, int]:
-        """(parquet file, episode, frame within the episode), for messages."""
+        """(parquet file, episode as it is numbered, frame within it), for messages."""
         number, step = find_place(self.starts, frame)
-        return self._episodes[number].data, number, step
+        return self._episodes[number].data, self._episodes[number].number, step
+
+
+def _digest(
+    info: Info,
+    split: str,
+    episodes: Sequence[Episode],
+    columns: Mapping[str, tuple[str, Any]],
+) -> str:
+    """Changes when the episodes or the sizes of their files would."""
+    by_file: dict[Path, list[int]] = {}
+    for episode in episodes:
+        by_file.setdefault(episode.data, []).append(episode.length)
+    lengths = [length for part in by_file.values() for length in part]
+    files = set(by_file) | {path for e in episodes for path, _ in e.videos.values()}
+    sizes = sorted([_relative(p, info.folder), (stamp(p) or [-1])[0]] for p in files)
+    named = [[path, key] for path, (key, _) in columns.items()]
+    identity = [FORMAT, info.version, info.fps, split, lengths, named, sizes]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _relative(path: str | Path, folder: Path) -> str:
+    try:
+        return str(Path(path).relative_to(folder))
+    except ValueError:
+        return str(path)
 
 
 def _code_tasks(path: Path, tasks: Mapping[int, str]) -> dict[str, int]:
@@ -213,77 +254,6 @@ def _code_tasks(path: Path, tasks: Mapping[int, str]) -> dict[str, int]:
     codes, table = text_codes([tasks[number] for number in used.tolist()])
     np.save(path, codes[places])
     return {text: code for code, text in enumerate(table)}
-
-
-def _sizes(info: Info, by_file: Mapping[Path, Sequence[Episode]]) -> list[list[Any]]:
-    episodes = [e for part in by_file.values() for e in part]
-    files = set(by_file) | {path for e in episodes for path, _ in e.videos.values()}
-    return sorted([str(p.relative_to(info.folder)), p.stat().st_size] for p in files)
-
-
-def _copy_low(job: tuple) -> dict[str, np.ndarray] | DataError:
-    """The rows of one file's episodes: path -> numbers, or an object array of str."""
-    path, episodes, wanted, tasks, skip = job
-    try:
-        table = read_table(path, sorted({key for key, _ in wanted.values()} | {"episode_index"}))
-        rows = np.concatenate([np.arange(e.row, e.row + e.length) for e in episodes])
-        _check_rows(path, episodes, _numbers(table["episode_index"], _SCALAR))
-        if tasks is not None:
-            _check_tasks(path, episodes, _numbers(table["task_index"], _SCALAR), tasks)
-        found = {}
-        for name, (key, feature) in wanted.items():
-            try:
-                if feature.kind == "text":
-                    found[name] = np.array(table[key].to_pylist(), object)[rows]
-                else:
-                    found[name] = _numbers(table[key], feature)[rows]
-            except FeatureError as error:
-                raise FeatureError(f"column {key!r} {error.problem}", path) from error
-    except DataError as error:
-        if not skip:
-            raise
-        return error
-    return found
-
-
-def _check_rows(path: Path, episodes: Sequence[Episode], owner: np.ndarray) -> None:
-    counts: dict[int, int] = dict(zip(*np.unique(owner, return_counts=True), strict=True))
-    for e in episodes:
-        own = owner[e.row : e.row + e.length]
-        if len(own) != e.length or (own != e.number).any() or counts[e.number] != e.length:
-            problem = (
-                f"its rows are not those of the episodes that meta names: {e.length} from row "
-                f"{e.row} on should be this one's, {counts.get(e.number, 0)} are"
-            )
-            raise CorruptRecordError(problem, path, e.number)
-
-
-def _check_tasks(
-    path: Path, episodes: Sequence[Episode], told: np.ndarray, tasks: frozenset[int]
-) -> None:
-    for e in episodes:
-        unknown = sorted(set(told[e.row : e.row + e.length].tolist()) - tasks)
-        if unknown:
-            problem = f"frames have task_index {unknown}, meta knows {sorted(tasks)[:20]}"
-            raise FeatureError(problem, path, e.number)
-
-
-def _numbers(column: Any, feature: Feature) -> np.ndarray:
-    """A column of (lists of lists of) numbers as [rows, *shape]."""
-    array = column.combine_chunks()
-    if hasattr(array, "storage"):  # datasets' own types for more than one axis
-        array = array.storage
-    while hasattr(array, "flatten") and hasattr(array.type, "value_type"):
-        if array.null_count:
-            break
-        array = array.flatten()
-    if array.null_count:
-        raise FeatureError("has empty places")
-    values = np.asarray(array.to_numpy(zero_copy_only=False))
-    shape = (len(column), *(size for size in feature.shape if size is not None))
-    if values.dtype == object or values.size != np.prod(shape):
-        raise FeatureError(f"does not hold {feature.dtype} {shape}")
-    return values.reshape(shape).astype(feature.dtype or values.dtype, copy=False)
 
 
 def _with_codes(
@@ -297,32 +267,3 @@ def _with_codes(
             codes = [table.setdefault(str(text or ""), len(table)) for text in values]
             found[path] = np.array(codes, np.int32)
     return found
-
-
-def _row_groups(path: Path) -> list[int]:
-    """First row of each row group, and the number of rows."""
-    with _parquet(path) as file:
-        meta = file.metadata
-        sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-    return np.cumsum([0, *sizes]).tolist()
-
-
-def _image_group(path: Path, key: str, group: int) -> list[bytes | None]:
-    """The encoded images of a row group; None where there is none."""
-    with _parquet(path) as file:
-        if key not in file.schema_arrow.names:
-            raise MissingCameraError(f"it has no such column: {file.schema_arrow.names}", path)
-        rows = file.read_row_group(group, [key])[key].to_pylist()
-    return [row.get("bytes") or None if isinstance(row, dict) else None for row in rows]
-
-
-@contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[Any]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            yield file
-    except (OSError, arrow.ArrowException) as error:
-        raise unreadable(path, error) from error

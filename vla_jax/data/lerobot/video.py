@@ -1,8 +1,12 @@
 """Single frames out of video files, in any order; PyAV (the extra `lerobot`).
 
-A frame is found by its time: seek to the key frame before it, decode up to it. LeRobot's own videos
-have a key frame every second frame, so that this is cheap; with the usual 250 frames between two
-key frames it is not, and converting the dataset pays.
+A frame is found by its time, counted from the first frame that the stream shows: containers begin
+at other times than 0 when they are fragmented, cut, or keep no edit list. The frame nearest to the
+time that is asked for is taken, as the video may have more frames a second than rows.
+
+Seek to the key frame before it, decode up to it. LeRobot's own videos have a key frame every second
+frame, so that this is cheap; with the usual 250 frames between two key frames it is not, and
+converting the dataset pays.
 """
 
 import threading
@@ -13,77 +17,121 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.data.errors import DataError, ImageDecodeError
+from vla_jax.data.errors import CorruptRecordError, DataError, ImageDecodeError
+from vla_jax.files import explain_file
 from vla_jax.shipped import install_hint
 
-_IDLE = 16  # opened videos kept for the next read
+_IDLE = 16  # opened videos of all datasets that are kept for the next read
 _AHEAD = 8  # frames that are decoded and dropped rather than sought
 _BACK = (0.0, 1.0, 10.0)  # s before the frame where a seek may have to begin
+_EXACT = 0.2  # share of a frame's time within which a frame is the one that is meant
+_TIE = 1e-3  # likewise: two frames are as near, and the earlier one is taken
+_lock = threading.Lock()
+_idle: "OrderedDict[int, _Video]" = OrderedDict()
 
 
 class VideoFrames:
     """Frames of the videos of one dataset, for any number of threads."""
 
     def __init__(self, fps: float):
-        """Videos of `fps` frames a second; a frame is off by less than half a frame's time."""
-        self._fps, self._lock = fps, threading.Lock()
-        self._idle: OrderedDict[int, _Video] = OrderedDict()
+        """Videos beside rows of `fps` a second; a frame is off by at most half a row's time."""
+        self._fps, self._starts = fps, {}
 
     def read(self, path: Path, times: Sequence[float]) -> list[np.ndarray]:
-        """RGB pixels, uint8 [h, x, 3] each, of the frames shown at `times` (s, ascending).
+        """RGB pixels, uint8 [h, x, 3] each, of the frames nearest to `times` (s, ascending).
 
         Raises:
             DataError: the file, its codec or PyAV is missing.
             ImageDecodeError: there is no such frame, or it is corrupt; its number counts `times`.
         """
         video, found = self._take(path), []
-        for time in times:
-            try:
-                found.append(video.frame(time))
-            except ImageDecodeError as error:
-                raise ImageDecodeError(error.problem, error.file, frame=len(found)) from error
-        with self._lock:  # not after an error: the video's state is unknown then
-            self._idle[id(video)] = video
-            while len(self._idle) > _IDLE:
-                self._idle.popitem(last=False)[1].close()
+        try:
+            for time in times:
+                try:
+                    found.append(video.frame(time))
+                except ImageDecodeError as error:
+                    raise ImageDecodeError(error.problem, error.file, frame=len(found)) from error
+        except BaseException:  # the video's state is unknown now
+            video.close()
+            raise
+        with _lock:
+            _idle[id(video)] = video
+            while len(_idle) > _IDLE:
+                _idle.popitem(last=False)[1].close()
         return found
 
     def _take(self, path: Path) -> "_Video":
-        with self._lock:
-            key = next((k for k, video in self._idle.items() if video.path == path), None)
+        with _lock:
+            key = next((k for k, v in _idle.items() if v.owner is self and v.path == path), None)
             if key is not None:
-                return self._idle.pop(key)
-        return _Video(path, self._fps)
+                return _idle.pop(key)
+        video = _Video(path, self._fps, self._starts.get(path))
+        video.owner, self._starts[path] = self, video.start
+        return video
 
 
 class _Video:
     """One opened file and the frame it is at."""
 
-    def __init__(self, path: Path, fps: float):
+    def __init__(self, path: Path, fps: float, start: float | None):
         try:
-            import av
+            import av  # noqa: F401 - asked for first, for the hint
             from av.error import FFmpegError
+            from av.video.reformatter import VideoReformatter
         except ImportError as error:
             hint = f"videos need PyAV: {install_hint('lerobot')}"
             raise DataError(hint, path) from error
-        self.path, self._half, self._errors = path, 0.5 / fps, FFmpegError
+        self.path, self.owner, self._errors = path, None, FFmpegError
+        self._open()
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self._step = 1 / float(rate) if rate else 1 / fps
+        # Half a row's time; of a video with more frames one of them, if its rate can be believed.
+        self._reach = min(0.5 / fps, max(self._step, 0.25 / fps))
+        # One context for all frames, on this thread: PyAV would make one with its threads a frame.
+        self._convert: Any = VideoReformatter()
+        self.start = 0.0
+        self.start = self._first_time() if start is None else start
+
+    def _open(self) -> None:
+        import av
+
         try:
-            self._container: Any = av.open(str(path))
-        except (OSError, self._errors) as error:
-            raise DataError(f"the video cannot be opened: {error}", path) from error
+            self._container: Any = av.open(str(self.path))
+        except (OSError, self._errors, UnicodeError) as error:
+            other = explain_file(self.path)
+            if other:
+                raise CorruptRecordError(other, self.path) from error
+            raise DataError(f"the video cannot be opened: {error}", self.path) from error
         streams = self._container.streams.video
         self._stream: Any = streams[0] if streams else None
         if self._stream is None or self._stream.codec_context is None:
+            self._container.close()
             raise DataError(
                 f"PyAV {av.__version__} has no decoder for this video. Install a build that has "
                 "it, or encode the video anew: ffmpeg -i IN -c:v libx264 -g 2 OUT",
-                path,
+                self.path,
             )
         self._stream.codec_context.thread_count = 1  # the loader's threads decode side by side
         self._now: Any = None
-        self._coming: Iterator[Any] = iter(())
+        self._coming: Iterator[Any] = self._container.decode(self._stream)
+
+    def _first_time(self) -> float:
+        """Time of the first frame that is shown."""
+        try:
+            self._now = next(self._coming, None)
+        except (OSError, self._errors) as error:
+            problem = f"corrupt video at its beginning: {error}"
+            raise ImageDecodeError(problem, self.path) from error
+        if self._now is None or self._now.time is None:
+            raise ImageDecodeError("the video has no frames", self.path)
+        bits = self._now.format.components[0].bits
+        if self._now.format.name.startswith("gray") and bits > 8:
+            problem = f"the video is grey of {bits} bits, distances and no colors"
+            raise ImageDecodeError(problem, self.path)
+        return float(self._now.time)
 
     def frame(self, time: float) -> np.ndarray:
+        """The frame nearest to `time`."""
         try:
             found = self._forward(time) if self._near(time) else None
             for back in () if found is not None else (*_BACK, time):
@@ -91,30 +139,59 @@ class _Video:
                 found = self._forward(time)
                 if found is not None:
                     break
+            if found is None:
+                found = self._from_the_beginning(time)
+            if found is not None:
+                pixels = self._convert.reformat(found, format="rgb24", threads=1)
+                return pixels.to_ndarray()
         except (OSError, self._errors) as error:
             raise ImageDecodeError(f"corrupt video at {time:.3f} s: {error}", self.path) from error
-        if found is None:
-            raise ImageDecodeError(f"the video has no frame at {time:.3f} s", self.path)
-        return found.to_ndarray(format="rgb24")
+        raise ImageDecodeError(f"the video has no frame at {time:.3f} s", self.path)
+
+    def _from_the_beginning(self, time: float) -> Any:
+        """The frame nearest to `time` of a container in which one cannot seek back that far."""
+        if self._now is not None and self._time(self._now) <= time:
+            return None  # it has been passed, and is not there
+        self._container.close()
+        self._open()
+        return self._forward(time)
+
+    def _time(self, frame: Any) -> float:
+        return float(frame.time) - self.start
 
     def _near(self, time: float) -> bool:
         """Whether the frame comes soon, so that decoding on beats seeking."""
         if self._now is None:
             return False
-        return -self._half < time - self._now.time < 2 * self._half * _AHEAD
+        return -_EXACT * self._step <= time - self._time(self._now) < _AHEAD * self._step
 
     def _seek(self, time: float) -> None:
-        target = int((time + self._half / 2) / self._stream.time_base)
+        target = int((time + self.start + self._step / 4) / self._stream.time_base)
         self._container.seek(target, stream=self._stream, backward=True)
         self._coming, self._now = self._container.decode(self._stream), None
 
     def _forward(self, time: float) -> Any:
-        """The frame at `time`, or None if it is not between here and the end."""
-        while self._now is None or self._now.time <= time - self._half:
+        """The frame nearest to `time`, or None if it is not between here and the end."""
+        if self._now is None:
             self._now = next(self._coming, None)
             if self._now is None:
                 return None
-        return self._now if self._now.time < time + self._half else None
+            # A seek that ended behind the time, and not at the beginning, has to go further back.
+            slack = _EXACT * self._step
+            if self._time(self._now) > max(time, 0.0) + slack:
+                return None
+        before = None
+        while self._time(self._now) < time - _EXACT * self._step:
+            before, following = self._now, next(self._coming, None)
+            if following is None:
+                break
+            self._now = following
+        found = self._now
+        if before is not None:
+            earlier, later = time - self._time(before), self._time(found) - time
+            if earlier <= abs(later) + _TIE * self._step:
+                found = before
+        return found if abs(self._time(found) - time) <= self._reach else None
 
     def close(self) -> None:
         self._container.close()

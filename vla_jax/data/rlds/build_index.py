@@ -20,9 +20,9 @@ from vla_jax.data.errors import (
     TruncatedShardError,
 )
 from vla_jax.data.features import STEPS, Feature
-from vla_jax.data.rlds import records
+from vla_jax.data.rlds import crc32c, records
 
-Read = Callable[[Any, bool], Iterator[tuple[int, bytes]]]
+Read = Callable[[Any, bool], Iterator[tuple[int, bytes, bool]]]
 _PARALLEL_BYTES = 2 << 30  # below this, starting processes costs more than it saves
 
 
@@ -60,7 +60,7 @@ def index_shards(
     low: Sequence[str],
     check_crc: bool,
     skip: bool = False,
-    read: Read = records.read_records,
+    read: Read = records.scan_records,
 ) -> dict[str, Any]:
     """Writes the arrays into `folder` and returns what index.json says about them.
 
@@ -70,19 +70,20 @@ def index_shards(
         shards: shard file name -> number of episodes it should hold.
         features: all features of the dataset.
         low: paths of the numeric and text features to copy.
-        check_crc: verify every payload's checksum.
+        check_crc: verify every payload's checksum, however long it takes; else where that is quick.
         skip: leave episodes out that are wrong, and say so under `SKIPPED`, instead of raising.
-        read: shard and `check_crc` -> its records, each with its offset in the file.
+        read: shard and `check_crc` -> its records, each with its offset in the file and whether
+            its checksum matches.
     """
     images = sorted(p for p, f in features.items() if f.kind == "image" and p.startswith(STEPS))
     cameras = {path: f"camera_{i}" for i, path in enumerate(images)}
     lows = {path: f"low_{i}" for i, path in enumerate(low)}
     wanted = {path: features[path] for path in low}
     jobs = [
-        (directory / n, count, cameras, lows, wanted, check_crc, skip, read)
+        (directory / n, count, cameras, lows, wanted, check_crc or crc32c.FAST, skip, read)
         for n, count in shards.items()
     ]
-    local = read is records.read_records
+    local = read is records.scan_records
     parallel = local and sum(os.path.getsize(job[0]) for job in jobs) >= _PARALLEL_BYTES
     skipped: list[Skipped] = []
     tables: dict[str, dict[str, int]] = {p: {} for p in low if features[p].kind == "text"}
@@ -99,12 +100,15 @@ def index_shards(
             yield shard.arrays
 
     if not write_columns(folder, parts()):
+        if not skipped:
+            raise EmptyTrajectoryError("the split has no episodes", directory)
         raise as_error(skipped[0], directory)
     lengths = np.load(folder / "length.npy")
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     os.unlink(folder / "length.npy")
     return {
         "shards": list(shards),
+        "lengths": list(shards.values()),
         "cameras": cameras,
         "low": lows,
         "tables": {path: list(table) for path, table in tables.items()},
@@ -131,9 +135,11 @@ def _index_shard(job: tuple) -> _Shard:
 
     seen = 0
     try:
-        for episode, (offset, record) in enumerate(read(path, check_crc)):
+        for episode, (offset, record, sound) in enumerate(read(path, check_crc)):
             seen = episode + 1
             try:
+                if not sound:
+                    raise CorruptRecordError(records.DIFFERS)
                 arrays = _index_episode(offset, record, cameras, lows, wanted, tables)
             except DataError as error:
                 fail(error, episode)

@@ -1,5 +1,6 @@
 """Any source as an RLDS dataset, which TFDS and our index read."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -8,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from vla_jax import progress
-from vla_jax.data.errors import FeatureError
+from vla_jax.data.decode import decode, image_size
+from vla_jax.data.errors import FeatureError, ImageDecodeError
 from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.rlds.writer import RLDSWriter, encode_image
 from vla_jax.data.source import Frame, Source
 
+log = logging.getLogger(__name__)
+_WRITTEN = ("image", "tensor", "text")  # kinds of features
 _READ = 32  # images read at a time, so that an episode need not fit into memory as pixels
 _FLAGS = ("is_first", "is_last", "is_terminal")
 # What tf.train.Example has no place for is stored as bytes.
@@ -44,7 +48,10 @@ def write_rlds(
         FileExistsError: `out` exists and is not empty.
     """
     first = next(iter(sources.values()))
-    stored = {path: f for path, f in first.features.items() if f.kind != "other"}
+    stored = {path: f for path, f in first.features.items() if f.kind in _WRITTEN}
+    left_out = sorted(path for path, f in first.features.items() if f.kind not in _WRITTEN)
+    if left_out:
+        log.warning("left out, as RLDS has no place for them here: %s", left_out)
     _check_names(stored, first.root)
     described = {path: _stored_as(path, f, first, encoding) for path, f in stored.items()}
     for flag in _FLAGS:
@@ -78,6 +85,12 @@ def _stored_as(path: str, feature: Feature, source: Source, encoding: str) -> Fe
     if feature.kind != "image":
         return feature
     sample = source.read(path, 0, 0)[0]
+    height, width = image_size(sample)
+    if feature.shape[:2] not in ((height, width), (None, None)):
+        log.warning(
+            "%s: declared as %s, its images are %d x %d", path, feature.shape, height, width
+        )
+    feature = replace(feature, shape=(height, width, 3))
     if isinstance(sample, np.ndarray):
         return replace(feature, encoding=encoding)
     return replace(feature, encoding="png" if bytes(sample[:4]) == b"\x89PNG" else "jpeg")
@@ -114,9 +127,20 @@ def _images(source: Source, path: str, first: int, stop: int, feature: Feature) 
     found = []
     for begin in range(first, stop, _READ):
         for frame in source.read(path, begin, min(begin + _READ, stop) - 1):
-            found.append(_encoded(frame, feature))
+            try:
+                found.append(_encoded(frame, feature))
+            except ValueError as error:
+                problem = getattr(error, "problem", str(error))
+                place = source.place(first + len(found))
+                raise ImageDecodeError(f"{path!r}: {problem}", *place) from error
     return found
 
 
 def _encoded(frame: Frame, feature: Feature) -> bytes:
-    return encode_image(frame, feature) if isinstance(frame, np.ndarray) else bytes(frame)
+    if isinstance(frame, np.ndarray):
+        return encode_image(frame, feature)
+    data = bytes(frame)
+    if data[:2] == b"\xff\xd8" or data[:4] == b"\x89PNG":
+        decode(data)  # what is no picture would make a dataset that nobody can read
+        return data
+    return encode_image(decode(data), feature)  # TIFF and others, which TFDS does not read

@@ -15,7 +15,6 @@ On disk, in a folder beside the data or in a cache folder:
     low_<i>.npy         [n, ...] or [e, ...]; text as int32 codes into a table in index.json
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -24,14 +23,19 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from vla_jax.data.cache import DONE, SKIPPED, cached_folder, map_array
+from vla_jax.data.cache import DONE, SKIPPED, cached_folder, content_of, map_array, stamp
 from vla_jax.data.errors import DataError, EmptyTrajectoryError, FeatureError
 from vla_jax.data.features import STEPS, Feature, load_features
+from vla_jax.data.open_files import new_owner, shared_file
+from vla_jax.data.rlds import records
 from vla_jax.data.rlds.build_index import Skipped, as_error, index_shards
 from vla_jax.data.source import find_place
+from vla_jax.files import problem_of
 
-FORMAT = 2  # of the files; part of the digest
-_OPEN_FILES = 256  # shards kept open a process
+FORMAT = 2  # of the meaning of the numbers; part of the digest
+_FORMATS = ("tfrecord",)
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # TFDS's default
+_FILES = "files"  # in index.json: shard -> its stamp, and a fingerprint of its content
 
 
 class RLDSIndex:
@@ -41,11 +45,14 @@ class RLDSIndex:
         name: the dataset's own name, from dataset_info.json.
         split: the split it covers.
         digest: of shard names and sizes and the features read; independent of where they lie.
+        content: a digest of all arrays of the index.
         features: every feature of the dataset, {path: Feature}.
         starts: int64 [e+1], first frame of each episode; the last entry is the number of frames.
         shard: int32 [e], number of each episode's shard.
         number: int32 [e], number of each episode within its shard.
         root: folder of the shards.
+        numbers: int64 [e], number of each episode within the split as it was recorded.
+        every: the numbers of all episodes the split is said to have.
         skipped: what is wrong with the episodes that were left out, and how many each concerns.
     """
 
@@ -54,6 +61,7 @@ class RLDSIndex:
         meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.name, self.split, self.digest = meta["name"], meta["split"], meta["digest"]
         self.features, self.root = features, directory
+        self.content = content_of(meta)
         self.shards = [directory / name for name in meta["shards"]]
         self.starts: np.ndarray = np.load(folder / "starts.npy")
         self.shard: np.ndarray = np.load(folder / "shard.npy")
@@ -62,12 +70,16 @@ class RLDSIndex:
             (as_error(entry, directory), entry.count)
             for entry in (Skipped(*values) for values in meta[SKIPPED])
         ]
+        # As recorded: what was left out counts.
+        before = np.cumsum([0, *meta["lengths"]])
+        self.numbers: np.ndarray = before[self.shard] + self.number
+        self.every = range(int(before[-1]))
         self._meta, self._folder = meta, folder
         self._cameras = {
             path: (map_array(folder / f"{stem}_at.npy"), map_array(folder / f"{stem}_size.npy"))
             for path, stem in meta["cameras"].items()
         }
-        self._file = functools.lru_cache(maxsize=_OPEN_FILES)(_File)
+        self._owner = new_owner()
 
     @property
     def cameras(self) -> list[str]:
@@ -95,8 +107,13 @@ class RLDSIndex:
         at, size = self._cameras[camera]
         begin, end = int(at[first]), int(at[last]) + int(size[last])
         episode = int(np.searchsorted(self.starts, first, side="right")) - 1
-        file = self._file(self.shards[self.shard[episode]])
-        data = memoryview(os.pread(file.fd, end - begin, begin))
+        path = self.shards[self.shard[episode]]
+        try:
+            file = shared_file(path, self._owner)
+            data = memoryview(os.pread(file.fd, end - begin, begin))
+        except OSError as error:
+            path, number, frame = self.place(first)
+            raise DataError(f"cannot be read: {error.strerror}", path, number, frame) from error
         if len(data) < end - begin:
             path, number, frame = self.place(first)
             raise DataError(
@@ -113,18 +130,6 @@ class RLDSIndex:
         episode, step = find_place(self.starts, frame)
         shard = int(self.shard[episode])
         return self.shards[shard], int(self.number[episode]), step
-
-
-class _File:
-    """A file descriptor that closes with its last reference, so evicting it is safe."""
-
-    def __init__(self, path: PurePath):
-        self.fd = os.open(path, os.O_RDONLY)
-
-    def __del__(self):
-        # Absent when the open failed.
-        if hasattr(self, "fd"):
-            os.close(self.fd)
 
 
 def split_names(directory: Path) -> list[str]:
@@ -167,21 +172,47 @@ def open_index(
     name = f"{info['name']}-{info['version']}-{split}-{digest[:16]}"
 
     def build(folder: Path) -> None:
+        known = {path: [stamp(directory / path), _fingerprint(directory / path)] for path in shards}
         meta = index_shards(folder, directory, shards, features, low, check_crc, skip)
-        meta |= {"name": info["name"], "split": split, "digest": digest}
+        meta |= {"name": info["name"], "split": split, "digest": digest, _FILES: known}
         (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
-    folder = cached_folder(directory, cache_dir, name, rebuild, build, skip)
+    def renew(meta: dict) -> dict | None:
+        known = {}
+        if meta["lengths"] != list(shards.values()):
+            return None
+        for path, (then, content) in meta[_FILES].items():
+            now = stamp(directory / path)
+            if now != then and _fingerprint(directory / path) != content:
+                return None
+            known[path] = [now, content]
+        return meta | {_FILES: known}
+
+    folder = cached_folder(directory, cache_dir, name, rebuild, build, skip, renew)
     return RLDSIndex(folder, directory, features)
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        return records.fingerprint(path)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path) from error
 
 
 def _dataset_info(directory: Path) -> dict:
     path = directory / "dataset_info.json"
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        return {k: info[k] for k in ("name", "version", "splits")} | {
-            "format": info.get("fileFormat", "tfrecord")
-        }
+        splits = [
+            {
+                "name": str(split["name"]),
+                "lengths": [int(n) for n in split.get("shardLengths", ())],
+                "template": str(split.get("filepathTemplate") or _TEMPLATE),
+            }
+            for split in info["splits"]
+        ]
+        found = {"name": str(info["name"]), "version": str(info["version"]), "splits": splits}
+        return found | {"format": str(info.get("fileFormat", "tfrecord"))}
     except FileNotFoundError:
         below = sorted(str(p.parent) for p in directory.glob("*/dataset_info.json"))
         below += sorted(str(p.parent) for p in directory.glob("*/*/dataset_info.json"))
@@ -189,8 +220,11 @@ def _dataset_info(directory: Path) -> dict:
         raise DataError(
             f"no dataset_info.json here: not a TFDS version folder{hint}", directory
         ) from None
-    except (KeyError, ValueError) as error:
-        raise DataError(f"not a TFDS dataset_info.json ({error})", path) from error
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path) from error
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        problem = problem_of(path, f"not a TFDS dataset_info.json ({error!r})")
+        raise DataError(problem, path) from error
 
 
 def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
@@ -198,23 +232,28 @@ def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
     splits = {s["name"]: s for s in info["splits"]}
     if split not in splits:
         raise DataError(f"no split {split!r}; it has {sorted(splits)}", directory)
-    if info["format"] != "tfrecord":
-        raise DataError(f"shards are {info['format']}; the index reads tfrecord only", directory)
-    lengths = [int(n) for n in splits[split].get("shardLengths", ())]
-    default = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    template = splits[split].get("filepathTemplate") or default
-    names = {}
+    if info["format"] not in _FORMATS:
+        known = " and ".join(_FORMATS)
+        raise DataError(f"shards are {info['format']}; the index reads {known} only", directory)
+    lengths, names = splits[split]["lengths"], {}
     for i, length in enumerate(lengths):
-        name = template.format(
-            DATASET=info["name"],
-            SPLIT=split,
-            FILEFORMAT="tfrecord",
-            SHARD_INDEX=f"{i:05d}",
-            NUM_SHARDS=f"{len(lengths):05d}",
-            SHARD_X_OF_Y=f"{i:05d}-of-{len(lengths):05d}",
-        )
+        try:
+            name = splits[split]["template"].format(
+                DATASET=info["name"],
+                SPLIT=split,
+                FILEFORMAT=info["format"],
+                SHARD_INDEX=f"{i:05d}",
+                NUM_SHARDS=f"{len(lengths):05d}",
+                SHARD_X_OF_Y=f"{i:05d}-of-{len(lengths):05d}",
+            )
+        except (LookupError, ValueError, AttributeError) as error:
+            problem = f"split {split!r}: not a template of file names ({error!r})"
+            raise DataError(problem, directory / "dataset_info.json") from error
         names[name] = length
-    absent = [name for name in names if not (directory / name).exists()]
+    if len(names) < len(lengths) or any(length < 0 for length in lengths):
+        problem = f"split {split!r}: shards without a name or a number of their own"
+        raise DataError(problem, directory / "dataset_info.json")
+    absent = [name for name in names if not (directory / name).is_file()]
     if absent:
         raise DataError(
             f"{len(absent)} of {len(names)} shards are missing: {absent[:5]}", directory

@@ -7,6 +7,7 @@ float_list(2), int64_list(3), each with repeated value(1). Source: tensorflow/co
 All values of one feature lie back to back, so the encoded frames of a camera are one byte range.
 """
 
+import hashlib
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,9 @@ from jaxtyping import Float32, Int64
 
 from vla_jax.data.errors import CorruptRecordError, TruncatedShardError
 from vla_jax.data.rlds.crc32c import masked_crc32c
+from vla_jax.files import explain_file
 
+DIFFERS = "checksum of the record differs"
 EMPTY, BYTES, FLOAT, INT = 0, 1, 2, 3  # numbers of the oneof in tf.train.Feature
 
 
@@ -41,25 +44,56 @@ def read_records(path: Path, check_crc: bool = False) -> Iterator[tuple[int, byt
         TruncatedShardError: the file ends within a record.
         CorruptRecordError: a checksum does not match.
     """
+    for episode, (offset, record, sound) in enumerate(scan_records(path, check_crc)):
+        if not sound:
+            raise CorruptRecordError(DIFFERS, path, episode)
+        yield offset, record
+
+
+def scan_records(path: Path, check_crc: bool = False) -> Iterator[tuple[int, bytes, bool]]:
+    """The same, and whether the payload's checksum matches; the next record can be read anyway."""
     size, position, episode = os.path.getsize(path), 0, 0
     with open(path, "rb") as file:
         while position < size:
             header = file.read(12)
-            if len(header) < 12:
-                raise TruncatedShardError(f"ends {12 - len(header)} bytes early", path, episode)
-            length, length_crc = struct.unpack("<QI", header)
-            if masked_crc32c(header[:8]) != length_crc:
+            length, length_crc = struct.unpack("<QI", header.ljust(12, b"\0"))
+            if len(header) < 12 or masked_crc32c(header[:8]) != length_crc:
+                other = "" if position else explain_file(path)
+                if other:
+                    raise CorruptRecordError(other, path)
+                if len(header) < 12:
+                    raise TruncatedShardError(f"ends {12 - len(header)} bytes early", path, episode)
                 raise CorruptRecordError("checksum of the record's length differs", path, episode)
             missing = position + 16 + length - size
             if missing > 0:
                 raise TruncatedShardError(f"ends {missing} bytes early", path, episode)
             record = file.read(length)
             payload_crc = struct.unpack("<I", file.read(4))[0]
-            if check_crc and masked_crc32c(record) != payload_crc:
-                raise CorruptRecordError("checksum of the record differs", path, episode)
-            yield position + 12, record
+            yield position + 12, record, not check_crc or masked_crc32c(record) == payload_crc
             position += 16 + length
             episode += 1
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of the lengths and checksums of a shard's records, whose payloads are not read.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    found, position = hashlib.sha256(), 0
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        tail, header = b"", os.pread(file.fileno(), 12, 0)
+        while len(header) == 12:
+            found.update(tail + header)
+            length = struct.unpack("<Q", header[:8])[0]
+            if position + 16 + length > size:
+                break
+            # The checksum of this payload and the header of the next record lie back to back.
+            both = os.pread(file.fileno(), 16, position + 12 + length)
+            tail, header, position = both[:4], both[4:], position + 16 + length
+        found.update(tail + header + size.to_bytes(8, "little"))
+    return found.hexdigest()
 
 
 def frame_record(record: bytes) -> bytes:

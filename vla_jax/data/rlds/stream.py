@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from vla_jax.data import cache
 from vla_jax.data.cache import DONE, cached_folder
 from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError, TruncatedShardError
 from vla_jax.data.features import Feature, parse_features
@@ -22,6 +23,7 @@ from vla_jax.data.rlds.build_index import index_shards
 from vla_jax.data.rlds.index import FORMAT, RLDSIndex
 from vla_jax.data.source_annotated import ANNOTATIONS
 from vla_jax.data.source_streamed import Frames, StreamSource
+from vla_jax.files import problem_of
 from vla_jax.shipped import install_hint
 
 _CYCLE = 4  # shards that are read at the same time, and mixed
@@ -73,33 +75,44 @@ def open_stream(
     if missing:
         raise FeatureError(f"no such feature: {missing}; it has {sorted(described)}", str(folder))
     info, low = builder.info.splits[split], sorted(set(low))
-    paths = [builder.data_path / Path(str(path)).name for path in info.filepaths]
+    try:
+        paths = [builder.data_path / Path(str(path)).name for path in info.filepaths]
+        absent = [path.name for path in paths if not path.exists()]
+    except (OSError, LookupError, ValueError) as error:
+        raise DataError(f"the shards cannot be found: {error}", str(folder)) from error
+    if absent:
+        problem = f"{len(absent)} of {len(paths)} shards are missing: {absent[:5]}"
+        raise DataError(problem, str(folder))
     shards = {path.name: count for path, count in zip(paths, info.shard_lengths, strict=True)}
     read = [(path, repr(described[path])) for path in [*sorted(described), *low]]
     identity = ["stream", FORMAT, builder.name, str(builder.version), split, _sizes(paths), read]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
+    def renew(meta: dict[str, Any]) -> dict[str, Any] | None:
+        same = meta["files"] == _stamps(paths) and meta["lengths"] == list(shards.values())
+        return meta if same else None
+
     def build(work: Path) -> None:
         meta = index_shards(
-            work, builder.data_path, shards, described, low, False, skip, read_records
+            work, builder.data_path, shards, described, low, False, skip, scan_records
         )
-        meta |= {"name": builder.name, "split": split, "digest": digest}
+        meta |= {"name": builder.name, "split": split, "digest": digest, "files": _stamps(paths)}
         (work / DONE).write_text(json.dumps(meta), encoding="utf-8")
 
     remote = "://" in str(folder)
     name = f"{builder.name}-{builder.version}-{split}-stream-{digest[:16]}"
     beside = None if remote else Path(folder).expanduser()
-    work = cached_folder(beside, cache_dir, name, rebuild, build, skip)
+    work = cached_folder(beside, cache_dir, name, rebuild, build, skip, renew)
     columns = RLDSIndex(work, builder.data_path, described)
     return StreamSource(columns, _Passes(columns))
 
 
-def read_records(path: Any, check_crc: bool = True) -> Iterator[tuple[int, bytes]]:
-    """`vla_jax.data.rlds.records.read_records` by TensorFlow, which always checks the CRCs."""
+def scan_records(path: Any, check_crc: bool = True) -> Iterator[tuple[int, bytes, bool]]:
+    """`vla_jax.data.rlds.records.scan_records` by TensorFlow, which always checks the CRCs."""
     tf, position, episode = _tensorflow(), 0, 0
     try:
         for record in tf.data.TFRecordDataset(str(path)).prefetch(_AHEAD).as_numpy_iterator():
-            yield position + 12, record
+            yield position + 12, record, True
             position += 16 + len(record)
             episode += 1
     except tf.errors.DataLossError as error:
@@ -167,6 +180,18 @@ def _sizes(paths: Sequence[Any]) -> list[tuple[str, int]]:
     return [(n, int(s.length if hasattr(s, "length") else s.st_size)) for n, s in stats]
 
 
+def _stamps(paths: Sequence[Any]) -> list[list[int]]:
+    """Changes when a shard is replaced: of one on no disk its size and the time it was stored."""
+    found = []
+    for path in paths:
+        local = cache.stamp(str(path))
+        if not local:
+            known = path.stat()
+            local = [int(known.length), int(known.mtime * 1000)]
+        found.append(local)
+    return found
+
+
 def _builder(folder: str | Path) -> Any:
     _tensorflow()
     import tensorflow_datasets as tfds
@@ -174,8 +199,10 @@ def _builder(folder: str | Path) -> Any:
     where = str(folder) if "://" in str(folder) else str(Path(folder).expanduser())
     try:
         return tfds.builder_from_directory(where)
-    except (OSError, ValueError, KeyError, AssertionError) as error:
+    except Exception as error:  # whatever TFDS, protobuf and its file systems raise
         problem = f"not a TFDS version folder: {error}"
+        for name in ("dataset_info.json", "features.json"):
+            problem = problem_of(f"{where}/{name}", problem)
         raise DataError(problem, where) from error
 
 

@@ -6,6 +6,7 @@
 | octo | dataset_statistics.json | the same, quantiles called p01 and p99 |
 | octo, openvla | dataset_statistics_<hash>.json beside the data | one entry |
 | RoboVLMs | configs/data/oxe_dataset_stats/*.json | one entry; its data.clip is 0.65 |
+| LeRobot | meta/stats.json | one entry: `action`, `observation.state`; quantiles in newer ones |
 | openpi | assets/.../norm_stats.json | one entry: `actions`, `state`; no extremes, no mask |
 
 Openpi scales the gripper like the rest, which is not done here, and closes it at 1 on some robots:
@@ -73,7 +74,8 @@ def _file(path: Path) -> Path:
 def _entries(raw: dict[str, Any]) -> dict[str, Mapping[str, Any]] | None:
     """Dataset -> entry, "" if the file does not name it; None if it is no such file."""
     if _is_entry(raw):
-        return {"": raw}
+        state = raw.get("proprio") or raw.get("observation.state")  # LeRobot's name
+        return {"": {**raw, "proprio": state}}
     inner = raw.get("norm_stats", raw)
     if isinstance(inner, dict) and isinstance(inner.get("actions"), dict):
         renamed = {"action": inner["actions"], "proprio": inner.get("state")}

@@ -191,6 +191,11 @@ class StateSpec:
         scaled = 2 * (np.asarray(state) - low) / (high - low + _EPSILON) - 1
         return np.where(high == low, 0.0, np.clip(scaled, -1, 1)).astype(np.float32)
 
+    def unnormalize(self, state: Float[np.ndarray, "*n p"]) -> Float[np.ndarray, "*n p"]:
+        """Inverse of `normalize` within the clipped range."""
+        low, high = _array(self.low), _array(self.high)
+        return ((np.asarray(state) + 1) / 2 * (high - low) + low).astype(np.float32)
+
 
 def _array(values: Any) -> Float[np.ndarray, "d"]:
     return np.asarray(values, np.float64)

@@ -85,8 +85,8 @@ class Llava(shared.LlavaFamily):
         (r"model\.mm_projector\.0\.", "multi_modal_projector.linear_1."),
         (r"model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
         (r"model\.(embed_tokens|layers|norm)\.", r"language_model.model.\1."),
-        # transformers 5; before, it had the level `vision_model`.
-        (r"model\.vision_tower\.(vision_model\.)?", "vision_tower.vision_model."),
+        # transformers 5 leaves `vision_model` out, with `model.` in front or without.
+        (r"(?:model\.)?vision_tower\.(vision_model\.)?", "vision_tower.vision_model."),
         (r"model\.multi_modal_projector\.", "multi_modal_projector."),
         (r"model\.language_model\.", "language_model.model."),
         (r"lm_head\.", "language_model.lm_head."),

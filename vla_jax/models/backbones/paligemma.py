@@ -86,7 +86,8 @@ class PaliGemma(Backbone):
     ACTION_TOKEN_END = 257137
     # Names transformers has given since it keeps the decoder's head outside (4.52).
     RENAMES = (
-        (r"model\.vision_tower\.(?:vision_model\.)?", "vision_tower.vision_model."),
+        # transformers 5 leaves `vision_model` out, with `model.` in front or without.
+        (r"(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision_tower.vision_model."),
         (r"model\.multi_modal_projector\.", "multi_modal_projector."),
         (r"model\.language_model\.", "language_model.model."),
         (r"lm_head\.", "language_model.lm_head."),
