@@ -224,8 +224,9 @@ def test_times():
 
 def test_the_batch_that_fits():
     sizes = {"arguments": 2, "results": 1, "temporaries": 8, "total": 11}
-    assert compiled.largest_windows(sizes, 4.0, 19.0) == 8
-    assert compiled.largest_windows(sizes, 4.0, 2.0) == 0
+    assert compiled.largest_windows(sizes, 4.0, 19.0, gradients=0) == 8
+    assert compiled.largest_windows(sizes, 4.0, 19.0, gradients=4) == 12
+    assert compiled.largest_windows(sizes, 4.0, 2.0, gradients=0) == 0
 
 
 def test_a_refusal_says_how_much():

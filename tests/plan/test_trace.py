@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vla_jax.plan import loops, trace
+from vla_jax.plan import compilers, loops, trace
 from vla_jax.plan.machines import parse, stand_ins
 
 ROWS, TOKENS, WIDTH, LAYERS = 26, 5, 16, 3
@@ -96,3 +96,18 @@ def test_what_a_forward_loop_leaves_behind():
     assert stacked in [n * LAYERS * layer for n in (1, 2, 3)]
     half = loops.residual_bytes(values, parameters, 4 * ROWS, scale=0.5)
     assert sum(half.values()) == sum(left.values()) / 2
+
+
+def test_attention_kernels_that_ask_for_a_gpu():
+    """CuDNN's is opaque to jax, and its tracing asks what the process's GPU can do."""
+
+    def loss(q):
+        return jax.nn.dot_product_attention(q, q, q, implementation="cudnn").sum()
+
+    b, n, h, d = 2, 10, 4, 64
+    q = jnp.zeros((b, n, h, d), jnp.bfloat16)
+    with compilers.answering_for(parse("h100:8")):
+        forward = trace.count(jax.make_jaxpr(loss)(q)).total
+        both = trace.count(jax.make_jaxpr(jax.grad(loss))(q)).total
+    product = 2 * b * h * n * n * d
+    assert (forward, both) == (2 * product, 7 * product)

@@ -143,16 +143,20 @@ def speed(exchange: Collective, chip: Chip) -> float:
     return min(chip.link, chip.network * exchange.group / exchange.domains)
 
 
-def largest_windows(sizes: Mapping[str, int], windows: float, available: float) -> int:
+def largest_windows(
+    sizes: Mapping[str, int], windows: float, available: float, gradients: int
+) -> int:
     """Windows of a row block that fit, at the least.
 
-    What a step needs meanwhile grows with the windows; here all of it is taken to, so that the
-    parts that do not grow leave some room.
+    What a step needs meanwhile grows with the windows, but for the gradients; all else is taken to
+    grow, so that other parts that do not leave some room.
 
     Args:
         sizes: of `memory`, compiled for `windows`.
         windows: of a row block.
         available: bytes of a device.
+        gradients: bytes of them in the type that they are computed in.
     """
-    free = available - (sizes["total"] - sizes["temporaries"])
-    return max(0, math.floor(windows * free / max(sizes["temporaries"], 1)))
+    fixed = min(gradients, sizes["temporaries"] // 2)
+    free = available - (sizes["total"] - sizes["temporaries"]) - fixed
+    return max(0, math.floor(windows * free / max(sizes["temporaries"] - fixed, 1)))

@@ -4,12 +4,15 @@ libtpu compiles for any TPU and the CUDA plugin for any GPU on any Linux machine
 accelerator or a driver. Both come with the extra [plan].
 """
 
+import contextlib
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
 from vla_jax.plan.machines import Machine, PlanError
@@ -103,6 +106,40 @@ def _gpu(machine: Machine) -> Any:
         target_config=_target(machine),
         topology=f"1x{hosts}x{machine.size // hosts}",
     )
+
+
+@contextlib.contextmanager
+def answering_for(machine: Machine) -> Iterator[None]:
+    """Trace, lower and compile in this context.
+
+    jax asks the GPU of its own process what cuDNN and the chip can do, while it traces an attention
+    kernel and while XLA partitions it; here the machine that is planned for answers.
+    """
+    die = _DIES.get(machine.family)
+    if die is None:
+        yield
+        return
+    has, (major, minor, patch) = (die.major, 0), _CUDNN
+
+    def at_least(wanted: str) -> bool:
+        return has >= tuple(map(int, wanted.split(".")))
+
+    def exactly(wanted: str) -> bool:
+        return has == tuple(map(int, wanted.split(".")))
+
+    answers = {
+        "check_cudnn_version": lambda: 10000 * major + 100 * minor + patch,
+        "check_compute_capability": at_least,
+        "is_cuda_compute_capability_equal": exactly,
+    }
+    asked = {name: getattr(cudnn, name) for name in answers}
+    try:
+        for name, answer in answers.items():
+            setattr(cudnn, name, answer)
+        yield
+    finally:
+        for name, function in asked.items():
+            setattr(cudnn, name, function)
 
 
 def _target(machine: Machine) -> str:

@@ -58,7 +58,8 @@ def train_step(config: Config, machine: Machine, windows: int = 0) -> Measured:
         ConfigError: the mesh does not fit the machine, or the batch does not fit the mesh.
     """
     program = programs.train_program(config, compilers.devices(machine), windows)
-    lowered = program.step.trace(program.template, program.batch).lower()
+    with compilers.answering_for(machine):
+        lowered = program.step.trace(program.template, program.batch).lower()
     across = machine.chip.platform == "tpu"
     domains = [
         getattr(device, "slice_index", None) or 0 if across else device.process_index
@@ -81,7 +82,8 @@ def control_step(config: Config, machine: Machine, sessions: int = 1) -> Control
     """
     device = compilers.devices(machine)[0]
     program = programs.control_program(config, device, sessions)
-    lowered = program.step.trace(*program.arguments).lower()
+    with compilers.answering_for(machine):
+        lowered = program.step.trace(*program.arguments).lower()
     given = programs.device_bytes(program.arguments)
     found = _measured(lowered, machine, {"device": 1}, [0], given)
     return Control(
@@ -94,7 +96,8 @@ def _measured(
 ) -> Measured:
     began, chip = time.perf_counter(), machine.chip
     try:
-        program = compilers.compiled(lowered, machine)
+        with compilers.answering_for(machine):
+            program = compilers.compiled(lowered, machine)
     except Exception as error:  # of the runtime, which has no type of its own for this
         temporaries = compiled.refused(error)
         if temporaries is None:
@@ -111,6 +114,6 @@ def _measured(
 
 def largest_batch(outline: Outline, measured: Measured, machine: Machine) -> int:
     """The largest train.batch_size that fits, at the least; 0 if not one window a block does."""
-    available = machine.chip.memory
-    windows = compiled.largest_windows(measured.memory, outline.windows, available)
+    available, gradients = machine.chip.memory, outline.state["params"] // 2  # in bfloat16
+    windows = compiled.largest_windows(measured.memory, outline.windows, available, gradients)
     return windows * outline.blocks

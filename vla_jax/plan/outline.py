@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from vla_jax.config import Config
-from vla_jax.plan import loops, programs, trace
+from vla_jax.plan import compilers, loops, programs, trace
 from vla_jax.plan.machines import Machine, stand_ins
 from vla_jax.train import mesh as meshes
 from vla_jax.train import propagation
@@ -83,14 +83,17 @@ def outline(config: Config, machine: Machine, windows: int = 0) -> Outline:
     devices = stand_ins(machine)
     asked = programs.train_program(config, devices, windows)
     params = asked.template.params
-    work = trace.count(asked.step.trace(asked.template, asked.batch).jaxpr)
+    with compilers.answering_for(machine):
+        work = trace.count(asked.step.trace(asked.template, asked.batch).jaxpr)
     forward = trace.count(jax.make_jaxpr(asked.forward)(params, asked.batch))
     # The loops.
     prime = programs.train_program(config, devices, _TRACED * config.train.accumulate)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     rows = prime.rows // config.train.accumulate
-    traced, scale = prime.step.trace(prime.template, prime.batch), asked.rows / prime.rows
-    lowered = traced.lower()
+    with compilers.answering_for(machine):
+        traced = prime.step.trace(prime.template, prime.batch)
+        lowered = traced.lower()
+    scale = asked.rows / prime.rows
     residuals = loops.residual_bytes(loops.loop_values(lowered), shapes, rows, scale)
     unsplit = propagation.unsplit_carries(lowered, rows)
 
