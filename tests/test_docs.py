@@ -114,6 +114,13 @@ def test_your_dataset(tmp_path, one_device):
     assert "l1_mean" in statistics
 
 
+def test_your_structure(tmp_path, one_device):
+    (printed,) = run("docs/your_structure.md", tmp_path, one_device)
+    combined, refused = printed.splitlines()
+    assert combined == "None"
+    assert refused.startswith("with one step there is nothing to remember")
+
+
 def test_a_dataset_takes_fifteen_lines():
     (spec,) = [text for _, text in blocks("docs/your_dataset.md") if "DatasetSpec(" in text]
     lines = [line for line in spec.splitlines() if line.strip() and not line.startswith("#")]
