@@ -134,7 +134,7 @@ def test_captions_look_at_their_image():
     model, params = tiny.build(tiny.config("policy_head", "lstm", "flamingo"))
     mask = np.arange(N) < np.array([[6], [5], [4]])
     captions = Captions(
-        images=None,  # the preprocessed ones are given apart
+        images=jnp.zeros((3, 8, 8, 3), jnp.uint8),  # the preprocessed ones are given apart
         has_image=jnp.array([True, True, False]),
         text=jnp.asarray(np.where(mask, [[IMAGE, 9, 9, 9, 9, 9], [9] * 6, [9] * 6], 1)),
         text_mask=jnp.asarray(mask),

@@ -204,7 +204,9 @@ def test_answers_are_not_given_away():
 
     def likelihood(answer):
         text = seen.text.at[:, 4].set(answer)
-        captions = Captions(image, jnp.ones(1, bool), text, seen.text_mask, target)
+        captions = Captions(
+            image.astype(jnp.uint8), jnp.ones(1, bool), text, seen.text_mask, target
+        )
         loss, _ = model.apply({"params": params}, image, captions, method=caption_loss)
         return jnp.exp(-loss)
 

@@ -139,7 +139,8 @@ def test_answers_are_no_prefix():
     model.backbone = Spy()
     text = jnp.ones((1, 6), jnp.int32)
     target = jnp.asarray([[0, 0, 0, 1, 1, 1]], bool)
-    told = Captions(None, jnp.ones(1, bool), text, jnp.ones((1, 6), bool), target)
+    unread = jnp.zeros((1, 8, 8, 3), jnp.uint8)  # the preprocessed ones are given apart
+    told = Captions(unread, jnp.ones(1, bool), text, jnp.ones((1, 6), bool), target)
     caption_loss(model, jnp.zeros((1, 8, 8, 3)), told)
     assert read["given"].astype(int).tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]]
 

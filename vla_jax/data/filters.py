@@ -13,11 +13,10 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from vla_jax.config import ConfigError, FiltersConfig, read_json
-from vla_jax.data.sampler import uniform
+from vla_jax.data.sampler import Stream, uniform
 
 # Where a dataset says which frames of the recording an episode is, for lists of [start, end] pairs.
 SPAN = ("episode_metadata/start", "episode_metadata/end")
-_STREAM = 0  # of `uniform`; here its seed is the filter's own
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Filters:
             instructions: of each trajectory, as a number.
         """
         codes = np.asarray(instructions, np.int64)
-        draw = uniform(self.few_shot_seed, _STREAM, np.arange(len(codes)), 1)[:, 0]
+        draw = uniform(self.few_shot_seed, Stream.FEW_SHOT, np.arange(len(codes)), 1)[:, 0]
         order = np.lexsort((draw, codes))
         ranked = codes[order]
         first = np.searchsorted(ranked, ranked)  # where its instruction begins

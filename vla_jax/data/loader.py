@@ -19,14 +19,13 @@ from vla_jax.data import windows as trajectories
 from vla_jax.data.buffers import BufferPool
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.mixture import Mixture, open_datasets
-from vla_jax.data.sampler import MixtureOrder, SequentialOrder, uniform
+from vla_jax.data.sampler import MixtureOrder, SequentialOrder, Stream, uniform
 from vla_jax.data.stream_order import StreamedOrder, streamed
 from vla_jax.types import Actions, Batch, Observation
 
 __all__ = ["Loader", "Mixture", "open_datasets"]
 
 log = logging.getLogger(__name__)
-_GOALS = 2  # stream of `uniform`
 _TASKS_PER_THREAD = 2  # of a batch; more balance better, fewer cost less
 
 
@@ -243,7 +242,7 @@ class Loader(Iterator[Batch]):
         """Last frame whose action counts: the trajectory's, or a random one after the window."""
         if not self._mixture.random_goal:
             return lengths - 1
-        draw = uniform(self._seed, _GOALS, numbers, 1)[:, 0]
+        draw = uniform(self._seed, Stream.GOALS, numbers, 1)[:, 0]
         return np.minimum(ends + 1 + (draw * (lengths - 1 - ends)).astype(np.int64), lengths - 1)
 
     def _decode(

@@ -10,6 +10,7 @@ Permutations are Feistel networks with cycle walking (Black & Rogaway 2002, "Cip
 finite domains"), the round function is the splitmix64 finaliser (Steele et al. 2014).
 """
 
+import enum
 import functools
 import itertools
 from collections.abc import Sequence
@@ -20,6 +21,20 @@ from jaxtyping import Float64, Int64, Integer
 _ROUNDS = 4
 _SHARE_BITS = 40  # resolution of the shares
 _MASK = (1 << 64) - 1
+
+
+class Stream(enum.IntEnum):
+    """Who draws from `uniform`; a number once given stays, or runs of the past cannot be repeated.
+
+    Attributes:
+        FEW_SHOT: which trajectories are kept; its seed is the filter's own.
+        INSTRUCTIONS: which of an episode's sentences a sample gets.
+        GOALS: the last frame whose action counts.
+    """
+
+    FEW_SHOT = 0
+    INSTRUCTIONS = 1
+    GOALS = 2
 
 
 def feistel(
@@ -54,13 +69,13 @@ def _keys(seed: int, stream: int, counter: Integer[np.ndarray, "n"]) -> np.ndarr
 
 
 def uniform(
-    seed: int, stream: int, samples: Integer[np.ndarray, "n"], count: int
+    seed: int, stream: Stream, samples: Integer[np.ndarray, "n"], count: int
 ) -> Float64[np.ndarray, "n k"]:
     """`count` numbers in [0, 1) for every sample, from its number alone.
 
     Args:
         seed: of the run.
-        stream: of whoever draws; streams are independent of one another and of the order.
+        stream: streams are independent of one another and of the order.
         samples: sample numbers.
         count: k.
     """

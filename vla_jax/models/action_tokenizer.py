@@ -16,9 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Ids kept free between the actions and the tokenizer's special tokens in the original.
-RESERVED = 10
-
 
 @dataclass(frozen=True)
 class ActionTokenizer:
@@ -26,7 +23,7 @@ class ActionTokenizer:
 
     Attributes:
         end: first id above the actions'; in the original the tokenizer's vocabulary size less its
-            special tokens less `RESERVED` (Kosmos-2: 63985).
+            special tokens less 10 that it keeps free (Kosmos-2: 63985).
         bins: ids in use, end - bins ... end - 1.
         low: smallest value.
         high: largest value.

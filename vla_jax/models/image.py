@@ -197,39 +197,6 @@ def resize(
     return images
 
 
-def shape_by_pixels(
-    height: int, width: int, multiple: int, smallest: int, largest: int
-) -> tuple[int, int]:
-    """Height and width near the image's own, for towers that take any (Qwen2-VL and later).
-
-    Args:
-        height: of the camera's image.
-        width: of the camera's image.
-        multiple: both results are multiples of it: patch size x patches merged along a side.
-        smallest: pixels the result has at least.
-        largest: pixels the result has at most.
-
-    Raises:
-        ValueError: if one side is more than 200 times the other (as the original refuses).
-    """
-    if max(height, width) > 200 * min(height, width):
-        raise ValueError(f"an image of {height} x {width} pixels is too narrow for this backbone")
-    shape = round(height / multiple) * multiple, round(width / multiple) * multiple
-    if shape[0] * shape[1] > largest:
-        ratio = math.sqrt(height * width / largest)
-        return (
-            max(multiple, math.floor(height / ratio / multiple) * multiple),
-            max(multiple, math.floor(width / ratio / multiple) * multiple),
-        )
-    if shape[0] * shape[1] < smallest:
-        ratio = math.sqrt(smallest / (height * width))
-        return (
-            math.ceil(height * ratio / multiple) * multiple,
-            math.ceil(width * ratio / multiple) * multiple,
-        )
-    return shape
-
-
 def fit(
     images: UInt8[Array, "*lead h x 3"], spec: ImageSpec
 ) -> UInt8[Array, "*lead height width 3"]:

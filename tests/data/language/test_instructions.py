@@ -7,7 +7,7 @@ from tests.data.conftest import write_calvin
 from vla_jax.config import ConfigError, LanguageConfig
 from vla_jax.data.language.instructions import Instructions
 from vla_jax.data.loader import Loader, open_datasets
-from vla_jax.data.sampler import uniform
+from vla_jax.data.sampler import Stream, uniform
 from vla_jax.data.spec import Trajectory
 from vla_jax.data.standardize import instructions
 
@@ -133,7 +133,7 @@ def test_in_a_batch(tmp_path, data_config, structure):
 
 
 def test_uniform_numbers():
-    u = uniform(3, 0, SAMPLES, 4)
+    u = uniform(3, Stream.FEW_SHOT, SAMPLES, 4)
     assert u.shape == (6000, 4)
     assert 0 <= u.min() < 0.001
     assert 0.999 < u.max() < 1
@@ -141,6 +141,7 @@ def test_uniform_numbers():
     for column in u.T:
         counts = np.bincount((column * 50).astype(int), minlength=50)
         assert ((counts - 120) ** 2 / 120).sum() < 90  # chi square, 49 degrees: 99.97 %
-    for other in (uniform(4, 0, SAMPLES, 1), uniform(3, 1, SAMPLES, 1)):
+    others = (Stream.FEW_SHOT, 4), (Stream.INSTRUCTIONS, 3)
+    for other in (uniform(seed, stream, SAMPLES, 1) for stream, seed in others):
         assert abs(np.corrcoef(other[:, 0], u[:, 0])[0, 1]) < 0.06
-    np.testing.assert_array_equal(uniform(3, 0, SAMPLES[[5]], 2), u[[5], :2])
+    np.testing.assert_array_equal(uniform(3, Stream.FEW_SHOT, SAMPLES[[5]], 2), u[[5], :2])

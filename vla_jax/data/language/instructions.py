@@ -12,10 +12,9 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from vla_jax.config import ConfigError, LanguageConfig, read_json
-from vla_jax.data.sampler import uniform
+from vla_jax.data.sampler import Stream, uniform
 
 log = logging.getLogger(__name__)
-_STREAM = 1  # of `uniform`
 # Columns of a sample's draws.
 _WHICH, _WHETHER, _PARAPHRASE, _DROPOUT, _COUNT = range(5)
 
@@ -97,7 +96,7 @@ class Instructions:
         choices = self._choices[dataset]
         if not self._train:
             return choices.codes[choices.starts[trajectory]]
-        draws = uniform(seed, _STREAM, samples, _COUNT)
+        draws = uniform(seed, Stream.INSTRUCTIONS, samples, _COUNT)
         codes = choices.pick(trajectory, draws[:, _WHICH])
         has_others = self._others.starts[codes + 1] > self._others.starts[codes]
         other = np.flatnonzero(has_others & (draws[:, _WHETHER] < self._config.paraphrase))

@@ -18,15 +18,6 @@ from vla_jax.models.towers.vit import VisionSpec
 
 Config = Mapping[str, Any]
 
-# Moondream's names of 2025 for those of 2024; see `moondream_weights`.
-MOONDREAM_2025 = {
-    "patch_embed.linear": "patch_emb",
-    "pos_embed": "pos_emb",
-    "norm": "post_ln",
-    "norm1": "ln1",
-    "norm2": "ln2",
-}
-
 
 def _hugging_face(config: Config, **facts: Any) -> VisionSpec:
     """CLIP's and SigLIP's common `vision_config`."""
@@ -163,25 +154,20 @@ def timm_siglip(
     return VisionSpec(width, layers, block, patch, grid, table=grid, post_norm=True)
 
 
-def moondream_weights(
-    source: str, target: str, names: Mapping[str, str] | None = None
-) -> list[w.Weight]:
-    """Moondream's names.
+def moondream_weights(source: str, target: str) -> list[w.Weight]:
+    """Moondream's names of 2024.
 
     Args:
         source: up to and with the dot before `patch_embed`.
         target: up to and with the slash before `patch`.
-        names: later names for the first ones: MOONDREAM_2025.
     """
-    first = ("patch_embed.linear", "pos_embed", "norm", "norm1", "norm2")
-    name = {n: n for n in first} | dict(names or {})
-    rows = [*_norms(name["norm1"], name["norm2"]), *w.pair("attn.qkv", "attn/{q,k,v}")]
+    rows = [*_norms("norm1", "norm2"), *w.pair("attn.qkv", "attn/{q,k,v}")]
     rows += w.pair("attn.proj", "attn/o", "linear_from_heads")
     rows += [*w.pair("mlp.fc1", "mlp/fc1"), *w.pair("mlp.fc2", "mlp/fc2")]
     outside = [
-        *w.pair(name["patch_embed.linear"], "patch", "linear_patch"),
-        w.Weight(name["pos_embed"], "positions", "leading_1"),
-        *w.norm(name["norm"], "post_norm"),
+        *w.pair("patch_embed.linear", "patch", "linear_patch"),
+        w.Weight("pos_embed", "positions", "leading_1"),
+        *w.norm("norm", "post_norm"),
     ]
     return w.prefixed([*outside, *w.prefixed(rows, "blocks.{}.", "layers/")], source, target)
 
