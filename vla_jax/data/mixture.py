@@ -105,7 +105,7 @@ def open_datasets(
     Args:
         config: the data section.
         structure: gives window, chunk and cameras.
-        action_dim: arm dimensions and the gripper.
+        action_dim: numbers of an action, a gripper's included.
         split: "train", or "val": `config.val_split` where a dataset has it, else the last
             `config.val_fraction` of its train trajectories (which "train" then leaves out).
         statistics: of the train part, when already at hand (from a checkpoint or the train
@@ -188,10 +188,11 @@ def open_datasets(
         )
         dataset.fast_dct = config.parity.dct == "fast"
         dataset.normalize(action_specs[name])
-        gripper = dataset.actions[:, -1]
-        gripper[:] = targets(gripper, spec.gripper_binary, config.parity.gripper)
-        if config.parity.constant_to_zero and _is_constant(found[name]["action"]):
-            gripper[:] = 0
+        if spec.has_gripper:
+            gripper = dataset.actions[:, -1]
+            gripper[:] = targets(gripper, spec.gripper_binary, config.parity.gripper)
+            if config.parity.constant_to_zero and _is_constant(found[name]["action"]):
+                gripper[:] = 0
         dataset.proprio = _states(name, found[name], dataset.proprio, structure.proprio)
         datasets.append(dataset)
         weights.append(entry.weight)
