@@ -20,6 +20,7 @@ from vla_jax.data.formats import Reader, find_reader, to_folder
 from vla_jax.data.given import given_reader
 from vla_jax.data.language.instructions import Instructions
 from vla_jax.data.spec import DatasetSpec
+from vla_jax.data.units.clipping import check_clipping
 from vla_jax.data.units.foreign_statistics import read_statistics
 from vla_jax.data.units.gripper import targets
 from vla_jax.data.units.normalize import ActionSpec, StateSpec
@@ -186,6 +187,8 @@ def open_datasets(
         action_specs[name] = ActionSpec.from_statistics(
             found[name], config.normalization, config.clip, spec.gripper_env, spec.hz
         )
+        if split == "train":
+            check_clipping(name, dataset.actions, action_specs[name])
         dataset.fast_dct = config.parity.dct == "fast"
         dataset.normalize(action_specs[name])
         if spec.has_gripper:
