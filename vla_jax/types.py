@@ -147,4 +147,4 @@ class Prediction:
     """
 
     arm: Float[ArrayT, "*b w f arm"]
-    gripper: Float[ArrayT, "*b w f"]
+    gripper: Float[ArrayT, "*b w f"] | None

@@ -43,7 +43,8 @@ def test_the_loss_is_hubers_over_all_numbers():
     arm, chunk = rng.normal(size=(2, 2, 3, 4, A)).astype(np.float32)
     mask = np.ones((2, 3, 4), bool)
     mask[0, 0, 1:] = False
-    total, parts = action_loss(Prediction(arm, None), Actions(chunk, mask), gripper_weight=9.0)
+    prediction, actions = Prediction(jnp.asarray(arm), None), Actions(chunk, mask)
+    total, parts = action_loss(prediction, jax.tree.map(jnp.asarray, actions), gripper_weight=9.0)
     expected = np.asarray(huber(jnp.asarray(arm - chunk))).mean(-1)[mask].mean()
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     assert set(parts) == {"rows", "loss_arm", "l1_arm"}

@@ -50,8 +50,8 @@ def check_clipping(name: str, actions: Float[np.ndarray, "n a"], spec: ActionSpe
         return
     listing = ", ".join(f"{i}: {share}" for i, share in told.items())
     problem = (
-        f"data.normalization = {spec.normalization} with data.clip = {spec.clip:g} cuts off actions "
-        f"of {name!r}, by dimension: {listing} of the frames"
+        f"data.normalization = {spec.normalization} with data.clip = {spec.clip:g} cuts off "
+        f"actions of {name!r}, by dimension: {listing} of the frames"
     )
     if max(shares) > _REFUSED:
         raise ConfigError(
