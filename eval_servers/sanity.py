@@ -117,6 +117,7 @@ def judge(
     commands = metadata.get("gripper") or gripper
     low, high = _bounds(metadata, answers)
     scale = np.append(high - low, abs(commands["open"] - commands["closed"]) if commands else 1.0)
+    scale = scale[: answers.everything().shape[1]]  # some robots have no gripper
     scale = np.where(scale > 0, scale, np.inf)  # of constant dimensions nothing can be said
 
     def change(a: np.ndarray, b: np.ndarray) -> float:
@@ -202,7 +203,7 @@ def _range(actions: np.ndarray, metadata: Dict[str, Any]) -> Finding:
         return Finding("action range", "skip", "the server does not say its statistics' range")
     low, high = np.asarray(spec["low"]), np.asarray(spec["high"])
     moving = high > low
-    arm, low, high = actions[:, :-1][:, moving], low[moving], high[moving]
+    arm, low, high = actions[:, : len(low)][:, moving], low[moving], high[moving]
     scaled = 2 * (arm - low) / (high - low) - 1
     if not scaled.size:
         return Finding("action range", "skip", "every arm dimension is constant")
@@ -329,7 +330,7 @@ def _roll(env: Any, client: Any, episode: Episode, steps: int) -> List[np.ndarra
 
 
 def _bounds(metadata: Dict[str, Any], answers: Answers) -> Tuple[np.ndarray, np.ndarray]:
-    """(low, high) [a - 1] of the arm: from the statistics, else as seen."""
+    """(low, high) of each arm dimension: from the statistics, else as seen."""
     spec = metadata.get("action")
     if spec:
         return np.asarray(spec["low"], float), np.asarray(spec["high"], float)

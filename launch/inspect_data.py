@@ -1,11 +1,13 @@
 """Look at a dataset before training on it.
 
-    python launch/inspect_data.py data/my_robot/1.0.0 --spec=my_robot.py:SPEC
+    python launch/inspect_data.py data/my_robot --write-spec=my_robot.py
+    python launch/inspect_data.py data/my_robot --spec=my_robot.py:my_robot
     python launch/inspect_data.py bridge_dataset --root=~/data
 
-Prints shapes, the gripper's histogram, statistics and what is suspicious: a gripper that is not
-binary, constant dimensions, wrong polarity, missing texts. Writes a contact sheet of the cameras
-and a plot of the actions to OUT (default runs/inspect/NAME).
+Without a spec it lists what the dataset holds; --write-spec writes a first spec, to be used as it
+is or edited. With one it prints shapes, the gripper's histogram, statistics and what is suspicious:
+a gripper that is not binary, constant dimensions, wrong polarity, missing texts. Writes a contact
+sheet of the cameras and a plot of the actions to OUT (default runs/inspect/NAME).
 """
 
 import argparse
@@ -23,6 +25,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from vla_jax.data.errors import DataError
 from vla_jax.data.find_spec import find_spec, short_name
+from vla_jax.data.first_spec import list_features, source_code
 from vla_jax.data.inspection import Findings, check_images, inspect, trajectories_shown
 from vla_jax.data.oxe.folders import find_folder
 from vla_jax.shipped import install_hint
@@ -90,7 +93,8 @@ def action_plot(findings: Findings, path: Path) -> None:
         for name in ("q01", "q99"):
             left.axvline(columns[name][i], color="tab:red", linewidth=0.8)
         left.set_yscale("log")
-        left.set_ylabel("gripper" if i == dim - 1 else f"dim {i}")
+        is_gripper = dataset.spec.has_gripper and i == dim - 1
+        left.set_ylabel("gripper" if is_gripper else f"dim {i}")
         for trajectory in shown:
             rows = slice(*dataset.starts[trajectory : trajectory + 2])
             right.plot(dataset.actions[rows, i], linewidth=0.9, label=f"trajectory {trajectory}")
@@ -110,9 +114,12 @@ def action_plot(findings: Findings, path: Path) -> None:
 
 def report(findings: Findings, more: list[str]) -> str:
     """What is printed."""
-    bars = " ".join(f"{share:4.0%}" for share in findings.gripper)
     lines = [f"{findings.dataset.name} in {findings.dataset.index.root}", *findings.summary]
-    lines.append(f"gripper, from 0 = closed to 1 = open in tenths: {bars}")
+    if findings.gripper:
+        bars = " ".join(f"{share:4.0%}" for share in findings.gripper)
+        lines.append(f"gripper, from 0 = closed to 1 = open in tenths: {bars}")
+    else:
+        lines.append("gripper: none (the spec has no gripper_env)")
     warnings = [*findings.warnings, *more]
     lines.append(f"{len(warnings)} warnings" + ":" * bool(warnings))
     return "\n".join([*lines, *(f"  - {warning}" for warning in warnings)])
@@ -138,6 +145,47 @@ def locate(data: str, root: str, spec: str) -> tuple[Path, str]:
     return found, spec or data
 
 
+def is_unknown(data: str) -> bool:
+    """Whether the argument is a folder that the registry has no spec for."""
+    try:
+        find_spec(locate(data, "", "")[1])
+    except (DataError, KeyError):
+        return Path(data).expanduser().is_dir()
+    return False
+
+
+def describe(data: str) -> list[str]:
+    """What a dataset without a spec holds, and how to go on."""
+    return [
+        f"{data}: no spec says what its numbers mean. It holds:",
+        *list_features(data),
+        f"A first spec: python launch/inspect_data.py {data} --write-spec=my_robot.py",
+    ]
+
+
+def write_spec(path: Path, data: str) -> str:
+    """Writes a first spec to a new file; returns what to print.
+
+    Raises:
+        DataError: the file exists, its name cannot be a spec's, or see `first_spec.guess`.
+    """
+    if path.suffix != ".py" or not path.stem.isidentifier():
+        raise DataError("--write-spec: name it NAME.py; the spec gets the name, so letters first")
+    if path.exists():
+        raise DataError(f"--write-spec: {path} exists; remove it, or choose another name")
+    path.write_text(source_code(path.stem, data), encoding="utf-8")
+    named = f"{path}:{path.stem}"
+    return "\n".join(
+        [
+            *list_features(data),
+            f"wrote {path}; check what it takes for the action, the state and the cameras, then",
+            f"  python launch/inspect_data.py {data} --spec={named}",
+            f"  python launch/train.py --config=configs/first_run.py:{named}:{data}"
+            f" --workdir=runs/{path.stem}",
+        ]
+    )
+
+
 def main() -> None:
     """Parse flags, inspect, print, write the pictures."""
     parser = argparse.ArgumentParser(
@@ -145,6 +193,9 @@ def main() -> None:
     )
     parser.add_argument("data", help="folder of a dataset, or a name of the registry with --root")
     parser.add_argument("--spec", default="", help="of the registry, or FILE.py:NAME")
+    parser.add_argument(
+        "--write-spec", type=Path, metavar="FILE.py", help="write a first spec, FILE.py:FILE"
+    )
     parser.add_argument("--variant", default="default", help="see data.parity.variant")
     parser.add_argument("--root", default="", help="holds NAME/VERSION of the registry's datasets")
     parser.add_argument("--split", default="train")
@@ -153,6 +204,12 @@ def main() -> None:
     flags = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
+        if flags.write_spec:
+            print(write_spec(flags.write_spec, flags.data))
+            return
+        if not flags.spec and not flags.root and is_unknown(flags.data):
+            print("\n".join(describe(flags.data)))
+            return
         folder, named = locate(flags.data, flags.root, flags.spec)
         name = short_name(named)
         findings = inspect(name, find_spec(named, flags.variant), folder, flags.split, flags.cache)

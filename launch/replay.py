@@ -59,13 +59,15 @@ def replay(policy: Any, dataset: Any, keys: dict[str, str], episodes: int) -> li
 
     count = len(dataset.lengths)
     chosen = np.unique(np.linspace(0, count - 1, min(episodes, count)).round().astype(int)).tolist()
-    closed, opened = (policy.metadata["gripper"][side] for side in ("closed", "open"))
+    gripper = policy.metadata["gripper"]
     replayed = []
     with progress.bar(total=int(dataset.lengths[chosen].sum()), unit="step") as bar:
         for number in chosen:
             rows = slice(*dataset.starts[number : number + 2])
             recorded = dataset.actions[rows].astype(np.float64)
-            recorded[:, -1] = closed + recorded[:, -1] * (opened - closed)
+            if gripper:
+                span = gripper["open"] - gripper["closed"]
+                recorded[:, -1] = gripper["closed"] + recorded[:, -1] * span
             text = dataset.instructions[dataset.text[dataset.text_starts[number]]]
             session, predicted = policy.new_session(), []
             for frame in range(len(recorded)):
@@ -115,7 +117,7 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join([f"mean absolute error in the robot's units, {where}", *lines, verdict])
 
 
-def plot(replayed: list[Episode], path: Path) -> None:
+def plot(replayed: list[Episode], path: Path, has_gripper: bool) -> None:
     """Every dimension of up to three episodes, recorded and predicted.
 
     Raises:
@@ -139,7 +141,8 @@ def plot(replayed: list[Episode], path: Path) -> None:
             axis.plot(episode.predicted[:, i], color="tab:red", linewidth=0.9, label="predicted")
             axis.tick_params(labelsize=6)
             if not column:
-                axis.set_ylabel("gripper" if i == dim - 1 else f"dim {i}", fontsize=7)
+                is_gripper = has_gripper and i == dim - 1
+                axis.set_ylabel("gripper" if is_gripper else f"dim {i}", fontsize=7)
     axes[0, 0].legend(fontsize=6)
     figure.tight_layout()
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -187,7 +190,7 @@ def run(flags: argparse.Namespace) -> None:
     flags.out.mkdir(parents=True, exist_ok=True)
     (flags.out / "replay.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     try:
-        plot(replayed, flags.out / "replay.png")
+        plot(replayed, flags.out / "replay.png", policy.metadata["gripper"] is not None)
         print(f"wrote {flags.out / 'replay.png'}")
     except ImportError:
         print(f"no plot, which needs matplotlib: {install_hint('demo')}")

@@ -31,6 +31,7 @@ from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert.start import Start
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.language.captions import check_texts
+from vla_jax.data.robot import resolve_with_data
 from vla_jax.inference.policy import with_complete_arch
 from vla_jax.models import legality, vla
 from vla_jax.models.weights import WeightError
@@ -129,6 +130,7 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
         for warning in legality.warnings(config.model):
             logger.warning(warning)
         config = with_complete_arch(config, model.arch)
+        config = resume.as_begun(config, meta["config"]) if start else config
         for change in resume.check_resume(meta["config"], to_dict(config)) if start else ():
             logger.warning("changed since step %d: %s", start, change)
 
@@ -163,7 +165,8 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
         # The two programs of a run. They are compiled by their first call.
         names = inputs.train.names
         train_step = make_train_step(model, config, mesh, template, names)
-        baseline = evaluate.mean_actions([dataset.actions for dataset in inputs.train.datasets])
+        recorded = [dataset.actions for dataset in inputs.train.datasets]
+        baseline = evaluate.mean_actions(recorded, config.model.has_gripper)
         eval_step = evaluate.make_eval_step(model, config, mesh, template, baseline)
 
         c = config.train
@@ -332,7 +335,12 @@ def main(_: Any) -> None:
         runtime.initialize()
         compilation_cache.enable(config.train.compilation_cache)
         peers = Peers()
-        runtime.run(lambda: train(config, workdir, INIT.value, peers), peers, USER_ERRORS)
+
+        def run() -> None:
+            # Data that do not fit are found before there is a folder of the run.
+            train(resolve_with_data(CONFIG.value), workdir, INIT.value, peers)
+
+        runtime.run(run, peers, USER_ERRORS)
     except USER_ERRORS as error:
         logging.debug("traceback of the error below", exc_info=True)
         sys.exit(f"train.py: {error}")

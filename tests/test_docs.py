@@ -12,8 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from eval_servers.client import PolicyClient
+from vla_jax.convert.store import Stored
+from vla_jax.data.language.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "fixtures" / "checkpoint_format_1"
@@ -31,26 +36,6 @@ def commands(text):
     """The command lines of a block, without comments."""
     lines = (line.partition("#")[0].split() for line in text.splitlines())
     return [line for line in lines if line]
-
-
-def run(page, folder, environment):
-    """Writes the files a page shows and runs its commands; returns what they print."""
-    env = {**environment, "PYTHONPATH": str(ROOT)}
-    printed = []
-    for language, text in blocks(page):
-        if language == "python":
-            named = NAMED.match(text)
-            assert named, f"{page}: a block without a file's name:\n{text}"
-            (folder / named[1]).write_text(text)
-            continue
-        for program, script, *flags in commands(text):
-            assert program == "python", script
-            path = script if (folder / script).exists() else str(ROOT / script)
-            command = [sys.executable, path, *flags]
-            done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-            assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-            printed.append(done.stdout)
-    return printed
 
 
 @functools.cache
@@ -102,16 +87,135 @@ def test_links_lead_somewhere(page):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
+def walk(page, folder, environment, changes=(), skip=()):
+    """Writes the files a page shows and runs its commands, the one that makes recordings first.
+
+    Returns what each of them printed.
+
+    Args:
+        page: to run.
+        folder: working directory.
+        environment: of the commands.
+        changes: flags that are added to those of launch/train.py.
+        skip: words of commands that are not run.
+    """
+    texts = blocks(page)
+    for text in (text for language, text in texts if language == "python"):
+        (folder / NAMED.match(text)[1]).write_text(text)
+    lines = [words for language, text in texts if language == "bash" for words in commands(text)]
+    lines = [words for words in lines if not any(word in " ".join(words) for word in skip)]
+    lines.sort(key=lambda words: words[1] != "record.py")  # what the page reads comes first
+    env, printed = {**environment, "PYTHONPATH": str(ROOT)}, []
+    for program, script, *flags in lines:
+        assert program == "python", script
+        path = script if (folder / script).exists() else str(ROOT / script)
+        more = changes if script == "launch/train.py" else ()
+        command = [sys.executable, path, *flags, *more]
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+        printed.append(done.stdout)
+    return printed
+
+
 def test_your_dataset(tmp_path, one_device):
-    _, report, trained = run("docs/your_dataset.md", tmp_path, one_device)
-    assert "12 trajectories, 240 frames (10 Hz)" in report
+    small = [f"--config.train.{key}=4" for key in ("steps", "batch_size", "eval_batches")]
+    _, listed, written, report, trained, replayed, gripper = walk(
+        "docs/your_dataset.md", tmp_path, one_device, small
+    )
+    assert "observation/hand   image   uint8 64 x 64 x 3" in listed
+    assert "wrote my_robot.py" in written
+    assert "12 trajectories, 240 frames (unknown rate)" in report
+    assert "gripper: none" in report
     assert "camera wrist: 64 x 64" in report
-    assert "0 warnings" in report
     for name in ("cameras", "actions"):
         assert min(Image.open(tmp_path / "runs" / "inspect" / f"{name}.png").size) > 300
     assert "held-out action L1" in trained
-    statistics = (tmp_path / "runs" / "my_robot" / "eval.json").read_text()
-    assert "l1_mean" in statistics
+    assert "gripper" not in trained
+    assert "l1_mean" in (tmp_path / "runs" / "my_robot" / "eval.json").read_text()
+    assert "mean absolute error in the robot's units" in replayed
+    assert "camera wrist: 64 x 64" in gripper
+    assert "gripper, from 0 = closed to 1 = open in tenths" in gripper
+    assert "0 warnings" in gripper
+
+
+@pytest.mark.slow
+def test_your_dataset_on_a_real_robot(tmp_path, one_device):
+    """The page as it is written, on one episode of a humanoid: 26 joints, no gripper."""
+    shutil.copytree(ROOT / "tests" / "fixtures" / "unitree_g1", tmp_path / "data" / "my_robot")
+    others = ("record.py", "with_gripper")  # about another robot
+    *_, report, trained, replayed = walk("docs/your_dataset.md", tmp_path, one_device, skip=others)
+    assert "action: 26 numbers" in report
+    assert "held-out action L1" in trained
+    assert "1 episodes, 221 steps" in replayed
+    (serve,) = [
+        words
+        for language, text in blocks("docs/your_dataset.md")
+        if language == "sh"
+        for words in commands(text)
+        if words[1] == "launch/serve.py"
+    ]
+    assert answered(serve, tmp_path, one_device).shape == (4, 26)
+
+
+@pytest.mark.slow
+def test_lora_from_an_imported_vlm_on_a_real_robot(tmp_path, one_device):
+    """The page's second path, with a very small VLM in place of the released one."""
+    shutil.copytree(ROOT / "tests" / "fixtures" / "unitree_g1", tmp_path / "data" / "my_robot")
+    vlm = tmp_path / "models" / "kosmos-2"
+    shutil.copytree(ROOT / "tests" / "fixtures" / "hf_kosmos2", vlm)
+    instruction = "Pick up the yellow bottle on the table."
+    (vlm / "tokenizer.json").write_text(Tokenizer.build([instruction], 64).to_json())
+    env = {**one_device, "PYTHONPATH": str(ROOT)}
+    texts = [text for language, text in blocks("docs/your_dataset.md") if language == "sh"]
+    lines = [words for text in texts for words in commands(text) if words[1] != "launch/serve.py"]
+    write_spec = commands(blocks("docs/your_dataset.md")[0][1])[1]
+    small = ("head.hidden=16", "head.layers=1", "structure.window=2")
+    changes = [f"--config.model.{change}" for change in small]
+    changes += ["--config.train.steps=4", "--config.train.batch_size=4"]
+    for _, script, *flags in [write_spec, *lines]:
+        more = changes if script == "launch/train.py" else []
+        command = [sys.executable, str(ROOT / script), *flags, *more]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    # The head of the import was of another robot.
+    assert "head/output/arm/fc3/kernel" in done.stderr
+    assert "starts anew" in done.stderr
+    meta = Stored(tmp_path / "runs" / "mine").meta
+    model = meta["config"]["model"]
+    assert (model["action_dim"], model["gripper"]) == (26, "none")
+    # The folder of the weights may be gone when the run goes on, and when it is served.
+    shutil.rmtree(tmp_path / "models")
+    shutil.rmtree(tmp_path / "runs" / "kosmos2")
+    more = [*flags, *changes, "--config.train.steps=5"]
+    command = [sys.executable, str(ROOT / "launch/train.py"), *more]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step 4" in done.stderr
+    serve = ["python", "launch/serve.py", "--checkpoint=runs/mine"]
+    assert answered(serve, tmp_path, one_device).shape == (10, 26)
+
+
+def answered(words, folder, environment):
+    """The actions that a served policy answers to a gray picture; `words` are the command."""
+    env = {**environment, "PYTHONPATH": str(ROOT)}
+    flags = [flag for flag in words[2:] if not flag.startswith("--port")]
+    command = [sys.executable, str(ROOT / words[1]), *flags, "--port=0", "--max-batch=1"]
+    with subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        try:
+            printed, address = "", None
+            while address is None:
+                line = server.stdout.readline()
+                printed += line
+                assert line, printed  # it has ended
+                address = re.search(r"listening on (ws://\S+)", line)
+            client = PolicyClient(address[1])
+            image = np.full((480, 640, 3), 127, np.uint8)
+            reply = client.infer({"observation/image": image, "prompt": "pick up the bottle"})
+        finally:
+            server.terminate()
+    return np.asarray(reply["actions"])
 
 
 def test_your_structure(tmp_path, one_device):

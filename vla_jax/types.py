@@ -86,7 +86,7 @@ class Actions:
 
     Attributes:
         chunk: float32 [b, w, f, a]; element [i, j, k] is the action at frame j + k of the window.
-            Arm dimensions are normalised to [-1, 1]; the gripper is 1 = open, 0 = closed.
+            Arm dimensions are normalised to [-1, 1]; a gripper is last, 1 = open, 0 = closed.
         mask: bool [b, w, f]; False beyond the end of the trajectory and left of its start.
     """
 
@@ -141,10 +141,10 @@ class Prediction:
     """What a head returns.
 
     Attributes:
-        arm: float32 [b, w, f, a-1], normalised, in [-1, 1].
+        arm: float32 [b, w, f, a-1], normalised, in [-1, 1]; [b, w, f, a] without a gripper.
         gripper: float32 [b, w, f], above 0 is open: the logit of "open" from heads trained with
-            cross-entropy, the predicted value itself from the others.
+            cross-entropy, the predicted value itself from the others. None without a gripper.
     """
 
     arm: Float[ArrayT, "*b w f arm"]
-    gripper: Float[ArrayT, "*b w f"]
+    gripper: Float[ArrayT, "*b w f"] | None

@@ -44,8 +44,8 @@ def test_keys_that_did_not_exist_yet_take_defaults_with_one_line(stored, caplog)
         complete = upgrade(config, 1, "here")
     (record,) = caplog.records
     assert record.message == (
-        "here: its config lacks 3 newer keys, which take their defaults: model.structure.slide, "
-        "data.datasets[0].weight, lora"
+        "here: its config lacks 4 newer keys, which take their defaults: model.structure.slide, "
+        "model.gripper, data.datasets[0].weight, lora"
     )
     assert complete["model"]["structure"]["slide"] == 1
     assert complete["data"]["datasets"][0]["weight"] == 1.0

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -72,9 +73,18 @@ def test_count_is_the_formula_and_kernels_are_frozen(config, params, capsys):
             inputs = 2 if "/o/" in path else 1
             formula += layers * RANK * (math.prod(shape[:inputs]) + math.prod(shape[inputs:]))
     assert lora.count(flatten(params)) == formula > 0
-    parts = split.split(params, lora.train_rules(config))
     targeted = {path for path in kernels if path.startswith("backbone/")}
+    kernels_only = dataclasses.replace(config, lora=dataclasses.replace(config.lora, freeze=False))
+    parts = split.split(params, lora.train_rules(kernels_only))
     assert set(parts.frozen) == targeted
+    # By default all of the VLM stays as it is, and the factors and the head train.
+    parts = split.split(params, lora.train_rules(config))
+    assert set(parts.frozen) == {path for path in base if path.startswith("backbone/")}
+    optim = dataclasses.replace(config.optim, trained=(("^backbone/vision/.*bias$", -1),))
+    parts = split.split(params, lora.train_rules(dataclasses.replace(config, optim=optim)))
+    biases = {p for p in base if p.startswith("backbone/vision/") and p.endswith("bias")}
+    assert biases <= set(parts.trainable)
+    assert targeted <= set(parts.frozen)
     with capsys.disabled():
         print(f"\nLoRA rank {RANK}: {formula} numbers beside {len(targeted)} kernels")
 

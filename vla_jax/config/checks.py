@@ -15,8 +15,8 @@ def cross_checks(config: Config) -> list[str]:
     for camera in config.augment.shift:
         if camera not in CAMERAS:
             problems.append(f"augment.shift: {camera!r} is none of {list(CAMERAS)}")
-    if not structure.cameras:
-        problems.append("model.structure.cameras: name at least one camera")
+    if config.model.action_dim < 1 + config.model.has_gripper:
+        problems.append(f"model.action_dim: {config.model.action_dim} leaves no arm")
     if not data.datasets:
         problems.append("data.datasets: name at least one dataset")
     if config.model.sentence.dim < 0:

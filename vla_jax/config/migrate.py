@@ -1,6 +1,7 @@
 """Configs of earlier versions, as checkpoints store them, brought to this version's fields.
 
-A new field needs nothing here: a stored config that lacks it takes the default. A field that is
+A new field needs nothing here: a stored config that lacks it takes the default, or what `option`
+says of older configs. A field that is
 renamed, moved or means something else gets a step from format n to n + 1, and `FORMAT` grows.
 """
 
@@ -106,6 +107,8 @@ def _filled(cls: type, raw: Mapping[str, Any], prefix: str, added: list[str]) ->
         (inner, *_) = typing.get_args(hint) or (None,)
         if name not in raw:
             value = getattr(defaults, name)
+            older = field.metadata.get("older")
+            value = value if older is None else older
             result[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(hint) else value
             added.append(f"{prefix}{name}")
         elif dataclasses.is_dataclass(hint) and isinstance(raw[name], Mapping):

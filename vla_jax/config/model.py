@@ -46,7 +46,9 @@ class StructureConfig:
     chunk: int = option(10, "F, actions predicted at every step.")
     latent: int = option(1, "Action tokens of a step.")
     cameras: tuple[str, ...] = option(
-        ("primary", "wrist"), "Views the model takes; a dataset without one of them is an error."
+        (),
+        "Views the model takes; a dataset without one of them is an error. () = those that every "
+        "dataset has (primary and wrist where no data are read).",
     )
     text_len: int = option(32, "Text columns, the prompt's included; a longer prompt is an error.")
     readout: str = option(
@@ -139,7 +141,21 @@ class ModelConfig:
     structure: StructureConfig = group(StructureConfig)
     head: HeadConfig = group(HeadConfig)
     sentence: SentenceConfig = group(SentenceConfig)
-    action_dim: int = option(7, "Dimensions of an action: the arm's and 1 of the gripper.")
+    action_dim: int = option(
+        0,
+        "Numbers of an action, a gripper's included; 0 = as many as the data's have (7 where no "
+        "data are read).",
+    )
+    gripper: str = option(
+        "",
+        "last: the last number of an action commands a gripper, open or closed. none: all numbers "
+        "are joints or motions alike. '' = as the datasets' specs say (last where no data are "
+        "read).",
+        "",
+        "last",
+        "none",
+        older="last",
+    )
     dropout: bool = option(True, "Whether the backbone's own dropout rates apply in training.")
     dtype: str = option(
         "bfloat16",
@@ -150,3 +166,8 @@ class ModelConfig:
     remat: str = option(
         "full", "What the backward pass computes again instead of keeping.", "full", "dots", "none"
     )
+
+    @property
+    def has_gripper(self) -> bool:
+        """Whether the last number of an action is a gripper."""
+        return self.gripper != "none"

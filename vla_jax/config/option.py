@@ -8,16 +8,17 @@ class ConfigError(ValueError):
     """A config that cannot be used; the message lists every problem."""
 
 
-def option(default: Any, doc: str, *choices: str) -> Any:
+def option(default: Any, doc: str, *choices: str, older: Any = None) -> Any:
     """A dataclass field with a default and a line of documentation.
 
     Args:
-        default: value of a config that does not set the field. Stored configs which are older
-            than the field take it too, so it has to mean what the code did before the field was.
+        default: value of a config that does not set the field.
         doc: what the field does, with its unit; `vla_jax.config.describe` prints it.
         choices: the legal values; none given means that any value of the field's type is legal.
+        older: value of stored configs which are older than the field: what the code did before.
+            None: the default, which then has to mean just that.
     """
-    metadata = {"doc": doc, "choices": choices}
+    metadata = {"doc": doc, "choices": choices, "older": older}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -24,7 +24,10 @@ def resolve(raw: Any) -> Config:
     """ConfigDict or plain nested dict -> `Config`.
 
     Keys that are not there take the schema's defaults; those that moved are read at their old
-    place too, with a warning.
+    place too, with a warning. Actions and cameras that the config leaves to the data are those of
+    a hand with a gripper here, 7 numbers, seen by the primary and the wrist camera:
+    `vla_jax.data.robot.resolve_with_data`
+    asks the data.
 
     Raises:
         ConfigError: listing every unknown key (with the nearest legal ones), wrong type and
@@ -38,10 +41,26 @@ def resolve(raw: Any) -> Config:
             logger.warning("config keys that have moved: %s", ", ".join(moved))
     config = _build(Config, raw, "", problems)
     if not problems:
+        config = _completed(config)
         problems += cross_checks(config)
     if problems:
         raise ConfigError(f"{len(problems)} problem(s) in the config:\n  " + "\n  ".join(problems))
     return config
+
+
+def _completed(config: Config) -> Config:
+    """The config with actions and cameras; where it leaves them to the data, a hand's."""
+    model = config.model
+    structure = dataclasses.replace(
+        model.structure, cameras=model.structure.cameras or ("primary", "wrist")
+    )
+    model = dataclasses.replace(
+        model,
+        structure=structure,
+        action_dim=model.action_dim or 7,
+        gripper=model.gripper or "last",
+    )
+    return dataclasses.replace(config, model=model)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

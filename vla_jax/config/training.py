@@ -16,8 +16,14 @@ class LoraConfig:
     )
     targets: tuple[str, ...] = option(
         (r"^backbone/text/(.*/)?layers/.*kernel$",),
-        "Path regexes of the kernels that get one; these kernels are frozen. The other parameters "
-        "train or not as `optim` says: freeze them with optim.frozen.",
+        "Path regexes of the kernels that get one; these kernels are frozen.",
+    )
+    freeze: bool = option(
+        True,
+        "With a rank, freeze all else of the VLM too, but for what optim.trained names; what was "
+        "added to it (head, action token) trains. False: as optim.frozen says. A resumed run keeps "
+        "what it began with.",
+        older=False,
     )
 
 

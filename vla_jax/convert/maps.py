@@ -36,6 +36,8 @@ def _backbone(config: ModelConfig) -> Backbone:
 def policy(config: ModelConfig, prefix: str = "") -> list[w.Weight]:
     """Everything but the VLM, under RoboVLMs' names: the head and what the structure adds."""
     rows = HEADS[config.head.kind].weight_map(config.head, _backbone(config).width)
+    if not config.has_gripper:
+        rows = [row for row in rows if not row.target.startswith("output/gripper/")]
     rows = w.prefixed(rows, prefix + "act_head.", "head/")
     return rows + w.prefixed(STRUCTURES[config.structure.kind].weight_map(config), prefix, "")
 

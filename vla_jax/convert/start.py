@@ -1,5 +1,6 @@
 """What a run starts from: nothing, a Hugging Face folder, a checkpoint, or where it stopped."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.weights import KeyReport, WeightError
 
+logger = logging.getLogger(__name__)
+
+_VLM = "backbone/"
+
 
 class Start:
     """The architecture, tokenizer and weights a run begins with.
@@ -20,7 +25,8 @@ class Start:
     Args:
         config: of the model to train; `backbone.hf_dir` may name a Hugging Face folder.
         checkpoint: workdir of another run or of launch/convert.py; comes before `hf_dir`. All its
-            weights are taken, the head's too.
+            weights are taken, the head's too, as far as they fit: the VLM's must, the others are
+            made anew for another robot or another head.
         resumed: what the newest checkpoint of the run itself carries beside the weights, if the
             run goes on from there. Neither `hf_dir` nor `checkpoint` is opened then: they may be
             gone.
@@ -43,8 +49,8 @@ class Start:
             name = self._stored.meta["config"]["model"]["backbone"]["name"]
             if name != config.backbone.name:
                 raise ConfigError(
-                    f"{checkpoint}: of backbone {name!r}, the config asks for "
-                    f"{config.backbone.name!r}"
+                    f"model.backbone.name: {config.backbone.name!r}, and {checkpoint} holds a "
+                    f"{name!r}; set it to that, or start from another checkpoint"
                 )
 
     def arch(self) -> dict[str, Any] | None:
@@ -95,7 +101,8 @@ class Start:
             place: (our path, array) -> what to keep.
 
         Raises:
-            WeightError: with everything that does not fit.
+            WeightError: with everything of the VLM that does not fit, or of the whole model where
+                the weights are a Hugging Face folder's.
         """
         if not self._stored:
             if not self._where:
@@ -105,15 +112,29 @@ class Start:
         settings = self._stored.meta["config"].get("lora", {})
         if any(lora.is_factor(path) for path in leaves):
             leaves = lora.merged(leaves, settings["alpha"] / settings["rank"])
-        report = KeyReport(
-            missing=tuple(path for path in shapes if path not in leaves),
-            unexpected=tuple(path for path in leaves if path not in shapes),
-            misshaped=tuple(
-                f"{path}: {list(leaf.shape)}, the model has {list(shapes[path])}"
-                for path, leaf in leaves.items()
-                if path in shapes and leaf.shape != tuple(shapes[path])
-            ),
-        )
-        if report:
-            raise WeightError(f"{self._where}:\n{report}")
-        return {path: place(path, leaf.read()) for path, leaf in leaves.items()}
+        vlm = _report(leaves, shapes, lambda path: path.startswith(_VLM))
+        if vlm:
+            raise WeightError(f"{self._where}:\n{vlm}")
+        rest = _report(leaves, shapes, lambda path: not path.startswith(_VLM))
+        if rest:
+            logger.warning(
+                "%s is of another robot, structure or head. What is missing or of another shape "
+                "starts anew, what is unexpected is left out:\n%s", self._where, rest,
+            )  # fmt: skip
+        fit = {p: x for p, x in leaves.items() if p in shapes and x.shape == tuple(shapes[p])}
+        return {path: place(path, leaf.read()) for path, leaf in fit.items()}
+
+
+def _report(
+    leaves: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], counts: Callable[[str], bool]
+) -> KeyReport:
+    """What of some stored parameters does not fit the model's."""
+    return KeyReport(
+        missing=tuple(path for path in shapes if counts(path) and path not in leaves),
+        unexpected=tuple(path for path in leaves if counts(path) and path not in shapes),
+        misshaped=tuple(
+            f"{path}: {list(leaf.shape)}, the model has {list(shapes[path])}"
+            for path, leaf in leaves.items()
+            if counts(path) and path in shapes and leaf.shape != tuple(shapes[path])
+        ),
+    )

@@ -225,7 +225,7 @@ class Dataset:
 
     def leave_out_idle(self, threshold: float, chunk: int) -> None:
         """Lets no window end where the robot idles for a chunk; before `normalize`."""
-        self._may_end = moving(self.actions, self.starts, chunk, threshold)
+        self._may_end = moving(self.actions, self.starts, chunk, threshold, self.spec.has_gripper)
         idle = int((~self._may_end).sum())
         log.info("%s: data.filters.noop leaves out %d of %d frames", self.name, idle, len(self))
 
@@ -370,6 +370,9 @@ def open_dataset(
     total = index.num_episodes
     held = min(max(1, round(total * held_out)), total - 1) if held_out > 0 else 0
     parts = {"all": range(total), "head": range(total - held), "tail": range(total - held, total)}
+    if total == 1 and part == "tail":
+        log.warning("%s: one trajectory, so what is held out for evaluation is trained on", name)
+        parts["tail"] = range(1)
     if not parts[part]:
         problem = f"{name}: split {split!r} has {total} trajectories, too few to hold some out"
         raise DataError(problem + f" ({held_out=})", folder)

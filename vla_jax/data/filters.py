@@ -123,6 +123,7 @@ def moving(
     starts: Int64[np.ndarray, "k"],
     chunk: int,
     threshold: float,
+    gripper: bool = True,
 ) -> Bool[np.ndarray, "n"]:
     """True at frames from which the robot does something within a chunk.
 
@@ -136,12 +137,15 @@ def moving(
         starts: first row of each trajectory.
         chunk: f, frames looked at, the frame itself included.
         threshold: largest motion that counts as none.
+        gripper: whether the last dimension is one.
     """
     frames = len(actions)
-    moves = np.abs(actions[:, :-1]).max(axis=1) > threshold
-    gripper = np.abs(np.diff(actions[:, -1], prepend=actions[:1, -1])) > threshold
-    gripper[starts[:-1]] = False  # the frame before is another trajectory's
-    moves |= gripper
+    arm = actions[:, :-1] if gripper else actions
+    moves = np.abs(arm).max(axis=1) > threshold
+    if gripper:
+        changes = np.abs(np.diff(actions[:, -1], prepend=actions[:1, -1])) > threshold
+        changes[starts[:-1]] = False  # the frame before is another trajectory's
+        moves |= changes
     following = np.where(moves, np.arange(frames), frames)
     following = np.minimum.accumulate(following[::-1])[::-1]
     last = np.repeat(starts[1:], np.diff(starts)) - 1

@@ -35,7 +35,7 @@ class Findings:
     Attributes:
         dataset: opened, not normalised.
         statistics: in openvla's schema.
-        gripper: share of the frames in each tenth of 0..1.
+        gripper: share of the frames in each tenth of 0..1; [] without a gripper.
         summary: what to print.
         warnings: what is suspicious, one line each.
     """
@@ -75,8 +75,10 @@ def inspect(
         name, spec, folder, split, cameras, dim, cache_dir=cache_dir, skips=skips
     )
     found = statistics(dataset.actions, dataset.proprio, len(dataset.lengths), spec.mask(dim))
-    gripper = dataset.actions[:, -1]
-    inside = np.histogram(np.clip(gripper, 0, 1), _BINS)[0] / len(gripper)
+    inside: list[float] = []
+    if spec.has_gripper:
+        gripper = np.clip(dataset.actions[:, -1], 0, 1)
+        inside = (np.histogram(gripper, _BINS)[0] / len(gripper)).tolist()
     warnings = [f"parts are skipped: {cause}" for cause in skips.causes()]
     warnings += [f"{count} trajectories {why}" for why, count in dataset.unused.items() if count]
     warnings += [
@@ -84,8 +86,9 @@ def inspect(
         for role, path in spec.images.items()
         if role not in cameras
     ]
-    warnings += _about_gripper(dataset) + _about_actions(dataset, found) + _about_texts(dataset)
-    return Findings(dataset, found, inside.tolist(), _summary(dataset, found), warnings)
+    warnings += _about_gripper(dataset) if spec.has_gripper else []
+    warnings += _about_actions(dataset, found) + _about_texts(dataset)
+    return Findings(dataset, found, inside, _summary(dataset, found), warnings)
 
 
 def action_dim(spec: DatasetSpec, folder: Path, split: str, cache_dir: str = "") -> int:
@@ -181,7 +184,9 @@ def _about_actions(dataset: Dataset, found: Mapping[str, Any]) -> list[str]:
                 f"{what} dimensions {wild} have outliers, more than {_OUTLIER:g} times the range "
                 "between the 1 % and 99 % quantiles beyond it"
             )
-    idle = 1 - float(moving(dataset.actions, dataset.starts, 1, _IDLE).mean())
+    idle = 1 - float(
+        moving(dataset.actions, dataset.starts, 1, _IDLE, dataset.spec.has_gripper).mean()
+    )
     if idle > 0.05:
         warnings.append(f"the robot idles in {idle:.0%} of the frames; see data.filters.noop")
     return warnings

@@ -21,6 +21,7 @@ from vla_jax.data.formats import Reader, find_reader, to_folder
 from vla_jax.data.given import given_reader
 from vla_jax.data.language.instructions import Instructions
 from vla_jax.data.spec import DatasetSpec
+from vla_jax.data.units.clipping import check_clipping
 from vla_jax.data.units.foreign_statistics import read_statistics
 from vla_jax.data.units.gripper import targets
 from vla_jax.data.units.lost_motion import lost_motion, unpadded
@@ -110,7 +111,7 @@ def open_datasets(
     Args:
         config: the data section.
         structure: gives window, chunk and cameras.
-        action_dim: arm dimensions and the gripper.
+        action_dim: numbers of an action, a gripper's included.
         split: "train", or "val": `config.val_split` where a dataset has it, else the last
             `config.val_fraction` of its train trajectories (which "train" then leaves out).
         statistics: of the train part, when already at hand (from a checkpoint or the train
@@ -192,12 +193,14 @@ def open_datasets(
         action_specs[name] = _action_spec(name, found[name], config, spec)
         if split == "train":
             _warn_of_lost_motion(dataset, found[name], action_specs[name], structure.proprio)
+            check_clipping(name, dataset.actions, action_specs[name])
         dataset.fast_dct = config.parity.dct == "fast"
         dataset.normalize(action_specs[name])
-        gripper = dataset.actions[:, -1]
-        gripper[:] = targets(gripper, spec.gripper_binary, config.parity.gripper)
-        if config.parity.constant_to_zero and _is_constant(found[name]["action"]):
-            gripper[:] = 0
+        if spec.has_gripper:
+            gripper = dataset.actions[:, -1]
+            gripper[:] = targets(gripper, spec.gripper_binary, config.parity.gripper)
+            if config.parity.constant_to_zero and _is_constant(found[name]["action"]):
+                gripper[:] = 0
         dataset.proprio = _states(name, found[name], dataset.proprio, structure.proprio)
         datasets.append(dataset)
         weights.append(entry.weight)

@@ -18,7 +18,8 @@ class Trajectory:
     """One standardised episode; all arrays have the episode's length t.
 
     Attributes:
-        action: [t, a]; arm in the dataset's own units, gripper last, 1 = open, 0 = closed. Kept as
+        action: [t, a] in the dataset's own units; of a robot with a gripper (see
+            `DatasetSpec.gripper_env`) that is the last number, 1 = open, 0 = closed. Kept as
             float32.
         language: the instruction, "" or None if there is none, or one text a step (the first one
             counts); or a tuple of such, of which every sample gets one. A text is str or bytes.
@@ -85,10 +86,11 @@ class DatasetSpec:
         images: camera role (`vla_jax.types.CAMERAS`) -> image feature.
         features: short name -> the numeric and text features that `standardise` reads.
         standardise: one raw episode -> one `Trajectory`.
-        gripper_env: the environment's gripper command for (closed, open).
+        gripper_env: the environment's gripper command for (closed, open), of a robot whose actions
+            end in a gripper. None: all numbers of an action are joints or motions alike, scaled by
+            their statistics; so are the fingers of a hand, and the grippers of a robot with two.
         hz: control rate in 1/s of the kept steps, None when it varies or is not known.
-        action: what the actions' numbers are, a key of `ACTION_ENCODINGS`; "": any, the last of
-            which is the gripper.
+        action: what the actions' numbers are, a key of `ACTION_ENCODINGS`; "": any.
         state: what the state's numbers are, a key of `STATE_ENCODINGS`.
         gripper_binary: whether the gripper is only ever open or closed.
         depth: camera role -> depth feature.
@@ -99,7 +101,7 @@ class DatasetSpec:
     images: Mapping[str, Path]
     features: Mapping[str, Path]
     standardise: Callable[[Episode], Trajectory]
-    gripper_env: tuple[float, float]
+    gripper_env: tuple[float, float] | None = None
     hz: float | None = None
     action: str = ""
     state: str = "none"
@@ -112,15 +114,27 @@ class DatasetSpec:
         """Which of an action's `dim` numbers normalisation scales.
 
         Raises:
-            ValueError: the encoding has another number of them, or its last is no gripper, which
-                is what the models here end in.
+            ValueError: the encoding has another number of them, or its last is no gripper, though
+                the spec has commands for one.
         """
-        if not self.action:
+        encoding = ACTION_ENCODINGS[self.action] if self.action else None
+        if encoding and encoding.dim != dim:
+            raise ValueError(
+                f"{self.action} actions have {encoding.dim} dimensions, the model {dim}: set "
+                f"model.action_dim to {encoding.dim}, or to 0 for what the data have"
+            )
+        if not self.has_gripper:
+            return [True] * dim
+        if not encoding:
             return [True] * (dim - 1) + [False]
-        encoding = ACTION_ENCODINGS[self.action]
-        if encoding.dim != dim:
-            problem = f"{self.action} actions have {encoding.dim} dimensions, the model {dim}"
-            raise ValueError(problem)
         if dim - 1 not in encoding.grippers:
-            raise ValueError(f"{self.action} actions do not end in a gripper, as the model's do")
+            raise ValueError(
+                f"{self.action} actions do not end in a gripper, though the spec has commands for "
+                "one; gripper_env = None takes all numbers alike"
+            )
         return encoding.mask
+
+    @property
+    def has_gripper(self) -> bool:
+        """Whether the last number of an action commands a gripper."""
+        return self.gripper_env is not None

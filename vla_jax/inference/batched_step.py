@@ -100,7 +100,7 @@ class BatchedStep:
         """One step of every session, each equal to what it would be alone.
 
         Returns:
-            For each input the predicted chunk (arm normalised; gripper 1 = open, 0 = closed) and
+            For each input the predicted chunk (arm normalised; a gripper 1 = open, 0 = closed) and
             the history after the step.
         """
         found: dict[int, tuple[np.ndarray, History]] = {}
@@ -188,6 +188,8 @@ class BatchedStep:
                 {"params": params}, observation, history, key, method="step"
             )
             arm = prediction.arm[0, 0].astype(jnp.float32)
+            if prediction.gripper is None:
+                return arm, history
             is_open = (prediction.gripper[0, 0] > 0).astype(jnp.float32)
             return jnp.concatenate([arm, is_open[:, None]], axis=-1), history
 

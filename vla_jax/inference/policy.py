@@ -59,7 +59,7 @@ class Policy:
 
     Attributes:
         metadata: what a client needs to know: cameras and their observation keys, chunk length,
-            action dimension, control rate, gripper commands.
+            action dimension, control rate, gripper commands (None without a gripper).
         max_batch: how many sessions one pass of the model takes.
     """
 
@@ -98,7 +98,7 @@ class Policy:
         self._tokenizer, self._spec, self._states = tokenizer, spec, states
         self._execution = execution or Execution()
         chunk = self._execution.reply_length(self._structure.chunk)
-        if chunk > 1 and spec.gripper.has_memory:
+        if chunk > 1 and spec.gripper and spec.gripper.has_memory:
             raise ValueError(
                 "execution: a gripper with a memory must see every step that is executed, and the "
                 "client of a whole chunk may ask again earlier: use 'first', 'ensemble' or "
@@ -123,7 +123,8 @@ class Policy:
             "execution": self._execution.mode,
             "action_dim": spec.dim,
             "hz": spec.hz,
-            "gripper": {"closed": spec.gripper_env[0], "open": spec.gripper_env[1]},
+            "gripper": spec.gripper
+            and {"closed": spec.gripper.closed, "open": spec.gripper.opened},
             "needs_proprio": states is not None,
             "proprio_dim": self._structure.proprio,
         }
@@ -170,7 +171,10 @@ class Policy:
             )
             files = saved.directory / str(step)
             stored = provenance.hash_folders(*(files / item for item in checkpoint.POLICY_ITEMS))
-        spec = dataclasses.replace(ActionSpec.from_json(specs[dataset]), **(gripper or {}))
+        spec = ActionSpec.from_json(specs[dataset])
+        if gripper and spec.gripper is None:
+            raise ValueError(f"{sorted(gripper)}: the actions of {dataset!r} have no gripper")
+        spec = dataclasses.replace(spec, **(gripper or {}))
         statistics = meta["statistics"].get(dataset, {})
         policy = cls(
             config=config,

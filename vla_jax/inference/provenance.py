@@ -33,7 +33,8 @@ def describe(
     Returns:
         JSON values: checkpoint, statistics (hashes), untrained, horizon and decay of the execution,
         action (normalization, clip, low and high of the arm in robot units, the gripper's memory,
-        gripper_open: the share of training frames with an open gripper, None when unknown).
+        gripper_open: the share of training frames with an open gripper, None when unknown or
+        without one).
     """
     mean = statistics.get("action", {}).get("mean")
     return {
@@ -49,7 +50,7 @@ def describe(
             "high": list(spec.high),
             "gripper_repeat": spec.gripper_repeat,
             "gripper_patience": spec.gripper_patience,
-            "gripper_open": None if mean is None else float(mean[-1]),
+            "gripper_open": None if mean is None or spec.gripper is None else float(mean[-1]),
         },
     }
 

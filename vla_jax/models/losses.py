@@ -1,6 +1,7 @@
 """Losses of actions as numbers and of actions as tokens.
 
-Legend: b batch · w window · f chunk · a action dimension (arm + 1 gripper) · v vocabulary
+Legend: b batch · w window · f chunk · v vocabulary
+a action dimension: the arm, and a gripper, if there is one
 """
 
 import jax
@@ -42,24 +43,32 @@ def action_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Huber on the arm plus weighted cross-entropy on the gripper (RoboVLMs' continuous loss).
 
-    Both are means over the chunk elements that `actions.mask` selects, in float32.
+    Both are means over the chunk elements that `actions.mask` selects, in float32. Predictions
+    without a gripper have the first part alone, over all dimensions.
 
     Returns:
-        The loss and its parts: rows (the loss of each window, [b]), loss_arm, loss_gripper,
-        acc_gripper (share of right open/closed decisions), l1_arm (mean absolute error in
-        normalised units).
+        The loss and its parts: rows (the loss of each window, [b]), loss_arm, l1_arm (mean absolute
+        error in normalized units); with a gripper loss_gripper and acc_gripper (share of right
+        open/closed decisions).
     """
-    arm = prediction.arm.astype(jnp.float32) - actions.chunk[..., :-1]
-    logits, label = prediction.gripper.astype(jnp.float32), actions.chunk[..., -1]
-    mask = actions.mask
-    each_arm, each_gripper = huber(arm).mean(-1), binary_cross_entropy(logits, label)
-    loss_arm, loss_gripper = masked_mean(each_arm, mask), masked_mean(each_gripper, mask)
+    size, mask = prediction.arm.shape[-1], actions.mask
+    arm = prediction.arm.astype(jnp.float32) - actions.chunk[..., :size]
+    each_arm = huber(arm).mean(-1)
+    loss_arm = masked_mean(each_arm, mask)
     metrics = {
-        "rows": row_means(each_arm + gripper_weight * each_gripper, mask),
+        "rows": row_means(each_arm, mask),
         "loss_arm": loss_arm,
+        "l1_arm": masked_mean(jnp.abs(arm).mean(-1), mask),
+    }
+    if prediction.gripper is None:
+        return loss_arm, metrics
+    logits, label = prediction.gripper.astype(jnp.float32), actions.chunk[..., -1]
+    each_gripper = binary_cross_entropy(logits, label)
+    loss_gripper = masked_mean(each_gripper, mask)
+    metrics |= {
+        "rows": row_means(each_arm + gripper_weight * each_gripper, mask),
         "loss_gripper": loss_gripper,
         "acc_gripper": masked_mean(((logits > 0) == (label > 0.5)).astype(jnp.float32), mask),
-        "l1_arm": masked_mean(jnp.abs(arm).mean(-1), mask),
     }
     return loss_arm + gripper_weight * loss_gripper, metrics
 
@@ -69,6 +78,7 @@ def token_loss(
     labels: Int[Array, "*b c"],
     tokenizer: ActionTokenizer,
     action_dim: int,
+    gripper: bool = True,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Cross-entropy of tokens, the mean over the labels that are not `NO_LABEL`, in float32.
 
@@ -76,12 +86,13 @@ def token_loss(
         logits: scores of the token each column predicts.
         labels: those tokens. Action tokens come as whole actions along the last axis.
         tokenizer: which ids are actions.
-        action_dim: tokens of one action; the last is the gripper.
+        action_dim: tokens of one action.
+        gripper: whether the last of them is a gripper.
 
     Returns:
-        The loss and its parts, with RoboVLMs' names: loss_arm (the whole loss), acc_arm and
-        acc_gripper (share of action tokens predicted exactly), action_l1 (mean distance of the
-        decoded values); and rows (the loss of each row, [b]).
+        The loss and its parts, with RoboVLMs' names: loss_arm (the whole loss), acc_arm and, with
+        a gripper, acc_gripper (share of action tokens predicted exactly), action_l1 (mean distance
+        of the decoded values); and rows (the loss of each row, [b]).
     """
     supervised = labels != NO_LABEL
     safe = jnp.where(supervised, labels, 0)
@@ -96,8 +107,9 @@ def token_loss(
     metrics = {
         "rows": row_means(each, supervised),
         "loss_arm": loss,
-        "acc_arm": masked_mean(right, is_action & (place < action_dim - 1)),
-        "acc_gripper": masked_mean(right, is_action & (place == action_dim - 1)),
+        "acc_arm": masked_mean(right, is_action & (place < action_dim - gripper)),
         "action_l1": masked_mean(distance, is_action),
     }
+    if gripper:
+        metrics["acc_gripper"] = masked_mean(right, is_action & (place == action_dim - 1))
     return loss, metrics

@@ -32,17 +32,26 @@ class Baseline:
     """The constant policy a trained one must beat: it knows the dataset and nothing else.
 
     Attributes:
-        arm: float32 [n, a-1], each training set's mean normalised arm action.
-        gripper: bool [n], the gripper state most of its actions have, True = open.
+        arm: float32 [n, a-1], each training set's mean normalised arm action; [n, a] without a
+            gripper.
+        gripper: bool [n], the gripper state most of its actions have, True = open; None without
+            a gripper.
     """
 
     arm: Float[np.ndarray, "n d"]
-    gripper: Bool[np.ndarray, "n"]
+    gripper: Bool[np.ndarray, "n"] | None
 
 
-def mean_actions(actions: Sequence[Float[np.ndarray, "_ a"]]) -> Baseline:
-    """The baseline of a mixture's training sets, from all their normalised actions."""
+def mean_actions(actions: Sequence[Float[np.ndarray, "_ a"]], gripper: bool = True) -> Baseline:
+    """The baseline of a mixture's training sets, from all their normalised actions.
+
+    Args:
+        actions: of each dataset.
+        gripper: whether the last number of an action is one.
+    """
     mean = np.stack([x.mean(0, dtype=np.float64) for x in actions])
+    if not gripper:
+        return Baseline(mean.astype(np.float32), None)
     return Baseline(mean[:, :-1].astype(np.float32), mean[:, -1] > 0.5)
 
 
@@ -64,9 +73,10 @@ def make_eval_step(
 
     Returns:
         (state, batch) -> sums over the supervised actions: "count",
-        "l1" [a-1] in normalised units, "gripper" right answers, "loss" and its parts; with a
-        baseline "baseline_l1", "baseline_gripper" and "datasets" [n, 3]: of each dataset the
-        count, L1 averaged over the arm's dimensions, right gripper answers.
+        "l1" of each arm dimension in normalised units, "gripper" right answers, "loss" and its
+        parts; with a baseline "baseline_l1", "baseline_gripper" and "datasets" [n, 3]: of each
+        dataset the count, L1 averaged over the arm's dimensions, right gripper answers. Without a
+        gripper nothing is said of one: "datasets" is [n, 2].
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:
@@ -85,13 +95,16 @@ def make_eval_step(
         sums = {
             k: jnp.where(count > 0, x * count, 0.0) for k, x in {**parts, "loss": total}.items()
         }
-        sums |= {"count": count, **_errors(prediction.arm, prediction.gripper > 0, actions)}
+        opened = None if prediction.gripper is None else prediction.gripper > 0
+        sums |= {"count": count, **_errors(prediction.arm, opened, actions)}
         if baseline is not None:
             arm = jnp.asarray(baseline.arm, jnp.float32)[batch.dataset][:, None, None]
-            is_open = jnp.asarray(baseline.gripper)[batch.dataset][:, None, None]
+            is_open = None
+            if baseline.gripper is not None:
+                is_open = jnp.asarray(baseline.gripper)[batch.dataset][:, None, None]
             fixed = _errors(arm, is_open, actions)
             sums |= {f"baseline_{name}": x for name, x in fixed.items()}
-            count = len(baseline.gripper)
+            count = len(baseline.arm)
             sums["datasets"] = _by_dataset(prediction, actions, batch.dataset, count)
         return sums
 
@@ -104,23 +117,26 @@ def make_eval_step(
 
 
 def _errors(
-    arm: Float[Array, "..."], is_open: Bool[Array, "..."], actions: Actions
+    arm: Float[Array, "..."], is_open: Bool[Array, "..."] | None, actions: Actions
 ) -> dict[str, Array]:
-    target, opened = actions.chunk[..., :-1], actions.chunk[..., -1] > 0.5
-    distance = jnp.abs(arm.astype(jnp.float32) - target)
-    return {
-        "l1": jnp.where(actions.mask[..., None], distance, 0.0).sum((0, 1, 2)),
-        "gripper": (actions.mask & (is_open == opened)).sum(dtype=jnp.float32),
-    }
+    distance = jnp.abs(arm.astype(jnp.float32) - actions.chunk[..., : arm.shape[-1]])
+    sums = {"l1": jnp.where(actions.mask[..., None], distance, 0.0).sum((0, 1, 2))}
+    if is_open is not None:
+        right = is_open == (actions.chunk[..., -1] > 0.5)
+        sums["gripper"] = (actions.mask & right).sum(dtype=jnp.float32)
+    return sums
 
 
 def _by_dataset(
     prediction: Prediction, actions: Actions, dataset: Int[Array, "b"], datasets: int
-) -> Float[Array, "n 3"]:
-    target, opened = actions.chunk[..., :-1], actions.chunk[..., -1] > 0.5
+) -> Float[Array, "n k"]:
+    target = actions.chunk[..., : prediction.arm.shape[-1]]
     distance = jnp.abs(prediction.arm.astype(jnp.float32) - target).mean(-1)
-    right = (prediction.gripper > 0) == opened
-    each = jnp.stack([jnp.ones_like(distance), distance, right.astype(jnp.float32)], axis=-1)
+    columns = [jnp.ones_like(distance), distance]
+    if prediction.gripper is not None:
+        right = (prediction.gripper > 0) == (actions.chunk[..., -1] > 0.5)
+        columns.append(right.astype(jnp.float32))
+    each = jnp.stack(columns, axis=-1)
     rows = jnp.where(actions.mask[..., None], each, 0.0).sum((1, 2))
     return jax.ops.segment_sum(rows, dataset, datasets)
 
@@ -144,12 +160,11 @@ def means(sums: Sequence[Metrics], names: Sequence[str] = ()) -> dict[str, Any]:
     for name in ("l1", "baseline_l1"):
         if name in result:
             result[f"{name}_mean"] = float(np.mean(result[name]))
-    for name, (seen, l1, gripper) in zip(names, datasets, strict=False):
+    for name, (seen, *right) in zip(names, datasets, strict=False):
         if seen and len(names) > 1:
-            result |= {
-                f"l1_mean/{name}": float(l1 / seen),
-                f"gripper/{name}": float(gripper / seen),
-            }
+            # The gripper's column is missing where there is none.
+            for what, value in zip(("l1_mean", "gripper"), right, strict=False):
+                result[f"{what}/{name}"] = float(value / seen)
     return {**result, "count": int(count)}
 
 
@@ -179,9 +194,11 @@ def report(result: dict[str, Any], workdir: str | Path) -> str:
     beside = path.with_suffix(".json.tmp")
     beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, path)
+    ours, base = (
+        f", gripper {result[key]:.3f}" if key in result else ""
+        for key in ("gripper", "baseline_gripper")
+    )
     return (
-        f"held-out action L1 {result['l1_mean']:.4f}, gripper {result['gripper']:.3f} "
-        f"({result['count']} actions)\n"
-        f"mean action      L1 {result['baseline_l1_mean']:.4f}, "
-        f"gripper {result['baseline_gripper']:.3f}"
+        f"held-out action L1 {result['l1_mean']:.4f}{ours} ({result['count']} actions)\n"
+        f"mean action      L1 {result['baseline_l1_mean']:.4f}{base}"
     )

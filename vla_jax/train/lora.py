@@ -24,17 +24,22 @@ from vla_jax.train import split
 Init = Callable[[jax.Array], Mapping[str, Any]]
 
 FACTORS = r"/lora_[ab]$"
+VLM = r"^backbone/"
 # How many dimensions of a kernel are inputs: Dense's `contract`. Only attention outputs
 # [heads, head width, d] have two.
 _INPUTS = ((r"/o/kernel$", 2), (r"/kernel$", 1))
 
 
 def train_rules(config: Config) -> list[tuple[str, int]]:
-    """`split.train_rules`, before which factors train and their kernels do not."""
+    """`split.train_rules`, before which factors train and their kernels do not.
+
+    All else of the VLM is frozen last, if `lora.freeze` says so.
+    """
     if not config.lora.rank:
         return split.train_rules(config.optim)
     kernels = [(pattern, split.NONE) for pattern in config.lora.targets]
-    return [(FACTORS, split.ALL), *kernels, *split.train_rules(config.optim)]
+    rest = [(VLM, split.NONE)] if config.lora.freeze else []
+    return [(FACTORS, split.ALL), *kernels, *split.train_rules(config.optim), *rest]
 
 
 def extend(init: Init, config: LoraConfig) -> Init:

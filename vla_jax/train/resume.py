@@ -1,11 +1,15 @@
 """May a run go on under this config? What a resumed run may change, and what it may not."""
 
+import dataclasses
 import json
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from vla_jax.config import ConfigError
+from vla_jax.config import Config, ConfigError
+
+logger = logging.getLogger(__name__)
 
 # Where a resumed run's config may differ from the stored one without a word: nothing here
 # changes what the run computes. `[i]` stands for any index.
@@ -45,6 +49,19 @@ def check_resume(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[
             "--workdir:\n  " + "\n  ".join(refused)
         )
     return noted
+
+
+def as_begun(config: Config, stored: Mapping[str, Any]) -> Config:
+    """The config with what a resumed run keeps, whatever the config file says now.
+
+    Args:
+        config: as it is given now.
+        stored: nested dict, of the checkpoint the run goes on from.
+    """
+    freeze = stored["lora"]["freeze"]
+    if config.lora.rank and freeze != config.lora.freeze:
+        logger.warning("lora.freeze stays %s, as this run began", freeze)
+    return dataclasses.replace(config, lora=dataclasses.replace(config.lora, freeze=freeze))
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

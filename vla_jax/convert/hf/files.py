@@ -248,13 +248,15 @@ def card(
         "trained for": f"{step} steps" if step else "no step here: imported weights",
         "cameras": ", ".join(s.cameras),
         "history": f"{s.window} steps",
-        "actions": f"chunks of {s.chunk}, {m.action_dim} dimensions, gripper last",
+        "actions": f"chunks of {s.chunk}, {m.action_dim} dimensions"
+        + ", gripper last" * m.has_gripper,
         "image size": " x ".join(map(str, model.image.shape)),
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     units = "\n".join(
         f"| {name} | {spec['normalization']} | {spec['clip']} | {spec['hz']} | "
-        f"{spec['gripper_env'][0]:g} / {spec['gripper_env'][1]:g} |"
+        + (" / ".join(f"{x:g}" for x in spec["gripper_env"]) if spec["gripper_env"] else "none")
+        + " |"
         for name, spec in meta["action_specs"].items()
     )
     units = units or "| none: the head is untrained | | | | |"

@@ -22,16 +22,17 @@ class ActionSpec:
 
     Arm dimensions map [low, high] to [-1, 1], are clipped to +-clip and stretched to +-1 again
     (RoboVLMs: clip 0.65). A dimension with low == high is constant: 0 to the model, `low` to the
-    robot. The gripper, last, is 1 = open, 0 = closed, and is not scaled.
+    robot. A gripper, where there is one, is last: 1 = open, 0 = closed, and not scaled.
 
     Attributes:
-        dim: a, arm dimensions and the gripper.
+        dim: a, arm dimensions and the gripper, if there is one.
         normalization: where low and high come from: q99 (1 % and 99 % quantiles), bounds (min and
             max), normal (mean -+ std, so `clip` counts standard deviations), none (-1 and 1).
         clip: see above.
-        low: a - 1 numbers in robot units.
-        high: a - 1 numbers in robot units.
-        gripper_env: the environment's gripper command for (closed, open).
+        low: of each arm dimension, in robot units.
+        high: of each arm dimension, in robot units.
+        gripper_env: the environment's gripper command for (closed, open); None: no gripper, all
+            dimensions are the arm's.
         hz: control rate in 1/s the data were recorded at, None when unknown.
         gripper_repeat: see `Gripper.repeat`.
         gripper_patience: see `Gripper.patience`.
@@ -42,14 +43,16 @@ class ActionSpec:
     clip: float
     low: tuple[float, ...]
     high: tuple[float, ...]
-    gripper_env: tuple[float, float]
+    gripper_env: tuple[float, float] | None
     hz: float | None = None
     gripper_repeat: int = 0
     gripper_patience: int = 1
 
     @property
-    def gripper(self) -> Gripper:
-        """How the environment's gripper is told."""
+    def gripper(self) -> Gripper | None:
+        """How the environment's gripper is told; None if there is none."""
+        if self.gripper_env is None:
+            return None
         return Gripper(*self.gripper_env, self.gripper_repeat, self.gripper_patience)
 
     @classmethod
@@ -58,7 +61,7 @@ class ActionSpec:
         statistics: Mapping[str, Any],
         normalization: str,
         clip: float,
-        gripper_env: tuple[float, float],
+        gripper_env: tuple[float, float] | None,
         hz: float | None = None,
     ) -> "ActionSpec":
         """Reads one dataset's entry of dataset_statistics.json (ours or openvla's).
@@ -90,31 +93,34 @@ class ActionSpec:
             if normalization == "normal":
                 low, high = low - high, low + high
             low, high = np.where(constant, smallest, low), np.where(constant, smallest, high)
-        mask = np.asarray(action.get("mask", [True] * (dim - 1) + [False]), bool)
+        arm = dim if gripper_env is None else dim - 1
+        mask = np.asarray(action.get("mask", [True] * arm + [False] * (dim - arm)), bool)
+        # Without a gripper there is nothing that must not be scaled, whatever others' masks say.
+        mask = mask | (gripper_env is None)
         low, high = np.where(mask, low, -1.0), np.where(mask, high, 1.0)
         return cls(
             dim=dim,
             normalization=normalization,
             clip=float(clip),
-            low=tuple(low[:-1].tolist()),
-            high=tuple(high[:-1].tolist()),
-            gripper_env=(float(gripper_env[0]), float(gripper_env[1])),
+            low=tuple(low[:arm].tolist()),
+            high=tuple(high[:arm].tolist()),
+            gripper_env=gripper_env and (float(gripper_env[0]), float(gripper_env[1])),
             hz=None if hz is None else float(hz),
         )
 
     def normalize(self, action: Float[np.ndarray, "*n a"]) -> Float[np.ndarray, "*n a"]:
         """Robot units -> model units, float32; the gripper is untouched."""
         low, high = _array(self.low), _array(self.high)
-        action = np.asarray(action)
-        arm = 2 * (action[..., :-1] - low) / (high - low + _EPSILON) - 1
+        arm, gripper = self._parts(action)
+        arm = 2 * (arm - low) / (high - low + _EPSILON) - 1
         arm = np.where(high == low, 0.0, np.clip(arm, -self.clip, self.clip) / self.clip)
-        return np.concatenate([arm, action[..., -1:]], axis=-1).astype(np.float32)
+        return np.concatenate([arm, gripper], axis=-1).astype(np.float32)
 
     def unnormalize(self, action: Float[np.ndarray, "*n a"]) -> Float[np.ndarray, "*n a"]:
         """Inverse of `normalize` within the clipped range; the gripper stays in 0..1."""
-        action = np.asarray(action)
-        arm = self._unnormalize_arm(action[..., :-1])
-        return np.concatenate([arm, action[..., -1:]], axis=-1).astype(np.float32)
+        arm, gripper = self._parts(action)
+        arm = self._unnormalize_arm(arm)
+        return np.concatenate([arm, gripper], axis=-1).astype(np.float32)
 
     def to_env(
         self, action: Float[np.ndarray, "n a"], state: GripperState
@@ -126,9 +132,17 @@ class ActionSpec:
                 open.
             state: of the gripper.
         """
-        gripper, state = self.gripper.commands(action[:, -1] > 0.5, state)
-        arm = self._unnormalize_arm(action[:, :-1])
-        return np.concatenate([arm, gripper[:, None]], axis=-1).astype(np.float32), state
+        arm, predicted = self._parts(action)
+        arm, gripper = self._unnormalize_arm(arm), self.gripper
+        if gripper is None:
+            return arm.astype(np.float32), state
+        commands, state = gripper.commands(predicted[:, 0] > 0.5, state)
+        return np.concatenate([arm, commands[:, None]], axis=-1).astype(np.float32), state
+
+    def _parts(self, action: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The arm's numbers, and the gripper's one or none."""
+        values = np.asarray(action)
+        return values[..., : len(self.low)], values[..., len(self.low) :]
 
     def _unnormalize_arm(self, arm: np.ndarray) -> np.ndarray:
         low, high = _array(self.low), _array(self.high)

@@ -30,13 +30,20 @@ class HeadSizes:
         steps: steps the head sees: those of the window, or 1.
         latents: features of a step.
         chunk: actions of a prediction.
-        action_dim: numbers of an action, the gripper last.
+        action_dim: numbers of an action.
+        gripper: whether the last of them is a gripper.
     """
 
     steps: int
     latents: int
     chunk: int
     action_dim: int
+    gripper: bool = True
+
+    @property
+    def arm_dim(self) -> int:
+        """Numbers of an action that are no gripper."""
+        return self.action_dim - self.gripper
 
 
 class Head(nn.Module):
@@ -160,18 +167,18 @@ class Trunk(nn.Module):
 
 
 class ActionOutput(nn.Module):
-    """Arm trunk (tanh) and gripper trunk (logits)."""
+    """Arm trunk (tanh) and, where there is a gripper, its trunk (logits)."""
 
-    chunk: int
-    action_dim: int
+    sizes: HeadSizes
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b w d"]) -> Prediction:
         """Features of every step -> the chunk predicted there."""
-        arm = Trunk(self.chunk * (self.action_dim - 1), self.dtype, name="arm")(x)
-        gripper = Trunk(self.chunk, self.dtype, name="gripper")(x)
-        arm = jnp.tanh(arm).reshape(*x.shape[:2], self.chunk, self.action_dim - 1)
+        chunk, size = self.sizes.chunk, self.sizes.arm_dim
+        arm = Trunk(chunk * size, self.dtype, name="arm")(x)
+        gripper = Trunk(chunk, self.dtype, name="gripper")(x) if self.sizes.gripper else None
+        arm = jnp.tanh(arm).reshape(*x.shape[:2], chunk, size)
         return Prediction(arm=arm, gripper=gripper)
 
 

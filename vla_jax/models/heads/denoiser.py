@@ -176,15 +176,19 @@ class Denoiser(nn.Module):
         x = jax.lax.fori_loop(
             0, self.head.sampling_steps, step, start.reshape(b * steps, *shape[2:])
         )
-        return as_prediction(x.reshape(b, steps, *shape[2:]))
+        return as_prediction(x.reshape(b, steps, *shape[2:]), self.sizes.gripper)
 
 
-def as_values(actions: Actions) -> Float[Array, "b w f a"]:
-    """The chunk with the gripper at 1 = open, -1 = closed, like the arm's range."""
-    gripper = 2.0 * actions.chunk[..., -1:] - 1.0
-    return jnp.concatenate([actions.chunk[..., :-1], gripper], axis=-1)
+def as_values(actions: Actions, gripper: bool) -> Float[Array, "b w f a"]:
+    """The chunk with a gripper at 1 = open, -1 = closed, like the arm's range."""
+    if not gripper:
+        return actions.chunk
+    scaled = 2.0 * actions.chunk[..., -1:] - 1.0
+    return jnp.concatenate([actions.chunk[..., :-1], scaled], axis=-1)
 
 
-def as_prediction(values: Float[Array, "b u f a"]) -> Prediction:
+def as_prediction(values: Float[Array, "b u f a"], gripper: bool) -> Prediction:
     """Inverse of `as_values`."""
+    if not gripper:
+        return Prediction(arm=jnp.clip(values, -1.0, 1.0), gripper=None)
     return Prediction(arm=jnp.clip(values[..., :-1], -1.0, 1.0), gripper=values[..., -1])

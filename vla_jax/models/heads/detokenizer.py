@@ -1,6 +1,6 @@
 """Actions as tokens that the VLM writes (RoboVLMs' DiscreteDecoder, after RT-2).
 
-A step's chunk is f * a tokens, action by action, the gripper last in each; then the prompt's own
+A step's chunk is f * a tokens, action by action, a gripper last in each; then the prompt's own
 last column follows as a stop token where the tokenizer has one.
 
 Legend: b batch · w window · c columns that predict a token · v vocabulary · f chunk
@@ -44,9 +44,11 @@ class Detokenizer(Head):
 
     def encode(self, actions: Actions) -> Int[Array, "b w fa"]:
         """Ids of every step's chunk; an open gripper is `high`, a closed one `low`."""
-        low, high = self.head.low, self.head.high
-        gripper = low + (high - low) * actions.chunk[..., -1:]
-        ids = self.tokenizer.encode(jnp.concatenate([actions.chunk[..., :-1], gripper], axis=-1))
+        low, high, values = self.head.low, self.head.high, actions.chunk
+        if self.sizes.gripper:
+            gripper = low + (high - low) * values[..., -1:]
+            values = jnp.concatenate([values[..., :-1], gripper], axis=-1)
+        ids = self.tokenizer.encode(values)
         return ids.reshape(*ids.shape[:2], self.length)
 
     def labels(self, actions: Actions, stop: Int[Array, "b s"]) -> Int[Array, "b w c"]:
@@ -73,7 +75,9 @@ class Detokenizer(Head):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Cross-entropy over the whole vocabulary; arm and gripper weigh the same."""
         del valid, key, gripper_weight
-        return token_loss(features, labels, self.tokenizer, self.sizes.action_dim)
+        return token_loss(
+            features, labels, self.tokenizer, self.sizes.action_dim, self.sizes.gripper
+        )
 
     def predict(
         self,
@@ -97,5 +101,7 @@ class Detokenizer(Head):
     def decode(self, ids: Int[Array, "b w fa"]) -> Prediction:
         """Ids -> values; a gripper above the middle of its range is open."""
         values = self.tokenizer.decode(ids).reshape(*ids.shape[:2], -1, self.sizes.action_dim)
+        if not self.sizes.gripper:
+            return Prediction(arm=values, gripper=None)
         middle = (self.head.low + self.head.high) / 2
         return Prediction(arm=values[..., :-1], gripper=values[..., -1] - middle)

@@ -49,7 +49,7 @@ class DiffusionHead(Head):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Mean squared error of the noise at one random level a step; the gripper as the arm."""
         del gripper_weight
-        clean = as_values(actions)
+        clean = as_values(actions, self.sizes.gripper)
         one, two = jax.random.split(key)
         noise = jax.random.normal(one, clean.shape)
         level = jax.random.randint(two, clean.shape[:2], 0, self.head.noise_levels)

@@ -41,7 +41,7 @@ class FlowHead(Head):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Mean squared error of the velocity at one random time a step; the gripper as the arm."""
         del gripper_weight
-        clean = as_values(actions)
+        clean = as_values(actions, self.sizes.gripper)
         one, two = jax.random.split(key)
         noise = jax.random.normal(one, clean.shape)
         # 1 - time / latest is Beta(1.5, 1): more often early, where the noise hides the actions.

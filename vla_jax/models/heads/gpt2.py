@@ -51,7 +51,7 @@ class GPT2Head(Head):
         )
         x, _ = layers(x, causal_mask(valid))
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        return ActionOutput(self.sizes.chunk, self.sizes.action_dim, self.dtype, name="output")(x)
+        return ActionOutput(self.sizes, self.dtype, name="output")(x)
 
     @classmethod
     def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:

@@ -72,7 +72,7 @@ class LSTMHead(Head):
         for i in range(self.head.layers):
             hidden = self.head.hidden * self.sizes.latents
             x = LSTMLayer(hidden, self.dtype, name=f"layer{i}")(x, valid)
-        return ActionOutput(self.sizes.chunk, self.sizes.action_dim, self.dtype, name="output")(x)
+        return ActionOutput(self.sizes, self.dtype, name="output")(x)
 
     @classmethod
     def weight_map(cls, head: HeadConfig, width: int) -> list[w.Weight]:

@@ -25,7 +25,7 @@ class MLPHead(Head):
         hidden, out = x.shape[-1] // 2, self.head.hidden * self.sizes.latents
         x = jax.nn.relu(Dense((hidden,), dtype=self.dtype, init=init, name="fc1")(x))
         x = Dense((out,), dtype=self.dtype, init=init, name="fc2")(x)
-        return ActionOutput(self.sizes.chunk, self.sizes.action_dim, self.dtype, name="output")(x)
+        return ActionOutput(self.sizes, self.dtype, name="output")(x)
 
     @classmethod
     def weight_map(cls, head: HeadConfig, width: int) -> list[w.Weight]:

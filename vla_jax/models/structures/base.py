@@ -160,7 +160,8 @@ class Structure(nn.Module):
     def sizes(self) -> HeadSizes:
         """What the head is told of its input and output."""
         s = self.config.structure
-        return HeadSizes(s.window, s.latent, s.chunk, self.config.action_dim)
+        c = self.config
+        return HeadSizes(s.window, s.latent, s.chunk, c.action_dim, c.has_gripper)
 
     @property
     def word_ids(self) -> int:
