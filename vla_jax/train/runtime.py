@@ -18,9 +18,10 @@ from vla_jax.train.peers import Peers
 
 logger = logging.getLogger(__name__)
 
-# Seconds. Shorter than jax's own (300, 100, 300): a lost peer is noticed in half a minute, and a
-# supervisor can restart all processes (each aborts with SIGABRT).
-_INITIALIZATION, _HEARTBEAT, _SHUTDOWN = 120, 30, 20
+# Seconds. Shorter than jax's own (300, 100, 300): a lost peer is noticed within a minute, and a
+# supervisor can restart all processes. jax gives up after half to all of the heartbeat, so
+# `peers.SILENCE` comes before it, with a name.
+_INITIALIZATION, _HEARTBEAT, _SHUTDOWN = 120, 50, 20
 _COMPILE = 3600
 _REPEATED = 1.0  # some supervisors send a signal to a process and to its group
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
