@@ -188,12 +188,12 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
                 clock=clock,
             )
             done, now = run_steps(run, now, start, position)
-            result = evaluated(run, now, done) if done == c.steps and not stop.received else None
-        if result is None:
+            result = evaluated(run, now, done) if done == c.steps and not stop.received else {}
+        if not result:
             logger.warning("stopped at step %d; the same command goes on from there", done)
         if chief:
             clock.report(workdir, start, done)
-            if result is not None:
+            if result:
                 print(evaluate.report(result, workdir))
 
 
@@ -273,7 +273,7 @@ def run_steps(run: Run, now: TrainState, start: int, position: Any) -> tuple[int
             run.peers.saved(run.saver.last)
             if not leave and done < c.steps and due(done, c.eval_every, c.steps):
                 pending.flush()
-                leave = evaluated(run, now, done) is None
+                leave = not evaluated(run, now, done)
                 meter.pause(done)
             if leave or done == c.steps:
                 pending.flush()
@@ -288,12 +288,12 @@ def due(done: int, every: int, last: int) -> bool:
     return done == last or (every > 0 and done % every == 0)
 
 
-def evaluated(run: Run, now: TrainState, done: int) -> dict[str, Any] | None:
-    """Evaluate on held-out windows and log the result; None if the run was told to stop."""
+def evaluated(run: Run, now: TrainState, done: int) -> dict[str, Any]:
+    """Evaluate on held-out windows and log the result; {} if the run was told to stop."""
     with run.clock.spent("evaluation"), run.inputs.held_out_batches() as batches:
         names = run.inputs.train.names
         result = evaluate.evaluate(run.eval_step, now, batches, run.mesh, names, run.stop.asked)
-    if result is not None:
+    if result:
         run.rows.write(done, "eval", result)
     return result
 

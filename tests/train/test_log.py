@@ -107,7 +107,7 @@ def test_a_full_disk_delays_rows_and_leaves_none_by_halves(tmp_path, caplog):
     with log.RunLog(tmp_path) as run:
         run.write(1, "train", {"loss": 1.0})
         full = Full(run._file, room=10)
-        run._file = full
+        run._file = full  # type: ignore[assignment]
         run.write(2, "train", {"loss": 2.0})  # 10 bytes of it fit
         run.write(3, "train", {"loss": 3.0})
         assert [row["step"] for row in rows(tmp_path)] == [1]

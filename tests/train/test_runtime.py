@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -69,31 +70,51 @@ def test_one_process_of_two_leaves_with_a_sentence():
         assert "stack" not in errors
 
 
+LOOP = """
+import signal, sys, time
+from vla_jax.train import runtime
+if sys.argv[1] == "deaf":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+stop = runtime.StopSignal()
+print("ready", flush=True)
+while not stop.asked():
+    time.sleep(0.01)
+print("asked", flush=True)
+time.sleep(30)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_asks_and_the_second_ends(number):
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop = runtime.StopSignal()
-        assert not stop.asked()
-        os.kill(os.getpid(), number)
-        assert stop.asked()
-        assert stop.asked()
-        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, handler)
+def test_the_first_signal_asks_and_a_later_one_ends(number):
+    command = [sys.executable, "-c", LOOP, "" if number == signal.SIGTERM else "hears"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        time.sleep(0.02)
+        process.send_signal(number)  # the same one once more
+        assert process.stdout.readline() == "asked\n"
+        time.sleep(1.2)
+        assert process.poll() is None
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == 128 + number
+    assert "again: ended without saving" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_job_in_the_background_stays_deaf_to_the_terminal():
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        runtime.StopSignal()
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, handler)
+    command = [sys.executable, "-c", LOOP, "deaf"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "asked\n"
+        process.kill()
 
 
 def test_alone_nothing_waits_and_errors_pass_through():

@@ -175,16 +175,16 @@ def evaluate(
     mesh: Mesh,
     names: Sequence[str] = (),
     stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """`means` over `batches` (this process's rows; all actions of padding rows masked).
 
-    `stop` is asked after every batch; None is returned as soon as it says so.
+    `stop` is asked after every batch; {} is returned as soon as it says so.
     """
     sums = []
     for local in batches:
         sums.append(step(state, meshes.shard_batch(local, mesh)))
         if stop():
-            return None
+            return {}
     return means(sums, names)
 
 

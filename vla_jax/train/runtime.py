@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,10 +18,12 @@ from vla_jax.train.peers import Peers
 
 logger = logging.getLogger(__name__)
 
-# Seconds. Shorter than jax's own (300, 100, 300): a lost peer is noticed in half a minute, and a
-# supervisor can restart all processes (each aborts with SIGABRT).
-_INITIALIZATION, _HEARTBEAT, _SHUTDOWN = 120, 30, 20
+# Seconds. Shorter than jax's own (300, 100, 300): a lost peer is noticed within a minute, and a
+# supervisor can restart all processes. jax gives up after half to all of the heartbeat, so
+# `peers.SILENCE` comes before it, with a name.
+_INITIALIZATION, _HEARTBEAT, _SHUTDOWN = 120, 50, 20
 _COMPILE = 3600
+_REPEATED = 1.0  # some supervisors send a signal to a process and to its group
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -133,8 +136,9 @@ def together(function: Any, name: str) -> Callable[..., Any]:
 class StopSignal:
     """SIGTERM and SIGINT as a question that all processes answer alike at the same point of a run.
 
-    The first signal asks to save and leave; a second one ends the process at once. With several
-    processes jax's preemption service takes SIGTERM and agrees on the point.
+    The first signal asks to save and leave; one that comes later than a moment after it ends the
+    process at once, even where it hangs in a compiled program. With several processes jax's
+    preemption service takes SIGTERM, always as the first one, and agrees on the point.
 
     Attributes:
         received: whether `asked` has said so.
@@ -148,11 +152,16 @@ class StopSignal:
             # A shell starts background jobs with SIGINT ignored; that stays.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._receive)
+        # Python runs a handler when the main thread comes back from what it is in; the numbers of
+        # signals arrive here at once.
+        numbers, end = os.pipe()
+        os.set_blocking(end, False)
+        signal.set_wakeup_fd(end, warn_on_full_buffer=False)
+        threading.Thread(target=_end_on_second, args=(numbers,), daemon=True).start()
 
     def _receive(self, number: int, _: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            if not (self._shared and each == signal.SIGTERM):
-                signal.signal(each, signal.SIG_DFL)
+        if self.received:
+            return
         logger.warning("%s: saving, then exiting", signal.Signals(number).name)
         if self._shared:
             os.kill(os.getpid(), signal.SIGTERM)  # to the service, which tells the others
@@ -169,6 +178,19 @@ class StopSignal:
             self._asked += 1
             self.received = multihost_utils.reached_preemption_sync_point(self._asked)
         return self.received
+
+
+def _end_on_second(numbers: int) -> None:
+    first = None
+    while True:
+        number, now = os.read(numbers, 1)[0], time.monotonic()
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            continue
+        if first is None:
+            first = now
+        elif now - first > _REPEATED:
+            print(f"{signal.Signals(number).name} again: ended without saving", file=sys.stderr)
+            os._exit(128 + number)
 
 
 def run(main: Callable[[], None], peers: Peers, users: tuple[type[Exception], ...] = ()) -> None:
