@@ -165,6 +165,29 @@ window={size=3x3 stride=2x2 pad=0_1x0_1}, dim_labels=b01f_01io->b01f
     assert hlo_flops.flops(main["conv"], main, program) == 2 * places * places * 2 * 3 * 7
 
 
+def test_attention_kernels_of_a_tpu():
+    text = """\
+ENTRY %main (q: bf16[4,16,640,64], k: bf16[4,16,640,64]) -> bf16[4,16,640,64] {
+  %blocks = s32[1,2,2]{2,1,0} constant({...})
+  %q = bf16[4,16,640,64]{3,2,1,0} parameter(0)
+  %k = bf16[4,16,640,64]{3,2,1,0} parameter(1)
+  %splash_mha_dkv_segmented.1 = (bf16[4,16,640,64]{3,2,1,0}, bf16[4,16,640,64]{3,2,1,0}) \
+custom-call(%blocks, %q, %k, %k), custom_call_target="tpu_custom_call"
+  %other = bf16[4]{0} custom-call(%q), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"cost_estimate":{"flops":"123","bytes_accessed":"9"}}}
+  ROOT %splash_mha_fwd_segmented_residuals.1 = bf16[4,16,640,64]{3,2,1,0} \
+custom-call(%blocks, %q, %k, %k), custom_call_target="tpu_custom_call"
+}
+"""
+    program = hlo.parse(text)
+    main = program.get("main")
+    found = {name.partition(".")[0]: hlo_flops.flops(main[name], main, program) for name in main}
+    product = 2 * 4 * 16 * 640 * 640 * 64
+    assert found["splash_mha_fwd_segmented_residuals"] == 2 * product
+    assert found["splash_mha_dkv_segmented"] == 4 * product
+    assert found["other"] == 123
+
+
 def test_updates_in_place_count_as_their_part():
     text = """\
 %update (whole: f32[24,1000], part: f32[1,1000], i: s32[]) -> f32[24,1000] {

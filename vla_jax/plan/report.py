@@ -132,9 +132,9 @@ def lines(machine: Machine, outline: Outline) -> Iterator[str]:
     yield f"parameters: {total:.0f} M, of which {trained:.0f} M train"
     windows = outline.windows
     yield (
-        f"a device's step: {outline.flops / 1e12:.1f} TFLOP, {outline.flops / outline.forward:.2f}"
-        f" x its forward pass; {outline.flops / chip.flops:.3f} s at the peak; "
-        f"{_per_window(outline):.2f} TFLOP forward a window"
+        f"a device's step: {outline.flops / 1e12:.4g} TFLOP, {outline.flops / outline.forward:.2f}"
+        f" x its forward pass; {outline.flops / chip.flops:.3g} s at the peak; "
+        f"{_per_window(outline):.4g} TFLOP forward a window"
     )
     yield f"bytes a device, at least ({windows:g} windows):"
     yield from _table({name: size for name, size in outline.least_bytes.items() if size})
@@ -142,7 +142,7 @@ def lines(machine: Machine, outline: Outline) -> Iterator[str]:
     if kept:
         yield "  of the residuals:"
         yield from ("  " + line for line in _table(kept))
-    for dtype, shape, size in outline.largest[:4]:
+    for dtype, shape, size in (each for each in outline.largest[:4] if each[2] > 2**24):
         yield f"  large value {dtype}{list(shape)}: {size / _GIB:.2f} GiB if split"
     if outline.unsplit:
         yield f"FAULT: {len(outline.unsplit)} loop values with all rows on every device:"
