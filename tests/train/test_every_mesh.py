@@ -1,5 +1,7 @@
 """A real model, very small, trains alike however its devices are cut."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ ROWS, STEPS = 32, 2
 MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
 
 
+@functools.cache
 def train(mesh: str, accumulate: int) -> list[dict[str, float]]:
     changes = {"model.dropout": False, "train.accumulate": accumulate, "optim.warmup_steps": 0}
     config = programs.config("kosmos2", "policy_head", **changes)
@@ -32,15 +35,16 @@ def train(mesh: str, accumulate: int) -> list[dict[str, float]]:
     return rows
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return train("one", 1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("mesh", MESHES)
-def test_losses_and_gradients_are_those_of_one_device(alone, mesh, accumulate):
-    for found, expected in zip(train(mesh, accumulate), alone, strict=True):
-        for name in ("loss", "loss_arm", "loss_gripper", "grad_norm"):
-            assert found[name] == pytest.approx(expected[name], rel=1e-5), name
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "all"])
+def test_losses_and_gradients_are_those_of_one_device(mesh, accumulate):
+    names = ("loss", "loss_arm", "loss_gripper", "grad_norm")
+    found, alone, whole = train(mesh, accumulate), train("one", accumulate), train("one", 1)
+    for now, expected in zip(found, alone, strict=True):
+        for name in names:
+            assert now[name] == pytest.approx(expected[name], rel=1e-5), name
+    # Adam turns what rounding makes of small gradients into steps of full size, so that only the
+    # first step is as near to that without parts.
+    for name in names:
+        assert found[0][name] == pytest.approx(whole[0][name], rel=1e-5), name

@@ -12,9 +12,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from vla_jax.models import sharding
+from vla_jax.models.towers.fused import Mask
 from vla_jax.models.towers.layers import ACTIVATIONS, MLP, NORMS, Attention, Dropout
 
 REMAT_POLICIES = {
@@ -90,7 +91,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        mask: Bool[Array, "#b #n s"] | None = None,
+        mask: Mask = None,
         rope: tuple[Array, Array] | None = None,
         bias: Float[Array, "#b #h #n s"] | None = None,
         memory: Callable[[Array, Array], tuple[Array, Array]] | None = None,

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vla_jax.models import sharding
 from vla_jax.models.towers.block import Block, BlockSpec, remat
 from vla_jax.models.towers.decoder_spec import DecoderSpec, Insert
+from vla_jax.models.towers.fused import Mask, Rule
 from vla_jax.models.towers.layers import NORMS, Dropout
 
 
@@ -120,7 +121,7 @@ class Group(nn.Module):
 class _Shared(NamedTuple):
     """What all layers get; for the fields see `Decoder.run`."""
 
-    mask: Array
+    mask: Mask
     near: Array | None  # narrows the mask of local layers
     rope: tuple[Array, Array] | None
     bias: Array | None
@@ -290,8 +291,12 @@ class Decoder(nn.Module):
         if s.alibi is not None:
             slopes = jnp.array(alibi_slopes(s.block.heads, s.alibi))
             bias = -slopes[:, None, None] * behind[:, None]
+        rule: Mask = mask
+        if mask is None:
+            usual = cache is None and prefix is None and near is None
+            rule = Rule(valid) if usual else reached & seen[:, None]
         shared = _Shared(
-            mask=reached & seen[:, None] if mask is None else mask,
+            mask=rule,
             near=near,
             rope=rope,
             bias=bias,

@@ -16,9 +16,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vla_jax.models import sharding
+from vla_jax.models.towers import fused
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -263,7 +264,7 @@ class Attention(nn.Module):
         self,
         queries: Float[Array, "b n d"],
         keys: Float[Array, "b m c"],
-        mask: Bool[Array, "#b #n s"] | None = None,
+        mask: fused.Mask = None,
         rope: tuple[Array, Array] | None = None,
         bias: Float[Array, "#b #h #n s"] | None = None,
         memory: Callable[[Array, Array], tuple[Array, Array]] | None = None,
@@ -300,7 +301,29 @@ class Attention(nn.Module):
             q = q * gain[..., None, None].astype(self.dtype)
         if memory is not None:
             k, v = memory(k, v)
-        b, n, s = *q.shape[:2], k.shape[1]
+        drops = self.dropout > 0 and self.has_rng("dropout")
+        special = drops or bias is not None or self.soft_cap is not None
+        x = None if special else fused.attend(q, k, v, mask)
+        if x is None:
+            x = self._plainly(q, k, v, mask, bias)
+        if self.head_scale:
+            factor = self.param("head_scale", nn.initializers.ones, (self.heads,))
+            x = x * factor[:, None].astype(self.dtype)
+        if self.sub_norm:
+            flat = LayerNorm(self.eps, self.dtype, name="norm")(x.reshape(*x.shape[:2], -1))
+            x = flat.reshape(x.shape)
+        return Dense((width,), 2, self.out_bias, self.dtype, name="o")(x)
+
+    def _plainly(
+        self,
+        q: Float[Array, "b n h k"],
+        k: Float[Array, "b s g k"],
+        v: Float[Array, "b s g k"],
+        mask: fused.Mask,
+        bias: Float[Array, "#b #h #n s"] | None,
+    ) -> Float[Array, "b n h k"]:
+        """Scores, softmax in float32, their mean of the values."""
+        (b, n, _, k_width), (s, groups) = q.shape, k.shape[1:3]
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         # Query heads that share a key head line up behind each other as further query tokens.
         q = q.reshape(b, groups, -1, k_width)
@@ -310,18 +333,13 @@ class Attention(nn.Module):
             scores = self.soft_cap * jnp.tanh(scores / self.soft_cap)
         if bias is not None:
             scores = scores + bias
+        if isinstance(mask, fused.Rule):
+            mask = mask.dense()
         if mask is not None:
             scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
         weights = Dropout(self.dropout)(jax.nn.softmax(scores, axis=-1)).astype(self.dtype)
         x = jnp.einsum("bgns,bgsk->bgnk", weights.reshape(b, groups, -1, s), v)
-        x = x.reshape(b, self.heads, n, k_width).swapaxes(1, 2)
-        if self.head_scale:
-            factor = self.param("head_scale", nn.initializers.ones, (self.heads,))
-            x = x * factor[:, None].astype(self.dtype)
-        if self.sub_norm:
-            flat = LayerNorm(self.eps, self.dtype, name="norm")(x.reshape(b, n, -1))
-            x = flat.reshape(x.shape)
-        return Dense((width,), 2, self.out_bias, self.dtype, name="o")(x)
+        return x.reshape(b, self.heads, n, k_width).swapaxes(1, 2)
 
     def _clip(self, x: Array) -> Array:
         return x if self.clip is None else jnp.clip(x, -self.clip, self.clip)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vla_jax.models import sharding
-from vla_jax.models.towers import positions
+from vla_jax.models.towers import fused, positions
 from vla_jax.models.towers.block import BlockSpec, some_layers, stack
 from vla_jax.models.towers.layers import NORMS, Dense
 
@@ -178,7 +178,9 @@ class VisionTransformer(nn.Module):
         everything = stack(s.layers, self.remat, "layers", self.dtype, **vars(s.block))
         segments = s.segments()
         if self.is_initializing() or segments == [(0, s.layers, False)]:
-            x, _ = everything(x, None, rope)
+            count = x.shape[1]
+            x, mask, rope = fused.padded(x, rope)
+            x = everything(x, mask, rope)[0][:, :count]
             return x, (x,) * len(s.taps)
         taps = []
         for first, end, windowed in segments:

@@ -1,0 +1,135 @@
+"""One-kernel attention against the plain one, as far as a CPU can run it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from vla_jax.models.towers import fused, layers
+from vla_jax.models.towers.block import stack
+
+AXES = ("data", "fsdp", "tensor")
+PLAIN = jax.nn.dot_product_attention
+
+
+def mesh(platform: str, shape: tuple[int, int, int] = (1, 1, 1)) -> AbstractMesh:
+    device = AbstractDevice(f"a {platform}", 1, platform)
+    return AbstractMesh(shape, AXES, (AxisType.Auto,) * 3, abstract_device=device)
+
+
+def numbers(rows: int, n: int, heads: int, groups: int, width: int, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    shapes = [(rows, n, heads, width)] + [(rows, n, groups, width)] * 2
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def plainly(q, k, v, mask):
+    mask = mask.dense() if isinstance(mask, fused.Rule) else mask
+    return PLAIN(q, k, v, mask=None if mask is None else mask[:, None], scale=1.0)
+
+
+def padding(rows: int, n: int) -> jnp.ndarray:
+    return jnp.arange(n) < jnp.array([n, n - 3])[:rows, None]
+
+
+def masks(rows: int, n: int):
+    valid = padding(rows, n)
+    return {
+        "all": None,
+        "causal": fused.Rule(valid),
+        "valid": fused.Rule(valid[:1], causal=False),
+        "any": jnp.asarray(np.random.default_rng(1).random((rows, n, n)) < 0.5)
+        .at[..., 0]
+        .set(True),
+    }
+
+
+@pytest.mark.parametrize("n", [8, 9])
+@pytest.mark.parametrize("kind", ["all", "causal", "valid", "any"])
+def test_on_gpus_the_numbers_are_those_of_the_plain_computation(monkeypatch, kind, n):
+    seen = []
+
+    def instead(*args, implementation, **how):
+        seen.append((implementation, [x.shape[1] for x in args]))
+        return PLAIN(*args, implementation="xla", **how)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
+    q, k, v = numbers(2, n, 4, 2, 16, jnp.bfloat16)
+    mask = masks(2, n)[kind]
+    with jax.sharding.use_abstract_mesh(mesh("gpu")):
+        found = fused.attend(q, k, v, mask)
+    assert seen == [("cudnn", [n + n % 2] * 3)]
+    np.testing.assert_allclose(
+        *(x.astype(np.float32) for x in (found, plainly(q, k, v, mask))), atol=0.02
+    )
+
+
+@pytest.mark.parametrize("kind", ["all", "causal"])
+def test_on_tpus_numbers_and_gradients_are_those_of_the_plain_computation(monkeypatch, kind):
+    monkeypatch.setattr(fused, "SHORTEST_ON_TPU", 100)
+    q, k, v = numbers(2, 130, 2, 1, 8)
+    mask, real = masks(2, 130)[kind], padding(2, 130)[..., None, None]
+    real = jnp.ones_like(real) if mask is None else real
+
+    def total(attend, *qkv):
+        return jnp.sum(jnp.where(real, attend(*qkv, mask), 0) ** 2)
+
+    kernel = functools.partial(fused._on_tpu, interpret=True)
+    devices = jax.make_mesh(
+        (1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1]
+    )
+    expected = jax.grad(functools.partial(total, plainly), (0, 1, 2))(q, k, v)
+    with jax.set_mesh(devices):
+        found = jax.jit(jax.grad(functools.partial(total, kernel), (0, 1, 2)))(q, k, v)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("on", "rows", "n", "width", "dtype", "mask"),
+    [
+        ("cpu", 8, 640, 64, "bfloat16", None),
+        ("gpu", 8, 640, 64, "float32", None),
+        ("gpu", 8, 640, 20, "bfloat16", None),
+        ("gpu", 8, 640, 256, "bfloat16", None),
+        ("gpu", 3, 640, 64, "bfloat16", None),
+        ("tpu", 8, 128, 64, "bfloat16", None),
+        ("tpu", 8, 640, 64, "bfloat16", "plain"),
+    ],
+)
+def test_what_no_kernel_takes_is_left_to_the_plain_computation(on, rows, n, width, dtype, mask):
+    q = jnp.zeros((rows, n, 2, width), dtype)
+    plain = jnp.ones((1, n, n), bool) if mask else None
+    with jax.sharding.use_abstract_mesh(mesh(on, (1, 2, 1))):
+        assert fused.attend(q, q, q, plain) is None
+    assert fused.attend(q, q, q, plain) is None
+
+
+@pytest.mark.parametrize("special", [{"soft_cap": 3.0}, {"dropout": 0.5}, {"bias": True}])
+def test_what_a_kernel_lacks_keeps_it_from_being_asked(monkeypatch, special):
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(fused, "attend", never)
+    biased = special.pop("bias", False)
+    module, x = layers.Attention(2, **special), jnp.ones((1, 4, 8))
+    bias = jnp.zeros((1, 2, 4, 4)) if biased else None
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    jax.eval_shape(lambda: module.init(rngs, x, x, bias=bias))
+
+
+def test_added_tokens_change_nothing():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 8)), jnp.float32)
+    layer = stack(2, "none", "layers", heads=2, hidden=16, activation="gelu")
+    with jax.sharding.use_abstract_mesh(mesh("gpu")):
+        longer, mask, rope = fused.padded(x, None)
+    assert longer.shape == (2, 16, 8)
+    assert rope is None
+    assert fused.padded(x, None) == (x, None, None)
+    params = layer.init(jax.random.key(0), x)
+    np.testing.assert_allclose(
+        layer.apply(params, longer, mask)[0][:, :9], layer.apply(params, x)[0], atol=1e-6
+    )
