@@ -194,8 +194,8 @@ class FastTokenizer:
             dim: a, likewise.
 
         Raises:
-            NotAChunkError: the ids are no whole chunk of this shape: an unknown id, too many or too few
-                coefficients, broken characters, or coefficients it was not fitted on.
+            NotAChunkError: the ids are no whole chunk of this shape: an unknown id, too many or
+                too few coefficients, broken characters, or coefficients it was not fitted on.
             ValueError: t or a is said nowhere.
         """
         horizon, dim = horizon or self.horizon or 0, dim or self.dim or 0
