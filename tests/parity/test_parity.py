@@ -20,6 +20,7 @@ from tests.parity import (
     moondream,
     names,
     ofa,
+    openpi_data,
     paligemma,
     qwen_next,
     qwen_vl,
@@ -51,6 +52,14 @@ MODELS: dict[str | None, Runner] = {
     "qwen2_5_vl": qwen_next.hf,
     "qwen3_vl": qwen_next.hf,
 }
+# End of an array's name that only one kind of folder has -> what runs the data side of it
+MODERN: dict[str, Runner] = {
+    "delta/aloha_f64": openpi_data.transforms,
+    "0/client_pil": openpi_data.images,
+    "fast/garbage": openpi_data.tokenizer,
+    "/robot_actions_f64": openpi_data.pipeline,
+    "resize-naive/pixel_values_corner": openpi_data.openvla_images,
+}
 # robovlm_name -> what reads the backbone of a policy off its folder
 POLICIES: dict[str, robo.Describe] = {
     "RoboKosMos": kosmos.describe,
@@ -81,6 +90,9 @@ def find_runner(folder: Path) -> Runner | str:
     names = np.load(folder / "io.npz").files
     if {"dct_rounded", "bad/tokens"} <= set(names):
         return fast.run
+    for ending, runner in MODERN.items():
+        if any(name.endswith(ending) for name in names):
+            return runner
     if {"google_robot/gripper", "widowx_bridge/gripper"} & set(names):
         return simpler.run
     if "in/reconstructed" in names:
