@@ -22,6 +22,7 @@ from tests.parity import (
     ofa,
     openpi_data,
     paligemma,
+    pi0,
     qwen_next,
     qwen_vl,
     robo,
@@ -52,6 +53,8 @@ MODELS: dict[str | None, Runner] = {
     "qwen2_5_vl": qwen_next.hf,
     "qwen3_vl": qwen_next.hf,
 }
+# kind of config.json -> what runs a whole policy of today
+KINDS: dict[str, Runner] = {"pi0": pi0.run, "pi05": pi0.run}
 # End of an array's name that only one kind of folder has -> what runs the data side of it
 MODERN: dict[str, Runner] = {
     "delta/aloha_f64": openpi_data.transforms,
@@ -87,6 +90,8 @@ def find_runner(folder: Path) -> Runner | str:
         return lm.run
     if meta.get("cls") in robovlms.HEADS:
         return heads.continuous
+    if runner := KINDS.get(config.get("kind", "")):
+        return pi0.torch if (folder / "model.safetensors").is_file() else runner
     names = np.load(folder / "io.npz").files
     if {"dct_rounded", "bad/tokens"} <= set(names):
         return fast.run

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from vla_jax.config.expert import ExpertConfig
 from vla_jax.config.option import group, option
 
 
@@ -150,3 +151,4 @@ class ModelConfig:
     remat: str = option(
         "full", "What the backward pass computes again instead of keeping.", "full", "dots", "none"
     )
+    expert: ExpertConfig = group(ExpertConfig)
