@@ -19,7 +19,7 @@ from vla_jax.convert.openpi import names as openpi
 from vla_jax.convert.openpi.lora import Merged, has_factors
 from vla_jax.convert.openpi.source import Unstacked
 from vla_jax.models import vla, weights
-from vla_jax.models.backbones import paligemma
+from vla_jax.models.backbones.paligemma import PaliGemma
 from vla_jax.rules import flatten, unflatten
 from vla_jax.train.optim import make_optimizer, make_schedule, moving_average
 from vla_jax.types import Actions, Observation
@@ -56,7 +56,7 @@ class Arrays:
 def arch(config: Mapping[str, Any]) -> dict[str, Any]:
     """PaliGemma's architecture in the sizes of a folder."""
     text, vision = config["paligemma"], config["siglip"]
-    return paligemma.arch(
+    return PaliGemma.arch(
         {
             "mask": "prefix",
             "hidden_size": text["width"],

@@ -32,6 +32,9 @@ class ExpertConfig:
         "expert",
         "prefix",
     )
+    scaled_prefix: bool = option(
+        False, "Image and text tokens are multiplied by the root of the VLM's width (SmolVLA)."
+    )
     prompt: str = option(
         "pi05",
         "Form of the prompt; pi05 and pi0fast have the robot's state in it.",

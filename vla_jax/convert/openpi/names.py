@@ -9,11 +9,12 @@ from typing import Any
 
 from vla_jax.config import ModelConfig
 from vla_jax.models import weights as w
-from vla_jax.models.backbones import paligemma
+from vla_jax.models.backbones.paligemma import PaliGemma
 
 _IMAGE, _TEXT = "PaliGemma/img/", "PaliGemma/llm/"
 _TORCH = "paligemma_with_expert.paligemma."
 _TORCH_EXPERT = "paligemma_with_expert.gemma_expert."
+TORCH_TABLE, TORCH_UNUSED = _TORCH + "lm_head.weight", _TORCH_EXPERT + "lm_head.weight"
 # The file of the torch port: the token table once more, and a head of the expert that is not used.
 TORCH_IGNORE = (r"language_model\.embed_tokens\.weight$", r"gemma_expert\.lm_head\.weight$")
 
@@ -42,13 +43,13 @@ def torch_rows(config: ModelConfig, arch: Mapping[str, Any]) -> list[w.Weight]:
     """Every tensor of the torch port's model.safetensors, which LeRobot's files share."""
     rows = [
         row
-        for row in paligemma.weight_map(arch)
+        for row in PaliGemma(arch).weight_map()
         if "embed_tokens" not in row.source and not row.alias
     ]
     rows = w.moved(rows, "vision_tower.", _TORCH + "model.vision_tower.")
     rows = w.moved(rows, "multi_modal_projector.", _TORCH + "model.multi_modal_projector.")
     rows = w.moved(rows, "language_model.model.", _TORCH + "model.language_model.")
-    rows.append(w.Weight(_TORCH + "lm_head.weight", "text/embedding"))
+    rows.append(w.Weight(TORCH_TABLE, "text/embedding"))
     rows = w.prefixed(rows, "", "backbone/")
     return [
         *rows,

@@ -2,10 +2,15 @@
 
 import re
 from collections.abc import Hashable, Iterable
+from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
+from vla_jax import rules
 from vla_jax.convert.tensors import Source
+from vla_jax.models.weights import WeightError
 
 # What stands before the layer number of a stacked tensor.
 STACKS = (r"^PaliGemma/llm/layers/", r"^PaliGemma/img/Transformer/encoderblock/")
@@ -51,3 +56,40 @@ class Unstacked:
         """Where its bytes lie."""
         old, layer = self._where[name]
         return self._source.place(old), layer
+
+
+class OrbaxParams:
+    """An Orbax folder of parameters as named tensors; see `Source`.
+
+    openpi's trainer writes a last path element `value` to every leaf, older files have none; it is
+    left out of the names.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Reads names, shapes and types.
+
+        Raises:
+            WeightError: there are no parameters, or they cannot be read.
+        """
+        self._folder = Path(folder).absolute()
+        self._handler = ocp.PyTreeCheckpointHandler()
+        try:
+            stored = rules.flatten(self._handler.metadata(self._folder).tree)  # type: ignore[arg-type]
+        except (OSError, ValueError, KeyError) as error:
+            raise WeightError(f"{folder}: no Orbax parameters: {error}") from error
+        suffix = "/value" if all(path.endswith("/value") for path in stored) else ""
+        self._paths = {path.removeprefix("params/").removesuffix(suffix): path for path in stored}
+        self.shapes = {name: tuple(stored[path].shape) for name, path in self._paths.items()}
+        self.dtypes = {name: np.dtype(stored[path].dtype) for name, path in self._paths.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, contiguous and owned by the caller."""
+        path = self._paths[name]
+        item = rules.unflatten({path: 0})
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        args = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)  # type: ignore[call-arg]
+        return rules.flatten(self._handler.restore(self._folder, args=args))[path]  # type: ignore[arg-type]
+
+    def place(self, name: str) -> Hashable:
+        """Where its bytes lie."""
+        return name

@@ -77,6 +77,7 @@ class PaliGemma(Backbone):
 
     RELEASED = ARCH
     DEFAULT_CONFIG = "paligemma_ph"
+    FOR_EXPERT = True
     # The prompt begins with <eos> and ends with a line break, of which RoboVLMs makes no more than
     # the columns that images follow and actions precede.
     LAYOUT = Layout(bos=1, eos=1)
@@ -172,13 +173,7 @@ class PaliGemma(Backbone):
     def read_prefix(
         self, embeds: Float[Array, "b n d"], valid: Bool[Array, "b n"], mask: Bool[Array, "b n n"]
     ) -> Result:
-        """A prefix -> its hidden states, and the keys and values of all layers, for an expert.
-
-        Args:
-            embeds: of `encode_images` and `embed_text`.
-            valid: False on padding, which positions do not count.
-            mask: which token sees which.
-        """
+        """See `Backbone.read_prefix`."""
         positions = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
         return self.text.run(embeds, valid, positions, mask, export=True)
 

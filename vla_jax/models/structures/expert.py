@@ -6,7 +6,6 @@ its keys and values while the actions are denoised.
 Legend: b batch · p tokens of the VLM · n tokens of the expert · d width · f chunk · w padded width
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.config import ModelConfig
 from vla_jax.models.backbones import BACKBONES
+from vla_jax.models.backbones.base import Backbone
 from vla_jax.models.heads.expert_flow import ExpertFlow
 from vla_jax.models.structures.base import Structure
 from vla_jax.models.towers.decoder import Cache, Result
@@ -33,14 +33,14 @@ class Expert(Structure):
     joint = False
 
     @classmethod
-    def refuse_backbone(cls, backbone: Any) -> str | None:
+    def refuse_backbone(cls, backbone: type[Backbone]) -> str | None:
         """Those whose decoder cannot be read layer by layer."""
-        if hasattr(backbone, "expert_text"):
+        if backbone.FOR_EXPERT:
             return None
         return "its language model does not hand out keys and values for an expert"
 
     @classmethod
-    def refusals(cls, config: ModelConfig, backbone: Any, arch: Mapping[str, Any]) -> list[str]:
+    def refusals(cls, config: ModelConfig, backbone: Backbone) -> list[str]:
         """One step, no action tokens, and a state where it enters."""
         s, e, problems = config.structure, config.expert, []
         if s.window != 1:
@@ -60,16 +60,16 @@ class Expert(Structure):
                 f"the {config.action_dim} of an action"
             )
         try:
-            cls.expert_spec(config, backbone, arch)
+            cls.expert_spec(config, backbone)
         except ValueError as error:
             problems.append(str(error))
         return problems
 
     @classmethod
-    def expert_spec(cls, config: ModelConfig, backbone: Any, arch: Mapping[str, Any]) -> ExpertSpec:
+    def expert_spec(cls, config: ModelConfig, backbone: Backbone) -> ExpertSpec:
         """The expert's structural facts, of its settings and the VLM's."""
         e = config.expert
-        text = backbone.expert_text(arch)
+        text = backbone.text_spec
         return expert_spec(text, e.width, e.hidden, e.adaptive, e.layers, e.joint_every)
 
     @classmethod
@@ -81,12 +81,11 @@ class Expert(Structure):
     def setup(self):
         """Backbone, expert and head."""
         c, dtype = self.config, jnp.dtype(self.config.dtype)
-        file, module = BACKBONES[c.backbone.name]
-        self.backbone = module(self.arch, c.remat, dtype)
-        self.expert = Tower(self.expert_spec(c, file, self.arch), c.remat, dtype)
+        self.backbone = BACKBONES[c.backbone.name](self.arch, c.remat, dtype)
+        self.expert = Tower(self.expert_spec(c, self.backbone), c.remat, dtype)
         self.head = ExpertFlow(c.head, self.sizes, dtype, c.expert)
         if c.expert.state == "prefix":
-            self.state = Dense((file.width(self.arch),), dtype=dtype)
+            self.state = Dense((self.backbone.width,), dtype=dtype)
 
     def __call__(self, observation: Observation, key: PRNGKeyArray | None = None) -> Prediction:
         """A sampled chunk, of a window of one step."""
@@ -146,13 +145,15 @@ class Expert(Structure):
     ) -> tuple[Float[Array, "b p d"], Bool[Array, "b p"], Bool[Array, "b p p"]]:
         """Cameras in their order, the prompt and perhaps the state; which exist; who sees whom."""
         images = self.encode_cameras(observation)
+        text = self.backbone.embed_text(observation.text)
+        if self.config.expert.scaled_prefix:
+            images, text = (x * self.backbone.width**0.5 for x in (images, text))
         seen = [observation.image_mask[c] for c in self.config.structure.cameras]  # each [b, 1]
         each = images.shape[1] // len(seen)
-        text = self.backbone.embed_text(observation.text)
         parts = [images, text]
         valid = [jnp.repeat(jnp.concatenate(seen, axis=1), each, axis=1), observation.text_mask]
         if self.config.expert.state == "prefix":
-            parts.append(self.backbone.scale_token(self.state(self._padded_state(observation))))
+            parts.append(self.state(self._padded_state(observation)))
             valid.append(jnp.ones((len(text), 1), bool))
         embeds, valid = jnp.concatenate(parts, axis=1), jnp.concatenate(valid, axis=1)
         starts = jnp.arange(embeds.shape[1]) >= images.shape[1] + text.shape[1]
