@@ -8,18 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.tiny import ARCHS
 from tests.models import tiny
 from vla_jax.config import ConfigError
 from vla_jax.models import vla
 from vla_jax.models.towers.expert import blocks_mask
 from vla_jax.types import Actions, Observation
 
+# One layer cannot alternate.
+TWO = {
+    **ARCHS["paligemma"],
+    "text_config": {**ARCHS["paligemma"]["text_config"], "num_hidden_layers": 2},
+}
 KINDS: dict[str, dict[str, Any]] = {
     "pi0": {"expert.adaptive": False, "expert.state": "expert", "structure.proprio": 5},
     "pi05": {"expert.insulate": True},
     "smolvla": {
         "expert.adaptive": False, "expert.state": "prefix", "structure.proprio": 5,
-        "expert.joint_every": 2, "expert.causal": True, "expert.loss": "real",
+        "expert.joint_every": 2, "expert.causal": True, "backbone.arch": TWO, "expert.loss": "real",
     },
 }  # fmt: skip
 

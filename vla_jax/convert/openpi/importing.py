@@ -21,9 +21,8 @@ from vla_jax.convert.openpi.lora import Merged
 from vla_jax.convert.openpi.source import OrbaxParams, Unstacked
 from vla_jax.convert.tensors import Source
 from vla_jax.data.language.tokenizer import Tokenizer
+from vla_jax.data.units.normalize import ActionSpec
 from vla_jax.data.units.policy_units import PolicyUnits
-from vla_jax.data.units.relative import mask_of
-from vla_jax.data.units.scaling import Scaling
 from vla_jax.inference.policy import with_complete_arch
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
@@ -64,7 +63,7 @@ def from_openpi(
     meta = {
         "config": to_dict(config),
         "statistics": {},
-        "action_specs": {},
+        "action_specs": {name: _spec(config.model.action_dim).to_json()},
         "units": {name: units(config, statistics).to_json()} if statistics else {},
         "tokenizer": Tokenizer.from_dir(tokenizer).to_json() if tokenizer else "",
         "origin": {"kind": "openpi", "asset": asset, "norm_stats": statistics},
@@ -84,13 +83,16 @@ def units(config: Config, statistics: Mapping[str, Any]) -> PolicyUnits:
     """
     data = config.data
     try:
-        state, actions = (
-            Scaling.from_statistics(statistics.get(name, {}), data.units)
-            for name in ("state", "actions")
-        )
+        found = PolicyUnits.from_statistics(statistics, data.units, data.relative, data.robot)
     except ValueError as error:
         raise ConfigError(f"data.units: {error}") from error
-    return PolicyUnits(state, actions, config.model.action_dim, mask_of(*data.relative), data.robot)
+    return dataclasses.replace(found, dim=config.model.action_dim)
+
+
+def _spec(dim: int) -> ActionSpec:
+    """What a checkpoint says of its robot beside the units: no more than the size of an action."""
+    ends = (-1.0,) * (dim - 1), (1.0,) * (dim - 1)
+    return ActionSpec(dim, "none", 1.0, *ends, gripper_env=(0.0, 1.0))
 
 
 def arch_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -155,6 +155,10 @@ class Tokenizer:
                 "were added to it and the embedding was not resized"
             )
 
+    def has_token(self, token: str) -> bool:
+        """Whether a token is in the vocabulary."""
+        return self._backend.token_to_id(token) is not None
+
     def token_id(self, token: str) -> int:
         """Id of one token.
 

@@ -36,6 +36,7 @@ class Rule(NamedTuple):
         back: added to it on the way back.
         only_zero: the epsilon takes the place of a width of 0 and is not added to another.
         clips: normalized values end at -1 and 1.
+        masks: an action's last number, the gripper, stays as it is.
     """
 
     names: tuple[str, str]
@@ -43,6 +44,7 @@ class Rule(NamedTuple):
     back: float
     only_zero: bool = False
     clips: bool = False
+    masks: bool = False
 
     @property
     def centered(self) -> bool:
@@ -56,9 +58,9 @@ RULES = {
     "openpi_quantile": Rule(_QUANTILES, 1e-6, 1e-6),
     "lerobot_zscore": Rule(_CENTER, 1e-8, 0.0),
     "lerobot_quantile": Rule(_QUANTILES, 1e-8, 1e-8, only_zero=True),
-    "openvla_quantile": Rule(_QUANTILES, 1e-8, 0.0, clips=True),
-    "oft_quantile": Rule(_QUANTILES, 1e-8, 1e-8, clips=True),
-    "oft_bounds": Rule(_ENDS, 1e-8, 1e-8, clips=True),
+    "openvla_quantile": Rule(_QUANTILES, 1e-8, 0.0, clips=True, masks=True),
+    "oft_quantile": Rule(_QUANTILES, 1e-8, 1e-8, clips=True, masks=True),
+    "oft_bounds": Rule(_ENDS, 1e-8, 1e-8, clips=True, masks=True),
 }
 
 

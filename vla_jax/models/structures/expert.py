@@ -17,6 +17,7 @@ from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Backbone
 from vla_jax.models.heads.expert_flow import ExpertFlow
 from vla_jax.models.structures.base import Structure
+from vla_jax.models.structures.history import History
 from vla_jax.models.towers.decoder import Cache, Result
 from vla_jax.models.towers.expert import Expert as Tower
 from vla_jax.models.towers.expert import ExpertSpec, blocks_mask, expert_spec, positions_after
@@ -54,6 +55,11 @@ class Expert(Structure):
             problems.append("expert has no features to predict a sentence from: sentence.dim 0")
         if e.state != "none" and not s.proprio:
             problems.append(f"expert.state {e.state!r} needs structure.proprio numbers, not 0")
+        if e.prompt in ("pi05", "pi0fast") and not s.proprio:
+            problems.append(
+                f"expert.prompt {e.prompt!r} has the robot's state in it, which needs "
+                "structure.proprio numbers, not 0; 'pi0' does without"
+            )
         if max(s.proprio, config.action_dim) > e.padded:
             problems.append(
                 f"expert.padded: {e.padded} is less than the {s.proprio} numbers of the state or "
@@ -73,10 +79,20 @@ class Expert(Structure):
         return expert_spec(text, e.width, e.hidden, e.adaptive, e.layers, e.joint_every)
 
     @classmethod
+    def prompt_form(cls, config: ModelConfig) -> str:
+        """As the originals write it; see `vla_jax.data.language.prompts`."""
+        return config.expert.prompt
+
+    @classmethod
     def has_action_token(cls, config: ModelConfig) -> bool:
         """Its actions are tokens of the expert."""
         del config
         return False
+
+    @property
+    def gripper_is_number(self) -> bool:
+        """As its settings have it."""
+        return self.config.expert.gripper == "number"
 
     def setup(self):
         """Backbone, expert and head."""
@@ -205,13 +221,13 @@ class Expert(Structure):
 
         return self.head.integrate(start, velocity)
 
-    def empty_history(self, batch: int) -> Any:
-        """Nothing is kept; an array all the same, so that batches of sessions can be formed."""
-        return jnp.zeros((batch, 0), jnp.float32)
+    def empty_history(self, batch: int) -> History:
+        """Nothing is kept."""
+        return History(jnp.zeros((batch, 1, 0, 0)), jnp.zeros((batch, 1), bool))
 
     def step(
-        self, observation: Observation, history: Any, key: PRNGKeyArray | None = None
-    ) -> tuple[Prediction, Any]:
+        self, observation: Observation, history: History, key: PRNGKeyArray | None = None
+    ) -> tuple[Prediction, History]:
         """A chunk for what is seen now."""
         return self(observation, key), history
 
