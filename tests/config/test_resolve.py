@@ -10,6 +10,10 @@ from configs import (
     kosmos_one_step,
     kosmos_ph,
     moondream_ph,
+    pi0_aloha,
+    pi0_libero,
+    pi05_droid,
+    pi05_libero,
     quickstart,
     qwen2_5_vl_ph,
     qwen2_vl_ph,
@@ -33,6 +37,10 @@ SHIPPED = (
     flamingo_ph,
     moondream_ph,
     uform_ph,
+    pi0_libero,
+    pi05_libero,
+    pi05_droid,
+    pi0_aloha,
 )
 
 

@@ -43,6 +43,15 @@ class ExpertConfig:
         "pi0fast",
         "smolvla",
     )
+    images: str = option(
+        "openpi",
+        "How images are resized. openpi: with black margins on all sides, by Pillow's bilinear "
+        "filter; lerobot: with margins above and left, bilinear without a filter (SmolVLA); "
+        "backbone: as the VLM's own processor does.",
+        "openpi",
+        "lerobot",
+        "backbone",
+    )
     padded: int = option(32, "Width to which the state and the actions are padded with zeros.")
     loss: str = option(
         "padded",

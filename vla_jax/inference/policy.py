@@ -312,7 +312,9 @@ class Policy:
         obs |= {STATE_KEY: np.zeros(self._state_dim, np.float32), PROMPT_KEY: "warm up"}
         self._steps.warmup(self._input(self.new_session(), obs))
 
-    def _encode(self, instruction: str, state: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(
+        self, instruction: str, state: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         if self._write.needs_state:
             return self._write(instruction, state)
         if instruction not in self._texts:

@@ -6,6 +6,7 @@ its keys and values while the actions are denoised.
 Legend: b batch · p tokens of the VLM · n tokens of the expert · d width · f chunk · w padded width
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from vla_jax.config import ModelConfig
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Backbone
 from vla_jax.models.heads.expert_flow import ExpertFlow
+from vla_jax.models.image import ImageSpec
 from vla_jax.models.structures.base import Structure
 from vla_jax.models.structures.history import History
 from vla_jax.models.towers.decoder import Cache, Result
@@ -23,6 +25,8 @@ from vla_jax.models.towers.expert import Expert as Tower
 from vla_jax.models.towers.expert import ExpertSpec, blocks_mask, expert_spec, positions_after
 from vla_jax.models.towers.layers import Dense
 from vla_jax.types import Actions, Observation, Prediction
+
+_BLACK = (0.0, 0.0, 0.0)
 
 
 class Expert(Structure):
@@ -88,6 +92,17 @@ class Expert(Structure):
         """Its actions are tokens of the expert."""
         del config
         return False
+
+    @property
+    def image(self) -> ImageSpec:
+        """What the image tower takes, resized as the original's data pipeline does."""
+        spec, way = super().image, self.config.expert.images
+        if way == "backbone":
+            return spec
+        resample = {"openpi": "bilinear", "lerobot": "linear_aliased"}[way]
+        return dataclasses.replace(
+            spec, fit="letterbox", resample=resample, background=_BLACK, corner=way == "lerobot"
+        )
 
     @property
     def gripper_is_number(self) -> bool:
