@@ -27,6 +27,7 @@ from tests.parity import (
     qwen_vl,
     robo,
     simpler,
+    smolvla,
     spliced,
     uform,
     vision,
@@ -54,7 +55,7 @@ MODELS: dict[str | None, Runner] = {
     "qwen3_vl": qwen_next.hf,
 }
 # kind of config.json -> what runs a whole policy of today
-KINDS: dict[str, Runner] = {"pi0": pi0.run, "pi05": pi0.run}
+KINDS: dict[str, Runner] = {"pi0": pi0.run, "pi05": pi0.run, "smolvla": smolvla.run}
 # End of an array's name that only one kind of folder has -> what runs the data side of it
 MODERN: dict[str, Runner] = {
     "delta/aloha_f64": openpi_data.transforms,

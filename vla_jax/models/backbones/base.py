@@ -247,7 +247,8 @@ class Backbone(nn.Module):
             valid: False on padding, which positions do not count.
             mask: which token sees which.
         """
-        raise NotImplementedError
+        positions = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+        return self.text.run(embeds, valid, positions, mask, export=True)
 
     def extend(self, tokens: Tokens, cache: Any) -> tuple[Float[Array, "b n d"], Any]:
         """`__call__` for tokens that follow those in the cache, and the cache with them."""

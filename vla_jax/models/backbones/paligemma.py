@@ -14,14 +14,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Backbone, Layout, LooksAhead, Tokens, merge_arch
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers import vision_families
-from vla_jax.models.towers.decoder import Cache, Decoder, Result, bidirectional_mask
+from vla_jax.models.towers.decoder import Cache, Decoder, bidirectional_mask
 from vla_jax.models.towers.decoder_spec import DecoderSpec
 from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.text_families import LANGUAGES
@@ -169,13 +168,6 @@ class PaliGemma(Backbone):
         return self.text.run(
             tokens.embeds, tokens.valid, mask=mask, prefix=self._prefix(tokens)
         ).hidden
-
-    def read_prefix(
-        self, embeds: Float[Array, "b n d"], valid: Bool[Array, "b n"], mask: Bool[Array, "b n n"]
-    ) -> Result:
-        """See `Backbone.read_prefix`."""
-        positions = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
-        return self.text.run(embeds, valid, positions, mask, export=True)
 
     def extend(self, tokens: Tokens, cache: Cache) -> tuple[Float[Array, "b n d"], Cache]:
         """`__call__` for tokens that follow those in the cache, and the cache with them.
