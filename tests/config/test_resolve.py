@@ -18,6 +18,7 @@ from configs import (
     qwen2_5_vl_ph,
     qwen2_vl_ph,
     qwen3_vl_ph,
+    smolvla,
     uform_ph,
 )
 from vla_jax.config import ConfigError, resolve, to_dict
@@ -41,6 +42,7 @@ SHIPPED = (
     pi05_libero,
     pi05_droid,
     pi0_aloha,
+    smolvla,
 )
 
 

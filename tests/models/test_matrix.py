@@ -50,7 +50,7 @@ REASONS = {
 # Backbones whose images are not part of their sequence, which can thus not hold a window.
 APART = ("flamingo", "ofa")
 # Those whose decoder hands out keys and values for an expert.
-READABLE = ("paligemma",)
+READABLE = ("paligemma", "smolvlm")
 
 
 @pytest.mark.slow

@@ -35,6 +35,8 @@ class ExpertConfig:
     scaled_prefix: bool = option(
         False, "Image and text tokens are multiplied by the root of the VLM's width (SmolVLA)."
     )
+    marks_before: tuple[int, ...] = option((), "Ids of tokens before every image (SmolVLA).")
+    marks_behind: tuple[int, ...] = option((), "Ids of tokens behind every image.")
     prompt: str = option(
         "pi05",
         "Form of the prompt; pi05 and pi0fast have the robot's state in it.",

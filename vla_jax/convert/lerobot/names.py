@@ -11,6 +11,7 @@ from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.structures.expert import Expert
 
 _VLM, _EXPERT = "model.vlm_with_expert.vlm.", "model.vlm_with_expert.lm_expert."
+VLM_LAYERS, EXPERT_LAYERS = _VLM + "model.text_model.layers.", _EXPERT + "layers."
 # What stands around the expert: their name -> ours.
 _PORTS = {
     "state_proj": "state",

@@ -175,27 +175,41 @@ class Expert(Structure):
         self, observation: Observation
     ) -> tuple[Float[Array, "b p d"], Bool[Array, "b p"], Bool[Array, "b p p"]]:
         """Cameras in their order, the prompt and perhaps the state; which exist; who sees whom."""
-        images = self.encode_cameras(observation)
+        images, seen = self.encode_cameras(observation)
         text = self.backbone.embed_text(observation.text)
         if self.config.expert.scaled_prefix:
-            images, text = (x * self.backbone.width**0.5 for x in (images, text))
-        seen = [observation.image_mask[c] for c in self.config.structure.cameras]  # each [b, 1]
-        each = images.shape[1] // len(seen)
-        parts = [images, text]
-        valid = [jnp.repeat(jnp.concatenate(seen, axis=1), each, axis=1), observation.text_mask]
+            text = text * self.backbone.width**0.5
+        parts, valid = [images, text], [seen, observation.text_mask]
         if self.config.expert.state == "prefix":
             parts.append(self.state(self._padded_state(observation)))
             valid.append(jnp.ones((len(text), 1), bool))
         embeds, valid = jnp.concatenate(parts, axis=1), jnp.concatenate(valid, axis=1)
+        # The state, if it is there, begins a block of its own.
         starts = jnp.arange(embeds.shape[1]) >= images.shape[1] + text.shape[1]
         return embeds, valid, blocks_mask(starts) & valid[:, None]
 
-    def encode_cameras(self, observation: Observation) -> Float[Array, "b k d"]:
-        """Image tokens, the first camera first."""
-        pixels = [observation.images[c][:, 0] for c in self.config.structure.cameras]
-        b, count = len(pixels[0]), len(pixels)
-        tokens = self.backbone.encode_images(jnp.stack(pixels, 1).reshape(-1, *pixels[0].shape[1:]))
-        return tokens.reshape(b, count * tokens.shape[1], -1)
+    def encode_cameras(
+        self, observation: Observation
+    ) -> tuple[Float[Array, "b k d"], Bool[Array, "b k"]]:
+        """Image tokens with the marks around each, the first camera first, and which are seen.
+
+        The marks of a camera that is not there are.
+        """
+        e, cameras = self.config.expert, self.config.structure.cameras
+        pixels = jnp.stack([observation.images[c][:, 0] for c in cameras], axis=1)
+        b, count = pixels.shape[:2]
+        tokens = self.backbone.encode_images(pixels.reshape(-1, *pixels.shape[2:]))
+        if e.scaled_prefix:
+            tokens = tokens * self.backbone.width**0.5
+        seen = jnp.concatenate([observation.image_mask[c] for c in cameras], axis=1).reshape(-1, 1)
+        parts, valid = [tokens], [jnp.broadcast_to(seen, tokens.shape[:2])]
+        for ids, place in ((e.marks_before, 0), (e.marks_behind, 2)):
+            marks = self.backbone.embed_text(jnp.array([ids], jnp.int32))
+            shape = (b * count, len(ids))
+            parts.insert(place, jnp.broadcast_to(marks, (*shape, marks.shape[-1])))
+            valid.insert(place, jnp.ones(shape, bool))
+        tokens, valid = jnp.concatenate(parts, axis=1), jnp.concatenate(valid, axis=1)
+        return tokens.reshape(b, -1, tokens.shape[-1]), valid.reshape(b, -1)
 
     def velocity(
         self,

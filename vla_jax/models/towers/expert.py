@@ -49,8 +49,12 @@ class ExpertSpec:
 
     @property
     def crosses(self) -> tuple[bool, ...]:
-        """Of the layers that come again and again: which attend to the language model alone."""
+        """Of the layers that come again and again: which attend to the language model alone.
+
+        Where the pattern does not come out even it is that of all layers.
+        """
         period = self.joint_every // math.gcd(self.every, self.joint_every)
+        period = self.layers if self.layers % period else period
         return tuple(j * self.every % self.joint_every != 0 for j in range(period))
 
 
@@ -164,8 +168,6 @@ class Expert(nn.Module):
             level: the condition of adaptive norms.
         """
         s, period = self.spec, len(self.spec.crosses)
-        if s.layers % period:
-            raise ValueError(f"expert: {s.layers} layers, {period} kinds of them")
         kept = jax.tree.map(
             lambda leaf: leaf[:: s.every].reshape(-1, period, *leaf.shape[1:]),
             (cache.keys, cache.values),
