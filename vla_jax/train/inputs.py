@@ -154,6 +154,4 @@ def with_captions(batch: Batch, captions: Any) -> Batch:
 
 
 def _writer(config: ModelConfig, tokenizer: Tokenizer) -> Writer:
-    return Writer(
-        tokenizer, config.structure.text_len, vla.prompt(config), vla.prompt_form(config)
-    )
+    return Writer(tokenizer, config.structure.text_len, vla.prompt(config), vla.prompt_form(config))
