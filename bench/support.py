@@ -41,10 +41,12 @@ def build(backbone: str, structure: str, head: str) -> vla.VLA:
     """The cell's model."""
     raw = tiny.get_config(backbone).model
     spliced = BACKBONES[backbone].LAYOUT.images == "spliced"
-    window = 1 if structure == "one_step" or (structure == "discrete" and not spliced) else 3
+    single = structure in ("one_step", "expert") or (structure == "discrete" and not spliced)
+    window = 1 if single else 3
     raw.structure.update({"kind": structure, "window": window, "chunk": 2, "text_len": 9})
     raw.head.update({"kind": head, "hidden": 16, "layers": 1, "heads": 2, "bins": 20})
     raw.head.sampling_steps = 4
+    raw.expert.update({"width": 16, "hidden": 16, "padded": 8, "prompt": "pi0"})
     whole = tiny.get_config(backbone)
     whole.model = raw
     return vla.build(resolve(whole).model)

@@ -1,9 +1,12 @@
-"""Convert weights: Hugging Face and RoboVLMs to our checkpoints, and back, to the bit.
+"""Convert weights: those of Hugging Face, RoboVLMs, openpi and LeRobot, both ways, to the bit.
 
     python launch/convert.py import-hf models/kosmos-2 runs/kosmos2
     python launch/convert.py import-robovlms kosmos.pt kosmos.json runs/kosmos --vlm=models/kosmos-2
+    python launch/convert.py import-openpi pi05_libero runs/pi05 --config=pi05_libero
+    python launch/convert.py import-lerobot smolvla_base runs/smolvla --config=smolvla
     python launch/convert.py export-hf runs/kosmos_ph exported
     python launch/convert.py export-robovlms runs/kosmos_ph kosmos_ph.pt
+    python launch/convert.py export-openpi runs/pi05 exported
 
 An import writes a workdir as launch/train.py does, an export reads one. Every name and shape is
 checked first, with one report of all that is missing, unexpected, of the wrong shape or type, or a
@@ -68,6 +71,49 @@ def import_robovlms(flags: argparse.Namespace) -> None:
     base = load_config_file("base", flags.set)
     units, vlm = flags.statistics, flags.vlm
     _save(importing.from_robovlms(flags.ckpt, original, base, vlm, units, _dtype(flags)), flags)
+
+
+def import_openpi(flags: argparse.Namespace) -> None:
+    """Folder of openpi's pi0 or pi0.5 (params/ or model.safetensors, assets/) -> workdir."""
+    from vla_jax.config import load_config_file
+    from vla_jax.convert.openpi.importing import from_openpi
+
+    raw = load_config_file(flags.config, flags.set)
+    _save(from_openpi(flags.src, raw, flags.tokenizer, flags.asset, _dtype(flags)), flags)
+
+
+def import_lerobot(flags: argparse.Namespace) -> None:
+    """Folder of LeRobot's SmolVLA -> workdir. Its pi0 and pi0.5: import-openpi."""
+    from vla_jax.config import load_config_file
+    from vla_jax.convert.lerobot.importing import from_lerobot
+
+    raw = load_config_file(flags.config, flags.set)
+    found = from_lerobot(flags.src, raw, flags.tokenizer, flags.statistics, _dtype(flags))
+    _save(found, flags)
+
+
+def export_lerobot(flags: argparse.Namespace) -> None:
+    """Workdir of a SmolVLA -> folder with model.safetensors under LeRobot's names."""
+    from vla_jax.convert import store
+    from vla_jax.convert.lerobot.importing import to_lerobot
+
+    stored = store.Stored(flags.ckpt, flags.step)
+    with _bar(stored.leaves) as bar:
+        exported = to_lerobot(stored, flags.out, _dtype(flags), flags.overwrite, bar.update)
+    _summary(stored.leaves, exported.changed, flags.out)
+
+
+def export_openpi(flags: argparse.Namespace) -> None:
+    """Workdir -> folder for openpi: params/ (JAX) or model.safetensors (torch), and assets/."""
+    from vla_jax.convert import store
+    from vla_jax.convert.openpi.exporting import to_openpi
+
+    stored = store.Stored(flags.ckpt, flags.step)
+    with _bar(stored.leaves) as bar:
+        exported = to_openpi(
+            stored, flags.out, flags.format, _dtype(flags), flags.overwrite, bar.update
+        )
+    _summary(stored.leaves, exported.changed, flags.out)
 
 
 def export_hf(flags: argparse.Namespace) -> None:
@@ -174,7 +220,22 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
     add("--vlm", metavar="DIR", help="Hugging Face folder of the VLM: tokenizer and config.json")
     add("--statistics", metavar="FILE", help="octo's, openvla's, openpi's or RoboVLMs' statistics,"
         " for units not known here")  # fmt: skip
+    source = {"SRC": "folder with params/ or model.safetensors, and mostly assets/"}
+    add = command(import_openpi, "import-openpi", True, source | workdir)
+    add("--config", metavar="FILE[:ARG]", required=True, help="our config, such as pi05_libero")
+    add("--tokenizer", metavar="DIR", help="folder with PaliGemma's tokenizer: tokenizer.json, or"
+        " openpi's paligemma_tokenizer.model alone")  # fmt: skip
+    add("--asset", metavar="NAME", default="", help="whose statistics, of several in assets/")
+    source = {"SRC": "folder with model.safetensors"}
+    add = command(import_lerobot, "import-lerobot", True, source | workdir)
+    add("--config", metavar="FILE[:ARG]", required=True, help="our config, such as smolvla")
+    add("--tokenizer", metavar="DIR", help="folder with SmolVLM's tokenizer.json")
+    add("--statistics", metavar="FILE", help="meta/stats.json of the dataset of the policy")
     source = {"CKPT": "workdir of launch/train.py, or an imported one"}
+    command(export_lerobot, "export-lerobot", False, source | {"OUT": "new folder"})
+    add = command(export_openpi, "export-openpi", False, source | {"OUT": "new folder"})
+    add("--format", default="jax", choices=("jax", "torch"), help="openpi's parameters (default),"
+        " or the torch port's file, which LeRobot reads, too")  # fmt: skip
     add = command(export_hf, "export-hf", False, source | {"OUT": "new folder"})
     add("--source", metavar="DIR", help="where tokenizer and processor files are copied from")
     add("--lora", default="merge", choices=("merge", "adapter"), help="add LoRA factors to the"

@@ -10,10 +10,15 @@ from configs import (
     kosmos_one_step,
     kosmos_ph,
     moondream_ph,
+    pi0_aloha,
+    pi0_libero,
+    pi05_droid,
+    pi05_libero,
     quickstart,
     qwen2_5_vl_ph,
     qwen2_vl_ph,
     qwen3_vl_ph,
+    smolvla,
     uform_ph,
 )
 from vla_jax.config import ConfigError, resolve, to_dict
@@ -33,6 +38,11 @@ SHIPPED = (
     flamingo_ph,
     moondream_ph,
     uform_ph,
+    pi0_libero,
+    pi05_libero,
+    pi05_droid,
+    pi0_aloha,
+    smolvla,
 )
 
 

@@ -15,12 +15,14 @@ from vla_jax.models.structures import STRUCTURES
 
 # By hand: what is legal is a decision, and the code must not be the only place that states it.
 STEPWISE = ("mlp", "diffusion", "flow")
+ALL = (*STEPWISE, "lstm", "gpt2")
 LEGAL: dict[str, tuple[str, ...]] = {
     "one_step": STEPWISE,
     "discrete": ("detokenizer",),
-    "interleaved": (*STEPWISE, "lstm", "gpt2"),
-    "policy_head": (*STEPWISE, "lstm", "gpt2"),
+    "interleaved": ALL,
+    "policy_head": ALL,
     "video": STEPWISE,
+    "expert": ("expert_flow",),
 }
 CELLS = [(structure, head) for structure, heads in LEGAL.items() for head in heads]
 # Words of the reason; a structure or head that is not here takes all.
@@ -38,15 +40,24 @@ REASONS = {
     ("video", "lstm"): "the window becomes a single feature",
     ("video", "gpt2"): "the window becomes a single feature",
     ("video", "detokenizer"): "only the discrete structure has",
+    ("expert", "detokenizer"): "only the discrete structure has",
+    **{("expert", head): "the expert itself makes the actions" for head in ALL},
+    **{
+        (structure, "expert_flow"): "only the structure `expert` has"
+        for structure in ("one_step", "discrete", "interleaved", "policy_head", "video")
+    },
 }
 # Backbones whose images are not part of their sequence, which can thus not hold a window.
 APART = ("flamingo", "ofa")
+# Those whose decoder hands out keys and values for an expert.
+READABLE = ("paligemma", "smolvlm")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("structure", "head"), CELLS)
 def test_trains(structure, head):
-    before, after = support.train(support.build("kosmos2", structure, head))
+    backbone = READABLE[0] if structure == "expert" else "kosmos2"
+    before, after = support.train(support.build(backbone, structure, head))
     assert 0 < after < support.LEFT * before
 
 
@@ -73,7 +84,8 @@ def test_backbones_that_cannot_hold_a_window_are_refused_there():
         for backbone, structure in itertools.product(ARCHS, STRUCTURES)
         if legality.refusal(backbone, structure, LEGAL[structure][0])
     }
-    assert refused == set(itertools.product(APART, ("interleaved", "video")))
+    windows = set(itertools.product(APART, ("interleaved", "video")))
+    assert refused == windows | {(name, "expert") for name in ARCHS if name not in READABLE}
 
 
 @pytest.mark.parametrize(

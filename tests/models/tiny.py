@@ -16,16 +16,19 @@ WINDOW, CHUNK, TEXT, SIZE = 3, 2, 9, 32
 CAMERAS = ("primary", "wrist")
 
 
-def config(structure: str, head: str, backbone: str = "kosmos2", **changes: Any) -> ModelConfig:
+def config(structure: str, head: str, backbone: str = "", **changes: Any) -> ModelConfig:
     """Dotted keys below `model` change it further."""
     raw = quickstart.get_config()
-    window = 1 if structure == "one_step" else WINDOW
+    window = 1 if structure in ("one_step", "expert") else WINDOW
+    # Kosmos-2 has no rotary positions, which an expert shares.
+    backbone = backbone or ("paligemma" if structure == "expert" else "kosmos2")
     raw.model.structure.update(
         {"kind": structure, "window": window, "chunk": CHUNK, "text_len": TEXT}
     )
     raw.model.backbone = {"name": backbone, "hf_dir": "", "arch": ARCHS[backbone]}
     raw.model.head.update({"kind": head, "hidden": 16, "layers": 1, "heads": 2, "bins": 20})
     raw.model.head.update({"sampling_steps": 4})
+    raw.model.expert.update({"width": 16, "hidden": 16, "padded": 8, "prompt": "pi0"})
     raw.model.update_from_flattened_dict(changes)
     return resolve(raw).model
 

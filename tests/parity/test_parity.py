@@ -11,6 +11,7 @@ import pytest
 from tests.parity import (
     data,
     discrete,
+    fast,
     flamingo,
     heads,
     kosmos,
@@ -19,11 +20,14 @@ from tests.parity import (
     moondream,
     names,
     ofa,
+    openpi_data,
     paligemma,
+    pi0,
     qwen_next,
     qwen_vl,
     robo,
     simpler,
+    smolvla,
     spliced,
     uform,
     vision,
@@ -49,6 +53,16 @@ MODELS: dict[str | None, Runner] = {
     "qwen2_vl": qwen_next.hf,
     "qwen2_5_vl": qwen_next.hf,
     "qwen3_vl": qwen_next.hf,
+}
+# kind of config.json -> what runs a whole policy of today
+KINDS: dict[str, Runner] = {"pi0": pi0.run, "pi05": pi0.run, "smolvla": smolvla.run}
+# End of an array's name that only one kind of folder has -> what runs the data side of it
+MODERN: dict[str, Runner] = {
+    "delta/aloha_f64": openpi_data.transforms,
+    "0/client_pil": openpi_data.images,
+    "fast/garbage": openpi_data.tokenizer,
+    "/robot_actions_f64": openpi_data.pipeline,
+    "resize-naive/pixel_values_corner": openpi_data.openvla_images,
 }
 # robovlm_name -> what reads the backbone of a policy off its folder
 POLICIES: dict[str, robo.Describe] = {
@@ -77,7 +91,14 @@ def find_runner(folder: Path) -> Runner | str:
         return lm.run
     if meta.get("cls") in robovlms.HEADS:
         return heads.continuous
+    if runner := KINDS.get(config.get("kind", "")):
+        return pi0.torch if (folder / "model.safetensors").is_file() else runner
     names = np.load(folder / "io.npz").files
+    if {"dct_rounded", "bad/tokens"} <= set(names):
+        return fast.run
+    for ending, runner in MODERN.items():
+        if any(name.endswith(ending) for name in names):
+            return runner
     if {"google_robot/gripper", "widowx_bridge/gripper"} & set(names):
         return simpler.run
     if "in/reconstructed" in names:

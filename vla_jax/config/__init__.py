@@ -14,6 +14,7 @@ from vla_jax.config.data import (
     FiltersConfig,
     LanguageConfig,
 )
+from vla_jax.config.expert import ExpertConfig
 from vla_jax.config.files import load_config, load_config_file, read_json
 from vla_jax.config.migrate import FORMAT, upgrade
 from vla_jax.config.model import (
@@ -41,6 +42,7 @@ __all__ = [
     "DataConfig",
     "DataParity",
     "DatasetConfig",
+    "ExpertConfig",
     "FiltersConfig",
     "HeadConfig",
     "HeadParity",

@@ -57,6 +57,7 @@ def cross_checks(config: Config) -> list[str]:
         for i, d in enumerate(data.datasets)
         if d.weight <= 0
     ]
+    problems += _unit_checks(config)
     problems += _lora_checks(config) + _cotrain_checks(config) + _filter_checks(config)
     if config.train.profile and not re.fullmatch(r"[1-9]\d*:[1-9]\d*", config.train.profile):
         problems.append(f"train.profile: {config.train.profile!r} is not START:STEPS, as '20:3'")
@@ -114,4 +115,19 @@ def _lora_checks(config: Config) -> list[str]:
         problems.append(
             f"lora.dropout: {lora.dropout} has no effect without model.dropout; set one of them"
         )
+    return problems
+
+
+def _unit_checks(config: "Config") -> list[str]:
+    data, expert = config.data, config.model.expert
+    if not data.units:
+        unused = [name for name in ("relative", "robot") if getattr(data, name)]
+        return [f"data.{name}: has no effect without data.units" for name in unused]
+    problems = []
+    if config.model.structure.kind != "expert" or expert.gripper != "number":
+        problems.append(
+            "data.units: only for model.structure.kind 'expert' with model.expert.gripper 'number'"
+        )
+    if data.relative and sum(map(abs, data.relative)) > config.model.action_dim:
+        problems.append(f"data.relative: {data.relative} is longer than model.action_dim")
     return problems

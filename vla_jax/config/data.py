@@ -133,6 +133,19 @@ class DataConfig:
     normalization: str = option(
         "q99", "How the arm's actions are scaled.", "q99", "bounds", "normal", "none"
     )
+    units: str = option(
+        "",
+        "Rule of vla_jax/data/units/scaling.py by which state and actions are scaled as another "
+        "project does, the gripper like the rest, such as openpi_quantile; '' = by normalization.",
+    )
+    relative: tuple[int, ...] = option(
+        (),
+        "With units: which actions count from the state at the chunk's start, as openpi's delta "
+        "masks have it: (6, -1) is six that do and one that does not.",
+    )
+    robot: str = option(
+        "", "With units: whose joints are brought to pi0's space, '' = as they are.", "", "aloha"
+    )
     clip: float = option(
         1.0, "Scaled actions are clipped to +- this and stretched to +-1 (RoboVLMs: 0.65)."
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from vla_jax.config.expert import ExpertConfig
 from vla_jax.config.option import group, option
 
 
@@ -166,6 +167,7 @@ class ModelConfig:
     remat: str = option(
         "full", "What the backward pass computes again instead of keeping.", "full", "dots", "none"
     )
+    expert: ExpertConfig = group(ExpertConfig)
 
     @property
     def has_gripper(self) -> bool:

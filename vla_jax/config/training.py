@@ -41,6 +41,9 @@ class OptimConfig:
     )
     min_scale: float = option(0.01, "Floor of half_cosine, as a share of the peak.")
     warmup_steps: int = option(2500, "Steps in which the rate rises linearly from 0.")
+    warmup_from: str = option(
+        "zero", "Rates of the warm-up: t / w, or (t + 1) / (w + 1) as openpi's.", "zero", "one"
+    )
     warmup_epochs: float = option(0.0, "And this many passes over the training windows.")
     weight_decay: float = option(0.0, "Decay of every parameter, as in RoboVLMs.")
     b1: float = option(0.9, "AdamW's decay of the mean.")
@@ -54,6 +57,9 @@ class OptimConfig:
         0.0,
         "Average of the weights over the steps, which evaluation and serving then use; 0 = off. "
         "Costs 4 bytes a trained parameter. Common: 0.99 to 0.9999.",
+    )
+    ema_warmup: bool = option(
+        True, "Whether the average follows more quickly at first; openpi's does not."
     )
     frozen: tuple[str, ...] = option(
         (),

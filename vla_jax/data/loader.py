@@ -38,7 +38,7 @@ class Loader(Iterator[Batch]):
     def __init__(
         self,
         mixture: Mixture,
-        encode: Callable[[str], tuple[np.ndarray, np.ndarray]],
+        encode: Callable[..., tuple[np.ndarray, np.ndarray]],
         batch_size: int,
         seed: int,
         start: int | Mapping[str, Any] = 0,
@@ -55,7 +55,8 @@ class Loader(Iterator[Batch]):
         Args:
             mixture: from `open_datasets`.
             encode: instruction -> (ids int32 [t], mask bool [t]), prompt template included; called
-                once for each distinct instruction.
+                once for each distinct instruction. One whose `needs_state` is true also takes the
+                robot's state in the model's units, and is called for every window.
             batch_size: windows of the global batch.
             seed: of the order.
             start: sample number to go on from, or a `state()`, which is checked first.
@@ -88,7 +89,8 @@ class Loader(Iterator[Batch]):
         self._rows = batch_size // process_count
         self._offset = process_index * self._rows
         self._pad_last, self._threads = pad_last, max(1, threads)
-        self._text = _encode_all(mixture, encode)
+        self._encode = encode if getattr(encode, "needs_state", False) else None
+        self._text = None if self._encode else _encode_all(mixture, encode)
         self._sentences = None
         if sentences is not None:
             self._sentences = np.stack([sentences[text] for text in mixture.instructions])
@@ -221,15 +223,21 @@ class Loader(Iterator[Batch]):
                 place.end, reach, window, mixture.chunk, place.hidden, mixture.padded_rows
             )
             chunk[mine] = source.actions_at(place.trajectory, frames)
-            if proprio is not None:
+            units = mixture.units.get(source.name)
+            if proprio is not None or units is not None:
                 frames, _ = trajectories.history(place.end, window, place.hidden)
-                proprio[mine] = source.states(place.trajectory, frames)
+                states = source.states(place.trajectory, frames)
+                if units is not None:
+                    chunk[mine] = units.prepare_actions(chunk[mine], states)
+                    states = units.prepare_state(states)
+                if proprio is not None:
+                    proprio[mine] = states
             codes[mine] = mixture.language.choose(
                 int(d), place.trajectory, numbers[mine], self._seed
             )
         frames, seen = trajectories.history(ends, window, hidden)
         images, present, sound = self._decode(dataset, trajectory, frames, seen)
-        ids, id_mask = (table[codes] for table in self._text)
+        ids, id_mask = self._written(codes, proprio)
         sentence = None if self._sentences is None else self._sentences[codes]
         return Batch(
             observation=Observation(images, present, ids, id_mask, proprio, sentence),
@@ -237,6 +245,19 @@ class Loader(Iterator[Batch]):
             sample=np.stack([numbers >> np.uint64(32), numbers], axis=1).astype(np.uint32),
             dataset=dataset.astype(np.int32),
         )
+
+    def _written(
+        self, codes: np.ndarray, states: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Prompts of these instructions and, where they say them, of the windows' last states."""
+        if self._text is not None:
+            return self._text[0][codes], self._text[1][codes]
+        assert self._encode is not None
+        assert states is not None
+        texts = [self._mixture.instructions[code] for code in codes]
+        rows = [self._encode(text, s) for text, s in zip(texts, states[:, -1], strict=True)]
+        ids, masks = zip(*rows, strict=True)
+        return np.stack(ids), np.stack(masks)
 
     def _goals(self, numbers: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Last frame whose action counts: the trajectory's, or a random one after the window."""

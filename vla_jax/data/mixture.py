@@ -26,6 +26,7 @@ from vla_jax.data.units.foreign_statistics import read_statistics
 from vla_jax.data.units.gripper import targets
 from vla_jax.data.units.lost_motion import lost_motion, unpadded
 from vla_jax.data.units.normalize import ActionSpec, StateSpec
+from vla_jax.data.units.policy_units import PolicyUnits, measure
 from vla_jax.data.units.statistics import cached_statistics
 
 _PARTS = ("train", "val")
@@ -44,6 +45,8 @@ class Mixture:
         instructions: every distinct text a sample may be told, sorted.
         statistics: name -> statistics of the train part, in openvla's schema.
         action_specs: name -> how model outputs become that robot's actions.
+        units: name -> its units where `data.units` names a rule; its actions and states are then
+            as recorded, and the loader brings each chunk to the model's.
         window, chunk, cameras, proprio: of the model's structure.
         image_sizes: camera -> (height, width) of the batch's images.
         windows: of each dataset, see `vla_jax.data.windows.Windows`.
@@ -64,11 +67,13 @@ class Mixture:
         config: DataConfig,
         train: bool,
         image_size: tuple[int, int] | None,
+        units: Mapping[str, PolicyUnits] | None = None,
     ):
         """Joins opened datasets; see `open_datasets`."""
         self.datasets, self.weights = list(datasets), [float(w) for w in weights]
         self.names = [dataset.name for dataset in datasets]
         self.statistics, self.action_specs = dict(statistics), dict(action_specs)
+        self.units = dict(units or {})
         self.window, self.chunk, self.proprio = structure.window, structure.chunk, structure.proprio
         self.cameras, self.block = tuple(structure.cameras), config.block
         self.pool = config.pool
@@ -141,7 +146,7 @@ def open_datasets(
         known = sorted(statistics or {})
         raise ConfigError(f"the statistics lack {missing}; they have {known}")
     found: dict[str, Any] = {}
-    action_specs, datasets, weights = {}, [], []
+    action_specs, datasets, weights, units = {}, [], [], {}
     for name, spec, entry in zip(names, specs, config.datasets, strict=True):
         if name in missing:  # the run that the statistics are of has left it out, too
             left_out.add(DataError(f"there are no statistics of {name}", entry.dir))
@@ -195,6 +200,12 @@ def open_datasets(
             _warn_of_lost_motion(dataset, found[name], action_specs[name], structure.proprio)
             check_clipping(name, dataset.actions, action_specs[name])
         dataset.fast_dct = config.parity.dct == "fast"
+        if config.units:
+            found[name] = _with_chunks(found[name], dataset, structure, config)
+            units[name] = _units(name, found[name], spec, structure, config)
+            datasets.append(dataset)
+            weights.append(entry.weight)
+            continue
         dataset.normalize(action_specs[name])
         if spec.has_gripper:
             gripper = dataset.actions[:, -1]
@@ -209,7 +220,45 @@ def open_datasets(
         raise DataError(f"no dataset is left of {names}: {left_out}\n  {causes}")
     return Mixture(
         datasets, weights, found, action_specs, structure, config, split == "train", image_size,
+        units,
     )  # fmt: skip
+
+
+def _with_chunks(
+    found: Mapping[str, Any], dataset: Dataset, structure: StructureConfig, config: DataConfig
+) -> dict[str, Any]:
+    """Statistics with those of chunks and states as `data.units` scales them, if not yet there."""
+    if "chunks" in found:
+        return dict(found)
+    if dataset.proprio is None:
+        raise ConfigError(f"data.units: dataset {dataset.name!r} records no state of the robot")
+    chunks = measure(
+        dataset.actions, dataset.proprio, dataset.starts, structure.chunk, config.relative,
+        config.robot,
+    )  # fmt: skip
+    return {**found, "chunks": chunks}
+
+
+def _units(
+    name: str,
+    found: Mapping[str, Any],
+    spec: DatasetSpec,
+    structure: StructureConfig,
+    config: DataConfig,
+) -> PolicyUnits:
+    try:
+        units = PolicyUnits.from_statistics(
+            found["chunks"], config.units, config.relative, config.robot, spec.gripper_env
+        )
+    except ValueError as error:
+        raise ConfigError(f"data.units: dataset {name!r}: {error}") from error
+    size = len(units.state.first)
+    if structure.proprio not in (0, size):
+        raise ConfigError(
+            f"model.structure.proprio: {structure.proprio}, but dataset {name!r} records {size} "
+            "numbers of the state"
+        )
+    return units
 
 
 def _warn_of(config: DataConfig) -> None:

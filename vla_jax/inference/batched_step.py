@@ -100,8 +100,8 @@ class BatchedStep:
         """One step of every session, each equal to what it would be alone.
 
         Returns:
-            For each input the predicted chunk (arm normalised; a gripper 1 = open, 0 = closed) and
-            the history after the step.
+            For each input the predicted chunk (arm normalized; a gripper 1 = open, 0 = closed, or
+            where the model's is a number that number) and the history after the step.
         """
         found: dict[int, tuple[np.ndarray, History]] = {}
         for shapes, members in self._parts(inputs):
@@ -188,10 +188,13 @@ class BatchedStep:
                 {"params": params}, observation, history, key, method="step"
             )
             arm = prediction.arm[0, 0].astype(jnp.float32)
-            if prediction.gripper is None:
+            gripper = prediction.gripper
+            if gripper is None:
                 return arm, history
-            is_open = (prediction.gripper[0, 0] > 0).astype(jnp.float32)
-            return jnp.concatenate([arm, is_open[:, None]], axis=-1), history
+            if not model.gripper_is_number:
+                gripper = gripper > 0
+            gripper = gripper[0, 0].astype(jnp.float32)
+            return jnp.concatenate([arm, gripper[:, None]], axis=-1), history
 
         if len(histories) == 1:
             # Not mapped over: under a map the branches of `lax.cond` are both taken.

@@ -13,9 +13,11 @@ import numpy as np
 from vla_jax import config as configuration
 from vla_jax.config import Config
 from vla_jax.data.errors import TextLengthError
+from vla_jax.data.language.prompts import Writer
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.units.gripper import GripperState
 from vla_jax.data.units.normalize import ActionSpec, StateSpec
+from vla_jax.data.units.policy_units import PolicyUnits
 from vla_jax.inference import provenance
 from vla_jax.inference.batched_step import BatchedStep, StepInput
 from vla_jax.inference.execution import Execution, Plan
@@ -74,6 +76,7 @@ class Policy:
         execution: Execution | None = None,
         states: StateSpec | None = None,
         max_batch: int = 1,
+        units: PolicyUnits | None = None,
     ):
         """Wraps parameters.
 
@@ -88,6 +91,8 @@ class Policy:
             states: units of the robot's state, of models that take it.
             max_batch: sessions that `infer_many` takes in one pass; a program is compiled for it
                 and for each power of two below.
+            units: of state and actions, in place of `spec` and `states`, where the model was
+                trained in another project's (`data.units`).
 
         Raises:
             ValueError: the execution does not fit the chunk or the gripper, or `max_batch` is not
@@ -95,7 +100,10 @@ class Policy:
         """
         model = vla.build(config.model)
         self._structure = config.model.structure
-        self._tokenizer, self._spec, self._states = tokenizer, spec, states
+        self._spec, self._states, self._units = spec, states, units
+        self._state_dim = self._structure.proprio
+        if units is not None and (self._state_dim or units.relative):
+            self._state_dim = len(units.state.first)
         self._execution = execution or Execution()
         chunk = self._execution.reply_length(self._structure.chunk)
         if chunk > 1 and spec.gripper and spec.gripper.has_memory:
@@ -104,7 +112,9 @@ class Policy:
                 "client of a whole chunk may ask again earlier: use 'first', 'ensemble' or "
                 "'receding'"
             )
-        self._image, self._prompt = model.image, vla.prompt(config.model)
+        self._image = model.image
+        form = vla.prompt_form(config.model)
+        self._write = Writer(tokenizer, self._structure.text_len, vla.prompt(config.model), form)
         # Parameters in the compute type: the cast would otherwise be paid at every step.
         dtype = jnp.dtype(config.model.dtype)
         params = jax.tree.map(lambda x: x.astype(dtype), dict(params))
@@ -125,8 +135,8 @@ class Policy:
             "hz": spec.hz,
             "gripper": spec.gripper
             and {"closed": spec.gripper.closed, "open": spec.gripper.opened},
-            "needs_proprio": states is not None,
-            "proprio_dim": self._structure.proprio,
+            "needs_proprio": self._state_dim > 0,
+            "proprio_dim": self._state_dim,
         }
 
     @classmethod
@@ -176,6 +186,7 @@ class Policy:
             raise ValueError(f"{sorted(gripper)}: the actions of {dataset!r} have no gripper")
         spec = dataclasses.replace(spec, **(gripper or {}))
         statistics = meta["statistics"].get(dataset, {})
+        units = meta.get("units", {}).get(dataset)
         policy = cls(
             config=config,
             params=params,
@@ -184,8 +195,9 @@ class Policy:
             dataset=dataset,
             step=0 if untrained else step,
             execution=execution,
-            states=_states(config, statistics),
+            states=None if units else _states(config, statistics),
             max_batch=max_batch,
+            units=PolicyUnits.from_json(units) if units else None,
         )
         policy.metadata |= provenance.describe(
             stored, spec, statistics, untrained, execution or Execution()
@@ -216,8 +228,8 @@ class Policy:
             elif max(image.shape) > min(MAX_SIDE, MAX_ASPECT * min(image.shape[:2])):
                 limits = f"{MAX_SIDE} pixels a side and {MAX_ASPECT} times as long as wide"
                 problems.append(f"{key}: {list(image.shape)} is no camera's; at most {limits}")
-        if self._states is not None:
-            dim, state = self._structure.proprio, _numbers(obs.get(STATE_KEY, ()))
+        if self._state_dim:
+            dim, state = self._state_dim, _numbers(obs.get(STATE_KEY, ()))
             if state.shape != (dim,) or state.dtype.kind not in "fiu":
                 problems.append(
                     f"{STATE_KEY}: expected {dim} numbers, got shape {list(state.shape)}"
@@ -231,12 +243,12 @@ class Policy:
             problems.append(f"{PROMPT_KEY}: {len(prompt)} characters, at most {MAX_PROMPT}")
         else:
             try:
-                self._encode(prompt)
+                self._encode(prompt, np.zeros(self._state_dim))
             except TextLengthError as error:
                 problems.append(f"{PROMPT_KEY}: {error}")
         if problems:
             keys = [*self.metadata["cameras"].values(), PROMPT_KEY]
-            keys += [STATE_KEY] if self._states is not None else []
+            keys += [STATE_KEY] if self._state_dim else []
             listing = "; ".join(problems)
             raise ObservationError(f"{listing}. This policy takes {keys}, got {sorted(obs)}")
 
@@ -272,33 +284,47 @@ class Policy:
         results = []
         for i, session in enumerate(sessions):
             chunk, history = predicted.get(i, (None, session.history))
+            if chunk is not None and self._units is not None:
+                # Now, as relative actions count from the state that the chunk was asked for at.
+                chunk = self._units.restore(chunk, _state(observations[i])).astype(np.float32)
             actions, plan = self._execution.select(chunk, session.plan)
-            actions, gripper = self._spec.to_env(actions, session.gripper)
+            gripper = session.gripper
+            if self._units is None:
+                actions, gripper = self._spec.to_env(actions, gripper)
             following = Session(history, session.steps + 1, plan, gripper)
             results.append(({ACTIONS_KEY: actions}, following))
         return results
 
     def _input(self, session: Session, obs: Mapping[str, Any]) -> StepInput:
         state = None
-        if self._states is not None:
+        if self._units is not None and self._state_dim:
+            state = self._units.prepare_state(_state(obs))
+        elif self._states is not None:
             state = self._states.normalize(np.asarray(obs[STATE_KEY]))
         images = {camera: obs[IMAGE_KEYS[camera]] for camera in self._structure.cameras}
-        text, mask = self._encode(obs[PROMPT_KEY])
+        text, mask = self._encode(obs[PROMPT_KEY], state)
+        if not self._structure.proprio:
+            state = None
+        elif state is not None:
+            state = state.astype(np.float32)
         return StepInput(images, text, mask, state, session.history, session.steps)
 
     def warmup(self) -> None:
         """Compile for 1 to `max_batch` sessions; images of another size add one small resize."""
         black = np.zeros((*self._image.shape, 3), np.uint8)
         obs: dict[str, Any] = {IMAGE_KEYS[camera]: black for camera in self._structure.cameras}
-        obs |= {STATE_KEY: np.zeros(self._structure.proprio, np.float32), PROMPT_KEY: "warm up"}
+        obs |= {STATE_KEY: np.zeros(self._state_dim, np.float32), PROMPT_KEY: "warm up"}
         self._steps.warmup(self._input(self.new_session(), obs))
 
-    def _encode(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(
+        self, instruction: str, state: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self._write.needs_state:
+            return self._write(instruction, state)
         if instruction not in self._texts:
             if len(self._texts) >= 1024:  # bounded: clients choose the texts
                 self._texts.clear()
-            prompt = self._prompt.format(instruction=instruction.strip())
-            self._texts[instruction] = self._tokenizer.encode(prompt, self._structure.text_len)
+            self._texts[instruction] = self._write(instruction)
         return self._texts[instruction]
 
 
@@ -312,6 +338,11 @@ def _numbers(value: Any) -> np.ndarray:
     """
     listed = isinstance(value, list) and all(isinstance(x, _NUMBERS) for x in value)
     return np.asarray(value) if listed or isinstance(value, np.ndarray) else np.empty(0)
+
+
+def _state(obs: Mapping[str, Any]) -> np.ndarray:
+    """The robot's state as it sends it; empty of one that sends none."""
+    return np.asarray(obs.get(STATE_KEY, ()), np.float64)
 
 
 def _states(config: Config, statistics: Mapping[str, Any]) -> StateSpec | None:

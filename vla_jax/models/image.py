@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
+from vla_jax.models import letterbox
+
 # 32 bits less 8 of the pixel less 2 of headroom: sums of |weight| stay below 1.9 for every filter.
 _PRECISION = 22
 # Taps beyond which a loop is compiled: the unrolled sum takes minutes to compile at 500.
@@ -53,7 +55,7 @@ FILTERS: dict[str, tuple[Callable[[float], float], float]] = {
 
 
 # How an image of another shape becomes the model's; see `ImageSpec.fit`.
-FITS = ("squash", "crop", "pad")
+FITS = ("squash", "crop", "pad", "letterbox")
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,15 @@ class ImageSpec:
         size: height of the model's image, pixels.
         mean: per-channel mean of images in [0, 1].
         std: per-channel standard deviation, same units.
-        resample: a key of `FILTERS`.
+        resample: a key of `FILTERS`; of "letterbox" also of `letterbox.FLOATING`.
         fit: squash: resize both sides, the aspect ratio is lost; crop: resize the shorter side to
-            `shortest`, keep the centre; pad: paste on the middle of a square, then resize.
+            `shortest`, keep the centre; pad: paste on the middle of a square, then resize;
+            letterbox: resize until it fits, then paste on a canvas.
         shortest: of "crop", pixels; 0 = the model's shorter side.
         crop_rounding: of "crop", where an odd margin's half goes: down (Hugging Face) or
             half_even (torchvision's CenterCrop).
-        background: of "pad", the colour in [0, 1]; None = `mean`.
+        background: of "pad" and "letterbox", the colour in [0, 1]; None = `mean`.
+        corner: of "letterbox": the canvas shows above and left alone; else on all sides.
         larger: sizes to take instead of `size` for images whose longer side has at least
             `larger_from` pixels: of these and `size` the one of the nearest aspect ratio.
         larger_from: see `larger`.
@@ -91,12 +95,13 @@ class ImageSpec:
     larger: tuple[tuple[int, int], ...] = ()
     larger_from: int = 0
     width: int = 0
+    corner: bool = False
 
     def __post_init__(self):
         problems = [
             f"{name}: {value!r} is none of {sorted(legal)}"
             for name, value, legal in (
-                ("resample", self.resample, FILTERS),
+                ("resample", self.resample, self._filters),
                 ("fit", self.fit, FITS),
                 ("crop_rounding", self.crop_rounding, ("down", "half_even")),
             )
@@ -108,6 +113,11 @@ class ImageSpec:
             problems.append(f"shortest: {self.shortest} pixels leave no crop of {self.shape}")
         if problems:
             raise ValueError("image: " + "; ".join(problems))
+
+    @property
+    def _filters(self) -> tuple[str, ...]:
+        floating = letterbox.FLOATING if self.fit == "letterbox" else ()
+        return (*FILTERS, *floating)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -216,7 +226,20 @@ def fit(
         scaled = (short, int(short * x / h)) if h <= x else (int(short * h / x), short)
         images = resize(images, *scaled, spec.resample)
         return _centre(images, height, width, spec.crop_rounding)
+    elif spec.fit == "letterbox":
+        return _letterbox(images, height, width, spec)
     return resize(images, height, width, spec.resample)
+
+
+def _letterbox(
+    images: UInt8[Array, "*lead h x 3"], height: int, width: int, spec: ImageSpec
+) -> UInt8[Array, "*lead height width 3"]:
+    inner = letterbox.shape_within(*images.shape[-3:-1], height, width)
+    change = letterbox.interpolate if spec.resample in letterbox.FLOATING else resize
+    (value,) = {int(part * 255) for part in spec.background or spec.mean}
+    return letterbox.paste(
+        change(images, *inner, spec.resample), height, width, spec.corner, float(value)
+    )
 
 
 def _pad_to_square(images: UInt8[Array, "*lead h x 3"], spec: ImageSpec) -> Array:

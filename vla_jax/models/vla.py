@@ -42,6 +42,11 @@ def prompt(config: ModelConfig) -> str:
     return STRUCTURES[config.structure.kind].prompt(config)
 
 
+def prompt_form(config: ModelConfig) -> str:
+    """Form of the prompt, of structures whose prompt is more than a template; "" of others."""
+    return STRUCTURES[config.structure.kind].prompt_form(config)
+
+
 def ends(config: ModelConfig) -> tuple[str, str]:
     """What captions begin and end with; empty where the tokenizer adds what they need."""
     return BACKBONES[config.backbone.name].ENDS

@@ -38,6 +38,11 @@ def _patch_back(x: np.ndarray) -> np.ndarray:
     return x.transpose(-1, -2, *range(x.ndim - 2))
 
 
+def _flax_patch_back(x: np.ndarray) -> np.ndarray:
+    side = round((x.shape[-2] // 3) ** 0.5)
+    return x.reshape(side, side, 3, x.shape[-1])
+
+
 def _linear_patch(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Linear layer over patches [out, 3 * p * p] -> ours [p * p * 3, out]."""
     side = round((x.shape[1] // 3) ** 0.5)
@@ -67,6 +72,9 @@ TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], Callable[[np.ndarray], np
     "patch": (_patch, _patch_back),
     "linear_patch": (_linear_patch, lambda x: _patch_back(x).reshape(x.shape[-1], -1)),
     "convolution": (lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    # Flax: convolutions [p, p, 3, out]; gemma's einsums with the heads before the width.
+    "flax_patch": (lambda x, shape: x.reshape(shape), _flax_patch_back),
+    "heads_first": (lambda x, shape: x.transpose(1, 0, 2), lambda x: x.transpose(1, 0, 2)),
     "leading_1": (lambda x, shape: x.reshape(shape), lambda x: x[None]),
     "leading_1_1": (lambda x, shape: x.reshape(shape), lambda x: x[None, None]),
 }
@@ -109,6 +117,19 @@ def _interleave(kind: str) -> tuple[Callable, Callable]:
     return split, join
 
 
+def _parts(kind: str) -> tuple[Callable, Callable]:
+    """Theirs is [parts, ...], each then like `kind`."""
+    forward, back = TRANSFORMS[kind]
+
+    def split(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        return [forward(part, shape) for part, shape in zip(x, shapes, strict=True)]
+
+    def join(parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([back(part) for part in parts])
+
+    return split, join
+
+
 # kind -> (theirs -> ours given our shapes, ours -> theirs), for targets with a choice
 FUSED: dict[str, tuple[Callable[..., list[np.ndarray]], Callable[..., np.ndarray]]] = {
     "flat": _split("flat", 0),
@@ -116,6 +137,8 @@ FUSED: dict[str, tuple[Callable[..., list[np.ndarray]], Callable[..., np.ndarray
     "conv1d": _split("conv1d", 1),
     "interleaved_flat": _interleave("flat"),
     "interleaved_linear": _interleave("linear"),
+    "parts": _parts("same"),
+    "parts_of_heads": _parts("heads_first"),
 }
 
 

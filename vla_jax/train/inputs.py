@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 
-from vla_jax.config import Config
+from vla_jax.config import Config, ModelConfig
 from vla_jax.convert.sentences import embed as embed_sentences
 from vla_jax.data.language.captions import CaptionLoader, CaptionSet
+from vla_jax.data.language.prompts import Writer
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.loader import Loader
 from vla_jax.data.mixture import Mixture, open_datasets
@@ -78,6 +79,7 @@ class Inputs:
             "action_specs": {
                 name: spec.to_json() for name, spec in self.train.action_specs.items()
             },
+            "units": {name: units.to_json() for name, units in self.train.units.items()},
             "tokenizer": self.tokenizer.to_json(),
         }
 
@@ -89,7 +91,7 @@ class Inputs:
     def _load(self, mixture: Mixture, **options: Any) -> Loader:
         return Loader(
             mixture,
-            encode=functools.partial(_encode, self.config, self.tokenizer),
+            encode=_writer(self.config.model, self.tokenizer),
             batch_size=self.config.train.batch_size,
             sentences=self.sentences,
             **self._loader_options(),
@@ -151,6 +153,5 @@ def with_captions(batch: Batch, captions: Any) -> Batch:
     return dataclasses.replace(batch, captions=captions)
 
 
-def _encode(config: Config, tokenizer: Tokenizer, instruction: str) -> Any:
-    text = vla.prompt(config.model).format(instruction=instruction.strip())
-    return tokenizer.encode(text, config.model.structure.text_len)
+def _writer(config: ModelConfig, tokenizer: Tokenizer) -> Writer:
+    return Writer(tokenizer, config.structure.text_len, vla.prompt(config), vla.prompt_form(config))

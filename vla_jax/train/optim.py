@@ -22,18 +22,20 @@ Schedule = Callable[[Any], Float[Array, ""]]
 def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     """Learning rate of optimizer step 0, 1, ...
 
-    All kinds rise linearly from 0 over `warmup_steps` w; then, with t the step and n `steps`:
+    All kinds rise linearly over `warmup_steps` w, as t / w, or (t + 1) / (w + 1) with
+    `warmup_from` = one; then, with t the step and n `steps`:
     constant 1; cosine (1 + cos(pi (t-w)/(n-w))) / 2; half_cosine the same between 1 and
     `min_scale`. Past n the last value holds.
     """
     warmup, span = config.warmup_steps, max(1, steps - config.warmup_steps)
+    early = config.warmup_from == "one"
     floor = {"constant": 1.0, "cosine": 0.0, "half_cosine": config.min_scale}[config.schedule]
 
     def schedule(step: Any) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
         done = jnp.clip((step - warmup) / span, 0.0, 1.0)
         scale = floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
-        rising = step / max(1, warmup)
+        rising = (step + early) / max(1, warmup + early)
         return config.learning_rate * jnp.where(step < warmup, rising, scale)
 
     return schedule
@@ -149,7 +151,11 @@ def _decay_and_scale(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def moving_average(
-    average: Mapping[str, Any], params: Mapping[str, Any], step: Any, decay: float
+    average: Mapping[str, Any],
+    params: Mapping[str, Any],
+    step: Any,
+    decay: float,
+    warmup: bool = True,
 ) -> dict[str, Any]:
     """One step of the exponential moving average, in float32.
 
@@ -157,10 +163,10 @@ def moving_average(
         average: slash path -> average so far; may be empty.
         params: slash path -> parameter after the step; the same paths.
         step: optimizer steps done before this one.
-        decay: share of the old average that stays. Early on less stays, min(decay, (1 + t) /
-            (10 + t)) as in TensorFlow's `num_updates`, so that a short run does not average in
-            its random start.
+        decay: share of the old average that stays.
+        warmup: early on less stays, min(decay, (1 + t) / (10 + t)) as in TensorFlow's
+            `num_updates`, so that a short run does not average in its random start.
     """
     t = jnp.asarray(step, jnp.float32)
-    moved = 1.0 - jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    moved = 1.0 - (jnp.minimum(decay, (1.0 + t) / (10.0 + t)) if warmup else decay)
     return {path: old + moved * (params[path] - old) for path, old in average.items()}

@@ -143,7 +143,8 @@ def make_train_step(
             each = jnp.where(sums[1] > 0, sums[0] / sums[1], jnp.nan)
             metrics |= {f"loss/{name}": each[i] for i, name in enumerate(names)}
         trainable: Any = optax.apply_updates(state.trainable, updates)  # type: ignore[arg-type]
-        ema = moving_average(state.ema, trainable, state.step, config.optim.ema_decay)
+        decay, warmup = config.optim.ema_decay, config.optim.ema_warmup
+        ema = moving_average(state.ema, trainable, state.step, decay, warmup)
         before = state.trainable, state.ema, state.opt_state
         trainable, ema, opt_state = choose(is_finite, (trainable, ema, opt_state), before)
         after = TrainState(

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as _Backend
 
 from vla_jax.data.errors import DataError, TextLengthError
-from vla_jax.data.language import qwen_tiktoken
+from vla_jax.data.language import qwen_tiktoken, sentencepiece
 from vla_jax.files import explain_file, is_pointer
 from vla_jax.shipped import install_hint
 
@@ -41,7 +41,8 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Reads tokenizer.json of a Hugging Face folder, or converts the files it has instead.
 
-        Those are qwen.tiktoken, vocab.json and merges.txt alone (OFA), or what transformers reads.
+        Those are qwen.tiktoken, a sentencepiece file alone (openpi), vocab.json and merges.txt
+        alone (OFA), or what transformers reads.
 
         Args:
             hf_dir: the folder.
@@ -68,6 +69,10 @@ class Tokenizer:
             return cls(_plain(_with_tokens(backend, added), plain))
         if (folder / qwen_tiktoken.FILE).is_file():
             return cls(qwen_tiktoken.read(folder / qwen_tiktoken.FILE))
+        models_here = sorted(folder.glob("*.model"))
+        if len(models_here) == 1 and not (folder / "tokenizer_config.json").exists():
+            backend = sentencepiece.read(models_here[0])
+            return cls(_with_tokens(backend, added))
         if not any(folder.glob("*token*")):
             if all((folder / name).is_file() for name in _PAIRS):
                 return cls(_byte_level(folder))
@@ -149,6 +154,10 @@ class Tokenizer:
                 "model's vocabulary (its embedding): this is another model's tokenizer, or tokens "
                 "were added to it and the embedding was not resized"
             )
+
+    def has_token(self, token: str) -> bool:
+        """Whether a token is in the vocabulary."""
+        return self._backend.token_to_id(token) is not None
 
     def token_id(self, token: str) -> int:
         """Id of one token.

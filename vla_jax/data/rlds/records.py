@@ -111,16 +111,18 @@ def walk_example(record: bytes) -> dict[str, Field]:
     """
     found: dict[str, Field] = {}
     try:
-        for number, start, stop in _fields(record, 0, len(record)):
+        for number, start, stop in message_fields(record, 0, len(record)):
             if number != 1:
                 continue
-            for _, entry_start, entry_stop in _fields(record, start, stop):
+            for _, entry_start, entry_stop in message_fields(record, start, stop):
                 name, field = "", Field(EMPTY, 0, 0)
-                for key, value_start, value_stop in _fields(record, entry_start, entry_stop):
+                for key, value_start, value_stop in message_fields(record, entry_start, entry_stop):
                     if key == 1:
                         name = record[value_start:value_stop].decode()
                     else:
-                        for kind, list_start, list_stop in _fields(record, value_start, value_stop):
+                        for kind, list_start, list_stop in message_fields(
+                            record, value_start, value_stop
+                        ):
                             field = Field(kind, list_start, list_stop)
                 found[name] = field
     except (IndexError, UnicodeDecodeError) as error:
@@ -132,19 +134,23 @@ def walk_example(record: bytes) -> dict[str, Field]:
 
 def byte_spans(record: bytes, field: Field) -> Int64[np.ndarray, "n 2"]:
     """Start and stop in `record` of each element of a bytes_list."""
-    spans = [(start, stop) for _, start, stop in _fields(record, field.start, field.stop)]
+    spans = [(start, stop) for _, start, stop in message_fields(record, field.start, field.stop)]
     return np.array(spans, np.int64).reshape(-1, 2)
 
 
 def floats(record: bytes, field: Field) -> Float32[np.ndarray, "n"]:
     """Elements of a float_list; a copy."""
-    packed = [record[start:stop] for _, start, stop in _fields(record, field.start, field.stop)]
+    packed = [
+        record[start:stop] for _, start, stop in message_fields(record, field.start, field.stop)
+    ]
     return np.frombuffer(b"".join(packed), "<f4")
 
 
 def ints(record: bytes, field: Field) -> Int64[np.ndarray, "n"]:
     """Elements of an int64_list."""
-    packed = [record[start:stop] for _, start, stop in _fields(record, field.start, field.stop)]
+    packed = [
+        record[start:stop] for _, start, stop in message_fields(record, field.start, field.stop)
+    ]
     data = np.frombuffer(b"".join(packed), np.uint8)
     last = data < 128
     if last.all():
@@ -172,7 +178,7 @@ def build_example(features: Mapping[str, tuple[int, list[bytes] | np.ndarray]]) 
     return _delimited(1, b"".join(entries))
 
 
-def _fields(record: bytes, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
+def message_fields(record: bytes, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """(field number, start, stop) of the values in a message; fixed and varint values too."""
     while position < stop:
         tag, position = _varint(record, position)

@@ -34,9 +34,9 @@ def statistics(
     """
     dim = actions.shape[1]
     scaled = [True] * (dim - 1) + [False] if mask is None else list(mask)
-    found: dict[str, Any] = {"action": _columns(actions) | {"mask": scaled}}
+    found: dict[str, Any] = {"action": columns(actions) | {"mask": scaled}}
     if proprio is not None:
-        found["proprio"] = _columns(proprio)
+        found["proprio"] = columns(proprio)
     return found | {"num_transitions": len(actions), "num_trajectories": num_trajectories}
 
 
@@ -79,7 +79,8 @@ def cached_statistics(
     return cached_json(directory, cache_dir, file, rebuild, measure)[name]
 
 
-def _columns(values: Float32[np.ndarray, "n d"]) -> dict[str, list[float]]:
+def columns(values: Float32[np.ndarray, "n d"]) -> dict[str, list[float]]:
+    """Mean, std, extremes and quantiles of every column."""
     # Sums in float64: a float32 mean over millions of frames is off by more than a grey level of
     # the quantisation the statistics are used for.
     return {

@@ -109,6 +109,8 @@ class Backbone(nn.Module):
             own.
         SIZES_FROM_WEIGHTS: whether `from_shapes` reads sizes that its config.json leaves out.
         ROBOVLMS_ROOT: what stands before the names of `robovlms_map`.
+        FOR_EXPERT: whether it has `read_prefix`, which gives an expert keys and values: the decoder
+            of `text_spec` has rotary positions and no local layers.
     """
 
     config: Any
@@ -130,6 +132,7 @@ class Backbone(nn.Module):
     PARTS: ClassVar[tuple[str, ...]] = ()
     SIZES_FROM_WEIGHTS: ClassVar[bool] = False
     ROBOVLMS_ROOT: ClassVar[str] = "backbone."
+    FOR_EXPERT: ClassVar[bool] = False
 
     @classmethod
     def arch(cls, overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
@@ -233,6 +236,19 @@ class Backbone(nn.Module):
     def empty_cache(self, batch: int, slots: int) -> Any:
         """Before the first token of a sequence of at most `slots`."""
         return decoder.empty_cache(self.text_spec, batch, slots, self.dtype)
+
+    def read_prefix(
+        self, embeds: Float[Array, "b n d"], valid: Bool[Array, "b n"], mask: Bool[Array, "b n n"]
+    ) -> Any:
+        """A prefix -> a decoder's `Result` with the keys and values of all layers, for an expert.
+
+        Args:
+            embeds: of `encode_images` and `embed_text`.
+            valid: False on padding, which positions do not count.
+            mask: which token sees which.
+        """
+        positions = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+        return self.text.run(embeds, valid, positions, mask, export=True)
 
     def extend(self, tokens: Tokens, cache: Any) -> tuple[Float[Array, "b n d"], Any]:
         """`__call__` for tokens that follow those in the cache, and the cache with them."""

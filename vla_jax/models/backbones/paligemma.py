@@ -76,6 +76,7 @@ class PaliGemma(Backbone):
 
     RELEASED = ARCH
     DEFAULT_CONFIG = "paligemma_ph"
+    FOR_EXPERT = True
     # The prompt begins with <eos> and ends with a line break, of which RoboVLMs makes no more than
     # the columns that images follow and actions precede.
     LAYOUT = Layout(bos=1, eos=1)

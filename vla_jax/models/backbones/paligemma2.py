@@ -34,3 +34,4 @@ class PaliGemma2(paligemma.PaliGemma):
 
     RELEASED = ARCH
     DEFAULT_CONFIG = "paligemma2_ph"
+    FOR_EXPERT = False  # every second layer is local

@@ -46,6 +46,7 @@ class SmolVLM(Backbone):
 
     RELEASED = ARCH
     DEFAULT_CONFIG = "smolvlm_ph"
+    FOR_EXPERT = True
     # The model's chat: images stand behind the three tokens of the first part.
     LAYOUT = Layout(bos=3, eos=0)
     PROMPT, QUESTION = (_USER + slot + _ASSISTANT for slot in ("{instruction}", "{question}"))

@@ -2,6 +2,7 @@
 
 from vla_jax.models.structures.base import Structure
 from vla_jax.models.structures.discrete import Discrete
+from vla_jax.models.structures.expert import Expert
 from vla_jax.models.structures.interleaved import Interleaved
 from vla_jax.models.structures.one_step import OneStep
 from vla_jax.models.structures.policy_head import PolicyHead
@@ -13,4 +14,5 @@ STRUCTURES: dict[str, type[Structure]] = {
     "interleaved": Interleaved,
     "policy_head": PolicyHead,
     "video": Video,
+    "expert": Expert,
 }

@@ -121,6 +121,12 @@ class Structure(nn.Module):
         return BACKBONES[config.backbone.name].PROMPT
 
     @classmethod
+    def prompt_form(cls, config: ModelConfig) -> str:
+        """Name of the form of the prompt where a template does not do; "" where it does."""
+        del config
+        return ""
+
+    @classmethod
     def has_action_token(cls, config: ModelConfig) -> bool:
         """Whether features are read at a learned token of their own."""
         return config.structure.readout == "action"
@@ -167,6 +173,11 @@ class Structure(nn.Module):
     def word_ids(self) -> int:
         """How many token ids, from 0, may be words."""
         return self.vlm.vocab_size
+
+    @property
+    def gripper_is_number(self) -> bool:
+        """Whether the predicted gripper is a number like the others, not open above 0."""
+        return False
 
     @property
     def step_tokens(self) -> int:

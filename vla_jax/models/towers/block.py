@@ -16,7 +16,14 @@ from jaxtyping import Array, Float
 
 from vla_jax.models import sharding
 from vla_jax.models.towers.fused import Mask
-from vla_jax.models.towers.layers import ACTIVATIONS, MLP, NORMS, Attention, Dropout
+from vla_jax.models.towers.layers import (
+    ACTIVATIONS,
+    MLP,
+    NORMS,
+    AdaptiveRMSNorm,
+    Attention,
+    Dropout,
+)
 
 REMAT_POLICIES = {
     "full": None,
@@ -39,6 +46,7 @@ class BlockSpec:
         residual: "sequential": x + attn(norm1(x)), then x + mlp(norm2(x)); "parallel":
             x + attn(norm1(x)) + mlp(norm2(x)) (GPT-NeoX); "parallel_shared": norm1 for both (Phi).
         dropout: on the outputs of attention and MLP.
+        adaptive: norms and gates follow a condition (`AdaptiveRMSNorm`); sequential only.
     """
 
     heads: int
@@ -63,6 +71,7 @@ class BlockSpec:
     soft_cap: float | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    adaptive: bool = False
 
     def __post_init__(self):
         legal = {
@@ -75,6 +84,8 @@ class BlockSpec:
         problems = [f"{k}: {v!r} is none of {list(s)}" for k, (v, s) in legal.items() if v not in s]
         if self.post_norm and self.residual != "sequential":
             problems.append("post_norm: only for sequential residuals")
+        if self.adaptive and (self.residual != "sequential" or self.post_norm):
+            problems.append("adaptive: only for sequential residuals without post_norm")
         if self.heads % (self.kv_heads or self.heads):
             problems.append(f"kv_heads: {self.kv_heads} does not divide {self.heads} heads")
         if problems:
@@ -96,10 +107,47 @@ class Block(nn.Module):
         bias: Float[Array, "#b #h #n s"] | None = None,
         memory: Callable[[Array, Array], tuple[Array, Array]] | None = None,
         gain: Float[Array, "#b n"] | None = None,
+        level: Float[Array, "b c"] | None = None,
+        source: tuple[Array, Array] | None = None,
     ) -> tuple[Float[Array, "b n d"], None]:
-        """One layer, in the (carry, output) form that `nn.scan` wants; see `Attention`."""
+        """One layer, in the (carry, output) form that `nn.scan` wants; see `Attention`.
+
+        Args:
+            x: tokens.
+            mask: see `Attention`, as are `rope`, `bias`, `memory` and `gain`.
+            rope: for queries and, without a `source`, keys.
+            bias: on the scores.
+            memory: how a cache enters.
+            gain: on the queries.
+            level: the condition of adaptive norms.
+            source: what keys and values are made of, [b, m, c] each, in place of the tokens.
+        """
         s = self.spec
+        if s.adaptive:
+            return self._adaptive(x, mask, rope, memory, level), None
         norm = functools.partial(NORMS[s.norm], s.eps, self.dtype)
+        attention, mlp = self._parts()
+        x = sharding.rows(x)
+        y = norm(name="norm1")(x)
+        keys, values = (y, None) if source is None else source
+        attended = attention(y, keys, mask, rope, bias, memory, gain, values)
+        if s.post_norm:
+            attended = norm(name="post1")(attended)
+        attended = self._scale(attended, "scale1")
+        attended = Dropout(s.dropout)(attended)
+        if s.residual == "sequential":
+            x = x + attended
+            y = mlp(norm(name="norm2")(x))
+            if s.post_norm:
+                y = norm(name="post2")(y)
+            return sharding.rows(x + Dropout(s.dropout)(self._scale(y, "scale2"))), None
+        if s.residual == "parallel":
+            y = norm(name="norm2")(x)
+        x = x + attended
+        return sharding.rows(x + Dropout(s.dropout)(self._scale(mlp(y), "scale2"))), None
+
+    def _parts(self) -> tuple[Attention, MLP]:
+        s = self.spec
         attention = Attention(
             s.heads,
             s.sub_norm,
@@ -120,23 +168,24 @@ class Block(nn.Module):
         mlp = MLP(
             s.hidden, s.activation, s.sub_norm, s.eps, self.dtype, s.gated, s.mlp_bias, name="mlp"
         )
+        return attention, mlp
+
+    def _adaptive(
+        self,
+        x: Float[Array, "b n d"],
+        mask: Bool[Array, "#b #n s"] | None,
+        rope: tuple[Array, Array] | None,
+        memory: Callable[[Array, Array], tuple[Array, Array]] | None,
+        level: Float[Array, "b c"] | None,
+    ) -> Float[Array, "b n d"]:
+        """The layer with norms that follow `level` (pi0.5)."""
+        attention, mlp = self._parts()
+        norm = functools.partial(AdaptiveRMSNorm, self.spec.eps, self.dtype)
         x = sharding.rows(x)
-        y = norm(name="norm1")(x)
-        attended = attention(y, y, mask, rope, bias, memory, gain)
-        if s.post_norm:
-            attended = norm(name="post1")(attended)
-        attended = self._scale(attended, "scale1")
-        attended = Dropout(s.dropout)(attended)
-        if s.residual == "sequential":
-            x = x + attended
-            y = mlp(norm(name="norm2")(x))
-            if s.post_norm:
-                y = norm(name="post2")(y)
-            return sharding.rows(x + Dropout(s.dropout)(self._scale(y, "scale2"))), None
-        if s.residual == "parallel":
-            y = norm(name="norm2")(x)
-        x = x + attended
-        return sharding.rows(x + Dropout(s.dropout)(self._scale(mlp(y), "scale2"))), None
+        y, gate = norm(name="norm1")(x, level)
+        x = x + gate * attention(y, y, mask, rope, memory=memory)
+        y, gate = norm(name="norm2")(x, level)
+        return sharding.rows(x + gate * mlp(y))
 
     def _scale(self, x: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
         if not self.spec.layer_scale:

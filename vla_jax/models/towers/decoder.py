@@ -130,6 +130,7 @@ class _Shared(NamedTuple):
     context: Any
     slots: tuple[Array, Array]  # (row, column) of these tokens in a cache
     collect: bool
+    export: bool
 
 
 def _layer(
@@ -153,7 +154,7 @@ def _layer(
 
     def memory(k: Array, v: Array) -> tuple[Array, Array]:
         for name, new in (("keys", k), ("values", v)):
-            out[name] = own[name].at[shared.slots].set(new)
+            out[name] = own[name].at[shared.slots].set(new) if name in own else new
         return out["keys"], out["values"]
 
     if insert is not None:
@@ -161,7 +162,7 @@ def _layer(
     mask = shared.mask
     if shared.near is not None:
         mask = mask & (shared.near | ~own["local"])
-    cached = memory if "keys" in own else None
+    cached = memory if "keys" in own or shared.export else None
     x, _ = block(x, mask, shared.rope, shared.bias, cached, shared.gain)
     if shared.deep is not None:
         last = shared.deep.shape[0] - 1
@@ -249,6 +250,7 @@ class Decoder(nn.Module):
         collect: bool = False,
         skip_last: bool = False,
         prefix: Bool[Array, "b n"] | None = None,
+        export: bool = False,
     ) -> Result:
         """Embeddings -> hidden states, and on request a cache or the states between the layers.
 
@@ -269,6 +271,7 @@ class Decoder(nn.Module):
             skip_last: return the input of the last layer as it is, without the final norm.
             prefix: an unbroken run of tokens marked here sees all of itself, also those behind and
                 those a local layer would not reach (prefix-LM); without `mask` only.
+            export: without a cache, return one of just these tokens, for another tower to read.
         """
         s = self.spec
         batch, n = valid.shape
@@ -305,6 +308,7 @@ class Decoder(nn.Module):
             context=context,
             slots=(rows, columns),
             collect=collect,
+            export=export,
         )
         own: dict[str, Any] = {}
         if s.window is not None:
@@ -319,6 +323,8 @@ class Decoder(nn.Module):
         if cache is not None:
             end = jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
             cache = Cache(out["keys"], out["values"], seen, cache.length + end)
+        elif export:
+            cache = Cache(out["keys"], out["values"], valid, valid.sum(1, dtype=jnp.int32))
         normed = self.norm(x)  # in any case, or parameters that are made would lack it
         raw = s.norm_in_head or skip_last
         return Result(x if raw else normed, out.get("state"), cache)

@@ -123,6 +123,28 @@ class RMSNorm(nn.Module):
         return (x * (scale + self.offset)).astype(self.dtype)
 
 
+class AdaptiveRMSNorm(nn.Module):
+    """RMS normalisation whose scale and shift, and a gate, are a linear map of a condition.
+
+    The map starts at zero, so that a fresh layer gates itself off and is the identity.
+    """
+
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], level: Float[Array, "b c"]
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b 1 d"]]:
+        """The normalised tokens, and the factor on what is made of them."""
+        zeros = nn.initializers.zeros
+        dense = Dense((3 * x.shape[-1],), dtype=self.dtype, init=zeros, name="modulation")
+        scale, shift, gate = jnp.split(dense(level)[:, None], 3, axis=-1)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
+        return (x * (1 + scale) + shift).astype(self.dtype), gate
+
+
 # kind -> module to call with (eps, dtype)
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "layer": LayerNorm,
@@ -277,7 +299,7 @@ class Attention(nn.Module):
             queries: what attends.
             keys: what is attended to; the queries themselves in self-attention.
             mask: True where attention is allowed.
-            rope: cosines and sines of `Rope`, for queries and keys (self-attention only).
+            rope: cosines and sines of `Rope`, for the queries, and in self-attention the keys.
             bias: added to the scores (ALiBi).
             memory: (k, v) [b, m, g, k] of these tokens -> (k, v) [b, s, g, k] to attend to: how
                 a cache enters. Without it s = m.
@@ -295,7 +317,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = self._normalise(q, "q_norm"), self._normalise(k, "k_norm")
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+            q, k = rotate(q, *rope), rotate(k, *rope) if keys is queries else k
         q = q * (k_width**-0.5 if self.scale is None else self.scale)
         if gain is not None:
             q = q * gain[..., None, None].astype(self.dtype)

@@ -1,0 +1,77 @@
+"""SmolVLA in and out, to the bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from configs import smolvla
+from configs.tiny import ARCHS
+from vla_jax.config import ConfigError, resolve
+from vla_jax.convert.importing import shapes_of
+from vla_jax.convert.lerobot import names
+from vla_jax.convert.lerobot.importing import from_lerobot, to_lerobot
+from vla_jax.convert.store import Stored
+from vla_jax.data.units.policy_units import PolicyUnits
+from vla_jax.models import vla, weights
+from vla_jax.models.weights import WeightError
+
+
+def raw_config() -> dict[str, Any]:
+    c = smolvla.get_config("tiny:none")
+    arch = dict(ARCHS["smolvlm"])
+    arch["text_config"] = {**arch["text_config"], "num_hidden_layers": 2, "rope_theta": 10000.0}
+    c.model.backbone.arch = arch
+    c.model.expert.update({"width": 24, "hidden": 16})
+    return c.to_dict()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    model: Any = vla.build(resolve(raw_config()).model)
+    rng = np.random.default_rng(0)
+    ours = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes_of(model).items()}
+    theirs: dict[str, np.ndarray] = {}
+    for row in names.rows(model):
+        theirs |= weights.to_theirs(row, ours)
+    out = tmp_path_factory.mktemp("smolvla")
+    save_file(theirs, out / "model.safetensors")
+    return out
+
+
+def test_round_trip(folder, tmp_path):
+    statistics = {
+        key: {"mean": [0.5] * 6, "std": [2.0] * 6} for key in ("observation.state", "action")
+    }
+    (tmp_path / "stats.json").write_text(json.dumps(statistics))
+    found = from_lerobot(folder, raw_config(), statistics=tmp_path / "stats.json")
+    found.save(tmp_path / "run", overwrite=False)
+    to_lerobot(Stored(tmp_path / "run"), tmp_path / "out")
+    one, two = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "out"))
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+    units = PolicyUnits.from_json(found.meta["units"]["tiny"])
+    np.testing.assert_allclose(units.actions.normalize(np.full(6, 2.5)), 1.0)
+
+
+def test_layers_alternate(folder):
+    """The cross layers' keys are made of the VLM's keys, not of the expert's tokens."""
+    found = from_lerobot(folder, raw_config())
+    kinds = [found.leaves[f"expert/layers/block{i}/attn/k/kernel"].shape for i in (0, 1)]
+    assert kinds[0][1] == 24
+    assert kinds[1][1] != 24
+
+
+def test_mistakes_are_named(folder, tmp_path):
+    with pytest.raises(WeightError, match=r"no model\.safetensors"):
+        from_lerobot(tmp_path, raw_config())
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightError, match="not SmolVLA's"):
+        from_lerobot(tmp_path, raw_config())
+    (tmp_path / "stats.json").write_text("{}")
+    with pytest.raises(ConfigError, match="needs"):
+        from_lerobot(folder, raw_config(), statistics=tmp_path / "stats.json")

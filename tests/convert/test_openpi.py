@@ -1,0 +1,107 @@
+"""openpi's checkpoints in and out: both forms of Orbax leaves, the torch file, statistics."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs import base
+from tests.parity import golden
+from vla_jax.config import ConfigError
+from vla_jax.convert.openpi.exporting import to_openpi
+from vla_jax.convert.openpi.importing import from_openpi
+from vla_jax.convert.openpi.source import OrbaxParams
+from vla_jax.convert.store import Stored
+from vla_jax.data.units.policy_units import PolicyUnits
+from vla_jax.models.weights import WeightError
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "tests/fixtures/openpi_orbax_pi05"
+TRAINED, PURE = FOLDER / "checkpoint/3", FOLDER / "checkpoint_pure_bf16"
+
+
+def raw_config(**expert: Any) -> dict[str, Any]:
+    sizes = golden.config(FOLDER)
+    raw = base.get_config().to_dict()
+    raw["data"] |= {"datasets": ({"spec": "tiny", "dir": "none"},), "units": "openpi_quantile"}
+    model = raw["model"]
+    model["backbone"] = {"name": "paligemma", "hf_dir": "", "arch": {}}
+    model["structure"] |= {
+        "kind": "expert", "window": 1, "chunk": sizes["action_horizon"], "cameras": ("primary",),
+        "text_len": sizes["max_token_len"],
+    }  # fmt: skip
+    model["head"]["kind"] = "expert_flow"
+    model["expert"] |= {"gripper": "number", **expert}
+    return raw
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    out = tmp_path_factory.mktemp("openpi") / "run"
+    found = from_openpi(TRAINED, raw_config())
+    found.save(out, overwrite=False)
+    return found, out
+
+
+def same(one: Path, two: Path) -> bool:
+    found, expected = OrbaxParams(one), OrbaxParams(two)
+    return (found.shapes, found.dtypes) == (expected.shapes, expected.dtypes) and all(
+        found.read(name).tobytes() == expected.read(name).tobytes() for name in found.shapes
+    )
+
+
+def test_every_tensor_is_read_once(imported):
+    found, _ = imported
+    theirs = golden.weights(FOLDER)
+    assert sum(leaf.size for leaf in found.leaves.values()) == sum(x.size for x in theirs.values())
+    kernel = theirs["PaliGemma/llm/layers/attn/q_einsum_1/w"].transpose(0, 2, 1, 3)
+    np.testing.assert_array_equal(found.leaves["expert/layers/block/attn/q/kernel"].read(), kernel)
+
+
+def test_out_again_to_the_bit(imported, tmp_path):
+    _, run = imported
+    to_openpi(Stored(run), tmp_path / "out")
+    assert same(tmp_path / "out/params", TRAINED / "params")
+    paths = [f / "assets/tiny_asset/norm_stats.json" for f in (TRAINED,)]
+    written = next((tmp_path / "out/assets").glob("*/norm_stats.json"))
+    assert json.loads(written.read_text()) == json.loads(paths[0].read_text())
+
+
+def test_leaves_without_value_and_bfloat16(tmp_path):
+    from_openpi(PURE, raw_config()).save(tmp_path / "run", overwrite=False)
+    to_openpi(Stored(tmp_path / "run"), tmp_path / "out")
+    assert same(tmp_path / "out/params", PURE / "params")
+
+
+def test_the_torch_file_has_the_same_parameters(imported, tmp_path):
+    found, run = imported
+    to_openpi(Stored(run), tmp_path / "out", "torch")
+    raw = raw_config(width=16, hidden=24, padded=8)
+    raw["model"]["backbone"]["arch"] = dict(found.config.model.backbone.arch)
+    again = from_openpi(tmp_path / "out", raw)
+    for path, leaf in found.leaves.items():
+        np.testing.assert_array_equal(again.leaves[path].read(), leaf.read(), err_msg=path)
+
+
+def test_the_statistics_become_units(imported):
+    found, _ = imported
+    units = PolicyUnits.from_json(found.meta["units"]["tiny"])
+    stored = json.loads((TRAINED / "assets/tiny_asset/norm_stats.json").read_text())
+    assert list(units.actions.first) == stored["norm_stats"]["actions"]["q01"]
+    assert units.dim == 7
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="adaptive"):
+        from_openpi(TRAINED, raw_config(adaptive=False))
+    with pytest.raises(ConfigError, match=r"no statistics of 'other'; there are \['tiny_asset'\]"):
+        from_openpi(TRAINED, raw_config(), asset="other")
+    with pytest.raises(WeightError, match="neither params/ nor model"):
+        from_openpi(tmp_path, raw_config())
+    shutil.copytree(TRAINED, tmp_path / "broken")
+    (tmp_path / "broken/params/_METADATA").write_text("{}")
+    with pytest.raises(WeightError):
+        from_openpi(tmp_path / "broken", raw_config())

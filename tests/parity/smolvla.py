@@ -1,0 +1,160 @@
+"""Parity of SmolVLA: LeRobot's policy in torch."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.parity import golden, names, original, pi0
+from tests.parity.table import Row, compare
+from vla_jax.config import ExpertConfig, ModelConfig
+from vla_jax.convert.lerobot import names as lerobot
+from vla_jax.models import image, vla
+from vla_jax.models.backbones.smolvlm import SmolVLM
+from vla_jax.rules import flatten
+from vla_jax.types import Actions, Observation
+
+TOLERANCE, SAMPLE_TOLERANCE = 1e-4, 5e-4
+CAMERAS = ("primary", "wrist", "secondary")
+
+
+def arch(config: Mapping[str, Any]) -> dict[str, Any]:
+    """SmolVLM's architecture in the sizes of a folder."""
+    text = {k: v for k, v in config["text"].items() if k in SmolVLM.RELEASED["text_config"]}
+    # SmolVLA's own, whatever the text model's config says.
+    text |= {"num_hidden_layers": config["num_vlm_layers"], "rope_theta": 10000.0}
+    vision = {k: v for k, v in config["vision"].items() if k in SmolVLM.RELEASED["vision_config"]}
+    return SmolVLM.arch(
+        {"scale_factor": config["scale_factor"], "text_config": text, "vision_config": vision}
+    )
+
+
+def model_config(config: Mapping[str, Any], cameras: int, text_len: int) -> ModelConfig:
+    """A folder's model in our terms."""
+    base = original.model_config({}, "smolvlm", arch(config))
+    layers = config["num_expert_layers"]
+    crosses = "cross" in config["attention_mode"]
+    marks = config["image_special_ids"] if config["add_image_special_tokens"] else ()
+    return dataclasses.replace(
+        base,
+        action_dim=config["action_dim"],
+        structure=dataclasses.replace(
+            base.structure,
+            kind="expert",
+            chunk=config["chunk_size"],
+            cameras=CAMERAS[:cameras],
+            text_len=text_len,
+            proprio=config["state_dim"],
+        ),
+        head=dataclasses.replace(base.head, kind="expert_flow"),
+        expert=ExpertConfig(
+            width=config["expert_hidden"],
+            hidden=config["expert_intermediate"],
+            layers=max(layers, 0),
+            adaptive=False,
+            joint_every=config["self_attn_every_n_layers"] if crosses else 1,
+            causal=True,
+            state="prefix",
+            scaled_prefix=True,
+            marks_before=tuple(marks[:-1]),
+            marks_behind=tuple(marks[-1:]),
+            prompt="smolvla",
+            images="lerobot",
+            padded=config["max_action_dim"],
+            loss="real",
+            gripper="number",
+        ),
+    )
+
+
+def run(folder: Path) -> Iterator[Row]:
+    """Prefix, hidden states, losses, samples, gradients."""
+    io, config = golden.arrays(folder), golden.config(folder)
+    cameras = sorted(k for k in io if k.startswith("prep/image"))
+    model: Any = vla.build(model_config(config, len(cameras), io["obs/tokens"].shape[1]))
+    theirs = pi0.Arrays(golden.weights(folder))
+    rows = lerobot.rows(model)
+    params = pi0.load(rows, model, theirs)
+    yield names.exported(rows, flatten(params), golden.weights(folder), ())
+    seen = observation(io, len(cameras))
+    yield from _images(model, io)
+    yield from _forward(model, params, io, seen)
+    start = jnp.asarray(io["sample/noise"])
+    for count in config["sample_steps"]:
+        head = dataclasses.replace(model.config.head, sampling_steps=count)
+        chosen = vla.build(dataclasses.replace(model.config, head=head), model.arch)
+        found = jax.jit(lambda p, m=chosen: m.apply({"params": p}, seen, start, method="sample"))
+        expected = io[f"sample/actions_{count}"]
+        yield compare(f"actions, {count} steps", found(params), expected, SAMPLE_TOLERANCE)
+
+
+def observation(io: Mapping[str, np.ndarray], cameras: int) -> Observation:
+    """The folder's batch; its prepared images, whose resizing is compared by itself."""
+    images = {
+        name: jnp.asarray(np.moveaxis(io[f"prep/image{i}"], 1, -1))[:, None]
+        for i, name in enumerate(CAMERAS[:cameras])
+    }
+    seen = {
+        name: jnp.asarray(io[f"prep/mask{i}"].astype(bool))[:, None]
+        for i, name in enumerate(CAMERAS[:cameras])
+    }
+    return Observation(
+        images=images,
+        image_mask=seen,
+        text=jnp.asarray(io["obs/tokens"].astype(np.int32)),
+        text_mask=jnp.asarray(io["obs/token_mask"].astype(bool)),
+        proprio=jnp.asarray(io["obs/state"])[:, None],
+    )
+
+
+def _images(model: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
+    names = sorted(k for k in io if k.startswith("obs/observation.images") and io[k].ndim == 4)
+    for i, name in enumerate(names):
+        found = image.preprocess(jnp.asarray(io[name]), model.image)
+        expected = np.moveaxis(io[f"prep/image{i}"], 1, -1)
+        # Ours rounds to whole grey levels, 2 / 255 here, before they are scaled.
+        yield compare(f"image {i}", found, expected, 1.01 / 255)
+
+
+def _forward(
+    model: Any, params: Any, io: Mapping[str, np.ndarray], seen: Observation
+) -> Iterator[Row]:
+    noise, time = jnp.asarray(io["noise"]), jnp.asarray(io["time"])
+    chunk = jnp.asarray(io["obs/action"])[:, None]
+    mask = ~jnp.asarray(io["action_is_pad"].astype(bool))[:, None]
+    actions = Actions(chunk, mask)
+
+    def look(m: Any) -> Any:
+        embeds, valid, mask = m.prefix_tokens(seen)
+        result = m.prefix(seen)
+        noisy, wanted = m.head.mix(m.head.values(actions), noise, time)
+        tokens, _ = m.head.tokens(noisy, time)
+        found = m.velocity(result.cache, seen.proprio, noisy, time)
+        error = m.head.errors(found, wanted)
+        total, parts = m.head.flow_loss(error, actions)
+        return embeds, valid, mask, result, tokens, noisy, found, total, parts["rows"]
+
+    run: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))
+    embeds, valid, mask, result, tokens, noisy, found, total, rows = run(params)
+    count = valid.shape[1]  # theirs may be padded to a length
+    yield compare("prefix", embeds, io["prefix/embs"][:, :count], TOLERANCE)
+    yield compare("prefix is there", valid, io["prefix/pad_mask"][:, :count], 0)
+    ours = np.asarray(mask) & np.asarray(valid)[:, :, None]
+    yield compare("who sees whom", ours, io["attn_mask"][:, :count, :count], 0)
+    positions = np.cumsum(np.asarray(valid), 1) - 1
+    yield compare("positions", positions, io["positions"][:, :count], 0)
+    yield compare("noisy actions", noisy, io["x_t"], 1e-6)
+    yield compare("expert's tokens", tokens, io["suffix/embs"], TOLERANCE)
+    real = np.asarray(valid)
+    hidden = np.asarray(result.hidden)[real]
+    yield compare("hidden states, VLM", hidden, io["out/prefix"][:, :count][real], TOLERANCE)
+    for name, kept in (("k", result.cache.keys), ("v", result.cache.values)):
+        expected = np.moveaxis(io[f"sample/kv_{name}"], 2, 3)[:, :, :count][:, real]
+        yield compare(f"cache, {name}", np.asarray(kept)[:, real], expected, TOLERANCE)
+    yield compare("velocity", found, io["out/v_t"], SAMPLE_TOLERANCE)
+    yield compare("loss", total, io["loss_mean_with_pad"], TOLERANCE)
+    yield compare("loss of every sample", rows, io["loss_per_sample"], TOLERANCE)

@@ -1,0 +1,127 @@
+"""LeRobot's SmolVLA -> ours, and back.
+
+A folder has `model.safetensors`. Its sizes are read off the tensors but for the heads, which our
+config says; the tokenizer is SmolVLM's own, and the units are those of the dataset's stats.json.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_jax.config import Config, ConfigError, read_json, resolve, to_dict
+from vla_jax.convert import maps, output
+from vla_jax.convert.formats.safetensors import SUFFIX, Safetensors, Writer
+from vla_jax.convert.importing import Import, shapes_of
+from vla_jax.convert.lerobot import names
+from vla_jax.convert.store import Stored
+from vla_jax.data.language.tokenizer import Tokenizer
+from vla_jax.data.units.normalize import ActionSpec
+from vla_jax.data.units.policy_units import PolicyUnits
+from vla_jax.inference.policy import with_complete_arch
+from vla_jax.models import vla
+from vla_jax.models.backbones.base import count_layers
+from vla_jax.models.weights import WeightError
+
+_MODEL = f"model{SUFFIX}"
+# Of a LeRobot dataset's meta/stats.json -> of the units.
+_STATISTICS = {"state": "observation.state", "actions": "action"}
+
+
+def from_lerobot(
+    folder: str | Path,
+    raw: Mapping[str, Any],
+    tokenizer: str | Path | None = None,
+    statistics: str | Path | None = None,
+    dtype: np.dtype | None = None,
+) -> Import:
+    """A folder of LeRobot's SmolVLA.
+
+    Args:
+        folder: with model.safetensors.
+        raw: our raw config, such as configs/smolvla.py.
+        tokenizer: folder with SmolVLM's tokenizer; None = none, to be trained and not served.
+        statistics: meta/stats.json of the dataset the policy was trained on; None = no units.
+        dtype: of all parameters; None keeps each one's.
+
+    Raises:
+        WeightError: the whole key report, or why the file cannot be read.
+        ConfigError: the config or the statistics are not of this model.
+    """
+    root = Path(folder).expanduser()
+    if not (root / _MODEL).is_file():
+        raise WeightError(f"{root}: no {_MODEL}")
+    source = Safetensors(root / _MODEL)
+    config = _with_layers(resolve(raw), source.shapes)
+    model: Any = vla.build(config.model)
+    config = with_complete_arch(config, model.arch)
+    part = maps.incoming(names.rows(model), shapes_of(model), source, (), dtype)
+    name, dim = config.data.datasets[0].spec, config.model.action_dim
+    spec = ActionSpec(dim, "none", 1.0, (-1.0,) * (dim - 1), (1.0,) * (dim - 1), (0.0, 1.0))
+    meta = {
+        "config": to_dict(config),
+        "statistics": {},
+        "action_specs": {name: spec.to_json()},
+        "units": {name: _units(config, statistics).to_json()} if statistics else {},
+        "tokenizer": Tokenizer.from_dir(tokenizer, plain=True).to_json() if tokenizer else "",
+        "origin": {"kind": "lerobot"},
+    }
+    return Import(config, part.leaves, meta, (), part.changed, part.unused)
+
+
+def to_lerobot(
+    stored: Stored,
+    out: str | Path,
+    dtype: np.dtype | None = None,
+    overwrite: bool = False,
+    done: Callable[[int], Any] = lambda count: None,
+) -> maps.Outgoing:
+    """A folder with model.safetensors under LeRobot's names.
+
+    Raises:
+        ConfigError: the model is no SmolVLA.
+        WeightError: the checkpoint and the weight map differ.
+        OutputError: `out` is taken.
+    """
+    model: Any = vla.build(resolve(stored.meta["config"]).model)
+    c = model.config
+    if (c.backbone.name, c.structure.kind, c.expert.state) != ("smolvlm", "expert", "prefix"):
+        raise ConfigError("this is no SmolVLA: smolvlm, expert, model.expert.state 'prefix'")
+    what = maps.outgoing(names.rows(model), stored.leaves, dtype)
+    with (
+        output.whole(out, overwrite) as folder,
+        Writer(folder / _MODEL, what.shapes, what.dtypes, None) as writer,
+    ):
+        for name, value in what.repeated():
+            writer.write(name, value)
+            done(value.nbytes)
+    return what
+
+
+def _with_layers(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+    """The config with as many layers as the file has, of the VLM and of the expert."""
+    vlm, expert = names.VLM_LAYERS, names.EXPERT_LAYERS
+    try:
+        text, own = (count_layers(shapes, prefix) for prefix in (vlm, expert))
+    except ValueError as error:
+        raise WeightError(f"not SmolVLA's: no {vlm}* and {expert}*") from error
+    arch = dict(config.model.backbone.arch)
+    arch["text_config"] = {**arch.get("text_config", {}), "num_hidden_layers": text}
+    model = dataclasses.replace(
+        config.model,
+        backbone=dataclasses.replace(config.model.backbone, arch=arch),
+        expert=dataclasses.replace(config.model.expert, layers=own if own != text else 0),
+    )
+    return dataclasses.replace(config, model=model)
+
+
+def _units(config: Config, path: str | Path) -> PolicyUnits:
+    raw = read_json(path)
+    found = {ours: raw.get(theirs, {}) for ours, theirs in _STATISTICS.items()}
+    try:
+        units = PolicyUnits.from_statistics(found, config.data.units, config.data.relative)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return dataclasses.replace(units, dim=config.model.action_dim)

@@ -1,0 +1,1 @@
+"""openpi's checkpoints: names, files, units."""

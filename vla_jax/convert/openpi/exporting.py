@@ -1,0 +1,95 @@
+"""Our pi0 and pi0.5 -> openpi's checkpoints: Orbax parameters, or the torch port's file."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vla_jax import rules
+from vla_jax.config import ConfigError, resolve
+from vla_jax.convert import maps, output
+from vla_jax.convert.formats.safetensors import SUFFIX, Writer
+from vla_jax.convert.hf.files import write_json
+from vla_jax.convert.openpi import names
+from vla_jax.convert.store import Stored
+from vla_jax.models import vla
+
+Done = Callable[[int], Any]  # takes the bytes just written
+FORMATS = ("jax", "torch")
+
+
+def to_openpi(
+    stored: Stored,
+    out: str | Path,
+    kind: str = "jax",
+    dtype: np.dtype | None = None,
+    overwrite: bool = False,
+    done: Done = lambda count: None,
+) -> maps.Outgoing:
+    """A folder that openpi's policies and trainer load, with the statistics where they look.
+
+    Args:
+        stored: the checkpoint.
+        out: the new folder.
+        kind: jax: `params/`; torch: `model.safetensors`.
+        dtype: write everything in this type; None keeps each parameter's.
+        overwrite: replace `out`.
+        done: see `Done`.
+
+    Raises:
+        ConfigError: the model is none of openpi's.
+        WeightError: the checkpoint and the weight map differ.
+        OutputError: `out` is taken.
+    """
+    config = resolve(stored.meta["config"])
+    model = vla.build(config.model)
+    if model.config.structure.kind != "expert" or model.config.expert.joint_every != 1:
+        raise ConfigError(f"openpi has no model like {model.config.structure.kind}: pi0 and pi0.5")
+    rows = (names.jax_rows if kind == "jax" else names.torch_rows)(model.config, model.arch)
+    what = maps.outgoing(rows, stored.leaves, dtype)
+    with output.whole(out, overwrite) as folder:
+        if kind == "jax":
+            _write_params(folder / "params", what, done)
+        else:
+            _write_torch(folder / f"model{SUFFIX}", what, model.config.expert.width, done)
+        statistics = stored.meta.get("origin", {}).get("norm_stats")
+        if statistics:
+            asset = stored.meta["origin"].get("asset") or config.data.datasets[0].spec
+            path = folder / "assets" / asset
+            path.mkdir(parents=True)
+            write_json(path / "norm_stats.json", {"norm_stats": statistics})
+    return what
+
+
+def _write_params(folder: Path, what: maps.Outgoing, done: Done) -> None:
+    """The layers of a stack together again, all below `params`."""
+    stacks: dict[str, list[np.ndarray]] = {}
+    for name, value in what.tensors():
+        stacks.setdefault(name.split("[")[0], []).append(value)
+        done(value.nbytes)
+    layered = {name.split("[")[0] for name in what.shapes if "[" in name}
+    flat = {
+        f"params/{name}": np.stack(parts) if name in layered else parts[0]
+        for name, parts in stacks.items()
+    }
+    with ocp.PyTreeCheckpointer() as writer:
+        writer.save(folder.absolute(), rules.unflatten(flat))
+
+
+def _write_torch(path: Path, what: maps.Outgoing, width: int, done: Done) -> None:
+    """The port's file, with the expert's head, which it asks for and never uses, as zeros."""
+    table = names.TORCH_TABLE
+    head, vocab = names.TORCH_UNUSED, what.shapes[table][0]
+    shapes = {**what.shapes, head: (vocab, width)}
+    dtypes = {**what.dtypes, head: what.dtypes[table]}
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        yield from what.repeated()
+        yield head, np.zeros(shapes[head], dtypes[head])
+
+    with Writer(path, shapes, dtypes, None) as writer:
+        for name, value in tensors():
+            writer.write(name, value)
+            done(value.nbytes)

@@ -1,0 +1,154 @@
+"""Flow matching by an expert beside the VLM's layers: noisy actions in, their velocity out.
+
+Here time 1 is noise and time 0 the action, as in the code of pi0 and SmolVLA (their papers have it
+the other way round): x = t noise + (1 - t) action, velocity = noise - action, and sampling goes
+from 1 down to 0. Actions and the state are padded with zeros to the model's width.
+
+Sources: openpi 15a9616 `models/pi0.py`, lerobot 7427f31 `modeling_smolvla.py`.
+
+Legend: b batch · f chunk · a action dimension · w padded width · s state numbers · d the expert's
+width
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from vla_jax.config import ExpertConfig
+from vla_jax.models.heads.common import Head
+from vla_jax.models.heads.denoiser import as_values
+from vla_jax.models.losses import masked_mean, row_means
+from vla_jax.models.towers.layers import Dense
+from vla_jax.types import Actions, Prediction
+
+# Shortest and longest period of the time's sines.
+_PERIODS = 4e-3, 4.0
+# Training times: never quite 0, where there is nothing left to predict.
+_EARLIEST = 0.001
+
+
+def time_embedding(time: Float[Array, "b"], width: int) -> Float[Array, "b d"]:
+    """Sines, then cosines of a time in [0, 1]."""
+    share = jnp.linspace(0.0, 1.0, width // 2)
+    period = _PERIODS[0] * (_PERIODS[1] / _PERIODS[0]) ** share
+    angle = 2 * math.pi * time[:, None].astype(jnp.float32) / period
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def widen(x: Float[Array, "*b a"], width: int) -> Float[Array, "*b w"]:
+    """Zeros behind the last axis, up to a width."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
+
+
+class ExpertFlow(Head):
+    """What stands before and behind the expert: projections, time, loss and Euler steps.
+
+    Attributes:
+        expert: the expert's settings.
+    """
+
+    expert: ExpertConfig = ExpertConfig()
+
+    reads = "expert"
+    reads_reason = "it needs an expert beside the VLM, which only the structure `expert` has"
+
+    def setup(self):
+        width = self.expert.width
+
+        def dense(size: int) -> Dense:
+            return Dense((size,), dtype=self.dtype)
+
+        self.enter, self.leave = dense(width), dense(self.expert.padded)
+        self.time1, self.time2 = dense(width), dense(width)
+        if self.expert.state == "expert":
+            self.state = dense(width)
+
+    def tokens(
+        self, noisy: Float[Array, "b f w"], time: Float[Array, "b"]
+    ) -> tuple[Float[Array, "b f d"], Float[Array, "b d"] | None]:
+        """The expert's tokens of a noisy chunk, and the condition of adaptive norms."""
+        x = self.enter(noisy)
+        level = time_embedding(time, self.expert.width).astype(self.dtype)
+        if self.expert.adaptive:
+            level = jax.nn.silu(self.time2(jax.nn.silu(self.time1(level))))
+            return x, level
+        both = jnp.concatenate([x, jnp.broadcast_to(level[:, None], x.shape)], axis=-1)
+        return self.time2(jax.nn.silu(self.time1(both))), None
+
+    def state_token(self, state: Float[Array, "b s"]) -> Float[Array, "b 1 d"]:
+        """The robot's state as the expert's first token."""
+        return self.state(widen(state, self.expert.padded))[:, None]
+
+    def velocity(self, hidden: Float[Array, "b f d"]) -> Float[Array, "b f w"]:
+        """The expert's last hidden states -> float32 velocities."""
+        return self.leave(hidden).astype(jnp.float32)
+
+    def values(self, actions: Actions) -> Float[Array, "b f a"]:
+        """The numbers that are denoised, of a window of one step."""
+        binary = self.expert.gripper == "binary"
+        return (as_values(actions) if binary else actions.chunk)[:, 0]
+
+    def draw(
+        self, key: PRNGKeyArray, batch: int
+    ) -> tuple[Float[Array, "b f w"], Float[Array, "b"]]:
+        """Noise and times of a training step; late times, where the noise is, are more frequent."""
+        one, two = jax.random.split(key)
+        noise = jax.random.normal(one, (batch, self.sizes.chunk, self.expert.padded))
+        # Beta(1.5, 1), by the inverse of its distribution.
+        beta = jax.random.uniform(two, (batch,)) ** (1 / 1.5)
+        return noise, beta * (1 - _EARLIEST) + _EARLIEST
+
+    def mix(
+        self, values: Float[Array, "b f a"], noise: Float[Array, "b f w"], time: Float[Array, "b"]
+    ) -> tuple[Float[Array, "b f w"], Float[Array, "b f w"]]:
+        """The noisy chunk and the velocity that is to be predicted."""
+        clean, share = widen(values, self.expert.padded), time[:, None, None]
+        return share * noise + (1 - share) * clean, noise - clean
+
+    def errors(
+        self, found: Float[Array, "b f w"], wanted: Float[Array, "b f w"]
+    ) -> Float[Array, "b f"]:
+        """Mean squared error of every action."""
+        error = jnp.square(found - wanted)
+        return (
+            error if self.expert.loss == "padded" else error[..., : self.sizes.action_dim]
+        ).mean(-1)
+
+    def flow_loss(
+        self, error: Float[Array, "b f"], actions: Actions
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The mean over the supervised actions, and the parts that are logged."""
+        mask = actions.mask[:, 0]
+        total = masked_mean(error, mask)
+        return total, {"rows": row_means(error, mask), "loss_velocity": total}
+
+    def integrate(
+        self,
+        start: Float[Array, "b f w"],
+        velocity: Callable[[Array, Array], Any],
+    ) -> Float[Array, "b f w"]:
+        """Euler steps from noise to a chunk.
+
+        Args:
+            start: noise.
+            velocity: (chunk, time [b]) -> velocity; a pure function.
+        """
+        count = self.head.sampling_steps
+
+        def move(i: Array, x: Float[Array, "b f w"]) -> Float[Array, "b f w"]:
+            time = jnp.full(x.shape[:1], 1.0 - i / count, jnp.float32)
+            return x - velocity(x, time) / count
+
+        return jax.lax.fori_loop(0, count, move, start)
+
+    def prediction(self, values: Float[Array, "b f w"]) -> Prediction:
+        """Chunks as the robot's part of them; a binary gripper is open above 0."""
+        values = values[:, None, :, : self.sizes.action_dim]
+        arm = values[..., :-1]
+        if self.expert.gripper == "binary":
+            arm = jnp.clip(arm, -1.0, 1.0)
+        return Prediction(arm=arm, gripper=values[..., -1])
