@@ -11,7 +11,7 @@ tracing. They are pytrees. The tests check dtypes and shapes wherever one is con
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -21,8 +21,12 @@ from jaxtyping import Bool, Float, Int32, UInt8, UInt32
 CAMERAS = ("primary", "secondary", "wrist")
 
 
-# What a field may hold.
-ArrayT = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+# What a field may hold. Type checkers see Any: numpy's and jax's arrays share no type that has
+# arithmetic, and shape structs, which have none at all, occur under tracing alone.
+if TYPE_CHECKING:
+    ArrayT: TypeAlias = Any
+else:
+    ArrayT = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
 T = TypeVar("T")
 

@@ -173,7 +173,7 @@ class Block(nn.Module):
     def _adaptive(
         self,
         x: Float[Array, "b n d"],
-        mask: Bool[Array, "#b #n s"] | None,
+        mask: Mask,
         rope: tuple[Array, Array] | None,
         memory: Callable[[Array, Array], tuple[Array, Array]] | None,
         level: Float[Array, "b c"] | None,
