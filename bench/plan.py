@@ -97,12 +97,14 @@ def _line(config: str, windows: int, plan: dict[str, Any]) -> str:
         ]
     else:
         cells += [f"{plan['flops'] / 1e12:.1f}", *["–"] * 5]
-    control = plan["control"]
-    cells += [f"{plan['largest_batch']}"]
-    if control["step_seconds"]:
-        cells += [f"{control['hbm_bytes'] / 1e9:.1f}, {1e3 * control['step_seconds']:.1f}"]
+    control = plan.get("control")
+    cells.append(f"{plan['largest_batch']}")
+    if control is None:
+        cells.append("–")
+    elif control["step_seconds"]:
+        cells.append(f"{control['hbm_bytes'] / 1e9:.1f}, {1e3 * control['step_seconds']:.1f}")
     else:
-        cells += ["does not fit"]
+        cells.append("does not fit")
     return "| " + " | ".join(cells) + " |"
 
 

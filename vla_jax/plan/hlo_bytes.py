@@ -19,6 +19,8 @@ _FREE = {
     "slice-start", "dynamic-slice-start", "domain", "add-dependency",
 }  # fmt: skip
 _SLICES = ("dynamic-slice", "slice", "gather")
+# Modules that are a part of the model of their own.
+_TOWERS = ("vision", "text", "resampler", "perceiver", "connector", "projector")
 
 
 def moved(instruction: Instruction, computation: Computation, program: Program) -> float:
@@ -132,15 +134,13 @@ def kind_of(instruction: Instruction) -> str:
         return "exchanges"
     path = instruction.path
     parts = re.sub(r"\w+\((?=[^)]*\))|[()]", "", path).split("/")
-    if "VLA." not in path and "backbone" not in parts:
-        if "_batch" in path or not path:
-            return "other"
-        return "optimizer and data"
     tower = next((name for name in _TOWERS if name in parts), "")
-    if "head" in parts:
-        return "head"
     if not tower:
-        return "joints of the towers"
+        if "head" in parts:
+            return "head"
+        if "VLA." in path or "backbone" in path:
+            return "joints of the towers"
+        return "optimizer and data" if path else "other"
     if "attn" in parts or "attention" in parts:
         last = parts[-2] if len(parts) > 1 else ""
         product = last in ("q", "k", "v", "o", "qkv", "kv", "out")
@@ -150,6 +150,3 @@ def kind_of(instruction: Instruction) -> str:
     if any("norm" in part for part in parts):
         return f"{tower}: norms"
     return f"{tower}: other"
-
-
-_TOWERS = ("vision", "text", "resampler", "perceiver", "connector", "projector")
