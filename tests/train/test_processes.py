@@ -64,7 +64,7 @@ def test_a_lost_process_is_named_and_the_other_stops(data, tmp_path, number, los
 def test_sigterm_of_one_saves_and_ends_all(data, tmp_path):
     for which, number in ((1, signal.SIGTERM), (0, signal.SIGINT)):
         with Processes(data, tmp_path / "run", 2, 4, **FOREVER) as run:
-            run.until(12)
+            run.until(len(rows(tmp_path / "run")) + 7)
             run.processes[which].send_signal(number)
             statuses = [run.wait(i, seconds=60)[0] for i in range(2)]
             assert statuses == [0, 0], run.said(0)[-3000:] + run.said(1)[-3000:]
