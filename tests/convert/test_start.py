@@ -10,10 +10,12 @@ import pytest
 
 from launch import convert
 from vla_jax.config import ConfigError, resolve
-from vla_jax.convert import store
+from vla_jax.convert import importing, store
 from vla_jax.convert.hf import source as hf
 from vla_jax.convert.start import Start
 from vla_jax.data.language.tokenizer import Tokenizer
+from vla_jax.models import vla
+from vla_jax.models.heads import HEADS
 from vla_jax.models.weights import WeightError
 from vla_jax.train import checkpoint
 
@@ -62,6 +64,33 @@ def test_from_a_checkpoint(imported, config, caplog):
     with pytest.raises(WeightError, match="missing:\n  backbone/more") as caught:
         start.load(shapes, lambda _, x: x)
     assert "head/more" not in str(caught.value)
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_any_head_of_any_robot_starts_from_an_imported_vlm(imported, config, head):
+    """26 joints, no gripper, one camera, another head: the VLM is taken whole."""
+    structure = dataclasses.replace(
+        config.structure,
+        kind="discrete" if head == "detokenizer" else "policy_head",
+        cameras=("primary",),
+        window=1 if head == "detokenizer" else 2,
+        chunk=3,
+    )
+    made = dataclasses.replace(
+        config,
+        head=dataclasses.replace(config.head, kind=head, bins=20),
+        structure=structure,
+        action_dim=26,
+        gripper="none",
+    )
+    start = Start(made, imported)
+    shapes = importing.shapes_of(vla.build(made, start.arch()))
+    loaded = start.load(shapes, lambda _, x: x.shape)
+    assert {p for p in loaded if p.startswith("backbone/")} == {
+        path for path in shapes if path.startswith("backbone/")
+    }
+    assert "head/output/arm/fc3/kernel" not in loaded
+    assert all(shapes[path] == shape for path, shape in loaded.items())
 
 
 def test_a_folder_and_nothing(imported, config):

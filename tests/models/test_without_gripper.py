@@ -56,10 +56,10 @@ def test_the_mean_action_and_the_report_leave_it_out(tmp_path):
     assert baseline.arm.tolist() == [[0.5, 3.0]]
     assert baseline.gripper is None
     sums = {
-        "count": 4.0, "l1": np.array([1.0, 3.0]), "baseline_l1": np.array([2.0, 4.0]),
-        "datasets": np.array([[3.0, 1.5], [1.0, 2.0]]),
+        "count": 4.0, "l1": [1.0, 3.0], "baseline_l1": [2.0, 4.0],
+        "datasets": [[3.0, 1.5], [1.0, 2.0]],
     }  # fmt: skip
-    result = evaluate.means([sums], ["a", "b"])
+    result = evaluate.means([{k: jnp.asarray(v) for k, v in sums.items()}], ["a", "b"])
     assert result["l1_mean"] == 0.5
     assert (result["l1_mean/a"], result["l1_mean/b"]) == (0.5, 2.0)
     assert not [key for key in result if "gripper" in key]
