@@ -20,6 +20,15 @@ FLAGS = {
     "optim.ema_decay": 0.9,
 }
 
+EXPERT = {
+    "model.expert.width": 16,
+    "model.expert.hidden": 16,
+    "model.expert.padded": 16,
+    "model.expert.adaptive": False,
+    "model.expert.state": "expert",
+    "model.expert.prompt": "pi0",
+}
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, one_device):
@@ -35,12 +44,16 @@ def test_trains_and_serves(data, tmp_path, one_device, structure, head):
         **FLAGS,
         "model.structure.kind": structure,
         "model.head.kind": head,
-        "model.structure.window": 1 if structure == "one_step" else 2,
+        "model.structure.window": 1 if structure in ("one_step", "expert") else 2,
     }
+    config = f"configs/quickstart.py:{data}"
+    if structure == "expert":  # on a backbone that it can read
+        flags = {k: v for k, v in flags.items() if ".arch." not in k} | EXPERT
+        config = f"configs/tiny.py:paligemma:{data}"
     execute(
         one_device,
         "launch/train.py",
-        f"--config=configs/quickstart.py:{data}",
+        f"--config={config}",
         "--workdir",
         tmp_path,
         *(f"--config.{key}={value}" for key, value in flags.items()),

@@ -10,13 +10,14 @@ from safetensors.numpy import load_file, save_file
 
 from configs import smolvla
 from configs.tiny import ARCHS
+from tests import arrays
 from vla_jax.config import ConfigError, resolve
 from vla_jax.convert.importing import shapes_of
 from vla_jax.convert.lerobot import names
 from vla_jax.convert.lerobot.importing import from_lerobot, to_lerobot
 from vla_jax.convert.store import Stored
 from vla_jax.data.units.policy_units import PolicyUnits
-from vla_jax.models import vla, weights
+from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
 
 
@@ -36,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
     ours = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes_of(model).items()}
     theirs: dict[str, np.ndarray] = {}
     for row in names.rows(model):
-        theirs |= weights.to_theirs(row, ours)
+        theirs |= arrays.to_theirs(row, ours)
     out = tmp_path_factory.mktemp("smolvla")
     save_file(theirs, out / "model.safetensors")
     return out

@@ -1,6 +1,7 @@
 """Parity of pi0 and pi0.5: openpi's JAX and torch models, with and without LoRA."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 
 from configs import base
+from tests import arrays
 from tests.parity import golden, names, original
 from tests.parity.table import Row, compare
 from vla_jax.config import ExpertConfig, ModelConfig, OptimConfig
@@ -27,6 +29,8 @@ from vla_jax.types import Actions, Observation
 TOLERANCE, SAMPLE_TOLERANCE = 1e-4, 5e-4
 # Of gradients, relative to the largest of a tensor.
 GRADIENT_TOLERANCE = 1e-3
+# PaliGemma as openpi has it: the words without the tokens that its transformers files add.
+FULL = PaliGemma.arch({"mask": "prefix", "text_config": {"vocab_size": 257152}})
 # Of a folder's three steps: openpi's own, but for rate and length.
 RECIPE = {
     "learning_rate": 1e-3, "warmup_steps": 2, "warmup_from": "one", "schedule": "half_cosine",
@@ -126,11 +130,57 @@ def run(folder: Path) -> Iterator[Row]:
     yield names.exported(
         rows, flatten(params), {name: source.read(name) for name in source.shapes}, ()
     )
+    if (folder / "full_param_names.txt").is_file():
+        yield from full(folder)
     yield from forward(model, params, io)
     yield from samples(model, params, io, config)
     yield from insulation(model, params, io)
     if not lora:
         yield from gradients(folder, rows, model, params, io)
+
+
+def full(folder: Path) -> Iterator[Row]:
+    """The full-size names and shapes: each read once, and the same set written."""
+    lines = [
+        line.split("\t") for line in (folder / "full_param_names.txt").read_text().splitlines()
+    ]
+    theirs = {line[0]: tuple(json.loads(line[1])) for line in lines if "alias" not in line[3]}
+    config = golden.config(folder)
+    is_torch = any(name.startswith("paligemma_with_expert") for name in theirs)
+    sizes = model_config(config, config["action_dim"])
+    sizes = dataclasses.replace(
+        sizes,
+        backbone=dataclasses.replace(sizes.backbone, arch=FULL),
+        expert=dataclasses.replace(sizes.expert, width=1024, hidden=4096, padded=32),
+    )
+    model = vla.build(sizes)
+    tree = jax.eval_shape(lambda key: vla.initial_params(model, key), jax.random.key(0))
+    ours = {path: leaf.shape for path, leaf in flatten(tree).items()}
+    if is_torch:
+        rows, ignore = openpi.torch_rows(model.config, model.arch), openpi.TORCH_IGNORE
+    else:
+        rows, ignore = openpi.jax_rows(model.config, model.arch), ()
+        theirs = Unstacked(Merged(Shapes(theirs))).shapes
+    report = weights.check(rows, ours, theirs, ignore)
+    problems = sum(map(len, (report.missing, report.unexpected, report.misshaped)))
+    yield compare(f"{len(theirs)} full-size names read once", problems, 0, 0)
+    written = {name for row in rows for name in row.expand(ours[row.targets[0]][0])}
+    carried = {name for name in theirs if not weights.ignored(name, ignore)}
+    yield compare("the same full-size names written", len(written ^ carried), 0, 0)
+
+
+class Shapes:
+    """Names and shapes as a source, of which nothing can be read."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+        self.shapes = dict(shapes)
+        self.dtypes = {name: np.dtype(np.float32) for name in shapes}
+
+    def read(self, name: str) -> np.ndarray:
+        raise NotImplementedError
+
+    def place(self, name: str) -> str:
+        return name
 
 
 def alpha(config: Mapping[str, Any], name: str) -> float:
@@ -155,6 +205,8 @@ def torch(folder: Path) -> Iterator[Row]:
         {name: theirs.read(name) for name in theirs.shapes},
         openpi.TORCH_IGNORE,
     )
+    if (folder / "full_param_names.txt").is_file():
+        yield from full(folder)
     if not other:
         return
     source = Unstacked(Arrays(golden.weights(twin)))
@@ -359,7 +411,7 @@ def restacked(rows: list[weights.Weight], ours: Mapping[str, np.ndarray]) -> dic
     """Our arrays under their names, layers stacked again."""
     layers: dict[str, Any] = {}
     for row in rows:
-        layers |= weights.to_theirs(row, ours)
+        layers |= arrays.to_theirs(row, ours)
     stacks: dict[str, list[np.ndarray]] = {}
     for name, value in layers.items():
         stacks.setdefault(name.split("[")[0], []).append(value)
