@@ -11,7 +11,7 @@ tracing. They are pytrees. The tests check dtypes and shapes wherever one is con
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,8 +21,12 @@ from jaxtyping import Bool, Float, Int32, UInt8, UInt32
 CAMERAS = ("primary", "secondary", "wrist")
 
 
-# What a field may hold.
-ArrayT = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+# What a field may hold. Type checkers take it as any array: one that computes knows its side of the
+# bus, and would otherwise have to say so at every use.
+if TYPE_CHECKING:
+    ArrayT = Any
+else:
+    ArrayT = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
 T = TypeVar("T")
 
