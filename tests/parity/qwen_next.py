@@ -185,7 +185,8 @@ def tower(folder: Path) -> Iterator[Row]:
             for j, tap in enumerate(taps)
         ]
         for name, before, golden_name in outputs:
-            module, rows = vision_families.qwen2_merger(spec, vision, deepstack="deepstack" in name)
+            module = vision_families.qwen2_merger(spec, vision, deepstack="deepstack" in name)
+            rows = vision_families.qwen2_merger_weights(spec)
             merger = Filled(module, weights.prefixed(rows, source + name, ""), theirs, before)
             expected = io[golden_name][merged]
             yield compare_scaled(f"image {i} {name[:-1]}", merger(before)[0], expected)

@@ -81,12 +81,7 @@ class Structure(nn.Module):
 
     @classmethod
     def refusals(cls, config: ModelConfig, backbone: Backbone) -> list[str]:
-        """Settings it cannot work with, one line each.
-
-        Args:
-            config: the whole model's.
-            backbone: of the config, with its complete architecture.
-        """
+        """Settings it cannot work with, one line each; `backbone` is the config's, complete."""
         s, problems = config.structure, []
         if not 1 <= s.slide <= s.window:
             problems.append(f"structure.slide: {s.slide} is not within 1..window, 1..{s.window}")
@@ -294,6 +289,8 @@ class Structure(nn.Module):
         tokens = tokens[:, :, ::-1].reshape(b, w, -1, tokens.shape[-1])
         if not self.config.structure.proprio:
             return tokens
+        if observation.proprio is None:
+            raise ValueError("model.structure.proprio: the observation has no state")
         state = self.state(observation.proprio)[:, :, None]
         return jnp.concatenate([tokens, widen(state, tokens.shape[-1])], axis=2)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
 from vla_jax.config import ModelConfig
 from vla_jax.models import sharding
@@ -24,19 +24,19 @@ from vla_jax.models.structures import splicing
 from vla_jax.models.structures.base import Structure, is_padded
 from vla_jax.models.structures.history import History, append_step
 from vla_jax.models.structures.splicing import Sequence
-from vla_jax.types import Actions, Observation, Prediction
+from vla_jax.types import Actions, ArrayT, Observation, Prediction, pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Written(History):
     """The tokens of the last steps' cameras and state, and what was written there.
 
     Attributes:
-        ids: int32 [b, w, f a].
+        ids: of the tokens.
     """
 
-    ids: Any
+    ids: Int32[ArrayT, "*b w fa"]
 
     def append(self, features: Array, valid: Array) -> "Written":
         """With one step more, whose ids are still 0."""

@@ -5,14 +5,14 @@ Legend: b batch · w window · k tokens of a step before the text · m latents �
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
+
+from vla_jax.types import ArrayT, pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class History:
     """What a policy remembers of the steps so far, oldest first; the newest is at the end.
@@ -20,11 +20,11 @@ class History:
     Attributes:
         features: [b, w, m, d], what the head reads of the last w steps; where the VLM sees the
             window, [b, w, k, d], the tokens of their cameras and state.
-        valid: bool [b, w], False where no step has been taken yet.
+        valid: False where no step has been taken yet.
     """
 
-    features: Any
-    valid: Any
+    features: Float[ArrayT, "*b w m d"]
+    valid: Bool[ArrayT, "*b w"]
 
     def append(self, features: Array, valid: Array) -> "History":
         """With one step more at the end, and without the oldest."""

@@ -21,26 +21,26 @@ from vla_jax.models.structures import splicing
 from vla_jax.models.structures.base import Structure, is_padded
 from vla_jax.models.structures.history import History, append_step
 from vla_jax.models.structures.splicing import Sequence
-from vla_jax.types import Observation, Prediction
+from vla_jax.types import ArrayT, Observation, Prediction, pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Reading:
     """A sequence that the VLM has read as far as it goes.
 
     Attributes:
         cache: of the backbone, w n slots.
-        picked: [b, w, c, d], the hidden states read of the last w steps.
-        read: bool [b, w, c], False where they are of padding.
+        picked: the hidden states read of the last w steps.
+        read: False where they are of padding.
     """
 
     cache: Any
-    picked: Any
-    read: Any
+    picked: Float[ArrayT, "*b w c d"]
+    read: Bool[ArrayT, "*b w c"]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class ReadHistory(History):
     """The tokens of the last steps' cameras and state, and the VLM's reading of them.
