@@ -150,8 +150,8 @@ class DataConfig:
     )
     max_skipped: float = option(
         0.5,
-        "Of on_error = skip: share of a dataset's episodes, or of the windows lately drawn, that may "
-        "be left out; beyond that the run stops, as what is wrong is not single parts.",
+        "Of on_error = skip: share of a dataset's episodes, or of the windows lately drawn, that "
+        "may be left out; beyond that the run stops, as what is wrong is not single parts.",
     )
     reader: str = option(
         "index",

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_jax.files import explain_file
 from vla_jax.config.option import ConfigError
 from vla_jax.config.resolve import resolve
 from vla_jax.config.schema import Config
+from vla_jax.files import explain_file
 from vla_jax.shipped import config_path
 
 
