@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from vla_jax import progress
 from vla_jax.data.errors import DataError
 
 log = logging.getLogger(__name__)
-DONE = "index.json"  # what `build` writes last
+DONE = "index.json"  # written last
 SKIPPED = "skipped"  # in it: a list of what was wrong and is left out
 ARRAYS = "arrays"  # in it: name of every array -> its size and checksum
 _CHECKED = 4 << 20  # bytes of an array up to which its checksum is compared at every opening
@@ -38,7 +39,7 @@ def cached_folder(
     cache_dir: str,
     name: str,
     rebuild: bool,
-    build: Callable[[Path], None],
+    build: Callable[[Path], dict[str, Any]],
     skip: bool,
     renew: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda meta: meta,
 ) -> Path:
@@ -51,7 +52,7 @@ def cached_folder(
             ~/.cache/vla_jax.
         name: tells by a digest what is inside.
         rebuild: make it anew even if there is one.
-        build: fills an empty folder; writes `DONE`, with `SKIPPED`.
+        build: fills an empty folder; returns what `DONE` shall hold, with `SKIPPED`.
         skip: take one from which something was left out; else it is built anew, as what was wrong
             may have been mended since.
         renew: what `DONE` holds -> the same as it should be now; None = the data are others by
@@ -79,23 +80,28 @@ def cached_folder(
     return root / name
 
 
-def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    """Builds beside `folder` and puts the result in its place, whole and on the disk."""
+def _build(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:
+    """Builds beside `folder` and puts the result in its place, whole.
+
+    What is large is on the disk by then. The rest is compared with its checksums whenever it is
+    opened, so that nobody has to wait for it; a crash in between costs building it anew.
+    """
     started = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        build(work)
-        meta = json.loads((work / DONE).read_text(encoding="utf-8"))
-        write_json(work / DONE, meta | {ARRAYS: _arrays(work)})
-        for path in work.iterdir():
-            sync(path)
+        meta = build(work)
+        arrays = _arrays(work)
+        (work / DONE).write_text(json.dumps(meta | {ARRAYS: arrays}), encoding="utf-8")
+        for name, (size, _) in arrays.items():
+            if size > _CHECKED:
+                sync(work / name)
         work.chmod(0o755)
-        sync(work)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(work, folder)
-        sync(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    rest = [*(folder / name for name in (*arrays, DONE)), folder, folder.parent]
+    threading.Thread(target=lambda: [sync(path) for path in rest], daemon=True).start()
     log.info("indexed in %.1f s: %s", time.monotonic() - started, folder)
 
 
@@ -144,7 +150,7 @@ def _arrays(folder: Path) -> dict[str, list[int]]:
 
 def _checksum(path: Path) -> int:
     crc = 0
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         while block := file.read(1 << 20):
             crc = zlib.crc32(block, crc)
     return crc

@@ -212,7 +212,7 @@ class CalvinSource:
         name = f"calvin-{split}-{mode}-{self.digest[:16]}"
         stems = {path: f"low_{i}" for i, path in enumerate(copied)}
 
-        def build(folder: Path) -> None:
+        def build(folder: Path) -> dict[str, Any]:
             shapes = {stem: features[path].shape for path, stem in stems.items()}
             jobs = [
                 (self._files, self._ids[i : i + _JOB].tolist(), stems, shapes)
@@ -228,8 +228,7 @@ class CalvinSource:
                     yield rows
 
             write_columns(folder, parts())
-            meta = {SKIPPED: unsound, _STAMPS: known}
-            (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
+            return {SKIPPED: unsound, _STAMPS: known}
 
         self._copies: dict[str, np.ndarray] = {}
         self.content = ""

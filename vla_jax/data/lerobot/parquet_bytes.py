@@ -16,8 +16,8 @@ CODECS = {
 }  # fmt: skip
 # What damaged pages make the code below raise.
 DAMAGE = (
-    LookupError, ValueError, TypeError, OverflowError, struct.error, zlib.error, MemoryError,
-    OSError,
+    LookupError, ValueError, TypeError, OverflowError, MemoryError, OSError, struct.error,
+    zlib.error,
 )  # fmt: skip
 BLOCK = 1 << 16  # bytes that snappy packs on their own
 _PARTS = 64  # of a packed block: with more of them finding its end costs more than unpacking all

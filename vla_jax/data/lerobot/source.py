@@ -110,9 +110,8 @@ class LeRobotSource:
         wanted = Wanted(columns, frozenset(self._tasks) if self._by_number else None)
         stems = {path: f"low_{i}" for i, path in enumerate(columns)} | {ROW: "row"}
 
-        def build(folder: Path) -> None:
-            meta = self._copy(folder, sound, wanted, stems, skip)
-            (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
+        def build(folder: Path) -> dict[str, Any]:
+            return self._copy(folder, sound, wanted, stems, skip)
 
         def renew(meta: dict[str, Any]) -> dict[str, Any] | None:
             same = all(stamp(info.folder / name) == then for name, then in meta[_FILES].items())

@@ -23,7 +23,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from vla_jax.data.cache import DONE, SKIPPED, cached_folder, content_of, map_array, stamp
+from vla_jax.data.cache import SKIPPED, cached_folder, content_of, map_array, stamp
 from vla_jax.data.errors import DataError, EmptyTrajectoryError, FeatureError
 from vla_jax.data.features import STEPS, Feature, load_features
 from vla_jax.data.open_files import new_owner, shared_file
@@ -171,11 +171,10 @@ def open_index(
     digest = _digest(directory, info, split, shards, features, low)
     name = f"{info['name']}-{info['version']}-{split}-{digest[:16]}"
 
-    def build(folder: Path) -> None:
+    def build(folder: Path) -> dict:
         known = {path: [stamp(directory / path), _fingerprint(directory / path)] for path in shards}
         meta = index_shards(folder, directory, shards, features, low, check_crc, skip)
-        meta |= {"name": info["name"], "split": split, "digest": digest, _FILES: known}
-        (folder / DONE).write_text(json.dumps(meta), encoding="utf-8")
+        return meta | {"name": info["name"], "split": split, "digest": digest, _FILES: known}
 
     def renew(meta: dict) -> dict | None:
         known = {}

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from vla_jax.data import cache
-from vla_jax.data.cache import DONE, cached_folder
+from vla_jax.data.cache import cached_folder
 from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError, TruncatedShardError
 from vla_jax.data.features import Feature, parse_features
 from vla_jax.data.rlds import records
@@ -92,12 +92,12 @@ def open_stream(
         same = meta["files"] == _stamps(paths) and meta["lengths"] == list(shards.values())
         return meta if same else None
 
-    def build(work: Path) -> None:
+    def build(work: Path) -> dict[str, Any]:
         meta = index_shards(
             work, builder.data_path, shards, described, low, False, skip, scan_records
         )
-        meta |= {"name": builder.name, "split": split, "digest": digest, "files": _stamps(paths)}
-        (work / DONE).write_text(json.dumps(meta), encoding="utf-8")
+        known = {"name": builder.name, "split": split, "digest": digest, "files": _stamps(paths)}
+        return meta | known
 
     remote = "://" in str(folder)
     name = f"{builder.name}-{builder.version}-{split}-stream-{digest[:16]}"
