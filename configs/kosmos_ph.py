@@ -6,7 +6,7 @@ python launch/train.py --config=configs/kosmos_ph.py:DATA --workdir=runs/kosmos_
 DATA: CALVIN in RLDS (features rgb_static, rgb_gripper, rel_actions or action, robot_obs,
 language_instruction). KOSMOS: the files of microsoft/kosmos-2-patch14-224.
 Hardware: 1.7 B parameters, full fine-tune. Compiled ahead of time (not run): 64 frames a chip take
-8.4 GiB on each of 64 v5e or 8 H100, 29 GiB on one H200.
+9.4 GiB on each of 8 H100.
 Published by the original: ABCD->D 4.49, ABC->D 4.25 average length. Not reproduced here yet.
 """
 
