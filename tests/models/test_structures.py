@@ -348,3 +348,28 @@ def test_features_may_have_to_predict_the_sentence():
     assert np.abs(grads["action_token"]).max() > 0
     with pytest.raises(ValueError, match="no vectors of its instructions"):
         jax.eval_shape(functools.partial(loss, seen=tiny.observe()), params)
+
+
+@pytest.mark.parametrize("mask", ["causal", "full"])
+def test_columns_that_nothing_sees_are_left_out_and_change_nothing(monkeypatch, mask):
+    small = tiny.config("policy_head", "mlp", "paligemma")
+    arch = {**small.backbone.arch, "mask": mask}
+    small = dataclasses.replace(small, backbone=dataclasses.replace(small.backbone, arch=arch))
+    model, params = tiny.build(small)
+    lengths, hidden = [], type(model).hidden
+
+    def counted(self, tokens):
+        lengths.append(tokens.valid.shape[1])
+        return hidden(self, tokens)
+
+    monkeypatch.setattr(type(model), "hidden", counted)
+    observation = tiny.observe(size=28)
+
+    def features() -> jax.Array:
+        return model.apply({"params": params}, observation, method="features")[0]
+
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",))):
+        short = features()
+    monkeypatch.setattr(splicing, "shortened", lambda sequence, _: sequence)
+    np.testing.assert_allclose(short, features(), atol=1e-5)
+    assert lengths[0] == lengths[1] - (mask == "causal")

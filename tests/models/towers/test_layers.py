@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vla_jax.models.towers import layers
+from vla_jax.models.towers import layers, norms
 from vla_jax.models.towers.block import Block, BlockSpec, stack
 from vla_jax.rules import flatten
 
@@ -237,7 +237,7 @@ def test_residuals(residual):
     def part(module, name, *args):
         return np.asarray(run(module, params[name], *args))
 
-    norm, mlp = layers.RMSNorm(1e-5), layers.MLP(16, "relu")
+    norm, mlp = norms.RMSNorm(1e-5), layers.MLP(16, "relu")
     y = part(norm, "norm1", x)
     attended = x + part(layers.Attention(2), "attn", y, y)
     if residual == "sequential":
@@ -288,3 +288,48 @@ def test_stack_equals_a_loop(kind):
 
     got, expected = (jax.jit(jax.value_and_grad(f))(params) for f in (loss, loop))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
+
+
+def same_gradients(found, expected, *args):
+    """Of both functions, for a random direction."""
+    weight = jnp.asarray(normal(*expected(*args).shape))
+
+    def gradients(function):
+        places = tuple(range(len(args)))
+        return jax.jit(jax.grad(lambda *x: (function(*x) * weight).sum(), places))(*args)
+
+    for a, b in zip(gradients(found), gradients(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_the_gradients_of_norms_are_those_of_their_definition(center):
+    def definition(x, scale):
+        x = x - x.mean(-1, keepdims=True) if center else x
+        return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-3) * scale + center * scale
+
+    def ours(x, scale):
+        if center:
+            module, params = norms.LayerNorm(1e-3), {"scale": scale, "bias": scale}
+        else:
+            module, params = norms.RMSNorm(1e-3), {"scale": scale}
+        return module.apply({"params": params}, x)
+
+    same_gradients(ours, definition, jnp.asarray(normal(2, 3, 8)), jnp.asarray(normal(8)))
+
+
+def test_the_gradients_of_masked_scores_are_those_of_their_definition():
+    mask = jnp.asarray(RNG.random((2, 1, 4, 5)) < 0.6).at[0, 0, 0].set(False)
+
+    def definition(x):
+        return jax.nn.softmax(jnp.where(mask, x, jnp.finfo(jnp.float32).min), axis=-1)
+
+    scores = jnp.asarray(normal(2, 3, 4, 5))
+    same_gradients(lambda x: layers._softmax(jnp.dtype("float32"), x, mask), definition, scores)
+    same_gradients(lambda x: layers._softmax(jnp.dtype("float32"), x, None), jax.nn.softmax, scores)
+
+
+def test_dropout_drops_the_same_in_both_passes():
+    keep = jnp.asarray(RNG.random((4, 6)) < 0.5)
+    x = jnp.asarray(normal(4, 6))
+    same_gradients(lambda x: layers._dropped(0.5, x, keep), lambda x: 2 * x * keep, x)

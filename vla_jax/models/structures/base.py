@@ -129,9 +129,8 @@ class Structure(nn.Module):
     @classmethod
     def weight_map(cls, config: ModelConfig) -> list[weights.Weight]:
         """RoboVLMs' names of the parameters outside backbone and head."""
-        rows = []
-        if cls.has_action_token(config):
-            rows.append(weights.Weight("action_token", "action_token"))
+        token = weights.Weight("action_token", "action_token")
+        rows = [token] if cls.has_action_token(config) else []
         if config.structure.resampler:
             rows += weights.prefixed(perceiver_weights(), "vision_resampler.", "resampler/")
         return rows
@@ -355,9 +354,10 @@ class Structure(nn.Module):
 
     def read(self, sequence: Sequence, valid: Bool[Array, "b u"]) -> Float[Array, "b u m d"]:
         """Run the VLM and pick the features of u steps, as many as `valid` has."""
-        hidden = sharding.rows(self.hidden(sequence.tokens))
-        picked = sharding.rows(splicing.take(hidden, sequence.columns))
-        picked = picked.reshape(*valid.shape, -1, picked.shape[-1])
+        if self.has_action_token(self.config) and not (self.joint or self.backbone.looks_ahead):
+            sequence = splicing.shortened(sequence, self.layout)
+        picked = splicing.take(sharding.rows(self.hidden(sequence.tokens)), sequence.columns)
+        picked = sharding.rows(picked).reshape(*valid.shape, -1, picked.shape[-1])
         return self.pool(picked, sequence.read.reshape(picked.shape[:3]))
 
     def hidden(self, tokens: Tokens) -> Float[Array, "r n d"]:

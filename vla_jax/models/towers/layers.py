@@ -16,10 +16,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models import sharding
 from vla_jax.models.towers import fused
+from vla_jax.models.towers.norms import NORMS, LayerNorm
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -84,45 +85,6 @@ class Dense(nn.Module):
         return sharding.product(sharding.product(x, a), b)
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation with statistics in float32 (torch's two-pass variance)."""
-
-    eps: float = 1e-5
-    dtype: Any = jnp.float32
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Normalise the last axis, then scale and shift."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        x = x.astype(jnp.float32)
-        x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps) * scale
-        if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        return x.astype(self.dtype)
-
-
-class RMSNorm(nn.Module):
-    """Division by the root mean square, in float32, then a scale.
-
-    Attributes:
-        offset: added to the stored scale; 1 for Gemma, whose checkpoints store it around zero.
-    """
-
-    eps: float = 1e-6
-    dtype: Any = jnp.float32
-    offset: float = 0.0
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Normalise the last axis."""
-        scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), x.shape[-1:])
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
-        return (x * (scale + self.offset)).astype(self.dtype)
-
-
 class AdaptiveRMSNorm(nn.Module):
     """RMS normalisation whose scale and shift, and a gate, are a linear map of a condition.
 
@@ -145,15 +107,6 @@ class AdaptiveRMSNorm(nn.Module):
         return (x * (1 + scale) + shift).astype(self.dtype), gate
 
 
-# kind -> module to call with (eps, dtype)
-NORMS: dict[str, Callable[..., nn.Module]] = {
-    "layer": LayerNorm,
-    "layer_no_bias": functools.partial(LayerNorm, use_bias=False),
-    "rms": RMSNorm,
-    "rms_plus_one": functools.partial(RMSNorm, offset=1.0),
-}
-
-
 class Dropout(nn.Module):
     """Zero a share `rate` of the entries when an rng named "dropout" was passed to `apply`."""
 
@@ -165,7 +118,48 @@ class Dropout(nn.Module):
         if self.rate == 0.0 or not self.has_rng("dropout"):
             return x
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
-        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
+        return _dropped(self.rate, x, keep)
+
+
+# Differentiated by itself, a choice keeps the zeros it chooses from: under a scan over layers one
+# array of the whole shape, held through the loop although it never changes. So the gradients of
+# the two choices here are written out.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dropped(rate: float, x: Float[Array, "..."], keep: Bool[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+_dropped.defvjp(
+    lambda rate, x, keep: (_dropped(rate, x, keep), keep),
+    lambda rate, keep, gradient: (_dropped(rate, gradient, keep), None),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax(
+    dtype: Any, scores: Float[Array, "b h n s"], mask: Bool[Array, "#b 1 #n s"] | None
+) -> Float[Array, "b h n s"]:
+    """Softmax in float32 over what the mask allows, kept for the backward pass as it goes out."""
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores, axis=-1).astype(dtype)
+
+
+def _softmax_forward(dtype: Any, scores: Array, mask: Array | None) -> tuple[Array, Any]:
+    weights = _softmax(dtype, scores, mask)
+    return weights, (weights, mask)
+
+
+def _softmax_backward(dtype: Any, kept: Any, gradient: Array) -> tuple[Array, None]:
+    del dtype
+    (weights, mask), gradient = kept, gradient.astype(jnp.float32)
+    weights = weights.astype(jnp.float32)
+    by_scores = weights * (gradient - (weights * gradient).sum(-1, keepdims=True))
+    # A row that may attend to nothing has weights all the same.
+    return by_scores if mask is None else jnp.where(mask, by_scores, 0.0), None
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 @dataclass(frozen=True)
@@ -357,9 +351,8 @@ class Attention(nn.Module):
             scores = scores + bias
         if isinstance(mask, fused.Rule):
             mask = mask.dense()
-        if mask is not None:
-            scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
-        weights = Dropout(self.dropout)(jax.nn.softmax(scores, axis=-1)).astype(self.dtype)
+        mask = None if mask is None else mask[:, None]
+        weights = Dropout(self.dropout)(_softmax(jnp.dtype(self.dtype), scores, mask))
         x = jnp.einsum("bgns,bgsk->bgnk", weights.reshape(b, groups, -1, s), v)
         return x.reshape(b, self.heads, n, k_width).swapaxes(1, 2)
 

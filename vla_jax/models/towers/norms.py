@@ -1,0 +1,97 @@
+"""Norms over the last axis. Statistics are in float32, whatever comes in and goes out.
+
+Their gradients are written out: differentiated by itself, a norm keeps several float32 arrays of
+its input's shape between its passes, where the input and two numbers a token do.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with statistics in float32 (torch's two-pass variance)."""
+
+    eps: float = 1e-5
+    dtype: Any = jnp.float32
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Normalise the last axis, then scale and shift."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return _normalize(True, self.eps, jnp.dtype(self.dtype), x, scale, bias)
+
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square, in float32, then a scale.
+
+    Attributes:
+        offset: added to the stored scale; 1 for Gemma, whose checkpoints store it around zero.
+    """
+
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+    offset: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Normalise the last axis."""
+        scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), x.shape[-1:])
+        return _normalize(False, self.eps, jnp.dtype(self.dtype), x, scale + self.offset, None)
+
+
+# kind -> module to call with (eps, dtype)
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "layer": LayerNorm,
+    "layer_no_bias": functools.partial(LayerNorm, use_bias=False),
+    "rms": RMSNorm,
+    "rms_plus_one": functools.partial(RMSNorm, offset=1.0),
+}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _normalize(
+    center: bool, eps: float, dtype: Any, x: Array, scale: Array, bias: Array | None
+) -> Array:
+    return _forward(center, eps, dtype, x, scale, bias)[0]
+
+
+def _forward(
+    center: bool, eps: float, dtype: Any, x: Array, scale: Array, bias: Array | None
+) -> tuple[Array, Any]:
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True) if center else None
+    if mean is not None:
+        wide = wide - mean
+    root = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
+    y = wide * root * scale
+    if bias is not None:
+        y = y + bias
+    return y.astype(dtype), (x, mean, root, scale, bias)
+
+
+def _backward(center: bool, eps: float, dtype: Any, kept: Any, gradient: Array) -> Any:
+    del eps, dtype
+    x, mean, root, scale, bias = kept
+    wide, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
+    unit = (wide if mean is None else wide - mean) * root
+    lead = tuple(range(x.ndim - 1))
+    inner = gradient * scale
+    by_x = inner - unit * (inner * unit).mean(-1, keepdims=True)
+    if center:
+        by_x = by_x - inner.mean(-1, keepdims=True)
+    by_scale = (gradient * unit).sum(lead).astype(scale.dtype)
+    by_bias = None if bias is None else gradient.sum(lead).astype(bias.dtype)
+    return (by_x * root).astype(x.dtype), by_scale, by_bias
+
+
+_normalize.defvjp(_forward, _backward)
