@@ -80,7 +80,8 @@ def guess(folder: str | Path) -> Guess:
     texts = [path for path, feature in found.items() if feature.kind == "text"]
     state = _first(_STATE, {p: f for p, f in numbers.items() if p not in action})
     text = _first(_TEXT, texts)
-    return Guess(action, *("".join(p[:1]) for p in (state, text)), images, others, _rate(folder))
+    first_state, first_text = ("".join(paths[:1]) for paths in (state, text))
+    return Guess(action, first_state, first_text, images, others, _rate(folder))
 
 
 def source_code(name: str, folder: str | Path) -> str:

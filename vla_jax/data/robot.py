@@ -95,7 +95,7 @@ def _robots(config: Config) -> dict[str, Robot]:
 
 
 def _robot(spec: DatasetSpec, entry: DatasetConfig, config: Config) -> Robot:
-    folder, reader = to_folder(entry.dir), find_reader(entry.dir, config.data.reader)
+    folder, reader = Path(to_folder(entry.dir)), find_reader(entry.dir, config.data.reader)
     features = reader.features(folder)
     cameras = [role for role in CAMERAS if role in spec.images]
     cameras = tuple(role for role in cameras if find_feature(features, spec.images[role]))

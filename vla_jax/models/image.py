@@ -234,11 +234,16 @@ def fit(
 def _letterbox(
     images: UInt8[Array, "*lead h x 3"], height: int, width: int, spec: ImageSpec
 ) -> UInt8[Array, "*lead height width 3"]:
-    inner = letterbox.shape_within(*images.shape[-3:-1], height, width)
+    h, x = images.shape[-3:-1]
+    inner = letterbox.shape_within(h, x, height, width)
     change = letterbox.interpolate if spec.resample in letterbox.FLOATING else resize
     (value,) = {int(part * 255) for part in spec.background or spec.mean}
     return letterbox.paste(
-        change(images, *inner, spec.resample), height, width, spec.corner, float(value)
+        change(images, inner[0], inner[1], spec.resample),
+        height,
+        width,
+        spec.corner,
+        float(value),
     )
 
 

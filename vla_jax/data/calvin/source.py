@@ -193,7 +193,7 @@ class CalvinSource:
         if mode == "windows":
             spans = episodes_of_spans(recordings, annotations, root)
             self._episodes = [_Episode(*span, spoken[i]) for i, span in spans]
-            self.every = range(listed)
+            self.every: range | None = range(listed)
         else:
             pieces = cut(recordings, annotations)
             self._episodes = [_Episode(*span, i) for i, span in enumerate(pieces)]

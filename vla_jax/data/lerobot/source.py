@@ -103,7 +103,7 @@ class LeRobotSource:
         sound, self.skipped = info.episodes(split)
         if self.skipped and not (skip and sound):
             raise self.skipped[0][0]
-        self.every = info.splits()[split]
+        self.every: range | None = info.splits()[split]
         self._by_number = columns.get(LANGUAGE, ("",))[0] == "task_index"
         self._tasks = info.tasks() if self._by_number else {}
         self.digest = _digest(info, split, sound, columns)

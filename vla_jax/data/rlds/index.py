@@ -73,7 +73,7 @@ class RLDSIndex:
         # As recorded: what was left out counts.
         before = np.cumsum([0, *meta["lengths"]])
         self.numbers: np.ndarray = before[self.shard] + self.number
-        self.every = range(int(before[-1]))
+        self.every: range | None = range(int(before[-1]))
         self._meta, self._folder = meta, folder
         self._cameras = {
             path: (map_array(folder / f"{stem}_at.npy"), map_array(folder / f"{stem}_size.npy"))

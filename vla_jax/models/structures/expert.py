@@ -135,6 +135,8 @@ class Expert(Structure):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Mean squared error of the velocity at one random time; the gripper as the arm."""
         del gripper_weight
+        if key is None:
+            raise ValueError("the expert's loss draws noise and needs a key")
         noise, time = self.head.draw(key, len(observation.text))
         error, _ = self.errors(observation, actions, noise, time)
         return self.head.flow_loss(error, actions)

@@ -124,6 +124,8 @@ class Block(nn.Module):
         """
         s = self.spec
         if s.adaptive:
+            if level is None:
+                raise ValueError("adaptive norms need the condition that they follow, `level`")
             return self._adaptive(x, mask, rope, memory, level), None
         norm = functools.partial(NORMS[s.norm], s.eps, self.dtype)
         attention, mlp = self._parts()
@@ -176,7 +178,7 @@ class Block(nn.Module):
         mask: Mask,
         rope: tuple[Array, Array] | None,
         memory: Callable[[Array, Array], tuple[Array, Array]] | None,
-        level: Float[Array, "b c"] | None,
+        level: Float[Array, "b c"],
     ) -> Float[Array, "b n d"]:
         """The layer with norms that follow `level` (pi0.5)."""
         attention, mlp = self._parts()

@@ -149,7 +149,7 @@ def _splash(causal: bool, interpret: bool, q: Array, k: Array, v: Array, ids: Ar
     shape = (n, n)
     rule: Any = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
     names = ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")
-    sizes = {f"block_{name}": block for name in names}
+    sizes: dict[str, Any] = {f"block_{name}": block for name in names}
     kernel = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([rule(shape)] * heads),
         block_sizes=splash_attention_kernel.BlockSizes(**sizes),
@@ -158,4 +158,5 @@ def _splash(causal: bool, interpret: bool, q: Array, k: Array, v: Array, ids: Ar
         interpret=interpret,
     )
     segments = splash_attention_kernel.SegmentIds(ids, ids)
-    return jax.vmap(kernel)(q, k, v, segments)
+    attended: Any = jax.vmap(kernel)(q, k, v, segments)
+    return attended

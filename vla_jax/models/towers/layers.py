@@ -145,7 +145,7 @@ def _softmax(
     return jax.nn.softmax(scores, axis=-1).astype(dtype)
 
 
-def _softmax_forward(dtype: Any, scores: Array, mask: Array | None) -> tuple[Array, Any]:
+def _softmax_forward(dtype: Any, scores: Array, mask: Array | None) -> tuple[Any, Any]:
     weights = _softmax(dtype, scores, mask)
     return weights, (weights, mask)
 
