@@ -73,6 +73,14 @@ def action_loss(
     return loss_arm + gripper_weight * loss_gripper, metrics
 
 
+def sentence_loss(
+    guess: Float[Array, "b u s"], sentence: Float[Array, "b s"], valid: Bool[Array, "b u"]
+) -> Float[Array, ""]:
+    """Huber between what each step that exists says of the instruction and its vector."""
+    error = huber(guess.astype(jnp.float32) - sentence[:, None]).mean(-1)
+    return masked_mean(error, valid)
+
+
 def token_loss(
     logits: Float[Array, "*b c v"],
     labels: Int[Array, "*b c"],

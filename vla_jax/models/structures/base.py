@@ -18,19 +18,14 @@ from vla_jax.models.backbones.base import Backbone, Layout, Tokens
 from vla_jax.models.heads import HEADS
 from vla_jax.models.heads.common import Head, HeadSizes, pool_tokens
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.losses import huber, masked_mean
+from vla_jax.models.losses import sentence_loss
 from vla_jax.models.state_token import StateToken
 from vla_jax.models.structures import splicing
 from vla_jax.models.structures.history import History
-from vla_jax.models.structures.splicing import Sequence, widen
+from vla_jax.models.structures.splicing import Sequence, is_padded, widen
 from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.resampler import Perceiver, perceiver_weights
 from vla_jax.types import Actions, Observation, Prediction
-
-
-def is_padded(config: ModelConfig) -> bool:
-    """Whether actions stand where RoboVLMs puts them, behind the padded prompt."""
-    return config.structure.parity.act_insert == "padded_column"
 
 
 class Structure(nn.Module):
@@ -101,13 +96,11 @@ class Structure(nn.Module):
     @classmethod
     def complete(cls, config: ModelConfig, backbone: Backbone) -> ModelConfig:
         """The config with what it leaves to the backbone filled in."""
-        del backbone
         return config
 
     @classmethod
     def warnings(cls, config: ModelConfig) -> list[str]:
         """Choices that are legal and seldom meant, one sentence each."""
-        del config
         return []
 
     @classmethod
@@ -118,7 +111,6 @@ class Structure(nn.Module):
     @classmethod
     def prompt_form(cls, config: ModelConfig) -> str:
         """Name of the form of the prompt where a template does not do; "" where it does."""
-        del config
         return ""
 
     @classmethod
@@ -242,9 +234,8 @@ class Structure(nn.Module):
         if observation.sentence is None:
             raise ValueError("model.sentence.dim: the batch has no vectors of its instructions")
         # As RoboVLMs' CLIP-norm loss: smooth L1 of what the largest features say.
-        guess = self.sentence(features.max(axis=2)).astype(jnp.float32)
-        error = huber(guess - observation.sentence[:, None]).mean(-1)
-        parts = {**parts, "text_l1": masked_mean(error, valid)}
+        guess = self.sentence(features.max(axis=2))
+        parts = {**parts, "text_l1": sentence_loss(guess, observation.sentence, valid)}
         return total + self.config.sentence.weight * parts["text_l1"], parts
 
     def supervised(self, actions: Actions) -> Actions:

@@ -21,9 +21,9 @@ from vla_jax.models import sharding
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Backbone, Tokens
 from vla_jax.models.structures import splicing
-from vla_jax.models.structures.base import Structure, is_padded
+from vla_jax.models.structures.base import Structure
 from vla_jax.models.structures.history import History, append_step
-from vla_jax.models.structures.splicing import Sequence
+from vla_jax.models.structures.splicing import Sequence, is_padded
 from vla_jax.types import Actions, ArrayT, Observation, Prediction, pytree
 
 

@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from vla_jax.config import ModelConfig
 from vla_jax.models.backbones.base import Backbone
 from vla_jax.models.structures import splicing
-from vla_jax.models.structures.base import Structure, is_padded
+from vla_jax.models.structures.base import Structure
 from vla_jax.models.structures.history import History, append_step
-from vla_jax.models.structures.splicing import Sequence
+from vla_jax.models.structures.splicing import Sequence, is_padded
 from vla_jax.types import ArrayT, Observation, Prediction, pytree
 
 

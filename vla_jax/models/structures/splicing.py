@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vla_jax.config import StructureConfig
+from vla_jax.config import ModelConfig, StructureConfig
 from vla_jax.models.backbones.base import Layout, Tokens
 from vla_jax.types import Observation
 
@@ -27,6 +27,11 @@ class Sequence(NamedTuple):
     tokens: Tokens
     columns: Int[Array, "r c"]
     read: Bool[Array, "r c"]
+
+
+def is_padded(config: ModelConfig) -> bool:
+    """Whether actions stand where RoboVLMs puts them, behind the padded prompt."""
+    return config.structure.parity.act_insert == "padded_column"
 
 
 def step_mask(observation: Observation) -> Bool[Array, "b w"]:
