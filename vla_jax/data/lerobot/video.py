@@ -81,7 +81,8 @@ class _Video:
         except ImportError as error:
             hint = f"videos need PyAV: {install_hint('lerobot')}"
             raise DataError(hint, path) from error
-        self.path, self.owner, self._errors = path, None, FFmpegError
+        self.path, self._errors = path, FFmpegError
+        self.owner: Any = None
         self._open()
         rate = self._stream.average_rate or self._stream.guessed_rate
         self._step = 1 / float(rate) if rate else 1 / fps
