@@ -33,9 +33,9 @@ CORE = [
 ]
 EXTRAS = {
     # TFDS round trips and the tf.data stream; training from the byte index needs neither.
-    "data": ["tensorflow-cpu>=2.20,<2.22", "tensorflow-datasets>=4.9.9,<5"],
+    "data": ["tensorflow-cpu>=2.20,<2.22", "tensorflow-datasets>=4.9.9,<5", "google-crc32c>=1.6"],
     # Tokenizers that ship without a tokenizer.json are converted by transformers (no torch).
-    "convert": ["transformers>=5.20,<6", "sentencepiece>=0.2"],
+    "convert": ["transformers>=5.20,<6", "sentencepiece>=0.2", "protobuf>=5"],
     # LeRobot's parquet files and videos.
     "lerobot": ["av>=18.0,<19", "pyarrow>=25,<27"],
     "cuda": [f"jax[cuda13]{JAX}"],

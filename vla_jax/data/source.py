@@ -31,8 +31,6 @@ class Source(Protocol):
         starts: int64 [e+1], first frame of each episode; the last entry is n.
         numbers: int64 [e], number of each episode within the split as it was recorded: what was
             left out counts.
-        every: the numbers of all episodes that the split is said to have; None if left out ones
-            may have been any number of episodes.
         content: a digest of the numbers and texts themselves; "" if they are at hand only once.
         skipped: what is wrong with episodes that were left out, and how many each concerns.
     """
@@ -41,13 +39,20 @@ class Source(Protocol):
     digest: str
     starts: Int64[np.ndarray, "starts"]
     numbers: Int64[np.ndarray, "e"]
-    every: range | None
     content: str
     skipped: list[tuple[DataError, int]]
 
     @property
     def root(self) -> PurePath:
         """Folder of the data, for messages; not on a disk if the data are not."""
+        ...
+
+    @property
+    def every(self) -> range | None:
+        """Numbers of all episodes that the split is said to have.
+
+        None if left out ones may have been any number of episodes.
+        """
         ...
 
     @property

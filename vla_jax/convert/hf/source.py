@@ -9,13 +9,16 @@ import numpy as np
 
 from vla_jax.config import ModelConfig, read_json
 from vla_jax.convert import maps
-from vla_jax.convert.formats.safetensors import SUFFIX, Safetensors
+from vla_jax.convert.formats.safetensors import INDEX, SUFFIX, Safetensors
 from vla_jax.convert.formats.torch_read import TorchFile
 from vla_jax.convert.hf.files import carried
 from vla_jax.convert.tensors import Joined, Renamed, Source
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Backbone, merge_arch
+from vla_jax.models.weights import WeightError
+
+_TORCH = "pytorch_model.bin"
 
 
 def read_arch(
@@ -89,9 +92,29 @@ def open_source(folder: str | Path, config: ModelConfig) -> Source:
         if path.is_file()
     ]
     if not parts or any(Path(folder).glob("model*" + SUFFIX)):
-        parts.append(Safetensors(folder))
+        parts += _torch_files(Path(folder)) or [Safetensors(folder)]
     renamed = [Renamed(part, backbone.RENAMES) for part in parts]
     return renamed[0] if len(renamed) == 1 else Joined(renamed)
+
+
+def _torch_files(folder: Path) -> list[TorchFile]:
+    """The files of a folder that torch.save wrote, as older releases have them.
+
+    [] where there are safetensors.
+    """
+    if any(folder.glob("model*" + SUFFIX)) or any(folder.glob("model*" + INDEX)):
+        return []
+    index = folder / f"{_TORCH}.index.json"
+    if index.is_file():
+        weights = read_json(index).get("weight_map")
+        if not isinstance(weights, dict):
+            raise WeightError(f"{index}: not an index of shards")
+        names = sorted({str(name) for name in weights.values()})
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise WeightError(f"{index}: names files outside its folder: {outside[:3]}")
+        return [TorchFile(folder / name) for name in names]
+    return [TorchFile(folder / _TORCH)] if (folder / _TORCH).is_file() else []
 
 
 def load(

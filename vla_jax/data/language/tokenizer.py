@@ -1,5 +1,6 @@
 """Prompts to token ids, with the tokenizer of the backbone; it travels inside the checkpoint."""
 
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,8 @@ from vla_jax.shipped import install_hint
 # Of tokenizers made by `Tokenizer.build`; the order is the id, as in Kosmos-2's vocabulary.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<grounding>")
 # Files of a byte-level tokenizer that nothing else describes.
+# What transformers needs to convert a sentencepiece model: module -> package.
+_CONVERTERS = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
 _PAIRS = ("vocab.json", "merges.txt")
 
 
@@ -82,7 +85,17 @@ class Tokenizer:
         except ImportError as error:
             hint = f"{install_hint('convert')} to convert the tokenizer files it has"
             raise ImportError(f"{folder}: no tokenizer.json; {hint}") from error
-        slow = AutoTokenizer.from_pretrained(str(folder))
+        lacking = [name for name in _CONVERTERS if not _installed(name)]
+        if lacking and any(folder.glob("*.model")):
+            names = " and ".join(_CONVERTERS[name] for name in lacking)
+            raise ImportError(
+                f"{folder}: no tokenizer.json, and its *.model cannot be converted without "
+                f"{names}: {install_hint('convert')}"
+            )
+        try:
+            slow = AutoTokenizer.from_pretrained(str(folder))
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{folder}: its tokenizer cannot be converted: {error}") from error
         backend = slow.backend_tokenizer
         if slow.pad_token_id is not None:
             backend.enable_padding(pad_id=slow.pad_token_id, pad_token=slow.pad_token)
@@ -223,6 +236,13 @@ class Tokenizer:
         ids, target = np.full(length, self.pad_id, np.int32), np.zeros(length, bool)
         ids[:count], target[:count] = found.ids[:count], wanted[:count]
         return ids, np.arange(length) < count, target
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that holds it
+        return False
 
 
 def _refuse_pointers(folder: Path) -> None:
