@@ -103,7 +103,7 @@ def test_serving_goes_around_it_too_and_leaves_it_where_it_is(run, tmp_path, cap
         assert checkpoints.intact(POLICY_ITEMS) == 2
     assert "damaged, not used: params/" in caplog.text
     assert (workdir / "checkpoints" / "4").is_dir()
-    assert load_meta(workdir, 4)["format"] == 1  # this item is as it was written
+    assert load_meta(workdir, 4)["tokenizer"] == "{}"  # this item is as it was written
 
 
 def test_a_step_that_was_asked_for_is_refused_with_the_way_out(run, tmp_path):

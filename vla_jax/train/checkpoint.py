@@ -27,7 +27,7 @@ from jax.sharding import SingleDeviceSharding
 from vla_jax import rules
 from vla_jax.config import FORMAT, ConfigError, upgrade
 from vla_jax.train import checkpoint_folder, checksum, orbax_setup
-from vla_jax.train.checkpoint_folder import FOLDER, CheckpointError
+from vla_jax.train.checkpoint_folder import FOLDER, CheckpointError, DamagedError, SaveError
 from vla_jax.train.finite import all_finite
 from vla_jax.train.state import TrainState, misfits, place_parts
 
@@ -41,14 +41,6 @@ POLICY_ITEMS = ("params", "meta")
 META_KEYS = ("config", "statistics", "action_specs", "tokenizer")
 # What Orbax raises for a disk, a folder or a file that it cannot work with.
 _FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError)
-
-
-class DamagedError(CheckpointError):
-    """A step whose files are not what was written; the message names them."""
-
-
-class SaveError(CheckpointError):
-    """A save that failed; what was saved before is whole."""
 
 
 class Checkpoints:
@@ -181,7 +173,8 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> SaveError:
         step, self._saving = self._saving, None
-        return SaveError(f"{self.directory / str(step)}: could not be saved: {_first_line(error)}")
+        reason = checkpoint_folder.first_line(error)
+        return SaveError(f"{self.directory / str(step)}: could not be saved: {reason}")
 
     def reopen(self) -> None:
         """After a save that failed: remove what it left, and list the steps anew."""
@@ -333,10 +326,9 @@ class Checkpoints:
         try:
             yield
         except _FAILURES as error:
-            raise DamagedError(
-                f"{self.directory / str(step)}: cannot be read: {_first_line(error)}. "
-                f"{self._way_out(step)}"
-            ) from error
+            reason, folder = checkpoint_folder.first_line(error), self.directory / str(step)
+            text = f"{folder}: cannot be read: {reason}. {self._way_out(step)}"
+            raise DamagedError(text) from error
 
     def _way_out(self, step: int) -> str:
         others = [other for other in self.steps() if other != step]
@@ -382,11 +374,6 @@ class Checkpoints:
                 f"model:\n  {listing}"
             )
         return stored
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
 
 
 _all_finite = jax.jit(all_finite)

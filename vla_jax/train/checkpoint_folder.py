@@ -19,6 +19,14 @@ class CheckpointError(RuntimeError):
     """A checkpoint folder that cannot be used; the message says which and why."""
 
 
+class DamagedError(CheckpointError):
+    """A step whose files are not what was written; the message names them."""
+
+
+class SaveError(CheckpointError):
+    """A save that failed; what was saved before is whole."""
+
+
 def locate(workdir: str | Path, read_only: bool) -> Path:
     """The folder of checkpoints of a workdir; for reading that folder itself will do.
 
@@ -96,3 +104,9 @@ def remove_leftovers(directory: Path) -> None:
 def size_of(step: Path) -> int:
     """Bytes of all files of a step."""
     return sum(path.stat().st_size for path in step.rglob("*") if path.is_file())
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the pages that some libraries add."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
