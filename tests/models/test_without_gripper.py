@@ -13,17 +13,20 @@ from vla_jax.train import evaluate
 from vla_jax.types import Actions, Prediction
 
 A = 5
+# Of the heads that the policy head's structure does not take.
+STRUCTURE = {"detokenizer": "discrete", "expert_flow": "expert"}
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_no_parameter_no_loss_and_no_answer_is_a_grippers(head):
-    structure = "discrete" if head == "detokenizer" else "policy_head"
-    config = tiny.config(structure, head, **{"action_dim": A, "gripper": "none"})
+    structure = STRUCTURE.get(head, "policy_head")
+    backbone = "paligemma" if structure == "expert" else "kosmos2"
+    config = tiny.config(structure, head, backbone, **{"action_dim": A, "gripper": "none"})
     model = vla.build(config)
     params = jax.eval_shape(lambda key: vla.initial_params(model, key), jax.random.key(0))
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     assert not [path for path in paths if "gripper" in path]
-    observation = tiny.observe()
+    observation = tiny.observe(window=config.structure.window, size=model.image.size)
     shape = observation.text.shape[0], config.structure.window, config.structure.chunk
     actions = Actions(jnp.zeros((*shape, A)), jnp.ones(shape, bool))
 

@@ -89,8 +89,8 @@ class ExpertFlow(Head):
 
     def values(self, actions: Actions) -> Float[Array, "b f a"]:
         """The numbers that are denoised, of a window of one step."""
-        binary = self.expert.gripper == "binary"
-        return (as_values(actions) if binary else actions.chunk)[:, 0]
+        decides = self.sizes.gripper and self.expert.gripper == "binary"
+        return as_values(actions, decides)[:, 0]
 
     def draw(
         self, key: PRNGKeyArray, batch: int
@@ -148,7 +148,9 @@ class ExpertFlow(Head):
     def prediction(self, values: Float[Array, "b f w"]) -> Prediction:
         """Chunks as the robot's part of them; a binary gripper is open above 0."""
         values = values[:, None, :, : self.sizes.action_dim]
-        arm = values[..., :-1]
+        arm, gripper = values, None
+        if self.sizes.gripper:
+            arm, gripper = values[..., :-1], values[..., -1]
         if self.expert.gripper == "binary":
             arm = jnp.clip(arm, -1.0, 1.0)
-        return Prediction(arm=arm, gripper=values[..., -1])
+        return Prediction(arm=arm, gripper=gripper)
