@@ -202,7 +202,7 @@ class FastTokenizer:
         if not horizon or not dim:
             raise ValueError("FAST: this tokenizer is for chunks of any shape: say which")
         coefficients = self._read(list(map(int, ids)), horizon * dim).reshape(horizon, dim)
-        return scipy.fft.idct(coefficients / self.scale, axis=0, norm="ortho")
+        return np.asarray(scipy.fft.idct(coefficients / self.scale, axis=0, norm="ortho"))
 
     @cached_property
     def _bpe(self) -> Tokenizer:
@@ -236,7 +236,8 @@ def _coefficients(chunk: Float[np.ndarray, "t a"], scale: float) -> Int[np.ndarr
     """Rounded cosine transform along time."""
     if not np.isfinite(chunk).all():
         raise ValueError("FAST: the chunk has actions that are not finite")
-    return np.around(scipy.fft.dct(chunk, axis=0, norm="ortho") * scale).astype(np.int64)
+    transformed = np.asarray(scipy.fft.dct(chunk, axis=0, norm="ortho"))
+    return np.around(transformed * scale).astype(np.int64)
 
 
 def _write(coefficients: Int[np.ndarray, "n"], low: int) -> str:

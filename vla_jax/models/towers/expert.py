@@ -128,7 +128,8 @@ class _Layers(nn.Module):
 
             block = Block(s.block, self.dtype, name="block" if len(crosses) == 1 else f"block{i}")
             if cross:
-                source = tuple(kept.reshape(*kept.shape[:2], -1) for kept in (keys, values))
+                flat = [kept.reshape(*kept.shape[:2], -1) for kept in (keys, values)]
+                source = flat[0], flat[1]
                 x, _ = block(x, seen, ropes[1], level=level, source=source)
             else:
                 both = jnp.concatenate([seen, mask], axis=-1)
@@ -184,6 +185,7 @@ class Expert(nn.Module):
         )
         x, _ = scanned(s, self.dtype, name="layers")(x, kept, cache.valid, mask, ropes, level)
         if s.block.adaptive:
+            assert level is not None
             return AdaptiveRMSNorm(s.block.eps, self.dtype, name="norm")(x, level)[0]
         return NORMS[s.block.norm](s.block.eps, self.dtype, name="norm")(x)
 
