@@ -31,7 +31,7 @@ def raw_config(**expert: Any) -> dict[str, Any]:
     model["backbone"] = {"name": "paligemma", "hf_dir": "", "arch": {}}
     model["structure"] |= {
         "kind": "expert", "window": 1, "chunk": sizes["action_horizon"], "cameras": ("primary",),
-        "text_len": sizes["max_token_len"],
+        "text_len": sizes["max_token_len"], "proprio": 7,
     }  # fmt: skip
     model["head"]["kind"] = "expert_flow"
     model["expert"] |= {"gripper": "number", **expert}

@@ -237,14 +237,9 @@ def _letterbox(
     h, x = images.shape[-3:-1]
     inner = letterbox.shape_within(h, x, height, width)
     change = letterbox.interpolate if spec.resample in letterbox.FLOATING else resize
+    scaled = change(images, inner[0], inner[1], spec.resample)
     (value,) = {int(part * 255) for part in spec.background or spec.mean}
-    return letterbox.paste(
-        change(images, inner[0], inner[1], spec.resample),
-        height,
-        width,
-        spec.corner,
-        float(value),
-    )
+    return letterbox.paste(scaled, height, width, spec.corner, float(value))
 
 
 def _pad_to_square(images: UInt8[Array, "*lead h x 3"], spec: ImageSpec) -> Array:

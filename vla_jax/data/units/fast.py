@@ -236,9 +236,8 @@ def _coefficients(chunk: Float[np.ndarray, "t a"], scale: float) -> Int[np.ndarr
     """Rounded cosine transform along time."""
     if not np.isfinite(chunk).all():
         raise ValueError("FAST: the chunk has actions that are not finite")
-    return np.around(np.asarray(scipy.fft.dct(chunk, axis=0, norm="ortho")) * scale).astype(
-        np.int64
-    )
+    transformed = np.asarray(scipy.fft.dct(chunk, axis=0, norm="ortho"))
+    return np.around(transformed * scale).astype(np.int64)
 
 
 def _write(coefficients: Int[np.ndarray, "n"], low: int) -> str:

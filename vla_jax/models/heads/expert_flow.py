@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from vla_jax.config import ExpertConfig
 from vla_jax.models.heads.common import Head
-from vla_jax.models.heads.denoiser import as_values
+from vla_jax.models.heads.denoiser import as_prediction, as_values
 from vla_jax.models.losses import masked_mean, row_means
 from vla_jax.models.towers.layers import Dense
 from vla_jax.types import Actions, Prediction
@@ -89,8 +89,8 @@ class ExpertFlow(Head):
 
     def values(self, actions: Actions) -> Float[Array, "b f a"]:
         """The numbers that are denoised, of a window of one step."""
-        decides = self.sizes.gripper and self.expert.gripper == "binary"
-        return as_values(actions, decides)[:, 0]
+        binary = self.expert.gripper == "binary"
+        return as_values(actions, binary and self.sizes.gripper)[:, 0]
 
     def draw(
         self, key: PRNGKeyArray, batch: int
@@ -148,9 +148,6 @@ class ExpertFlow(Head):
     def prediction(self, values: Float[Array, "b f w"]) -> Prediction:
         """Chunks as the robot's part of them; a binary gripper is open above 0."""
         values = values[:, None, :, : self.sizes.action_dim]
-        arm, gripper = values, None
-        if self.sizes.gripper:
-            arm, gripper = values[..., :-1], values[..., -1]
         if self.expert.gripper == "binary":
-            arm = jnp.clip(arm, -1.0, 1.0)
-        return Prediction(arm=arm, gripper=gripper)
+            return as_prediction(values, self.sizes.gripper)
+        return Prediction(arm=values[..., :-1], gripper=values[..., -1])

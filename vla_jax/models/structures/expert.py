@@ -135,8 +135,7 @@ class Expert(Structure):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Mean squared error of the velocity at one random time; the gripper as the arm."""
         del gripper_weight
-        if key is None:
-            raise ValueError("the expert's loss draws noise and needs a key")
+        assert key is not None
         noise, time = self.head.draw(key, len(observation.text))
         error, _ = self.errors(observation, actions, noise, time)
         return self.head.flow_loss(error, actions)
@@ -233,6 +232,7 @@ class Expert(Structure):
         # The state sees itself alone; the first action begins a block of its own.
         starts = jnp.ones(chunk, bool) if self.config.expert.causal else jnp.arange(chunk) == 0
         if self.config.expert.state == "expert":
+            assert state is not None
             x = jnp.concatenate([self.head.state_token(state[:, 0]), x], axis=1)
             starts = jnp.concatenate([jnp.ones(1, bool), starts])
         positions = positions_after(cache.valid, x.shape[1])
@@ -264,4 +264,5 @@ class Expert(Structure):
 
     def _padded_state(self, observation: Observation) -> Float[Array, "b 1 w"]:
         rest = self.config.expert.padded - self.config.structure.proprio
+        assert observation.proprio is not None
         return jnp.pad(observation.proprio, [(0, 0), (0, 0), (0, rest)])

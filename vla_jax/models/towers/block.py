@@ -181,6 +181,7 @@ class Block(nn.Module):
         level: Float[Array, "b c"],
     ) -> Float[Array, "b n d"]:
         """The layer with norms that follow `level` (pi0.5)."""
+        assert level is not None
         attention, mlp = self._parts()
         norm = functools.partial(AdaptiveRMSNorm, self.spec.eps, self.dtype)
         x = sharding.rows(x)

@@ -128,7 +128,8 @@ class _Layers(nn.Module):
 
             block = Block(s.block, self.dtype, name="block" if len(crosses) == 1 else f"block{i}")
             if cross:
-                source = keys.reshape(*keys.shape[:2], -1), values.reshape(*values.shape[:2], -1)
+                flat = [kept.reshape(*kept.shape[:2], -1) for kept in (keys, values)]
+                source = flat[0], flat[1]
                 x, _ = block(x, seen, ropes[1], level=level, source=source)
             else:
                 both = jnp.concatenate([seen, mask], axis=-1)
@@ -183,7 +184,8 @@ class Expert(nn.Module):
             length=s.layers // period,
         )
         x, _ = scanned(s, self.dtype, name="layers")(x, kept, cache.valid, mask, ropes, level)
-        if s.block.adaptive and level is not None:
+        if s.block.adaptive:
+            assert level is not None
             return AdaptiveRMSNorm(s.block.eps, self.dtype, name="norm")(x, level)[0]
         return NORMS[s.block.norm](s.block.eps, self.dtype, name="norm")(x)
 
