@@ -17,7 +17,11 @@ import time
 
 import numpy as np
 
+from eval_servers.client import PolicyClient
+from eval_servers.episode import run_episode
 from eval_servers.libero import suites
+from eval_servers.libero.env import LiberoEnv
+from eval_servers.libero.profiles import PROFILES
 from eval_servers.libero.simulator import CAMERAS, STAY, Settings, Simulator
 
 EPISODES, STEPS, SEED, SIZE = 3, 12, 7, 128
@@ -123,22 +127,49 @@ def files():
     return wrong
 
 
-def cost(number, steps):
-    """CPU-seconds of an episode that draws at every step and of one that draws when asked."""
-    told = {}
-    world = Simulator(Settings("egl", 256))
-    world.reset("spatial", suites.tasks("spatial")[number].name, SEED, 0, 10)
-    for every in (1, 5):
+def cost(number, steps, uri=""):
+    """CPU-seconds of this process for one episode of a policy that is asked every five steps.
+
+    Drawn at every step, as the stock environment does; drawn when asked; and the latter with a
+    policy server behind a socket instead of a function.
+    """
+    trial, profile = suites.trials("spatial", [number], 1)[0], PROFILES["openpi"]
+    simulator = Simulator(Settings("egl", profile.size))
+    env = LiberoEnv(simulator, profile)
+    env.reset(trial)  # building the world is no part of an episode
+
+    class Drawing(LiberoEnv):
+        def step(self, action):
+            super().step(action)
+            self.observe()
+
+    class Still:
+        metadata = {"chunk": 5}  # noqa: RUF012
+
+        def reset(self):
+            pass
+
+        def infer(self, request):
+            return {"actions": np.tile(STAY, (5, 1))}
+
+    def seconds(env, client, settling=0):
         start = time.process_time()
-        settling = 10 if every > 1 else 0
-        world.reset("spatial", suites.tasks("spatial")[number].name, SEED, 0, settling)
-        for step in range(steps + (10 if every == 1 else 0)):
-            if step % every == 0:
-                [world.draw(name) for name in CAMERAS]
-            world.step(STAY)
-        told[every] = time.process_time() - start
-    world.close()
-    return {"every step": told[1], "when asked": told[5], "ratio": told[5] / told[1]}
+        for _ in range(settling):  # the stock environment draws these steps as well
+            env.observe()
+        run_episode(env, client, trial, steps, profile.execute_steps)
+        return time.process_time() - start
+
+    told = {
+        "every step": seconds(Drawing(simulator, profile), Still(), profile.settle),
+        "when asked": seconds(env, Still()),
+    }
+    told["ratio"] = told["when asked"] / told["every step"]
+    if uri:
+        with PolicyClient(uri) as client:
+            told["with a server"] = seconds(env, client)
+        told["overhead"] = told["with a server"] / told["when asked"] - 1
+    env.close()
+    return told
 
 
 def digest(arrays):
@@ -161,7 +192,7 @@ def main():
     elif what == "files":
         told = files()
     else:
-        told = cost(int(rest[0]), int(rest[1]))
+        told = cost(int(rest[0]), int(rest[1]), *rest[2:])
     print(json.dumps(told))
 
 
