@@ -101,7 +101,9 @@ def walk(page, folder, environment, changes=(), skip=()):
     """
     texts = blocks(page)
     for text in (text for language, text in texts if language == "python"):
-        (folder / NAMED.match(text)[1]).write_text(text)
+        named = NAMED.match(text)
+        assert named, f"{page}: a block without a file's name:\n{text}"
+        (folder / named[1]).write_text(text)
     lines = [words for language, text in texts if language == "bash" for words in commands(text)]
     lines = [words for words in lines if not any(word in " ".join(words) for word in skip)]
     lines.sort(key=lambda words: words[1] != "record.py")  # what the page reads comes first
@@ -206,6 +208,7 @@ def answered(words, folder, environment):
         try:
             printed, address = "", None
             while address is None:
+                assert server.stdout
                 line = server.stdout.readline()
                 printed += line
                 assert line, printed  # it has ended
