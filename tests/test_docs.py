@@ -64,7 +64,8 @@ def test_commands_exist_and_know_their_flags(page):
                     assert known, f"{page}: {rest[0]} has no {flag}"
             elif program != "pip":
                 file = rest[0] if program == "python" else program
-                shown = {NAMED.match(code)[1] for kind, code in blocks(page) if kind == "python"}
+                code = [text for language, text in blocks(page) if language == "python"]
+                shown = {named[1] for named in map(NAMED.match, code) if named}
                 assert (ROOT / file).exists() or file in shown, f"{page}: {' '.join(words)}"
 
 
@@ -222,7 +223,7 @@ def answered(words, folder, environment):
 
 
 def test_your_structure(tmp_path, one_device):
-    (printed,) = run("docs/your_structure.md", tmp_path, one_device)
+    (printed,) = walk("docs/your_structure.md", tmp_path, one_device)
     loss, reason = printed.splitlines()
     assert float(loss.split()[1]) > 0
     assert reason == "the window becomes its mean, so there are no steps to remember"
