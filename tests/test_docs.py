@@ -64,7 +64,8 @@ def test_commands_exist_and_know_their_flags(page):
                     assert known, f"{page}: {rest[0]} has no {flag}"
             elif program != "pip":
                 file = rest[0] if program == "python" else program
-                shown = {NAMED.match(code)[1] for kind, code in blocks(page) if kind == "python"}
+                code = [text for language, text in blocks(page) if language == "python"]
+                shown = {named[1] for named in map(NAMED.match, code) if named}
                 assert (ROOT / file).exists() or file in shown, f"{page}: {' '.join(words)}"
 
 
@@ -101,7 +102,9 @@ def walk(page, folder, environment, changes=(), skip=()):
     """
     texts = blocks(page)
     for text in (text for language, text in texts if language == "python"):
-        (folder / NAMED.match(text)[1]).write_text(text)
+        named = NAMED.match(text)
+        assert named, f"{page}: a block without a file's name:\n{text}"
+        (folder / named[1]).write_text(text)
     lines = [words for language, text in texts if language == "bash" for words in commands(text)]
     lines = [words for words in lines if not any(word in " ".join(words) for word in skip)]
     lines.sort(key=lambda words: words[1] != "record.py")  # what the page reads comes first
@@ -206,6 +209,7 @@ def answered(words, folder, environment):
         try:
             printed, address = "", None
             while address is None:
+                assert server.stdout
                 line = server.stdout.readline()
                 printed += line
                 assert line, printed  # it has ended
@@ -219,7 +223,7 @@ def answered(words, folder, environment):
 
 
 def test_your_structure(tmp_path, one_device):
-    (printed,) = run("docs/your_structure.md", tmp_path, one_device)
+    (printed,) = walk("docs/your_structure.md", tmp_path, one_device)
     loss, reason = printed.splitlines()
     assert float(loss.split()[1]) > 0
     assert reason == "the window becomes its mean, so there are no steps to remember"

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def _robots(config: Config) -> dict[str, Robot]:
 
 
 def _robot(spec: DatasetSpec, entry: DatasetConfig, config: Config) -> Robot:
-    folder, reader = Path(to_folder(entry.dir)), find_reader(entry.dir, config.data.reader)
+    folder, reader = to_folder(entry.dir), find_reader(entry.dir, config.data.reader)
     features = reader.features(folder)
     cameras = [role for role in CAMERAS if role in spec.images]
     cameras = tuple(role for role in cameras if find_feature(features, spec.images[role]))
@@ -104,7 +105,9 @@ def _robot(spec: DatasetSpec, entry: DatasetConfig, config: Config) -> Robot:
     elif config.data.reader == "stream":
         numbers = _from_zeros(spec, features)
     else:
-        numbers = action_dim(spec, folder, config.data.train_split, config.data.cache_dir)
+        # Random access is on disks alone, as the reader has made sure.
+        split, cache = config.data.train_split, config.data.cache_dir
+        numbers = action_dim(spec, Path(folder), split, cache)
     return Robot(numbers, "last" if spec.has_gripper else "none", cameras)
 
 
