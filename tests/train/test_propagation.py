@@ -89,7 +89,7 @@ def test_captions_are_split_too():
         ),
     ],
 )
-def test_whatever_is_chosen_beside_the_model(backbone, changes):
+def test_whatever_is_chosen_beside_the_model(backbone: str, changes: dict[str, Any]):
     assert unsplit(programs.config(backbone, "policy_head", **changes)) == []
 
 
@@ -110,7 +110,12 @@ def lowered(mesh: Any, rows: int, at: P) -> Any:
 
     def layers(x: Any, kernels: Any) -> Any:
         x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, at))
-        x, kept = jax.lax.scan(lambda x, k: (jnp.tanh(x @ k),) * 2, x, kernels)
+
+        def layer(x: Any, kernel: Any) -> tuple[Any, Any]:
+            x = jnp.tanh(x @ kernel)
+            return x, x
+
+        x, kept = jax.lax.scan(layer, x, kernels)
         return x.sum() + kept.sum()
 
     def struct(spec: P, *shape: int) -> Any:
