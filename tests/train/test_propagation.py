@@ -43,8 +43,8 @@ def unsplit(config: Any, rows: int = ROWS, **how: Any) -> list[Carry]:
     s = config.model.structure
     # The heads' noise: `jax.random.normal` ends in an inverse error function, through which the
     # compiler hands no sharding back. It is a few numbers a window.
-    noise = ("ui32", (s.chunk, config.model.action_dim))
-    return [carry for carry in found if (carry.dtype, carry.shape[-2:]) != noise]
+    noise = ("ui32", (s.chunk,))  # by actions as wide as the head draws them
+    return [carry for carry in found if (carry.dtype, carry.shape[-2:-1]) != noise]
 
 
 @pytest.mark.parametrize("cell", QUICK, ids="-".join)
