@@ -25,6 +25,7 @@ HEADS = {
     "interleaved": "gpt2",
     "policy_head": "lstm",
     "video": "flow",
+    "expert": "expert_flow",
 }
 
 
@@ -32,11 +33,15 @@ def config(backbone: str, structure: str, head: str = "", **changes: Any) -> Con
     """A very small model of that kind, with dropout; dotted keys change it further."""
     raw = tiny.get_config(backbone)
     spliced = BACKBONES[backbone].LAYOUT.images == "spliced"
-    window = 1 if structure == "one_step" or (structure == "discrete" and not spliced) else 3
+    window = (
+        1 if structure in ("one_step", "expert") or (structure == "discrete" and not spliced) else 3
+    )
     raw.model.structure.update({"kind": structure, "window": window, "chunk": 2, "text_len": 9})
     raw.model.head.update({"kind": head or HEADS[structure], "hidden": 16, "layers": 2})
     raw.model.head.update({"heads": 2, "bins": 20, "sampling_steps": 4})
     raw.model.update({"dropout": True, "remat": "full"})
+    if structure == "expert":
+        raw.model.structure.proprio = 7  # its prompt says the robot's state
     with raw.unlocked():
         raw.update_from_flattened_dict(changes)
     return resolve(raw)

@@ -43,8 +43,8 @@ def unsplit(config: Any, rows: int = ROWS, **how: Any) -> list[Carry]:
     s = config.model.structure
     # The heads' noise: `jax.random.normal` ends in an inverse error function, through which the
     # compiler hands no sharding back. It is a few numbers a window.
-    noise = ("ui32", (s.chunk, config.model.action_dim))
-    return [carry for carry in found if (carry.dtype, carry.shape[-2:]) != noise]
+    noise = ("ui32", (s.chunk,))  # by actions as wide as the head draws them
+    return [carry for carry in found if (carry.dtype, carry.shape[-2:-1]) != noise]
 
 
 @pytest.mark.parametrize("cell", QUICK, ids="-".join)
@@ -89,7 +89,7 @@ def test_captions_are_split_too():
         ),
     ],
 )
-def test_whatever_is_chosen_beside_the_model(backbone, changes):
+def test_whatever_is_chosen_beside_the_model(backbone: str, changes: dict[str, Any]):
     assert unsplit(programs.config(backbone, "policy_head", **changes)) == []
 
 
@@ -110,7 +110,12 @@ def lowered(mesh: Any, rows: int, at: P) -> Any:
 
     def layers(x: Any, kernels: Any) -> Any:
         x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, at))
-        x, kept = jax.lax.scan(lambda x, k: (jnp.tanh(x @ k),) * 2, x, kernels)
+
+        def layer(x: Any, kernel: Any) -> tuple[Any, Any]:
+            x = jnp.tanh(x @ kernel)
+            return x, x
+
+        x, kept = jax.lax.scan(layer, x, kernels)
         return x.sum() + kept.sum()
 
     def struct(spec: P, *shape: int) -> Any:

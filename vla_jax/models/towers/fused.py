@@ -13,10 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel,
-    splash_attention_mask,
-)
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
@@ -144,6 +140,12 @@ def _on_tpu(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -
 
 def _splash(causal: bool, interpret: bool, q: Array, k: Array, v: Array, ids: Array) -> Array:
     """The kernel over the rows [b, h, n, k] of one device."""
+    # Only here: it takes a second to load, and most machines never need it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
+
     heads, n = q.shape[1:3]
     block = next(size for size in (BLOCK, 384, 256, LANES) if n % size == 0)
     shape = (n, n)
