@@ -15,6 +15,8 @@ from vla_jax.convert.openpi.exporting import to_openpi
 from vla_jax.convert.openpi.importing import from_openpi
 from vla_jax.convert.openpi.source import OrbaxParams
 from vla_jax.convert.store import Stored
+from vla_jax.data.language.prompts import Writer
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.units.policy_units import PolicyUnits
 from vla_jax.models.weights import WeightError
 
@@ -105,3 +107,15 @@ def test_mistakes_are_named(tmp_path):
     (tmp_path / "broken/params/_METADATA").write_text("{}")
     with pytest.raises(WeightError):
         from_openpi(tmp_path / "broken", raw_config())
+
+
+def test_openpis_own_tokenizer_travels_along(tmp_path):
+    """Its sentencepiece file alone; a prompt begins once."""
+    (tmp_path / "words").mkdir()
+    model = ROOT / "tests/fixtures/openpi_tokenizer/tiny_tokenizer.model"
+    shutil.copy(model, tmp_path / "words/paligemma_tokenizer.model")
+    found = from_openpi(TRAINED, raw_config(), tmp_path / "words")
+    write = Writer(Tokenizer.from_json(found.meta["tokenizer"]), 90, "", "pi05")
+    ids, mask = write("open the drawer", np.zeros(7))
+    assert ids[mask].tolist().count(2) == 1
+    assert ids[0] == 2

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vla_jax.config import ConfigError, DataConfig, DatasetConfig, StructureConfig
+from vla_jax.data.chunk_units import units_of, with_chunks
 from vla_jax.data.dataset import Dataset, Part, open_dataset
 from vla_jax.data.errors import DataError, FeatureError, MissingCameraError, Skips
 from vla_jax.data.filters import make_filters
@@ -26,7 +27,7 @@ from vla_jax.data.units.foreign_statistics import read_statistics
 from vla_jax.data.units.gripper import targets
 from vla_jax.data.units.lost_motion import lost_motion, unpadded
 from vla_jax.data.units.normalize import ActionSpec, StateSpec
-from vla_jax.data.units.policy_units import PolicyUnits, measure
+from vla_jax.data.units.policy_units import PolicyUnits
 from vla_jax.data.units.statistics import cached_statistics
 
 _PARTS = ("train", "val")
@@ -201,8 +202,8 @@ def open_datasets(
             check_clipping(name, dataset.actions, action_specs[name])
         dataset.fast_dct = config.parity.dct == "fast"
         if config.units:
-            found[name] = _with_chunks(found[name], dataset, structure, config)
-            units[name] = _units(name, found[name], spec, structure, config)
+            found[name] = with_chunks(found[name], dataset, structure, config)
+            units[name] = units_of(name, found[name], spec, structure, config)
             datasets.append(dataset)
             weights.append(entry.weight)
             continue
@@ -222,43 +223,6 @@ def open_datasets(
         datasets, weights, found, action_specs, structure, config, split == "train", image_size,
         units,
     )  # fmt: skip
-
-
-def _with_chunks(
-    found: Mapping[str, Any], dataset: Dataset, structure: StructureConfig, config: DataConfig
-) -> dict[str, Any]:
-    """Statistics with those of chunks and states as `data.units` scales them, if not yet there."""
-    if "chunks" in found:
-        return dict(found)
-    if dataset.proprio is None:
-        raise ConfigError(f"data.units: dataset {dataset.name!r} records no state of the robot")
-    chunks = measure(
-        dataset.actions, dataset.proprio, dataset.starts, structure.chunk, config.relative,
-        config.robot,
-    )  # fmt: skip
-    return {**found, "chunks": chunks}
-
-
-def _units(
-    name: str,
-    found: Mapping[str, Any],
-    spec: DatasetSpec,
-    structure: StructureConfig,
-    config: DataConfig,
-) -> PolicyUnits:
-    try:
-        units = PolicyUnits.from_statistics(
-            found["chunks"], config.units, config.relative, config.robot, spec.gripper_env
-        )
-    except ValueError as error:
-        raise ConfigError(f"data.units: dataset {name!r}: {error}") from error
-    size = len(units.state.first)
-    if structure.proprio not in (0, size):
-        raise ConfigError(
-            f"model.structure.proprio: {structure.proprio}, but dataset {name!r} records {size} "
-            "numbers of the state"
-        )
-    return units
 
 
 def _warn_of(config: DataConfig) -> None:

@@ -65,7 +65,7 @@ def from_openpi(
         "statistics": {},
         "action_specs": {name: _spec(config.model.action_dim).to_json()},
         "units": {name: units(config, statistics).to_json()} if statistics else {},
-        "tokenizer": Tokenizer.from_dir(tokenizer).to_json() if tokenizer else "",
+        "tokenizer": Tokenizer.from_dir(tokenizer, plain=True).to_json() if tokenizer else "",
         "origin": {"kind": "openpi", "asset": asset, "norm_stats": statistics},
     }
     return Import(config, part.leaves, meta, (), part.changed, part.unused)
