@@ -18,12 +18,13 @@ _PATIENCE = 40  # steps of one phase, after which the next begins all the same
 
 # A word for a thing -> where the hand closes, in metres from the thing's origin. A bowl is taken by
 # its rim, with one finger inside.
-_GRASPED = {"bowl": (0.0, 0.047, 0.032), "bottle": (0.0, 0.0, 0.03)}
+_GRASPED = {"bowl": (0.0, 0.047, 0.032)}
 # A word for a place -> heights of the hand above the place's origin: on the way, and letting go.
 _HEIGHTS = {"basket": (0.1, 0.07), "plate": (0.15, 0.055)}
 _LOW = 0.2  # metres; what lies lower stands on the floor, which is at 0
 _PALM = 0.03  # metres from where the hand closes up to its palm, which must not touch a thing's top
 _SENTENCES = (("pick up the ", " and place it "), ("put the ", " on "), ("put the ", " in "))
+_BEYOND = ("wine bottle", "in the top drawer")  # what the hand cannot take from straight above
 _ABOVE = 0.12  # metres above a thing from where the hand comes straight down
 
 
@@ -126,6 +127,8 @@ def _error(phase: _Phase, hand: np.ndarray, thing: np.ndarray) -> np.ndarray:
 
 def _parts(instruction: str) -> Optional[Tuple[str, str]]:
     """(thing, place) of "pick up the X and place it on the Y" and "put the X in the Y"."""
+    if any(words in instruction for words in _BEYOND):
+        return None
     for verb, joint in _SENTENCES:
         thing, found, place = instruction[len(verb) :].partition(joint)
         if instruction.startswith(verb) and found:

@@ -11,9 +11,9 @@ import pytest
 
 from eval_servers import cli, findings, rollout, sanity, video
 from eval_servers.client import PolicyClient
+from eval_servers.libero import expert, simulator, suites
 from eval_servers.libero import probe as libero_probe
 from eval_servers.libero import rollout as script
-from eval_servers.libero import simulator, suites
 from eval_servers.libero.env import SCENE_KEY, film
 from eval_servers.libero.profiles import PROFILES
 from tests.eval_servers.fake_libero import FakeSimulator, StayingPolicy, make_env
@@ -246,3 +246,11 @@ def test_the_fake_is_solved_by_letting_go_in_the_basket():
     fake.reset("object", "x", 7, 0, 10)
     assert not fake.solved()
     assert SCENE_KEY not in make_env(privileged=False).reset(suites.trials("goal", [0], 1)[0])
+
+
+def test_there_is_a_script_for_what_it_was_seen_to_do():
+    assert expert.scripted("object") == list(range(10))
+    assert expert.scripted("spatial") == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert expert.scripted("goal") == [1, 4, 6, 8]
+    with pytest.raises(ValueError, match="no script for 'turn on the stove'"):
+        expert.Expert("turn on the stove")
