@@ -96,6 +96,7 @@ def test_every_spec_is_well_formed(variant):
         assert set(spec.images) <= set(CAMERAS), name
         assert set(spec.depth) <= set(spec.images), name
         assert set(spec.swap or ()) <= set(spec.images), name
+        assert spec.gripper_env is not None, name
         assert spec.gripper_env[0] != spec.gripper_env[1], name
         assert spec.action in ACTION_ENCODINGS, name
         assert spec.state in STATE_ENCODINGS, name

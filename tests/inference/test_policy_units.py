@@ -24,7 +24,7 @@ def raw_config(cache: Path) -> Any:
     c = bridge_smoke.get_config(str(FOLDER))
     c.data.update({"cache_dir": str(cache), "units": "openpi_quantile", "relative": (6, -1)})
     c.model.backbone = {"name": "paligemma", "hf_dir": "", "arch": ARCHS["paligemma"]}
-    c.model.backbone.arch.text_config.vocab_size = 400
+    c.model.backbone["arch"]["text_config"]["vocab_size"] = 400
     c.model.structure.update(
         {"kind": "expert", "window": 1, "chunk": 3, "text_len": 40, "proprio": 7}
     )

@@ -69,11 +69,12 @@ def images(folder: Path) -> Iterator[Row]:
         for name, resample in (("client_pil", "bilinear"), ("jax_uint8", "linear")):
             found = fit(jnp.asarray(pixels), _spec(height, width, resample))
             yield compare(f"{i}/{name}", found, io[f"{i}/{name}"], 1)
-        inner = letterbox.shape_within(*pixels.shape[:2], height, width)
+        h, x = pixels.shape[:2]
+        inner = letterbox.shape_within(h, x, height, width)
         scaled = jnp.asarray(pixels).astype(jnp.float32) / 255.0 * 2.0 - 1.0
         for name, resample in (("jax_float", "linear"), ("torch_float", "linear_aliased")):
             if f"{i}/{name}" in io:
-                found = letterbox.interpolate(scaled, *inner, resample)
+                found = letterbox.interpolate(scaled, inner[0], inner[1], resample)
                 found = letterbox.paste(found, height, width, corner=False, background=-1.0)
                 yield compare(f"{i}/{name}", found, io[f"{i}/{name}"], 1e-6)
 
@@ -94,7 +95,9 @@ def openvla_images(folder: Path) -> Iterator[Row]:
             for mean, std in zip(means, deviations, strict=True)
         ]  # fmt: skip
         yield compare(name, fit(jnp.asarray(pixels), specs[0]), expected, 0)
-        channels = [np.moveaxis(preprocess(jnp.asarray(pixels), spec), -1, 0) for spec in specs]
+        channels = [
+            np.moveaxis(np.asarray(preprocess(jnp.asarray(pixels), spec)), -1, 0) for spec in specs
+        ]
         expected = io[f"{case}/{way}/pixel_values_corner"]
         corner = np.concatenate(channels)[:, : expected.shape[1], : expected.shape[2]]
         yield compare(f"{case}/{way}/pixel_values", corner, expected, 1e-6)
@@ -165,9 +168,9 @@ def _tokenizers(folder: Path) -> tuple[Any, FastText]:
     text = sentencepiece.read(folder / "tiny_tokenizer.model")
     raw = golden.config(folder)["fast"]
     vocabulary = (folder / "fast_tokenizer.json").read_text(encoding="utf-8")
-    parts = (tuple(_ids(text, part)) for part in (OPENING, CLOSING))
+    opening, closing = (tuple(_ids(text, part)) for part in (OPENING, CLOSING))
     fast = FastTokenizer.from_json(raw | {"tokenizer": vocabulary})
-    return text, FastText(fast, text.get_vocab_size(), *parts, EOS)
+    return text, FastText(fast, text.get_vocab_size(), opening, closing, EOS)
 
 
 def _ids(text: Any, said: str) -> list[int]:

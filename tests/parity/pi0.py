@@ -253,8 +253,8 @@ def observation(io: Mapping[str, np.ndarray], side: int) -> Observation:
 def _resized(images: np.ndarray, side: int) -> Any:
     from vla_jax.models import letterbox
 
-    inner = letterbox.shape_within(*images.shape[1:3], side, side)
-    found = letterbox.interpolate(jnp.asarray(images), *inner, "linear")
+    height, width = letterbox.shape_within(images.shape[1], images.shape[2], side, side)
+    found = letterbox.interpolate(jnp.asarray(images), height, width, "linear")
     return letterbox.paste(found, side, side, corner=False, background=-1.0)
 
 
@@ -284,7 +284,8 @@ def forward(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterat
         noisy, wanted = m.head.mix(m.head.values(actions(io)), noise, time)
         tokens, level = m.head.tokens(noisy, time)
         if m.config.expert.state == "expert":
-            tokens = jnp.concatenate([m.head.state_token(seen.proprio[:, 0]), tokens], axis=1)
+            state = jnp.asarray(seen.proprio)[:, 0]
+            tokens = jnp.concatenate([m.head.state_token(state), tokens], axis=1)
         found = m.velocity(result.cache, seen.proprio, noisy, time)
         return embeds, valid, mask, result, tokens, level, noisy, wanted, found
 
@@ -384,7 +385,7 @@ def optimizer(
         rates.append(schedule(i))
         sizes.append(optax.global_norm(grads))
         updates, state = chain.update(grads, state, flat)
-        flat = optax.apply_updates(flat, updates)
+        flat: Any = optax.apply_updates(flat, updates)
         average = moving_average(average, flat, i, 0.99, warmup=False)
     found.append(step(flat)[0])
     yield compare("rates", rates, io["train/lr"], 1e-9)
@@ -398,7 +399,7 @@ def _norms(what: str, expected: Mapping[str, float], rows: list[weights.Weight],
     named = restacked(rows, {k: np.asarray(v) for k, v in ours.items()})
     known = {k: v for k, v in expected.items() if k in named}
     # Gradients of key biases are analytically zero, so their norms are rounding.
-    worst = max(abs(np.linalg.norm(named[k]) - v) / max(v, 1e-3) for k, v in known.items())
+    worst = max(abs(float(np.linalg.norm(named[k])) - v) / max(v, 1e-3) for k, v in known.items())
     return Row(f"{len(known)} {what}, relative", worst, GRADIENT_TOLERANCE, 1.0)
 
 

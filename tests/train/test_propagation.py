@@ -95,7 +95,8 @@ def test_whatever_is_chosen_beside_the_model(backbone: str, changes: dict[str, A
 
 @pytest.mark.slow
 def test_each_part_of_an_accumulated_batch_is_split():
-    config = programs.config("kosmos2", "policy_head", **{"train.accumulate": 4})
+    changes: dict[str, Any] = {"train.accumulate": 4}
+    config = programs.config("kosmos2", "policy_head", **changes)
     assert unsplit(config, 4 * ROWS) == []
 
 

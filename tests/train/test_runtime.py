@@ -73,8 +73,9 @@ def test_one_process_of_two_leaves_with_a_sentence():
 LOOP = """
 import signal, sys, time
 from vla_jax.train import runtime
-if sys.argv[1] == "deaf":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# Whatever the tests themselves run under: jobs in the background start deaf to SIGINT.
+deaf = sys.argv[1] == "deaf"
+signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.default_int_handler)
 stop = runtime.StopSignal()
 print("ready", flush=True)
 while not stop.asked():

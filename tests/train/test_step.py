@@ -306,7 +306,7 @@ def test_baseline_is_the_mean_action_of_each_dataset():
     actions[0][:, -1], actions[1][:, -1] = [1, 1, 1, 0, 0], 0
     baseline = evaluate.mean_actions(actions)
     np.testing.assert_allclose(baseline.arm, [a[:, :-1].mean(0) for a in actions], rtol=1e-6)
-    assert baseline.gripper.tolist() == [True, False]
+    assert np.asarray(baseline.gripper).tolist() == [True, False]
 
 
 def test_report_writes_what_it_says(tmp_path):

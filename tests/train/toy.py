@@ -80,7 +80,7 @@ def loss(prediction: Prediction, actions: Actions, gripper_weight: float):
     mask = actions.mask.astype(jnp.float32)
     count = mask.sum() + 1e-6
     arm = ((prediction.arm - actions.chunk[..., :-1]) ** 2).mean(-1)
-    logit, label = prediction.gripper, actions.chunk[..., -1]
+    logit, label = jnp.asarray(prediction.gripper), actions.chunk[..., -1]
     gripper = jnp.maximum(logit, 0) - logit * label + jnp.log1p(jnp.exp(-jnp.abs(logit)))
     parts = {"loss_arm": (arm * mask).sum() / count, "loss_gripper": (gripper * mask).sum() / count}
     return parts["loss_arm"] + gripper_weight * parts["loss_gripper"], parts

@@ -17,7 +17,8 @@ KEY = "observation.images.front"
 def images(count):
     """Random bytes of many lengths, some absent and some alike."""
     rng = np.random.default_rng(0)
-    found = [rng.integers(0, 255, rng.integers(1, 3000)).astype(np.uint8).tobytes()
+    found: list[bytes | None] = [
+             rng.integers(0, 255, rng.integers(1, 3000)).astype(np.uint8).tobytes()
              for _ in range(count)]  # fmt: skip
     found[3] = found[7] = None
     found[11] = found[12] = b"the same"
@@ -54,7 +55,8 @@ def test_every_way_to_write_them(tmp_path):
 @pytest.mark.parametrize("packed", ["none", "snappy"])
 def test_a_row_group_of_a_whole_file_is_not_read_for_one_image(tmp_path, monkeypatch, packed):
     rng = np.random.default_rng(0)
-    values = [b"\xff\xd8 the same head" + rng.bytes(int(rng.integers(100, 9000)))
+    values: list[bytes | None] = [
+              b"\xff\xd8 the same head" + rng.bytes(int(rng.integers(100, 9000)))
               for _ in range(2500)]  # fmt: skip
     values[1500] = None
     path = write(tmp_path / "one.parquet", values, use_dictionary=False, compression=packed)
