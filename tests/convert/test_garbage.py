@@ -92,7 +92,7 @@ def test_missing_parts(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("<html>", "Expecting value"),
+        ("<html>", "is a web page"),
         ("[]", "expected an object, found list"),
         ('{"model_type": "kosmos-2", "vision_config": 7}', "vision_config: expected a group"),
         (
@@ -121,7 +121,7 @@ def entry(shape, start, stop) -> dict:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"", "truncated"),
+        (b"", "the file is empty"),
         (b"\xff" * 64, "truncated, or of another format"),
         (header("[" * 100_000), "recursion"),
         (header("{not json"), "Expecting property name"),

@@ -254,7 +254,9 @@ def test_statistics_from_a_file(tmp_path, calvin, data_config, structure):
 def test_cutting_twice_is_told(calvin, data_config, structure, caplog):
     open_datasets(data_config(("calvin", calvin, 1.0)), structure(), 7, "train")
     assert "already cut" not in caplog.text
-    open_datasets(data_config(("calvin", calvin, 1.0), clip=0.65), structure(), 7, "train")
+    # Of this dataset it is also too much.
+    with pytest.raises(ConfigError, match="cuts off actions of 'calvin'"):
+        open_datasets(data_config(("calvin", calvin, 1.0), clip=0.65), structure(), 7, "train")
     assert "already cut" in caplog.text
 
 

@@ -47,7 +47,8 @@ def cells():
 
 def test_every_backbone_has_a_small_one():
     assert set(ARCHS) == set(BACKBONES)
-    assert set(CASES) == set(STRUCTURES)
+    # An expert goes beside two backbones alone; see test_expert.
+    assert set(CASES) == set(STRUCTURES) - {"expert"}
 
 
 @pytest.mark.parametrize(("name", "structure"), list(cells()))

@@ -17,7 +17,7 @@ from vla_jax.models.losses import NO_LABEL, masked_mean, token_loss
 from vla_jax.types import Actions
 
 W, M, D = 4, 2, 8
-CONTINUOUS = [name for name in HEADS if name != "detokenizer"]
+CONTINUOUS = [name for name, head in HEADS.items() if head.reads == "features"]
 KEY = jax.random.key(3)
 
 

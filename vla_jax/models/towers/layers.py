@@ -293,7 +293,8 @@ class Attention(nn.Module):
             queries: what attends.
             keys: what is attended to; the queries themselves in self-attention.
             mask: True where attention is allowed.
-            rope: cosines and sines of `Rope`, for the queries, and in self-attention the keys.
+            rope: cosines and sines of `Rope`, for queries and keys; keys that come with `values`
+                of their own are of a cache, and turned already.
             bias: added to the scores (ALiBi).
             memory: (k, v) [b, m, g, k] of these tokens -> (k, v) [b, s, g, k] to attend to: how
                 a cache enters. Without it s = m.
@@ -311,7 +312,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = self._normalise(q, "q_norm"), self._normalise(k, "k_norm")
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope) if keys is queries else k
+            q, k = rotate(q, *rope), rotate(k, *rope) if values is None else k
         q = q * (k_width**-0.5 if self.scale is None else self.scale)
         if gain is not None:
             q = q * gain[..., None, None].astype(self.dtype)
