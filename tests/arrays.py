@@ -44,3 +44,14 @@ def to_theirs(row: weights.Weight, ours: Mapping[str, Any]) -> dict[str, np.ndar
     arrays = {path: np.asarray(ours[path]) for path in row.targets}
     leaves = {path: Lazy(x.shape, x.dtype, lambda x=x: x) for path, x in arrays.items()}
     return dict(maps.outgoing([dataclasses.replace(row, alias=False)], leaves).tensors())
+
+
+def restacked(rows: list[weights.Weight], ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Our arrays under their names, layers stacked again."""
+    layers: dict[str, Any] = {}
+    for row in rows:
+        layers |= to_theirs(row, ours)
+    stacks: dict[str, list[np.ndarray]] = {}
+    for name, value in layers.items():
+        stacks.setdefault(name.split("[")[0], []).append(value)
+    return {k: np.stack(v) if f"{k}[0]" in layers else v[0] for k, v in stacks.items()}

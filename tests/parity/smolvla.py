@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests import arrays
 from tests.parity import golden, names, original, pi0
 from tests.parity.table import Row, compare
 from vla_jax.config import ExpertConfig, ModelConfig
@@ -76,7 +77,7 @@ def run(folder: Path) -> Iterator[Row]:
     io, config = golden.arrays(folder), golden.config(folder)
     cameras = sorted(k for k in io if k.startswith("prep/image"))
     model: Any = vla.build(model_config(config, len(cameras), io["obs/tokens"].shape[1]))
-    theirs = pi0.Arrays(golden.weights(folder))
+    theirs = arrays.Arrays(golden.weights(folder))
     rows = lerobot.rows(model)
     params = pi0.load(rows, model, theirs)
     yield names.exported(rows, flatten(params), golden.weights(folder), ())

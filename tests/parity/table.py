@@ -51,3 +51,9 @@ def render(rows: list[tuple[str, Row]], waiting: dict[str, str]) -> str:
         names = sorted(k for k, v in waiting.items() if v == reason)
         lines.append(f"  {len(names):>3} {reason}: {' '.join(names)}")
     return "\n".join(lines)
+
+
+def relative(found: Any, expected: Any) -> float:
+    """Largest difference over the largest expected value."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-9))
