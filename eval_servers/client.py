@@ -12,10 +12,12 @@ other that speaks openpi's wire (metadata on connection, then msgpack request an
 from __future__ import annotations
 
 import inspect
+import ipaddress
 import logging
 import os
 import socket as sockets
 import time
+import urllib.request
 from collections import deque
 from typing import Any, Callable, Deque, Dict, Optional
 from urllib.parse import urlsplit
@@ -178,8 +180,12 @@ class PolicyClient:
             if time.monotonic() + pause > deadline:
                 raise PolicyServerError(
                     "no policy server at {} after {:g} s ({}); start one with: python"
-                    " launch/serve.py --checkpoint=DIR --port={}".format(
-                        self.uri, self._connect_timeout, reason, urlsplit(self.uri).port or 80
+                    " launch/serve.py --checkpoint=DIR --port={}{}".format(
+                        self.uri,
+                        self._connect_timeout,
+                        reason,
+                        urlsplit(self.uri).port or 80,
+                        _proxy_hint(self.uri),
                     )
                 )
             time.sleep(pause)
@@ -289,8 +295,29 @@ def _connect_options(uri: str) -> Dict[str, Any]:
         # `request_timeout` watches the server instead: some servers of this wire block their
         # event loop while they compile, and would be given up on.
         options["ping_interval"] = None
-    if "proxy" in known and urlsplit(uri).hostname in ("localhost", "127.0.0.1", "::1"):
+    # No proxy of the environment can reach this machine's own addresses.
+    if "proxy" in known and _is_loopback(urlsplit(uri).hostname or ""):
         options["proxy"] = None
     if "legacy" in known:
         options["legacy"] = True
     return options
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine: localhost, 127.0.0.0/8 or ::1."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _proxy_hint(uri: str) -> str:
+    """What to try when a proxy of the environment stands between client and server; else ""."""
+    host = urlsplit(uri).hostname or ""
+    if _is_loopback(host) or urllib.request.proxy_bypass(host):
+        return ""
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get("http") or proxies.get("all")
+    if not proxy:
+        return ""
+    return "; the environment's proxy {} may be in between: set no_proxy={}".format(proxy, host)

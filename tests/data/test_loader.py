@@ -348,7 +348,7 @@ def test_corrupt_image_names_everything(calvin, data_config, structure):
     loader = Loader(mixture, encode, 8, 0, shuffle=False)
     with pytest.raises(errors.ImageDecodeError, match=message):
         list(loader)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     with pytest.raises(StopIteration):
         next(loader)
 
@@ -359,7 +359,7 @@ def test_close_ends_the_threads(mixture):
     next(loader)
     loader.close()
     loader.close()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     with pytest.raises(StopIteration):
         next(loader)
 

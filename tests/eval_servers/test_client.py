@@ -199,3 +199,17 @@ def test_a_server_that_never_greets_keeps_no_connection(monkeypatch):
         PolicyClient("ws://127.0.0.1:1", connect_timeout=0.5)
     assert len(opened) > 1
     assert all(each.closed for each in opened)
+
+
+def test_proxies_of_the_environment_do_not_stand_before_this_machine(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for host in ("127.0.0.2", "localhost"):
+        with server.background(CountingPolicy(), server.ServerOptions(host=host, port=0)) as uri:
+            PolicyClient(uri, connect_timeout=10.0).close()
+    with pytest.raises(
+        PolicyServerError, match=r"proxy http://127\.0\.0\.1:9 .*no_proxy=far\.test"
+    ):
+        PolicyClient("ws://far.test:8000", connect_timeout=0.3)
