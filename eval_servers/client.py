@@ -283,14 +283,14 @@ def _keep_alive(socket: Any) -> None:
 
 def _connect_options(uri: str) -> Dict[str, Any]:
     """Arguments of `connect` that exist in the installed websockets (12 to 17)."""
-    known = inspect.signature(connect).parameters
+    parameters = inspect.signature(connect).parameters
     options: Dict[str, Any] = {"compression": None, "max_size": None}
-    if "ping_interval" in known:
+    if "ping_interval" in parameters:
         # `request_timeout` watches the server instead: some servers of this wire block their
         # event loop while they compile, and would be given up on.
         options["ping_interval"] = None
-    if "proxy" in known and urlsplit(uri).hostname in ("localhost", "127.0.0.1", "::1"):
+    if "proxy" in parameters and urlsplit(uri).hostname in ("localhost", "127.0.0.1", "::1"):
         options["proxy"] = None
-    if "legacy" in known:
+    if "legacy" in parameters:
         options["legacy"] = True
     return options

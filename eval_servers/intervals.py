@@ -54,23 +54,23 @@ def paired_difference(
         z: normal quantile.
     """
     count = both + only + base_only + neither
-    mine, base = both + only, both + base_only
-    margins = mine * (count - mine) * base * (count - base)
+    solved, base = both + only, both + base_only
+    margins = solved * (count - solved) * base * (count - base)
     cross = both * neither - only * base_only
     if cross > 0:
         cross = max(cross - count / 2, 0)  # continuity correction
     correlation = cross / math.sqrt(margins) if margins else 0.0
-    return _hybrid((mine, count), (base, count), correlation, z)
+    return _hybrid((solved, count), (base, count), correlation, z)
 
 
 def _hybrid(
-    mine: Tuple[int, int], base: Tuple[int, int], correlation: float, z: float
+    run: Tuple[int, int], base: Tuple[int, int], correlation: float, z: float
 ) -> Tuple[float, float]:
-    if not mine[1] or not base[1]:
+    if not run[1] or not base[1]:
         return -1.0, 1.0
-    low, high = wilson(*mine, z=z)
+    low, high = wilson(*run, z=z)
     base_low, base_high = wilson(*base, z=z)
-    rate, base_rate = mine[0] / mine[1], base[0] / base[1]
+    rate, base_rate = run[0] / run[1], base[0] / base[1]
 
     def reach(a: float, b: float) -> float:
         return math.sqrt(max(a * a - 2 * correlation * a * b + b * b, 0.0))

@@ -87,14 +87,14 @@ def changes(names: Sequence[str], runs: Sequence[Tuple[str, str, Mapping[str, An
 
     figure = Figure(figsize=(10, 0.9 + len(names) * max(0.3, 0.16 * len(runs))))
     axes = figure.add_subplot()
-    for number, (label, colour, found) in enumerate(runs):
+    for number, (label, colour, by_task) in enumerate(runs):
         shift = 0.5 * (number - (len(runs) - 1) / 2) / len(runs)
-        known = [(place, found[name]) for place, name in enumerate(names) if name in found]
-        places = [place + shift for place, _ in known]
-        values = [100 * each.change for _, each in known]
+        points = [(place, by_task[name]) for place, name in enumerate(names) if name in by_task]
+        places = [place + shift for place, _ in points]
+        values = [100 * each.change for _, each in points]
         errors = [
-            [100 * max(each.change - each.low, 0.0) for _, each in known],
-            [100 * max(each.high - each.change, 0.0) for _, each in known],
+            [100 * max(each.change - each.low, 0.0) for _, each in points],
+            [100 * max(each.high - each.change, 0.0) for _, each in points],
         ]
         line = {"color": colour, "elinewidth": 1.4, "capsize": 2.5, "ms": 5, "zorder": 3}
         axes.errorbar(values, places, xerr=errors, fmt="o", label=label, clip_on=False, **line)

@@ -46,13 +46,13 @@ class _Worker:
     def __init__(self, number: int, make_handler: Callable[[int], Any], fatal: Tuple) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.number = number
-        self.pipe, theirs = spawn.Pipe()
+        self.pipe, worker_end = spawn.Pipe()
         make = functools.partial(make_handler, number)
         self.process = spawn.Process(
-            target=_work, args=(theirs, make, fatal), name="worker-%d" % number, daemon=True
+            target=_work, args=(worker_end, make, fatal), name="worker-%d" % number, daemon=True
         )
         self.process.start()
-        theirs.close()  # so that the worker's death reads as end of file here
+        worker_end.close()  # so that the worker's death reads as end of file here
         self.job: Optional[_Job] = None
         self.ready = False
         self.since = time.monotonic()
@@ -139,8 +139,8 @@ def _assign(worker: _Worker, job: _Job, prepare: Callable[[Any], Any]) -> None:
 def _reporting(crew: List[_Worker], timeout: float) -> List[_Worker]:
     """Workers with something to read, and those past their time."""
     readable = connection.wait([worker.pipe for worker in crew], timeout=min(timeout, 1.0))
-    now = time.monotonic()
-    return [w for w in crew if w.pipe in readable or now - w.since > _patience(w, timeout)]
+    current_time = time.monotonic()
+    return [w for w in crew if w.pipe in readable or current_time - w.since > _patience(w, timeout)]
 
 
 def _patience(worker: _Worker, timeout: float) -> float:

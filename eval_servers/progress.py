@@ -28,9 +28,9 @@ class Progress:
         self._done += 1
         self._successes += bool(success)
         self._crashes += bool(crashed)
-        now = time.monotonic()
-        if self._stream.isatty() or self._done == self._total or now - self._shown > 30.0:
-            self._shown = now
+        current_time = time.monotonic()
+        if self._stream.isatty() or self._done == self._total or current_time - self._shown > 30.0:
+            self._shown = current_time
             end = "" if self._stream.isatty() else "\n"
             self._stream.write(("\r\x1b[K" if not end else "") + self.line() + end)
             self._stream.flush()

@@ -161,12 +161,12 @@ def _section(heading: str, body: str) -> str:
 
 def _subtitle(runs: Sequence[Run]) -> str:
     protocol = runs[0].score["protocol"]
-    told = "{} &middot; {} tasks &middot; {} episodes a run".format(
+    subtitle = "{} &middot; {} tasks &middot; {} episodes a run".format(
         html.escape(str(protocol.get("environment", "?"))),
         len(plots.tasks(runs)),
         " / ".join(dict.fromkeys(str(run.score["episodes"]) for run in runs)),
     )
-    return '<p class="sub">{}</p>'.format(told)
+    return '<p class="sub">{}</p>'.format(subtitle)
 
 
 def _tile(run: Run) -> str:
@@ -287,9 +287,9 @@ def _sanity(runs: Sequence[Run]) -> str:
     colours = {"ok": "ok", "warn": "warn", "fail": "no"}
     body = []
     for run in runs:
-        for found in run.score["conditions"].get("sanity", ()):
-            cells = [run.name, found["name"], found["text"], found["advice"]]
-            level = found["level"]
+        for finding in run.score["conditions"].get("sanity", ()):
+            cells = [run.name, finding["name"], finding["text"], finding["advice"]]
+            level = finding["level"]
             body.append(
                 '<tr><td class="{}">{}</td>{}</tr>'.format(
                     colours.get(level, ""),

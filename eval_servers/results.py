@@ -134,10 +134,10 @@ def merge_rows(shards: Iterable[Sequence[Dict[str, Any]]]) -> List[Dict[str, Any
     merged: Dict[int, Dict[str, Any]] = {}
     conflicts = set()
     for row in (row for shard in shards for row in shard):
-        known = merged.setdefault(row["index"], row)
-        if any(known[key] != row[key] for key in ("seed", "task", "instruction")):
+        earlier = merged.setdefault(row["index"], row)
+        if any(earlier[key] != row[key] for key in ("seed", "task", "instruction")):
             conflicts.add(row["index"])
-        elif known.get("error") and not row.get("error"):
+        elif earlier.get("error") and not row.get("error"):
             merged[row["index"]] = row
     if conflicts:
         raise ResultsError(
@@ -215,10 +215,10 @@ def load_run(path: str) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
     except (OSError, ValueError) as error:
         raise ResultsError("no score in {}: {}".format(path, error)) from None
     if not isinstance(score, dict) or score.get("format") != FORMAT:
-        made = score.get("format") if isinstance(score, dict) else None
+        version = score.get("format") if isinstance(score, dict) else None
         raise ResultsError(
             "{} is a score of format {}, this version reads format {}: evaluate again".format(
-                score_path, made, FORMAT
+                score_path, version, FORMAT
             )
         )
     return score, load_rows(episodes) if os.path.exists(episodes) else []

@@ -112,10 +112,10 @@ def other_instructions(tasks: Sequence[str], seed: int = 0) -> Dict[str, str]:
 
 def check_imports() -> None:
     """Raise ImportError if a training framework found its way into this process."""
-    found = [name for name in HEAVY if name in sys.modules]
-    if found:
+    imported = [name for name in HEAVY if name in sys.modules]
+    if imported:
         raise ImportError(
-            "a rollout process imported {}: simulators run without them".format(", ".join(found))
+            "a rollout process imported {}: simulators run without them".format(", ".join(imported))
         )
 
 
@@ -183,11 +183,11 @@ def _evaluate(
     earlier = results.open_run(out_dir, record, options.resume)
     rows = [row for row in earlier if not row.get("error")]
     done = {row["index"] for row in rows}
-    mine = episodes[shard[0] :: shard[1]]
-    todo = [episode for episode in mine if episode.index not in done]
+    assigned = episodes[shard[0] :: shard[1]]
+    todo = [episode for episode in assigned if episode.index not in done]
     results.replace_rows(os.path.join(out_dir, results.EPISODES), rows)
     wanted = films.Films(out_dir, films_per_task, rows)
-    progress = Progress(len(mine), len(rows), sum(row["success"] for row in rows))
+    progress = Progress(len(assigned), len(rows), sum(row["success"] for row in rows))
     started = _utc()
 
     def prepare(episode: Episode) -> _Job:
@@ -213,7 +213,7 @@ def _evaluate(
             if not os.fstat(log_file.fileno()).st_nlink:
                 raise results.ResultsError(
                     "{} was removed while the evaluation was writing there; {} of {} episodes were "
-                    "done".format(out_dir, len(rows) + 1, len(mine))
+                    "done".format(out_dir, len(rows) + 1, len(assigned))
                 )
             rows.append(row)
             progress.add(row["success"], bool(row["error"]))
@@ -232,19 +232,19 @@ def common_metadata(options: Options) -> Dict[str, Any]:
         PolicyServerError: one is away, or they differ.
         ValueError: `execute_steps` is beyond the chunk.
     """
-    found: Dict[str, Any] = {}
+    common: Dict[str, Any] = {}
     for uri in options.servers:
         with PolicyClient(uri, options.connect_timeout) as client:
             ActionChunks(client, options.execute_steps)
             metadata = results.plain(client.metadata)
-        if found and metadata != found:
+        if common and metadata != common:
             raise PolicyServerError(
                 "{} and {} serve different policies".format(options.servers[0], uri)
             )
-        found = metadata
+        common = metadata
     if not options.servers:
         raise PolicyServerError("no server was named; write it as ws://host:port")
-    return found
+    return common
 
 
 def _utc() -> str:

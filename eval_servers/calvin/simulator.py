@@ -228,13 +228,13 @@ def _captured(printed: List[str]) -> Iterator[None]:
 
 def _driver(printed: str) -> str:
     """The GL driver among what bullet printed."""
-    found = [
+    lines = [
         match.group(1).strip()
         for name in ("GL_RENDERER", "GL_VERSION")
         for match in [re.search(name + r"\s*=\s*(.+)", printed)]
         if match
     ]
-    return ", ".join(found) or "unknown GL driver"
+    return ", ".join(lines) or "unknown GL driver"
 
 
 _NO_EGL = (

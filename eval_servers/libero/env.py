@@ -85,8 +85,8 @@ def make_env(settings: Settings, profile: Profile, privileged: bool = False) -> 
 
 def film(path: str, frames: List[Callable[[], np.ndarray]]) -> None:
     """Draw an episode that is worth a video; the last frame is always in it."""
-    every = -(-len(frames) // _FILMED)
-    video.save_video(path, [frame() for frame in frames[::-1][::every][::-1]], 20.0 / every)
+    stride = -(-len(frames) // _FILMED)
+    video.save_video(path, [frame() for frame in frames[::-1][::stride][::-1]], 20.0 / stride)
 
 
 def _drawn(simulator: Any, snapshot: Any) -> np.ndarray:

@@ -130,8 +130,8 @@ def _parts(instruction: str) -> Optional[Tuple[str, str]]:
     if any(words in instruction for words in _BEYOND):
         return None
     for verb, joint in _SENTENCES:
-        thing, found, place = instruction[len(verb) :].partition(joint)
-        if instruction.startswith(verb) and found:
+        thing, separator, place = instruction[len(verb) :].partition(joint)
+        if instruction.startswith(verb) and separator:
             return thing, place
     return None
 

@@ -94,8 +94,10 @@ def record(
     """
     unscripted = sorted(set(numbers) - set(scripted(suite)))
     if unscripted:
-        known = scripted(suite)
-        raise ValueError("no script for tasks {} of {}, only {}".format(unscripted, suite, known))
+        with_script = scripted(suite)
+        raise ValueError(
+            "no script for tasks {} of {}, only {}".format(unscripted, suite, with_script)
+        )
     work = os.path.abspath(out) + ".partial"
     for path in (out, work):
         if os.path.exists(path):
@@ -116,9 +118,9 @@ def record(
             if counts["failed"] > 5 + counts["demonstrations"]:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise SimulatorError("the expert fails at most of its tasks in this world")
-    told = {"suite": suite, "noise": how["noise"], "size": settings.size, "simulator": simulator}
+    header = {"suite": suite, "noise": how["noise"], "size": settings.size, "simulator": simulator}
     with open(os.path.join(work, RECORDING), "w", encoding="utf-8") as file:
-        json.dump(dict(told, **counts), file, indent=1)
+        json.dump(dict(header, **counts), file, indent=1)
     os.replace(work, out)
     return counts
 
@@ -130,16 +132,16 @@ def _job(settings: Settings, suite: str, number: int, seed: int, noise: float, f
     """Steps of one demonstration, which is written into `folder`; 0 if the expert failed."""
     if not _worlds:
         _worlds.append(Simulator(settings))
-    found = demonstrate(_worlds[0], suite, number, seed, noise)
-    if found is None:
+    demonstration = demonstrate(_worlds[0], suite, number, seed, noise)
+    if demonstration is None:
         return 0
     task = suites.tasks(suite)[number]
-    values = {name: found[name] for name in ("state", "joints", "action")}
+    values = {name: demonstration[name] for name in ("state", "joints", "action")}
     for camera in CAMERAS:
-        values[camera], values[camera + "_ends"] = _joined(found[camera])
+        values[camera], values[camera + "_ends"] = _joined(demonstration[camera])
     path = os.path.join(folder, "{:02d}_{:05d}.npz".format(number, seed))
     np.savez(path, task=task.name, instruction=task.instruction, seed=seed, **values)
-    return len(found["action"])
+    return len(demonstration["action"])
 
 
 def _jpeg(picture: np.ndarray) -> bytes:

@@ -178,11 +178,11 @@ class Simulator:
             snapshot: an earlier observation of the same episode; the last one by default.
         """
         live = self._arrays()
-        kept = [array.copy() for array in live]
+        current = [array.copy() for array in live]
         _copy(snapshot or self._drawn, live)
         size = self._settings.size
         picture = self._env.env.sim.render(camera_name=CAMERAS[camera], width=size, height=size)
-        _copy(kept, live)
+        _copy(current, live)
         # OpenGL's rows run upwards; the data that everybody trains on are turned by 180 degrees.
         return np.ascontiguousarray(picture[::-1, ::-1])
 

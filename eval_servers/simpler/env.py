@@ -51,12 +51,12 @@ class SimplerEnv(rollout.Env):
         world = worlds(episode.task, episode.setting)[episode.variant]
         self._picture = self._simulator.reset(world, episode.start)
         self.begin()
-        said = self._simulator.instruction()
-        if not episode.swapped and episode.instruction not in ("", said):
+        instruction = self._simulator.instruction()
+        if not episode.swapped and episode.instruction not in ("", instruction):
             raise rollout.ActionError(
                 "{}, {}, {}: the simulator says {!r}, the table {!r}: this is another version of"
                 " it than the one setup.sh names".format(
-                    episode.task, episode.variant, episode.start, said, episode.instruction
+                    episode.task, episode.variant, episode.start, instruction, episode.instruction
                 )
             )
         return self.observe()
@@ -77,8 +77,8 @@ class SimplerEnv(rollout.Env):
                     self._robot, np.round(action, 3).tolist(), **commands
                 )
             )
-        told, self._grip = convert(action, self._robot, self.profile, self._grip)
-        self._picture = self._simulator.step(told)
+        command, self._grip = convert(action, self._robot, self.profile, self._grip)
+        self._picture = self._simulator.step(command)
         if self.profile.advances and self._simulator.stats().get("is_drawer_open"):
             self._simulator.advance()
 
@@ -146,23 +146,25 @@ def attempt(
     env.reset(episode)
     if frames is not None:
         frames[:] = [env.frame()]
-    told: List[str] = []
-    taken, most, solved_at, ended = 0, min(episode.steps, max_steps), None, False
-    while taken < most and not ended:
+    instructions: List[str] = []
+    taken, limit, solved_at, ended = 0, min(episode.steps, max_steps), None, False
+    while taken < limit and not ended:
         env.begin()
-        said = env.instruction()
-        told.append(said if told else env.told(episode))
-        for _ in rollout.control_steps(env, client, chunks, told[-1], most - taken, frames):
+        instruction = env.instruction()
+        instructions.append(instruction if instructions else env.told(episode))
+        for _ in rollout.control_steps(
+            env, client, chunks, instructions[-1], limit - taken, frames
+        ):
             taken += 1
             if env.success():
                 solved_at, ended = solved_at or taken, env.profile.stops
-            if ended or (env.instruction() != said and not episode.swapped):
+            if ended or (env.instruction() != instruction and not episode.swapped):
                 break
     return {
         "success": env.success(),
         "steps": taken,
         "solved_at": solved_at,
-        "told": told,
+        "told": instructions,
         "stats": {key: _plain(value) for key, value in env.stats().items()},
     }
 

@@ -36,8 +36,8 @@ def probe(settings: simulator.Settings, task: str, setting: str) -> Dict[str, An
     try:
         return aside.ask("eval_servers.simpler.probe", flags, _TIMEOUT)
     except aside.AsideError as error:
-        told = "the simulator gives no picture ({}){}".format(error, _no_device())
-        raise simulator.SimulatorError(told) from None
+        message = "the simulator gives no picture ({}){}".format(error, _no_device())
+        raise simulator.SimulatorError(message) from None
 
 
 def look(settings: simulator.Settings, task: str, setting: str) -> Dict[str, Any]:
@@ -115,10 +115,10 @@ def _version(package: str) -> str:
 def _no_device() -> str:
     """What the graphics say, if they are the likely reason."""
     try:
-        found = aside.ask("eval_servers.graphics", ["vulkan"], 60.0)
+        devices = aside.ask("eval_servers.graphics", ["vulkan"], 60.0)
     except aside.AsideError as error:
         return "; Vulkan: {}. eval_servers/simpler/lavapipe.sh gives a CPU one".format(error)
-    names = ", ".join(device["name"] for device in found)
+    names = ", ".join(device["name"] for device in devices)
     return (
         "; Vulkan devices: {}. SAPIEN takes GPUs with their own driver, and Mesa's lavapipe from 26"
         " on, or from 25 through eval_servers/simpler/lavapipe.sh".format(names)

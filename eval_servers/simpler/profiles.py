@@ -117,10 +117,10 @@ def convert(
     commands = COMMANDS[robot]
     span = commands["open"] - commands["closed"]
     openness = (float(action[6]) - commands["closed"]) / span
-    told, state = grip(profile.grippers[robot], openness, state)
+    gripper, state = grip(profile.grippers[robot], openness, state)
     turn = axis_angle(action[3:6]) * profile.action_scale
     way = np.asarray(action[:3], np.float64) * profile.action_scale
-    return np.concatenate([way, turn, [told]]), state
+    return np.concatenate([way, turn, [gripper]]), state
 
 
 def grip(gripper: Gripper, openness: float, state: GripperState) -> Tuple[float, GripperState]:
@@ -137,13 +137,13 @@ def grip(gripper: Gripper, openness: float, state: GripperState) -> Tuple[float,
         return (1.0 if opens >= gripper.patience else -1.0), GripperState(openness, opens)
     if gripper.binary:
         openness = float(is_open)
-    told = 0.0 if state.before is None else gripper.full * (state.before - openness)
+    command = 0.0 if state.before is None else gripper.full * (state.before - openness)
     held, left = state.held, state.left
-    if not left and abs(told) > _CHANGED:
-        held, left = told, gripper.repeat
+    if not left and abs(command) > _CHANGED:
+        held, left = command, gripper.repeat
     if left:
-        told, left = held, left - 1
-    return told, GripperState(openness, opens, held, left)
+        command, left = held, left - 1
+    return command, GripperState(openness, opens, held, left)
 
 
 def axis_angle(euler: np.ndarray) -> np.ndarray:

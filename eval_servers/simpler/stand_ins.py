@@ -40,7 +40,7 @@ def fill(files: assets.Files, needed: Sequence[World], out: str) -> Tuple[List[s
     Rooms around the drawers and anything but pictures have none: worlds that need them stay
     refused.
     """
-    made: Dict[str, bytes] = {}
+    contents: Dict[str, bytes] = {}
     hopeless = []
     tables = {
         stage: _WIDOWX if world.robot.startswith("widowx") else _GOOGLE
@@ -53,22 +53,22 @@ def fill(files: assets.Files, needed: Sequence[World], out: str) -> Tuple[List[s
         folder = inside[: -len("textured.*")] if inside.endswith("/textured.*") else ""
         shape = os.path.join(files.data, *folder.split("/"), "collision.obj")
         if inside in tables:
-            made[inside] = stage_glb(*tables[inside])
+            contents[inside] = stage_glb(*tables[inside])
         elif folder and os.path.isfile(shape):
             colours = [colour for name, colour in _COLOURS.items() if name in folder]
-            made[folder + "textured.glb"] = glb([(read_obj(shape), (colours or [_GREY])[0])])
+            contents[folder + "textured.glb"] = glb([(read_obj(shape), (colours or [_GREY])[0])])
         else:
             hopeless.append(path)
-    _link(files.data, out, set(made))
-    for inside, data in made.items():
+    _link(files.data, out, set(contents))
+    for inside, data in contents.items():
         place = os.path.join(out, *inside.split("/"))
         os.makedirs(os.path.dirname(place), exist_ok=True)
         with open(place + ".tmp", "wb") as file:
             file.write(data)
         os.replace(place + ".tmp", place)
     with open(os.path.join(out, assets.STAND_INS), "w", encoding="utf-8") as file:
-        json.dump(sorted(made), file, indent=2)
-    return sorted(made), hopeless
+        json.dump(sorted(contents), file, indent=2)
+    return sorted(contents), hopeless
 
 
 def stage_glb(
@@ -174,15 +174,15 @@ def glb(parts: Sequence[Tuple[Mesh, Tuple[float, float, float, float]]]) -> byte
     return struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body
 
 
-def _link(source: str, out: str, made: set) -> None:
-    """Links in OUT to everything below `source`; folders only where something in them is made."""
+def _link(source: str, out: str, paths: set) -> None:
+    """Links in OUT to everything below `source`; folders only where `paths` lead into them."""
     os.makedirs(out, exist_ok=True)
     for name in sorted(os.listdir(source)):
         place, original = os.path.join(out, name), os.path.join(source, name)
-        within = {path[len(name) + 1 :] for path in made if path.startswith(name + "/")}
+        within = {path[len(name) + 1 :] for path in paths if path.startswith(name + "/")}
         if within and os.path.isdir(original):
             _link(original, place, within)
-        elif name not in made and not os.path.lexists(place):
+        elif name not in paths and not os.path.lexists(place):
             os.symlink(os.path.abspath(original), place)
 
 
@@ -208,11 +208,11 @@ def _main(arguments: Sequence[str]) -> int:
     flags = parser.parse_args(arguments)
     try:
         files = assets.Files(flags.real2sim, flags.assets)
-        made, hopeless = fill(files, every_world(), flags.out)
+        written, hopeless = fill(files, every_world(), flags.out)
     except OSError as error:
         print("stand_ins: {}".format(error), file=sys.stderr)
         return 1
-    print("{}: {} stand-ins".format(flags.out, len(made)))
+    print("{}: {} stand-ins".format(flags.out, len(written)))
     if hopeless:
         print("none for {}".format(", ".join(hopeless)), file=sys.stderr)
     return 0

@@ -67,10 +67,10 @@ def trials(
     """
     unknown = [name for name in names if name not in TASKS and name not in ENVIRONMENTS]
     if unknown or setting not in SETTINGS:
-        known = list(dict.fromkeys([*TASKS, *ENVIRONMENTS]))
-        what = "task {}".format(", ".join(unknown)) if unknown else "setting {}".format(setting)
-        legal = known if unknown else SETTINGS
-        raise ValueError("there is no {}; there are {}".format(what, ", ".join(legal)))
+        all_names = list(dict.fromkeys([*TASKS, *ENVIRONMENTS]))
+        subject = "task {}".format(", ".join(unknown)) if unknown else "setting {}".format(setting)
+        legal = all_names if unknown else SETTINGS
+        raise ValueError("there is no {}; there are {}".format(subject, ", ".join(legal)))
     parts: List[str] = []
     for name in names:
         split = setting != "prepackaged" and name in TASKS
@@ -81,8 +81,8 @@ def trials(
     wrong = [part for part in parts if setting not in settings_of(part)]
     if wrong:
         raise ValueError("{} is no setting of {}".format(setting, ", ".join(wrong)))
-    told = rollout.other_instructions(parts) if swap else {}
-    found: List[Trial] = []
+    swapped = rollout.other_instructions(parts) if swap else {}
+    episodes: List[Trial] = []
     for part in parts:
         rows = [
             (variant, start)
@@ -93,11 +93,11 @@ def trials(
             rows = [rows[i * len(rows) // count] for i in range(count)]
         for variant, start in rows:
             seed = start.seed if start.seed is not None else start.episode or 0
-            text = instruction(told.get(part, part), start)
+            text = instruction(swapped.get(part, part), start)
             if swap and not text:
-                raise ValueError("{} has no instruction of its own to swap".format(told[part]))
+                raise ValueError("{} has no instruction of its own to swap".format(swapped[part]))
             steps = ENVIRONMENTS[part].steps
-            found.append(
-                Trial(len(found), seed, part, text, setting, variant, start, steps, bool(swap))
+            episodes.append(
+                Trial(len(episodes), seed, part, text, setting, variant, start, steps, bool(swap))
             )
-    return found
+    return episodes

@@ -61,15 +61,15 @@ def push(blocks: np.ndarray, free: Sequence[int], discs: list[Disc]) -> Any:
     for _ in range(12):
         moved = False
         for i in free:
-            others = [as_disc(spots[j]) for j in free if j != i]
-            for rank, disc in enumerate(discs + others):
+            other_discs = [as_disc(spots[j]) for j in free if j != i]
+            for rank, disc in enumerate(discs + other_discs):
                 depth = overlap(disc, spots[i])
                 if depth <= TOUCH or not beside(disc, spots[i]):
                     continue
                 moved = True
                 # Of two blocks each takes half; the tool does not give way.
-                share = 1.0 if rank < len(discs) else 0.5
-                _away(spots[i], (disc.x, disc.y), depth * share + TOUCH / 2)
+                fraction = 1.0 if rank < len(discs) else 0.5
+                _away(spots[i], (disc.x, disc.y), depth * fraction + TOUCH / 2)
         if not moved:
             return np.array(spots)
     return None

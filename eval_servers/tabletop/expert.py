@@ -136,13 +136,13 @@ def _place(info, colour, side):
 
 def _free_spot(info, colour, side):
     """The pad's centre, or the place on it that is farthest from the blocks already there."""
-    others = [
+    occupied = [
         np.asarray(b["pos"][:2]) for c, b in info["scene_info"]["blocks"].items() if c != colour
     ]
     centre = np.asarray(PADS[side])
     reach = PAD_HALF - 0.02
     spots = [centre] + [centre + (i * reach, j * reach) for i in (-1, 1) for j in (-1, 1)]
-    room = [min(np.hypot(*(spot - other)) for other in others) for spot in spots]
+    room = [min(np.hypot(*(spot - other)) for other in occupied) for spot in spots]
     return spots[0] if room[0] > 2.5 * BLOCK_HALF else spots[int(np.argmax(room))]
 
 
@@ -258,15 +258,15 @@ def demonstrations(
         yield _episode(steps, phrase, task, seed)
 
 
-def _detours(source, task, share):
+def _detours(source, task, probability):
     """Step -> the expert that has the hand then, for the steps of an episode's detours."""
-    others = [name for name in tasklib.TASKS if name != task]
+    other_tasks = [name for name in tasklib.TASKS if name != task]
     away = {}
-    for chance, latest in ((share, 0), (share / 3, 16)):
+    for chance, latest in ((probability, 0), (probability / 3, 16)):
         # Drawn whether used or not, so that the share does not change what follows.
         draws = source.uniform(size=4)
         if draws[0] < chance:
-            expert = Expert(others[int(draws[1] * len(others))])
+            expert = Expert(other_tasks[int(draws[1] * len(other_tasks))])
             first = int(draws[2] * (latest + 1))
             away.update(dict.fromkeys(range(first, first + 2 + int(draws[3] * 10)), expert))
     return away

@@ -169,36 +169,36 @@ def _project(points, camera):
     return (points - eye) @ rows.T
 
 
-def _clip_near(seen):
+def _clip_near(polygon):
     """Cut a polygon [n, 3] in camera coordinates at the near plane."""
-    if (seen[:, 2] >= NEAR).all():
-        return seen
-    kept = []
-    for k, b in enumerate(np.roll(seen, -1, axis=0)):
-        a = seen[k]
+    if (polygon[:, 2] >= NEAR).all():
+        return polygon
+    clipped = []
+    for k, b in enumerate(np.roll(polygon, -1, axis=0)):
+        a = polygon[k]
         if a[2] >= NEAR:
-            kept.append(a)
+            clipped.append(a)
         if (a[2] >= NEAR) != (b[2] >= NEAR):
-            kept.append(a + (b - a) * (NEAR - a[2]) / (b[2] - a[2]))
-    return np.array(kept).reshape(-1, 3)
+            clipped.append(a + (b - a) * (NEAR - a[2]) / (b[2] - a[2]))
+    return np.array(clipped).reshape(-1, 3)
 
 
 def _draw_flats(draw, corners, colours, camera, size):
     """Draw polygons, corners [n, 4, 3] in the world, in the order given."""
-    seen = _project(corners, camera)
-    whole = (seen[..., 2] >= NEAR).all(axis=1).tolist()
-    pixels = _pixels(seen, camera, size).reshape(len(seen), -1).tolist()
+    points = _project(corners, camera)
+    in_front = (points[..., 2] >= NEAR).all(axis=1).tolist()
+    pixels = _pixels(points, camera, size).reshape(len(points), -1).tolist()
     for k, colour in enumerate(colours):
         outline = pixels[k]
-        if not whole[k]:
-            outline = _pixels(_clip_near(seen[k]), camera, size).ravel().tolist()
+        if not in_front[k]:
+            outline = _pixels(_clip_near(points[k]), camera, size).ravel().tolist()
         if len(outline) >= 6:
             draw.polygon(outline, fill=colour)
 
 
-def _pixels(seen, camera, size):
+def _pixels(points, camera, size):
     """Camera coordinates [..., 3] -> pixels [..., 2]; what is too near is drawn at `NEAR`."""
-    return size / 2 + camera[2] * size * seen[..., :2] / np.maximum(seen[..., 2:], NEAR)
+    return size / 2 + camera[2] * size * points[..., :2] / np.maximum(points[..., 2:], NEAR)
 
 
 def _draw_table(camera, size):
@@ -217,8 +217,8 @@ def _static_table(size):
 def _draw_boxes(draw, boxes, camera, size):
     centres, halves, yaws, colours, glow = boxes
     c, s = np.cos(yaws), np.sin(yaws)
-    zero, one = np.zeros_like(c), np.ones_like(c)
-    turn = np.stack([c, -s, zero, s, c, zero, zero, zero, one], axis=1).reshape(-1, 3, 3)
+    zeros, ones = np.zeros_like(c), np.ones_like(c)
+    turn = np.stack([c, -s, zeros, s, c, zeros, zeros, zeros, ones], axis=1).reshape(-1, 3, 3)
     corners = (_CORNERS * halves[:, None]) @ turn.transpose(0, 2, 1) + centres[:, None]
     normals = _NORMALS @ turn.transpose(0, 2, 1)
     faces = corners[:, _FACES]
@@ -226,10 +226,10 @@ def _draw_boxes(draw, boxes, camera, size):
     light = AMBIENT + (1 - AMBIENT) * np.clip(normals @ SUN, 0.0, None)
     light = np.where(glow[:, None], 1.0, light / (AMBIENT + (1 - AMBIENT) * SUN[2]))
     shades = np.clip(colours[:, None] * light[..., None], 0, 255).astype(int).tolist()
-    seen = _project(corners, camera)
-    shown = (facing & (seen[..., 2] > NEAR).all(axis=1)[:, None]).tolist()
+    points = _project(corners, camera)
+    shown = (facing & (points[..., 2] > NEAR).all(axis=1)[:, None]).tolist()
     outlines = (
-        _pixels(seen, camera, size)[:, _FACES].reshape(len(centres), len(_FACES), -1).tolist()
+        _pixels(points, camera, size)[:, _FACES].reshape(len(centres), len(_FACES), -1).tolist()
     )
     distance = np.linalg.norm(centres - camera[0], axis=1)
     for i in np.argsort(-distance, kind="stable").tolist():

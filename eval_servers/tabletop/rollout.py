@@ -95,11 +95,11 @@ def make_episodes(
     Raises:
         ValueError: if there is no such task, or too few to swap instructions among.
     """
-    told = rollout.other_instructions(names) if swap_instructions else {}
+    swapped = rollout.other_instructions(names) if swap_instructions else {}
     episodes = []
     for index in range(count):
         task = names[index % len(names)]
-        instruction = tasks.instruction(told.get(task, task))
+        instruction = tasks.instruction(swapped.get(task, task))
         episodes.append(rollout.Episode(index, seed0 + index, task, instruction))
     return episodes
 

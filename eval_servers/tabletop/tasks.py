@@ -102,15 +102,15 @@ def on_pad(position: Sequence[float], side: str) -> bool:
     )
 
 
-def _lifted(start, now):
-    return now["held"] and now["pos"][2] > LIFT_HEIGHT and start["pos"][2] <= LIFT_HEIGHT
+def _lifted(start, end):
+    return end["held"] and end["pos"][2] > LIFT_HEIGHT and start["pos"][2] <= LIFT_HEIGHT
 
 
-def _placed(start, now, side):
+def _placed(start, end, side):
     """It lies on the pad, did not before, and was carried there, not pushed."""
-    carried = start["held"] or now["grasps"] > start["grasps"]
+    carried = start["held"] or end["grasps"] > start["grasps"]
     before = on_pad(start["pos"], side) and not start["held"]
-    return not now["held"] and on_pad(now["pos"], side) and carried and not before
+    return not end["held"] and on_pad(end["pos"], side) and carried and not before
 
 
 def solved(task: str, start_info: Dict[str, Any], info: Dict[str, Any]) -> bool:
@@ -125,14 +125,14 @@ def solved(task: str, start_info: Dict[str, Any], info: Dict[str, Any]) -> bool:
         ValueError: if there is no such task.
     """
     kind, words = parse(task)
-    start, now = start_info["scene_info"], info["scene_info"]
+    start, end = start_info["scene_info"], info["scene_info"]
     if kind == "lift":
-        return bool(_lifted(start["blocks"][words[0]], now["blocks"][words[0]]))
+        return bool(_lifted(start["blocks"][words[0]], end["blocks"][words[0]]))
     if kind == "place":
-        return bool(_placed(start["blocks"][words[0]], now["blocks"][words[0]], words[1]))
+        return bool(_placed(start["blocks"][words[0]], end["blocks"][words[0]], words[1]))
     if kind == "led":
-        return now["led"] == (words[0] == "on") and now["led"] != start["led"]
-    ends = [s if words[0] == "left" else 1.0 - s for s in (start["slider"], now["slider"])]
+        return end["led"] == (words[0] == "on") and end["led"] != start["led"]
+    ends = [s if words[0] == "left" else 1.0 - s for s in (start["slider"], end["slider"])]
     return ends[0] > 0.5 and ends[1] <= SLIDER_END
 
 
