@@ -25,7 +25,7 @@ from eval_servers.client import PolicyClient, PolicyServerError
 
 LONG = 50  # episodes before which the sanity suite runs by itself
 UNWELL = 3  # exit status when it finds something
-_BLANK = 2.0  # standard deviation in grey levels below which a picture shows nothing
+_BLANK = 2.0  # standard deviation in gray levels below which a picture shows nothing
 _CHECK_SECONDS = 900.0
 
 
@@ -151,17 +151,20 @@ def main(
         if flags.frame:
             return _frame(prepare(flags), flags.frame)
         missing = [flag for flag in ("server", "out") if not getattr(flags, flag)]
+        # The sanity suite alone writes no folder.
         if missing and not (missing == ["out"] and flags.sanity == "only"):
             raise ValueError("name " + " and ".join("--" + flag for flag in missing))
         return _evaluate(prepare(flags), flags, _options(flags))
     except user_errors as error:
         hint = ""
+        # A ResultsError is about the folder itself, which --resume would not cure.
         if _rows(flags) and not isinstance(error, results.ResultsError):
             hint = " (what is done is kept; --resume goes on from here)"
         print("rollout: {}{}".format(error, hint), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nrollout: interrupted; --resume goes on from here", file=sys.stderr)
+        # What shells report for a process ended by Ctrl-C: 128 + SIGINT.
         return 130
 
 
@@ -186,6 +189,7 @@ def _evaluate(evaluation: Evaluation, flags: argparse.Namespace, options: rollou
         checks = check(evaluation, options)
         report_lines = findings.lines(checks, colour=sys.stderr.isatty())
         print("\n".join(["sanity suite:", *report_lines]), file=sys.stderr, flush=True)
+        # Warnings never stop a run: a policy may be weak without being wired wrongly.
         unwell = findings.worst(checks) == "fail"
         if flags.sanity == "only" or (unwell and flags.sanity != "warn"):
             if unwell:
@@ -207,9 +211,11 @@ def _evaluate(evaluation: Evaluation, flags: argparse.Namespace, options: rollou
         {"sanity": [finding.to_json() for finding in checks]},
         flags.shard,
     )
+    # Workers check themselves as they leave; this checks the parent.
     rollout.check_imports()
     if shards > 1:
         folders = [os.path.join(flags.out, _name(i, shards)) for i in range(shards)]
+        # Shards may run on several machines, so nobody waits: the last to end merges.
         if not all(os.path.exists(os.path.join(each, results.SCORE)) for each in folders):
             print("{}: done; the other shards are not yet".format(folder))
             return 0
@@ -246,6 +252,7 @@ class _Checker:
     """A worker that runs the sanity suite."""
 
     def __init__(self, make_env: Callable[[], Any], options: rollout.Options, number: int) -> None:
+        # Workers are spread evenly over the servers.
         uri = options.servers[number % len(options.servers)]
         self._client = PolicyClient(uri, options.connect_timeout)
         self._env = make_env()
@@ -266,6 +273,7 @@ def _frame(evaluation: Evaluation, path: str) -> int:
     seconds = time.monotonic() - start
     pictures = {key: value for key, value in obs.items() if getattr(value, "ndim", 0) == 3}
     env.close()
+    # Cameras may differ in size, and pictures side by side need one height.
     height = max(picture.shape[0] for picture in pictures.values())
     padded = [
         np.pad(picture, ((0, height - picture.shape[0]), (0, 0), (0, 0)))

@@ -96,6 +96,7 @@ def differences(
     base_rows = {_key(row): row for row in base if not row.get("error")}
     cells: Dict[Optional[str], List[int]] = {None: [0, 0, 0, 0]}
     for row in rows:
+        # Pairing by episode removes the luck of the draw, which narrows the interval.
         other = base_rows.get(_key(row))
         if other is None or row.get("error"):
             continue
@@ -123,9 +124,11 @@ def solved_in_a_row(row: Mapping[str, Any]) -> int:
 
 def _outcomes(row: Mapping[str, Any]) -> Dict[Optional[str], bool]:
     length = len(row.get("tasks", ()))
+    # A single task has one outcome; a chain is judged by how far it got.
     if length < 2:
         return {None: row["success"], row["task"]: row["success"]}
     solved = solved_in_a_row(row)
+    # Tasks of a chain that were never begun say nothing, but "k in a row" is defined for all.
     in_a_row = {"{} in a row".format(k): solved >= k for k in range(1, length + 1)}
     return {None: row["success"], **in_a_row}
 

@@ -18,6 +18,8 @@ class Films:
 
     def wanted(self, task: str) -> Tuple[str, ...]:
         """Outcomes of the task that would be worth a video now."""
+        # Asked before an episode runs: its outcome is unknown, so several workers may film one
+        # kind.
         have = [kind for name, kind in self._have if name == task]
         if len(have) >= self._per_task:
             return ()
@@ -34,6 +36,7 @@ class Films:
         if path is None:
             return row
         kind = outcome(row)
+        # Another worker delivered this kind first.
         if kind not in self.wanted(row["task"]):
             os.remove(path)
             return dict(row, video=None)

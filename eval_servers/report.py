@@ -79,8 +79,10 @@ def report(
         _section("The numbers", _table(loaded) + _WILSON_NOTE),
     ]
     if any("chains" in run.score for run in loaded):
+        # Runs of single tasks may stand on the same page.
         chains = [run for run in loaded if "chains" in run.score]
         picture = plots.picture(plots.chains(chains), "tasks solved in a row")
+        # Right behind the tiles: for chains this is the number that papers compare.
         parts.insert(2, _section("Tasks solved in a row", picture + comparison.chains(chains)))
     if any(run.score["protocol"].get("perturbation") for run in loaded):
         parts.append(_section("Plain beside perturbed", comparison.perturbed(loaded)))
@@ -104,6 +106,7 @@ def report(
     ).format(html.escape(title), _STYLE, "\n".join(parts))
     os.makedirs(out_dir, exist_ok=True)
     path = os.path.join(out_dir, "index.html")
+    # A browser that reloads meanwhile never sees half a page.
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         file.write(page)
     os.replace(path + ".tmp", path)
@@ -126,6 +129,8 @@ def read_losses(path: str) -> Dict[str, List[Tuple[float, float]]]:
             if not isinstance(row, dict):
                 continue
             step, loss = row.get("step"), row.get("loss")
+            # The trainer's log also holds rows of other kinds, and null for a loss that is not
+            # finite.
             if isinstance(step, (int, float)) and isinstance(loss, (int, float)):
                 curves.setdefault(str(row.get("kind", "train")), []).append((step, loss))
     if not curves:
@@ -228,7 +233,9 @@ def _cell(counts: Optional[Mapping[str, Any]], colour: str) -> str:
 
 def _films(run: Run) -> str:
     films = sorted((row for row in run.rows if row.get("video")), key=lambda row: row["index"])
+    # A score copied without its folder has rows that name videos but no videos.
     films = [row for row in films if os.path.exists(os.path.join(run.folder, row["video"]))]
+    # Failures teach more, but at most half the places: the page must also show success.
     failures = [row for row in films if not row["success"]][: MAX_VIDEOS // 2]
     successes = [row for row in films if row["success"]][: MAX_VIDEOS - len(failures)]
     chosen = sorted(successes + failures, key=lambda row: row["index"])
@@ -241,6 +248,7 @@ def _films(run: Run) -> str:
 
 def _film(row: Mapping[str, Any], path: str) -> str:
     with open(path, "rb") as file:
+        # Embedded, so that the page stays whole when it is mailed or moved.
         data = base64.b64encode(file.read()).decode("ascii")
     kind = "gif" if path.endswith(".gif") else "webp"
     outcome = (
@@ -269,6 +277,7 @@ def _speed(runs: Sequence[Run]) -> str:
     )
     rows = []
     for run in runs:
+        # The round trip includes the wire and queueing; "inside" is the server's own clock.
         latency = run.score["latency_ms"]
         trip, inner = latency["round_trip"], latency["server"]
         steps = run.score.get("steps_of_successes")
@@ -312,6 +321,7 @@ def _settings(trees: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> str:
     body = []
     for key in keys:
         values = [values.get(key, "–") for values in flat]
+        # One wide cell for what agrees makes the differences stand out.
         if len(set(values)) == 1:
             cells = '<td class="wrap" colspan="{}">{}</td>'.format(
                 len(runs), html.escape(values[0])

@@ -46,6 +46,7 @@ def summarize(
             should be.
         conditions: what may differ between runs of one protocol: machine, versions, times.
     """
+    # Rates are over episodes that ran; counting crashes would blame the policy for the simulator.
     ran = [row for row in rows if not row.get("error")]
     tried: Dict[str, List[bool]] = {}
     for task, success in (pair for row in ran for pair in _tried(row)):
@@ -110,6 +111,7 @@ def load_rows(path: str) -> List[Dict[str, Any]]:
     rows = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
+            # Rows are appended one after another, so only the last line can be torn.
             if not line.endswith("\n"):
                 break
             try:
@@ -135,6 +137,7 @@ def merge_rows(shards: Iterable[Sequence[Dict[str, Any]]]) -> List[Dict[str, Any
     conflicts = set()
     for row in (row for shard in shards for row in shard):
         earlier = merged.setdefault(row["index"], row)
+        # One index that stands for two episodes means shards of different runs.
         if any(earlier[key] != row[key] for key in ("seed", "task", "instruction")):
             conflicts.add(row["index"])
         elif earlier.get("error") and not row.get("error"):

@@ -106,6 +106,7 @@ def other_instructions(tasks: Sequence[str], seed: int = 0) -> Dict[str, str]:
         raise ValueError("swapping instructions takes at least two tasks, not {}".format(names))
     order = list(names)
     random.Random(seed).shuffle(order)
+    # Index -1 closes the cycle, so no task keeps its own instruction.
     following = {task: order[i - 1] for i, task in enumerate(order)}
     return {task: following[task] for task in names}
 
@@ -181,10 +182,12 @@ def _evaluate(
 ) -> Dict[str, Any]:
     """`evaluate` in a folder that is ours."""
     earlier = results.open_run(out_dir, record, options.resume)
+    # Crashed episodes are dropped, so a resumed run tries them again.
     rows = [row for row in earlier if not row.get("error")]
     done = {row["index"] for row in rows}
     assigned = episodes[shard[0] :: shard[1]]
     todo = [episode for episode in assigned if episode.index not in done]
+    # The file must hold one row an episode before new rows are appended.
     results.replace_rows(os.path.join(out_dir, results.EPISODES), rows)
     wanted = films.Films(out_dir, films_per_task, rows)
     progress = Progress(len(assigned), len(rows), sum(row["success"] for row in rows))
@@ -208,6 +211,7 @@ def _evaluate(
                 outcome = _crashed_row(episode, outcome.reason)
             row = wanted.settle(outcome)
             log_file.write(json.dumps(row) + "\n")
+            # A killed run then loses the episodes in flight, not those that are done.
             log_file.flush()
             # Rows in a file that has no name any more are lost: better to stop than to go on.
             if not os.fstat(log_file.fileno()).st_nlink:
@@ -235,6 +239,7 @@ def common_metadata(options: Options) -> Dict[str, Any]:
     common: Dict[str, Any] = {}
     for uri in options.servers:
         with PolicyClient(uri, options.connect_timeout) as client:
+            # Built only for its check of `execute_steps` against the chunk, before workers start.
             ActionChunks(client, options.execute_steps)
             metadata = results.plain(client.metadata)
         if common and metadata != common:
@@ -283,12 +288,14 @@ class _Handler:
         self._options, self._save_video, self._attempt = options, save_video, attempt
         uri = options.servers[number % len(options.servers)]
         self._client = PolicyClient(uri, options.connect_timeout)
+        # A worker may start hours after the first one did.
         if results.plain(self._client.metadata) != metadata:
             raise PolicyServerError("{} changed its policy during the evaluation".format(uri))
         self._env = make_env()
 
     def __call__(self, job: _Job) -> Dict[str, Any]:
         options = self._options
+        # Frames take memory and time, so they are kept only where a film is still wanted.
         frames: Optional[List[Any]] = [] if job.wanted else None
         row = run_episode(
             self._env,

@@ -22,7 +22,7 @@ INSTRUCTIONS = 6  # tried on the first frame
 # Tried where the evaluation has a single instruction.
 MADE_UP = "turn off the light, then close the drawer"
 _NOTHING = 1e-6  # change, in action ranges, that counts as none
-_NARROW = 0.2  # robot units; of ranges near [-1, 1] un-normalising once or twice is the same
+_NARROW = 0.2  # robot units; of ranges near [-1, 1] un-normalizing once or twice is the same
 _LITTLE = 0.01  # change that a policy which looks or listens should exceed
 
 
@@ -70,6 +70,7 @@ def check(env: Any, client: Any, episodes: Sequence[Episode], steps: int = STEPS
 
 def ask(env: Any, client: Any, episodes: Sequence[Episode], steps: int) -> Answers:
     """Collect the answers; see `check`."""
+    # Reversed, so that the first episode of each instruction is the one that stays.
     distinct = {episode.instruction: episode for episode in reversed(episodes)}
     ordered = sorted(distinct.values(), key=lambda episode: episode.index)
     begun, answers = ordered[:EPISODES], Answers()
@@ -77,10 +78,12 @@ def ask(env: Any, client: Any, episodes: Sequence[Episode], steps: int) -> Answe
     cameras = [key for key, value in obs.items() if getattr(value, "ndim", 0) == 3]
 
     def answer(instruction: str, **images: np.ndarray) -> np.ndarray:
+        # An empty history each time, so that answers differ by their inputs alone.
         client.reset()
         return _actions(client.infer(dict(obs, **images, prompt=instruction)))
 
     instruction = env.told(begun[0])
+    # Asked three times because a sampling policy moves by itself; that is the noise floor.
     answers.plain = [answer(instruction) for _ in range(3)]
     groups = {"": cameras, **({camera: [camera] for camera in cameras} if cameras[1:] else {})}
     for name, group in groups.items():
@@ -123,6 +126,7 @@ def judge(
     def change(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.max(np.abs(a - b) / scale))
 
+    # What an unchanged input already does; a smaller effect than twice this proves nothing.
     noise = max(change(answers.plain[0], other) for other in answers.plain)
     findings = [_image(answers, change, noise), _instruction(answers, change, noise)]
     findings += _cameras(answers, change, noise)
@@ -204,6 +208,7 @@ def _range(actions: np.ndarray, metadata: Dict[str, Any]) -> Finding:
     low, high = np.asarray(spec["low"]), np.asarray(spec["high"])
     moving = high > low
     arm, low, high = actions[:, : len(low)][:, moving], low[moving], high[moving]
+    # In these units the statistics' range is [-1, 1].
     scaled = 2 * (arm - low) / (high - low) - 1
     if not scaled.size:
         return Finding("action range", "skip", "every arm dimension is constant")
@@ -226,7 +231,7 @@ def _range(actions: np.ndarray, metadata: Dict[str, Any]) -> Finding:
             "the network's output is far outside [-1, 1]: a head trained on numbers that were not"
             " normalised, or diverged",
         )
-    # Un-normalising maps [-1, 1] to [low, high]; a second time, [low, high] to a part of itself.
+    # Un-normalizing maps [-1, 1] to [low, high]; a second time, [low, high] to a part of itself.
     reach, inside = np.abs(scaled).max(axis=0), np.maximum(np.abs(low), np.abs(high))
     if inside.min() < _NARROW and (reach <= 1.2 * inside).all():
         return Finding(
@@ -294,6 +299,7 @@ def _grip(rolled: Sequence[np.ndarray], metadata: Dict[str, Any]) -> Finding:
     gripper = np.concatenate([chunk[:, -1] for chunk in rolled]) if rolled else np.zeros(0)
     if len(gripper) < 32:
         return Finding("gripper polarity", "skip", "too few actions to tell")
+    # Commands differ by robot (-1 and 1, 0 and 1), and either end may be the larger.
     middle = (commands["open"] + commands["closed"]) / 2
     is_open = (gripper > middle) == (commands["open"] > commands["closed"])
     open_rate = float(is_open.mean())

@@ -118,6 +118,7 @@ def episodes_of_tasks(
     unknown = [task for task in tasks if task not in protocol.instructions]
     if unknown:
         raise ValueError("no task {}; tasks: {}".format(unknown, list(protocol.instructions)))
+    # Without this filter a task could be solved, or impossible, before the first step.
     starts = {task: [s for s in protocol.states if possible(task, s)] for task in tasks}
     never = [task for task in tasks if not starts[task]]
     if never:

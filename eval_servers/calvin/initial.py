@@ -49,7 +49,7 @@ class State(NamedTuple):
 
     @property
     def places(self) -> Dict[str, str]:
-        """Where each block is, by its colour."""
+        """Where each block is, by its color."""
         return {"red": self.red_block, "blue": self.blue_block, "pink": self.pink_block}
 
 

@@ -54,6 +54,7 @@ def look(settings: simulator.Settings) -> Dict[str, Any]:
     views = world.reset(*initial_state(load().states[0]))["rgb_obs"]
     cameras = {name: np.ascontiguousarray(view, np.uint8) for name, view in views.items()}
     world.close()
+    # A renderer without a working driver returns a uniform picture instead of an error.
     blank = [name for name, view in cameras.items() if view.std() < 1]
     if blank:
         raise simulator.SimulatorError(

@@ -62,6 +62,7 @@ def _is_official(flags: argparse.Namespace) -> bool:
         and flags.chains == (0, 1000)
         and flags.max_steps == MAX_STEPS
         and flags.renderer == "egl"
+        # A dataset's own configuration names its scene, so the flag does not decide then.
         and (flags.scene == "D" or bool(flags.dataset))
     )
 

@@ -52,6 +52,7 @@ def look(settings: simulator.Settings, suite: str, number: int, seed: int) -> Di
     views = {camera: world.draw(camera) for camera in simulator.CAMERAS}
     driver = world.driver()
     world.close()
+    # A renderer without a working driver returns a uniform picture instead of an error.
     blank = [name for name, view in views.items() if view.std() < 1]
     if blank:
         raise simulator.SimulatorError("the pictures of {} are blank with {}".format(blank, driver))

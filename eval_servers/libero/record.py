@@ -55,6 +55,7 @@ def demonstrate(
         state float32 [t, 8], joints [t, 7], action [t, 7] and for each camera a list of t JPEGs.
     """
     task, rng = suites.tasks(suite)[number], np.random.RandomState(seed)
+    # Not from the shipped states: those are what evaluations start from.
     world.reset(suite, task.name, seed, 0, _SETTLE, shipped=False)
     script = Expert(task.instruction)
     rows: Dict[str, List[Any]] = {name: [] for name in ("state", "joints", "action", *CAMERAS)}
@@ -115,12 +116,14 @@ def record(
             progress.add(bool(steps))
             counts["demonstrations" if steps else "failed"] += 1
             counts["steps"] += steps
+            # The 5 lets a short run survive an unlucky beginning.
             if counts["failed"] > 5 + counts["demonstrations"]:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise SimulatorError("the expert fails at most of its tasks in this world")
     header = {"suite": suite, "noise": how["noise"], "size": settings.size, "simulator": simulator}
     with open(os.path.join(work, RECORDING), "w", encoding="utf-8") as file:
         json.dump(dict(header, **counts), file, indent=1)
+    # The rename comes last, so that a folder of this name is always complete.
     os.replace(work, out)
     return counts
 
@@ -130,6 +133,7 @@ _worlds: List[Any] = []  # of this worker process: at most one
 
 def _job(settings: Settings, suite: str, number: int, seed: int, noise: float, folder: str) -> int:
     """Steps of one demonstration, which is written into `folder`; 0 if the expert failed."""
+    # Importing LIBERO takes seconds, so each process keeps one world for all its jobs.
     if not _worlds:
         _worlds.append(Simulator(settings))
     demonstration = demonstrate(_worlds[0], suite, number, seed, noise)

@@ -107,6 +107,7 @@ class Simulator:
             SimulatorError: LIBERO has no such task or initial state.
         """
         self._build(suite, task)
+        # Draws cannot be undone, so an earlier trial means starting from the seed again.
         if self._seed != seed or self._resets > trial:
             np.random.seed(seed)
             self._seed, self._resets, self._loads = seed, 0, 1
@@ -153,7 +154,7 @@ class Simulator:
         return np.asarray(self._obs["robot0_joint_pos"], np.float32)
 
     def scene(self) -> np.ndarray:
-        """Where the hand, the thing to move and its goal are now, float32 [3, 3], in metres.
+        """Where the hand, the thing to move and its goal are now, float32 [3, 3], in meters.
 
         Of a task with several goals, the first that does not hold.
         """
@@ -212,7 +213,12 @@ class Simulator:
         size = self._settings.size
         with contextlib.redirect_stdout(io.StringIO()):
             self._env = self._make(
-                bddl_file_name=problem, camera_heights=size, camera_widths=size, hard_reset=False
+                # A hard reset would load the model again, which takes seconds; `_place` imitates
+                # it.
+                bddl_file_name=problem,
+                camera_heights=size,
+                camera_widths=size,
+                hard_reset=False,
             )
         inner = self._env.env
         for name in CAMERAS.values():
@@ -269,6 +275,7 @@ def rotation_vector(quaternion: np.ndarray) -> np.ndarray:
     """Rotation vector [3] of an (x, y, z, w) quaternion, with an angle of 0 to 2 pi."""
     w = min(max(float(quaternion[3]), -1.0), 1.0)
     sine = np.sqrt(1.0 - w * w)
+    # Without a turn the axis is undefined; robosuite returns zeros too.
     if np.isclose(sine, 0.0):
         return np.zeros(3)
     return np.asarray(quaternion[:3]) * 2.0 * np.arccos(w) / sine

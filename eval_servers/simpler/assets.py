@@ -88,6 +88,8 @@ class Files:
         for world in worlds:
             needed.update(dict.fromkeys(self._needed(world)))
         return [
+            # Several paths are formats of one file, of which any will do: name it without its
+            # ending.
             paths[0] if len(paths) == 1 else re.sub(r"\.\w+$", ".*", paths[0])
             for paths in needed
             if not any(_whole(path) for path in paths)
@@ -107,6 +109,7 @@ class Files:
         needed: List[Tuple[str, ...]] = [(self._in_data(stage),) for stage in stages(world)]
         photographs = [world.overlay] if world.overlay else []
         if world.prepackaged:
+            # The environment chooses its overlay itself, so all it may choose must be there.
             photographs = _photographs(world)
         needed += [(self._in_data("real_inpainting/" + each),) for each in photographs]
         for model in self._models(world):

@@ -52,6 +52,7 @@ class SimplerEnv(rollout.Env):
         self._picture = self._simulator.reset(world, episode.start)
         self.begin()
         instruction = self._simulator.instruction()
+        # A table that disagrees with the simulator would evaluate another task than its name says.
         if not episode.swapped and episode.instruction not in ("", instruction):
             raise rollout.ActionError(
                 "{}, {}, {}: the simulator says {!r}, the table {!r}: this is another version of"
@@ -79,6 +80,7 @@ class SimplerEnv(rollout.Env):
             )
         command, self._grip = convert(action, self._robot, self.profile, self._grip)
         self._picture = self._simulator.step(command)
+        # The simulator itself would wait out its 100 steps before it goes on.
         if self.profile.advances and self._simulator.stats().get("is_drawer_open"):
             self._simulator.advance()
 
@@ -137,6 +139,7 @@ def attempt(
         success, steps, solved_at (the first step after which the task was done, None if never),
         told (the instructions), stats.
     """
+    # Two memories in a row would hold and delay the gripper twice.
     spec = client.metadata.get("action") or {}
     if spec.get("gripper_repeat", 0) > 0 or spec.get("gripper_patience", 1) > 1:
         raise rollout.ActionError(
@@ -151,6 +154,7 @@ def attempt(
     while taken < limit and not ended:
         env.begin()
         instruction = env.instruction()
+        # Only the first may be swapped; a later one is the simulator's, as it follows progress.
         instructions.append(instruction if instructions else env.told(episode))
         for _ in rollout.control_steps(
             env, client, chunks, instructions[-1], limit - taken, frames
@@ -158,6 +162,7 @@ def attempt(
             taken += 1
             if env.success():
                 solved_at, ended = solved_at or taken, env.profile.stops
+            # With swapped instructions the policy is told one sentence throughout.
             if ended or (env.instruction() != instruction and not episode.swapped):
                 break
     return {

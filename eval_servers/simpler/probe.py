@@ -47,6 +47,7 @@ def look(settings: simulator.Settings, task: str, setting: str) -> Dict[str, Any
         simulator.SimulatorError: it cannot be built, or its picture is blank.
     """
     try:
+        # Asked first, so that a machine without a device gets a clear error.
         devices = [device["name"] for device in graphics.vulkan()]
     except graphics.GraphicsError as error:
         raise simulator.SimulatorError("no rendering device: {}".format(error)) from None
@@ -55,6 +56,7 @@ def look(settings: simulator.Settings, task: str, setting: str) -> Dict[str, Any
     picture = built.reset(world, starts(task, setting, variant)[0])
     built.close()
     driver = ", ".join(devices)
+    # A device without a working driver draws one uniform color instead of failing.
     if picture.std() < 1:
         raise simulator.SimulatorError("the pictures are blank with {}".format(driver))
     versions = {name: _version(name) for name in _PACKAGES}

@@ -110,6 +110,7 @@ def average(tables: Tables, policy: str, cells: Sequence[Tuple[str, str]]) -> fl
     """
     settings = sorted({setting for setting, _ in cells})
     robots = sorted({robot_of(task) for _, task in cells})
+    # Settings draw the same task differently, so their rates answer different questions.
     if len(settings) != 1 or len(robots) != 1:
         raise ValueError(
             "rates of different settings or robots are different quantities and have no mean: {};"
@@ -154,6 +155,7 @@ def _told(policy: str, cell: Cell, real: Mapping[str, float]) -> str:
 
 
 def _agreement(cells: Mapping[str, Cell], real: Mapping[str, float]) -> str:
+    # A rate over a part of the episodes would rank a policy by which ones ran.
     rates = {policy: cell.rate for policy, cell in cells.items() if not cell.absent}
     if not real:
         return "no real-robot results"
@@ -182,6 +184,7 @@ def read_real(path: str) -> Dict[str, Dict[str, float]]:
         for policy, rate in rates.items():
             if not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
                 raise ValueError("{}: {} {}: {!r} is no rate".format(path, task, policy, rate))
+            # A file may repeat a published number, but must not silently replace it.
             if table.setdefault(task, {}).setdefault(policy, float(rate)) != rate:
                 raise ValueError("{}: {} {} is published otherwise".format(path, task, policy))
     return table

@@ -97,9 +97,11 @@ class Simulator:
         Building a world takes seconds to minutes. The published evaluation builds it anew for every
         episode; here the random state is put back instead, so that choices are the same.
         """
+        # Building takes up to minutes, so episodes of one world come one after another.
         if world != self._world:
             self._build(world)
         inner = self._env.unwrapped
+        # As if the world were new: the state was taken right after it was built.
         inner._main_rng.set_state(self._random)
         self._obs, _ = self._env.reset(seed=start.seed, options=reset_options(start))
         self._info, self._done = {}, False
@@ -142,6 +144,7 @@ class Simulator:
         """
         inner = self._env.unwrapped
         to_base = inner.agent.robot.pose.inv()
+        # Environments with two objects name them; those with one call it `obj`.
         things = [inner.tcp]
         if hasattr(inner, "episode_source_obj"):
             things += [inner.episode_source_obj, inner.episode_target_obj]

@@ -14,8 +14,8 @@ class TabletopEnv:
     """A table with three blocks, two pads, a lamp with its button, and a slider.
 
     Observations are {"rgb_static": uint8 [H, W, 3], "rgb_gripper": uint8 [H', W', 3],
-    "robot_obs": float32 [15]}. `robot_obs` has CALVIN's layout: tool point x, y, z (metres),
-    roll, pitch, yaw (radians, the first two 0), gripper opening (metres), seven zeros (CALVIN's
+    "robot_obs": float32 [15]}. `robot_obs` has CALVIN's layout: tool point x, y, z (meters),
+    roll, pitch, yaw (radians, the first two 0), gripper opening (meters), seven zeros (CALVIN's
     arm joints; there is no arm here), last gripper command (-1 or +1).
 
     Args:

@@ -26,7 +26,7 @@ from eval_servers.tabletop.layout import (
 )
 
 HORIZON = 60  # control steps an attempt may take
-LIFT_HEIGHT = 0.20  # metres, block centre
+LIFT_HEIGHT = 0.20  # meters, block center
 SLIDER_END = 0.25  # share of the rail that counts as an end
 
 # The first phrasing is the one used for evaluation (CALVIN's "validation annotation").
@@ -93,7 +93,7 @@ def annotations(task: str) -> Tuple[str, ...]:
 
 
 def on_pad(position: Sequence[float], side: str) -> bool:
-    """Whether a block centre [3] lies over a pad, directly on the table."""
+    """Whether a block center [3] lies over a pad, directly on the table."""
     x, y = PADS[side]
     return (
         abs(position[0] - x) <= PAD_HALF
@@ -108,6 +108,7 @@ def _lifted(start, end):
 
 def _placed(start, end, side):
     """It lies on the pad, did not before, and was carried there, not pushed."""
+    # A block pushed onto the pad was not placed: that would reward a policy that cannot grasp.
     carried = start["held"] or end["grasps"] > start["grasps"]
     before = on_pad(start["pos"], side) and not start["held"]
     return not end["held"] and on_pad(end["pos"], side) and carried and not before
@@ -132,7 +133,9 @@ def solved(task: str, start_info: Dict[str, Any], info: Dict[str, Any]) -> bool:
         return bool(_placed(start["blocks"][words[0]], end["blocks"][words[0]], words[1]))
     if kind == "led":
         return end["led"] == (words[0] == "on") and end["led"] != start["led"]
+    # Distance from the wanted end, as a share of the rail.
     ends = [s if words[0] == "left" else 1.0 - s for s in (start["slider"], end["slider"])]
+    # It must come from the other half, or a slider that already stood there would count.
     return ends[0] > 0.5 and ends[1] <= SLIDER_END
 
 
