@@ -31,7 +31,7 @@ _CHECK_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a simulator is asked to do.
+    """The evaluation that a simulator is asked to run.
 
     Attributes:
         make_env: see `rollout.evaluate`, as are the others.

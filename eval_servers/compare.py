@@ -30,7 +30,7 @@ class Difference(NamedTuple):
 
     @property
     def change(self) -> float:
-        """In [-1, 1]."""
+        """The difference of the two rates, in [-1, 1]."""
         return self.rate - self.base_rate
 
 
@@ -76,6 +76,7 @@ def require_same(
     """
     names = list(protocols)
     listings = []
+    # Against the first alone: sameness carries over from there to all others.
     for name in names[1:]:
         fields = differing(protocols[names[0]], protocols[name], but)
         if fields:

@@ -36,6 +36,7 @@ def differences(runs: Sequence[Any]) -> str:
         pair = {base.name: base.score["protocol"], run.name: run.score["protocol"]}
         try:
             compare.require_same(pair, "take a difference", compare.COMPARABLE)
+        # The page goes on without this pair: its own numbers are still worth reading.
         except compare.ProtocolError as error:
             paragraphs.append(_paragraph(str(error)))
             continue
@@ -47,6 +48,7 @@ def differences(runs: Sequence[Any]) -> str:
         paragraphs.append(_starts(base, run))
     if not shown:
         return "".join(paragraphs)
+    # Runs may have evaluated different tasks, so a cell of the table may be empty.
     tasks = {name for _, by_task in shown for name in by_task} - {ALL}
     names = [ALL, *sorted(tasks)]
     drawn = [(run.name, run.colour, by_task) for run, by_task in shown]
@@ -79,6 +81,7 @@ def chains(runs: Sequence[Any]) -> str:
             "{:.1f}&nbsp;%".format(100 * counts["rate"])
             for counts in chain_score["solved_in_a_row"].values()
         ]
+        # Runs with shorter chains have fewer columns.
         cells += ["&ndash;"] * (length - len(cells))
         average = "{average_solved:.2f}<small>{average_low:.2f}&ndash;{average_high:.2f}</small>"
         cells.append(average.format(**chain_score))
@@ -103,6 +106,7 @@ def perturbed(runs: Sequence[Any]) -> str:
         kind = run.score["protocol"].get("perturbation")
         if not kind:
             continue
+        # The first that fits: two plain runs of one policy would be equally good.
         base = next((other for other in runs if _is_plain_of(other, run)), None)
         if base is None:
             shown.append(
@@ -138,8 +142,10 @@ def _is_plain_of(base: Any, run: Any) -> bool:
 
 
 def _drop(base: Dict[str, Any], run: Dict[str, Any]) -> str:
+    # Unpaired: a perturbed scene is another initial state, so episodes do not match.
     low, high = difference(run["successes"], run["episodes"], base["successes"], base["episodes"])
     change = "{:+.0f}".format(100 * (run["rate"] - base["rate"]))
+    # Bold where the interval excludes zero, as only that is evidence of a change.
     if low > 0 or high < 0:
         change = "<b>{}</b>".format(change)
     cells = [
@@ -166,6 +172,7 @@ def _cell(paired: Optional[compare.Difference]) -> str:
     if paired is None:
         return "<td>&ndash;</td>"
     change = "{:+.0f}".format(100 * paired.change)
+    # Bold where the interval excludes zero, as only that is evidence of a change.
     if paired.low > 0 or paired.high < 0:
         change = "<b>{}</b>".format(change)
     return "<td>{}<small>{:+.0f} to {:+.0f} &middot; {} episodes</small></td>".format(

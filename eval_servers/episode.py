@@ -37,7 +37,7 @@ class Episode:
 
 
 class Env(abc.ABC):
-    """What a simulator's adapter provides.
+    """The interface that a simulator's adapter provides.
 
     Attributes:
         gripper: the commands it takes, {"closed": -1, "open": 1}; None where it does not say.
@@ -52,7 +52,7 @@ class Env(abc.ABC):
         """Set the episode up; returns the observation, with openpi's keys, without the prompt."""
 
     def told(self, episode: Any) -> str:
-        """What the policy is told at first; some simulators alone know it, after `reset`."""
+        """Return the first instruction; some simulators alone know it, after `reset`."""
         return episode.instruction
 
     @abc.abstractmethod
@@ -199,6 +199,7 @@ def _attempt(
     for step in control_steps(env, client, chunks, env.told(episode), max_steps, frames):
         if env.success():
             return {"success": True, "steps": step}
+    # Judged after every step, so that reaching here means it was never solved.
     return {"success": False, "steps": max_steps}
 
 
@@ -231,6 +232,7 @@ def hash_images(obs: Dict[str, Any]) -> str:
     digest = hashlib.sha256()
     for key in sorted(obs):
         value = obs[key]
+        # Only what was drawn is hashed: the robot's state may differ in its last bits.
         if isinstance(value, np.ndarray) and value.ndim == 3:
             # Names and shapes are hashed too: equal bytes of another layout are another picture.
             digest.update("{} {} {};".format(key, value.dtype.str, value.shape).encode())
@@ -245,8 +247,9 @@ def select(obs: Dict[str, Any], metadata: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _keys(metadata: Dict[str, Any]) -> Optional[Set[str]]:
-    """What the policy says it takes, None if it does not say."""
+    """Return the observation keys that the policy says it takes, None if it does not say."""
     cameras = metadata.get("cameras")
+    # openpi's own servers send no such metadata, so everything is sent to them.
     if not isinstance(cameras, dict):
         return None
     return {*cameras.values(), *(["observation/state"] if metadata.get("needs_proprio") else [])}

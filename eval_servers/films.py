@@ -26,7 +26,7 @@ class Films:
         return tuple(kind for kind in OUTCOMES if kind not in have)
 
     def path(self, index: int, task: str) -> str:
-        """Where the video of an episode goes."""
+        """Return the path of an episode's video."""
         name = "{:04d}_{}.webp".format(index, task.replace(os.sep, "_"))
         return os.path.join(self._out_dir, "videos", name)
 
@@ -45,5 +45,5 @@ class Films:
 
 
 def outcome(row: Dict[str, Any]) -> str:
-    """Which of `OUTCOMES` the row is."""
+    """Return the one of `OUTCOMES` that the row is."""
     return OUTCOMES[0] if row["success"] else OUTCOMES[1]

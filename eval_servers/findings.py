@@ -25,7 +25,7 @@ class Finding:
     advice: str = ""
 
     def to_json(self) -> Dict[str, Any]:
-        """As plain values."""
+        """Return the finding as plain values."""
         return asdict(self)
 
 
@@ -35,7 +35,7 @@ def worst(findings: Iterable[Finding]) -> str:
 
 
 def lines(findings: Iterable[Finding], colour: bool = False) -> List[str]:
-    """As text, one or two lines each; the second says what to do."""
+    """Format findings as text, one or two lines each; the second says what to do."""
     tints = {"ok": "32", "skip": "90", "warn": "33", "fail": "31"}
     text_lines = []
     for finding in findings:

@@ -37,6 +37,7 @@ def egl() -> List[Dict[str, Any]]:
         GraphicsError: there is none.
     """
     library = _load("EGL", "libEGL.so.1")
+    # The default, a C int, would cut a 64-bit pointer in half.
     library.eglGetProcAddress.restype = ctypes.c_void_p
     query = _function(library, "eglQueryDevicesEXT", ctypes.c_uint)
     display_of = _function(library, "eglGetPlatformDisplayEXT", ctypes.c_void_p)
@@ -82,6 +83,7 @@ def vulkan() -> List[Dict[str, Any]]:
         descriptions.append(
             {"name": name, "kind": _VK_KINDS.get(kind, str(kind)), "version": version}
         )
+    # Drivers keep threads and memory for an instance that is left open.
     library.vkDestroyInstance(instance, None)
     if not descriptions:
         raise GraphicsError("Vulkan works but knows no device")
@@ -102,7 +104,7 @@ class _InstanceInfo(ctypes.Structure):
 
 
 def _egl_device(library: Any, display: int) -> Any:
-    """What one display's OpenGL says of itself; None if it gives no context."""
+    """Describe one display's OpenGL; None if it gives no context."""
     display = ctypes.c_void_p(display)  # type: ignore[assignment]
     library.eglQueryString.restype = ctypes.c_char_p
     for name in ("eglCreateContext", "eglCreatePbufferSurface"):
@@ -121,6 +123,7 @@ def _egl_device(library: Any, display: int) -> Any:
         size = _attributes(_EGL_WIDTH, 16, _EGL_HEIGHT, 16)
         surface = ctypes.c_void_p(library.eglCreatePbufferSurface(display, config, size))
         context = ctypes.c_void_p(context)
+        # Some drivers create a context that cannot be used, so it is tried.
         if library.eglMakeCurrent(display, surface, surface, context):
             get_string = _function(library, "glGetString", ctypes.c_char_p)
             description = {
@@ -134,11 +137,13 @@ def _egl_device(library: Any, display: int) -> Any:
 
 
 def _attributes(*pairs: int) -> Any:
+    # EGL reads attribute lists up to this terminator.
     values = [*pairs, _EGL_NONE]
     return (ctypes.c_int * len(values))(*values)
 
 
 def _function(library: Any, name: str, result: Any) -> Callable[..., Any]:
+    # Extensions are no symbols of the library, so they are asked for by name.
     address = library.eglGetProcAddress(name.encode())
     if not address:
         raise GraphicsError("this EGL has no {}".format(name))

@@ -19,6 +19,7 @@ def wilson(successes: int, episodes: int, z: float = Z95) -> Tuple[float, float]
     if episodes == 0:
         return 0.0, 1.0
     rate, z2 = successes / episodes, z * z
+    # The center is drawn toward 1/2, most of all for few episodes.
     centre = rate + z2 / (2 * episodes)
     spread = z * math.sqrt(rate * (1 - rate) / episodes + z2 / (4 * episodes * episodes))
     scale = 1 + z2 / episodes
@@ -55,6 +56,7 @@ def paired_difference(
     """
     count = both + only + base_only + neither
     solved, base = both + only, both + base_only
+    # Zero where one run solved all or nothing: then no correlation is defined.
     margins = solved * (count - solved) * base * (count - base)
     cross = both * neither - only * base_only
     if cross > 0:
@@ -66,6 +68,7 @@ def paired_difference(
 def _hybrid(
     run: Tuple[int, int], base: Tuple[int, int], correlation: float, z: float
 ) -> Tuple[float, float]:
+    # Without episodes of one side every difference is possible.
     if not run[1] or not base[1]:
         return -1.0, 1.0
     low, high = wilson(*run, z=z)

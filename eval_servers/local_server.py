@@ -63,7 +63,7 @@ class LocalServer:
 
     @property
     def pid(self) -> int:
-        """Of the process as it runs now."""
+        """Process id of the server as it runs now."""
         return self._process.pid
 
     def stop(self) -> None:
@@ -106,7 +106,7 @@ class LocalServer:
         )
 
     def _wait_until_it_listens(self, process: Any) -> str:
-        """Its address, or "" if it ended first."""
+        """Return the server's address, or "" if it ended first."""
         for line in process.stdout:
             if line.startswith(_READY):
                 return line[len(_READY) :].strip()

@@ -192,7 +192,7 @@ def _work(pipe: Any, make_handler: Callable[[], Any], fatal: Tuple) -> None:
 
 
 def _reports(pipe: Any, make_handler: Callable[[], Any], fatal: Tuple) -> Iterator[Tuple[str, Any]]:
-    """What a worker has to say, one message after another, until it is dismissed or fails."""
+    """Yield a worker's messages, one after another, until it is dismissed or fails."""
     try:
         handler = make_handler()
         yield "ready", None

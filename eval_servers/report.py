@@ -68,6 +68,7 @@ def report(
     for index, (name, path) in enumerate(runs.items()):
         score, rows = results.load_run(path)
         folder = path if os.path.isdir(path) else os.path.dirname(path)
+        # Colors go round again when there are more runs than the palette has.
         loaded.append(Run(name, folder, plots.COLOURS[index % len(plots.COLOURS)], score, rows))
     if not loaded:
         raise results.ResultsError("name at least one run")
@@ -315,6 +316,7 @@ def _conditions(run: Run) -> Dict[str, Any]:
 
 
 def _settings(trees: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> str:
+    # Flat keys, so that a difference deep inside a protocol is a row of its own.
     flat = [{k: _text(v) for k, v in compare.flatten(tree).items()} for tree in trees]
     keys = list(dict.fromkeys(key for values in flat for key in values))
     head = "".join("<th>{}</th>".format(html.escape(run.name)) for run in runs)

@@ -63,7 +63,7 @@ SaveVideo = Callable[[str, List[Any]], None]  # (path of a .webp, what `Env.fram
 
 @dataclass(frozen=True)
 class Options:
-    """How to run episodes.
+    """Settings of a run of episodes.
 
     Attributes:
         server: ws://host:port of the policy; of several, with commas between, which must serve the
@@ -105,6 +105,7 @@ def other_instructions(tasks: Sequence[str], seed: int = 0) -> Dict[str, str]:
     if len(names) < 2:
         raise ValueError("swapping instructions takes at least two tasks, not {}".format(names))
     order = list(names)
+    # Shuffled, since neighbors in a list of tasks are often alike.
     random.Random(seed).shuffle(order)
     # Index -1 closes the cycle, so no task keeps its own instruction.
     following = {task: order[i - 1] for i, task in enumerate(order)}
@@ -230,7 +231,7 @@ def _evaluate(
 
 
 def common_metadata(options: Options) -> Dict[str, Any]:
-    """What all servers of the options say of their policy.
+    """Return the metadata of the policy, which all servers of the options must share.
 
     Raises:
         PolicyServerError: one is away, or they differ.
@@ -266,7 +267,7 @@ def _machine() -> Dict[str, Any]:
 
 
 class _Job(NamedTuple):
-    """What a worker is told: the episode, and which outcomes are worth a video, where."""
+    """Message to a worker: the episode, which outcomes are worth a video, and its path."""
 
     episode: Episode
     wanted: Tuple[str, ...]

@@ -28,7 +28,7 @@ _LITTLE = 0.01  # change that a policy which looks or listens should exceed
 
 @dataclass
 class Answers:
-    """What the policy said; arrays are chunks [f, a] in robot units.
+    """Answers of the policy; arrays are chunks [f, a] in robot units.
 
     Attributes:
         plain: to the first frame, asked several times, each with an empty history.
@@ -109,7 +109,7 @@ def judge(
     gripper: Optional[Dict[str, float]] = None,
     arm_range: Optional[Tuple[float, float]] = None,
 ) -> List[Finding]:
-    """What the answers tell.
+    """Judge the answers, one finding a question.
 
     Args:
         answers: see `Answers`.

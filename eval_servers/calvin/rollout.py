@@ -117,6 +117,7 @@ def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         help="send where everything is as well, for scripted experts; the score says so",
     )
     flags = parser.parse_args(arguments)
+    # Silently ignored, it would leave the user waiting for all 1000 chains.
     if flags.episodes and not flags.tasks:
         parser.error("--episodes goes with --tasks; a number of chains is --chains=0:N")
     return flags

@@ -34,7 +34,7 @@ class SimulatorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Which world to build.
+    """The world to build.
 
     Attributes:
         root: a calvin_env source tree.
@@ -168,7 +168,7 @@ def load_config(settings: Settings) -> Any:
 
 
 def describe(settings: Settings) -> Dict[str, Any]:
-    """What identifies the world in a score file, as far as it is known without building it."""
+    """Return what identifies the world in a score, as far as it is known without building it."""
     record: Dict[str, Any] = {
         "calvin_env": aside.commit(settings.root),
         "scene": settings.scene,

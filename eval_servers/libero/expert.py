@@ -119,7 +119,7 @@ def scripted(suite: str) -> List[int]:
 
 
 def _error(phase: _Phase, hand: np.ndarray, thing: np.ndarray) -> np.ndarray:
-    """Which way the hand has to go, [3]; what it holds is put where it belongs, seen from above."""
+    """Return the way the hand has to go, [3]; seen from above, it is the held thing that counts."""
     error = phase.place - hand
     if phase.held:
         error[:2] = phase.place[:2] - thing[:2]

@@ -41,7 +41,7 @@ def probe(settings: simulator.Settings, profile: Profile, suite: str, number: in
 
 
 def look(settings: simulator.Settings, suite: str, number: int, seed: int) -> Dict[str, Any]:
-    """What the simulator built here is and shows, in a task's first initial state.
+    """Build the simulator here and describe it and a task's first pictures.
 
     Raises:
         simulator.SimulatorError: it cannot be built, or its pictures are blank.
@@ -102,7 +102,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(flags: argparse.Namespace) -> simulator.Settings:
-    """What `add_flags` parsed."""
+    """Return the settings that the flags of `add_flags` name."""
     return simulator.Settings(flags.renderer, flags.size)
 
 

@@ -37,7 +37,7 @@ class SimulatorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to draw.
+    """The renderer and the size of its pictures.
 
     Attributes:
         renderer: egl or osmesa; Mesa's give the same pixels.
@@ -139,7 +139,7 @@ class Simulator:
         return bool(self._env.check_success())
 
     def state(self) -> np.ndarray:
-        """What LIBERO's policies know of the robot, float32 [8].
+        """The robot's state as LIBERO's policies know it, float32 [8].
 
         Position of the hand (m), its orientation as a rotation vector of angle 0 to 2 pi (rad), and
         both fingers' positions (m); as the last step observed them.
@@ -154,7 +154,7 @@ class Simulator:
         return np.asarray(self._obs["robot0_joint_pos"], np.float32)
 
     def scene(self) -> np.ndarray:
-        """Where the hand, the thing to move and its goal are now, float32 [3, 3], in meters.
+        """Positions of the hand, the thing to move and its goal, float32 [3, 3], in meters.
 
         Of a task with several goals, the first that does not hold.
         """
@@ -165,7 +165,7 @@ class Simulator:
         return np.array([hand, self._whereabouts(goal[1]), self._whereabouts(goal[-1])], np.float32)
 
     def snapshot(self) -> Snapshot:
-        """What `draw` needs to draw the last observation later."""
+        """Return what `draw` needs to draw the last observation later."""
         return self._drawn
 
     def draw(self, camera: str, snapshot: Optional[Snapshot] = None) -> np.ndarray:
@@ -188,7 +188,7 @@ class Simulator:
         return np.ascontiguousarray(picture[::-1, ::-1])
 
     def driver(self) -> str:
-        """What OpenGL says of itself, once a world is built."""
+        """Return OpenGL's renderer and version, once a world is built."""
         from OpenGL import GL  # type: ignore[import-not-found]
 
         names = [GL.glGetString(name) for name in (GL.GL_RENDERER, GL.GL_VERSION)]
@@ -264,7 +264,7 @@ class Simulator:
         return data + [getattr(sim.model._model, name) for name in _DRAWN_MODEL]
 
     def _whereabouts(self, name: str) -> np.ndarray:
-        """Of a thing, or of a place on one, [3]."""
+        """Return the position of a thing, or of a place on one, [3] in meters."""
         inner = self._env.env
         if name in inner.obj_body_id:
             return inner.sim.data.body_xpos[inner.obj_body_id[name]]

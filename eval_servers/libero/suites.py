@@ -80,6 +80,7 @@ def tasks(suite: str) -> List[Task]:
     with open(_FILE, encoding="utf-8") as file:
         table: Dict[str, Dict] = json.load(file)
     named = table["tasks"][plain(suite)]
+    # The file lists sentences only for suites that change them.
     instructions = table["told"].get(suite, named.values())
     return [Task(name, instruction) for name, instruction in zip(named, instructions)]  # noqa: B905
 

@@ -71,7 +71,7 @@ _OBJECTS: Dict[str, List[str]] = {
 
 
 class Files:
-    """Where a simulator's files are.
+    """Folders of a simulator's files, and what is missing in them.
 
     Attributes:
         tree: a ManiSkill2_real2sim source tree; robots are in it.
@@ -96,7 +96,7 @@ class Files:
         ]
 
     def stand_ins(self) -> List[str]:
-        """What in these assets is only a stand-in."""
+        """List the files of these assets that are only stand-ins."""
         path = os.path.join(self.data, STAND_INS)
         if not os.path.isfile(path):
             return []
@@ -104,7 +104,7 @@ class Files:
             return list(json.load(file))
 
     def _needed(self, world: World) -> List[Tuple[str, ...]]:
-        """Each as one path, or as several of which one will do."""
+        """List the files a world needs, each as one path or as several of which one will do."""
         options = dict(world.options)
         needed: List[Tuple[str, ...]] = [(self._in_data(stage),) for stage in stages(world)]
         photographs = [world.overlay] if world.overlay else []
@@ -117,6 +117,7 @@ class Files:
             needed.append((self._in_data(folder + "collision.obj"),))
             needed.append(tuple(self._in_data(folder + each) for each in _VISUALS))
         if world.traced:
+            # A prepackaged environment chooses the station itself, and takes the recolored one.
             recoloured = "mk_station_recolor" if world.prepackaged else "mk_station"
             station = "custom/{}.urdf".format(options.get("station_name", recoloured))
             needed += self._description(self._in_data(station))
@@ -148,6 +149,7 @@ class Files:
             if os.path.isfile(path):
                 with open(path, encoding="utf-8") as file:
                     needed += sorted(json.load(file))
+        # Lists overlap, and each file is to be reported once.
         return list(dict.fromkeys(needed))
 
     def _description(self, urdf: str) -> List[Tuple[str, ...]]:
@@ -173,7 +175,7 @@ def stages(world: World) -> List[str]:
 
 
 def _photographs(world: World) -> List[str]:
-    """What a prepackaged environment chooses from."""
+    """Photographs that a prepackaged environment chooses from."""
     if world.robot.startswith("widowx"):
         return ["bridge_real_eval_1.png" if world.robot == "widowx" else "bridge_sink.png"]
     if world.gym.startswith("MoveNear"):

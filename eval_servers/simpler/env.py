@@ -96,7 +96,7 @@ class SimplerEnv(rollout.Env):
         return episode.instruction or self.instruction()
 
     def instruction(self) -> str:
-        """What the simulator says now; changes within a task of two halves."""
+        """Return the simulator's instruction, which changes within a task of two halves."""
         return self._simulator.instruction()
 
     def success(self) -> bool:
@@ -104,7 +104,7 @@ class SimplerEnv(rollout.Env):
         return bool(self._simulator.success())
 
     def stats(self) -> Dict[str, Any]:
-        """What else the simulator counts: partial successes."""
+        """Return what else the simulator counts: partial successes."""
         return self._simulator.stats()
 
     def frame(self) -> bytes:

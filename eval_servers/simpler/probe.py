@@ -41,7 +41,7 @@ def probe(settings: simulator.Settings, task: str, setting: str) -> Dict[str, An
 
 
 def look(settings: simulator.Settings, task: str, setting: str) -> Dict[str, Any]:
-    """What the simulator built here is and shows, in the first start of a task.
+    """Build the simulator here and describe it and the first picture of a task.
 
     Raises:
         simulator.SimulatorError: it cannot be built, or its picture is blank.
@@ -95,7 +95,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of_flags(flags: argparse.Namespace) -> simulator.Settings:
-    """What `add_flags` parsed."""
+    """Return the settings that the flags of `add_flags` name."""
     return simulator.Settings(flags.real2sim, flags.assets, flags.drawn)
 
 
@@ -115,7 +115,7 @@ def _version(package: str) -> str:
 
 
 def _no_device() -> str:
-    """What the graphics say, if they are the likely reason."""
+    """Describe the Vulkan devices, which are the likely reason for a missing picture."""
     try:
         devices = aside.ask("eval_servers.graphics", ["vulkan"], 60.0)
     except aside.AsideError as error:

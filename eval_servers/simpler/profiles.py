@@ -21,7 +21,7 @@ _CHANGED = 0.5  # size of a change that is one
 
 @dataclass(frozen=True)
 class Gripper:
-    """How one robot's gripper is told.
+    """Translation of a policy's openness into one robot's gripper commands.
 
     Attributes:
         changes: it takes changes instead of states.
@@ -40,7 +40,7 @@ class Gripper:
 
 
 class GripperState(NamedTuple):
-    """What a gripper remembers of its episode.
+    """Memory of a gripper within one episode.
 
     Attributes:
         before: openness at the last step; None at the first.
@@ -75,7 +75,7 @@ class Profile:
     stops: bool = False
 
     def to_json(self) -> Dict[str, Any]:
-        """For a protocol."""
+        """Return the profile as plain values, for a protocol."""
         return asdict(self)
 
 

@@ -55,6 +55,7 @@ def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
         for variant, world in worlds(part, flags.setting).items()
         if variant in used
     ]
+    # Every needed file is checked now: the simulator would go on without it, with a wrong picture.
     simulator.check(settings, needed)
     robot = robot_of(parts[0])
     description = probe(settings, parts[0], flags.setting)
@@ -90,6 +91,7 @@ def _is_published(flags: argparse.Namespace, description: Dict[str, Any]) -> boo
         and flags.episodes is None
         and flags.max_steps >= MAX_STEPS
         and flags.drawn == "official"
+        # Stand-in assets look different, so their scores compare only with each other.
         and not description["stand_ins"]
         and not (flags.swap_instructions or flags.privileged or flags.stop_at_success)
     )
@@ -102,6 +104,7 @@ def table(score: Dict[str, Any]) -> str:
     # Prepackaged environments bear the names of tasks.
     tasks = {} if score["protocol"]["setting"] == "prepackaged" else TASKS
     grouped = {name: [part for part in parts if part in per_task] for name, parts in tasks.items()}
+    # A task of a single part would only repeat its line.
     grouped = {name: parts for name, parts in grouped.items() if len(parts) > 1}
     shown = set()
     for name, parts in grouped.items():
@@ -110,6 +113,7 @@ def table(score: Dict[str, Any]) -> str:
         lines += [_line("  " + part, per_task[part]) for part in parts]
         shown.update(parts)
     lines += [_line(name, counts) for name, counts in per_task.items() if name not in shown]
+    # The first part is the mean over all, which mixes tasks that are never published together.
     lost = [text for text in results.one_line(score).split("; ")[1:] if text]
     return "\n".join(lines + lost)
 

@@ -42,7 +42,7 @@ class Cell(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """In 0..1."""
+        """Success rate, in 0..1."""
         return self.successes / self.episodes if self.episodes else 0.0
 
 
@@ -66,6 +66,7 @@ def collect(runs: Sequence[Tuple[str, str]]) -> Tables:
         setting = protocol["setting"]
         group = protocols.setdefault((setting, protocol["robot"]), {})
         group["{} ({})".format(policy, folder)] = protocol
+        # Episodes without an outcome, which make a mean incomplete.
         lost = score["missing"] + score["crashes"]
         for task, cell in _cells(score["per_task"], setting, lost).items():
             cells = tables.setdefault(setting, {}).setdefault(task, {})
@@ -85,6 +86,7 @@ def _cells(per_task: Mapping[str, Any], setting: str, lost: int) -> Dict[str, Ce
     grouped = {part: name for name, parts in TASKS.items() for part in parts}
     for task, counts in per_task.items():
         name = grouped.get(task, task) if setting != "prepackaged" else task
+        # Parts are added up, since a task's mean is over its episodes.
         before = cells.get(name, Cell(0, 0))
         solved = before.successes + counts["successes"]
         cells[name] = Cell(solved, before.episodes + counts["episodes"])

@@ -196,7 +196,7 @@ def _link(source: str, out: str, paths: set) -> None:
 
 
 def every_world() -> List[World]:
-    """Of all environments in all settings."""
+    """List the worlds of all environments in all settings."""
     return [
         world
         for name in ENVIRONMENTS

@@ -44,8 +44,9 @@ _PAIRS = ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))  # which to move near 
 
 
 def instruction(name: str, start: Start) -> str:
-    """What the environment says at first; "" if only it knows."""
+    """Return the environment's first instruction; "" if only it knows."""
     if kind_of(name) == "near" and start.episode is not None:
+        # The simulator numbers its 60 starts so: 5 triplets, 2 layouts, 6 ordered pairs.
         objects, (moved, target) = _TRIPLETS[start.episode // 12], _PAIRS[start.episode % 6]
         return "move {} near {}".format(objects[moved], objects[target])
     return ENVIRONMENTS[name].instruction
@@ -89,9 +90,11 @@ def trials(
             for variant in worlds(part, setting)
             for start in starts(part, setting, variant)
         ]
+        # Evenly spaced, so that a short run still meets every kind of variant.
         if count is not None and count < len(rows):
             rows = [rows[i * len(rows) // count] for i in range(count)]
         for variant, start in rows:
+            # A row's seed identifies its start when runs are paired.
             seed = start.seed if start.seed is not None else start.episode or 0
             text = instruction(swapped.get(part, part), start)
             if swap and not text:

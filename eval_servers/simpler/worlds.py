@@ -115,6 +115,7 @@ def worlds(name: str, setting: str) -> Dict[str, World]:
 
 def settings_of(name: str) -> Tuple[str, ...]:
     """The settings of an environment."""
+    # Other environments exist in the simulator only as they come, prepackaged.
     published = any(name in parts for parts in TASKS.values())
     kind = kind_of(name)
     return tuple(
@@ -236,6 +237,7 @@ def starts(name: str, setting: str, variant: str) -> List[Start]:
     """All starts in one variant, in the order of the evaluation."""
     kind, matching = kind_of(name), setting == "visual_matching"
     if setting == "prepackaged":
+        # These kinds have a fixed list of starts; the others draw theirs from a seed.
         listed = {"bridge": 24, "near": 60}.get(kind)
         if listed:
             return [Start(episode=number, seed=number) for number in range(listed)]

@@ -78,7 +78,7 @@ def _rectangle(x, y, half_x, half_y, z=0.0):
 
 
 def _flats():
-    """What is painted on the table, in drawing order: (corners [4, 3], color)."""
+    """List what is painted on the table, in drawing order: (corners [4, 3], color)."""
     hx, hy = layout.TABLE_HALF
     ledge = (
         (hy + layout.BLOCK_HIGH[1] + layout.BLOCK_HALF) / 2,

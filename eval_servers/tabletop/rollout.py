@@ -54,6 +54,7 @@ class TabletopRollout(rollout.Env):
         """One control step; action float [7], gripper +1 = open, -1 = closed."""
         try:
             self._env.act(action)
+        # The wrong shape or gripper command would recur at every step, so the run ends.
         except ValueError as error:
             raise rollout.ActionError(
                 "the policy does not fit the tabletop: {}".format(error)
@@ -83,6 +84,7 @@ def _observation(obs: Dict[str, Any]) -> Dict[str, Any]:
 def _film(path: str, infos: List[Dict[str, Any]]) -> None:
     """Both views side by side at `FRAME` pixels, whatever size the policy sees."""
     views = ("static", "gripper")
+    # Drawn only now, as most episodes never become a film.
     frames = [np.concatenate([render(i, view, FRAME) for view in views], axis=1) for i in infos]
     save_video(path, frames)
 

@@ -158,6 +158,7 @@ def startable(task: str, info: Dict[str, Any]) -> bool:
         return bool(scene["blocks"][words[0]]["pos"][2] <= LIFT_HEIGHT)
     if kind == "place":
         block = scene["blocks"][words[0]]
+        # A held block may be placed on the pad it hangs over.
         return block["held"] or not on_pad(block["pos"], words[1])
     if kind == "led":
         return scene["led"] != (words[0] == "on")
@@ -181,6 +182,7 @@ def initial_conditions(task: Optional[str], rng: Any) -> Dict[str, Any]:
         ValueError: if there is no such task.
     """
     kind, words = parse(task) if task is not None else ("", ("",))
+    # Drawing all blocks anew keeps the distribution of accepted starts uniform.
     while True:
         spots = rng.uniform(SPAWN_LOW, SPAWN_HIGH, size=(len(COLOURS), 2))
         spots[:, 0] += [LANES[colour] for colour in COLOURS]
@@ -189,6 +191,7 @@ def initial_conditions(task: Optional[str], rng: Any) -> Dict[str, Any]:
             break
     yaw = rng.uniform(-SPAWN_YAW, SPAWN_YAW, size=len(COLOURS))
     tool = rng.uniform(TOOL_SPAWN_LOW, TOOL_SPAWN_HIGH)
+    # All are drawn whatever the task, so that one seed gives the same blocks for every task.
     end, right, led = rng.uniform(0.0, 0.15), rng.uniform() < 0.5, bool(rng.uniform() < 0.5)
     if kind == "slider":
         right = words[0] == "left"
