@@ -129,7 +129,7 @@ def _outcomes(row: Mapping[str, Any]) -> Dict[Optional[str], bool]:
     if length < 2:
         return {None: row["success"], row["task"]: row["success"]}
     solved = solved_in_a_row(row)
-    # Tasks of a chain that were never begun say nothing, but "k in a row" is defined for all.
+    # Defined for every k, also for chains that ended before their k-th task was begun.
     in_a_row = {"{} in a row".format(k): solved >= k for k in range(1, length + 1)}
     return {None: row["success"], **in_a_row}
 

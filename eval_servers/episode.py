@@ -249,7 +249,7 @@ def select(obs: Dict[str, Any], metadata: Dict[str, Any]) -> Dict[str, Any]:
 def _keys(metadata: Dict[str, Any]) -> Optional[Set[str]]:
     """Return the observation keys that the policy says it takes, None if it does not say."""
     cameras = metadata.get("cameras")
-    # openpi's own servers send no such metadata, so everything is sent to them.
+    # Other servers of this wire need not name their cameras, so they get everything.
     if not isinstance(cameras, dict):
         return None
     return {*cameras.values(), *(["observation/state"] if metadata.get("needs_proprio") else [])}

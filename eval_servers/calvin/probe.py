@@ -53,7 +53,7 @@ def look(settings: simulator.Settings) -> Dict[str, Any]:
     world = simulator.Simulator(settings)
     views = world.reset(*initial_state(load().states[0]))["rgb_obs"]
     cameras = {name: np.ascontiguousarray(view, np.uint8) for name, view in views.items()}
-    # Closed before the check, as a GL context left open may crash the process at its end.
+    # Closed before the check below raises, which would leave the GL context open.
     world.close()
     # A renderer without a working driver returns a uniform picture instead of an error.
     blank = [name for name, view in cameras.items() if view.std() < 1]
