@@ -24,6 +24,7 @@ def ask(module: str, flags: Sequence[str], timeout: float) -> Any:
     Raises:
         AsideError: with the last words of a process that failed or was too slow.
     """
+    # The child must find this repository although nothing of it is installed.
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = os.pathsep.join([root] + [p for p in [os.environ.get("PYTHONPATH")] if p])
     try:
@@ -37,6 +38,7 @@ def ask(module: str, flags: Sequence[str], timeout: float) -> Any:
         )
     except subprocess.TimeoutExpired:
         raise AsideError("no answer within {:g} s".format(timeout)) from None
+    # A simulator may print whatever it likes before its answer, which is the last line of JSON.
     answers = [line for line in done.stdout.splitlines() if line.startswith(("{", "[{"))]
     if done.returncode != 0 or not answers:
         words = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
@@ -45,9 +47,10 @@ def ask(module: str, flags: Sequence[str], timeout: float) -> Any:
 
 
 def commit(root: str) -> Optional[str]:
-    """Of a source tree; None if it is no git checkout of its own."""
+    """Return the commit of a source tree, or None if it is no git checkout of its own."""
     if not os.path.exists(os.path.join(root, ".git")):
         return None
+    # Excluding every tag leaves the bare hash, with "-dirty" where files were changed.
     command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

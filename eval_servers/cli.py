@@ -25,13 +25,13 @@ from eval_servers.client import PolicyClient, PolicyServerError
 
 LONG = 50  # episodes before which the sanity suite runs by itself
 UNWELL = 3  # exit status when it finds something
-_BLANK = 2.0  # standard deviation in grey levels below which a picture shows nothing
+_BLANK = 2.0  # standard deviation in gray levels below which a picture shows nothing
 _CHECK_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a simulator is asked to do.
+    """The evaluation that a simulator is asked to run.
 
     Attributes:
         make_env: see `rollout.evaluate`, as are the others.
@@ -146,22 +146,25 @@ def main(
         errors: further exceptions whose message is for the user.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    known = (PolicyServerError, pool.PoolError, ImportError, OSError, ValueError, *errors)
+    user_errors = (PolicyServerError, pool.PoolError, ImportError, OSError, ValueError, *errors)
     try:
         if flags.frame:
             return _frame(prepare(flags), flags.frame)
         missing = [flag for flag in ("server", "out") if not getattr(flags, flag)]
+        # The sanity suite alone writes no folder.
         if missing and not (missing == ["out"] and flags.sanity == "only"):
             raise ValueError("name " + " and ".join("--" + flag for flag in missing))
         return _evaluate(prepare(flags), flags, _options(flags))
-    except known as error:
-        kept = ""
+    except user_errors as error:
+        hint = ""
+        # A ResultsError is about the folder itself, which --resume would not cure.
         if _rows(flags) and not isinstance(error, results.ResultsError):
-            kept = " (what is done is kept; --resume goes on from here)"
-        print("rollout: {}{}".format(error, kept), file=sys.stderr)
+            hint = " (what is done is kept; --resume goes on from here)"
+        print("rollout: {}{}".format(error, hint), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nrollout: interrupted; --resume goes on from here", file=sys.stderr)
+        # What shells report for a process ended by Ctrl-C: 128 + SIGINT.
         return 130
 
 
@@ -178,15 +181,16 @@ def _options(flags: argparse.Namespace) -> rollout.Options:
     )
 
 
-def _evaluate(what: Evaluation, flags: argparse.Namespace, options: rollout.Options) -> int:
-    found: List[findings.Finding] = []
+def _evaluate(evaluation: Evaluation, flags: argparse.Namespace, options: rollout.Options) -> int:
+    checks: List[findings.Finding] = []
     rollout.common_metadata(options)  # an absent server, or a wrong one, before anything is spawned
     wanted = flags.sanity in ("on", "warn", "only")
-    if wanted or (flags.sanity == "auto" and len(what.episodes) >= LONG):
-        found = check(what, options)
-        told = findings.lines(found, colour=sys.stderr.isatty())
-        print("\n".join(["sanity suite:", *told]), file=sys.stderr, flush=True)
-        unwell = findings.worst(found) == "fail"
+    if wanted or (flags.sanity == "auto" and len(evaluation.episodes) >= LONG):
+        checks = check(evaluation, options)
+        report_lines = findings.lines(checks, colour=sys.stderr.isatty())
+        print("\n".join(["sanity suite:", *report_lines]), file=sys.stderr, flush=True)
+        # Warnings never stop a run: a policy may be weak without being wired wrongly.
+        unwell = findings.worst(checks) == "fail"
         if flags.sanity == "only" or (unwell and flags.sanity != "warn"):
             if unwell:
                 print(
@@ -197,37 +201,39 @@ def _evaluate(what: Evaluation, flags: argparse.Namespace, options: rollout.Opti
             return UNWELL if unwell else 0
     shards, folder = flags.shard[1], _folder(flags)
     score = rollout.evaluate(
-        what.make_env,
-        what.episodes,
+        evaluation.make_env,
+        evaluation.episodes,
         folder,
         options,
-        what.protocol,
-        what.save_video,
-        what.attempt,
-        {"sanity": [finding.to_json() for finding in found]},
+        evaluation.protocol,
+        evaluation.save_video,
+        evaluation.attempt,
+        {"sanity": [finding.to_json() for finding in checks]},
         flags.shard,
     )
+    # Workers check themselves as they leave; this checks the parent.
     rollout.check_imports()
     if shards > 1:
         folders = [os.path.join(flags.out, _name(i, shards)) for i in range(shards)]
+        # Shards may run on several machines, so nobody waits: the last to end merges.
         if not all(os.path.exists(os.path.join(each, results.SCORE)) for each in folders):
             print("{}: done; the other shards are not yet".format(folder))
             return 0
         score = results.merge(folders, flags.out)
-    print(what.table(score))
+    print(evaluation.table(score))
     return 0
 
 
-def check(what: Evaluation, options: rollout.Options) -> List[findings.Finding]:
+def check(evaluation: Evaluation, options: rollout.Options) -> List[findings.Finding]:
     """The sanity suite, in a process of its own: a simulator may crash, or hold a GL context.
 
     Raises:
         pool.PoolError, PolicyServerError: as `rollout.evaluate`.
     """
-    handler = functools.partial(_Checker, what.make_env, options)
+    handler = functools.partial(_Checker, evaluation.make_env, options)
     fatal = (PolicyServerError, ImportError)
     timeout = _CHECK_SECONDS + options.connect_timeout
-    jobs = [list(what.episodes)]
+    jobs = [list(evaluation.episodes)]
     for _, outcome in pool.run(handler, jobs, lambda job: job, 1, timeout, fatal):
         if not isinstance(outcome, pool.Crash):
             return outcome
@@ -246,6 +252,7 @@ class _Checker:
     """A worker that runs the sanity suite."""
 
     def __init__(self, make_env: Callable[[], Any], options: rollout.Options, number: int) -> None:
+        # Workers are spread evenly over the servers.
         uri = options.servers[number % len(options.servers)]
         self._client = PolicyClient(uri, options.connect_timeout)
         self._env = make_env()
@@ -258,14 +265,15 @@ class _Checker:
         self._env.close()
 
 
-def _frame(what: Evaluation, path: str) -> int:
+def _frame(evaluation: Evaluation, path: str) -> int:
     """Draw one observation, say in JSON what it shows; 1 if a picture is blank."""
     start = time.monotonic()
-    env = what.make_env()
-    obs = env.reset(what.episodes[0])
+    env = evaluation.make_env()
+    obs = env.reset(evaluation.episodes[0])
     seconds = time.monotonic() - start
     pictures = {key: value for key, value in obs.items() if getattr(value, "ndim", 0) == 3}
     env.close()
+    # Cameras may differ in size, and pictures side by side need one height.
     height = max(picture.shape[0] for picture in pictures.values())
     padded = [
         np.pad(picture, ((0, height - picture.shape[0]), (0, 0), (0, 0)))
@@ -273,13 +281,13 @@ def _frame(what: Evaluation, path: str) -> int:
     ]
     Image.fromarray(np.concatenate(padded, axis=1)).save(path, format="PNG")
     blank = sorted(key for key, picture in pictures.items() if picture.std() < _BLANK)
-    told = {
-        "simulator": what.protocol.get("simulator", {}),
+    summary = {
+        "simulator": evaluation.protocol.get("simulator", {}),
         "seconds": round(seconds, 3),
         "pictures": {key: list(picture.shape) for key, picture in pictures.items()},
         "blank": blank,
     }
-    print(json.dumps(results.plain(told)))
+    print(json.dumps(results.plain(summary)))
     return 1 if blank else 0
 
 

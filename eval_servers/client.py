@@ -78,6 +78,7 @@ class PolicyClient:
         self._connect_timeout = connect_timeout
         self._request_timeout = request_timeout
         self._options = _connect_options(uri)
+        # An empty string means "send no key", even where the environment holds one.
         key = os.environ.get(API_KEY, "") if api_key is None else api_key
         if key:
             self._options["additional_headers"] = {"Authorization": "Api-Key " + key}
@@ -96,6 +97,7 @@ class PolicyClient:
             PolicyServerError: the server refused the observation, or cannot be reached.
         """
         reply = self._request(obs)
+        # In answer to an observation text is an error report: actions come as binary.
         if isinstance(reply, str):
             self.close()
             raise PolicyServerError("the policy server refused: {}".format(reply))
@@ -112,6 +114,7 @@ class PolicyClient:
                 all the same.
         """
         reply = self._request({"endpoint": "reset"})
+        # A server that ignores "reset" would mix the histories of two episodes without an error.
         if reply != RESET_REPLY:
             self.close()
             text = reply if isinstance(reply, str) else "{} bytes".format(len(reply))
@@ -141,6 +144,7 @@ class PolicyClient:
                 "no reply from {} within {:g} s".format(self.uri, self._request_timeout)
             ) from None
         except (ConnectionClosed, OSError) as error:
+            # A server that refuses closes at once, so sending may fail before its reason was read.
             refusal = _last_words(socket)
             self.close()
             if refusal:
@@ -153,6 +157,8 @@ class PolicyClient:
             ) from None
 
     def _connect(self) -> Any:
+        # The pause doubles up to 2 s: quick for a server about to listen, cheap for one that
+        # compiles.
         deadline, pause, reason = time.monotonic() + self._connect_timeout, 0.1, ""
         while True:
             left, socket = max(deadline - time.monotonic(), 0.1), None
@@ -190,6 +196,7 @@ class PolicyClient:
                 )
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
+        # Half of a score must not come from another policy that was started on the same port.
         if self._greeting not in (b"", greeting):
             socket.close()
             raise PolicyServerError(
@@ -251,6 +258,8 @@ class ActionChunks:
             if infer_ms is not None:
                 self.server_ms.append(float(infer_ms))
             actions = np.asarray(reply["actions"])
+            # A chunk that is too short would make the robot re-plan more often than the protocol
+            # says.
             if actions.ndim != 2 or len(actions) < self._execute_steps:
                 raise PolicyServerError(
                     "the server sent actions of shape {}; expected [at least {}, action"
@@ -289,16 +298,17 @@ def _keep_alive(socket: Any) -> None:
 
 def _connect_options(uri: str) -> Dict[str, Any]:
     """Arguments of `connect` that exist in the installed websockets (12 to 17)."""
-    known = inspect.signature(connect).parameters
+    parameters = inspect.signature(connect).parameters
+    # One observation may exceed the default limit of 1 MiB; compressing it takes time a step.
     options: Dict[str, Any] = {"compression": None, "max_size": None}
-    if "ping_interval" in known:
+    if "ping_interval" in parameters:
         # `request_timeout` watches the server instead: some servers of this wire block their
         # event loop while they compile, and would be given up on.
         options["ping_interval"] = None
     # No proxy of the environment can reach this machine's own addresses.
-    if "proxy" in known and _is_loopback(urlsplit(uri).hostname or ""):
+    if "proxy" in parameters and _is_loopback(urlsplit(uri).hostname or ""):
         options["proxy"] = None
-    if "legacy" in known:
+    if "legacy" in parameters:
         options["legacy"] = True
     return options
 

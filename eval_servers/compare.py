@@ -30,7 +30,7 @@ class Difference(NamedTuple):
 
     @property
     def change(self) -> float:
-        """In [-1, 1]."""
+        """The difference of the two rates, in [-1, 1]."""
         return self.rate - self.base_rate
 
 
@@ -65,24 +65,25 @@ def differing(
 
 
 def require_same(
-    protocols: Mapping[str, Mapping[str, Any]], what: str, but: Sequence[str] = ()
+    protocols: Mapping[str, Mapping[str, Any]], purpose: str, but: Sequence[str] = ()
 ) -> None:
     """Raise `ProtocolError` unless all protocols agree.
 
     Args:
         protocols: name of a run -> its protocol.
-        what: what the runs would be used for, for the message.
+        purpose: completes "cannot ..." in the message.
         but: see `differing`.
     """
     names = list(protocols)
     listings = []
+    # Against the first alone: sameness carries over from there to all others.
     for name in names[1:]:
-        found = differing(protocols[names[0]], protocols[name], but)
-        if found:
-            told = "; ".join("{} ({} / {})".format(key, *pair) for key, pair in found.items())
-            listings.append("{} and {} differ in {}".format(names[0], name, told))
+        fields = differing(protocols[names[0]], protocols[name], but)
+        if fields:
+            details = "; ".join("{} ({} / {})".format(key, *pair) for key, pair in fields.items())
+            listings.append("{} and {} differ in {}".format(names[0], name, details))
     if listings:
-        raise ProtocolError("cannot {}: {}".format(what, ". ".join(listings)))
+        raise ProtocolError("cannot {}: {}".format(purpose, ". ".join(listings)))
 
 
 def differences(
@@ -93,25 +94,28 @@ def differences(
     Episodes count when both runs made them to the end: same index, seed and task. Of chains the
     "tasks" are how many were solved in a row.
     """
-    known = {_key(row): row for row in base if not row.get("error")}
+    base_rows = {_key(row): row for row in base if not row.get("error")}
     cells: Dict[Optional[str], List[int]] = {None: [0, 0, 0, 0]}
     for row in rows:
-        other = known.get(_key(row))
+        # Pairing by episode removes the luck of the draw, which narrows the interval.
+        other = base_rows.get(_key(row))
         if other is None or row.get("error"):
             continue
-        theirs = _outcomes(other)
+        base_outcomes = _outcomes(other)
         for name, solved in _outcomes(row).items():
             # both, only here, only there, neither
-            place = (0 if theirs[name] else 1) if solved else (2 if theirs[name] else 3)
+            place = (
+                (0 if base_outcomes[name] else 1) if solved else (2 if base_outcomes[name] else 3)
+            )
             cells.setdefault(name, [0, 0, 0, 0])[place] += 1
-    found = {}
+    result = {}
     for name, (both, only, base_only, neither) in cells.items():
         count = both + only + base_only + neither
         if count:
             low, high = paired_difference(both, only, base_only, neither)
             rates = (both + only) / count, (both + base_only) / count
-            found[name] = Difference(count, *rates, low, high)
-    return found
+            result[name] = Difference(count, *rates, low, high)
+    return result
 
 
 def solved_in_a_row(row: Mapping[str, Any]) -> int:
@@ -121,9 +125,11 @@ def solved_in_a_row(row: Mapping[str, Any]) -> int:
 
 def _outcomes(row: Mapping[str, Any]) -> Dict[Optional[str], bool]:
     length = len(row.get("tasks", ()))
+    # A single task has one outcome; a chain is judged by how far it got.
     if length < 2:
         return {None: row["success"], row["task"]: row["success"]}
     solved = solved_in_a_row(row)
+    # Defined for every k, also for chains that ended before their k-th task was begun.
     in_a_row = {"{} in a row".format(k): solved >= k for k in range(1, length + 1)}
     return {None: row["success"], **in_a_row}
 
@@ -136,10 +142,10 @@ def other_starts(
     The same episode must start with the same pixels: otherwise the renderer, the scene or the
     initial state is not what it was, whatever the protocols say.
     """
-    known = {_key(row): row.get("first_frame") for row in base}
-    pairs = [(row.get("first_frame"), known.get(_key(row))) for row in rows]
-    shared = [(mine, theirs) for mine, theirs in pairs if mine and theirs]
-    return sum(1 for mine, theirs in shared if mine != theirs), len(shared)
+    base_frames = {_key(row): row.get("first_frame") for row in base}
+    pairs = [(row.get("first_frame"), base_frames.get(_key(row))) for row in rows]
+    shared = [(frame, base_frame) for frame, base_frame in pairs if frame and base_frame]
+    return sum(1 for frame, base_frame in shared if frame != base_frame), len(shared)
 
 
 def _key(row: Mapping[str, Any]) -> Tuple[Any, ...]:

@@ -30,38 +30,40 @@ def differences(runs: Sequence[Any]) -> str:
     Args:
         runs: `report.Run`.
     """
-    base, told = runs[0], []
+    base, paragraphs = runs[0], []
     shown: List[Tuple[Any, Dict[str, compare.Difference]]] = []
     for run in runs[1:]:
         pair = {base.name: base.score["protocol"], run.name: run.score["protocol"]}
         try:
             compare.require_same(pair, "take a difference", compare.COMPARABLE)
+        # The page goes on without this pair: its own numbers are still worth reading.
         except compare.ProtocolError as error:
-            told.append(_paragraph(str(error)))
+            paragraphs.append(_paragraph(str(error)))
             continue
-        found = compare.differences(run.rows, base.rows)
-        if not found:
-            told.append(_paragraph("{} and {} share no episode".format(base.name, run.name)))
+        by_task = compare.differences(run.rows, base.rows)
+        if not by_task:
+            paragraphs.append(_paragraph("{} and {} share no episode".format(base.name, run.name)))
             continue
-        shown.append((run, {ALL if name is None else name: d for name, d in found.items()}))
-        told.append(_starts(base, run))
+        shown.append((run, {ALL if name is None else name: d for name, d in by_task.items()}))
+        paragraphs.append(_starts(base, run))
     if not shown:
-        return "".join(told)
-    tasks = {name for _, found in shown for name in found} - {ALL}
+        return "".join(paragraphs)
+    # Runs may have evaluated different tasks, so a cell of the table may be empty.
+    tasks = {name for _, by_task in shown for name in by_task} - {ALL}
     names = [ALL, *sorted(tasks)]
-    drawn = [(run.name, run.colour, found) for run, found in shown]
+    drawn = [(run.name, run.colour, by_task) for run, by_task in shown]
     picture = plots.picture(plots.changes(names, drawn), "differences by task")
     head = "".join("<th>{}</th>".format(html.escape(run.name)) for run, _ in shown)
     body = [
         "<tr{}><td>{}</td>{}</tr>".format(
             ' class="total"' if name == ALL else "",
             html.escape(name.replace("_", " ")),
-            "".join(_cell(found.get(name)) for _, found in shown),
+            "".join(_cell(by_task.get(name)) for _, by_task in shown),
         )
         for name in names
     ]
     table = "<table><tr><th>task</th>{}</tr>{}</table>".format(head, "".join(body))
-    return picture + table + _NOTE.format(html.escape(base.name)) + "".join(told)
+    return picture + table + _NOTE.format(html.escape(base.name)) + "".join(paragraphs)
 
 
 def chains(runs: Sequence[Any]) -> str:
@@ -74,14 +76,15 @@ def chains(runs: Sequence[Any]) -> str:
     head = "".join("<th>{}</th>".format(k) for k in range(1, length + 1))
     body = []
     for run in runs:
-        found = run.score["chains"]
+        chain_score = run.score["chains"]
         cells = [
             "{:.1f}&nbsp;%".format(100 * counts["rate"])
-            for counts in found["solved_in_a_row"].values()
+            for counts in chain_score["solved_in_a_row"].values()
         ]
+        # Runs with shorter chains have fewer columns.
         cells += ["&ndash;"] * (length - len(cells))
         average = "{average_solved:.2f}<small>{average_low:.2f}&ndash;{average_high:.2f}</small>"
-        cells.append(average.format(**found))
+        cells.append(average.format(**chain_score))
         body.append(
             "<tr><td>{}</td>{}</tr>".format(
                 html.escape(run.name), "".join("<td>{}</td>".format(cell) for cell in cells)
@@ -103,6 +106,7 @@ def perturbed(runs: Sequence[Any]) -> str:
         kind = run.score["protocol"].get("perturbation")
         if not kind:
             continue
+        # The first that fits: two plain runs of one policy would be equally good.
         base = next((other for other in runs if _is_plain_of(other, run)), None)
         if base is None:
             shown.append(
@@ -138,8 +142,10 @@ def _is_plain_of(base: Any, run: Any) -> bool:
 
 
 def _drop(base: Dict[str, Any], run: Dict[str, Any]) -> str:
+    # Unpaired: a perturbed scene is another initial state, so episodes do not match.
     low, high = difference(run["successes"], run["episodes"], base["successes"], base["episodes"])
     change = "{:+.0f}".format(100 * (run["rate"] - base["rate"]))
+    # Bold where the interval excludes zero, as only that is evidence of a change.
     if low > 0 or high < 0:
         change = "<b>{}</b>".format(change)
     cells = [
@@ -162,14 +168,15 @@ def _starts(base: Any, run: Any) -> str:
     )
 
 
-def _cell(found: Optional[compare.Difference]) -> str:
-    if found is None:
+def _cell(paired: Optional[compare.Difference]) -> str:
+    if paired is None:
         return "<td>&ndash;</td>"
-    change = "{:+.0f}".format(100 * found.change)
-    if found.low > 0 or found.high < 0:
+    change = "{:+.0f}".format(100 * paired.change)
+    # Bold where the interval excludes zero, as only that is evidence of a change.
+    if paired.low > 0 or paired.high < 0:
         change = "<b>{}</b>".format(change)
     return "<td>{}<small>{:+.0f} to {:+.0f} &middot; {} episodes</small></td>".format(
-        change, 100 * found.low, 100 * found.high, found.episodes
+        change, 100 * paired.low, 100 * paired.high, paired.episodes
     )
 
 

@@ -37,7 +37,7 @@ class Episode:
 
 
 class Env(abc.ABC):
-    """What a simulator's adapter provides.
+    """The interface that a simulator's adapter provides.
 
     Attributes:
         gripper: the commands it takes, {"closed": -1, "open": 1}; None where it does not say.
@@ -52,7 +52,7 @@ class Env(abc.ABC):
         """Set the episode up; returns the observation, with openpi's keys, without the prompt."""
 
     def told(self, episode: Any) -> str:
-        """What the policy is told at first; some simulators alone know it, after `reset`."""
+        """Return the first instruction; some simulators alone know it, after `reset`."""
         return episode.instruction
 
     @abc.abstractmethod
@@ -115,10 +115,12 @@ def run_episode(
     watched = _Watched(env)
     start, restarts = time.monotonic(), 0
     while True:
+        # Made anew at every try, so that actions and timings of a broken one do not count.
         chunks = ActionChunks(client, execute_steps)
         try:
             outcome = (attempt or _attempt)(watched, client, chunks, episode, max_steps, frames)
             break
+        # A policy with a history cannot go on in the middle of an episode, so it starts over.
         except SessionLostError as error:
             restarts += 1
             if restarts > MAX_RESTARTS:
@@ -130,6 +132,7 @@ def run_episode(
             log.warning("episode %d starts over: %s", episode.index, error)
     latencies = {"round_trip_ms": chunks.round_trip_ms, "server_ms": chunks.server_ms}
     row = dict(asdict(episode), **outcome)
+    # Microseconds are enough, and full floats would bloat the rows' file.
     row.update((key, [round(ms, 3) for ms in values]) for key, values in latencies.items())
     seconds = round(time.monotonic() - start, 3)
     row.update(seconds=seconds, first_frame=watched.first_frame, restarts=restarts, error=None)
@@ -191,10 +194,12 @@ def _attempt(
 ) -> Dict[str, Any]:
     env.reset(episode)
     if frames is not None:
+        # Replaced in place: the caller holds the list, and a restart must not keep old frames.
         frames[:] = [env.frame()]
     for step in control_steps(env, client, chunks, env.told(episode), max_steps, frames):
         if env.success():
             return {"success": True, "steps": step}
+    # Judged after every step, so that reaching here means it was never solved.
     return {"success": False, "steps": max_steps}
 
 
@@ -214,6 +219,7 @@ class _Watched:
         return obs
 
     def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
+        # Drawing may cost more than a step, and nothing has moved since the reset.
         return self._env.observe(keys) if self._first is None else self._first
 
     def step(self, action: np.ndarray) -> None:
@@ -226,7 +232,9 @@ def hash_images(obs: Dict[str, Any]) -> str:
     digest = hashlib.sha256()
     for key in sorted(obs):
         value = obs[key]
+        # Only what was drawn is hashed: the robot's state may differ in its last bits.
         if isinstance(value, np.ndarray) and value.ndim == 3:
+            # Names and shapes are hashed too: equal bytes of another layout are another picture.
             digest.update("{} {} {};".format(key, value.dtype.str, value.shape).encode())
             digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()[:16]
@@ -239,8 +247,9 @@ def select(obs: Dict[str, Any], metadata: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _keys(metadata: Dict[str, Any]) -> Optional[Set[str]]:
-    """What the policy says it takes, None if it does not say."""
+    """Return the observation keys that the policy says it takes, None if it does not say."""
     cameras = metadata.get("cameras")
+    # Other servers of this wire need not name their cameras, so they get everything.
     if not isinstance(cameras, dict):
         return None
     return {*cameras.values(), *(["observation/state"] if metadata.get("needs_proprio") else [])}

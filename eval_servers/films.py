@@ -18,13 +18,15 @@ class Films:
 
     def wanted(self, task: str) -> Tuple[str, ...]:
         """Outcomes of the task that would be worth a video now."""
+        # Asked before an episode runs: its outcome is unknown, so several workers may film one
+        # kind.
         have = [kind for name, kind in self._have if name == task]
         if len(have) >= self._per_task:
             return ()
         return tuple(kind for kind in OUTCOMES if kind not in have)
 
     def path(self, index: int, task: str) -> str:
-        """Where the video of an episode goes."""
+        """Return the path of an episode's video."""
         name = "{:04d}_{}.webp".format(index, task.replace(os.sep, "_"))
         return os.path.join(self._out_dir, "videos", name)
 
@@ -34,6 +36,7 @@ class Films:
         if path is None:
             return row
         kind = outcome(row)
+        # Another worker delivered this kind first.
         if kind not in self.wanted(row["task"]):
             os.remove(path)
             return dict(row, video=None)
@@ -42,5 +45,5 @@ class Films:
 
 
 def outcome(row: Dict[str, Any]) -> str:
-    """Which of `OUTCOMES` the row is."""
+    """Return the one of `OUTCOMES` that the row is."""
     return OUTCOMES[0] if row["success"] else OUTCOMES[1]

@@ -25,7 +25,7 @@ class Finding:
     advice: str = ""
 
     def to_json(self) -> Dict[str, Any]:
-        """As plain values."""
+        """Return the finding as plain values."""
         return asdict(self)
 
 
@@ -35,14 +35,14 @@ def worst(findings: Iterable[Finding]) -> str:
 
 
 def lines(findings: Iterable[Finding], colour: bool = False) -> List[str]:
-    """As text, one or two lines each; the second says what to do."""
+    """Format findings as text, one or two lines each; the second says what to do."""
     tints = {"ok": "32", "skip": "90", "warn": "33", "fail": "31"}
-    told = []
+    text_lines = []
     for finding in findings:
         level = "{:4s}".format(finding.level)
         if colour:
             level = "\x1b[{}m{}\x1b[0m".format(tints[finding.level], level)
-        told.append("{}  {:22s} {}".format(level, finding.name, finding.text))
+        text_lines.append("{}  {:22s} {}".format(level, finding.name, finding.text))
         if finding.advice:
-            told.append("{}-> {}".format(" " * 6, finding.advice))
-    return told
+            text_lines.append("{}-> {}".format(" " * 6, finding.advice))
+    return text_lines

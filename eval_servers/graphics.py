@@ -37,21 +37,22 @@ def egl() -> List[Dict[str, Any]]:
         GraphicsError: there is none.
     """
     library = _load("EGL", "libEGL.so.1")
+    # The default, a C int, would cut a 64-bit pointer in half.
     library.eglGetProcAddress.restype = ctypes.c_void_p
     query = _function(library, "eglQueryDevicesEXT", ctypes.c_uint)
     display_of = _function(library, "eglGetPlatformDisplayEXT", ctypes.c_void_p)
     devices, count = (ctypes.c_void_p * _MAX)(), ctypes.c_int()
     if not query(_MAX, devices, ctypes.byref(count)) or not count.value:
         raise GraphicsError("libEGL is there but knows no device: no GL driver is installed")
-    found = []
+    usable = []
     for device in devices[: count.value]:
         display = display_of(_EGL_PLATFORM_DEVICE_EXT, ctypes.c_void_p(device), None)
-        told = _egl_device(library, display) if display else None
-        if told:
-            found.append(told)
-    if not found:
+        description = _egl_device(library, display) if display else None
+        if description:
+            usable.append(description)
+    if not usable:
         raise GraphicsError("{} EGL devices, none with an OpenGL context".format(count.value))
-    return found
+    return usable
 
 
 def vulkan() -> List[Dict[str, Any]]:
@@ -69,7 +70,7 @@ def vulkan() -> List[Dict[str, Any]]:
         raise GraphicsError("libvulkan is there but no driver works (VkResult {})".format(status))
     count, devices = ctypes.c_uint32(_MAX), (ctypes.c_void_p * _MAX)()
     library.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), devices)
-    found = []
+    descriptions = []
     for device in devices[: count.value]:
         # VkPhysicalDeviceProperties: apiVersion, driverVersion, vendorID, deviceID, deviceType,
         # deviceName[256], and more that is not asked for.
@@ -79,11 +80,14 @@ def vulkan() -> List[Dict[str, Any]]:
         kind = ctypes.c_uint32.from_buffer(properties, 16).value
         name = properties.raw[20:276].split(b"\0", 1)[0].decode("utf-8", "replace")
         version = "{}.{}.{}".format(api >> 22, api >> 12 & 0x3FF, api & 0xFFF)
-        found.append({"name": name, "kind": _VK_KINDS.get(kind, str(kind)), "version": version})
+        descriptions.append(
+            {"name": name, "kind": _VK_KINDS.get(kind, str(kind)), "version": version}
+        )
+    # Drivers keep threads and memory for an instance that is left open.
     library.vkDestroyInstance(instance, None)
-    if not found:
+    if not descriptions:
         raise GraphicsError("Vulkan works but knows no device")
-    return found
+    return descriptions
 
 
 class _InstanceInfo(ctypes.Structure):
@@ -100,7 +104,7 @@ class _InstanceInfo(ctypes.Structure):
 
 
 def _egl_device(library: Any, display: int) -> Any:
-    """What one display's OpenGL says of itself; None if it gives no context."""
+    """Describe one display's OpenGL; None if it gives no context."""
     display = ctypes.c_void_p(display)  # type: ignore[assignment]
     library.eglQueryString.restype = ctypes.c_char_p
     for name in ("eglCreateContext", "eglCreatePbufferSurface"):
@@ -114,29 +118,32 @@ def _egl_device(library: Any, display: int) -> Any:
     config, count = ctypes.c_void_p(), ctypes.c_int()
     library.eglChooseConfig(display, wanted, ctypes.byref(config), 1, ctypes.byref(count))
     context = library.eglCreateContext(display, config, None, None) if count.value else None
-    told = None
+    description = None
     if context:
         size = _attributes(_EGL_WIDTH, 16, _EGL_HEIGHT, 16)
         surface = ctypes.c_void_p(library.eglCreatePbufferSurface(display, config, size))
         context = ctypes.c_void_p(context)
+        # Some drivers create a context that cannot be used, so it is tried.
         if library.eglMakeCurrent(display, surface, surface, context):
             get_string = _function(library, "glGetString", ctypes.c_char_p)
-            told = {
+            description = {
                 "vendor": vendor,
                 "egl": version,
                 "renderer": (get_string(_GL_RENDERER) or b"").decode(),
                 "gl": (get_string(_GL_VERSION) or b"").decode(),
             }
     library.eglTerminate(display)
-    return told
+    return description
 
 
 def _attributes(*pairs: int) -> Any:
+    # EGL reads attribute lists up to this terminator.
     values = [*pairs, _EGL_NONE]
     return (ctypes.c_int * len(values))(*values)
 
 
 def _function(library: Any, name: str, result: Any) -> Callable[..., Any]:
+    # Extensions are no symbols of the library, so they are asked for by name.
     address = library.eglGetProcAddress(name.encode())
     if not address:
         raise GraphicsError("this EGL has no {}".format(name))

@@ -19,6 +19,7 @@ def wilson(successes: int, episodes: int, z: float = Z95) -> Tuple[float, float]
     if episodes == 0:
         return 0.0, 1.0
     rate, z2 = successes / episodes, z * z
+    # The center is drawn toward 1/2, most of all for few episodes.
     centre = rate + z2 / (2 * episodes)
     spread = z * math.sqrt(rate * (1 - rate) / episodes + z2 / (4 * episodes * episodes))
     scale = 1 + z2 / episodes
@@ -54,23 +55,25 @@ def paired_difference(
         z: normal quantile.
     """
     count = both + only + base_only + neither
-    mine, base = both + only, both + base_only
-    margins = mine * (count - mine) * base * (count - base)
+    solved, base = both + only, both + base_only
+    # Zero where one run solved all or nothing: then no correlation is defined.
+    margins = solved * (count - solved) * base * (count - base)
     cross = both * neither - only * base_only
     if cross > 0:
         cross = max(cross - count / 2, 0)  # continuity correction
     correlation = cross / math.sqrt(margins) if margins else 0.0
-    return _hybrid((mine, count), (base, count), correlation, z)
+    return _hybrid((solved, count), (base, count), correlation, z)
 
 
 def _hybrid(
-    mine: Tuple[int, int], base: Tuple[int, int], correlation: float, z: float
+    run: Tuple[int, int], base: Tuple[int, int], correlation: float, z: float
 ) -> Tuple[float, float]:
-    if not mine[1] or not base[1]:
+    # Without episodes of one side every difference is possible.
+    if not run[1] or not base[1]:
         return -1.0, 1.0
-    low, high = wilson(*mine, z=z)
+    low, high = wilson(*run, z=z)
     base_low, base_high = wilson(*base, z=z)
-    rate, base_rate = mine[0] / mine[1], base[0] / base[1]
+    rate, base_rate = run[0] / run[1], base[0] / base[1]
 
     def reach(a: float, b: float) -> float:
         return math.sqrt(max(a * a - 2 * correlation * a * b + b * b, 0.0))

@@ -63,7 +63,7 @@ class LocalServer:
 
     @property
     def pid(self) -> int:
-        """Of the process as it runs now."""
+        """Process id of the server as it runs now."""
         return self._process.pid
 
     def stop(self) -> None:
@@ -79,11 +79,13 @@ class LocalServer:
             status = self._process.wait()
             if self._stopping.is_set():
                 return
+            # A server that keeps dying is broken, and clients should see that it is away.
             if self.restarts == self._allowed:
                 log.error("the policy server died %d times; it stays down", self.restarts + 1)
                 return
             self.restarts += 1
             log.warning("the policy server died (exit status %s); starting it again", status)
+            # The pause doubles up to half a minute, and `stop` ends it at once.
             if self._stopping.wait(timeout=min(2.0 ** (self.restarts - 1), 30.0) - 1.0):
                 return
             self._process = self._start()
@@ -96,6 +98,7 @@ class LocalServer:
     def _start(self) -> Any:
         path = os.pathsep.join([str(ROOT)] + [p for p in [os.environ.get("PYTHONPATH")] if p])
         return subprocess.Popen(
+            # The same port each time, so that clients find the new process at the old address.
             list(self._command(self._port)),
             env=dict(os.environ, PYTHONPATH=path),
             stdout=subprocess.PIPE,
@@ -103,7 +106,7 @@ class LocalServer:
         )
 
     def _wait_until_it_listens(self, process: Any) -> str:
-        """Its address, or "" if it ended first."""
+        """Return the server's address, or "" if it ended first."""
         for line in process.stdout:
             if line.startswith(_READY):
                 return line[len(_READY) :].strip()
@@ -145,5 +148,6 @@ def running(serve_flags: Sequence[str], restarts: int = MAX_RESTARTS) -> Iterato
 
 def _free_port() -> int:
     with socket.socket() as probe:
+        # Port 0 lets the system choose one that is free now.
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -31,6 +31,7 @@ def held(folder: str, error: Type[Exception]) -> Iterator[None]:
         OSError: the folder cannot be written.
     """
     os.makedirs(folder, exist_ok=True)
+    # Mode "w" would erase the owner's name before the lock is tried.
     with open(os.path.join(folder, FILE), "a+", encoding="utf-8") as file:
         if not _acquire(file):
             file.seek(0)

@@ -6,7 +6,7 @@ import base64
 import io
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
+# Okabe and Ito's palette, told apart by color-blind readers too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
@@ -32,13 +32,16 @@ def bars(runs: Sequence[Any]) -> Any:
                 rates.append(100 * counts["rate"])
                 below.append(100 * (counts["rate"] - counts["wilson_low"]))
                 above.append(100 * (counts["wilson_high"] - counts["rate"]))
+        # The bar is pale so that the interval, which is what decides, stands out.
         axes.barh(places, rates, thickness * 0.86, color=run.colour, alpha=0.4, zorder=2)
+        # Rounding may make a length slightly negative, which matplotlib refuses.
         errors = [[max(v, 0.0) for v in below], [max(v, 0.0) for v in above]]
         line = {"color": run.colour, "elinewidth": 1.4, "capsize": 2.5, "ms": 5, "zorder": 3}
         axes.errorbar(rates, places, xerr=errors, fmt="o", label=run.name, clip_on=False, **line)
     labels = ["all tasks" if name is None else name.replace("_", " ") for name in names]
     axes.set_yticks(range(len(names)), labels)
     axes.get_yticklabels()[0].set_fontweight("bold")
+    # This line parts the total, which is the first row, from the tasks.
     axes.axhline(0.5, color="#c5ccd4", linewidth=1)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, 100)
@@ -81,20 +84,21 @@ def changes(names: Sequence[str], runs: Sequence[Tuple[str, str, Mapping[str, An
 
     Args:
         names: tasks, in the order of the rows.
-        runs: (name, colour, {task: `compare.Difference`}) of each.
+        runs: (name, color, {task: `compare.Difference`}) of each.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 0.9 + len(names) * max(0.3, 0.16 * len(runs))))
     axes = figure.add_subplot()
-    for number, (label, colour, found) in enumerate(runs):
+    for number, (label, colour, by_task) in enumerate(runs):
+        # Runs share a row, and without a shift their intervals would hide each other.
         shift = 0.5 * (number - (len(runs) - 1) / 2) / len(runs)
-        known = [(place, found[name]) for place, name in enumerate(names) if name in found]
-        places = [place + shift for place, _ in known]
-        values = [100 * each.change for _, each in known]
+        points = [(place, by_task[name]) for place, name in enumerate(names) if name in by_task]
+        places = [place + shift for place, _ in points]
+        values = [100 * each.change for _, each in points]
         errors = [
-            [100 * max(each.change - each.low, 0.0) for _, each in known],
-            [100 * max(each.high - each.change, 0.0) for _, each in known],
+            [100 * max(each.change - each.low, 0.0) for _, each in points],
+            [100 * max(each.high - each.change, 0.0) for _, each in points],
         ]
         line = {"color": colour, "elinewidth": 1.4, "capsize": 2.5, "ms": 5, "zorder": 3}
         axes.errorbar(values, places, xerr=errors, fmt="o", label=label, clip_on=False, **line)
@@ -118,9 +122,11 @@ def losses(curves: Mapping[str, Sequence[Tuple[float, float]]]) -> Any:
     axes = figure.add_subplot()
     for number, (kind, points) in enumerate(sorted(curves.items(), reverse=True)):
         steps, values = [p[0] for p in points], [p[1] for p in points]
+        # Dots of a long curve would merge into a thick band.
         marker = "o" if len(points) <= 30 else ""
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(steps, values, color=colour, label=kind, linewidth=1.4, marker=marker, ms=4)
+    # A logarithmic axis cannot show zero or negative losses.
     if min(loss for points in curves.values() for _, loss in points) > 0:
         axes.set_yscale("log", subs=(2, 5))
         for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
@@ -145,6 +151,7 @@ def picture(figure: Any, alt: str) -> str:
     import matplotlib
 
     buffer = io.BytesIO()
+    # A fixed salt and no date: the same scores give the same file.
     with matplotlib.rc_context({"svg.hashsalt": alt, "font.size": 10}):
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -44,15 +44,16 @@ class _Job:
 
 class _Worker:
     def __init__(self, number: int, make_handler: Callable[[int], Any], fatal: Tuple) -> None:
+        # A forked child would inherit GL contexts and locks held by other threads.
         spawn = multiprocessing.get_context("spawn")
         self.number = number
-        self.pipe, theirs = spawn.Pipe()
+        self.pipe, worker_end = spawn.Pipe()
         make = functools.partial(make_handler, number)
         self.process = spawn.Process(
-            target=_work, args=(theirs, make, fatal), name="worker-%d" % number, daemon=True
+            target=_work, args=(worker_end, make, fatal), name="worker-%d" % number, daemon=True
         )
         self.process.start()
-        theirs.close()  # so that the worker's death reads as end of file here
+        worker_end.close()  # so that the worker's death reads as end of file here
         self.job: Optional[_Job] = None
         self.ready = False
         self.since = time.monotonic()
@@ -91,6 +92,7 @@ def run(
     hired = crashes = 0
     try:
         while todo or any(worker.job for worker in crew):
+            # Never more workers than jobs are left, since each builds a simulator.
             while len(crew) < min(workers, len(todo) + sum(1 for w in crew if w.job)):
                 crew.append(_Worker(hired, make_handler, fatal))
                 hired += 1
@@ -111,6 +113,7 @@ def run(
                     worker.stop()
                     crashes += 1
                     log.warning("worker %d died: %s", worker.number, value)
+                    # Every result sets the count to zero, so only a broken setup gets here.
                     if crashes > 2 * workers + 2:
                         raise PoolError(
                             "{} workers died in a row without finishing an episode; the last:"
@@ -118,6 +121,8 @@ def run(
                         )
                     job = worker.job
                     if job is not None and job.tries < MAX_TRIES:
+                        # At the front, so that a job's two tries follow each other and a bad one
+                        # shows early.
                         todo.appendleft(job)
                     elif job is not None:
                         yield job.payload, Crash(value)
@@ -138,9 +143,10 @@ def _assign(worker: _Worker, job: _Job, prepare: Callable[[Any], Any]) -> None:
 
 def _reporting(crew: List[_Worker], timeout: float) -> List[_Worker]:
     """Workers with something to read, and those past their time."""
+    # Wakes up at least once a second, to notice workers that hang.
     readable = connection.wait([worker.pipe for worker in crew], timeout=min(timeout, 1.0))
-    now = time.monotonic()
-    return [w for w in crew if w.pipe in readable or now - w.since > _patience(w, timeout)]
+    current_time = time.monotonic()
+    return [w for w in crew if w.pipe in readable or current_time - w.since > _patience(w, timeout)]
 
 
 def _patience(worker: _Worker, timeout: float) -> float:
@@ -150,11 +156,13 @@ def _patience(worker: _Worker, timeout: float) -> float:
 
 
 def _receive(worker: _Worker) -> Tuple[str, Any]:
+    # It was reported without anything to read, so it is past its time.
     if not worker.pipe.poll():
         return "crash", "no answer within {:.0f} s".format(time.monotonic() - worker.since)
     try:
         return worker.pipe.recv()
     except (EOFError, OSError):
+        # The exit code is there only once the system has collected the process.
         worker.process.join(timeout=5.0)
         return "crash", "exit code {}".format(worker.process.exitcode)
 
@@ -165,6 +173,7 @@ def _dismiss(crew: List[_Worker]) -> None:
         if worker.ready:
             worker.pipe.send(None)
     for worker in crew:
+        # A worker that hangs while it closes does not matter: all jobs have their outcomes.
         if not worker.ready or not worker.pipe.poll(_GOODBYE_SECONDS):
             continue
         kind, value = _receive(worker)
@@ -183,7 +192,7 @@ def _work(pipe: Any, make_handler: Callable[[], Any], fatal: Tuple) -> None:
 
 
 def _reports(pipe: Any, make_handler: Callable[[], Any], fatal: Tuple) -> Iterator[Tuple[str, Any]]:
-    """What a worker has to say, one message after another, until it is dismissed or fails."""
+    """Yield a worker's messages, one after another, until it is dismissed or fails."""
     try:
         handler = make_handler()
         yield "ready", None

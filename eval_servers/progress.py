@@ -21,6 +21,7 @@ class Progress:
         self._total, self._done, self._successes, self._crashes = total, done, successes, 0
         self._stream = stream or sys.stderr
         self._start = self._shown = time.monotonic()
+        # Episodes of an earlier run must not count in this run's speed.
         self._before = done
 
     def add(self, success: bool, crashed: bool = False) -> None:
@@ -28,9 +29,10 @@ class Progress:
         self._done += 1
         self._successes += bool(success)
         self._crashes += bool(crashed)
-        now = time.monotonic()
-        if self._stream.isatty() or self._done == self._total or now - self._shown > 30.0:
-            self._shown = now
+        current_time = time.monotonic()
+        # A log file cannot be rewritten in place, so it gets few lines.
+        if self._stream.isatty() or self._done == self._total or current_time - self._shown > 30.0:
+            self._shown = current_time
             end = "" if self._stream.isatty() else "\n"
             self._stream.write(("\r\x1b[K" if not end else "") + self.line() + end)
             self._stream.flush()
@@ -41,6 +43,7 @@ class Progress:
         rate = (self._done - self._before) / seconds
         left = (self._total - self._done) / rate if rate else 0.0
         width = len(str(self._total))
+        # A crash of the simulator says nothing about the policy.
         ran = max(self._done - self._crashes, 1)
         line = "[{:{w}d}/{}] success {:.1f} % ({})  {:.2g} episodes/s  {}:{:02d} left".format(
             self._done,

@@ -68,6 +68,7 @@ def report(
     for index, (name, path) in enumerate(runs.items()):
         score, rows = results.load_run(path)
         folder = path if os.path.isdir(path) else os.path.dirname(path)
+        # Colors go round again when there are more runs than the palette has.
         loaded.append(Run(name, folder, plots.COLOURS[index % len(plots.COLOURS)], score, rows))
     if not loaded:
         raise results.ResultsError("name at least one run")
@@ -79,8 +80,10 @@ def report(
         _section("The numbers", _table(loaded) + _WILSON_NOTE),
     ]
     if any("chains" in run.score for run in loaded):
+        # Runs of single tasks may stand on the same page.
         chains = [run for run in loaded if "chains" in run.score]
         picture = plots.picture(plots.chains(chains), "tasks solved in a row")
+        # Right behind the tiles: for chains this is the number that papers compare.
         parts.insert(2, _section("Tasks solved in a row", picture + comparison.chains(chains)))
     if any(run.score["protocol"].get("perturbation") for run in loaded):
         parts.append(_section("Plain beside perturbed", comparison.perturbed(loaded)))
@@ -104,6 +107,7 @@ def report(
     ).format(html.escape(title), _STYLE, "\n".join(parts))
     os.makedirs(out_dir, exist_ok=True)
     path = os.path.join(out_dir, "index.html")
+    # A browser that reloads meanwhile never sees half a page.
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         file.write(page)
     os.replace(path + ".tmp", path)
@@ -126,6 +130,8 @@ def read_losses(path: str) -> Dict[str, List[Tuple[float, float]]]:
             if not isinstance(row, dict):
                 continue
             step, loss = row.get("step"), row.get("loss")
+            # The trainer's log also holds rows of other kinds, and null for a loss that is not
+            # finite.
             if isinstance(step, (int, float)) and isinstance(loss, (int, float)):
                 curves.setdefault(str(row.get("kind", "train")), []).append((step, loss))
     if not curves:
@@ -161,12 +167,12 @@ def _section(heading: str, body: str) -> str:
 
 def _subtitle(runs: Sequence[Run]) -> str:
     protocol = runs[0].score["protocol"]
-    told = "{} &middot; {} tasks &middot; {} episodes a run".format(
+    subtitle = "{} &middot; {} tasks &middot; {} episodes a run".format(
         html.escape(str(protocol.get("environment", "?"))),
         len(plots.tasks(runs)),
         " / ".join(dict.fromkeys(str(run.score["episodes"]) for run in runs)),
     )
-    return '<p class="sub">{}</p>'.format(told)
+    return '<p class="sub">{}</p>'.format(subtitle)
 
 
 def _tile(run: Run) -> str:
@@ -228,7 +234,9 @@ def _cell(counts: Optional[Mapping[str, Any]], colour: str) -> str:
 
 def _films(run: Run) -> str:
     films = sorted((row for row in run.rows if row.get("video")), key=lambda row: row["index"])
+    # A score copied without its folder has rows that name videos but no videos.
     films = [row for row in films if os.path.exists(os.path.join(run.folder, row["video"]))]
+    # Failures teach more, but at most half the places: the page must also show success.
     failures = [row for row in films if not row["success"]][: MAX_VIDEOS // 2]
     successes = [row for row in films if row["success"]][: MAX_VIDEOS - len(failures)]
     chosen = sorted(successes + failures, key=lambda row: row["index"])
@@ -241,6 +249,7 @@ def _films(run: Run) -> str:
 
 def _film(row: Mapping[str, Any], path: str) -> str:
     with open(path, "rb") as file:
+        # Embedded, so that the page stays whole when it is mailed or moved.
         data = base64.b64encode(file.read()).decode("ascii")
     kind = "gif" if path.endswith(".gif") else "webp"
     outcome = (
@@ -269,6 +278,7 @@ def _speed(runs: Sequence[Run]) -> str:
     )
     rows = []
     for run in runs:
+        # The round trip includes the wire and queueing; "inside" is the server's own clock.
         latency = run.score["latency_ms"]
         trip, inner = latency["round_trip"], latency["server"]
         steps = run.score.get("steps_of_successes")
@@ -287,9 +297,9 @@ def _sanity(runs: Sequence[Run]) -> str:
     colours = {"ok": "ok", "warn": "warn", "fail": "no"}
     body = []
     for run in runs:
-        for found in run.score["conditions"].get("sanity", ()):
-            cells = [run.name, found["name"], found["text"], found["advice"]]
-            level = found["level"]
+        for finding in run.score["conditions"].get("sanity", ()):
+            cells = [run.name, finding["name"], finding["text"], finding["advice"]]
+            level = finding["level"]
             body.append(
                 '<tr><td class="{}">{}</td>{}</tr>'.format(
                     colours.get(level, ""),
@@ -306,12 +316,14 @@ def _conditions(run: Run) -> Dict[str, Any]:
 
 
 def _settings(trees: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> str:
+    # Flat keys, so that a difference deep inside a protocol is a row of its own.
     flat = [{k: _text(v) for k, v in compare.flatten(tree).items()} for tree in trees]
     keys = list(dict.fromkeys(key for values in flat for key in values))
     head = "".join("<th>{}</th>".format(html.escape(run.name)) for run in runs)
     body = []
     for key in keys:
         values = [values.get(key, "–") for values in flat]
+        # One wide cell for what agrees makes the differences stand out.
         if len(set(values)) == 1:
             cells = '<td class="wrap" colspan="{}">{}</td>'.format(
                 len(runs), html.escape(values[0])

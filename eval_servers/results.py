@@ -46,6 +46,7 @@ def summarize(
             should be.
         conditions: what may differ between runs of one protocol: machine, versions, times.
     """
+    # Rates are over episodes that ran; counting crashes would blame the policy for the simulator.
     ran = [row for row in rows if not row.get("error")]
     tried: Dict[str, List[bool]] = {}
     for task, success in (pair for row in ran for pair in _tried(row)):
@@ -110,6 +111,7 @@ def load_rows(path: str) -> List[Dict[str, Any]]:
     rows = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
+            # Rows are appended one after another, so only the last line can be torn.
             if not line.endswith("\n"):
                 break
             try:
@@ -134,10 +136,11 @@ def merge_rows(shards: Iterable[Sequence[Dict[str, Any]]]) -> List[Dict[str, Any
     merged: Dict[int, Dict[str, Any]] = {}
     conflicts = set()
     for row in (row for shard in shards for row in shard):
-        known = merged.setdefault(row["index"], row)
-        if any(known[key] != row[key] for key in ("seed", "task", "instruction")):
+        earlier = merged.setdefault(row["index"], row)
+        # One index that stands for two episodes means shards of different runs.
+        if any(earlier[key] != row[key] for key in ("seed", "task", "instruction")):
             conflicts.add(row["index"])
-        elif known.get("error") and not row.get("error"):
+        elif earlier.get("error") and not row.get("error"):
             merged[row["index"]] = row
     if conflicts:
         raise ResultsError(
@@ -157,6 +160,7 @@ def open_run(out_dir: str, protocol: Dict[str, Any], resume: bool) -> List[Dict[
     protocol = plain(protocol)
     episodes, record = os.path.join(out_dir, EPISODES), os.path.join(out_dir, PROTOCOL)
     rows = merge_rows([load_rows(episodes)]) if os.path.exists(episodes) else []
+    # A run that was stopped before its first episode leaves nothing worth protecting.
     if not rows:
         write_score(record, protocol)
         with open(episodes, "w", encoding="utf-8"):
@@ -170,6 +174,7 @@ def open_run(out_dir: str, protocol: Dict[str, Any], resume: bool) -> List[Dict[
             before = json.load(file)
     except (OSError, ValueError) as error:
         raise ResultsError("{} cannot be resumed: {}".format(out_dir, error)) from None
+    # Rows of two protocols in one file would give a score that means neither.
     changed = compare.differing(before, protocol)
     if changed:
         listing = "; ".join("{}: {} then, {} now".format(k, *pair) for k, pair in changed.items())
@@ -207,6 +212,7 @@ def load_run(path: str) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
     Raises:
         ResultsError: if there is no score.
     """
+    # Rows lie beside the score, whichever of the two was named.
     folder, name = (path, SCORE) if os.path.isdir(path) else os.path.split(path)
     score_path, episodes = os.path.join(folder, name), os.path.join(folder, EPISODES)
     try:
@@ -214,11 +220,12 @@ def load_run(path: str) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
             score = json.load(file)
     except (OSError, ValueError) as error:
         raise ResultsError("no score in {}: {}".format(path, error)) from None
+    # Format 1 counted crashes as failures, so its rates cannot stand beside these.
     if not isinstance(score, dict) or score.get("format") != FORMAT:
-        made = score.get("format") if isinstance(score, dict) else None
+        version = score.get("format") if isinstance(score, dict) else None
         raise ResultsError(
             "{} is a score of format {}, this version reads format {}: evaluate again".format(
-                score_path, made, FORMAT
+                score_path, version, FORMAT
             )
         )
     return score, load_rows(episodes) if os.path.exists(episodes) else []
@@ -243,14 +250,16 @@ def _counts(outcomes: Sequence[bool]) -> Dict[str, Any]:
 
 
 def _chains(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
-    """Of episodes with several `tasks` in a row: how far they get."""
+    """Summarize how far episodes with several `tasks` in a row get."""
     length = max((len(row.get("tasks", ())) for row in rows), default=0)
     if length < 2:
         return {}
     solved = [compare.solved_in_a_row(row) for row in rows]
     mean = sum(solved) / len(solved)
+    # Standard deviation of the sample (n - 1), for a normal interval of the mean.
     spread = math.sqrt(sum((n - mean) ** 2 for n in solved) / max(len(solved) - 1, 1))
     reach = Z95 * spread / math.sqrt(len(solved))
+    # Strings as keys, because JSON would make them strings anyway.
     at_least = {str(k): _counts([n >= k for n in solved]) for k in range(1, length + 1)}
     return {
         "chains": {
@@ -264,6 +273,7 @@ def _chains(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
 
 
 def _percentiles(rows: Sequence[Dict[str, Any]], key: str) -> Dict[str, Any]:
+    # Pooled over requests, so that long episodes count for more.
     values = [ms for row in rows for ms in row.get(key, ())]
     if not values:
         return {"count": 0, "p50": None, "p99": None}
@@ -292,6 +302,7 @@ def merge(folders: Sequence[str], out_dir: str) -> Dict[str, Any]:
         rows = load_rows(os.path.join(folder, EPISODES))
         shards.append([_moved(row, folder, out_dir) for row in rows])
         conditions.append(_conditions(folder))
+    # Refused before anything is written to `out_dir`.
     compare.require_same(protocols, "merge")
     protocol = protocols[folders[0]]
     rows = merge_rows([*shards, open_run(out_dir, protocol, resume=True)])

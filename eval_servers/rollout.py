@@ -63,7 +63,7 @@ SaveVideo = Callable[[str, List[Any]], None]  # (path of a .webp, what `Env.fram
 
 @dataclass(frozen=True)
 class Options:
-    """How to run episodes.
+    """Settings of a run of episodes.
 
     Attributes:
         server: ws://host:port of the policy; of several, with commas between, which must serve the
@@ -105,17 +105,19 @@ def other_instructions(tasks: Sequence[str], seed: int = 0) -> Dict[str, str]:
     if len(names) < 2:
         raise ValueError("swapping instructions takes at least two tasks, not {}".format(names))
     order = list(names)
+    # Shuffled, since neighbors in a list of tasks are often alike.
     random.Random(seed).shuffle(order)
+    # Index -1 closes the cycle, so no task keeps its own instruction.
     following = {task: order[i - 1] for i, task in enumerate(order)}
     return {task: following[task] for task in names}
 
 
 def check_imports() -> None:
     """Raise ImportError if a training framework found its way into this process."""
-    found = [name for name in HEAVY if name in sys.modules]
-    if found:
+    imported = [name for name in HEAVY if name in sys.modules]
+    if imported:
         raise ImportError(
-            "a rollout process imported {}: simulators run without them".format(", ".join(found))
+            "a rollout process imported {}: simulators run without them".format(", ".join(imported))
         )
 
 
@@ -181,13 +183,15 @@ def _evaluate(
 ) -> Dict[str, Any]:
     """`evaluate` in a folder that is ours."""
     earlier = results.open_run(out_dir, record, options.resume)
+    # Crashed episodes are dropped, so a resumed run tries them again.
     rows = [row for row in earlier if not row.get("error")]
     done = {row["index"] for row in rows}
-    mine = episodes[shard[0] :: shard[1]]
-    todo = [episode for episode in mine if episode.index not in done]
+    assigned = episodes[shard[0] :: shard[1]]
+    todo = [episode for episode in assigned if episode.index not in done]
+    # The file must hold one row an episode before new rows are appended.
     results.replace_rows(os.path.join(out_dir, results.EPISODES), rows)
     wanted = films.Films(out_dir, films_per_task, rows)
-    progress = Progress(len(mine), len(rows), sum(row["success"] for row in rows))
+    progress = Progress(len(assigned), len(rows), sum(row["success"] for row in rows))
     started = _utc()
 
     def prepare(episode: Episode) -> _Job:
@@ -208,12 +212,13 @@ def _evaluate(
                 outcome = _crashed_row(episode, outcome.reason)
             row = wanted.settle(outcome)
             log_file.write(json.dumps(row) + "\n")
+            # A killed run then loses the episodes in flight, not those that are done.
             log_file.flush()
             # Rows in a file that has no name any more are lost: better to stop than to go on.
             if not os.fstat(log_file.fileno()).st_nlink:
                 raise results.ResultsError(
                     "{} was removed while the evaluation was writing there; {} of {} episodes were "
-                    "done".format(out_dir, len(rows) + 1, len(mine))
+                    "done".format(out_dir, len(rows) + 1, len(assigned))
                 )
             rows.append(row)
             progress.add(row["success"], bool(row["error"]))
@@ -226,25 +231,26 @@ def _evaluate(
 
 
 def common_metadata(options: Options) -> Dict[str, Any]:
-    """What all servers of the options say of their policy.
+    """Return the metadata of the policy, which all servers of the options must share.
 
     Raises:
         PolicyServerError: one is away, or they differ.
         ValueError: `execute_steps` is beyond the chunk.
     """
-    found: Dict[str, Any] = {}
+    common: Dict[str, Any] = {}
     for uri in options.servers:
         with PolicyClient(uri, options.connect_timeout) as client:
+            # Built only for its check of `execute_steps` against the chunk, before workers start.
             ActionChunks(client, options.execute_steps)
             metadata = results.plain(client.metadata)
-        if found and metadata != found:
+        if common and metadata != common:
             raise PolicyServerError(
                 "{} and {} serve different policies".format(options.servers[0], uri)
             )
-        found = metadata
+        common = metadata
     if not options.servers:
         raise PolicyServerError("no server was named; write it as ws://host:port")
-    return found
+    return common
 
 
 def _utc() -> str:
@@ -261,7 +267,7 @@ def _machine() -> Dict[str, Any]:
 
 
 class _Job(NamedTuple):
-    """What a worker is told: the episode, and which outcomes are worth a video, where."""
+    """Message to a worker: the episode, which outcomes are worth a video, and its path."""
 
     episode: Episode
     wanted: Tuple[str, ...]
@@ -283,12 +289,14 @@ class _Handler:
         self._options, self._save_video, self._attempt = options, save_video, attempt
         uri = options.servers[number % len(options.servers)]
         self._client = PolicyClient(uri, options.connect_timeout)
+        # A worker may start hours after the first one did.
         if results.plain(self._client.metadata) != metadata:
             raise PolicyServerError("{} changed its policy during the evaluation".format(uri))
         self._env = make_env()
 
     def __call__(self, job: _Job) -> Dict[str, Any]:
         options = self._options
+        # Frames take memory and time, so they are kept only where a film is still wanted.
         frames: Optional[List[Any]] = [] if job.wanted else None
         row = run_episode(
             self._env,

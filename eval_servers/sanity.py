@@ -22,13 +22,13 @@ INSTRUCTIONS = 6  # tried on the first frame
 # Tried where the evaluation has a single instruction.
 MADE_UP = "turn off the light, then close the drawer"
 _NOTHING = 1e-6  # change, in action ranges, that counts as none
-_NARROW = 0.2  # robot units; of ranges near [-1, 1] un-normalising once or twice is the same
+_NARROW = 0.2  # robot units; of ranges near [-1, 1] un-normalizing once or twice is the same
 _LITTLE = 0.01  # change that a policy which looks or listens should exceed
 
 
 @dataclass
 class Answers:
-    """What the policy said; arrays are chunks [f, a] in robot units.
+    """Answers of the policy; arrays are chunks [f, a] in robot units.
 
     Attributes:
         plain: to the first frame, asked several times, each with an empty history.
@@ -70,6 +70,7 @@ def check(env: Any, client: Any, episodes: Sequence[Episode], steps: int = STEPS
 
 def ask(env: Any, client: Any, episodes: Sequence[Episode], steps: int) -> Answers:
     """Collect the answers; see `check`."""
+    # Reversed, so that the first episode of each instruction is the one that stays.
     distinct = {episode.instruction: episode for episode in reversed(episodes)}
     ordered = sorted(distinct.values(), key=lambda episode: episode.index)
     begun, answers = ordered[:EPISODES], Answers()
@@ -77,20 +78,22 @@ def ask(env: Any, client: Any, episodes: Sequence[Episode], steps: int) -> Answe
     cameras = [key for key, value in obs.items() if getattr(value, "ndim", 0) == 3]
 
     def answer(instruction: str, **images: np.ndarray) -> np.ndarray:
+        # An empty history each time, so that answers differ by their inputs alone.
         client.reset()
         return _actions(client.infer(dict(obs, **images, prompt=instruction)))
 
     instruction = env.told(begun[0])
+    # Asked three times because a sampling policy moves by itself; that is the noise floor.
     answers.plain = [answer(instruction) for _ in range(3)]
     groups = {"": cameras, **({camera: [camera] for camera in cameras} if cameras[1:] else {})}
     for name, group in groups.items():
         black = {camera: np.zeros_like(obs[camera]) for camera in group}
         white = {camera: np.full_like(obs[camera], 255) for camera in group}
         answers.black_white[name] = answer(instruction, **black), answer(instruction, **white)
-    others = [
+    other_texts = [
         e.instruction for e in ordered[:INSTRUCTIONS] if e.instruction not in ("", instruction)
     ]
-    for text in others or [MADE_UP]:
+    for text in other_texts or [MADE_UP]:
         answers.told[text] = answer(text)
     try:
         for episode in begun:
@@ -106,7 +109,7 @@ def judge(
     gripper: Optional[Dict[str, float]] = None,
     arm_range: Optional[Tuple[float, float]] = None,
 ) -> List[Finding]:
-    """What the answers tell.
+    """Judge the answers, one finding a question.
 
     Args:
         answers: see `Answers`.
@@ -123,6 +126,7 @@ def judge(
     def change(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.max(np.abs(a - b) / scale))
 
+    # What an unchanged input already does; a smaller effect than twice this proves nothing.
     noise = max(change(answers.plain[0], other) for other in answers.plain)
     findings = [_image(answers, change, noise), _instruction(answers, change, noise)]
     findings += _cameras(answers, change, noise)
@@ -135,12 +139,12 @@ def judge(
 
 def _image(answers: Answers, change: Any, noise: float) -> Finding:
     moved = change(*answers.black_white[""])
-    told = "black against white images move the action by {}".format(_percent(moved))
+    text = "black against white images move the action by {}".format(_percent(moved))
     if moved <= max(_NOTHING, 2 * noise):
         return Finding(
             "image",
             "fail",
-            told + _floor(noise),
+            text + _floor(noise),
             "the images do not reach the network: look at the camera names (policy's metadata"
             " 'cameras'), at the weights of the vision tower and its connector, and at the image's"
             " scaling",
@@ -149,10 +153,10 @@ def _image(answers: Answers, change: Any, noise: float) -> Finding:
         return Finding(
             "image",
             "warn",
-            told,
+            text,
             "the policy hardly looks: is it trained, or does it answer the mean of its data?",
         )
-    return Finding("image", "ok", told)
+    return Finding("image", "ok", text)
 
 
 def _cameras(answers: Answers, change: Any, noise: float) -> List[Finding]:
@@ -178,12 +182,12 @@ def _instruction(answers: Answers, change: Any, noise: float) -> Finding:
     # A policy taught a single instruction may answer any other alike.
     made_up = MADE_UP in answers.told
     which = "a made-up" if made_up else "another"
-    told = "{} instruction moves the action by {}".format(which, _percent(moved))
+    text = "{} instruction moves the action by {}".format(which, _percent(moved))
     if moved <= max(_NOTHING, 2 * noise):
         return Finding(
             "instruction",
             "warn" if made_up else "fail",
-            told + _floor(noise),
+            text + _floor(noise),
             "the instruction does not reach the network: look at the prompt's template, the"
             " tokenizer, and whether the text is cut before the words that differ",
         )
@@ -191,10 +195,10 @@ def _instruction(answers: Answers, change: Any, noise: float) -> Finding:
         return Finding(
             "instruction",
             "warn",
-            told,
+            text,
             "the policy hardly listens: a score with swapped instructions would show how much",
         )
-    return Finding("instruction", "ok", told)
+    return Finding("instruction", "ok", text)
 
 
 def _range(actions: np.ndarray, metadata: Dict[str, Any]) -> Finding:
@@ -204,17 +208,18 @@ def _range(actions: np.ndarray, metadata: Dict[str, Any]) -> Finding:
     low, high = np.asarray(spec["low"]), np.asarray(spec["high"])
     moving = high > low
     arm, low, high = actions[:, : len(low)][:, moving], low[moving], high[moving]
+    # In these units the statistics' range is [-1, 1].
     scaled = 2 * (arm - low) / (high - low) - 1
     if not scaled.size:
         return Finding("action range", "skip", "every arm dimension is constant")
     largest, stuck = float(np.abs(scaled).max()), float(np.mean(np.abs(scaled) > 0.999))
     dimension = int(np.flatnonzero(moving)[np.abs(scaled).max(axis=0).argmax()])
-    told = "the arm reaches {:.2f} times its statistics' range".format(largest)
+    text = "the arm reaches {:.2f} times its statistics' range".format(largest)
     if largest > 3:
         return Finding(
             "action range",
             "fail",
-            "{} (dimension {})".format(told, dimension),
+            "{} (dimension {})".format(text, dimension),
             "un-normalised twice, or the weights answer in robot units already: look at"
             " data.normalization and at the dataset whose statistics are used",
         )
@@ -226,19 +231,19 @@ def _range(actions: np.ndarray, metadata: Dict[str, Any]) -> Finding:
             "the network's output is far outside [-1, 1]: a head trained on numbers that were not"
             " normalised, or diverged",
         )
-    # Un-normalising maps [-1, 1] to [low, high]; a second time, [low, high] to a part of itself.
+    # Un-normalizing maps [-1, 1] to [low, high]; a second time, [low, high] to a part of itself.
     reach, inside = np.abs(scaled).max(axis=0), np.maximum(np.abs(low), np.abs(high))
     if inside.min() < _NARROW and (reach <= 1.2 * inside).all():
         return Finding(
             "action range",
             "warn" if _untrained(metadata) else "fail",
-            told + ", and no dimension beyond what its own units allow",
+            text + ", and no dimension beyond what its own units allow",
             "un-normalised twice, or the policy hardly moves: look at data.normalization, and at"
             " whether the head's output is un-normalised elsewhere as well",
         )
     if largest > 1.1:
-        return Finding("action range", "warn", told, "the head answers outside what it was taught")
-    return Finding("action range", "ok", told)
+        return Finding("action range", "warn", text, "the head answers outside what it was taught")
+    return Finding("action range", "ok", text)
 
 
 def _units(
@@ -254,32 +259,32 @@ def _units(
     if arm_range is None:
         return Finding("simulator's units", "skip", "the simulator does not say what it takes")
     reach = float(np.abs(np.append(low, high)).max()) / max(abs(bound) for bound in arm_range)
-    told = "the arm's largest number is {:.2f} times the largest the simulator takes".format(reach)
+    text = "the arm's largest number is {:.2f} times the largest the simulator takes".format(reach)
     if not 0.02 <= reach <= 2:
         wrong = "still normalised" if reach < 1 else "un-normalised twice"
         return Finding(
             "simulator's units",
             "fail",
-            told,
+            text,
             "{}, or in other units than the simulator's (metres, radians, or a unit of its own):"
             " look at the dataset's standardisation".format(wrong),
         )
-    return Finding("simulator's units", "ok", told)
+    return Finding("simulator's units", "ok", text)
 
 
 def _polarity(policy: Optional[Dict[str, float]], simulator: Optional[Dict[str, float]]) -> Finding:
     if not policy or not simulator:
         who = "server" if not policy else "simulator"
         return Finding("gripper commands", "skip", "the {} does not say its commands".format(who))
-    told = "the policy says {closed:g} for closed, {open:g} for open".format(**policy)
+    text = "the policy says {closed:g} for closed, {open:g} for open".format(**policy)
     if policy["closed"] == simulator["closed"] and policy["open"] == simulator["open"]:
-        return Finding("gripper commands", "ok", told)
+        return Finding("gripper commands", "ok", text)
     takes = "; the simulator takes {closed:g} and {open:g}".format(**simulator)
     turned = (policy["open"] > policy["closed"]) != (simulator["open"] > simulator["closed"])
     return Finding(
         "gripper commands",
         "fail",
-        told + takes,
+        text + takes,
         "the gripper would {}: gripper_env of the dataset's spec is not this simulator's".format(
             "open where it should close" if turned else "not be understood"
         ),
@@ -291,24 +296,27 @@ def _grip(rolled: Sequence[np.ndarray], metadata: Dict[str, Any]) -> Finding:
     recorded = spec.get("gripper_open")
     if not commands or recorded is None:
         return Finding("gripper polarity", "skip", "the server does not say how often it is open")
-    said = np.concatenate([chunk[:, -1] for chunk in rolled]) if rolled else np.zeros(0)
-    if len(said) < 32:
+    gripper = np.concatenate([chunk[:, -1] for chunk in rolled]) if rolled else np.zeros(0)
+    if len(gripper) < 32:
         return Finding("gripper polarity", "skip", "too few actions to tell")
+    # Commands differ by robot (-1 and 1, 0 and 1), and either end may be the larger.
     middle = (commands["open"] + commands["closed"]) / 2
-    is_open = (said > middle) == (commands["open"] > commands["closed"])
-    share = float(is_open.mean())
-    told = "open in {:.0%} of the answers, in {:.0%} of the training data".format(share, recorded)
+    is_open = (gripper > middle) == (commands["open"] > commands["closed"])
+    open_rate = float(is_open.mean())
+    text = "open in {:.0%} of the answers, in {:.0%} of the training data".format(
+        open_rate, recorded
+    )
     # Robots begin with an open gripper: always open says less than always closed.
-    sure = (recorded >= 0.6 and share <= 0.05) or (recorded <= 0.25 and share >= 0.95)
-    if sure or (recorded >= 0.4 and share <= 0.05) or (recorded <= 0.4 and share >= 0.95):
+    sure = (recorded >= 0.6 and open_rate <= 0.05) or (recorded <= 0.25 and open_rate >= 0.95)
+    if sure or (recorded >= 0.4 and open_rate <= 0.05) or (recorded <= 0.4 and open_rate >= 0.95):
         advice = (
             "open and closed are the wrong way round somewhere (the dataset's standardisation, the"
             " imported weights), or the policy never moves its gripper"
         )
         # Random weights answer either way at all times.
         level = "fail" if sure and not _untrained(metadata) else "warn"
-        return Finding("gripper polarity", level, told, advice)
-    return Finding("gripper polarity", "ok", told)
+        return Finding("gripper polarity", level, text, advice)
+    return Finding("gripper polarity", "ok", text)
 
 
 def _roll(env: Any, client: Any, episode: Episode, steps: int) -> List[np.ndarray]:
@@ -334,8 +342,8 @@ def _bounds(metadata: Dict[str, Any], answers: Answers) -> Tuple[np.ndarray, np.
     spec = metadata.get("action")
     if spec:
         return np.asarray(spec["low"], float), np.asarray(spec["high"], float)
-    seen = answers.everything()[:, :-1]
-    return seen.min(axis=0), seen.max(axis=0)
+    actions = answers.everything()[:, :-1]
+    return actions.min(axis=0), actions.max(axis=0)
 
 
 def _actions(reply: Dict[str, Any]) -> np.ndarray:

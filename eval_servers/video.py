@@ -21,8 +21,9 @@ def jpeg(picture: np.ndarray) -> bytes:
 
 def film(path: str, frames: List[bytes]) -> None:
     """Write a video of frames that `jpeg` made, every n-th of a long episode."""
-    every = -(-len(frames) // _FRAMES)
-    save_video(path, [np.asarray(Image.open(io.BytesIO(frame))) for frame in frames[::every]])
+    # Rounded up, so that the film never exceeds `_FRAMES`.
+    stride = -(-len(frames) // _FRAMES)
+    save_video(path, [np.asarray(Image.open(io.BytesIO(frame))) for frame in frames[::stride]])
 
 
 def save_video(path: str, frames: List[np.ndarray], fps: float = 15.0) -> None:

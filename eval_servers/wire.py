@@ -25,6 +25,7 @@ def _encode(value: Any) -> Any:
         raise TypeError("cannot send {}: only plain data and arrays of numbers".format(kind))
     if isinstance(value, np.generic):
         return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+    # The keys are bytes because openpi's msgpack_numpy writes them so.
     data, dtype, shape = value.tobytes(), value.dtype.str, value.shape
     return {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape}
 
@@ -33,6 +34,7 @@ def _decode(items: Any) -> Any:
     if b"__ndarray__" not in items and b"__npgeneric__" not in items:
         return items
     dtype = np.dtype(items[b"dtype"])
+    # An object array would be a pointer read from the network.
     if dtype.kind not in "biuf":
         raise ValueError("the server sent an array of dtype {}".format(dtype))
     if b"__npgeneric__" in items:

@@ -96,9 +96,9 @@ def episodes_of_chains(
         raise ValueError(
             "chains {}:{}: not a range within 0:{}".format(first, last, len(protocol.chains))
         )
-    told = _told(protocol, swap_instructions)
+    instructions = _told(protocol, swap_instructions)
     return [
-        _chain(index, CHAIN, state, tasks, told)
+        _chain(index, CHAIN, state, tasks, instructions)
         for index, (state, tasks) in enumerate(protocol.chains)
         if first <= index < last
     ]
@@ -118,29 +118,33 @@ def episodes_of_tasks(
     unknown = [task for task in tasks if task not in protocol.instructions]
     if unknown:
         raise ValueError("no task {}; tasks: {}".format(unknown, list(protocol.instructions)))
+    # Without this filter a task could be solved, or impossible, before the first step.
     starts = {task: [s for s in protocol.states if possible(task, s)] for task in tasks}
     never = [task for task in tasks if not starts[task]]
     if never:
         raise ValueError("{} are possible from no start: evaluate chains".format(never))
-    told = _told(protocol, swap_instructions)
+    instructions = _told(protocol, swap_instructions)
     episodes = []
     for index in range(count):
         task = tasks[index % len(tasks)]
         state = starts[task][index // len(tasks) % len(starts[task])]
-        episodes.append(_chain(index, task, state, (task,), told))
+        episodes.append(_chain(index, task, state, (task,), instructions))
     return episodes
 
 
 def _told(protocol: Protocol, swap_instructions: bool) -> Dict[str, str]:
     """Task -> the sentence the policy is given."""
-    own = protocol.instructions
+    sentences = protocol.instructions
     if not swap_instructions:
-        return own
-    return {task: own[other] for task, other in rollout.other_instructions(list(own)).items()}
+        return sentences
+    return {
+        task: sentences[other]
+        for task, other in rollout.other_instructions(list(sentences)).items()
+    }
 
 
 def _chain(
-    index: int, task: str, state: State, tasks: Tuple[str, ...], told: Dict[str, str]
+    index: int, task: str, state: State, tasks: Tuple[str, ...], sentences: Dict[str, str]
 ) -> Chain:
-    instructions = tuple(told[name] for name in tasks)
+    instructions = tuple(sentences[name] for name in tasks)
     return Chain(index, seed_of(state), task, instructions[0], state, tasks, instructions)

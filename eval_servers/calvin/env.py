@@ -47,6 +47,7 @@ class CalvinEnv(rollout.Env):
 
     def reset(self, episode: Any) -> Dict[str, Any]:
         """The chain's initial state, and its first task begun."""
+        # The world is reset once a chain: each later task starts where the one before it ended.
         self._obs = self._simulator.reset(*initial_state(episode.state))
         self._info = self._simulator.info()
         self.begin(episode.tasks[0])
@@ -115,6 +116,7 @@ def attempt(
         success (of all tasks), steps (of all), stages: one a task begun, with its task, success,
         steps and seconds.
     """
+    # Also run when a dropped connection makes the episode start over: all stages are tried anew.
     env.reset(episode)
     if frames is not None:
         frames[:] = [env.frame()]

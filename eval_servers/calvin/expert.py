@@ -19,13 +19,13 @@ TASKS = (
     "turn_on_led",
     "turn_off_led",
 )
-STEP = 0.02  # metres of a full action
+STEP = 0.02  # meters of a full action
 OPEN, CLOSED = 1.0, -1.0
-_NEAR = 0.008  # metres between the commanded and the wanted place that will do
-_REACHED = 0.012  # metres between the tool and the wanted place that will do
+_NEAR = 0.008  # meters between the commanded and the wanted place that will do
+_REACHED = 0.012  # meters between the tool and the wanted place that will do
 _PATIENCE = 12  # steps to wait for a tool that does not get there, as on a pressed button
-_BUTTON = (-0.12, -0.12, 0.46)  # of scene D, metres
-_ABOVE = 0.09  # metres
+_BUTTON = (-0.12, -0.12, 0.46)  # of scene D, meters
+_ABOVE = 0.09  # meters
 _CLOSING = 8  # steps until the fingers hold
 
 

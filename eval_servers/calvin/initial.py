@@ -36,7 +36,7 @@ BLOCKS = {"red": slice(6, 12), "blue": slice(12, 18), "pink": slice(18, 24)}  # 
 
 
 class State(NamedTuple):
-    """What a chain's start is described by; the order of the fields is part of its random seed."""
+    """Description of a chain's start; the order of the fields is part of its random seed."""
 
     led: int
     lightbulb: int
@@ -49,12 +49,12 @@ class State(NamedTuple):
 
     @property
     def places(self) -> Dict[str, str]:
-        """Where each block is, by its colour."""
+        """The place of each block, by its color."""
         return {"red": self.red_block, "blue": self.blue_block, "pink": self.pink_block}
 
 
 def fnv0_utf16(text: str) -> int:
-    """What `pyhash.fnv1_32()(text)` returns: FNV-0, 32 bit, over UTF-16-LE."""
+    """Return the value of `pyhash.fnv1_32()(text)`: FNV-0, 32 bit, over UTF-16-LE."""
     value = 0
     for byte in text.encode("utf-16-le"):
         value = (value * _PRIME & 0xFFFFFFFF) ^ byte
@@ -67,7 +67,7 @@ def seed_of(state: State) -> int:
 
 
 def initial_state(state: State) -> Tuple[np.ndarray, np.ndarray]:
-    """What to reset the simulator to.
+    """Return the state that the simulator is reset to.
 
     Returns:
         robot_obs float64 [15] and scene_obs float64 [24], in CALVIN's layout and units.

@@ -35,11 +35,14 @@ def achieved(start: Info, end: Info) -> Set[str]:
 def _rotated(start: Info, end: Info, block: str, degrees: float) -> bool:
     """Turned about the vertical by more than `degrees` (+ left), staying flat, within 0.1 m."""
     before, after = _block(start, block), _block(end, block)
+    # Meters: a block that was carried or pushed off while it turned does not count as rotated.
     if np.linalg.norm(_moved(before, after)) > 0.1:
         return False
+    # A block that touches nothing, or only the robot, is in the air.
     if not _bodies(after) - {_robot(start)}:
         return False
     roll, pitch, yaw = _turn(before["current_orn"], after["current_orn"])
+    # Degrees: a tipped block has no meaningful yaw.
     if abs(roll) >= 30 or abs(pitch) >= 30:
         return False
     return degrees < yaw < 180 if degrees > 0 else degrees > yaw > -180
@@ -49,6 +52,7 @@ def _pushed(start: Info, end: Info, block: str, metres: float) -> bool:
     """Moved along x (+ right) on what it lay on at the start."""
     before, after = _block(start, block), _block(end, block)
     surfaces = _links(before, without=_robot(start)), _links(after, without=_robot(start))
+    # A block that left its surface was lifted or fell; CALVIN counts neither as a push.
     if not (surfaces[0] and surfaces[0] <= surfaces[1]):
         return False
     distance = _moved(before, after)[0]
@@ -68,10 +72,12 @@ def _lifted(start: Info, end: Info, block: str, metres: float, link: str) -> boo
 def _placed(start: Info, end: Info, link: str) -> bool:
     """What the robot held, touching nothing else, now lies on a part of the table, let go."""
     held = _bodies(start["robot_info"])
+    # The task begins with one thing in the hand and ends with the hand off it.
     if len(held) != 1 or held & _bodies(end["robot_info"]):
         return False
     blocks = start["scene_info"]["movable_objects"]
     names = [name for name, block in blocks.items() if block["uid"] in held]
+    # The one body in contact may also be the table, which cannot be placed.
     if len(names) != 1:
         return False
     after = end["scene_info"]["movable_objects"][names[0]]
@@ -122,6 +128,7 @@ def _changed_stack(free: Info, stacked: Info, of: Info) -> bool:
         touching = _bodies(stacked["scene_info"]["movable_objects"][name])
         block = of["scene_info"]["movable_objects"][name]
         speeds = np.abs([block["current_lin_vel"], block["current_ang_vel"]])
+        # Slow (m/s, rad/s), so that a block tumbling over another is not taken for a stacked one.
         if not uids & alone and touching and touching <= uids and (speeds < 1).all():
             return True
     return False
@@ -151,19 +158,21 @@ def _links(item: Info, without: int = -1) -> Set[Tuple[int, int]]:
 
 
 def _moved(before: Info, after: Info) -> np.ndarray:
-    """Displacement [3] in metres."""
+    """Displacement [3] in meters."""
     return np.subtract(after["current_pos"], before["current_pos"])
 
 
 def _turn(before: Any, after: Any) -> Tuple[float, float, float]:
     """Roll, pitch, yaw in degrees (fixed axes) that turn quaternion `before` xyzw into `after`."""
     ax, ay, az, aw = np.divide(after, np.linalg.norm(after))
+    # Inverse of the first rotation: a unit quaternion's conjugate.
     bx, by, bz, bw = np.divide(before, np.linalg.norm(before)) * (-1, -1, -1, 1)
     x = aw * bx + ax * bw + ay * bz - az * by
     y = aw * by - ax * bz + ay * bw + az * bx
     z = aw * bz + ax * by - ay * bx + az * bw
     w = aw * bw - ax * bx - ay * by - az * bz
     roll = math.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
+    # Rounding can push the sine just beyond 1, where asin raises.
     pitch = math.asin(max(-1.0, min(1.0, 2 * (w * y - z * x))))
     yaw = math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
     return math.degrees(roll), math.degrees(pitch), math.degrees(yaw)

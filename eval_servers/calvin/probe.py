@@ -44,7 +44,7 @@ def probe(settings: simulator.Settings) -> Dict[str, Any]:
 
 
 def look(settings: simulator.Settings) -> Dict[str, Any]:
-    """What the simulator built here is and shows.
+    """Build the simulator here and describe it and its first pictures.
 
     Raises:
         simulator.SimulatorError: it cannot be built, or its pictures are blank.
@@ -53,7 +53,9 @@ def look(settings: simulator.Settings) -> Dict[str, Any]:
     world = simulator.Simulator(settings)
     views = world.reset(*initial_state(load().states[0]))["rgb_obs"]
     cameras = {name: np.ascontiguousarray(view, np.uint8) for name, view in views.items()}
+    # Closed before the check below raises, which would leave the GL context open.
     world.close()
+    # A renderer without a working driver returns a uniform picture instead of an error.
     blank = [name for name, view in cameras.items() if view.std() < 1]
     if blank:
         raise simulator.SimulatorError(
@@ -101,7 +103,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(flags: argparse.Namespace) -> simulator.Settings:
-    """What `add_flags` parsed."""
+    """Return the settings that the flags of `add_flags` name."""
     return simulator.Settings(flags.calvin_env, flags.renderer, flags.scene, flags.dataset)
 
 

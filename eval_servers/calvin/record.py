@@ -31,7 +31,7 @@ from eval_servers.progress import Progress
 MAX_STEPS = 120
 VAL_EVERY = 25  # one demonstration in so many is for validation
 _ARM_NOISE = 0.02  # rad, of the joints at the start
-_BLOCK_NOISE = 0.03  # metres, of blocks on the table
+_BLOCK_NOISE = 0.03  # meters, of blocks on the table
 _TURN = 0.05  # rad of a full action
 
 Frame = Dict[str, Any]  # name -> array
@@ -54,8 +54,10 @@ def demonstrate(
         The frames, the last one (the task is solved) with no motion, or None if the expert failed.
     """
     robot, scene = initial_state(state)
+    # Fields 7 to 13 are the joints; the tool's pose in fields 0 to 5 follows from them.
     robot[7:14] += rng.normal(0, _ARM_NOISE, 7)
     for name, fields in BLOCKS.items():
+        # A block in the slider has no room to be moved sideways.
         if state.places[name] == "table":
             scene[fields][:2] += rng.uniform(-_BLOCK_NOISE, _BLOCK_NOISE, 2)
         scene[fields][5] += rng.uniform(-0.1, 0.1)
@@ -66,6 +68,7 @@ def demonstrate(
         frames.append(_frame(obs, action))
         executed = action.copy()
         executed[:3] = np.clip(executed[:3] + rng.normal(0, noise, 3), -1, 1)
+        # The script tracks the simulator's own target, which the noise has moved too.
         script.disturbed((executed - action)[:3] * STEP)
         obs, info = world.step(executed)
         if oracle.solved(task, start, info):
@@ -165,6 +168,7 @@ def record(
             progress.add(frames is not None)
             if frames is None:
                 counts["failed"] += 1
+                # The 5 lets a short run survive an unlucky beginning.
                 if counts["failed"] > 5 + number // 2:
                     raise SimulatorError("the expert fails at most of its tasks in this world")
                 continue
@@ -176,6 +180,7 @@ def record(
     config.data_path = "data"  # relative to calvin_env, wherever that is
     for split in splits.values():
         split.close(config)
+    # The rename comes last, so that a folder of this name is always complete.
     os.replace(work, out)
     world.close()
     return counts

@@ -62,6 +62,7 @@ def _is_official(flags: argparse.Namespace) -> bool:
         and flags.chains == (0, 1000)
         and flags.max_steps == MAX_STEPS
         and flags.renderer == "egl"
+        # A dataset's own configuration names its scene, so the flag does not decide then.
         and (flags.scene == "D" or bool(flags.dataset))
     )
 
@@ -116,6 +117,7 @@ def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         help="send where everything is as well, for scripted experts; the score says so",
     )
     flags = parser.parse_args(arguments)
+    # Silently ignored, it would leave the user waiting for all 1000 chains.
     if flags.episodes and not flags.tasks:
         parser.error("--episodes goes with --tasks; a number of chains is --chains=0:N")
     return flags

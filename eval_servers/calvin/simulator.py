@@ -34,7 +34,7 @@ class SimulatorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Which world to build.
+    """The world to build.
 
     Attributes:
         root: a calvin_env source tree.
@@ -140,6 +140,7 @@ def load_config(settings: Settings) -> Any:
 
     if settings.dataset:
         config: Any = OmegaConf.load(_merged_config(settings.dataset))
+        # Others, as the tactile one, import packages that are not installed here.
         for name in set(config.cameras) - set(CAMERAS):
             del config.cameras[name]
     else:
@@ -159,6 +160,7 @@ def load_config(settings: Settings) -> Any:
                 "use_vr": False,
             }
         )
+    # The recorded path is of the machine that made the data.
     config.data_path = os.path.abspath(os.path.join(settings.root, "data"))
     config.scene.data_path = "${data_path}"
     config.env.use_egl = settings.renderer == "egl"
@@ -166,7 +168,7 @@ def load_config(settings: Settings) -> Any:
 
 
 def describe(settings: Settings) -> Dict[str, Any]:
-    """What identifies the world in a score file, as far as it is known without building it."""
+    """Return what identifies the world in a score, as far as it is known without building it."""
     record: Dict[str, Any] = {
         "calvin_env": aside.commit(settings.root),
         "scene": settings.scene,
@@ -189,6 +191,7 @@ def _import_from(root: str) -> None:
     path = os.path.abspath(root)
     if path not in sys.path:
         sys.path.insert(0, path)
+    # Of gym it needs a base class and a random generator, which are not worth the dependency.
     seeding = types.ModuleType("gym.utils.seeding")
     seeding.np_random = _np_random  # type: ignore[attr-defined]
     utils = types.ModuleType("gym.utils")
@@ -212,6 +215,7 @@ def _captured(printed: List[str]) -> Iterator[None]:
     libc = ctypes.CDLL(None)
     sys.stdout.flush()
     libc.fflush(None)
+    # Bullet prints from C++, so only a change of the file descriptor catches it.
     saved = os.dup(1)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 1)
@@ -228,13 +232,13 @@ def _captured(printed: List[str]) -> Iterator[None]:
 
 def _driver(printed: str) -> str:
     """The GL driver among what bullet printed."""
-    found = [
+    lines = [
         match.group(1).strip()
         for name in ("GL_RENDERER", "GL_VERSION")
         for match in [re.search(name + r"\s*=\s*(.+)", printed)]
         if match
     ]
-    return ", ".join(found) or "unknown GL driver"
+    return ", ".join(lines) or "unknown GL driver"
 
 
 _NO_EGL = (

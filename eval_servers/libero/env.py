@@ -58,6 +58,7 @@ class LiberoEnv(rollout.Env):
         """The robot's state, float32 [8], and of both pictures those that are asked for."""
         obs: Dict[str, Any] = {}
         for camera in CAMERAS:
+            # A picture costs more than a control step, so unwanted ones are not drawn.
             if keys is None or "observation/" + camera in keys:
                 obs["observation/" + camera] = self._simulator.draw(camera)
         obs["observation/state"] = self._simulator.state()
@@ -85,8 +86,9 @@ def make_env(settings: Settings, profile: Profile, privileged: bool = False) -> 
 
 def film(path: str, frames: List[Callable[[], np.ndarray]]) -> None:
     """Draw an episode that is worth a video; the last frame is always in it."""
-    every = -(-len(frames) // _FILMED)
-    video.save_video(path, [frame() for frame in frames[::-1][::every][::-1]], 20.0 / every)
+    stride = -(-len(frames) // _FILMED)
+    # Counted from the end, where success or failure is seen.
+    video.save_video(path, [frame() for frame in frames[::-1][::stride][::-1]], 20.0 / stride)
 
 
 def _drawn(simulator: Any, snapshot: Any) -> np.ndarray:

@@ -13,19 +13,19 @@ import numpy as np
 from eval_servers.libero.suites import tasks
 
 OPEN, CLOSED = -1.0, 1.0
-_GAIN = 1 / 0.025  # action for a metre to go: full speed until 2.5 cm before
+_GAIN = 1 / 0.025  # action for a meter to go: full speed until 2.5 cm before
 _PATIENCE = 40  # steps of one phase, after which the next begins all the same
 
-# A word for a thing -> where the hand closes, in metres from the thing's origin. A bowl is taken by
+# A word for a thing -> where the hand closes, in meters from the thing's origin. A bowl is taken by
 # its rim, with one finger inside.
 _GRASPED = {"bowl": (0.0, 0.047, 0.032)}
 # A word for a place -> heights of the hand above the place's origin: on the way, and letting go.
 _HEIGHTS = {"basket": (0.1, 0.07), "plate": (0.15, 0.055)}
-_LOW = 0.2  # metres; what lies lower stands on the floor, which is at 0
-_PALM = 0.03  # metres from where the hand closes up to its palm, which must not touch a thing's top
+_LOW = 0.2  # meters; what lies lower stands on the floor, which is at 0
+_PALM = 0.03  # meters from where the hand closes up to its palm, which must not touch a thing's top
 _SENTENCES = (("pick up the ", " and place it "), ("put the ", " on "), ("put the ", " in "))
 _BEYOND = ("wine bottle", "in the top drawer")  # what the hand cannot take from straight above
-_ABOVE = 0.12  # metres above a thing from where the hand comes straight down
+_ABOVE = 0.12  # meters above a thing from where the hand comes straight down
 
 
 class _Phase(NamedTuple):
@@ -33,7 +33,7 @@ class _Phase(NamedTuple):
 
     place: np.ndarray
     gripper: float
-    near: float = 0.01  # metres that will do
+    near: float = 0.01  # meters that will do
     stay: int = 0
     held: bool = False  # the place is where the thing shall be, not the hand
 
@@ -58,18 +58,19 @@ class Expert:
         self._limit = limit
         self._phases: List[_Phase] = []
         self._steps = self._stayed = 0
-        self._reach = 0.0  # metres from the thing's origin to the hand that holds it
+        self._reach = 0.0  # meters from the thing's origin to the hand that holds it
 
     def act(self, scene: np.ndarray) -> np.ndarray:
         """The next action, float64 [7].
 
         Args:
-            scene: where the hand, the thing and its place are, [3, 3] in metres.
+            scene: where the hand, the thing and its place are, [3, 3] in meters.
         """
         hand, thing, place = np.asarray(scene, np.float64)
         if not self._phases or (self._phases[0].held and self._lost(hand, thing)):
             self._phases = self._plan(thing, place)
             self._reach = np.linalg.norm(self._phases[1].place - thing)
+        # Several phases may be done at once, as when the hand starts in the right place.
         while len(self._phases) > 1 and self._done(hand, thing):
             self._phases.pop(0)
             self._steps = self._stayed = 0
@@ -118,7 +119,7 @@ def scripted(suite: str) -> List[int]:
 
 
 def _error(phase: _Phase, hand: np.ndarray, thing: np.ndarray) -> np.ndarray:
-    """Which way the hand has to go, [3]; what it holds is put where it belongs, seen from above."""
+    """Return the way the hand has to go, [3]; seen from above, it is the held thing that counts."""
     error = phase.place - hand
     if phase.held:
         error[:2] = phase.place[:2] - thing[:2]
@@ -130,8 +131,8 @@ def _parts(instruction: str) -> Optional[Tuple[str, str]]:
     if any(words in instruction for words in _BEYOND):
         return None
     for verb, joint in _SENTENCES:
-        thing, found, place = instruction[len(verb) :].partition(joint)
-        if instruction.startswith(verb) and found:
+        thing, separator, place = instruction[len(verb) :].partition(joint)
+        if instruction.startswith(verb) and separator:
             return thing, place
     return None
 

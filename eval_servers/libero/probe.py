@@ -41,7 +41,7 @@ def probe(settings: simulator.Settings, profile: Profile, suite: str, number: in
 
 
 def look(settings: simulator.Settings, suite: str, number: int, seed: int) -> Dict[str, Any]:
-    """What the simulator built here is and shows, in a task's first initial state.
+    """Build the simulator here and describe it and a task's first pictures.
 
     Raises:
         simulator.SimulatorError: it cannot be built, or its pictures are blank.
@@ -52,6 +52,7 @@ def look(settings: simulator.Settings, suite: str, number: int, seed: int) -> Di
     views = {camera: world.draw(camera) for camera in simulator.CAMERAS}
     driver = world.driver()
     world.close()
+    # A renderer without a working driver returns a uniform picture instead of an error.
     blank = [name for name, view in views.items() if view.std() < 1]
     if blank:
         raise simulator.SimulatorError("the pictures of {} are blank with {}".format(blank, driver))
@@ -101,7 +102,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(flags: argparse.Namespace) -> simulator.Settings:
-    """What `add_flags` parsed."""
+    """Return the settings that the flags of `add_flags` name."""
     return simulator.Settings(flags.renderer, flags.size)
 
 

@@ -55,6 +55,7 @@ def demonstrate(
         state float32 [t, 8], joints [t, 7], action [t, 7] and for each camera a list of t JPEGs.
     """
     task, rng = suites.tasks(suite)[number], np.random.RandomState(seed)
+    # Not from the shipped states: those are what evaluations start from.
     world.reset(suite, task.name, seed, 0, _SETTLE, shipped=False)
     script = Expert(task.instruction)
     rows: Dict[str, List[Any]] = {name: [] for name in ("state", "joints", "action", *CAMERAS)}
@@ -94,8 +95,10 @@ def record(
     """
     unscripted = sorted(set(numbers) - set(scripted(suite)))
     if unscripted:
-        known = scripted(suite)
-        raise ValueError("no script for tasks {} of {}, only {}".format(unscripted, suite, known))
+        with_script = scripted(suite)
+        raise ValueError(
+            "no script for tasks {} of {}, only {}".format(unscripted, suite, with_script)
+        )
     work = os.path.abspath(out) + ".partial"
     for path in (out, work):
         if os.path.exists(path):
@@ -113,12 +116,14 @@ def record(
             progress.add(bool(steps))
             counts["demonstrations" if steps else "failed"] += 1
             counts["steps"] += steps
+            # The 5 lets a short run survive an unlucky beginning.
             if counts["failed"] > 5 + counts["demonstrations"]:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise SimulatorError("the expert fails at most of its tasks in this world")
-    told = {"suite": suite, "noise": how["noise"], "size": settings.size, "simulator": simulator}
+    header = {"suite": suite, "noise": how["noise"], "size": settings.size, "simulator": simulator}
     with open(os.path.join(work, RECORDING), "w", encoding="utf-8") as file:
-        json.dump(dict(told, **counts), file, indent=1)
+        json.dump(dict(header, **counts), file, indent=1)
+    # The rename comes last, so that a folder of this name is always complete.
     os.replace(work, out)
     return counts
 
@@ -128,18 +133,19 @@ _worlds: List[Any] = []  # of this worker process: at most one
 
 def _job(settings: Settings, suite: str, number: int, seed: int, noise: float, folder: str) -> int:
     """Steps of one demonstration, which is written into `folder`; 0 if the expert failed."""
+    # Importing LIBERO takes seconds, so each process keeps one world for all its jobs.
     if not _worlds:
         _worlds.append(Simulator(settings))
-    found = demonstrate(_worlds[0], suite, number, seed, noise)
-    if found is None:
+    demonstration = demonstrate(_worlds[0], suite, number, seed, noise)
+    if demonstration is None:
         return 0
     task = suites.tasks(suite)[number]
-    values = {name: found[name] for name in ("state", "joints", "action")}
+    values = {name: demonstration[name] for name in ("state", "joints", "action")}
     for camera in CAMERAS:
-        values[camera], values[camera + "_ends"] = _joined(found[camera])
+        values[camera], values[camera + "_ends"] = _joined(demonstration[camera])
     path = os.path.join(folder, "{:02d}_{:05d}.npz".format(number, seed))
     np.savez(path, task=task.name, instruction=task.instruction, seed=seed, **values)
-    return len(found["action"])
+    return len(demonstration["action"])
 
 
 def _jpeg(picture: np.ndarray) -> bytes:

@@ -64,6 +64,7 @@ def _is_published(flags: argparse.Namespace) -> bool:
     return (
         flags.tasks is None
         and flags.episodes == suites.STATES
+        # Fewer steps would cost successes and more would add some, so either is custom.
         and flags.max_steps == suites.MAX_STEPS[suites.plain(flags.suite)]
         and flags.execute_steps == profile.execute_steps
         and flags.size == profile.size
@@ -101,6 +102,7 @@ def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="send where things are as well, for scripted experts; the score says so",
     )
+    # None tells a flag that was not given from one that equals the common default.
     parser.set_defaults(execute_steps=None)
     flags = parser.parse_args(arguments)
     if flags.max_steps is None:

@@ -37,7 +37,7 @@ class SimulatorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to draw.
+    """The renderer and the size of its pictures.
 
     Attributes:
         renderer: egl or osmesa; Mesa's give the same pixels.
@@ -107,6 +107,7 @@ class Simulator:
             SimulatorError: LIBERO has no such task or initial state.
         """
         self._build(suite, task)
+        # Draws cannot be undone, so an earlier trial means starting from the seed again.
         if self._seed != seed or self._resets > trial:
             np.random.seed(seed)
             self._seed, self._resets, self._loads = seed, 0, 1
@@ -138,7 +139,7 @@ class Simulator:
         return bool(self._env.check_success())
 
     def state(self) -> np.ndarray:
-        """What LIBERO's policies know of the robot, float32 [8].
+        """The robot's state as LIBERO's policies know it, float32 [8].
 
         Position of the hand (m), its orientation as a rotation vector of angle 0 to 2 pi (rad), and
         both fingers' positions (m); as the last step observed them.
@@ -153,7 +154,7 @@ class Simulator:
         return np.asarray(self._obs["robot0_joint_pos"], np.float32)
 
     def scene(self) -> np.ndarray:
-        """Where the hand, the thing to move and its goal are now, float32 [3, 3], in metres.
+        """Positions of the hand, the thing to move and its goal, float32 [3, 3], in meters.
 
         Of a task with several goals, the first that does not hold.
         """
@@ -164,7 +165,7 @@ class Simulator:
         return np.array([hand, self._whereabouts(goal[1]), self._whereabouts(goal[-1])], np.float32)
 
     def snapshot(self) -> Snapshot:
-        """What `draw` needs to draw the last observation later."""
+        """Return what `draw` needs to draw the last observation later."""
         return self._drawn
 
     def draw(self, camera: str, snapshot: Optional[Snapshot] = None) -> np.ndarray:
@@ -178,16 +179,16 @@ class Simulator:
             snapshot: an earlier observation of the same episode; the last one by default.
         """
         live = self._arrays()
-        kept = [array.copy() for array in live]
+        current = [array.copy() for array in live]
         _copy(snapshot or self._drawn, live)
         size = self._settings.size
         picture = self._env.env.sim.render(camera_name=CAMERAS[camera], width=size, height=size)
-        _copy(kept, live)
+        _copy(current, live)
         # OpenGL's rows run upwards; the data that everybody trains on are turned by 180 degrees.
         return np.ascontiguousarray(picture[::-1, ::-1])
 
     def driver(self) -> str:
-        """What OpenGL says of itself, once a world is built."""
+        """Return OpenGL's renderer and version, once a world is built."""
         from OpenGL import GL  # type: ignore[import-not-found]
 
         names = [GL.glGetString(name) for name in (GL.GL_RENDERER, GL.GL_VERSION)]
@@ -212,7 +213,12 @@ class Simulator:
         size = self._settings.size
         with contextlib.redirect_stdout(io.StringIO()):
             self._env = self._make(
-                bddl_file_name=problem, camera_heights=size, camera_widths=size, hard_reset=False
+                # A hard reset would load the model again, which takes seconds; `_place` imitates
+                # it.
+                bddl_file_name=problem,
+                camera_heights=size,
+                camera_widths=size,
+                hard_reset=False,
             )
         inner = self._env.env
         for name in CAMERAS.values():
@@ -258,7 +264,7 @@ class Simulator:
         return data + [getattr(sim.model._model, name) for name in _DRAWN_MODEL]
 
     def _whereabouts(self, name: str) -> np.ndarray:
-        """Of a thing, or of a place on one, [3]."""
+        """Return the position of a thing, or of a place on one, [3] in meters."""
         inner = self._env.env
         if name in inner.obj_body_id:
             return inner.sim.data.body_xpos[inner.obj_body_id[name]]
@@ -269,6 +275,7 @@ def rotation_vector(quaternion: np.ndarray) -> np.ndarray:
     """Rotation vector [3] of an (x, y, z, w) quaternion, with an angle of 0 to 2 pi."""
     w = min(max(float(quaternion[3]), -1.0), 1.0)
     sine = np.sqrt(1.0 - w * w)
+    # Without a turn the axis is undefined; robosuite returns zeros too.
     if np.isclose(sine, 0.0):
         return np.zeros(3)
     return np.asarray(quaternion[:3]) * 2.0 * np.arccos(w) / sine

@@ -80,8 +80,9 @@ def tasks(suite: str) -> List[Task]:
     with open(_FILE, encoding="utf-8") as file:
         table: Dict[str, Dict] = json.load(file)
     named = table["tasks"][plain(suite)]
-    told = table["told"].get(suite, named.values())
-    return [Task(name, instruction) for name, instruction in zip(named, told)]  # noqa: B905
+    # The file lists sentences only for suites that change them.
+    instructions = table["told"].get(suite, named.values())
+    return [Task(name, instruction) for name, instruction in zip(named, instructions)]  # noqa: B905
 
 
 def trials(
@@ -101,22 +102,32 @@ def trials(
     Raises:
         ValueError: the suite has no such tasks, or the tasks fewer initial states.
     """
-    known = tasks(suite)
-    numbers = list(dict.fromkeys(range(len(known)) if numbers is None else numbers))
-    unknown = [number for number in numbers if not 0 <= number < len(known)]
+    all_tasks = tasks(suite)
+    numbers = list(dict.fromkeys(range(len(all_tasks)) if numbers is None else numbers))
+    unknown = [number for number in numbers if not 0 <= number < len(all_tasks)]
     if unknown or not 1 <= count <= STATES:
         raise ValueError(
-            "tasks {} of suite {}: it has 0 to {}".format(unknown, suite, len(known) - 1)
+            "tasks {} of suite {}: it has 0 to {}".format(unknown, suite, len(all_tasks) - 1)
             if unknown
             else "{} episodes a task: there are 1 to {} initial states".format(count, STATES)
         )
-    told = {known[number].name: known[number].instruction for number in numbers}
+    instructions = {all_tasks[number].name: all_tasks[number].instruction for number in numbers}
     if swap_instructions:
-        own = told
-        told = {name: own[other] for name, other in rollout.other_instructions(list(own)).items()}
+        originals = instructions
+        instructions = {
+            name: originals[other]
+            for name, other in rollout.other_instructions(list(originals)).items()
+        }
     return [
         # The same episode has the same index however many are run, so that runs can be compared.
-        Trial(number * STATES + k, k, known[number].name, told[known[number].name], suite, number)
+        Trial(
+            number * STATES + k,
+            k,
+            all_tasks[number].name,
+            instructions[all_tasks[number].name],
+            suite,
+            number,
+        )
         for number in numbers
         for k in range(count)
     ]

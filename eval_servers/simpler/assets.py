@@ -71,7 +71,7 @@ _OBJECTS: Dict[str, List[str]] = {
 
 
 class Files:
-    """Where a simulator's files are.
+    """Folders of a simulator's files, and what is missing in them.
 
     Attributes:
         tree: a ManiSkill2_real2sim source tree; robots are in it.
@@ -88,13 +88,15 @@ class Files:
         for world in worlds:
             needed.update(dict.fromkeys(self._needed(world)))
         return [
+            # Several paths are formats of one file, of which any will do: name it without its
+            # ending.
             paths[0] if len(paths) == 1 else re.sub(r"\.\w+$", ".*", paths[0])
             for paths in needed
             if not any(_whole(path) for path in paths)
         ]
 
     def stand_ins(self) -> List[str]:
-        """What in these assets is only a stand-in."""
+        """List the files of these assets that are only stand-ins."""
         path = os.path.join(self.data, STAND_INS)
         if not os.path.isfile(path):
             return []
@@ -102,21 +104,23 @@ class Files:
             return list(json.load(file))
 
     def _needed(self, world: World) -> List[Tuple[str, ...]]:
-        """Each as one path, or as several of which one will do."""
+        """List the files a world needs, each as one path or as several of which one will do."""
         options = dict(world.options)
-        found: List[Tuple[str, ...]] = [(self._in_data(stage),) for stage in stages(world)]
+        needed: List[Tuple[str, ...]] = [(self._in_data(stage),) for stage in stages(world)]
         photographs = [world.overlay] if world.overlay else []
         if world.prepackaged:
+            # The environment chooses its overlay itself, so all it may choose must be there.
             photographs = _photographs(world)
-        found += [(self._in_data("real_inpainting/" + each),) for each in photographs]
+        needed += [(self._in_data("real_inpainting/" + each),) for each in photographs]
         for model in self._models(world):
             folder = "{}/{}/".format(_MODELS, model)
-            found.append((self._in_data(folder + "collision.obj"),))
-            found.append(tuple(self._in_data(folder + each) for each in _VISUALS))
+            needed.append((self._in_data(folder + "collision.obj"),))
+            needed.append(tuple(self._in_data(folder + each) for each in _VISUALS))
         if world.traced:
+            # A prepackaged environment chooses the station itself, and takes the recolored one.
             recoloured = "mk_station_recolor" if world.prepackaged else "mk_station"
             station = "custom/{}.urdf".format(options.get("station_name", recoloured))
-            found += self._description(self._in_data(station))
+            needed += self._description(self._in_data(station))
         arms = [str(options.get("urdf_version", "None"))]
         if world.prepackaged and world.robot == "google_robot_static":
             arms = [""] + ["recolor_tabletop_visual_matching_" + n for n in "12"]
@@ -124,28 +128,29 @@ class Files:
         robot = _ROBOTS["widowx" if world.robot.startswith("widowx") else world.robot]
         for arm in arms:
             name = robot + ("_" + arm if arm not in ("", "None") else "") + ".urdf"
-            found += self._description(os.path.join(self.tree, *_DESCRIPTIONS.split("/"), name))
-        return found
+            needed += self._description(os.path.join(self.tree, *_DESCRIPTIONS.split("/"), name))
+        return needed
 
     def _models(self, world: World) -> List[str]:
         options = dict(world.options)
-        found = [
+        needed = [
             model
             for start, models in _OBJECTS.items()
             if world.gym.startswith(start)
             for model in models
         ]
         if "Distractor" in world.gym:
-            found += _MANY if options.get("distractor_config") == "more" else _FEW
+            needed += _MANY if options.get("distractor_config") == "more" else _FEW
         named = options.get("model_ids")
         if named:
-            found.append(str(named))
+            needed.append(str(named))
         elif world.gym.startswith("PlaceInto"):
             path = self._in_data("custom/info_pick_custom_baked_tex_v1.json")
             if os.path.isfile(path):
                 with open(path, encoding="utf-8") as file:
-                    found += sorted(json.load(file))
-        return list(dict.fromkeys(found))
+                    needed += sorted(json.load(file))
+        # Lists overlap, and each file is to be reported once.
+        return list(dict.fromkeys(needed))
 
     def _description(self, urdf: str) -> List[Tuple[str, ...]]:
         """A URDF and every mesh it names."""
@@ -170,7 +175,7 @@ def stages(world: World) -> List[str]:
 
 
 def _photographs(world: World) -> List[str]:
-    """What a prepackaged environment chooses from."""
+    """Photographs that a prepackaged environment chooses from."""
     if world.robot.startswith("widowx"):
         return ["bridge_real_eval_1.png" if world.robot == "widowx" else "bridge_sink.png"]
     if world.gym.startswith("MoveNear"):

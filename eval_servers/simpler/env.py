@@ -51,12 +51,13 @@ class SimplerEnv(rollout.Env):
         world = worlds(episode.task, episode.setting)[episode.variant]
         self._picture = self._simulator.reset(world, episode.start)
         self.begin()
-        said = self._simulator.instruction()
-        if not episode.swapped and episode.instruction not in ("", said):
+        instruction = self._simulator.instruction()
+        # A table that disagrees with the simulator would evaluate another task than its name says.
+        if not episode.swapped and episode.instruction not in ("", instruction):
             raise rollout.ActionError(
                 "{}, {}, {}: the simulator says {!r}, the table {!r}: this is another version of"
                 " it than the one setup.sh names".format(
-                    episode.task, episode.variant, episode.start, said, episode.instruction
+                    episode.task, episode.variant, episode.start, instruction, episode.instruction
                 )
             )
         return self.observe()
@@ -77,8 +78,9 @@ class SimplerEnv(rollout.Env):
                     self._robot, np.round(action, 3).tolist(), **commands
                 )
             )
-        told, self._grip = convert(action, self._robot, self.profile, self._grip)
-        self._picture = self._simulator.step(told)
+        command, self._grip = convert(action, self._robot, self.profile, self._grip)
+        self._picture = self._simulator.step(command)
+        # The simulator itself would wait out its 100 steps before it goes on.
         if self.profile.advances and self._simulator.stats().get("is_drawer_open"):
             self._simulator.advance()
 
@@ -94,7 +96,7 @@ class SimplerEnv(rollout.Env):
         return episode.instruction or self.instruction()
 
     def instruction(self) -> str:
-        """What the simulator says now; changes within a task of two halves."""
+        """Return the simulator's instruction, which changes within a task of two halves."""
         return self._simulator.instruction()
 
     def success(self) -> bool:
@@ -102,7 +104,7 @@ class SimplerEnv(rollout.Env):
         return bool(self._simulator.success())
 
     def stats(self) -> Dict[str, Any]:
-        """What else the simulator counts: partial successes."""
+        """Return what else the simulator counts: partial successes."""
         return self._simulator.stats()
 
     def frame(self) -> bytes:
@@ -137,6 +139,7 @@ def attempt(
         success, steps, solved_at (the first step after which the task was done, None if never),
         told (the instructions), stats.
     """
+    # Two memories in a row would hold and delay the gripper twice.
     spec = client.metadata.get("action") or {}
     if spec.get("gripper_repeat", 0) > 0 or spec.get("gripper_patience", 1) > 1:
         raise rollout.ActionError(
@@ -146,23 +149,27 @@ def attempt(
     env.reset(episode)
     if frames is not None:
         frames[:] = [env.frame()]
-    told: List[str] = []
-    taken, most, solved_at, ended = 0, min(episode.steps, max_steps), None, False
-    while taken < most and not ended:
+    instructions: List[str] = []
+    taken, limit, solved_at, ended = 0, min(episode.steps, max_steps), None, False
+    while taken < limit and not ended:
         env.begin()
-        said = env.instruction()
-        told.append(said if told else env.told(episode))
-        for _ in rollout.control_steps(env, client, chunks, told[-1], most - taken, frames):
+        instruction = env.instruction()
+        # Only the first may be swapped; a later one is the simulator's, as it follows progress.
+        instructions.append(instruction if instructions else env.told(episode))
+        for _ in rollout.control_steps(
+            env, client, chunks, instructions[-1], limit - taken, frames
+        ):
             taken += 1
             if env.success():
                 solved_at, ended = solved_at or taken, env.profile.stops
-            if ended or (env.instruction() != said and not episode.swapped):
+            # With swapped instructions the policy is told one sentence throughout.
+            if ended or (env.instruction() != instruction and not episode.swapped):
                 break
     return {
         "success": env.success(),
         "steps": taken,
         "solved_at": solved_at,
-        "told": told,
+        "told": instructions,
         "stats": {key: _plain(value) for key, value in env.stats().items()},
     }
 

@@ -12,11 +12,11 @@ import numpy as np
 
 TASK = "widowx_stack_cube"
 OPEN, CLOSED = 1.0, -1.0
-_CUBE = 0.03  # metres
-_ABOVE = 0.08  # metres over a cube's middle where it is safe to move
-_NEAR = 0.006  # metres between the fingers and the place that will do
+_CUBE = 0.03  # meters
+_ABOVE = 0.08  # meters over a cube's middle where it is safe to move
+_NEAR = 0.006  # meters between the fingers and the place that will do
 _PATIENCE = 6  # steps to wait for fingers that do not get there
-_REACH = 0.024  # metres of a step, within what Bridge's statistics allow
+_REACH = 0.024  # meters of a step, within what Bridge's statistics allow
 
 
 class _Phase(NamedTuple):
@@ -31,17 +31,17 @@ class Expert:
     """One attempt; call `act` at every step."""
 
     def __init__(self, reach: float = _REACH) -> None:
-        """Move at most `reach` metres a step, along each axis."""
+        """Move at most `reach` meters a step, along each axis."""
         self._reach = reach
         self._phases: List[_Phase] = []
         self._told = np.zeros(3)  # where the controller was told to be
         self._waited = self._stayed = 0
 
     def act(self, scene: np.ndarray) -> np.ndarray:
-        """The next action, float32 [7]: metres, no turn, gripper 1 = open.
+        """The next action, float32 [7]: meters, no turn, gripper 1 = open.
 
         Args:
-            scene: where the fingers, the green and the yellow cube are, [3, 3], in metres in the
+            scene: where the fingers, the green and the yellow cube are, [3, 3], in meters in the
                 robot's base frame.
         """
         fingers = scene[0].astype(np.float64)

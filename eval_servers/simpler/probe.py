@@ -36,17 +36,18 @@ def probe(settings: simulator.Settings, task: str, setting: str) -> Dict[str, An
     try:
         return aside.ask("eval_servers.simpler.probe", flags, _TIMEOUT)
     except aside.AsideError as error:
-        told = "the simulator gives no picture ({}){}".format(error, _no_device())
-        raise simulator.SimulatorError(told) from None
+        message = "the simulator gives no picture ({}){}".format(error, _no_device())
+        raise simulator.SimulatorError(message) from None
 
 
 def look(settings: simulator.Settings, task: str, setting: str) -> Dict[str, Any]:
-    """What the simulator built here is and shows, in the first start of a task.
+    """Build the simulator here and describe it and the first picture of a task.
 
     Raises:
         simulator.SimulatorError: it cannot be built, or its picture is blank.
     """
     try:
+        # Asked first, so that a machine without a device gets a clear error.
         devices = [device["name"] for device in graphics.vulkan()]
     except graphics.GraphicsError as error:
         raise simulator.SimulatorError("no rendering device: {}".format(error)) from None
@@ -55,6 +56,7 @@ def look(settings: simulator.Settings, task: str, setting: str) -> Dict[str, Any
     picture = built.reset(world, starts(task, setting, variant)[0])
     built.close()
     driver = ", ".join(devices)
+    # A device without a working driver draws one uniform color instead of failing.
     if picture.std() < 1:
         raise simulator.SimulatorError("the pictures are blank with {}".format(driver))
     versions = {name: _version(name) for name in _PACKAGES}
@@ -93,7 +95,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of_flags(flags: argparse.Namespace) -> simulator.Settings:
-    """What `add_flags` parsed."""
+    """Return the settings that the flags of `add_flags` name."""
     return simulator.Settings(flags.real2sim, flags.assets, flags.drawn)
 
 
@@ -113,12 +115,12 @@ def _version(package: str) -> str:
 
 
 def _no_device() -> str:
-    """What the graphics say, if they are the likely reason."""
+    """Describe the Vulkan devices, which are the likely reason for a missing picture."""
     try:
-        found = aside.ask("eval_servers.graphics", ["vulkan"], 60.0)
+        devices = aside.ask("eval_servers.graphics", ["vulkan"], 60.0)
     except aside.AsideError as error:
         return "; Vulkan: {}. eval_servers/simpler/lavapipe.sh gives a CPU one".format(error)
-    names = ", ".join(device["name"] for device in found)
+    names = ", ".join(device["name"] for device in devices)
     return (
         "; Vulkan devices: {}. SAPIEN takes GPUs with their own driver, and Mesa's lavapipe from 26"
         " on, or from 25 through eval_servers/simpler/lavapipe.sh".format(names)

@@ -1,7 +1,7 @@
 """How a policy's action becomes the simulator's, as data: one profile per way it is published.
 
-A policy answers in its data's units: metres, Euler angles, and its own two gripper commands. The
-simulator's arm takes metres and an axis-angle vector. Its grippers differ: WidowX takes a state (1
+A policy answers in its data's units: meters, Euler angles, and its own two gripper commands. The
+simulator's arm takes meters and an axis-angle vector. Its grippers differ: WidowX takes a state (1
 open, -1 closed), the Google robot takes changes (positive closes), which must be held for a while
 because one step's change is smaller than the way. None of this is the policy's business, and all of
 it changes scores, so a score names its profile.
@@ -21,7 +21,7 @@ _CHANGED = 0.5  # size of a change that is one
 
 @dataclass(frozen=True)
 class Gripper:
-    """How one robot's gripper is told.
+    """Translation of a policy's openness into one robot's gripper commands.
 
     Attributes:
         changes: it takes changes instead of states.
@@ -40,7 +40,7 @@ class Gripper:
 
 
 class GripperState(NamedTuple):
-    """What a gripper remembers of its episode.
+    """Memory of a gripper within one episode.
 
     Attributes:
         before: openness at the last step; None at the first.
@@ -75,7 +75,7 @@ class Profile:
     stops: bool = False
 
     def to_json(self) -> Dict[str, Any]:
-        """For a protocol."""
+        """Return the profile as plain values, for a protocol."""
         return asdict(self)
 
 
@@ -94,7 +94,7 @@ PROFILES: Dict[str, Profile] = {
 }
 
 # Robot -> the commands that its data's policies answer with, and the arm's largest number: the 1 %
-# and 99 % quantiles of Bridge and of RT-1's data reach 0.21 and 0.59 (metres, radians).
+# and 99 % quantiles of Bridge and of RT-1's data reach 0.21 and 0.59 (meters, radians).
 COMMANDS: Dict[str, Dict[str, float]] = {
     WIDOWX: {"closed": -1.0, "open": 1.0},
     GOOGLE: {"closed": 0.0, "open": 1.0},
@@ -108,7 +108,7 @@ def convert(
     """A policy's action -> the simulator's, float64 [7], and what its gripper remembers.
 
     Args:
-        action: float [7]: way in metres; roll, pitch, yaw in radians about fixed axes; the gripper
+        action: float [7]: way in meters; roll, pitch, yaw in radians about fixed axes; the gripper
             in the robot's `COMMANDS`.
         robot: GOOGLE or WIDOWX.
         profile: how.
@@ -117,10 +117,10 @@ def convert(
     commands = COMMANDS[robot]
     span = commands["open"] - commands["closed"]
     openness = (float(action[6]) - commands["closed"]) / span
-    told, state = grip(profile.grippers[robot], openness, state)
+    gripper, state = grip(profile.grippers[robot], openness, state)
     turn = axis_angle(action[3:6]) * profile.action_scale
     way = np.asarray(action[:3], np.float64) * profile.action_scale
-    return np.concatenate([way, turn, [told]]), state
+    return np.concatenate([way, turn, [gripper]]), state
 
 
 def grip(gripper: Gripper, openness: float, state: GripperState) -> Tuple[float, GripperState]:
@@ -132,18 +132,21 @@ def grip(gripper: Gripper, openness: float, state: GripperState) -> Tuple[float,
         state: before.
     """
     is_open = openness > 0.5
+    # One decision for closed starts the count again.
     opens = state.opens + 1 if is_open else 0
     if not gripper.changes:
         return (1.0 if opens >= gripper.patience else -1.0), GripperState(openness, opens)
     if gripper.binary:
         openness = float(is_open)
-    told = 0.0 if state.before is None else gripper.full * (state.before - openness)
+    # The first step has nothing to compare with, so the gripper stays.
+    command = 0.0 if state.before is None else gripper.full * (state.before - openness)
     held, left = state.held, state.left
-    if not left and abs(told) > _CHANGED:
-        held, left = told, gripper.repeat
+    # One step's change is smaller than the way of the fingers, hence the repeat.
+    if not left and abs(command) > _CHANGED:
+        held, left = command, gripper.repeat
     if left:
-        told, left = held, left - 1
-    return told, GripperState(openness, opens, held, left)
+        command, left = held, left - 1
+    return command, GripperState(openness, opens, held, left)
 
 
 def axis_angle(euler: np.ndarray) -> np.ndarray:
@@ -163,6 +166,7 @@ def axis_angle(euler: np.ndarray) -> np.ndarray:
         ]
     )
     length = float(np.linalg.norm(v))
+    # Near zero the ratio below is 0 / 0; its limit is twice the vector part.
     if length < 1e-9:
         return 2 * v
     return v * (2 * np.arctan2(length, w) / length)

@@ -57,6 +57,7 @@ def agreement(simulated: Mapping[str, float], real: Mapping[str, float]) -> Agre
         ValueError: fewer than `LEAST` policies are in both.
     """
     shared = [policy for policy in real if policy in simulated]
+    # With fewer policies two rankings agree too easily by chance.
     if len(shared) < LEAST:
         raise ValueError(
             "a ranking needs at least {} policies with a real-robot result, here {}: {}".format(
@@ -76,6 +77,7 @@ def mmrv(simulated: Sequence[float], real: Sequence[float]) -> float:
     other way; then the mean. The paper's equation 1.
     """
     s, r = np.asarray(simulated, np.float64), np.asarray(real, np.float64)
+    # Pairs that both sides order the same way are no violation, however far apart the rates are.
     wrong = (s[:, None] > s[None]) != (r[:, None] > r[None])
     return float(np.mean(np.max(np.abs(r[:, None] - r[None]) * wrong, axis=1)))
 

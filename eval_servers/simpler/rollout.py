@@ -55,19 +55,20 @@ def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
         for variant, world in worlds(part, flags.setting).items()
         if variant in used
     ]
+    # Every needed file is checked now: the simulator would go on without it, with a wrong picture.
     simulator.check(settings, needed)
     robot = robot_of(parts[0])
-    seen = probe(settings, parts[0], flags.setting)
+    description = probe(settings, parts[0], flags.setting)
     protocol = {
         "environment": "simpler",
-        "profile": profile.name if _is_published(flags, seen) else "custom",
+        "profile": profile.name if _is_published(flags, description) else "custom",
         "setting": flags.setting,
         "tasks": flags.tasks,
         "robot": robot,
         "action": dict(profile.to_json(), grippers={robot: profile.to_json()["grippers"][robot]}),
         "swap_instructions": flags.swap_instructions,
         "privileged": flags.privileged,
-        "simulator": seen,
+        "simulator": description,
     }
     make = functools.partial(make_env, settings, robot, profile, flags.privileged)
     return cli.Evaluation(make, episodes, protocol, film, attempt, table)
@@ -83,33 +84,36 @@ def profile_of(flags: argparse.Namespace) -> Profile:
     )
 
 
-def _is_published(flags: argparse.Namespace, seen: Dict[str, Any]) -> bool:
+def _is_published(flags: argparse.Namespace, description: Dict[str, Any]) -> bool:
     """Whether a score may stand beside published ones of the profile's name."""
     return (
         flags.setting != "prepackaged"
         and flags.episodes is None
         and flags.max_steps >= MAX_STEPS
         and flags.drawn == "official"
-        and not seen["stand_ins"]
+        # Stand-in assets look different, so their scores compare only with each other.
+        and not description["stand_ins"]
         and not (flags.swap_instructions or flags.privileged or flags.stop_at_success)
     )
 
 
 def table(score: Dict[str, Any]) -> str:
     """A score as text: its setting, each published task, and under it its parts."""
-    found = score["per_task"]
+    per_task = score["per_task"]
     lines = ["{} ({}), {}".format(*(score["protocol"][k] for k in ("setting", "profile", "robot")))]
     # Prepackaged environments bear the names of tasks.
     tasks = {} if score["protocol"]["setting"] == "prepackaged" else TASKS
-    grouped = {name: [part for part in parts if part in found] for name, parts in tasks.items()}
+    grouped = {name: [part for part in parts if part in per_task] for name, parts in tasks.items()}
+    # A task of a single part would only repeat its line.
     grouped = {name: parts for name, parts in grouped.items() if len(parts) > 1}
     shown = set()
     for name, parts in grouped.items():
-        solved, tried = (sum(found[p][k] for p in parts) for k in ("successes", "episodes"))
+        solved, tried = (sum(per_task[p][k] for p in parts) for k in ("successes", "episodes"))
         lines.append(_line(name, {"successes": solved, "episodes": tried}))
-        lines += [_line("  " + part, found[part]) for part in parts]
+        lines += [_line("  " + part, per_task[part]) for part in parts]
         shown.update(parts)
-    lines += [_line(name, counts) for name, counts in found.items() if name not in shown]
+    lines += [_line(name, counts) for name, counts in per_task.items() if name not in shown]
+    # The first part is the mean over all, which mixes tasks that are never published together.
     lost = [text for text in results.one_line(score).split("; ")[1:] if text]
     return "\n".join(lines + lost)
 

@@ -42,7 +42,7 @@ class Cell(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """In 0..1."""
+        """Success rate, in 0..1."""
         return self.successes / self.episodes if self.episodes else 0.0
 
 
@@ -66,35 +66,37 @@ def collect(runs: Sequence[Tuple[str, str]]) -> Tables:
         setting = protocol["setting"]
         group = protocols.setdefault((setting, protocol["robot"]), {})
         group["{} ({})".format(policy, folder)] = protocol
+        # Episodes without an outcome, which make a mean incomplete.
         lost = score["missing"] + score["crashes"]
         for task, cell in _cells(score["per_task"], setting, lost).items():
-            known = tables.setdefault(setting, {}).setdefault(task, {})
-            if policy in known:
+            cells = tables.setdefault(setting, {}).setdefault(task, {})
+            if policy in cells:
                 raise results.ResultsError(
                     "{} gives {} in {} of {} a second time".format(folder, task, setting, policy)
                 )
-            known[policy] = cell
-    for (setting, robot), found in protocols.items():
-        what = "put runs of {} on {} side by side".format(setting, robot)
-        compare.require_same(found, what, _MAY_DIFFER)
+            cells[policy] = cell
+    for (setting, robot), by_run in protocols.items():
+        purpose = "put runs of {} on {} side by side".format(setting, robot)
+        compare.require_same(by_run, purpose, _MAY_DIFFER)
     return tables
 
 
 def _cells(per_task: Mapping[str, Any], setting: str, lost: int) -> Dict[str, Cell]:
-    found: Dict[str, Cell] = {}
+    cells: Dict[str, Cell] = {}
     grouped = {part: name for name, parts in TASKS.items() for part in parts}
     for task, counts in per_task.items():
         name = grouped.get(task, task) if setting != "prepackaged" else task
-        before = found.get(name, Cell(0, 0))
+        # Parts are added up, since a task's mean is over its episodes.
+        before = cells.get(name, Cell(0, 0))
         solved = before.successes + counts["successes"]
-        found[name] = Cell(solved, before.episodes + counts["episodes"])
-    for name, cell in found.items():
+        cells[name] = Cell(solved, before.episodes + counts["episodes"])
+    for name, cell in cells.items():
         parts = TASKS.get(name, ()) if setting != "prepackaged" else ()
         without = [part for part in parts if part not in per_task]
-        said = ["without " + ", ".join(without)] if without else []
-        said += ["{} episodes missing or crashed".format(lost)] if lost else []
-        found[name] = cell._replace(absent="; ".join(said))
-    return found
+        reasons = ["without " + ", ".join(without)] if without else []
+        reasons += ["{} episodes missing or crashed".format(lost)] if lost else []
+        cells[name] = cell._replace(absent="; ".join(reasons))
+    return cells
 
 
 def average(tables: Tables, policy: str, cells: Sequence[Tuple[str, str]]) -> float:
@@ -110,6 +112,7 @@ def average(tables: Tables, policy: str, cells: Sequence[Tuple[str, str]]) -> fl
     """
     settings = sorted({setting for setting, _ in cells})
     robots = sorted({robot_of(task) for _, task in cells})
+    # Settings draw the same task differently, so their rates answer different questions.
     if len(settings) != 1 or len(robots) != 1:
         raise ValueError(
             "rates of different settings or robots are different quantities and have no mean: {};"
@@ -138,8 +141,8 @@ def text(tables: Tables, real: Mapping[str, Mapping[str, float]]) -> str:
             for policy in policies if len(cells) > 1 else []:
                 if all(policy in tasks[task] for _, task in cells):
                     mean = average(tables, policy, cells)
-                    told = "  {}: mean of these {} tasks of {} {:.1%}"
-                    lines.append(told.format(policy, len(cells), robot, mean))
+                    template = "  {}: mean of these {} tasks of {} {:.1%}"
+                    lines.append(template.format(policy, len(cells), robot, mean))
     return "\n".join(lines[1:])
 
 
@@ -154,15 +157,16 @@ def _told(policy: str, cell: Cell, real: Mapping[str, float]) -> str:
 
 
 def _agreement(cells: Mapping[str, Cell], real: Mapping[str, float]) -> str:
-    whole = {policy: cell.rate for policy, cell in cells.items() if not cell.absent}
+    # A rate over a part of the episodes would rank a policy by which ones ran.
+    rates = {policy: cell.rate for policy, cell in cells.items() if not cell.absent}
     if not real:
         return "no real-robot results"
     try:
-        found = agreement(whole, real)
+        result = agreement(rates, real)
     except ValueError as error:
         return "no MMRV: {}".format(error)
-    told = "MMRV {:.3f}, Pearson {:.3f} ({})"
-    return told.format(found.mmrv, found.pearson, ", ".join(found.policies))
+    template = "MMRV {:.3f}, Pearson {:.3f} ({})"
+    return template.format(result.mmrv, result.pearson, ", ".join(result.policies))
 
 
 def read_real(path: str) -> Dict[str, Dict[str, float]]:
@@ -182,6 +186,7 @@ def read_real(path: str) -> Dict[str, Dict[str, float]]:
         for policy, rate in rates.items():
             if not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
                 raise ValueError("{}: {} {}: {!r} is no rate".format(path, task, policy, rate))
+            # A file may repeat a published number, but must not silently replace it.
             if table.setdefault(task, {}).setdefault(policy, float(rate)) != rate:
                 raise ValueError("{}: {} {} is published otherwise".format(path, task, policy))
     return table

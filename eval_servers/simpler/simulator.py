@@ -28,7 +28,7 @@ class SimulatorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the simulator is and how it draws.
+    """Place of the simulator's files, and how it draws.
 
     Attributes:
         root: a ManiSkill2_real2sim source tree.
@@ -43,7 +43,7 @@ class Settings:
 
     @property
     def files(self) -> Files:
-        """Its files."""
+        """Files of this simulator."""
         return Files(self.root, self.data)
 
 
@@ -97,9 +97,11 @@ class Simulator:
         Building a world takes seconds to minutes. The published evaluation builds it anew for every
         episode; here the random state is put back instead, so that choices are the same.
         """
+        # Building takes up to minutes, so episodes of one world come one after another.
         if world != self._world:
             self._build(world)
         inner = self._env.unwrapped
+        # As if the world were new: the state was taken right after it was built.
         inner._main_rng.set_state(self._random)
         self._obs, _ = self._env.reset(seed=start.seed, options=reset_options(start))
         self._info, self._done = {}, False
@@ -112,7 +114,7 @@ class Simulator:
         return self.picture()
 
     def picture(self) -> np.ndarray:
-        """What the policy's camera sees, uint8 [h, w, 3]."""
+        """Return the picture of the policy's camera, uint8 [h, w, 3]."""
         assert self._world is not None
         camera = ROBOTS[self._world.robot].camera
         return np.ascontiguousarray(self._obs["image"][camera]["rgb"], np.uint8)
@@ -122,11 +124,11 @@ class Simulator:
         return self._done
 
     def stats(self) -> Dict[str, Any]:
-        """What else the environment says of this episode: partial successes, the drawer's way."""
+        """Return the environment's other counts: partial successes, the drawer's way."""
         return dict(self._info.get("episode_stats") or {})
 
     def instruction(self) -> str:
-        """What the environment says now."""
+        """Return the environment's instruction as it is now."""
         return str(self._env.unwrapped.get_language_instruction())
 
     def advance(self) -> None:
@@ -135,13 +137,14 @@ class Simulator:
             self._env.unwrapped.advance_to_next_subtask()
 
     def scene(self) -> np.ndarray:
-        """Where the gripper and the movable objects are: x, y, z each, in the robot's base frame.
+        """Positions x, y, z of the gripper and the movable objects, in the robot's base frame.
 
         Float [n, 3]: the point between the fingers first, then the object to move, its target, and
         what else there is.
         """
         inner = self._env.unwrapped
         to_base = inner.agent.robot.pose.inv()
+        # Environments with two objects name them; those with one call it `obj`.
         things = [inner.tcp]
         if hasattr(inner, "episode_source_obj"):
             things += [inner.episode_source_obj, inner.episode_target_obj]
@@ -240,7 +243,7 @@ def check(settings: Settings, needed: Sequence[World]) -> None:
 
 
 def describe(settings: Settings) -> Dict[str, Any]:
-    """What identifies the simulator in a score, as far as it is known without building it."""
+    """Return what identifies the simulator in a score, as far as it is known unbuilt."""
     return {
         "real2sim": aside.commit(settings.root),
         "drawn": settings.drawn,

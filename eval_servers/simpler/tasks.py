@@ -60,13 +60,14 @@ class Environment(NamedTuple):
 
 
 def _drawers(name: str, gym: str, instruction: str, steps: int) -> Dict[str, Environment]:
-    """Of one kind: one whose drawer is left to chance, and one for each drawer."""
+    """Environments of one kind: one with a drawer left to chance, and one for each drawer."""
     single = {
         name.format(which + "_"): Environment(
             gym.format(which.title()), instruction.format(which), steps
         )
         for which in ("top", "middle", "bottom")
     }
+    # Which drawer it is, the simulator decides at each reset, hence no instruction.
     return {name.format(""): Environment(gym.format(""), "", steps), **single}
 
 
@@ -83,6 +84,7 @@ ENVIRONMENTS: Dict[str, Environment] = {
     "google_robot_pick_standing_coke_can": Environment(
         CAN, "pick coke can", 80, (("upright", True),)
     ),
+    # An empty instruction means that it depends on the start, and only the simulator knows it.
     "google_robot_pick_object": Environment("GraspSingleRandomObjectInScene-v0", "", 80),
     "google_robot_move_near": Environment(NEAR + "1", "", 80),
     "google_robot_move_near_v0": Environment(NEAR + "0", "", 80),
@@ -128,5 +130,6 @@ def kind_of(name: str) -> str:
     """pick, near, drawer, place (of the Google robot) or bridge."""
     if robot_of(name) == WIDOWX:
         return "bridge"
+    # "open" and "close" are the two verbs that are left for drawers.
     verb = name[len(GOOGLE) + 1 :].split("_")[0]
     return {"pick": "pick", "move": "near", "place": "place"}.get(verb, "drawer")

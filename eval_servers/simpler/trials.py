@@ -44,8 +44,9 @@ _PAIRS = ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))  # which to move near 
 
 
 def instruction(name: str, start: Start) -> str:
-    """What the environment says at first; "" if only it knows."""
+    """Return the environment's first instruction; "" if only it knows."""
     if kind_of(name) == "near" and start.episode is not None:
+        # The simulator numbers its 60 starts so: 5 triplets, 2 layouts, 6 ordered pairs.
         objects, (moved, target) = _TRIPLETS[start.episode // 12], _PAIRS[start.episode % 6]
         return "move {} near {}".format(objects[moved], objects[target])
     return ENVIRONMENTS[name].instruction
@@ -67,10 +68,10 @@ def trials(
     """
     unknown = [name for name in names if name not in TASKS and name not in ENVIRONMENTS]
     if unknown or setting not in SETTINGS:
-        known = list(dict.fromkeys([*TASKS, *ENVIRONMENTS]))
-        what = "task {}".format(", ".join(unknown)) if unknown else "setting {}".format(setting)
-        legal = known if unknown else SETTINGS
-        raise ValueError("there is no {}; there are {}".format(what, ", ".join(legal)))
+        all_names = list(dict.fromkeys([*TASKS, *ENVIRONMENTS]))
+        subject = "task {}".format(", ".join(unknown)) if unknown else "setting {}".format(setting)
+        legal = all_names if unknown else SETTINGS
+        raise ValueError("there is no {}; there are {}".format(subject, ", ".join(legal)))
     parts: List[str] = []
     for name in names:
         split = setting != "prepackaged" and name in TASKS
@@ -81,23 +82,25 @@ def trials(
     wrong = [part for part in parts if setting not in settings_of(part)]
     if wrong:
         raise ValueError("{} is no setting of {}".format(setting, ", ".join(wrong)))
-    told = rollout.other_instructions(parts) if swap else {}
-    found: List[Trial] = []
+    swapped = rollout.other_instructions(parts) if swap else {}
+    episodes: List[Trial] = []
     for part in parts:
         rows = [
             (variant, start)
             for variant in worlds(part, setting)
             for start in starts(part, setting, variant)
         ]
+        # Evenly spaced, so that a short run still meets every kind of variant.
         if count is not None and count < len(rows):
             rows = [rows[i * len(rows) // count] for i in range(count)]
         for variant, start in rows:
+            # A row's seed identifies its start when runs are paired.
             seed = start.seed if start.seed is not None else start.episode or 0
-            text = instruction(told.get(part, part), start)
+            text = instruction(swapped.get(part, part), start)
             if swap and not text:
-                raise ValueError("{} has no instruction of its own to swap".format(told[part]))
+                raise ValueError("{} has no instruction of its own to swap".format(swapped[part]))
             steps = ENVIRONMENTS[part].steps
-            found.append(
-                Trial(len(found), seed, part, text, setting, variant, start, steps, bool(swap))
+            episodes.append(
+                Trial(len(episodes), seed, part, text, setting, variant, start, steps, bool(swap))
             )
-    return found
+    return episodes

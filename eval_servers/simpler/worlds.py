@@ -50,8 +50,8 @@ class Start(NamedTuple):
     """How to reset an environment.
 
     Attributes:
-        robot: where its base stands (x, y in metres, yaw in radians); None = its own choice.
-        place: x, y of the object, in metres.
+        robot: where its base stands (x, y in meters, yaw in radians); None = its own choice.
+        place: x, y of the object, in meters.
         episode: number in the environment's own list of starts.
         seed: of its random choices, where there is no list.
     """
@@ -69,7 +69,7 @@ _ARMS = (
     "recolor_tabletop_visual_matching_2",
     "recolor_cabinet_visual_matching_1",
 )
-# Robot in front of the drawers in visual matching: x, y (metres), yaw (radians).
+# Robot in front of the drawers in visual matching: x, y (meters), yaw (radians).
 _STANDS = {
     "a0": (0.644, -0.179, -0.03),
     "a1": (0.765, -0.182, -0.02),
@@ -81,6 +81,7 @@ _STANDS = {
     "c1": (0.765, 0.222, -0.025),
     "c2": (0.865, 0.222, -0.025),
 }
+# Names of stages, arms and photographs are those of the simulator's asset files.
 _TABLE = "google_pick_coke_can_1_v4"
 _TABLES = {
     "background 1": _TABLE + "_alt_background",
@@ -114,6 +115,7 @@ def worlds(name: str, setting: str) -> Dict[str, World]:
 
 def settings_of(name: str) -> Tuple[str, ...]:
     """The settings of an environment."""
+    # Other environments exist in the simulator only as they come, prepackaged.
     published = any(name in parts for parts in TASKS.values())
     kind = kind_of(name)
     return tuple(
@@ -125,6 +127,7 @@ def settings_of(name: str) -> Tuple[str, ...]:
 
 def _bridge(name: str) -> World:
     if name == "widowx_put_eggplant_in_basket":
+        # The eggplant task was filmed at a sink, with a camera of its own.
         robot, scene, overlay = "widowx_sink_camera_setup", "bridge_table_1_v2", "bridge_sink.png"
     else:
         robot, scene, overlay = "widowx", "bridge_table_1_v1", "bridge_real_eval_1.png"
@@ -191,6 +194,7 @@ def _drawer_matching(name: str, environment: Environment) -> Dict[str, World]:
     base = _with(
         base, station_name="mk_station_recolor", light_mode="simple", disable_bad_material=True
     )
+    # Placing into the drawer is published from a0, b0 and c0 only.
     stands = [stand for stand in _STANDS if kind_of(name) == "drawer" or stand.endswith("0")]
     return {
         "{} {}".format(arm, stand): world._replace(overlay="open_drawer_{}.png".format(stand))
@@ -233,6 +237,7 @@ def starts(name: str, setting: str, variant: str) -> List[Start]:
     """All starts in one variant, in the order of the evaluation."""
     kind, matching = kind_of(name), setting == "visual_matching"
     if setting == "prepackaged":
+        # These kinds have a fixed list of starts; the others draw theirs from a seed.
         listed = {"bridge": 24, "near": 60}.get(kind)
         if listed:
             return [Start(episode=number, seed=number) for number in range(listed)]
@@ -243,6 +248,7 @@ def starts(name: str, setting: str, variant: str) -> List[Start]:
     if kind == "near":
         return [Start((0.35, 0.21, -0.09), episode=number) for number in range(60)]
     if kind == "pick":
+        # 5 by 5 places in meters, as in SimplerEnv's own scripts.
         places = _grid((-0.35, -0.12, 5), (-0.02, 0.42, 5))
         return [Start((0.35, 0.2, 0.0), place) for place in places]
     if matching:

@@ -28,6 +28,7 @@ def film(seed: int, task: str, size: int) -> tuple[list[np.ndarray], bool]:
     for _ in range(tasks.HORIZON):
         obs = env.step(expert.act(env))
         frames.append(_frame(obs))
+        # Compared with the start, because an oracle judges the change and not the state.
         if tasks.solved(task, start, env.get_info()):
             return frames, True
     return frames, False
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{task:20s} {tasks.instruction(task)}")
         return 0
     frames, solved = film(args.seed, args.task, args.size)
+    # Slower than other films, so that the hand can be followed.
     save_video(args.out, frames, fps=8.0)
     outcome = "solved" if solved else "NOT solved"
     print(f"{args.out}: {tasks.instruction(args.task)!r}, {len(frames) - 1} steps, {outcome}")

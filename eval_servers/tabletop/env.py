@@ -14,8 +14,8 @@ class TabletopEnv:
     """A table with three blocks, two pads, a lamp with its button, and a slider.
 
     Observations are {"rgb_static": uint8 [H, W, 3], "rgb_gripper": uint8 [H', W', 3],
-    "robot_obs": float32 [15]}. `robot_obs` has CALVIN's layout: tool point x, y, z (metres),
-    roll, pitch, yaw (radians, the first two 0), gripper opening (metres), seven zeros (CALVIN's
+    "robot_obs": float32 [15]}. `robot_obs` has CALVIN's layout: tool point x, y, z (meters),
+    roll, pitch, yaw (radians, the first two 0), gripper opening (meters), seven zeros (CALVIN's
     arm joints; there is no arm here), last gripper command (-1 or +1).
 
     Args:
@@ -27,6 +27,7 @@ class TabletopEnv:
 
     def __init__(self, image_size: int | tuple[int, int] = 64):
         sizes = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+        # Below 8 pixels a block is smaller than a pixel.
         if len(sizes) != 2 or any(int(s) != s or s < 8 for s in sizes):
             raise ValueError(
                 f"image_size must be a whole number >= 8 or (static, gripper), got {image_size!r}"
@@ -70,6 +71,7 @@ class TabletopEnv:
         info = self.get_info()
         robot = info["robot_info"]
         robot_obs = np.zeros(15, np.float32)
+        # Fields 7 to 13 stay zero: they are CALVIN's arm joints, and there is no arm.
         robot_obs[:3], robot_obs[3:6] = robot["tcp_pos"], robot["tcp_orn"]
         robot_obs[6], robot_obs[14] = robot["gripper_opening_width"], robot["gripper_action"]
         return {

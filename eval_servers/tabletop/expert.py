@@ -32,8 +32,8 @@ from eval_servers.tabletop.layout import (
 log = logging.getLogger(__name__)
 
 OPEN, CLOSE = 1.0, -1.0
-HOVER = 0.09  # metres above the working height while moving across
-NEAR = 0.02  # metres sideways within which the tool works: grips, presses
+HOVER = 0.09  # meters above the working height while moving across
+NEAR = 0.02  # meters sideways within which the tool works: grips, presses
 REST = 0.18  # height of the tool point when there is nothing left to do
 LIFT = 0.26  # where a lifted block's tool point goes
 WORK_Z = {"block": 0.02, "knob": 0.022, "button": 0.012}  # height of the tool point at work
@@ -68,6 +68,7 @@ class Expert:
         plan = {"lift": _lift, "place": _place, "led": _press, "slider": _slide}[kind]
         wanted = {"lift": f"{words[0]}_block", "place": f"{words[0]}_block", "slider": "slider"}
         held = info["robot_info"]["held"]
+        # A detour or a mistake may have left the wrong thing in the hand.
         if held is not None and held != wanted.get(kind):
             target, grip = _put_down(info, held)
         else:
@@ -96,6 +97,7 @@ def _approach(info, spot, low, hover=HOVER, band=(0.015, 0.05)):
     way = np.asarray(spot) - tool[:2]
     distance = float(np.hypot(*way))
     z = low + hover * np.clip((distance - band[0]) / (band[1] - band[0]), 0.0, 1.0)
+    # A low tool far off would push blocks aside on its way.
     if distance > band[1]:
         way = way * np.clip((tool[2] - low) / (0.6 * hover), 0.0, 1.0)
     return np.append(tool[:2] + way, z), distance
@@ -135,14 +137,16 @@ def _place(info, colour, side):
 
 
 def _free_spot(info, colour, side):
-    """The pad's centre, or the place on it that is farthest from the blocks already there."""
-    others = [
+    """The pad's center, or the place on it that is farthest from the blocks already there."""
+    occupied = [
         np.asarray(b["pos"][:2]) for c, b in info["scene_info"]["blocks"].items() if c != colour
     ]
     centre = np.asarray(PADS[side])
+    # 2 cm from the rim, so that the block's center is surely on the pad.
     reach = PAD_HALF - 0.02
     spots = [centre] + [centre + (i * reach, j * reach) for i in (-1, 1) for j in (-1, 1)]
-    room = [min(np.hypot(*(spot - other)) for other in others) for spot in spots]
+    room = [min(np.hypot(*(spot - other)) for other in occupied) for spot in spots]
+    # Nearer than this the block could land on the one that is there.
     return spots[0] if room[0] > 2.5 * BLOCK_HALF else spots[int(np.argmax(room))]
 
 
@@ -151,6 +155,7 @@ def _set(info, colour, spot):
     robot = info["robot_info"]
     tool = np.asarray(robot["tcp_pos"])
     offset = np.asarray(info["scene_info"]["blocks"][colour]["pos"]) - tool
+    # At this height of the tool the block's underside is 4 mm above the table.
     low = BLOCK_HALF - offset[2] + 0.004
     target, distance = _approach(info, np.asarray(spot) - offset[:2], low, band=(0.02, 0.06))
     ready = distance < 0.03 and tool[2] < low + 0.025
@@ -176,6 +181,7 @@ def _press(info, word):
 
 def _slide(info, side):
     scene = info["scene_info"]
+    # Well within the share of the rail that the oracle counts as an end.
     goal = 0.05 if side == "left" else 0.95
     x = RAIL_LEFT + scene["slider"] * (RAIL_RIGHT - RAIL_LEFT)
     done = abs(scene["slider"] - goal) < 0.1
@@ -241,9 +247,11 @@ def demonstrations(
         start, away = env.get_info(), _detours(source, task, detours)
         for count in range(tasklib.HORIZON + tail):
             label = expert.act(env)
+            # Recorded is what the expert would do, not the disturbed action that is executed.
             steps.append((obs, label))
             if remaining == 0:
                 break
+            # A detour after success could undo it in the recorded tail.
             other = None if remaining is not None else away.get(count)
             executed = label.copy() if other is None else other.act(env)
             executed[:3] += noise * source.normal(size=3)
@@ -258,15 +266,15 @@ def demonstrations(
         yield _episode(steps, phrase, task, seed)
 
 
-def _detours(source, task, share):
+def _detours(source, task, probability):
     """Step -> the expert that has the hand then, for the steps of an episode's detours."""
-    others = [name for name in tasklib.TASKS if name != task]
+    other_tasks = [name for name in tasklib.TASKS if name != task]
     away = {}
-    for chance, latest in ((share, 0), (share / 3, 16)):
-        # Drawn whether used or not, so that the share does not change what follows.
+    for chance, latest in ((probability, 0), (probability / 3, 16)):
+        # Drawn whether used or not, so that the probability does not change what follows.
         draws = source.uniform(size=4)
         if draws[0] < chance:
-            expert = Expert(others[int(draws[1] * len(others))])
+            expert = Expert(other_tasks[int(draws[1] * len(other_tasks))])
             first = int(draws[2] * (latest + 1))
             away.update(dict.fromkeys(range(first, first + 2 + int(draws[3] * 10)), expert))
     return away
@@ -282,6 +290,7 @@ def _episode(steps, phrase, task, seed):
     columns["action"] = np.stack([label for _, label in steps]).astype(np.float32)
     columns["language_instruction"] = np.full(count, phrase)
     columns["is_first"] = np.arange(count) == 0
+    # Only successes are recorded, so the last step is terminal: reward 1, discount 0.
     columns["is_last"] = columns["is_terminal"] = last
     columns["reward"] = last.astype(np.float32)
     columns["discount"] = (~last).astype(np.float32)

@@ -36,9 +36,9 @@ PAINT = {
     "palm": (112, 118, 130),
 }
 SUN = np.array([-0.35, -0.45, 0.82])
-AMBIENT = 0.48  # share of a face's colour that needs no sun
+AMBIENT = 0.48  # share of a face's color that needs no sun
 SHADOW = (30, 24, 20, 90)  # RGBA
-NEAR = 0.02  # metres in front of a camera where it begins to see
+NEAR = 0.02  # meters in front of a camera where it begins to see
 
 # A box has 8 corners; bit 0, 1, 2 of the corner's number choose the high end of x, y, z.
 _CORNERS = np.array([[2.0 * (n >> k & 1) - 1 for k in range(3)] for n in range(8)])
@@ -55,6 +55,7 @@ def _camera(eye, target, forward, focal):
     eye = np.asarray(eye, dtype=float)
     depth = np.asarray(target, dtype=float) - eye
     depth /= np.linalg.norm(depth)
+    # The small third part keeps the product defined for a camera that looks along `forward`.
     right = np.cross(depth, (forward[0], forward[1], 1e-3))
     right /= np.linalg.norm(right)
     return eye, np.stack([right, np.cross(depth, right), depth]), focal
@@ -77,7 +78,7 @@ def _rectangle(x, y, half_x, half_y, z=0.0):
 
 
 def _flats():
-    """What is painted on the table, in drawing order: (corners [4, 3], colour)."""
+    """List what is painted on the table, in drawing order: (corners [4, 3], color)."""
     hx, hy = layout.TABLE_HALF
     ledge = (
         (hy + layout.BLOCK_HIGH[1] + layout.BLOCK_HALF) / 2,
@@ -109,9 +110,10 @@ _FLAT_CORNERS = np.stack([corners for corners, _ in _flats()])
 
 
 def _boxes(info, with_palm):
-    """Centres [n, 3], half sizes [n, 3], yaws [n], colours [n, 3] and glow [n] of the solids."""
+    """Centers [n, 3], half sizes [n, 3], yaws [n], colors [n, 3] and glow [n] of the solids."""
     scene, robot = info["scene_info"], info["robot_info"]
     tool, yaw = np.asarray(robot["tcp_pos"]), robot["tcp_orn"][2]
+    # Half the height of the cap, which sinks as it is pressed.
     cap = (layout.BUTTON_TOP - scene["button"]) / 2
     knob = layout.RAIL_LEFT + scene["slider"] * (layout.RAIL_RIGHT - layout.RAIL_LEFT)
     rows = [
@@ -136,6 +138,7 @@ def _boxes(info, with_palm):
     middle = tool + (0.0, 0.0, layout.FINGER_HALF[2])
     for sign in (-1, 1):
         rows.append((middle + sign * reach * across, layout.FINGER_HALF, yaw, "finger"))
+    # The gripper's own view is without the palm, which would stand in it.
     if with_palm:
         palm = tool + (0.0, 0.0, 2 * layout.FINGER_HALF[2] + 0.01)
         rows.append((palm, (0.08, 0.012, 0.010), yaw, "palm"))
@@ -152,6 +155,7 @@ def _shadows(info):
     reach = robot["gripper_opening_width"] / 2 + 2 * layout.FINGER_HALF[0]
     outlines = [_turned(robot["tcp_pos"], reach, 0.010, robot["tcp_orn"][2])]
     for block in info["scene_info"]["blocks"].values():
+        # A block on the table covers its own shadow.
         if block["pos"][2] > half + 1e-3:
             outlines.append(_turned(block["pos"], half, half, block["yaw"]))
     return np.stack(outlines)
@@ -169,36 +173,38 @@ def _project(points, camera):
     return (points - eye) @ rows.T
 
 
-def _clip_near(seen):
+def _clip_near(polygon):
     """Cut a polygon [n, 3] in camera coordinates at the near plane."""
-    if (seen[:, 2] >= NEAR).all():
-        return seen
-    kept = []
-    for k, b in enumerate(np.roll(seen, -1, axis=0)):
-        a = seen[k]
+    if (polygon[:, 2] >= NEAR).all():
+        return polygon
+    clipped = []
+    for k, b in enumerate(np.roll(polygon, -1, axis=0)):
+        a = polygon[k]
         if a[2] >= NEAR:
-            kept.append(a)
+            clipped.append(a)
+        # The edge crosses the near plane: the polygon gets a corner there.
         if (a[2] >= NEAR) != (b[2] >= NEAR):
-            kept.append(a + (b - a) * (NEAR - a[2]) / (b[2] - a[2]))
-    return np.array(kept).reshape(-1, 3)
+            clipped.append(a + (b - a) * (NEAR - a[2]) / (b[2] - a[2]))
+    return np.array(clipped).reshape(-1, 3)
 
 
 def _draw_flats(draw, corners, colours, camera, size):
     """Draw polygons, corners [n, 4, 3] in the world, in the order given."""
-    seen = _project(corners, camera)
-    whole = (seen[..., 2] >= NEAR).all(axis=1).tolist()
-    pixels = _pixels(seen, camera, size).reshape(len(seen), -1).tolist()
+    points = _project(corners, camera)
+    in_front = (points[..., 2] >= NEAR).all(axis=1).tolist()
+    pixels = _pixels(points, camera, size).reshape(len(points), -1).tolist()
     for k, colour in enumerate(colours):
         outline = pixels[k]
-        if not whole[k]:
-            outline = _pixels(_clip_near(seen[k]), camera, size).ravel().tolist()
+        if not in_front[k]:
+            outline = _pixels(_clip_near(points[k]), camera, size).ravel().tolist()
+        # Three corners, x and y each; fewer is nothing to fill.
         if len(outline) >= 6:
             draw.polygon(outline, fill=colour)
 
 
-def _pixels(seen, camera, size):
+def _pixels(points, camera, size):
     """Camera coordinates [..., 3] -> pixels [..., 2]; what is too near is drawn at `NEAR`."""
-    return size / 2 + camera[2] * size * seen[..., :2] / np.maximum(seen[..., 2:], NEAR)
+    return size / 2 + camera[2] * size * points[..., :2] / np.maximum(points[..., 2:], NEAR)
 
 
 def _draw_table(camera, size):
@@ -217,21 +223,24 @@ def _static_table(size):
 def _draw_boxes(draw, boxes, camera, size):
     centres, halves, yaws, colours, glow = boxes
     c, s = np.cos(yaws), np.sin(yaws)
-    zero, one = np.zeros_like(c), np.ones_like(c)
-    turn = np.stack([c, -s, zero, s, c, zero, zero, zero, one], axis=1).reshape(-1, 3, 3)
+    zeros, ones = np.zeros_like(c), np.ones_like(c)
+    turn = np.stack([c, -s, zeros, s, c, zeros, zeros, zeros, ones], axis=1).reshape(-1, 3, 3)
     corners = (_CORNERS * halves[:, None]) @ turn.transpose(0, 2, 1) + centres[:, None]
     normals = _NORMALS @ turn.transpose(0, 2, 1)
     faces = corners[:, _FACES]
+    # Boxes are convex, so faces turned away are hidden by their own box.
     facing = ((camera[0] - faces[:, :, 0]) * normals).sum(-1) > 0
     light = AMBIENT + (1 - AMBIENT) * np.clip(normals @ SUN, 0.0, None)
+    # Divided by the light on an upward face, which so shows its paint unchanged.
     light = np.where(glow[:, None], 1.0, light / (AMBIENT + (1 - AMBIENT) * SUN[2]))
     shades = np.clip(colours[:, None] * light[..., None], 0, 255).astype(int).tolist()
-    seen = _project(corners, camera)
-    shown = (facing & (seen[..., 2] > NEAR).all(axis=1)[:, None]).tolist()
+    points = _project(corners, camera)
+    shown = (facing & (points[..., 2] > NEAR).all(axis=1)[:, None]).tolist()
     outlines = (
-        _pixels(seen, camera, size)[:, _FACES].reshape(len(centres), len(_FACES), -1).tolist()
+        _pixels(points, camera, size)[:, _FACES].reshape(len(centres), len(_FACES), -1).tolist()
     )
     distance = np.linalg.norm(centres - camera[0], axis=1)
+    # Painter's algorithm; stable, so that equal distances give the same pixels everywhere.
     for i in np.argsort(-distance, kind="stable").tolist():
         for k in range(len(_FACES)):
             if shown[i][k]:
@@ -254,6 +263,7 @@ def render(info: dict[str, Any], camera: str, size: int) -> np.ndarray:
     """
     fine = size * SUPERSAMPLE
     if camera == "static":
+        # A copy, since the cached picture is drawn on below.
         view, image = STATIC, _static_table(fine).copy()
     elif camera == "gripper":
         robot = info["robot_info"]
@@ -261,6 +271,7 @@ def render(info: dict[str, Any], camera: str, size: int) -> np.ndarray:
         image = _draw_table(view, fine)
     else:
         raise ValueError(f"no camera {camera!r}; cameras: 'static', 'gripper'")
+    # This mode blends the half-transparent shadows with what is under them.
     blend = ImageDraw.Draw(image, "RGBA")
     shadows = _shadows(info)
     _draw_flats(blend, shadows, [SHADOW] * len(shadows), view, fine)

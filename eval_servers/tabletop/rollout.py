@@ -54,6 +54,7 @@ class TabletopRollout(rollout.Env):
         """One control step; action float [7], gripper +1 = open, -1 = closed."""
         try:
             self._env.act(action)
+        # The wrong shape or gripper command would recur at every step, so the run ends.
         except ValueError as error:
             raise rollout.ActionError(
                 "the policy does not fit the tabletop: {}".format(error)
@@ -83,6 +84,7 @@ def _observation(obs: Dict[str, Any]) -> Dict[str, Any]:
 def _film(path: str, infos: List[Dict[str, Any]]) -> None:
     """Both views side by side at `FRAME` pixels, whatever size the policy sees."""
     views = ("static", "gripper")
+    # Drawn only now, as most episodes never become a film.
     frames = [np.concatenate([render(i, view, FRAME) for view in views], axis=1) for i in infos]
     save_video(path, frames)
 
@@ -95,11 +97,11 @@ def make_episodes(
     Raises:
         ValueError: if there is no such task, or too few to swap instructions among.
     """
-    told = rollout.other_instructions(names) if swap_instructions else {}
+    swapped = rollout.other_instructions(names) if swap_instructions else {}
     episodes = []
     for index in range(count):
         task = names[index % len(names)]
-        instruction = tasks.instruction(told.get(task, task))
+        instruction = tasks.instruction(swapped.get(task, task))
         episodes.append(rollout.Episode(index, seed0 + index, task, instruction))
     return episodes
 

@@ -26,7 +26,7 @@ from eval_servers.tabletop.layout import (
 )
 
 HORIZON = 60  # control steps an attempt may take
-LIFT_HEIGHT = 0.20  # metres, block centre
+LIFT_HEIGHT = 0.20  # meters, block center
 SLIDER_END = 0.25  # share of the rail that counts as an end
 
 # The first phrasing is the one used for evaluation (CALVIN's "validation annotation").
@@ -93,7 +93,7 @@ def annotations(task: str) -> Tuple[str, ...]:
 
 
 def on_pad(position: Sequence[float], side: str) -> bool:
-    """Whether a block centre [3] lies over a pad, directly on the table."""
+    """Whether a block center [3] lies over a pad, directly on the table."""
     x, y = PADS[side]
     return (
         abs(position[0] - x) <= PAD_HALF
@@ -102,15 +102,16 @@ def on_pad(position: Sequence[float], side: str) -> bool:
     )
 
 
-def _lifted(start, now):
-    return now["held"] and now["pos"][2] > LIFT_HEIGHT and start["pos"][2] <= LIFT_HEIGHT
+def _lifted(start, end):
+    return end["held"] and end["pos"][2] > LIFT_HEIGHT and start["pos"][2] <= LIFT_HEIGHT
 
 
-def _placed(start, now, side):
+def _placed(start, end, side):
     """It lies on the pad, did not before, and was carried there, not pushed."""
-    carried = start["held"] or now["grasps"] > start["grasps"]
+    # A block pushed onto the pad was not placed: that would reward a policy that cannot grasp.
+    carried = start["held"] or end["grasps"] > start["grasps"]
     before = on_pad(start["pos"], side) and not start["held"]
-    return not now["held"] and on_pad(now["pos"], side) and carried and not before
+    return not end["held"] and on_pad(end["pos"], side) and carried and not before
 
 
 def solved(task: str, start_info: Dict[str, Any], info: Dict[str, Any]) -> bool:
@@ -125,14 +126,16 @@ def solved(task: str, start_info: Dict[str, Any], info: Dict[str, Any]) -> bool:
         ValueError: if there is no such task.
     """
     kind, words = parse(task)
-    start, now = start_info["scene_info"], info["scene_info"]
+    start, end = start_info["scene_info"], info["scene_info"]
     if kind == "lift":
-        return bool(_lifted(start["blocks"][words[0]], now["blocks"][words[0]]))
+        return bool(_lifted(start["blocks"][words[0]], end["blocks"][words[0]]))
     if kind == "place":
-        return bool(_placed(start["blocks"][words[0]], now["blocks"][words[0]], words[1]))
+        return bool(_placed(start["blocks"][words[0]], end["blocks"][words[0]], words[1]))
     if kind == "led":
-        return now["led"] == (words[0] == "on") and now["led"] != start["led"]
-    ends = [s if words[0] == "left" else 1.0 - s for s in (start["slider"], now["slider"])]
+        return end["led"] == (words[0] == "on") and end["led"] != start["led"]
+    # Distance from the wanted end, as a share of the rail.
+    ends = [s if words[0] == "left" else 1.0 - s for s in (start["slider"], end["slider"])]
+    # It must come from the other half, or a slider that already stood there would count.
     return ends[0] > 0.5 and ends[1] <= SLIDER_END
 
 
@@ -155,6 +158,7 @@ def startable(task: str, info: Dict[str, Any]) -> bool:
         return bool(scene["blocks"][words[0]]["pos"][2] <= LIFT_HEIGHT)
     if kind == "place":
         block = scene["blocks"][words[0]]
+        # A held block may be placed on the pad it hangs over.
         return block["held"] or not on_pad(block["pos"], words[1])
     if kind == "led":
         return scene["led"] != (words[0] == "on")
@@ -178,6 +182,7 @@ def initial_conditions(task: Optional[str], rng: Any) -> Dict[str, Any]:
         ValueError: if there is no such task.
     """
     kind, words = parse(task) if task is not None else ("", ("",))
+    # Drawing all blocks anew keeps the distribution of accepted starts uniform.
     while True:
         spots = rng.uniform(SPAWN_LOW, SPAWN_HIGH, size=(len(COLOURS), 2))
         spots[:, 0] += [LANES[colour] for colour in COLOURS]
@@ -186,6 +191,7 @@ def initial_conditions(task: Optional[str], rng: Any) -> Dict[str, Any]:
             break
     yaw = rng.uniform(-SPAWN_YAW, SPAWN_YAW, size=len(COLOURS))
     tool = rng.uniform(TOOL_SPAWN_LOW, TOOL_SPAWN_HIGH)
+    # All are drawn whatever the task, so that one seed gives the same blocks for every task.
     end, right, led = rng.uniform(0.0, 0.15), rng.uniform() < 0.5, bool(rng.uniform() < 0.5)
     if kind == "slider":
         right = words[0] == "left"

@@ -77,7 +77,7 @@ class World:
     """State and dynamics of the table.
 
     Args:
-        conditions: what `tasks.initial_conditions` returns: "blocks" {colour: (x, y, yaw)},
+        conditions: what `tasks.initial_conditions` returns: "blocks" {color: (x, y, yaw)},
             "slider" (0 = left end, 1 = right end), "led" (bool), "tool" (x, y, z).
     """
 
@@ -87,6 +87,7 @@ class World:
         self.grasps = [0] * len(COLOURS)
         self.knob = RAIL_LEFT + float(conditions["slider"]) * (RAIL_RIGHT - RAIL_LEFT)
         self.led = bool(conditions["led"])
+        # Meters the button is pressed, and whether the next press toggles the LED.
         self.depth, self.armed = 0.0, True
         self.tool = np.array(conditions["tool"], dtype=float)
         self.tool_yaw = 0.0
@@ -99,7 +100,7 @@ class World:
         """Advance one control step.
 
         Args:
-            action: [7] x, y, z in `ACTION_SCALE` metres a unit and roll, pitch (ignored: the tool
+            action: [7] x, y, z in `ACTION_SCALE` meters a unit and roll, pitch (ignored: the tool
                 always points down), yaw in `YAW_SCALE` radians a unit, each in [-1, 1] and
                 clipped to it; gripper -1 close or +1 open.
 
@@ -125,11 +126,11 @@ class World:
         """A copy of the state: nested dicts of floats, ints, bools, strings and lists.
 
         `robot_info`: `tcp_pos` [3] and `tcp_orn` [3] (roll, pitch, yaw) of the tool point,
-        `gripper_opening_width` in metres, `gripper_action` (last command, -1 or +1), `held`
+        `gripper_opening_width` in meters, `gripper_action` (last command, -1 or +1), `held`
         (an entry of `HOLDABLE` or None).
-        `scene_info`: `blocks` {colour: `pos` [3] of the centre, `yaw`, `held`, `grasps` (times
-        gripped since the reset), `support` ("table", a colour or "gripper")}, `slider` (0 = left
-        end, 1 = right end), `led`, `button` (depth in metres).
+        `scene_info`: `blocks` {color: `pos` [3] of the center, `yaw`, `held`, `grasps` (times
+        gripped since the reset), `support` ("table", a color or "gripper")}, `slider` (0 = left
+        end, 1 = right end), `led`, `button` (depth in meters).
         """
         blocks, spots = {}, self.blocks.tolist()
         for i, colour in enumerate(COLOURS):
@@ -164,10 +165,12 @@ class World:
 
     def _riders(self):
         """Blocks standing on the held one, which travel with it."""
+        # Filled from below: a block rides if what it stands on does.
         riders = []
         if 0 <= self.held < KNOB:
             spots = self.blocks.tolist()
             below = [contact.support(spots, i) for i in range(len(COLOURS))]
+            # Lowest first, so that a stack is followed block by block.
             for i in sorted(self._free(), key=lambda k: self.blocks[k, 2]):
                 rests = abs(self.blocks[i, 2] - self.blocks[below[i], 2] - 2 * BLOCK_HALF) < 1e-6
                 if below[i] >= 0 and rests and (below[i] == self.held or below[i] in riders):
@@ -180,6 +183,7 @@ class World:
 
     def _discs(self):
         tip = float(self.tool[2])
+        # Fingers reach up without end: the hand is above them and nothing fits below it.
         discs = [contact.Disc(x, y, FINGER_RADIUS, tip, np.inf) for x, y in self._finger_tips()]
         if 0 <= self.held < KNOB:
             discs.append(contact.as_disc(self.blocks[self.held].tolist()))
@@ -202,15 +206,18 @@ class World:
         """Move sideways and turn, pushing what can be pushed; stay if something jams."""
         before = self.blocks.copy(), self.yaw.copy(), self.tool.copy(), self.tool_yaw, self.knob
         low, high = list(TOOL_LOW[:2]), list(TOOL_HIGH[:2])
+        # Kept in [-pi, pi), as the state shows it and policies learn it.
         yaw = float(np.mod(self.tool_yaw + turn + np.pi, 2 * np.pi) - np.pi)
         if 0 <= self.held < KNOB:
             offset = rotate(self.grip[:2], yaw)
+            # The limits are moved in, so that the held block stays on the table as well.
             low = np.maximum(low, BLOCK_LOW - offset)
             high = np.minimum(high, BLOCK_HIGH - offset)
         riders = self._riders()
         self.tool[:2] = np.clip(self.tool[:2] + (dx, dy), low, high)
         self.tool_yaw = yaw
         self._carry(riders)
+        # All or nothing: half a motion would leave bodies inside each other.
         if not self._make_room(riders):
             self.blocks, self.yaw, self.tool, self.tool_yaw, self.knob = before
 
@@ -243,6 +250,7 @@ class World:
         for x, y in self._finger_tips():
             if self.tool[2] >= KNOB_TOP or abs(y - RAIL_Y) >= KNOB_HALF[1] + FINGER_RADIUS:
                 continue
+            # The knob leaves on the side where it is, as its rail allows no other way out.
             if abs(knob - x) < reach:
                 knob = x + (reach if knob >= x else -reach)
         jammed = not RAIL_LEFT <= knob <= RAIL_RIGHT
@@ -290,6 +298,7 @@ class World:
         self.depth = float(np.clip(depth, 0.0, BUTTON_TRAVEL))
         if self.depth >= BUTTON_TRIP and self.armed:
             self.led, self.armed = not self.led, False
+        # Hysteresis: a finger that trembles at the trip point must not toggle the LED twice.
         elif self.depth < BUTTON_TRIP / 2:
             self.armed = True
 
@@ -307,14 +316,14 @@ class World:
             self._close(max(0.0, self.aperture - APERTURE_RATE))
 
     def _squeeze(self, aperture):
-        """Set the aperture, pushing neighbours; keep the old one if something jams."""
+        """Set the aperture, pushing neighbors; keep the old one if something jams."""
         before = self.aperture
         self.aperture = aperture
         if not self._make_room([]):
             self.aperture = before
 
     def _close(self, aperture):
-        """Close towards `aperture`, gripping what the fingers straddle."""
+        """Close toward `aperture`, gripping what the fingers straddle."""
         for i in range(len(COLOURS)):
             across, along = rotate(self.blocks[i, :2] - self.tool[:2], -self.tool_yaw)
             turn = self.yaw[i] - self.tool_yaw
@@ -325,15 +334,18 @@ class World:
                 and abs(across) + half <= self.aperture / 2
                 and -BLOCK_HALF <= height <= BLOCK_HALF - 0.01
             ):
+                # The fingers have not come close enough to touch the block yet.
                 if aperture > 2 * half:
                     break
-                # Parallel jaws square the block up and centre it between them.
+                # Parallel jaws square the block up and center it between them.
                 quarter = np.pi / 2
                 turn -= quarter * np.round(turn / quarter)
                 self.grip = np.array([0.0, along, -height, self.yaw[i] - self.tool_yaw - turn])
                 self.held, self.aperture = i, 2 * BLOCK_HALF
                 self.grasps[i] += 1
                 self._carry(self._riders())
+                # Squaring up turned the block, which may now overlap a neighbor; this pushes it
+                # away.
                 self._shift(0.0, 0.0, 0.0)
                 return
         else:
