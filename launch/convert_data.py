@@ -42,8 +42,8 @@ def open_sources(
     if not splits:
         raise DataError("no training/ or validation/ with ep_start_end_ids.npy", folder)
     if kind == "lerobot":
-        found = lerobot.features(folder)
-        low = [path for path, f in found.items() if f.kind in ("tensor", "text")]
+        columns = lerobot.features(folder)
+        low = [path for path, f in columns.items() if f.kind in ("tensor", "text")]
         return {split: lerobot.open_lerobot(folder, split, low, cache_dir) for split in splits}
     low = list(calvin.features(folder, depth))
     mode: calvin.Mode = "segments" if episodes == "segments" else "windows"

@@ -46,7 +46,7 @@ MEMORY_GIB = 4.0  # below it not even the demo trains
 def main() -> int:
     """Run every check; returns the exit status."""
     flags = _parse_flags()
-    found: list[Finding] = []
+    all_findings: list[Finding] = []
     for title, findings in (
         ("versions", versions()),
         ("machine", machine()),
@@ -57,10 +57,10 @@ def main() -> int:
         print(f"\n{title}", flush=True)
         for finding in findings:
             print("\n".join(lines([finding], colour=sys.stdout.isatty())), flush=True)
-            found.append(finding)
-    faults = sum(finding.level == "fail" for finding in found)
+            all_findings.append(finding)
+    faults = sum(finding.level == "fail" for finding in all_findings)
     print(f"\n{faults} fault(s)" if faults else "\nready")
-    return 1 if worst(found) == "fail" else 0
+    return 1 if worst(all_findings) == "fail" else 0
 
 
 def versions() -> Iterator[Finding]:
@@ -71,11 +71,13 @@ def versions() -> Iterator[Finding]:
         yield Finding("vla_jax", "fail", "not installed", f"pip install -e '{ROOT}'")
         return
     window = importlib.metadata.metadata(shipped.DISTRIBUTION)["Requires-Python"]
-    here = ".".join(map(str, sys.version_info[:3]))
-    if here in SpecifierSet(window):
-        yield Finding("python", "ok", f"{here}, tested {window}")
+    current = ".".join(map(str, sys.version_info[:3]))
+    if current in SpecifierSet(window):
+        yield Finding("python", "ok", f"{current}, tested {window}")
     else:
-        yield Finding("python", "fail", f"{here}, tested {window}", "make PYTHON=python3.11 demo")
+        yield Finding(
+            "python", "fail", f"{current}, tested {window}", "make PYTHON=python3.11 demo"
+        )
     checked: set[str] = set()
     for extra, needed in extras.items():
         good, absent = [], []
@@ -146,17 +148,17 @@ def machine() -> Iterator[Finding]:
         advice = "another process may hold the device; JAX_PLATFORMS=cpu runs without it"
         yield Finding("jax devices", "fail", err, advice)
         return
-    told = json.loads(out)
+    probe = json.loads(out)
     names = [
-        f"{d['kind']}" + (f" ({d['gib']:.0f} GiB)" if d["gib"] else "") for d in told["devices"]
+        f"{d['kind']}" + (f" ({d['gib']:.0f} GiB)" if d["gib"] else "") for d in probe["devices"]
     ]
     text = f"{len(names)} x {names[0]}"
-    if not told["ok"]:
+    if not probe["ok"]:
         yield Finding("jax devices", "fail", text + " computes nonsense", "look at its driver")
     else:
         yield Finding("jax devices", "ok", text)
     yield compiled_programs()
-    if shutil.which("nvidia-smi") and told["devices"][0]["platform"] == "cpu":
+    if shutil.which("nvidia-smi") and probe["devices"][0]["platform"] == "cpu":
         advice = "pip install -e '.[cuda]', and look at the driver with nvidia-smi"
         yield Finding("GPU", "warn", "there is one, and jax does not use it", advice)
 
@@ -215,18 +217,18 @@ def simulators(
             yield _frame(name, *_ask(command), str(frame) if keep else "")
 
 
-def _frame(name: str, status: int, out: str, err: str, kept: str) -> Finding:
+def _frame(name: str, status: int, out: str, err: str, saved_path: str) -> Finding:
     try:
-        told = json.loads(out.strip().splitlines()[-1])
+        reply = json.loads(out.strip().splitlines()[-1])
     except (IndexError, ValueError):
         advice = "the simulator does not start: read the line above, and graphics further up"
         return Finding(name, "fail", err, advice)
-    driver = told["simulator"].get("driver", "?")
-    text = f"{len(told['pictures'])} pictures in {told['seconds']:.1f} s, drawn by {driver}"
-    if told["blank"]:
+    driver = reply["simulator"].get("driver", "?")
+    text = f"{len(reply['pictures'])} pictures in {reply['seconds']:.1f} s, drawn by {driver}"
+    if reply["blank"]:
         advice = "no driver, or an asset that is missing: a score from this would mean nothing"
-        return Finding(name, "fail", f"{text}; blank: {', '.join(told['blank'])}", advice)
-    return Finding(name, "ok" if not status else "fail", f"{text} {kept}".rstrip())
+        return Finding(name, "fail", f"{text}; blank: {', '.join(reply['blank'])}", advice)
+    return Finding(name, "ok" if not status else "fail", f"{text} {saved_path}".rstrip())
 
 
 def server(checkpoint: str | None) -> Iterator[Finding]:

@@ -127,10 +127,10 @@ def _parse_flags() -> argparse.Namespace:
     )
     add("--name", default="", help="of this run in the report (default: the name of OUT)")
     add("--report", action=argparse.BooleanOptionalAction, default=True, help="write OUT/report")
-    given = sys.argv[1:]
-    end = given.index("--") if "--" in given else len(given)
-    flags = parser.parse_args(given[:end])
-    flags.rollout = given[end + 1 :]
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = parser.parse_args(arguments[:end])
+    flags.rollout = arguments[end + 1 :]
     if bool(flags.checkpoint) == bool(flags.server):
         parser.error("name either --checkpoint, which is then served, or --server")
     return flags

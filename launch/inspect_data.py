@@ -116,7 +116,7 @@ def report(findings: Findings, more: list[str]) -> str:
     """What is printed."""
     lines = [f"{findings.dataset.name} in {findings.dataset.index.root}", *findings.summary]
     if findings.gripper:
-        bars = " ".join(f"{share:4.0%}" for share in findings.gripper)
+        bars = " ".join(f"{fraction:4.0%}" for fraction in findings.gripper)
         lines.append(f"gripper, from 0 = closed to 1 = open in tenths: {bars}")
     else:
         lines.append("gripper: none (the spec has no gripper_env)")
@@ -138,11 +138,11 @@ def locate(data: str, root: str, spec: str) -> tuple[Path, str]:
         version = named.name.replace(".", "").isdigit()
         return folder, spec or (named.parent.name if version else named.name)
     find_spec(spec or data)
-    found = find_folder(root, data) if root else None
-    if found is None:
+    located = find_folder(root, data) if root else None
+    if located is None:
         where = f"{root}/{data}/VERSION does not exist" if root else "name its folder or --root"
         raise DataError(f"no folder {data!r}, and {where}")
-    return found, spec or data
+    return located, spec or data
 
 
 def is_unknown(data: str) -> bool:

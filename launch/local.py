@@ -62,7 +62,7 @@ def environment(
         gpus: of the machine, shared out; 0 = every process sees all.
         env: to add to.
     """
-    found = {
+    variables = {
         **env,
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(count),
@@ -70,13 +70,13 @@ def environment(
     }
     if devices:
         flag = f"--xla_force_host_platform_device_count={devices}"
-        found["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flag}".strip()
-        found["JAX_PLATFORMS"] = "cpu"
+        variables["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flag}".strip()
+        variables["JAX_PLATFORMS"] = "cpu"
     if gpus:
-        share = gpus // count
-        mine = range(index * share, (index + 1) * share)
-        found["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, mine))
-    return found
+        per_process = gpus // count
+        indices = range(index * per_process, (index + 1) * per_process)
+        variables["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, indices))
+    return variables
 
 
 def wait(started: Sequence[subprocess.Popen[Any]], grace: float = GRACE) -> int:

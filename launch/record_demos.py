@@ -79,10 +79,10 @@ def _episodes(episodes: int, size: int, noise: float, workers: int) -> Iterator[
         concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
         progress.bar(total=episodes, desc="demonstrations", unit="episode") as bar,
     ):
-        futures = [pool.submit(_share, share, size, noise) for share in shares]
-        for share, future in zip(shares, futures, strict=True):
+        futures = [pool.submit(_share, seeds, size, noise) for seeds in shares]
+        for seeds, future in zip(shares, futures, strict=True):
             yield from future.result()
-            bar.update(len(share))
+            bar.update(len(seeds))
 
 
 def _share(seeds: Sequence[int], size: int, noise: float) -> list[dict[str, Any]]:

@@ -99,11 +99,11 @@ def errors(replayed: list[Episode]) -> dict[str, Any]:
     }
 
 
-def report(found: dict[str, Any]) -> str:
+def report(measured: dict[str, Any]) -> str:
     """The table that is printed, and what it means."""
     lines = [f"{'dimension':>10}{'policy':>12}{'mean action':>13}   policy / mean action"]
     ratios = []
-    for i, (ours, base) in enumerate(zip(found["policy"], found["mean_action"], strict=True)):
+    for i, (ours, base) in enumerate(zip(measured["policy"], measured["mean_action"], strict=True)):
         ratio = f"{ours / base:.2f}" if base > 0 else "the recording is constant"
         ratios += [ours / base] if base > 0 else []
         lines.append(f"{i:>10}{ours:>12.4g}{base:>13.4g}   {ratio}")
@@ -113,7 +113,7 @@ def report(found: dict[str, Any]) -> str:
         else "it has learned something, not much" if mean < 0.9
         else "no better than the mean action: it has not learned these data"
     )  # fmt: skip
-    where = f"{found['episodes']} episodes, {found['steps']} steps"
+    where = f"{measured['episodes']} episodes, {measured['steps']} steps"
     return "\n".join([f"mean absolute error in the robot's units, {where}", *lines, verdict])
 
 
@@ -185,10 +185,10 @@ def run(flags: argparse.Namespace) -> None:
     )
     policy.warmup()
     replayed = replay(policy, dataset, policy.metadata["cameras"], flags.episodes)
-    found = errors(replayed)
-    print(report(found))
+    measured = errors(replayed)
+    print(report(measured))
     flags.out.mkdir(parents=True, exist_ok=True)
-    (flags.out / "replay.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (flags.out / "replay.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     try:
         plot(replayed, flags.out / "replay.png", policy.metadata["gripper"] is not None)
         print(f"wrote {flags.out / 'replay.png'}")

@@ -50,14 +50,14 @@ def main() -> int:
         from vla_jax.inference.policy import Policy  # after the flags: --help need not wait for jax
 
         compilation_cache.enable(flags.compilation_cache)
-        told = {"repeat": flags.gripper_repeat, "patience": flags.gripper_patience}
+        overrides = {"repeat": flags.gripper_repeat, "patience": flags.gripper_patience}
         policy = Policy.from_checkpoint(
             flags.checkpoint,
             step=flags.step,
             dataset=flags.dataset,
             untrained=flags.untrained,
             execution=Execution(flags.execute, flags.horizon, flags.ensemble_decay),
-            gripper={f"gripper_{k}": v for k, v in told.items() if v is not None},
+            gripper={f"gripper_{k}": v for k, v in overrides.items() if v is not None},
             max_batch=min(flags.max_batch, flags.max_sessions),
         )
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))

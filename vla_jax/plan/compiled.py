@@ -75,11 +75,11 @@ def memory(compiled: Any) -> dict[str, int]:
     "total" is what must fit: results that reuse the memory of arguments count once. XLA's own peak
     is lower, as not all is alive at the same time, but what it sets aside is this.
     """
-    found = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     sizes = {
-        "arguments": found.argument_size_in_bytes,
-        "results": found.output_size_in_bytes - found.alias_size_in_bytes,
-        "temporaries": found.temp_size_in_bytes,
+        "arguments": analysis.argument_size_in_bytes,
+        "results": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
     }
     return {**sizes, "total": sum(sizes.values())}
 

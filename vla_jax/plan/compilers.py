@@ -70,11 +70,11 @@ def devices(machine: Machine) -> list[Any]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        found = _tpu(machine) if platform == "tpu" else _gpu(machine)
+        topology = _tpu(machine) if platform == "tpu" else _gpu(machine)
     except Exception as error:  # the runtime's own types, which differ between versions
         reason = str(error).strip().splitlines()[0]
         raise PlanError(f"--compile for {machine.name}: its compiler refuses: {reason}") from error
-    return list(found.devices)
+    return list(topology.devices)
 
 
 def _installed(package: str) -> bool:

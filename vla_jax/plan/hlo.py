@@ -102,8 +102,8 @@ class Instruction:
         """(how, computation) of every computation it calls."""
         return [
             (how, name.strip().lstrip("%"))
-            for how, several, one in _CALLED.findall(self.attributes)
-            for name in (several or one).split(",")
+            for how, several, single in _CALLED.findall(self.attributes)
+            for name in (several or single).split(",")
             if name.strip()
         ]
 

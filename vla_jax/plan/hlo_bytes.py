@@ -33,8 +33,8 @@ def moved(instruction: Instruction, computation: Computation, program: Program) 
     if op in _SLICES:
         return 2 * plain_bytes(instruction.shape)
     if op == "dynamic-update-slice":
-        known = _in(operands, computation)
-        return 2 * memory_bytes(computation[operands[1]].shape) if known else 0.0
+        has_update = _in(operands, computation)
+        return 2 * memory_bytes(computation[operands[1]].shape) if has_update else 0.0
     if op == "async-start":
         return _asynchronous(program.get(instruction.body))
     if op == "copy-start":  # (target, source, context)

@@ -15,11 +15,11 @@ _ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
 
 def flops(instruction: Instruction, computation: Computation, program: Program) -> int:
     """Operations of one instruction, and of what is fused into it."""
-    found = _own(instruction, computation)
+    total = _own(instruction, computation)
     if instruction.op in ("fusion", "async-start") and instruction.body:
         inner = program.get(instruction.body)
-        found += sum(flops(each, inner, program) for each in inner.values())
-    return found
+        total += sum(flops(each, inner, program) for each in inner.values())
+    return total
 
 
 def _own(instruction: Instruction, computation: Computation) -> int:
@@ -66,11 +66,11 @@ def _convolution(
     if not labels:
         return 0
     window = re.search(r"window=\{([^}]*)\}", text)
-    given = dict(item.split("=") for item in window[1].split()) if window else {}
+    options = dict(item.split("=") for item in window[1].split()) if window else {}
     spatial = sorted(c for c in labels[3] if c.isdigit())
 
     def of(key: str, default: str) -> list[str]:
-        return given[key].split("x") if key in given else [default] * len(spatial)
+        return options[key].split("x") if key in options else [default] * len(spatial)
 
     size, stride, pad = of("size", "1"), of("stride", "1"), of("pad", "0_0")
     spread, gap = of("lhs_dilate", "1"), of("rhs_dilate", "1")

@@ -57,7 +57,7 @@ def collectives(
         mesh: axis -> size, in order.
         domains: of every device in the mesh's order, its host or slice.
     """
-    found, seen = [], set()
+    result, marks = [], set()
     for name, times, loops in program.runs():
         computation = program.get(name)
         for outer in computation.values():
@@ -65,12 +65,12 @@ def collectives(
                 # A TPU draws one asynchronous exchange through several fusions.
                 channel = re.search(r"channel_id=(\d+)", each.attributes)
                 mark = (channel[1], kind, loops) if channel else None
-                if mark in seen:
+                if mark in marks:
                     continue
                 if mark:
-                    seen.add(mark)
-                found.append(_collective(kind, each, where, outer, times, loops, mesh, domains))
-    return [each for each in found if each.group > 1]
+                    marks.add(mark)
+                result.append(_collective(kind, each, where, outer, times, loops, mesh, domains))
+    return [each for each in result if each.group > 1]
 
 
 def _exchanges(
@@ -106,7 +106,7 @@ def _collective(
         out = max(out - inputs, inputs) if kind == "all-gather" else inputs
     size = {"all-gather": out, "all-reduce": 2 * inputs}.get(kind, inputs)
     count = len(devices)
-    share = 1.0 if kind == "collective-permute" else (count - 1) / max(count, 1)
+    fraction = 1.0 if kind == "collective-permute" else (count - 1) / max(count, 1)
     largest = max(arrays(each.shape), key=lambda a: a.nbytes, default=None)
     started = outer.op.endswith("-start") and '"is_sync":true' not in each.attributes
     # A TPU draws an asynchronous exchange into the fusions that go on beside it.
@@ -119,7 +119,7 @@ def _collective(
         group=count,
         domains=len({domains[i] for i in devices}),
         executions=times,
-        wire_bytes=size * share * times,
+        wire_bytes=size * fraction * times,
         array=f"{largest.dtype}[{','.join(map(str, largest.dims))}]" if largest else "",
         loops=loops,
         overlapped=started or (outer.op == "fusion" and drawn),
@@ -173,9 +173,9 @@ def _along(sizes: Mapping[str, int], axes: list[tuple[str, str, str]]) -> list[i
 
 def _axes(devices: list[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
     """The axes of the mesh along which the devices differ."""
-    found, stride = [], 1
+    names, stride = [], 1
     for name in reversed(list(mesh)):
         if len({device // stride % mesh[name] for device in devices}) > 1:
-            found.append(name)
+            names.append(name)
         stride *= mesh[name]
-    return tuple(reversed(found))
+    return tuple(reversed(names))

@@ -95,8 +95,8 @@ def _wrong(chip: Chip, shape: tuple[int, ...]) -> str:
         count = shape[0]
         if len(shape) > 1 or count < 1:
             return "name how many GPUs there are"
-        whole = count % chip.host == 0 or (count < chip.host and chip.host % count == 0)
-        return "" if whole else f"hosts have {chip.host} GPUs, {count} are no whole hosts"
+        is_valid = count % chip.host == 0 or (count < chip.host and chip.host % count == 0)
+        return "" if is_valid else f"hosts have {chip.host} GPUs, {count} are no whole hosts"
     if len(shape) != chip.rank:
         return f"its torus has {chip.rank} dimensions"
     if math.prod(shape) > chip.largest:
@@ -138,17 +138,25 @@ def stand_ins(machine: Machine) -> list[StandIn]:
     """Devices of a machine by process, as the compilers' own topologies number them."""
     chip = machine.chip
     client, platform = _Client(chip.platform), {"cuda": "gpu"}.get(chip.platform, chip.platform)
-    found: list[StandIn] = []
+    devices: list[StandIn] = []
     for piece in range(machine.slices):
         for number, chips in enumerate(_hosts(machine)):
             process = piece * machine.processes // machine.slices + number
             for local, (coords, core) in enumerate(itertools.product(chips, range(chip.cores))):
-                found.append(
+                devices.append(
                     StandIn(
-                        len(found), process, piece, coords, core, platform, chip.kind, client, local
+                        len(devices),
+                        process,
+                        piece,
+                        coords,
+                        core,
+                        platform,
+                        chip.kind,
+                        client,
+                        local,
                     )
                 )
-    return found
+    return devices
 
 
 def _hosts(machine: Machine) -> list[list[tuple[int, ...]]]:

@@ -65,8 +65,8 @@ def train_step(config: Config, machine: Machine, windows: int = 0) -> Measured:
         getattr(device, "slice_index", None) or 0 if across else device.process_index
         for device in program.mesh.devices.flat
     ]
-    given = sum(programs.state_bytes(program).values())
-    return _measured(lowered, machine, dict(program.mesh.shape), domains, given)
+    argument_bytes = sum(programs.state_bytes(program).values())
+    return _measured(lowered, machine, dict(program.mesh.shape), domains, argument_bytes)
 
 
 def control_step(config: Config, machine: Machine, sessions: int = 1) -> Control:
@@ -84,15 +84,15 @@ def control_step(config: Config, machine: Machine, sessions: int = 1) -> Control
     program = programs.control_program(config, device, sessions)
     with compilers.answering_for(machine):
         lowered = program.step.trace(*program.arguments).lower()
-    given = programs.device_bytes(program.arguments)
-    found = _measured(lowered, machine, {"device": 1}, [0], given)
+    argument_bytes = programs.device_bytes(program.arguments)
+    figures = _measured(lowered, machine, {"device": 1}, [0], argument_bytes)
     return Control(
-        **vars(found), weights=program.weights, history=program.history, sessions=sessions
+        **vars(figures), weights=program.weights, history=program.history, sessions=sessions
     )
 
 
 def _measured(
-    lowered: Any, machine: Machine, mesh: dict[str, int], domains: list[int], given: int
+    lowered: Any, machine: Machine, mesh: dict[str, int], domains: list[int], argument_bytes: int
 ) -> Measured:
     began, chip = time.perf_counter(), machine.chip
     try:
@@ -102,7 +102,7 @@ def _measured(
         temporaries = compiled.refused(error)
         if temporaries is None:
             raise
-        sizes = {"arguments": given, "results": 0, "temporaries": temporaries}
+        sizes = {"arguments": argument_bytes, "results": 0, "temporaries": temporaries}
         sizes["total"] = sum(sizes.values())
         return Measured(sizes, False, None, None, time.perf_counter() - began)
     took = time.perf_counter() - began

@@ -65,8 +65,8 @@ class Outline:
     def least_bytes(self) -> dict[str, int]:
         """Bytes a device by kind that a step needs at the least."""
         gradients = {"gradients": self.state["params"]}
-        found = {**self.state, **gradients, "residuals": sum(self.residuals.values())}
-        return {**found, "total": sum(found.values())}
+        sizes = {**self.state, **gradients, "residuals": sum(self.residuals.values())}
+        return {**sizes, "total": sum(sizes.values())}
 
 
 def outline(config: Config, machine: Machine, windows: int = 0) -> Outline:
@@ -135,6 +135,6 @@ def row_blocks(program: programs.TrainProgram) -> tuple[tuple[int, ...], int]:
     processes: dict[Any, set[int]] = {}
     for device, index in where.devices_indices_map((program.blocks,)).items():
         processes.setdefault(str(index), set()).add(device.process_index)
-    homes: Sequence[int] = [min(found) for found in processes.values()]
+    homes: Sequence[int] = [min(owners) for owners in processes.values()]
     counts = {homes.count(home) for home in set(homes)}
-    return tuple(sorted(counts)), sum(len(found) > 1 for found in processes.values())
+    return tuple(sorted(counts)), sum(len(owners) > 1 for owners in processes.values())

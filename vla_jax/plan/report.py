@@ -30,7 +30,7 @@ def to_json(
     "largest_batch", "unsplit_carries", and "control", the same of a control step.
     """
     chip, least = machine.chip, outline.least_bytes
-    found: dict[str, Any] = {
+    plan: dict[str, Any] = {
         "topology": machine.name,
         "devices": machine.size,
         "processes": machine.processes,
@@ -50,12 +50,12 @@ def to_json(
         "convention": CONVENTION,
     }
     if train:
-        found["fits"], found["bytes_per_device"] = train.fits, _kinds(outline, train)
-        found["largest_batch"] = largest_batch(outline, train, machine)
+        plan["fits"], plan["bytes_per_device"] = train.fits, _kinds(outline, train)
+        plan["largest_batch"] = largest_batch(outline, train, machine)
         if train.roofline:
-            found["mfu"] = train.roofline.mfu(outline.forward, chip)
+            plan["mfu"] = train.roofline.mfu(outline.forward, chip)
     if control:
-        found["control"] = {
+        plan["control"] = {
             "fits": control.fits,
             "sessions": control.sessions,
             "bytes_per_device": control.memory,
@@ -64,7 +64,7 @@ def to_json(
             "kernels": control.work.kernels if control.work else None,
             **_compiled(control, chip),
         }
-    return found
+    return plan
 
 
 def _kinds(outline: Outline, train: Measured) -> dict[str, int]:
@@ -94,7 +94,7 @@ def exchanges(work: Work) -> list[dict[str, Any]]:
         key = (each.kind, each.axes, each.group, each.array, each.loops, each.overlapped)
         rows[key][0] += each.executions
         rows[key][1] += each.wire_bytes
-    found = [
+    merged = [
         {
             "kind": kind,
             "axes": list(axes),
@@ -107,7 +107,7 @@ def exchanges(work: Work) -> list[dict[str, Any]]:
         }
         for (kind, axes, group, array, loops, overlapped), (count, size) in rows.items()
     ]
-    return sorted(found, key=lambda row: -row["wire_bytes"])
+    return sorted(merged, key=lambda row: -row["wire_bytes"])
 
 
 def lines(machine: Machine, outline: Outline) -> Iterator[str]:
@@ -138,10 +138,10 @@ def lines(machine: Machine, outline: Outline) -> Iterator[str]:
     )
     yield f"bytes a device, at least ({windows:g} windows):"
     yield from _table({name: size for name, size in outline.least_bytes.items() if size})
-    kept = {name: size for name, size in outline.residuals.items() if size > 2**20}
-    if kept:
+    large = {name: size for name, size in outline.residuals.items() if size > 2**20}
+    if large:
         yield "  of the residuals:"
-        yield from ("  " + line for line in _table(kept))
+        yield from ("  " + line for line in _table(large))
     for dtype, shape, size in (each for each in outline.largest[:4] if each[2] > 2**24):
         yield f"  large value {dtype}{list(shape)}: {size / _GIB:.2f} GiB if split"
     if outline.unsplit:
@@ -187,9 +187,9 @@ def control_lines(machine: Machine, control: Control) -> Iterator[str]:
 
 
 def _fit_lines(machine: Machine, measured: Measured) -> Iterator[str]:
-    total, most = measured.memory["total"] / _GIB, machine.chip.memory / _GIB
+    total, limit = measured.memory["total"] / _GIB, machine.chip.memory / _GIB
     word = "fits" if measured.fits else "DOES NOT FIT"
-    yield f"  {word}: {total:.2f} GiB of {most:g}"
+    yield f"  {word}: {total:.2f} GiB of {limit:g}"
     yield from ("  " + line for line in _table(measured.memory))
 
 

@@ -42,8 +42,8 @@ class Count:
 
     def top(self, count: int = 6) -> list[tuple[str, tuple[int, ...], int]]:
         """The largest values: type, shape, bytes."""
-        found = sorted(self.largest.items(), key=lambda item: -item[1])
-        return [(dtype, shape, size) for (dtype, shape), size in found[:count]]
+        ordered = sorted(self.largest.items(), key=lambda item: -item[1])
+        return [(dtype, shape, size) for (dtype, shape), size in ordered[:count]]
 
 
 def count(jaxpr: Any, times: int = 1) -> Count:
@@ -53,25 +53,25 @@ def count(jaxpr: Any, times: int = 1) -> Count:
         jaxpr: of `jax.make_jaxpr`, of a traced function, or an inner one.
         times: how often it runs.
     """
-    found = Count()
+    total = Count()
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name = eqn.primitive.name
         operations = _operations(name, eqn)
         if operations:
-            found.flops[str(eqn.invars[0].aval.dtype)] += operations * times
+            total.flops[str(eqn.invars[0].aval.dtype)] += operations * times
             arrays = [x.aval for x in (*eqn.invars, *eqn.outvars) if hasattr(x.aval, "shape")]
-            found.product_bytes += times * sum(map(_nbytes, arrays))
+            total.product_bytes += times * sum(map(_nbytes, arrays))
         if name == "random_bits":
-            found.randoms += times * sum(math.prod(out.aval.shape) for out in eqn.outvars)
+            total.randoms += times * sum(math.prod(out.aval.shape) for out in eqn.outvars)
         for out in eqn.outvars:
             if hasattr(out.aval, "shape"):
-                found.largest[str(out.aval.dtype), tuple(out.aval.shape)] = _nbytes(out.aval)
+                total.largest[str(out.aval.dtype), tuple(out.aval.shape)] = _nbytes(out.aval)
         inner = [count(part, times * _repeats(name, eqn)) for part in _inner(eqn)]
         if name == "cond" and inner:
             inner = [max(inner, key=lambda branch: branch.total)]
         for part in inner:
-            found.add(part)
-    return found
+            total.add(part)
+    return total
 
 
 def _operations(name: str, eqn: Any) -> int:

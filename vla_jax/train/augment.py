@@ -37,7 +37,7 @@ def augment(
     spec: ImageSpec,
     train: bool,
 ) -> Observation:
-    """Resize to the model's size, change at random when training, normalise.
+    """Resize to the model's size, change at random when training, normalize.
 
     Args:
         observation: with uint8 images [b, w, h, x, 3].
@@ -49,7 +49,7 @@ def augment(
 
     Returns:
         The observation with float32 images [b, w, s, r, 3]. Frames that `image_mask` calls
-        padding are black before normalisation, and so are views that are dropped; of these
+        padding are black before normalization, and so are views that are dropped; of these
         `image_mask` is False.
     """
     mask, cameras = dict(observation.image_mask), list(observation.images)
@@ -60,8 +60,8 @@ def augment(
         w = observation.images[cameras[0]].shape[1]
         if dropped:
             mask = drop_views(mask, _draw(keys, list(mask), len(CAMERAS), w, 2), config)
-        own = {c: 0 for c in changed} if config.parity.share_cameras else changed
-        draws = _draw(keys, own, 0, w, _COUNT)
+        drawing = {c: 0 for c in changed} if config.parity.share_cameras else changed
+        draws = _draw(keys, drawing, 0, w, _COUNT)
     images = {}
     for camera, pixels in observation.images.items():
         if config.parity.resize == "lanczos3":
@@ -91,20 +91,20 @@ def drop_views(
         draws: camera -> uniform numbers: whether it is dropped, and which one stays.
         config: `dropout` and `parity.jitter_per_frame`.
     """
-    seen, u = jnp.stack(list(mask.values())), jnp.stack([draws[c] for c in mask])
-    exist = seen
+    stacked, u = jnp.stack(list(mask.values())), jnp.stack([draws[c] for c in mask])
+    exist = stacked
     if not config.parity.jitter_per_frame:
         u = jnp.broadcast_to(u[:, :, :1], u.shape)
-        exist = jnp.broadcast_to(seen.any(-1, keepdims=True), seen.shape)
+        exist = jnp.broadcast_to(stacked.any(-1, keepdims=True), stacked.shape)
     stays = jnp.where(exist, u[..., 1], -1.0)
     stays = stays == stays.max(0)
-    seen = seen & (stays | (u[..., 0] >= config.dropout))
-    return dict(zip(mask, seen, strict=True))
+    stacked = stacked & (stays | (u[..., 0] >= config.dropout))
+    return dict(zip(mask, stacked, strict=True))
 
 
 def _changes(config: AugmentConfig) -> bool:
-    colours = (config.brightness, config.contrast, config.saturation, config.hue)
-    return any(colours) or config.crop_scale != 1.0
+    colors = (config.brightness, config.contrast, config.saturation, config.hue)
+    return any(colors) or config.crop_scale != 1.0
 
 
 def _keys(sample: UInt32[Array, "b 2"], seed: int) -> Key[Array, "b"]:
@@ -157,10 +157,10 @@ def _window(
 def _jitter(
     u: Float[Array, "n"], x: Float[Array, "w s r 3"], config: AugmentConfig
 ) -> Float[Array, "w s r 3"]:
-    """Crop and colours, the same for all frames."""
+    """Crop and colors, the same for all frames."""
 
-    def around(i: int, centre: float, reach: float) -> Array:
-        return centre + reach * (2.0 * u[i] - 1.0)
+    def around(i: int, center: float, reach: float) -> Array:
+        return center + reach * (2.0 * u[i] - 1.0)
 
     if config.crop_scale != 1.0:
         side = config.crop_scale**0.5
@@ -180,7 +180,7 @@ def _jitter(
 def lanczos3(images: UInt8[Array, "*lead h x 3"], height: int, width: int) -> UInt8[Array, "..."]:
     """`tf.image.resize(images, (height, width), "lanczos3", antialias=True)`, rounded and clipped.
 
-    Equal to within one grey level; Pillow's (`vla_jax.models.image.resize`) clips between its two
+    Equal to within one gray level; Pillow's (`vla_jax.models.image.resize`) clips between its two
     passes and differs by up to 33 where edges are sharp. The aspect ratio is not kept.
     """
     if images.shape[-3:-1] == (height, width):

@@ -67,12 +67,12 @@ def damage(step: Path, items: Sequence[str], part: tuple[int, int] = (0, 1)) -> 
     missing = [item for item in items if not (step / item).is_dir()]
     if missing:
         return [f"lacks {missing}"]
-    found: list[str] = []
+    problems: list[str] = []
     for item in items:
-        found += checksum.problems(step / item, part)
-        if item in ("data", "meta") and not found:
-            found += _not_json(step / item)
-    return found
+        problems += checksum.problems(step / item, part)
+        if item in ("data", "meta") and not problems:
+            problems += _not_json(step / item)
+    return problems
 
 
 def _not_json(item: Path) -> list[str]:

@@ -75,8 +75,8 @@ def _digest(path: Path, *identity: int) -> str:
 
 
 def _files(folder: Path) -> Sequence[Path]:
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return sorted(path for path in found if not path.name.startswith(SEAL))
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(path for path in paths if not path.name.startswith(SEAL))
 
 
 def _entry(folder: Path, path: Path) -> tuple[str, tuple[int, str]]:
@@ -89,9 +89,9 @@ def _entry(folder: Path, path: Path) -> tuple[str, tuple[int, str]]:
 def _problem(folder: Path, name: str, size: int, digest: str) -> str:
     path = folder / name
     try:
-        found = path.stat().st_size
-        if found != size:
-            return f"{folder.name}/{name}: {found} bytes, were {size}"
+        actual_size = path.stat().st_size
+        if actual_size != size:
+            return f"{folder.name}/{name}: {actual_size} bytes, were {size}"
         return "" if file_digest(path) == digest else f"{folder.name}/{name}: other content"
     except OSError as error:
         return f"{folder.name}/{name}: {error.strerror}"

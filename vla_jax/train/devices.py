@@ -54,9 +54,9 @@ def _in_slice(shape: Shape, devices: Sequence[Any]) -> np.ndarray:
     """One slice, or everything that is no TPU."""
     if devices[0].platform == "tpu":
         # jax knows which way round each torus is fast; a process it does not look at.
-        found = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-        if not _straddles(found):
-            return found
+        mesh = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        if not _straddles(mesh):
+            return mesh
     # Processes in the order of their corners on the torus, and so the devices in each: a tensor
     # axis is then a line or a rectangle of neighbors, and the other axes step from host to host.
     processes = [sorted(x, key=_place) for x in _grouped(devices, lambda d: d.process_index)]

@@ -17,8 +17,8 @@ def with_steps(config: Config, windows: int) -> Config:
     if train.epochs:
         train = dataclasses.replace(train, steps=max(1, round(train.epochs * epoch)))
     if train.check_epochs:
-        every = max(1, round(train.check_epochs * epoch))
-        train = dataclasses.replace(train, eval_every=every, save_every=every)
+        interval = max(1, round(train.check_epochs * epoch))
+        train = dataclasses.replace(train, eval_every=interval, save_every=interval)
     if optim.warmup_epochs:
         warmup = optim.warmup_steps + round(optim.warmup_epochs * epoch)
         optim = dataclasses.replace(optim, warmup_steps=warmup)

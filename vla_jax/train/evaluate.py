@@ -32,7 +32,7 @@ class Baseline:
     """The constant policy a trained one must beat: it knows the dataset and nothing else.
 
     Attributes:
-        arm: float32 [n, a-1], each training set's mean normalised arm action; [n, a] without a
+        arm: float32 [n, a-1], each training set's mean normalized arm action; [n, a] without a
             gripper.
         gripper: bool [n], the gripper state most of its actions have, True = open; None without
             a gripper.
@@ -43,7 +43,7 @@ class Baseline:
 
 
 def mean_actions(actions: Sequence[Float[np.ndarray, "_ a"]], gripper: bool = True) -> Baseline:
-    """The baseline of a mixture's training sets, from all their normalised actions.
+    """The baseline of a mixture's training sets, from all their normalized actions.
 
     Args:
         actions: of each dataset.
@@ -73,7 +73,7 @@ def make_eval_step(
 
     Returns:
         (state, batch) -> sums over the supervised actions: "count",
-        "l1" of each arm dimension in normalised units, "gripper" right answers, "loss" and its
+        "l1" of each arm dimension in normalized units, "gripper" right answers, "loss" and its
         parts; with a baseline "baseline_l1", "baseline_gripper" and "datasets" [n, 3]: of each
         dataset the count, L1 averaged over the arm's dimensions, right gripper answers. Without a
         gripper nothing is said of one: "datasets" is [n, 2].
@@ -160,11 +160,11 @@ def means(sums: Sequence[Metrics], names: Sequence[str] = ()) -> dict[str, Any]:
     for name in ("l1", "baseline_l1"):
         if name in result:
             result[f"{name}_mean"] = float(np.mean(result[name]))
-    for name, (seen, *right) in zip(names, datasets, strict=False):
-        if seen and len(names) > 1:
+    for name, (num_actions, *right) in zip(names, datasets, strict=False):
+        if num_actions and len(names) > 1:
             # The gripper's column is missing where there is none.
-            for what, value in zip(("l1_mean", "gripper"), right, strict=False):
-                result[f"{what}/{name}"] = float(value / seen)
+            for metric, value in zip(("l1_mean", "gripper"), right, strict=False):
+                result[f"{metric}/{name}"] = float(value / num_actions)
     return {**result, "count": int(count)}
 
 

@@ -54,8 +54,8 @@ class Inputs:
         Else the same random sample of `train.eval_batches` batches every time.
         """
         train = self.config.train
-        whole = self.held_out.num_windows <= train.eval_batches * train.batch_size
-        with self._load(self.held_out, shuffle=not whole, pad_last=whole) as batches:
+        covers_all = self.held_out.num_windows <= train.eval_batches * train.batch_size
+        with self._load(self.held_out, shuffle=not covers_all, pad_last=covers_all) as batches:
             yield itertools.islice(batches, train.eval_batches)
 
     def captions(self, step: int) -> Any:

@@ -36,16 +36,16 @@ def truncate(path: Path, step: int) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _step(line) <= step]
+    remaining = [line for line in lines if _step(line) <= step]
     lost, before = 0.0, float(step)
     for line in lines:
         if step < _step(line) < math.inf and "step_s" in (row := json.loads(line)):
             lost += max(0.0, row["step"] - before) * row["step_s"]
             before = row["step"]
     beside = path.with_suffix(".jsonl.tmp")
-    beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    beside.write_text("".join(f"{line}\n" for line in remaining), encoding="utf-8")
     os.replace(beside, path)
-    return len(lines) - len(kept), lost
+    return len(lines) - len(remaining), lost
 
 
 def _step(line: str) -> float:

@@ -38,8 +38,8 @@ def train_rules(config: Config) -> list[tuple[str, int]]:
     if not config.lora.rank:
         return split.train_rules(config.optim)
     kernels = [(pattern, split.NONE) for pattern in config.lora.targets]
-    rest = [(VLM, split.NONE)] if config.lora.freeze else []
-    return [(FACTORS, split.ALL), *kernels, *split.train_rules(config.optim), *rest]
+    frozen = [(VLM, split.NONE)] if config.lora.freeze else []
+    return [(FACTORS, split.ALL), *kernels, *split.train_rules(config.optim), *frozen]
 
 
 def extend(init: Init, config: LoraConfig) -> Init:
@@ -81,7 +81,7 @@ def factor_shapes(
         for pattern in config.targets
         if not any(rules.match([(pattern, True), ("", False)], path) for path in shapes)
     ]
-    found: dict[str, tuple[int, ...]] = {}
+    factors: dict[str, tuple[int, ...]] = {}
     for path in chosen:
         lead = 1 if rules.STACKED.search(path) else 0
         inputs = rules.match([*_INPUTS, ("", 0)], path)
@@ -90,11 +90,11 @@ def factor_shapes(
             continue
         stack, fan_in, fan_out = np.split(np.array(shapes[path]), [lead, lead + inputs])
         folder = path.removesuffix("kernel")
-        found[folder + "lora_a"] = (*stack.tolist(), int(fan_in.prod()), config.rank)
-        found[folder + "lora_b"] = (*stack.tolist(), config.rank, int(fan_out.prod()))
+        factors[folder + "lora_a"] = (*stack.tolist(), int(fan_in.prod()), config.rank)
+        factors[folder + "lora_b"] = (*stack.tolist(), config.rank, int(fan_out.prod()))
     if problems:
         raise ConfigError("\n".join(problems))
-    return found
+    return factors
 
 
 def active(params: Mapping[str, Any], config: LoraConfig, train: bool) -> Mapping[str, Any]:

@@ -67,15 +67,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     shape = [config.data, config.fsdp, config.tensor]
     if any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
         raise ConfigError(f"mesh: axes must be positive, at most one -1, not {_show(shape)}")
-    known = math.prod(size for size in shape if size != -1)
-    whole = len(devices) % known == 0 if -1 in shape else len(devices) == known
-    if not whole:
-        asked = f"{known} x n" if -1 in shape else str(known)
+    fixed = math.prod(size for size in shape if size != -1)
+    is_valid = len(devices) % fixed == 0 if -1 in shape else len(devices) == fixed
+    if not is_valid:
+        asked = f"{fixed} x n" if -1 in shape else str(fixed)
         raise ConfigError(
             f"mesh: {_show(shape)} asks for {asked} devices, but there are {len(devices)} "
             f"{devices[0].platform} devices; set one axis to -1 to take what is left"
         )
-    data, fsdp, tensor = (len(devices) // known if size == -1 else size for size in shape)
+    data, fsdp, tensor = (len(devices) // fixed if size == -1 else size for size in shape)
     # Auto: under the default, Explicit, with_sharding_constraint is an assertion and patch
     # embedding, sharded gathers and the LSTM scan fail to type.
     kinds = (AxisType.Auto,) * len(AXES)
@@ -98,9 +98,9 @@ def param_specs(
 
     An axis that does not divide its dimension leaves that dimension whole.
     """
-    found = rules.match_all(SHARDING_RULES, list(params))
+    matches = rules.match_all(SHARDING_RULES, list(params))
     specs, caught = {}, []
-    for path, axes in found.items():
+    for path, axes in matches.items():
         shape = tuple(params[path].shape)
         free = len(shape) - bool(rules.STACKED.search(path))
         if isinstance(axes, str) or len(axes) > free:  # the last rule, or one for a higher rank

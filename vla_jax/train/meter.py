@@ -87,7 +87,7 @@ def rss_mb() -> float:
 
 def device_gb(devices: Sequence[Any]) -> float | None:
     """Peak memory in use on the fullest of the local devices in GB; None if they do not tell."""
-    mine = [d for d in devices if d.process_index == d.client.process_index()]
-    peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in mine]
-    known = [peak for peak in peaks if peak]
-    return max(known) / 1e9 if known else None
+    local_devices = [d for d in devices if d.process_index == d.client.process_index()]
+    peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in local_devices]
+    reported = [peak for peak in peaks if peak]
+    return max(reported) / 1e9 if reported else None

@@ -76,15 +76,15 @@ def _directions(config: OptimConfig) -> optax.GradientTransformation:
         )
 
     def init(params: Any) -> tuple[Any, Any]:
-        matrices, others = parts(params)
+        matrices, remaining = parts(params)
         _matrices(matrices)
-        return muon.init(matrices), adam.init(others)
+        return muon.init(matrices), adam.init(remaining)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params  # neither needs them
-        matrices, others = parts(updates)
+        matrices, remaining = parts(updates)
         turned, muon_state = muon.update(matrices, state[0])
-        scaled, adam_state = adam.update(others, state[1])
+        scaled, adam_state = adam.update(remaining, state[1])
         steps: dict[str, Any] = dict(scaled)  # type: ignore[arg-type]
         for path, (rows, columns) in _matrices(matrices).items():
             x: Any = turned[path]  # type: ignore[index]
@@ -107,7 +107,7 @@ def _matrices(params: Any) -> dict[str, Any]:
     Raises:
         ConfigError: naming the parameters that are no matrices.
     """
-    found, problems = {}, []
+    dimensions, problems = {}, []
     for path, x in params.items():
         first = 1 if rules.STACKED.search(path) else 0
         inputs = 2 if path.endswith("/o/kernel") else 1
@@ -115,10 +115,12 @@ def _matrices(params: Any) -> dict[str, Any]:
         if len(axes) <= inputs:
             problems.append(f"optim.muon: {path!r} of shape {tuple(x.shape)} is no matrix")
             continue
-        found[path] = optax.contrib.MuonDimensionNumbers(tuple(axes[:inputs]), tuple(axes[inputs:]))
+        dimensions[path] = optax.contrib.MuonDimensionNumbers(
+            tuple(axes[:inputs]), tuple(axes[inputs:])
+        )
     if problems:
         raise ConfigError("\n".join(problems))
-    return found
+    return dimensions
 
 
 def _decay_and_scale(config: OptimConfig) -> optax.GradientTransformation:

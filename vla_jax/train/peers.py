@@ -126,14 +126,14 @@ class Peers:
             self._asking = time.monotonic()
             try:
                 self._write(f"{number} {self._step}")
-                found = self._find(SILENCE)
+                reason = self._find(SILENCE)
                 self._asking = None
             except jax.errors.JaxRuntimeError as error:
                 if self._over.is_set():
                     return
-                found = f"{_GONE} ({_brief(error)})"
-            if found and not self._over.is_set():
-                self._give_up(found)
+                reason = f"{_GONE} ({_brief(error)})"
+            if reason and not self._over.is_set():
+                self._give_up(reason)
 
     def _time(self) -> None:
         """Notice that the coordinator does not answer: a question to it has no end of its own."""
@@ -175,11 +175,11 @@ class Peers:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
-                found = self._find(patience)
+                reason = self._find(patience)
             except jax.errors.JaxRuntimeError as error:
-                found = f"{_GONE} ({_brief(error)})"
-            if found:
-                self._give_up(found)
+                reason = f"{_GONE} ({_brief(error)})"
+            if reason:
+                self._give_up(reason)
             time.sleep(self._period / 4)
 
     def _find(self, patience: float) -> str:
@@ -188,23 +188,23 @@ class Peers:
             process = int(key.rpartition("/")[2])
             if process != self._me:
                 return f"process {process} failed {text}"
-        now = time.monotonic()
+        tick = time.monotonic()
         for key, text in self._client.key_value_dir_get(_ALIVE):
             process = int(key.rpartition("/")[2])
-            before, since = self._seen.get(process, ("", now))
+            before, since = self._seen.get(process, ("", tick))
             if text != before:
-                self._seen[process] = text, now
-            elif process != self._me and text != _DONE and now - since > patience:
+                self._seen[process] = text, tick
+            elif process != self._me and text != _DONE and tick - since > patience:
                 step = text.rpartition(" ")[2]
                 return (
-                    f"process {process} has been silent for {now - since:.0f} s, since step {step}"
+                    f"process {process} has been silent for {tick - since:.0f} s, since step {step}"
                 )
         return ""
 
-    def _give_up(self, found: str) -> NoReturn:
+    def _give_up(self, reason: str) -> NoReturn:
         where = "the beginning" if self._saved is None else f"step {self._saved}"
         print(
-            f"{os.path.basename(sys.argv[0])}: {found}; this is process {self._me}, at step "
+            f"{os.path.basename(sys.argv[0])}: {reason}; this is process {self._me}, at step "
             f"{self._step}. {_HOW[0].upper()}{_HOW[1:]}: training goes on from {where}",
             file=sys.stderr,
             flush=True,

@@ -38,16 +38,16 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
             to a batch script that does not start them.
     """
     env = os.environ if env is None else env
-    given = [name for name in _EXPLICIT if env.get(name)]
-    if given and len(given) < len(_EXPLICIT):
-        missing = [name for name in _EXPLICIT if name not in given]
-        raise ConfigError(f"environment: {given} set, but {missing} missing; set all or none")
+    present = [name for name in _EXPLICIT if env.get(name)]
+    if present and len(present) < len(_EXPLICIT):
+        missing = [name for name in _EXPLICIT if name not in present]
+        raise ConfigError(f"environment: {present} set, but {missing} missing; set all or none")
     workers = [name for name in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
     tasks = int(env.get("SLURM_NTASKS") or 1)
-    others = int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1 or len(workers) > 1
+    is_multi_worker = int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1 or len(workers) > 1
     # SLURM_PROCID: a task, not an interactive shell around them; SLURM_STEP_NODELIST: of srun's.
-    if given or others or "SLURM_PROCID" not in env or tasks == 1:
-        return bool(given) or others
+    if present or is_multi_worker or "SLURM_PROCID" not in env or tasks == 1:
+        return bool(present) or is_multi_worker
     if "SLURM_STEP_NODELIST" not in env:
         raise ConfigError(
             f"environment: Slurm has {tasks} tasks for this job, but the batch script runs the "
@@ -183,12 +183,12 @@ class StopSignal:
 def _end_on_second(numbers: int) -> None:
     first = None
     while True:
-        number, now = os.read(numbers, 1)[0], time.monotonic()
+        number, received_at = os.read(numbers, 1)[0], time.monotonic()
         if number not in (signal.SIGINT, signal.SIGTERM):
             continue
         if first is None:
-            first = now
-        elif now - first > _REPEATED:
+            first = received_at
+        elif received_at - first > _REPEATED:
             print(f"{signal.Signals(number).name} again: ended without saving", file=sys.stderr)
             os._exit(128 + number)
 

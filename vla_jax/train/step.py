@@ -78,7 +78,7 @@ def make_train_step(
     parts_of = config.train.accumulate
 
     def gradients(
-        state: TrainState, batch: Batch, key: Array, share: Array
+        state: TrainState, batch: Batch, key: Array, fractions: Array
     ) -> tuple[dict[str, Any], Metrics, Array]:
         """Of one part of a batch; `share` [2] is what it has of all actions and caption tokens."""
         rngs, noise = {"dropout": key} if config.model.dropout else None, jax.random.fold_in(key, 1)
@@ -94,19 +94,19 @@ def make_train_step(
             parts = dict(parts)
             rows = parts.pop("rows", None)
             actions = model.supervised(batch.actions)
-            parts = {name: share[0] * x for name, x in parts.items()}
-            total = share[0] * total
+            parts = {name: fractions[0] * x for name, x in parts.items()}
+            total = fractions[0] * total
             if batch.captions is not None:
                 images = preprocess(batch.captions.images, model.image)
                 args = (variables, images, batch.captions)
                 caption, more = model.apply(*args, method=caption_loss, rngs=rngs)
-                parts |= {name: share[1] * x for name, x in more.items()}
-                total += share[1] * config.optim.caption_weight * caption
+                parts |= {name: fractions[1] * x for name, x in more.items()}
+                total += fractions[1] * config.optim.caption_weight * caption
             sums = by_dataset(rows, actions, batch.dataset, len(names))
             return total, ({**parts, "loss": total}, sums)
 
-        found = jax.value_and_grad(objective, has_aux=True)(state.trainable)
-        (_, (parts, sums)), grads = found
+        result = jax.value_and_grad(objective, has_aux=True)(state.trainable)
+        (_, (parts, sums)), grads = result
         return grads, parts, sums
 
     def accumulated(state: TrainState, batch: Batch) -> tuple[dict[str, Any], Metrics, Array]:
@@ -123,12 +123,12 @@ def make_train_step(
         shares = counts / jnp.maximum(counts.sum(0), 1.0)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts_of))
 
-        def add(total: Any, now: tuple[Batch, Array, Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(state, *now)), None
+        def add(total: Any, part: tuple[Batch, Array, Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradients(state, *part)), None
 
         first = (jax.tree.map(lambda x: x[0], micro), keys[0], shares[0])
-        like = jax.eval_shape(gradients, state, *first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        shapes = jax.eval_shape(gradients, state, *first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, (micro, keys, shares))[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
