@@ -208,7 +208,7 @@ class Checkpoints:
                 multihost_utils.sync_global_devices(f"vla_jax_damaged_{step}")
             for item in items:  # the step may be written again
                 self._damage.pop((step, item), None)
-            self._manager.reload()
+            self._manager.reload()  # it still lists the step that is gone
         return None
 
     def damage(self, step: int, items: Sequence[str]) -> list[str]:
@@ -224,6 +224,7 @@ class Checkpoints:
             part = (0, 1) if alone else (jax.process_index(), jax.process_count())
             problems = checkpoint_folder.damage(folder, [item], part)
             if not alone:
+                # All processes must call a step damaged, or they would resume from different ones.
                 counts = multihost_utils.process_allgather(np.array(len(problems)))
                 problems = problems or ["damaged, as another process found"] * int(counts.any())
             self._damage[step, item] = problems
@@ -256,7 +257,7 @@ class Checkpoints:
             train=ocp.args.StandardRestore(wanted),  # type: ignore[call-arg]
             data=ocp.args.JsonRestore(),
         )
-        parts = place_parts(items["params"], template)
+        parts = place_parts(items["params"], template)  # the average, where one is kept
         state = TrainState(
             step=items["train"]["step"],
             trainable=items["train"].get("trainable", parts.trainable),

@@ -64,6 +64,7 @@ class SkippedSteps:
         Raises:
             DivergedError: too many in a row were skipped.
         """
+        # Only a streak shows divergence; bad batches here and there do not.
         if not float(metrics["skipped"]):
             self._in_a_row = 0
             return

@@ -47,6 +47,7 @@ class Goodput:
         """Seconds of each part, of "steps" (the rest), in "total", and "goodput", steps / total."""
         parts = {part: self._seconds[part] for part in PARTS}
         total = time.perf_counter() - self._began + parts["lost"]
+        # Steps are what nothing else accounts for: the host does not wait for each of them.
         steps = max(0.0, total - sum(parts.values()))
         return {"goodput": steps / total if total else 0.0, "total": total, "steps": steps, **parts}
 

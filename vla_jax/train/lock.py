@@ -47,6 +47,7 @@ def _open(workdir: Path) -> IO[str]:
     file = None
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        # Not "w": until the lock is ours the file names its owner.
         file = (workdir / FILE).open("a+", encoding="utf-8")
         _acquire(file, workdir)
         _sign(file)

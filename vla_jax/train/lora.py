@@ -39,6 +39,7 @@ def train_rules(config: Config) -> list[tuple[str, int]]:
         return split.train_rules(config.optim)
     kernels = [(pattern, split.NONE) for pattern in config.lora.targets]
     frozen = [(VLM, split.NONE)] if config.lora.freeze else []
+    # The first match wins: factors train even inside a tower that is frozen.
     return [(FACTORS, split.ALL), *kernels, *split.train_rules(config.optim), *frozen]
 
 
@@ -83,6 +84,7 @@ def factor_shapes(
     ]
     factors: dict[str, tuple[int, ...]] = {}
     for path in chosen:
+        # Every layer of a stack has factors of its own.
         lead = 1 if rules.STACKED.search(path) else 0
         inputs = rules.match([*_INPUTS, ("", 0)], path)
         if not inputs or len(shapes[path]) <= lead + inputs:
@@ -102,9 +104,11 @@ def active(params: Mapping[str, Any], config: LoraConfig, train: bool) -> Mappin
     if not config.rank:
         return params
     flat = rules.flatten(params)
+    # Over a list, because entries are added on the way.
     for path in [path for path in flat if path.endswith("/lora_b")]:
         flat[path] = flat[path] * (config.alpha / config.rank)
         if train and config.dropout:
+            # One number a layer: the scan over layers slices every leaf.
             rate = jnp.full(flat[path].shape[:-2], config.dropout, jnp.float32)
             flat[path.removesuffix("b") + "rate"] = rate
     return rules.unflatten(flat)
@@ -115,9 +119,11 @@ def merge(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
     if not config.rank:
         return dict(params)
     flat = rules.flatten(params)
+    # Over a list, because entries are removed on the way.
     for path in [path for path in flat if path.endswith("/lora_a")]:
         folder = path.removesuffix("lora_a")
         a, b = (flat.pop(f"{folder}lora_{m}").astype(jnp.float32) for m in "ab")
+        # The default precision on a TPU would round the update to bfloat16.
         update = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
         kernel = flat[folder + "kernel"]
         scale = config.alpha / config.rank

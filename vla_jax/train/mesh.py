@@ -105,6 +105,7 @@ def param_specs(
         free = len(shape) - bool(rules.STACKED.search(path))
         if isinstance(axes, str) or len(axes) > free:  # the last rule, or one for a higher rank
             axes = _largest(shape, free, mesh.shape["fsdp"], min_sharded)
+            # Small ones are whole on purpose; a large one lacks a rule of its own.
             if math.prod(shape) >= min_sharded:
                 caught.append(f"{path} {list(shape)} -> {axes or 'replicated'}")
         specs[path] = _fit(axes, shape, mesh)
@@ -135,6 +136,7 @@ def _fit(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> Pa
     spec: list[str | None] = [None] * (len(shape) - len(axes)) + list(axes)
     for i, axis in enumerate(spec):
         if axis is not None and (mesh.shape[axis] == 1 or shape[i] % mesh.shape[axis]):
+            # jax refuses uneven splits, and a split over one device is none.
             spec[i] = None
     return PartitionSpec(*spec) if any(spec) else PartitionSpec()
 
@@ -184,6 +186,7 @@ def _shared_rows(mesh: Mesh) -> list[int]:
     blocks = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
     owners: dict[int, set[int]] = collections.defaultdict(set)
     for device, index in batch_sharding(mesh).devices_indices_map((blocks,)).items():
+        # The slice of an axis that is not split has no start.
         owners[index[0].start or 0].add(device.process_index)
     return sorted(block for block, processes in owners.items() if len(processes) > 1)
 
@@ -198,6 +201,7 @@ def shard_batch(local: T, mesh: Mesh) -> T:
     sharding = batch_sharding(mesh)
 
     def place(leaf: Any) -> jax.Array:
+        # A process loads its own rows alone; the global batch exists on the devices only.
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
     return jax.tree.map(place, local)

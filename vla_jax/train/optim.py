@@ -27,7 +27,9 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     constant 1; cosine (1 + cos(pi (t-w)/(n-w))) / 2; half_cosine the same between 1 and
     `min_scale`. Past n the last value holds.
     """
+    # A warmup as long as the run would leave nothing to divide by.
     warmup, span = config.warmup_steps, max(1, steps - config.warmup_steps)
+    # True counts as 1 below: the first step then has a rate above 0.
     early = config.warmup_from == "one"
     floor = {"constant": 1.0, "cosine": 0.0, "half_cosine": config.min_scale}[config.schedule]
 
@@ -56,6 +58,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         optax.scale_by_learning_rate(make_schedule(config, steps)),
     ]
     if config.clip_norm:
+        # First, since the norm is that of the gradients and not of Adam's steps.
         chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
     return optax.chain(*chain)
 
@@ -145,6 +148,7 @@ def _decay_and_scale(config: OptimConfig) -> optax.GradientTransformation:
         changed = {}
         for path, x in updates.items():
             decay, rate = rules.match(decays, path), rules.match(rates, path)
+            # Before the rate and behind Adam: this is what makes it AdamW and not L2.
             x = x + decay * params[path] if decay else x
             changed[path] = x * rate if rate != 1.0 else x
         return changed, state

@@ -76,6 +76,7 @@ def unsplit_carries(lowered: Any, rows: int) -> list[Carry]:
     module = propagated(lowered)
     sizes = axis_sizes(module)
     shards = math.prod(sizes.get(axis, 1) for axis in ROW_AXES)
+    # Arguments that are not split as rows are taken for parameters.
     parameters = {shape for shape, axes in _arguments(module) if _shards(axes, 0, sizes) < shards}
     unsplit = []
     for carry in _carries(module):
@@ -166,4 +167,5 @@ def _name(function: Any) -> str:
 
 
 def _shards(axes: Axes, dimension: int, sizes: dict[str, int]) -> int:
+    # A scalar has no dimension that could be split.
     return math.prod(sizes[axis] for axis in axes[dimension]) if axes else 1

@@ -65,6 +65,7 @@ def initialize() -> None:
         _join()
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     level = "INFO" if jax.process_index() == 0 else "WARNING"
+    # Libraries may have set up logging before; without force this would do nothing.
     logging.basicConfig(level=level, format=form, force=True)
     absl = logging.getLogger("absl")
     absl.setLevel("WARNING")  # Orbax tells every phase of every save
@@ -90,6 +91,7 @@ def _join() -> None:
     late.start()
     jax.distributed.initialize(
         **explicit,
+        # Later than our own timer, so that our sentence comes first.
         initialization_timeout=_INITIALIZATION + 30,
         heartbeat_timeout_seconds=_HEARTBEAT,
         shutdown_timeout_seconds=_SHUTDOWN,
@@ -155,6 +157,7 @@ class StopSignal:
         # Python runs a handler when the main thread comes back from what it is in; the numbers of
         # signals arrive here at once.
         numbers, end = os.pipe()
+        # set_wakeup_fd takes only a file that never blocks.
         os.set_blocking(end, False)
         signal.set_wakeup_fd(end, warn_on_full_buffer=False)
         threading.Thread(target=_end_on_second, args=(numbers,), daemon=True).start()
@@ -190,6 +193,7 @@ def _end_on_second(numbers: int) -> None:
             first = received_at
         elif received_at - first > _REPEATED:
             print(f"{signal.Signals(number).name} again: ended without saving", file=sys.stderr)
+            # The status that shells give to a process which a signal has ended.
             os._exit(128 + number)
 
 

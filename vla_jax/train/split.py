@@ -105,7 +105,9 @@ def split_like(flat: Mapping[str, Any], layout: Split) -> Split:
 
 
 def _part(leaf: Any, rows: slice, dtype: Any) -> Any:
+    # Integers are no weights and keep their type.
     dtype = dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+    # A slice copies even where it takes everything.
     takes_all = rows.start in (None, 0) and rows.stop is None
     if isinstance(leaf, jax.ShapeDtypeStruct):
         count = leaf.shape[:1] if takes_all else (len(range(*rows.indices(leaf.shape[0]))),)

@@ -76,6 +76,7 @@ def state_shardings(state: TrainState, mesh: Mesh, min_sharded: int = meshes.MIN
     where = meshes.param_shardings(rules.flatten(state.params), mesh, min_sharded)
 
     def moments(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        # However optax nests its states, the last key of a path is the parameter's.
         key = getattr(path[-1], "key", None) if path else None
         return where[key] if key in state.trainable else replicated
 
@@ -107,6 +108,7 @@ def abstract(
         min_sharded: see `mesh.param_specs`.
         ema: whether to keep an average of the trainable parameters.
     """
+    # Shapes alone: the whole state may fit on no single device.
     bare = jax.eval_shape(
         lambda key: make_state(split(init(key), table), optimizer, 0, ema), jax.random.key(0)
     )
@@ -156,12 +158,14 @@ def create(
     shardings = jax.tree.map(lambda x: x.sharding, template)
     # The first half of the key starts the weights, the second (make_state) feeds dropout.
     key = jax.random.split(jax.random.key(seed))[0]
+    # With out_shardings each device makes its own part of the numbers and no more.
     return jax.jit(build, out_shardings=shardings, donate_argnums=1)(key, loaded)
 
 
 def place_parts(params: Mapping[str, Any], template: TrainState) -> Split:
     """Whole parameters on the devices, cut as the template has them and where it has them."""
     flat, layout = rules.flatten(params), Split(template.trainable, template.frozen)
+    # Only these need a program; the other leaves lie where they belong.
     cut = {path for path in layout.trainable if path in layout.frozen}
 
     @functools.partial(

@@ -110,6 +110,7 @@ def make_train_step(
         return grads, parts, sums
 
     def accumulated(state: TrainState, batch: Batch) -> tuple[dict[str, Any], Metrics, Array]:
+        # From the step number, so that a resumed run draws what it would have drawn.
         key = jax.random.fold_in(state.rng, state.step)
         if parts_of == 1:
             return gradients(state, batch, key, jnp.ones(2))
@@ -120,6 +121,7 @@ def make_train_step(
         if micro.captions is not None:
             tokens = micro.captions.target.sum((1, 2), dtype=jnp.float32)
         counts = jnp.stack([actions, tokens], axis=1)
+        # So weighed, the means of the parts add up to the mean over the whole batch.
         shares = counts / jnp.maximum(counts.sum(0), 1.0)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts_of))
 
@@ -128,6 +130,7 @@ def make_train_step(
 
         first = (jax.tree.map(lambda x: x[0], micro), keys[0], shares[0])
         shapes = jax.eval_shape(gradients, state, *first)
+        # The scan's carry must have the types of what is added to it.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, (micro, keys, shares))[0]
 
@@ -139,6 +142,7 @@ def make_train_step(
         metrics |= {"grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
         is_finite = all_finite((metrics["loss"], grads))
         metrics["skipped"] = 1.0 - is_finite.astype(jnp.float32)
+        # The loss of a single dataset is "loss" itself.
         if len(names) > 1:
             each = jnp.where(sums[1] > 0, sums[0] / sums[1], jnp.nan)
             metrics |= {f"loss/{name}": each[i] for i, name in enumerate(names)}
@@ -162,6 +166,7 @@ def make_train_step(
         step,
         in_shardings=(shardings, meshes.batch_sharding(mesh)),
         out_shardings=(shardings, meshes.replicated(mesh)),
+        # The new state takes the old one's memory: a large model has no room for two.
         donate_argnums=0,
     )
 
