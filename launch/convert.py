@@ -54,6 +54,7 @@ def import_hf(flags: argparse.Namespace) -> None:
     from vla_jax.convert import importing
     from vla_jax.convert.default_config import default_config
 
+    # None stands for the settings that an earlier export left beside the weights.
     raw = None
     if flags.config or flags.set or not (Path(flags.src) / importing.SETTINGS).is_file():
         where = flags.config or default_config(flags.src)

@@ -90,6 +90,7 @@ def main() -> None:
     if flags.to != "rlds" and flags.kind != "libero":
         parser.error("--to is for libero; others become RLDS")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # OUT is a version folder, so its parent has the dataset's name; TFDS wants small letters.
     name = flags.name or re.sub(r"\W+", "_", flags.out.absolute().parent.name.lower())
     description = f"Converted from {flags.kind} by vla_jax."
     try:

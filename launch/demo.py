@@ -50,7 +50,9 @@ def main() -> None:
     )
 
     _say("3/5 serve and evaluate")
+    # Episodes of an earlier run would be counted with these.
     shutil.rmtree(results, ignore_errors=True)
+    # A baseline near zero is plain after fewer episodes.
     num_baseline = min(flags.episodes, BASELINE)
     with local_server.running(["--checkpoint", str(run)]) as server:
         _evaluate(server.uri, results / "trained", flags.episodes, "--sanity=warn")
@@ -93,6 +95,7 @@ def _parse_flags() -> argparse.Namespace:
 def _python(module: str, *arguments: object) -> None:
     """Run one stage in its own process; stop the demo when it fails."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
+    # In the other process the package must be found even if it is not installed.
     code = subprocess.call(command, env={**os.environ, "PYTHONPATH": str(local_server.ROOT)})
     if code:
         sys.exit(f"demo: {module} failed with exit status {code}")

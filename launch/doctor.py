@@ -78,6 +78,7 @@ def versions() -> Iterator[Finding]:
         yield Finding(
             "python", "fail", f"{current}, tested {window}", "make PYTHON=python3.11 demo"
         )
+    # A package that several extras need is reported once.
     checked: set[str] = set()
     for extra, needed in extras.items():
         good, absent = [], []
@@ -90,6 +91,7 @@ def versions() -> Iterator[Finding]:
                 good.append(f"{each.name} {version}")
             elif line not in checked:
                 text = f"{version}, tested {each.specifier}"
+                # Nothing runs without the core; an extra of another version may still do.
                 level = "fail" if not extra else "warn"
                 yield Finding(each.name, level, text, f"pip install '{line}'")
             checked.add(line)
@@ -143,6 +145,7 @@ def machine() -> Iterator[Finding]:
         yield Finding("host", "warn", text, f"training wants {MEMORY_GIB:g} GiB at the least")
     else:
         yield Finding("host", "ok", text)
+    # In another process: a bad driver may crash or hang, and jax would hold the device.
     status, out, err = _ask([sys.executable, "-c", _DEVICES])
     if status:
         advice = "another process may hold the device; JAX_PLATFORMS=cpu runs without it"
@@ -265,6 +268,7 @@ def server(checkpoint: str | None) -> Iterator[Finding]:
         yield Finding("round trip", "fail", str(error), "" if checkpoint else advice)
         return
     text = f"{np.median(times):.1f} ms a request, actions {list(actions.shape)}"
+    # `_Mirror` replies the picture's brightness, so other numbers mean a mangled message.
     if not checkpoint and not np.allclose(actions, picture.mean() / 255):
         yield Finding("round trip", "fail", text + ", and not those that were sent")
     else:
@@ -306,6 +310,7 @@ def _ask(command: Sequence[str]) -> tuple[int, str, str]:
         return 124, "", f"no answer within {TIMEOUT:g} s"
     except OSError as error:
         return 127, "", f"{command[0]}: {error.strerror}"
+    # A traceback names its error in the last line.
     words = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
     last = f"exit status {done.returncode}: {words[-1]}" if done.returncode < 0 else words[-1]
     return done.returncode, done.stdout, last
@@ -317,6 +322,7 @@ def _extras_absent(requirement: Requirement) -> bool:
     return any(
         each.marker is not None
         and each.marker.evaluate({"extra": extra})
+        # Without this packages that are always needed would count as the extra's.
         and not each.marker.evaluate({"extra": ""})
         and _installed(each.name) is None
         for extra in requirement.extras

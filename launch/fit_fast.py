@@ -50,6 +50,7 @@ def draw_chunks(mixture: Mixture, count: int, seed: int) -> Float[np.ndarray, "n
         In model units, the gripper at 1 = open and -1 = closed.
     """
     rng = np.random.default_rng(seed)
+    # Training draws a dataset by its weight times its windows.
     shares = np.multiply(mixture.weights, mixture.sizes)
     counts = rng.multinomial(count, shares / shares.sum())
     drawn = []
@@ -59,6 +60,7 @@ def draw_chunks(mixture: Mixture, count: int, seed: int) -> Float[np.ndarray, "n
         frames, _ = chunks(place.end, lengths, 1, mixture.chunk)
         drawn.append(dataset.actions_at(place.trajectory, frames)[:, 0])
     actions = np.concatenate(drawn).astype(np.float64)
+    # The data have the gripper in 0 .. 1, all other numbers in -1 .. 1.
     actions[..., -1] = 2 * actions[..., -1] - 1
     return actions
 

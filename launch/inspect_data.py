@@ -92,6 +92,7 @@ def action_plot(findings: Findings, path: Path) -> None:
         left.hist(dataset.actions[:, i], bins=50, color="0.4")
         for name in ("q01", "q99"):
             left.axvline(columns[name][i], color="tab:red", linewidth=0.8)
+        # Most actions are small; on a linear scale the rare ones would vanish.
         left.set_yscale("log")
         is_gripper = dataset.spec.has_gripper and i == dim - 1
         left.set_ylabel("gripper" if is_gripper else f"dim {i}")
@@ -106,6 +107,7 @@ def action_plot(findings: Findings, path: Path) -> None:
     axes[0, 1].set_title(f"{dataset.name}, in its own units, by frame", fontsize=9)
     axes[-1, 1].legend(fontsize=7, loc="upper right")
     figure.tight_layout()
+    # Written beside and renamed: no viewer sees half a picture.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     figure.savefig(temporary, dpi=110)
     pyplot.close(figure)
@@ -113,7 +115,7 @@ def action_plot(findings: Findings, path: Path) -> None:
 
 
 def report(findings: Findings, more: list[str]) -> str:
-    """What is printed."""
+    """The text that is printed."""
     lines = [f"{findings.dataset.name} in {findings.dataset.index.root}", *findings.summary]
     if findings.gripper:
         bars = " ".join(f"{fraction:4.0%}" for fraction in findings.gripper)
@@ -137,6 +139,7 @@ def locate(data: str, root: str, spec: str) -> tuple[Path, str]:
         named = folder.absolute()
         version = named.name.replace(".", "").isdigit()
         return folder, spec or (named.parent.name if version else named.name)
+    # For its error alone: a name without a spec is reported before a missing folder.
     find_spec(spec or data)
     located = find_folder(root, data) if root else None
     if located is None:

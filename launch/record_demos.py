@@ -72,8 +72,9 @@ def _features(size: int) -> dict[str, Any]:
 
 
 def _episodes(episodes: int, size: int, noise: float, workers: int) -> Iterator[dict[str, Any]]:
-    """In order of their seeds, whatever the number of workers."""
+    """Episodes in the order of their seeds, whatever the number of workers."""
     shares = [range(i, min(i + SHARE, episodes)) for i in range(0, episodes, SHARE)]
+    # A fork would copy locks whose threads it does not copy.
     context = multiprocessing.get_context("spawn")
     with (
         concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,

@@ -57,6 +57,7 @@ def replay(policy: Any, dataset: Any, keys: dict[str, str], episodes: int) -> li
     from vla_jax import progress
     from vla_jax.inference.protocol import PROMPT_KEY, STATE_KEY
 
+    # Evenly spread, because neighbors in a dataset are often alike.
     count = len(dataset.lengths)
     chosen = np.unique(np.linspace(0, count - 1, min(episodes, count)).round().astype(int)).tolist()
     gripper = policy.metadata["gripper"]
@@ -67,8 +68,10 @@ def replay(policy: Any, dataset: Any, keys: dict[str, str], episodes: int) -> li
             recorded = dataset.actions[rows].astype(np.float64)
             if gripper:
                 span = gripper["open"] - gripper["closed"]
+                # The data have 0 = closed and 1 = open; the policy replies the robot's own numbers.
                 recorded[:, -1] = gripper["closed"] + recorded[:, -1] * span
             text = dataset.instructions[dataset.text[dataset.text_starts[number]]]
+            # A new session, so that no history reaches into the next episode.
             session, predicted = policy.new_session(), []
             for frame in range(len(recorded)):
                 obs: dict[str, Any] = {PROMPT_KEY: text}
@@ -145,6 +148,7 @@ def plot(replayed: list[Episode], path: Path, has_gripper: bool) -> None:
                 axis.set_ylabel("gripper" if is_gripper else f"dim {i}", fontsize=7)
     axes[0, 0].legend(fontsize=6)
     figure.tight_layout()
+    # Written beside and renamed: no viewer sees half a picture.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     figure.savefig(temporary, dpi=110)
     pyplot.close(figure)

@@ -42,6 +42,7 @@ def main() -> int:
             idle_timeout=flags.idle_timeout,
             api_key=_api_key(flags.api_key_file),
         )
+        # A port in use is reported now, not after minutes of loading.
         server.check_port(options.host, options.port)
         if not options.api_key and flags.host not in ("127.0.0.1", "::1", "localhost"):
             logging.warning("--host=%s without an API key: anyone may connect", flags.host)
@@ -70,7 +71,7 @@ def main() -> int:
 
 
 def _api_key(file: str | None) -> str:
-    """From a file or the environment: a command line is there for every user to read."""
+    """The key, from a file or the environment: a command line is there for every user to read."""
     return Path(file).read_text("utf-8").strip() if file else os.environ.get("VLA_API_KEY", "")
 
 

@@ -252,9 +252,11 @@ def run_steps(
                 train_state, metrics = run.train_step(train_state, batch)
             profile.after(done, metrics)
             if done == start + 1:
+                # A call returns before its step is done, so this one must be waited for.
                 jax.block_until_ready(metrics)
                 clock.add("compile", time.perf_counter() - began)
                 logger.info("compiled, first step done: %.0f s", time.perf_counter() - began)
+                # Neither compiling nor this count is part of a step's speed, hence the pause.
                 count_operations(run, meter, batch)
                 meter.pause(done)
 
@@ -267,8 +269,10 @@ def run_steps(
                 pending.put(done, metrics)
             bar.update()
 
+            # Asked at every step: the processes agree on a point by counting these questions.
             leave, where = run.stop.asked(), run.inputs.position(batches)
             if leave or due(done, c.save_every, c.steps):
+                # A state is saved only when all steps that led to it are known to be finite.
                 for step, values, sample in in_flight.drain():
                     skipped.add(step, values, sample)
                 pending.flush()
@@ -276,10 +280,12 @@ def run_steps(
                     run.saver.save(done, train_state, where)
                 meter.pause(done)
             else:
+                # A save in the background may have failed, and here is a state to save instead.
                 run.saver.check(done, train_state, where)
             run.peers.saved(run.saver.last)
             if not leave and done < c.steps and due(done, c.eval_every, c.steps):
                 pending.flush()
+                # An evaluation that was cut short is the sign to leave.
                 leave = not evaluated(run, train_state, done)
                 meter.pause(done)
             if leave or done == c.steps:
@@ -321,6 +327,7 @@ def save_before_error(
 
 def count_operations(run: Run, meter: Meter, batch: Any) -> None:
     """Count the operations of a step, for the MFU that the log shows."""
+    # Only the first process writes the log.
     if jax.process_index() != 0:
         return
     operations = flops.of_step(run.model, run.config, run.template, batch)

@@ -24,7 +24,7 @@ EFFICIENCY = 0.75
 
 @dataclass(frozen=True)
 class Work:
-    """Of one device in one step.
+    """What one device does in one step.
 
     Attributes:
         flops: operations of matrix products.
@@ -61,6 +61,7 @@ def read(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> Work:
         for each in computation.values():
             flops += times * hlo_flops.flops(each, computation, program)
             size = hlo_bytes.moved(each, computation, program)
+            # What moves nothing is no kernel of its own.
             if size:
                 kernels += times
                 classes[hlo_bytes.kind_of(each)] += size * times
@@ -109,12 +110,12 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """Which is the longest."""
+        """The name of the longest of the three."""
         return max(("compute", "hbm", "wire"), key=lambda name: getattr(self, name))
 
     @property
     def seconds(self) -> float:
-        """Expected of a step."""
+        """Seconds that a step is expected to take."""
         return max(self.compute, self.hbm, self.wire) / EFFICIENCY
 
     def mfu(self, forward: float, chip: Chip) -> float:
@@ -129,6 +130,7 @@ class Roofline:
 
 def roofline(work: Work, chip: Chip) -> Roofline:
     """How long the work takes at the least."""
+    # Exchanges take turns on the links, so their times add up.
     wire = sum((each.wire_bytes / speed(each, chip) for each in work.exchanges), 0.0)
     return Roofline(work.flops / chip.flops, work.hbm_bytes / chip.bandwidth, wire)
 

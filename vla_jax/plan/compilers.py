@@ -68,6 +68,7 @@ def devices(machine: Machine) -> list[Any]:
             f"{install_hint('plan')}"
         )
     for name, value in _ENVIRONMENT.items():
+        # A user's own setting goes first.
         os.environ.setdefault(name, value)
     try:
         topology = _tpu(machine) if platform == "tpu" else _gpu(machine)
@@ -132,6 +133,7 @@ def answering_for(machine: Machine) -> Iterator[None]:
         "check_compute_capability": at_least,
         "is_cuda_compute_capability_equal": exactly,
     }
+    # Put back afterwards, for code that runs on a real GPU of this process.
     asked = {name: getattr(cudnn, name) for name in answers}
     try:
         for name, answer in answers.items():

@@ -56,6 +56,7 @@ def _own(instruction: Instruction, computation: Computation) -> int:
 
 def _product(out: tuple[int, ...], left: tuple[int, ...], contracted: str) -> int:
     axes = [int(i) for i in re.findall(r"\d+", contracted)]
+    # A multiplication and an addition for each pair of numbers that meet.
     return 2 * math.prod(out) * math.prod(left[i] for i in axes)
 
 
@@ -80,6 +81,7 @@ def _convolution(
             left[labels[1].index(label)], out[labels[3].index(label)], int(size[i]),
             int(stride[i]), int(pad[i].split("_")[0]), int(spread[i]), int(gap[i]),
         )  # fmt: skip
+    # Each group of the batch makes only its own share of the output channels.
     groups = re.search(r"batch_group_count=(\d+)", text)
     channels = right[labels[2].index("i")] * right[labels[2].index("o")]
     return total * channels * left[labels[1].index("b")] // (int(groups[1]) if groups else 1)

@@ -50,7 +50,7 @@ class Collective:
 def collectives(
     program: Program, mesh: Mapping[str, int], domains: Sequence[int]
 ) -> list[Collective]:
-    """All of a program.
+    """All collectives of a program.
 
     Args:
         program: compiled for the mesh.
@@ -70,6 +70,7 @@ def collectives(
                 if mark:
                     marks.add(mark)
                 result.append(_collective(kind, each, where, outer, times, loops, mesh, domains))
+    # A mesh axis of size 1 leaves exchanges that send nothing.
     return [each for each in result if each.group > 1]
 
 
@@ -104,8 +105,10 @@ def _collective(
     out = plain_bytes(each.shape)
     if each.op.endswith("-start"):  # (inputs, outputs)
         out = max(out - inputs, inputs) if kind == "all-gather" else inputs
+    # An all-reduce is a reduce-scatter and then an all-gather, so it sends twice as much.
     size = {"all-gather": out, "all-reduce": 2 * inputs}.get(kind, inputs)
     count = len(devices)
+    # A device's own part of n stays where it is.
     fraction = 1.0 if kind == "collective-permute" else (count - 1) / max(count, 1)
     largest = max(arrays(each.shape), key=lambda a: a.nbytes, default=None)
     started = outer.op.endswith("-start") and '"is_sync":true' not in each.attributes
@@ -151,6 +154,7 @@ def first_group(text: str, size: int) -> list[int]:
 
 
 def _transposed(dims: list[int], order: list[int]) -> list[int]:
+    # XLA numbers the devices in order, shapes them as dims and transposes by order.
     strides = [math.prod(dims[i + 1 :]) for i in range(len(dims))]
     ranges = [range(dims[axis]) for axis in order]
     return [

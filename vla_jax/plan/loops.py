@@ -81,6 +81,7 @@ def residual_bytes(
     ]
 
     def size(value: LoopValue) -> float:
+        # `rows` is chosen so that only dimensions of the batch are its multiples.
         grows = any(n and n % rows == 0 for n in value.shape)
         return value.device_bytes * (scale if grows else 1.0)
 
@@ -89,6 +90,7 @@ def residual_bytes(
             stacked_bytes[value.loop] = stacked_bytes.get(value.loop, 0.0) + size(value)
     stacked = {value.shape for value in forward if value.kind == "stacked"}
     for value in forward:
+        # What one loop stacks another one may hold; it counts once.
         if value.kind == "held" and value.shape not in stacked:
             held[value.dtype, value.shape] = size(value)
     stacked_bytes["held in loops"] = sum(held.values())
@@ -99,6 +101,7 @@ def _values(
     loop: Any, mesh: Mapping[str, int], functions: Mapping[str, Any]
 ) -> Iterator[LoopValue]:
     body = loop.regions[1].blocks[0]
+    # The last operation of a block is its return.
     returned = list(body.operations)[-1].operands
     where, backward = _place(str(loop.location))
     lying = propagation.result_axes(loop)

@@ -165,6 +165,7 @@ def _hosts(machine: Machine) -> list[list[tuple[int, ...]]]:
         each = min(machine.chip.host, machine.size)
         return [[(0, 0, 0)] * each for _ in range(machine.size // each)]
     x, y, z = (*machine.shape, 1)[:3]
+    # A host has a square of 2 x 2 chips along the first two axes.
     a, b = min(2, x), min(2, y)
     return [
         [(i + p, j + q, k) for q in range(b) for p in range(a)]

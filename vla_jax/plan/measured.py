@@ -32,7 +32,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Control(Measured):
-    """Of a control step on one device.
+    """A control step on one device, as its compiler measures it.
 
     Attributes:
         weights: bytes of the parameters in bfloat16, which every step must read once.
@@ -60,6 +60,7 @@ def train_step(config: Config, machine: Machine, windows: int = 0) -> Measured:
     program = programs.train_program(config, compilers.devices(machine), windows)
     with compilers.answering_for(machine):
         lowered = program.step.trace(program.template, program.batch).lower()
+    # The slow network joins slices of TPUs, but hosts of GPUs.
     across = machine.chip.platform == "tpu"
     domains = [
         getattr(device, "slice_index", None) or 0 if across else device.process_index
@@ -102,6 +103,7 @@ def _measured(
         temporaries = compiled.refused(error)
         if temporaries is None:
             raise
+        # The results of a step mostly take the place of its arguments.
         sizes = {"arguments": argument_bytes, "results": 0, "temporaries": temporaries}
         sizes["total"] = sum(sizes.values())
         return Measured(sizes, False, None, None, time.perf_counter() - began)

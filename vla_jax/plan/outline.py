@@ -21,7 +21,7 @@ _TRACED = 13
 
 @dataclass(frozen=True)
 class Outline:
-    """Of a train step.
+    """What is known of a train step without compiling it.
 
     Attributes:
         mesh: axis -> size.
@@ -58,7 +58,7 @@ class Outline:
 
     @property
     def windows(self) -> float:
-        """Of a row block."""
+        """Windows of a row block."""
         return self.rows / self.blocks
 
     @property
@@ -87,6 +87,7 @@ def outline(config: Config, machine: Machine, windows: int = 0) -> Outline:
         work = trace.count(asked.step.trace(asked.template, asked.batch).jaxpr)
     forward = trace.count(jax.make_jaxpr(asked.forward)(params, asked.batch))
     # The loops.
+    # So many windows that no dimension of the model is taken for rows of the batch.
     prime = programs.train_program(config, devices, _TRACED * config.train.accumulate)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     rows = prime.rows // config.train.accumulate

@@ -92,6 +92,7 @@ def train_program(config: Config, devices: Sequence[Any], windows: int = 0) -> T
     names = [str(dataset.spec) for dataset in config.data.datasets]
 
     def forward(params: Any, batch: Batch) -> Any:
+        # Without random changes: the products of a crop are not the model's work.
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=False
         )

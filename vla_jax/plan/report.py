@@ -89,6 +89,7 @@ def _compiled(measured: Measured | None, chip: Chip) -> dict[str, Any]:
 
 def exchanges(work: Work) -> list[dict[str, Any]]:
     """Collectives of one kind, place and size as one row, the most bytes first."""
+    # Layers repeat the same exchange, which would fill pages.
     rows: dict[Any, list[float]] = defaultdict(lambda: [0, 0.0])
     for each in work.exchanges:
         key = (each.kind, each.axes, each.group, each.array, each.loops, each.overlapped)

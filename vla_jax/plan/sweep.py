@@ -58,7 +58,7 @@ class Candidate:
 
     @property
     def flags(self) -> str:
-        """To give to launch/train.py."""
+        """Flags to give to launch/train.py."""
         mesh = " ".join(f"--config.mesh.{axis}={size}" for axis, size in self.mesh.items())
         remat = f"--config.model.remat={self.config.model.remat}"
         return f"{mesh} {remat} --config.train.batch_size={self.rows}"
@@ -109,6 +109,7 @@ def _estimates(config: Config, machine: Machine) -> tuple[list[Candidate], int]:
     for mesh in meshes(machine):
         shape = dataclasses.replace(config.mesh, **mesh)
         placed = dataclasses.replace(config, mesh=shape)
+        # The smallest batch that can be: a window for each part of a step.
         windows = config.train.accumulate
         try:
             state_sizes = programs.state_bytes(programs.train_program(placed, devices, windows))
@@ -118,6 +119,7 @@ def _estimates(config: Config, machine: Machine) -> tuple[list[Candidate], int]:
         for remat in _REMAT:
             model = dataclasses.replace(config.model, remat=remat)
             each = dataclasses.replace(placed, model=model)
+            # Traced once for all meshes, because tracing is the slow part and bytes scale.
             if remat not in sketches:
                 sketches[remat] = outline.outline(each, machine, windows)
             sketch, full = sketches[remat], sketches["full"]
@@ -126,6 +128,7 @@ def _estimates(config: Config, machine: Machine) -> tuple[list[Candidate], int]:
                 scale = count * windows / sketch.windows
                 residuals = sum(sketch.residuals.values()) * count
                 alive = max((size for *_, size in sketch.largest), default=0.0) * count
+                # The gradients take as much again as the trainable parameters.
                 state = sum(state_sizes.values()) + state_sizes["params"]
                 memory = state + residuals + _ALIVE * alive / mesh["tensor"]
                 if memory > chip.memory:
@@ -159,6 +162,7 @@ def _powers(limit: int) -> list[int]:
 
 
 def _rounded(rate: float) -> float:
+    # Estimates are no better than two digits; equal ones are ordered by their mesh.
     return float(f"{rate:.2g}")
 
 
@@ -197,6 +201,7 @@ def _measure(candidate: Candidate, machine: Machine) -> Candidate | None:
         if result.fits:
             rows = candidate.rows * windows // candidate.windows
             return dataclasses.replace(candidate, windows=windows, rows=rows, measured=result)
+        # The estimate was too bold.
         windows //= 2
     return None
 

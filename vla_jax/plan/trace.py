@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass
 class Count:
-    """Over all devices.
+    """Counts over all devices.
 
     Attributes:
         flops: input type -> floating point operations of matrix products and convolutions, a
@@ -83,6 +83,7 @@ def _operations(name: str, eqn: Any) -> int:
     if name == "conv_general_dilated":
         kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
         out = math.prod(eqn.outvars[0].aval.shape)
+        # An output meets the whole kernel of its own channel.
         return 2 * out * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
     if name.startswith("dot_product_attention"):
         # cuDNN's kernels, opaque to jax: q [b, n, h, d], k [b, m, h, d]. Two products forward; five
@@ -110,6 +111,7 @@ def _inner(eqn: Any) -> Iterator[Any]:
     if eqn.primitive.name.startswith("dot_product_attention"):
         return
     for value in eqn.params.values():
+        # The branches of a condition are a tuple of programs.
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(part, "eqns") or hasattr(getattr(part, "jaxpr", None), "eqns"):
                 yield part

@@ -187,7 +187,7 @@ def evaluate(
     sums = []
     for local in batches:
         sums.append(step(state, meshes.shard_batch(local, mesh)))
-        # The batches come in order, so a mean over some of them would mislead.
+        # A mean over fewer windows would not compare with earlier evaluations.
         if stop():
             return {}
     return means(sums, names)
