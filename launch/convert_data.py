@@ -107,6 +107,7 @@ def main() -> None:
     except (DataError, FileExistsError) as error:
         logging.debug("traceback of the error below", exc_info=True)
         sys.exit(f"convert_data.py: {error}")
+    # Trajectories lie one behind the other, so the last start is the number of frames.
     frames = sum(int(source.starts[-1]) for source in sources.values())
     print(f"{flags.out}: {counts} episodes, {frames} frames")
 

@@ -49,6 +49,7 @@ def draw_chunks(mixture: Mixture, count: int, seed: int) -> Float[np.ndarray, "n
     Returns:
         In model units, the gripper at 1 = open and -1 = closed.
     """
+    # The seed makes the tokenizer the same at every fit.
     rng = np.random.default_rng(seed)
     # Training draws a dataset by its weight times its windows.
     shares = np.multiply(mixture.weights, mixture.sizes)
@@ -67,6 +68,7 @@ def draw_chunks(mixture: Mixture, count: int, seed: int) -> Float[np.ndarray, "n
 
 def report(tokenizer: FastTokenizer, actions: Float[np.ndarray, "n t a"]) -> str:
     """How a tokenizer does on chunks."""
+    # Chunks that a tokenizer cannot write would spoil the mean error; they count as lost.
     is_encodable = np.array([tokenizer.keeps(chunk) for chunk in actions])
     lines = [f"{tokenizer.size} tokens, scale {tokenizer.scale:g}, chunks {actions.shape[1:]}"]
     if is_encodable.any():

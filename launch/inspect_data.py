@@ -87,6 +87,7 @@ def action_plot(findings: Findings, path: Path) -> None:
     figure, axes = pyplot.subplots(
         dim, 2, figsize=(10, 1.3 * dim + 0.6), width_ratios=(1, 2), squeeze=False
     )
+    # More curves than these could not be told apart.
     shown = trajectories_shown(dataset)[:_SHOWN]
     for i, (left, right) in enumerate(axes):
         left.hist(dataset.actions[:, i], bins=50, color="0.4")

@@ -58,6 +58,7 @@ def main() -> int:
             dataset=flags.dataset,
             untrained=flags.untrained,
             execution=Execution(flags.execute, flags.horizon, flags.ensemble_decay),
+            # None leaves the checkpoint's own setting.
             gripper={f"gripper_{k}": v for k, v in overrides.items() if v is not None},
             max_batch=min(flags.max_batch, flags.max_sessions),
         )

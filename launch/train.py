@@ -129,6 +129,7 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
         model = vla.build(config.model, origin.arch())
         for warning in legality.warnings(config.model):
             logger.warning(warning)
+        # Checkpoints must do without the pretrained folder that the sizes came from.
         config = with_complete_arch(config, model.arch)
         config = resume.as_begun(config, meta["config"]) if start else config
         for change in resume.check_resume(meta["config"], to_dict(config)) if start else ():
@@ -182,6 +183,7 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
                 mesh=mesh,
                 inputs=inputs,
                 template=template,
+                # A collective gives up long before a slower process has compiled.
                 train_step=runtime.together(train_step, "train"),
                 eval_step=runtime.together(eval_step, "eval"),
                 saver=Saver(checkpoints, {**meta, "config": original}),
@@ -192,6 +194,7 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
             )
             done, train_state = run_steps(run, train_state, start, position)
             result = (
+                # A run that was told to stop has no time for an evaluation.
                 evaluated(run, train_state, done) if done == c.steps and not stop.received else {}
             )
         if not result:
@@ -282,6 +285,7 @@ def run_steps(
             else:
                 # A save in the background may have failed, and here is a state to save instead.
                 run.saver.check(done, train_state, where)
+            # A peer that ends says from which step the run will go on.
             run.peers.saved(run.saver.last)
             if not leave and done < c.steps and due(done, c.eval_every, c.steps):
                 pending.flush()

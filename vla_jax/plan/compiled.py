@@ -88,6 +88,7 @@ def memory(compiled: Any) -> dict[str, int]:
 def refused(error: Exception) -> int | None:
     """Bytes of temporaries of a program that its compiler refuses for want of memory, or None."""
     matched = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", str(error))
+    # Compilers word this error differently; this is libtpu's.
     matched = matched or re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error))
     if not matched:
         return None

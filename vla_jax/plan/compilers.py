@@ -120,6 +120,7 @@ def answering_for(machine: Machine) -> Iterator[None]:
     if die is None:
         yield
         return
+    # jax compares capabilities as (major, minor).
     has, (major, minor, patch) = (die.major, 0), _CUDNN
 
     def at_least(wanted: str) -> bool:

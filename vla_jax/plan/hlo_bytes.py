@@ -30,6 +30,7 @@ def moved(instruction: Instruction, computation: Computation, program: Program) 
         return 0.0
     if op == "fusion":
         return _fusion(instruction, computation, program)
+    # Read once and written once.
     if op in _SLICES:
         return 2 * plain_bytes(instruction.shape)
     if op == "dynamic-update-slice":

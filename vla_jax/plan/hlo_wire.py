@@ -165,6 +165,7 @@ def _transposed(dims: list[int], order: list[int]) -> list[int]:
 
 def _along(sizes: Mapping[str, int], axes: list[tuple[str, str, str]]) -> list[int]:
     """The group at the mesh's origin; an axis may be split, (what is before)what is meant."""
+    # Devices are numbered with the last axis fastest.
     names = list(sizes)
     steps = []
     for name, before, part in axes:
@@ -178,6 +179,7 @@ def _along(sizes: Mapping[str, int], axes: list[tuple[str, str, str]]) -> list[i
 def _axes(devices: list[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
     """The axes of the mesh along which the devices differ."""
     names, stride = [], 1
+    # From the last axis on, whose neighbors have neighboring numbers.
     for name in reversed(list(mesh)):
         if len({device // stride % mesh[name] for device in devices}) > 1:
             names.append(name)

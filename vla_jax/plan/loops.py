@@ -109,6 +109,7 @@ def _values(
         shape, dtype = propagation.shape_and_type(argument.type)
         if not shape:
             continue
+        # Into how many parts each dimension is cut.
         shares = [math.prod(mesh[name] for name in each) for each in axes]
         local = math.prod(-(-size // parts) for size, parts in zip(shape, shares, strict=True))
         yield LoopValue(

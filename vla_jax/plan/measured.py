@@ -107,6 +107,7 @@ def _measured(
         sizes = {"arguments": argument_bytes, "results": 0, "temporaries": temporaries}
         sizes["total"] = sum(sizes.values())
         return Measured(sizes, False, None, None, time.perf_counter() - began)
+    # Before the text is read, which takes long for large programs.
     took = time.perf_counter() - began
     sizes = compiled.memory(program)
     work = compiled.read(program.as_text(), mesh, domains)

@@ -38,6 +38,7 @@ def to_json(
         "batch_size": outline.rows,
         "row_blocks": outline.blocks,
         "straddling_row_blocks": outline.straddling,
+        # Without a compiler only a misfit is certain: the least is already too much.
         "fits": None if least["total"] <= chip.memory else False,
         "bytes_per_device": least,
         "flops": outline.flops,
@@ -143,6 +144,7 @@ def lines(machine: Machine, outline: Outline) -> Iterator[str]:
     if large:
         yield "  of the residuals:"
         yield from ("  " + line for line in _table(large))
+    # Small values would hide the few that decide whether a step fits.
     for dtype, shape, size in (each for each in outline.largest[:4] if each[2] > 2**24):
         yield f"  large value {dtype}{list(shape)}: {size / _GIB:.2f} GiB if split"
     if outline.unsplit:
@@ -182,6 +184,7 @@ def control_lines(machine: Machine, control: Control) -> Iterator[str]:
     history = control.history / 1e6
     yield f"  weights {control.weights / 1e9:.2f} GB, a session's history {history:.2f} MB"
     if control.work:
+        # No step with one session can be faster than this.
         once = 1e3 * control.weights / machine.chip.bandwidth
         yield f"  {control.work.kernels} kernels; to read the weights once takes {once:.2f} ms"
         yield from _work_lines(control)
@@ -200,6 +203,7 @@ def _work_lines(measured: Measured) -> Iterator[str]:
         return
     yield f"  HBM {work.hbm_bytes / 1e9:.1f} GB"
     for name, size in work.classes.items():
+        # Parts below a hundredth do not decide anything.
         if size > 0.01 * work.hbm_bytes:
             yield f"    {name:28} {size / 1e9:9.2f} GB {100 * size / work.hbm_bytes:5.1f} %"
     yield f"  wire {work.wire_bytes / 1e9:.2f} GB"

@@ -142,6 +142,7 @@ def _estimates(config: Config, machine: Machine) -> tuple[list[Candidate], int]:
                 )
                 seconds /= EFFICIENCY
                 candidates.append(Candidate(each, mesh, count * windows, rows, memory, seconds))
+    # A mesh that is refused is no fault while another one will do.
     if problems and not sketches:
         raise ConfigError("no mesh of this machine will do:\n  " + "\n  ".join(set(problems)))
     return candidates, refused
@@ -195,6 +196,7 @@ def _distinct(candidates: list[Candidate]) -> list[Candidate]:
 
 def _measure(candidate: Candidate, machine: Machine) -> Candidate | None:
     windows = candidate.windows
+    # Each part of a step needs a window.
     least = candidate.config.train.accumulate
     while windows >= least:
         result = measured.train_step(candidate.config, machine, windows)

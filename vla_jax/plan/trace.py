@@ -103,11 +103,13 @@ def _repeats(name: str, eqn: Any) -> int:
         return math.prod(mesh.shape[axis] for axis in manual)
     if name == "pallas_call":
         grid = eqn.params["grid_mapping"].grid
+        # A size that is not known before the run counts as 1.
         return math.prod(size for size in grid if isinstance(size, int))
     return 1
 
 
 def _inner(eqn: Any) -> Iterator[Any]:
+    # Counted as a whole in `_operations`; what is inside must not count again.
     if eqn.primitive.name.startswith("dot_product_attention"):
         return
     for value in eqn.params.values():

@@ -13,6 +13,7 @@ def with_steps(config: Config, windows: int) -> Config:
         windows: in the training data; an epoch is as many steps as full batches of them.
     """
     train, optim = config.train, config.optim
+    # Data of less than a batch still make a step.
     epoch = max(1, windows // train.batch_size)
     if train.epochs:
         train = dataclasses.replace(train, steps=max(1, round(train.epochs * epoch)))

@@ -24,6 +24,7 @@ class DivergedError(RuntimeError):
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether every floating-point number of a tree of arrays is finite."""
+    # Integers are always finite.
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     if not floats:
         return jnp.array(True)

@@ -141,6 +141,7 @@ def open_inputs(config: Config, model: Any, origin: Any, meta: Mapping[str, Any]
     else:
         prompt = vla.prompt(config.model)
         prompts = [prompt.format(instruction=text.strip()) for text in train.instructions]
+        # All words that training will meet, because a tokenizer cannot grow later.
         words = itertools.chain(prompts, texts.words(cotrain.prompt) if texts else ())
         tokenizer = origin.tokenizer() or Tokenizer.build(words, model.word_ids)
     tokenizer.limit(model.vlm.vocab_size)

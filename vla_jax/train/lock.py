@@ -53,6 +53,7 @@ def _open(workdir: Path) -> IO[str]:
         _sign(file)
         return file
     except (OSError, WorkdirError) as error:
+        # An open file would keep the lock.
         if file is not None:
             file.close()
         if isinstance(error, WorkdirError):
@@ -65,6 +66,7 @@ def _acquire(file: IO[str], workdir: Path) -> None:
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
+            # The system lets go of this lock even when the process is killed.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:

@@ -195,6 +195,7 @@ def _open_wandb(project: str, workdir: Path, config: Mapping[str, Any]) -> Any:
     except ImportError as error:
         hint = install_hint("log")
         raise LogError(f"train.wandb: wandb is not installed; {hint}") from error
+    # A relative workdir such as "." has no name of its own.
     name = workdir.absolute().name
     # The same id after a restart makes wandb go on with the run.
     return wandb.init(

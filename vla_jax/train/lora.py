@@ -87,6 +87,7 @@ def factor_shapes(
         # Every layer of a stack has factors of its own.
         lead = 1 if rules.STACKED.search(path) else 0
         inputs = rules.match([*_INPUTS, ("", 0)], path)
+        # A kernel has at least one output axis behind its inputs.
         if not inputs or len(shapes[path]) <= lead + inputs:
             problems.append(f"lora.targets: {path} is no kernel of a linear map")
             continue

@@ -124,6 +124,7 @@ def param_shardings(
 
 
 def _largest(shape: tuple[int, ...], free: int, size: int, least: int) -> tuple[str | None, ...]:
+    # The leading axis of a stack is the scan's.
     trailing = shape[len(shape) - free :]
     legal = [i for i, n in enumerate(trailing) if n % size == 0]
     if math.prod(shape) < least or not legal:

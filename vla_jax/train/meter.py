@@ -55,6 +55,7 @@ class Meter:
         # Two readings may fall into one tick of the clock.
         span = max(time.perf_counter() - self._since, 1e-9)
         steps = max(step - self._step, 1)
+        # Without a list of devices all counts as one.
         devices = max(1, len(self._devices))
         speed = self._flops * steps / span / devices
         row = {

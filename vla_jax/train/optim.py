@@ -31,6 +31,7 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     warmup, span = config.warmup_steps, max(1, steps - config.warmup_steps)
     # True counts as 1 below: the first step then has a rate above 0.
     early = config.warmup_from == "one"
+    # A floor of 1 makes the cosine constant.
     floor = {"constant": 1.0, "cosine": 0.0, "half_cosine": config.min_scale}[config.schedule]
 
     def schedule(step: Any) -> Float[Array, ""]:

@@ -58,6 +58,7 @@ def split(params: Mapping[str, Any], table: Rules) -> Split:
             problems.append(f"optim.trained: {path} is no stack of layers, it trains whole (-1)")
         elif count > layers or count < ALL:
             problems.append(f"optim.trained: {path} has {layers} layers, not {count} to train")
+    # Every count is 0 = NONE.
     if not any(counts.values()):
         problems.append("optim.frozen: leaves no parameter to train")
     if problems:

@@ -60,6 +60,7 @@ def make_state(
         step=jnp.zeros((), jnp.int32),
         trainable=parts.trainable,
         frozen=parts.frozen,
+        # Starting at zero it would need a correction for its first steps.
         ema=dict(parts.trainable) if ema else {},
         opt_state=optimizer.init(parts.trainable),
         rng=jax.random.split(jax.random.key(seed))[1],

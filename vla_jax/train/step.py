@@ -91,6 +91,7 @@ def make_train_step(
             variables = {"params": lora.active(params, config.lora, train=True)}
             args = (observation, batch.actions, noise, config.optim.gripper_weight)
             total, parts = model.apply(variables, *args, method="loss", rngs=rngs)
+            # A copy, since "rows" is taken out.
             parts = dict(parts)
             rows = parts.pop("rows", None)
             actions = model.supervised(batch.actions)

@@ -39,6 +39,7 @@ class Recompilations:
             since_start: of the step in this process, from one.
         """
         self._inside = True
+        # Compilations of the step before must not count for this one.
         self._seconds.clear()
         try:
             yield
