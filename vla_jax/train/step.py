@@ -80,7 +80,7 @@ def make_train_step(
     def gradients(
         state: TrainState, batch: Batch, key: Array, fractions: Array
     ) -> tuple[dict[str, Any], Metrics, Array]:
-        """Of one part of a batch; `share` [2] is what it has of all actions and caption tokens."""
+        """Gradients of one part of a batch, whose `fractions` [2] are of actions and tokens."""
         rngs, noise = {"dropout": key} if config.model.dropout else None, jax.random.fold_in(key, 1)
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=True
