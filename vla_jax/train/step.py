@@ -80,7 +80,7 @@ def make_train_step(
     def gradients(
         state: TrainState, batch: Batch, key: Array, fractions: Array
     ) -> tuple[dict[str, Any], Metrics, Array]:
-        """Gradients of one part of a batch, whose `fractions` [2] are of actions and tokens."""
+        """Gradients of a part of a batch; `fractions` [2] is its part of all actions and tokens."""
         rngs, noise = {"dropout": key} if config.model.dropout else None, jax.random.fold_in(key, 1)
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=True
