@@ -54,6 +54,7 @@ def import_hf(flags: argparse.Namespace) -> None:
     from vla_jax.convert import importing
     from vla_jax.convert.default_config import default_config
 
+    # None stands for the settings that an earlier export left beside the weights.
     raw = None
     if flags.config or flags.set or not (Path(flags.src) / importing.SETTINGS).is_file():
         where = flags.config or default_config(flags.src)
@@ -88,8 +89,8 @@ def import_lerobot(flags: argparse.Namespace) -> None:
     from vla_jax.convert.lerobot.importing import from_lerobot
 
     raw = load_config_file(flags.config, flags.set)
-    found = from_lerobot(flags.src, raw, flags.tokenizer, flags.statistics, _dtype(flags))
-    _save(found, flags)
+    imported = from_lerobot(flags.src, raw, flags.tokenizer, flags.statistics, _dtype(flags))
+    _save(imported, flags)
 
 
 def export_lerobot(flags: argparse.Namespace) -> None:
@@ -147,18 +148,18 @@ def export_robovlms(flags: argparse.Namespace) -> None:
     _summary(stored.leaves, exported.changed, flags.out)
 
 
-def _save(found: Any, flags: argparse.Namespace) -> None:
+def _save(imported: Any, flags: argparse.Namespace) -> None:
     if not flags.check:
-        with _bar(found.leaves) as bar:
-            found.save(flags.out, flags.overwrite, lambda leaf: bar.update(leaf.nbytes))
+        with _bar(imported.leaves) as bar:
+            imported.save(flags.out, flags.overwrite, lambda leaf: bar.update(leaf.nbytes))
     where = "nowhere: all of it fits" if flags.check else flags.out
-    _summary(found.leaves, found.changed, where)
-    model = found.config.model
+    _summary(imported.leaves, imported.changed, where)
+    model = imported.config.model
     print(f"model: {model.backbone.name} / {model.structure.kind} / {model.head.kind}")
-    if found.fresh:
-        print(f"not in the source, random (seed {found.config.seed}): {_few(found.fresh)}")
-    if found.unused:
-        print(f"passed over, they carry nothing: {_few(found.unused)}")
+    if imported.fresh:
+        print(f"not in the source, random (seed {imported.config.seed}): {_few(imported.fresh)}")
+    if imported.unused:
+        print(f"passed over, they carry nothing: {_few(imported.unused)}")
 
 
 def _summary(leaves: Mapping[str, Any], changed: Sequence[str], where: str) -> None:

@@ -42,8 +42,8 @@ def open_sources(
     if not splits:
         raise DataError("no training/ or validation/ with ep_start_end_ids.npy", folder)
     if kind == "lerobot":
-        found = lerobot.features(folder)
-        low = [path for path, f in found.items() if f.kind in ("tensor", "text")]
+        columns = lerobot.features(folder)
+        low = [path for path, f in columns.items() if f.kind in ("tensor", "text")]
         return {split: lerobot.open_lerobot(folder, split, low, cache_dir) for split in splits}
     low = list(calvin.features(folder, depth))
     mode: calvin.Mode = "segments" if episodes == "segments" else "windows"
@@ -90,6 +90,7 @@ def main() -> None:
     if flags.to != "rlds" and flags.kind != "libero":
         parser.error("--to is for libero; others become RLDS")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # OUT is a version folder, so its parent has the dataset's name; TFDS wants small letters.
     name = flags.name or re.sub(r"\W+", "_", flags.out.absolute().parent.name.lower())
     description = f"Converted from {flags.kind} by vla_jax."
     try:
@@ -106,6 +107,7 @@ def main() -> None:
     except (DataError, FileExistsError) as error:
         logging.debug("traceback of the error below", exc_info=True)
         sys.exit(f"convert_data.py: {error}")
+    # Trajectories lie one behind the other, so the last start is the number of frames.
     frames = sum(int(source.starts[-1]) for source in sources.values())
     print(f"{flags.out}: {counts} episodes, {frames} frames")
 

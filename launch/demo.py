@@ -50,16 +50,18 @@ def main() -> None:
     )
 
     _say("3/5 serve and evaluate")
+    # Episodes of an earlier run would be counted with these.
     shutil.rmtree(results, ignore_errors=True)
-    few = min(flags.episodes, BASELINE)
+    # A baseline near zero is plain after fewer episodes.
+    num_baseline = min(flags.episodes, BASELINE)
     with local_server.running(["--checkpoint", str(run)]) as server:
         _evaluate(server.uri, results / "trained", flags.episodes, "--sanity=warn")
         if flags.baselines:
-            _evaluate(server.uri, results / "swapped", few, "--swap-instructions")
+            _evaluate(server.uri, results / "swapped", num_baseline, "--swap-instructions")
     if flags.baselines:
         _say("4/5 baseline: the same network, untrained")
         with local_server.running(["--checkpoint", str(run), "--untrained"]) as server:
-            _evaluate(server.uri, results / "untrained", few)
+            _evaluate(server.uri, results / "untrained", num_baseline)
 
     _say("5/5 report")
     runs = [f"--run={name}={results / name}" for name in names]
@@ -93,6 +95,7 @@ def _parse_flags() -> argparse.Namespace:
 def _python(module: str, *arguments: object) -> None:
     """Run one stage in its own process; stop the demo when it fails."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
+    # In the other process the package must be found even if it is not installed.
     code = subprocess.call(command, env={**os.environ, "PYTHONPATH": str(local_server.ROOT)})
     if code:
         sys.exit(f"demo: {module} failed with exit status {code}")
@@ -130,14 +133,14 @@ def _table(score: dict[str, Any]) -> str:
         rows.append((task, f"{counts['successes']}/{counts['episodes']}", interval))
     lines = [f"{task:<22}{success:>9}   {interval}" for task, success, interval in rows]
     rates = {"untrained": "untrained", "instructions swapped": "swapped"}
-    told = [
-        f"{what} {score[f'{name}_success_rate']:.1%}"
-        for what, name in rates.items()
+    rate_texts = [
+        f"{label} {score[f'{name}_success_rate']:.1%}"
+        for label, name in rates.items()
         if f"{name}_success_rate" in score
     ]
     lines.append(
         f"success {score['success_rate']:.1%} of {score['episodes']} episodes on unseen seeds; "
-        + "".join(f"{part}; " for part in told)
+        + "".join(f"{part}; " for part in rate_texts)
         + f"{score['minutes']:.1f} minutes"
     )
     return "\n".join(lines)

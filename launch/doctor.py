@@ -46,7 +46,7 @@ MEMORY_GIB = 4.0  # below it not even the demo trains
 def main() -> int:
     """Run every check; returns the exit status."""
     flags = _parse_flags()
-    found: list[Finding] = []
+    all_findings: list[Finding] = []
     for title, findings in (
         ("versions", versions()),
         ("machine", machine()),
@@ -57,10 +57,10 @@ def main() -> int:
         print(f"\n{title}", flush=True)
         for finding in findings:
             print("\n".join(lines([finding], colour=sys.stdout.isatty())), flush=True)
-            found.append(finding)
-    faults = sum(finding.level == "fail" for finding in found)
+            all_findings.append(finding)
+    faults = sum(finding.level == "fail" for finding in all_findings)
     print(f"\n{faults} fault(s)" if faults else "\nready")
-    return 1 if worst(found) == "fail" else 0
+    return 1 if worst(all_findings) == "fail" else 0
 
 
 def versions() -> Iterator[Finding]:
@@ -71,11 +71,14 @@ def versions() -> Iterator[Finding]:
         yield Finding("vla_jax", "fail", "not installed", f"pip install -e '{ROOT}'")
         return
     window = importlib.metadata.metadata(shipped.DISTRIBUTION)["Requires-Python"]
-    here = ".".join(map(str, sys.version_info[:3]))
-    if here in SpecifierSet(window):
-        yield Finding("python", "ok", f"{here}, tested {window}")
+    current = ".".join(map(str, sys.version_info[:3]))
+    if current in SpecifierSet(window):
+        yield Finding("python", "ok", f"{current}, tested {window}")
     else:
-        yield Finding("python", "fail", f"{here}, tested {window}", "make PYTHON=python3.11 demo")
+        yield Finding(
+            "python", "fail", f"{current}, tested {window}", "make PYTHON=python3.11 demo"
+        )
+    # A package that several extras need is reported once.
     checked: set[str] = set()
     for extra, needed in extras.items():
         good, absent = [], []
@@ -88,6 +91,7 @@ def versions() -> Iterator[Finding]:
                 good.append(f"{each.name} {version}")
             elif line not in checked:
                 text = f"{version}, tested {each.specifier}"
+                # Nothing runs without the core; an extra of another version may still do.
                 level = "fail" if not extra else "warn"
                 yield Finding(each.name, level, text, f"pip install '{line}'")
             checked.add(line)
@@ -141,22 +145,23 @@ def machine() -> Iterator[Finding]:
         yield Finding("host", "warn", text, f"training wants {MEMORY_GIB:g} GiB at the least")
     else:
         yield Finding("host", "ok", text)
+    # In another process: a bad driver may crash or hang, and jax would hold the device.
     status, out, err = _ask([sys.executable, "-c", _DEVICES])
     if status:
         advice = "another process may hold the device; JAX_PLATFORMS=cpu runs without it"
         yield Finding("jax devices", "fail", err, advice)
         return
-    told = json.loads(out)
+    probe = json.loads(out)
     names = [
-        f"{d['kind']}" + (f" ({d['gib']:.0f} GiB)" if d["gib"] else "") for d in told["devices"]
+        f"{d['kind']}" + (f" ({d['gib']:.0f} GiB)" if d["gib"] else "") for d in probe["devices"]
     ]
     text = f"{len(names)} x {names[0]}"
-    if not told["ok"]:
+    if not probe["ok"]:
         yield Finding("jax devices", "fail", text + " computes nonsense", "look at its driver")
     else:
         yield Finding("jax devices", "ok", text)
     yield compiled_programs()
-    if shutil.which("nvidia-smi") and told["devices"][0]["platform"] == "cpu":
+    if shutil.which("nvidia-smi") and probe["devices"][0]["platform"] == "cpu":
         advice = "pip install -e '.[cuda]', and look at the driver with nvidia-smi"
         yield Finding("GPU", "warn", "there is one, and jax does not use it", advice)
 
@@ -215,18 +220,18 @@ def simulators(
             yield _frame(name, *_ask(command), str(frame) if keep else "")
 
 
-def _frame(name: str, status: int, out: str, err: str, kept: str) -> Finding:
+def _frame(name: str, status: int, out: str, err: str, saved_path: str) -> Finding:
     try:
-        told = json.loads(out.strip().splitlines()[-1])
+        reply = json.loads(out.strip().splitlines()[-1])
     except (IndexError, ValueError):
         advice = "the simulator does not start: read the line above, and graphics further up"
         return Finding(name, "fail", err, advice)
-    driver = told["simulator"].get("driver", "?")
-    text = f"{len(told['pictures'])} pictures in {told['seconds']:.1f} s, drawn by {driver}"
-    if told["blank"]:
+    driver = reply["simulator"].get("driver", "?")
+    text = f"{len(reply['pictures'])} pictures in {reply['seconds']:.1f} s, drawn by {driver}"
+    if reply["blank"]:
         advice = "no driver, or an asset that is missing: a score from this would mean nothing"
-        return Finding(name, "fail", f"{text}; blank: {', '.join(told['blank'])}", advice)
-    return Finding(name, "ok" if not status else "fail", f"{text} {kept}".rstrip())
+        return Finding(name, "fail", f"{text}; blank: {', '.join(reply['blank'])}", advice)
+    return Finding(name, "ok" if not status else "fail", f"{text} {saved_path}".rstrip())
 
 
 def server(checkpoint: str | None) -> Iterator[Finding]:
@@ -263,6 +268,7 @@ def server(checkpoint: str | None) -> Iterator[Finding]:
         yield Finding("round trip", "fail", str(error), "" if checkpoint else advice)
         return
     text = f"{np.median(times):.1f} ms a request, actions {list(actions.shape)}"
+    # `_Mirror` replies the picture's brightness, so other numbers mean a mangled message.
     if not checkpoint and not np.allclose(actions, picture.mean() / 255):
         yield Finding("round trip", "fail", text + ", and not those that were sent")
     else:
@@ -304,6 +310,7 @@ def _ask(command: Sequence[str]) -> tuple[int, str, str]:
         return 124, "", f"no answer within {TIMEOUT:g} s"
     except OSError as error:
         return 127, "", f"{command[0]}: {error.strerror}"
+    # A traceback names its error in the last line.
     words = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
     last = f"exit status {done.returncode}: {words[-1]}" if done.returncode < 0 else words[-1]
     return done.returncode, done.stdout, last
@@ -315,6 +322,7 @@ def _extras_absent(requirement: Requirement) -> bool:
     return any(
         each.marker is not None
         and each.marker.evaluate({"extra": extra})
+        # Without this packages that are always needed would count as the extra's.
         and not each.marker.evaluate({"extra": ""})
         and _installed(each.name) is None
         for extra in requirement.extras

@@ -67,6 +67,7 @@ def _rollout(flags: argparse.Namespace, uri: str) -> int:
     command = [flags.python, str(ROLLOUTS[flags.simulator]), "--server", uri, "--out", flags.out]
     command += ["--workers", str(flags.workers), "--sanity", flags.sanity]
     if not flags.server:
+        # A server of ours that dies is started again, and the rollout has to outwait that.
         command += ["--connect-timeout", str(RESTART_SECONDS)]
     command += ["--resume"] * flags.resume + flags.rollout
     process = subprocess.Popen(command)
@@ -75,6 +76,7 @@ def _rollout(flags: argparse.Namespace, uri: str) -> int:
     except KeyboardInterrupt:
         return process.wait()  # Ctrl-C reached it as well; it says how to go on
     except SystemExit:
+        # SIGTERM has reached this process alone.
         process.terminate()
         process.wait()
         raise
@@ -127,10 +129,11 @@ def _parse_flags() -> argparse.Namespace:
     )
     add("--name", default="", help="of this run in the report (default: the name of OUT)")
     add("--report", action=argparse.BooleanOptionalAction, default=True, help="write OUT/report")
-    given = sys.argv[1:]
-    end = given.index("--") if "--" in given else len(given)
-    flags = parser.parse_args(given[:end])
-    flags.rollout = given[end + 1 :]
+    arguments = sys.argv[1:]
+    # Cut here, because argparse would read the rollout's flags as its own.
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = parser.parse_args(arguments[:end])
+    flags.rollout = arguments[end + 1 :]
     if bool(flags.checkpoint) == bool(flags.server):
         parser.error("name either --checkpoint, which is then served, or --server")
     return flags

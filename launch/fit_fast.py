@@ -49,36 +49,40 @@ def draw_chunks(mixture: Mixture, count: int, seed: int) -> Float[np.ndarray, "n
     Returns:
         In model units, the gripper at 1 = open and -1 = closed.
     """
+    # The seed makes the tokenizer the same at every fit.
     rng = np.random.default_rng(seed)
+    # Training draws a dataset by its weight times its windows.
     shares = np.multiply(mixture.weights, mixture.sizes)
     counts = rng.multinomial(count, shares / shares.sum())
-    found = []
+    drawn = []
     for dataset, windows, number in zip(mixture.datasets, mixture.windows, counts, strict=True):
         place = windows.locate(rng.integers(0, len(windows), number))
         lengths = dataset.lengths[place.trajectory]
         frames, _ = chunks(place.end, lengths, 1, mixture.chunk)
-        found.append(dataset.actions_at(place.trajectory, frames)[:, 0])
-    actions = np.concatenate(found).astype(np.float64)
+        drawn.append(dataset.actions_at(place.trajectory, frames)[:, 0])
+    actions = np.concatenate(drawn).astype(np.float64)
+    # The data have the gripper in 0 .. 1, all other numbers in -1 .. 1.
     actions[..., -1] = 2 * actions[..., -1] - 1
     return actions
 
 
 def report(tokenizer: FastTokenizer, actions: Float[np.ndarray, "n t a"]) -> str:
     """How a tokenizer does on chunks."""
-    kept = np.array([tokenizer.keeps(chunk) for chunk in actions])
+    # Chunks that a tokenizer cannot write would spoil the mean error; they count as lost.
+    is_encodable = np.array([tokenizer.keeps(chunk) for chunk in actions])
     lines = [f"{tokenizer.size} tokens, scale {tokenizer.scale:g}, chunks {actions.shape[1:]}"]
-    if kept.any():
-        ids = [tokenizer.encode(chunk) for chunk in actions[kept]]
+    if is_encodable.any():
+        ids = [tokenizer.encode(chunk) for chunk in actions[is_encodable]]
         counts, shape = np.array([len(row) for row in ids]), actions.shape[1:]
         decoded = np.stack([tokenizer.decode(row, *shape) for row in ids])
-        errors = np.abs(decoded - actions[kept])
+        errors = np.abs(decoded - actions[is_encodable])
         lines += [
             f"tokens a chunk: {counts.mean():.1f} in the mean, {np.quantile(counts, 0.99):.0f} at "
             f"99 %, {counts.max()} at most, of {np.prod(shape)} numbers",
             f"error of a decoded action: {errors.mean():.4f} in the mean, {errors.max():.4f} at "
             "most, in units of the normalized range [-1, 1]",
         ]
-    lines.append(f"lost: {1 - kept.mean():.2%} of {len(actions)} chunks")
+    lines.append(f"lost: {1 - is_encodable.mean():.2%} of {len(actions)} chunks")
     return "\n".join(lines)
 
 

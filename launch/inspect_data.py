@@ -87,11 +87,13 @@ def action_plot(findings: Findings, path: Path) -> None:
     figure, axes = pyplot.subplots(
         dim, 2, figsize=(10, 1.3 * dim + 0.6), width_ratios=(1, 2), squeeze=False
     )
+    # More curves than these could not be told apart.
     shown = trajectories_shown(dataset)[:_SHOWN]
     for i, (left, right) in enumerate(axes):
         left.hist(dataset.actions[:, i], bins=50, color="0.4")
         for name in ("q01", "q99"):
             left.axvline(columns[name][i], color="tab:red", linewidth=0.8)
+        # Most actions are small; on a linear scale the rare ones would vanish.
         left.set_yscale("log")
         is_gripper = dataset.spec.has_gripper and i == dim - 1
         left.set_ylabel("gripper" if is_gripper else f"dim {i}")
@@ -106,6 +108,7 @@ def action_plot(findings: Findings, path: Path) -> None:
     axes[0, 1].set_title(f"{dataset.name}, in its own units, by frame", fontsize=9)
     axes[-1, 1].legend(fontsize=7, loc="upper right")
     figure.tight_layout()
+    # Written beside and renamed: no viewer sees half a picture.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     figure.savefig(temporary, dpi=110)
     pyplot.close(figure)
@@ -113,10 +116,10 @@ def action_plot(findings: Findings, path: Path) -> None:
 
 
 def report(findings: Findings, more: list[str]) -> str:
-    """What is printed."""
+    """The text that is printed."""
     lines = [f"{findings.dataset.name} in {findings.dataset.index.root}", *findings.summary]
     if findings.gripper:
-        bars = " ".join(f"{share:4.0%}" for share in findings.gripper)
+        bars = " ".join(f"{fraction:4.0%}" for fraction in findings.gripper)
         lines.append(f"gripper, from 0 = closed to 1 = open in tenths: {bars}")
     else:
         lines.append("gripper: none (the spec has no gripper_env)")
@@ -137,12 +140,13 @@ def locate(data: str, root: str, spec: str) -> tuple[Path, str]:
         named = folder.absolute()
         version = named.name.replace(".", "").isdigit()
         return folder, spec or (named.parent.name if version else named.name)
+    # For its error alone: a name without a spec is reported before a missing folder.
     find_spec(spec or data)
-    found = find_folder(root, data) if root else None
-    if found is None:
+    located = find_folder(root, data) if root else None
+    if located is None:
         where = f"{root}/{data}/VERSION does not exist" if root else "name its folder or --root"
         raise DataError(f"no folder {data!r}, and {where}")
-    return found, spec or data
+    return located, spec or data
 
 
 def is_unknown(data: str) -> bool:

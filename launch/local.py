@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hand_on)
     with socket.socket() as free:
+        # The system chooses a free port; it is let go before the first process listens there.
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     for index in range(flags.processes):
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def environment(
     index: int, count: int, address: str, devices: int, gpus: int, env: Mapping[str, str]
 ) -> dict[str, str]:
-    """Of one process.
+    """Environment variables of one process.
 
     Args:
         index: of the process.
@@ -62,7 +63,7 @@ def environment(
         gpus: of the machine, shared out; 0 = every process sees all.
         env: to add to.
     """
-    found = {
+    variables = {
         **env,
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(count),
@@ -70,13 +71,13 @@ def environment(
     }
     if devices:
         flag = f"--xla_force_host_platform_device_count={devices}"
-        found["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flag}".strip()
-        found["JAX_PLATFORMS"] = "cpu"
+        variables["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flag}".strip()
+        variables["JAX_PLATFORMS"] = "cpu"
     if gpus:
-        share = gpus // count
-        mine = range(index * share, (index + 1) * share)
-        found["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, mine))
-    return found
+        per_process = gpus // count
+        indices = range(index * per_process, (index + 1) * per_process)
+        variables["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, indices))
+    return variables
 
 
 def wait(started: Sequence[subprocess.Popen[Any]], grace: float = GRACE) -> int:
@@ -86,12 +87,14 @@ def wait(started: Sequence[subprocess.Popen[Any]], grace: float = GRACE) -> int:
         codes = [process.poll() for process in started]
         failed = next((code for code in codes if code), 0)
         if failed and not status:
+            # The first failure is the cause, and later ones follow from it.
             status, until = failed, time.monotonic() + grace
             print(f"local.py: a process ended with status {failed}", file=sys.stderr, flush=True)
         if None not in codes:
             return status if status >= 0 else 128 - status  # a signal's, as shells say it
         if time.monotonic() > until:
             for process in started:
+                # What is left by now waits for a peer that will not come.
                 process.kill()
         time.sleep(0.1)
 

@@ -49,9 +49,9 @@ def plan() -> dict[str, Any]:
 
     # Many settings, each as cheap as it goes.
     if SWEEP.value:
-        found = sweep.sweep(config, machine, compiled=COMPILE.value)
-        _print(sweep.lines(found))
-        return sweep.to_json(machine, found)
+        result = sweep.sweep(config, machine, compiled=COMPILE.value)
+        _print(sweep.lines(result))
+        return sweep.to_json(machine, result)
 
     # What takes no compiler.
     sketch = outline.outline(config, machine, WINDOWS.value)
@@ -77,9 +77,9 @@ def main(_: Any) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     compilers.prepare()
     try:
-        found = plan()
+        numbers = plan()
         if JSON.value:
-            Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            Path(JSON.value).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     except (ConfigError, machines.PlanError, OSError) as error:
         logging.debug("traceback of the error below", exc_info=True)
         sys.exit(f"plan.py: {error}")

@@ -72,17 +72,18 @@ def _features(size: int) -> dict[str, Any]:
 
 
 def _episodes(episodes: int, size: int, noise: float, workers: int) -> Iterator[dict[str, Any]]:
-    """In order of their seeds, whatever the number of workers."""
+    """Episodes in the order of their seeds, whatever the number of workers."""
     shares = [range(i, min(i + SHARE, episodes)) for i in range(0, episodes, SHARE)]
+    # A fork would copy locks whose threads it does not copy.
     context = multiprocessing.get_context("spawn")
     with (
         concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
         progress.bar(total=episodes, desc="demonstrations", unit="episode") as bar,
     ):
-        futures = [pool.submit(_share, share, size, noise) for share in shares]
-        for share, future in zip(shares, futures, strict=True):
+        futures = [pool.submit(_share, seeds, size, noise) for seeds in shares]
+        for seeds, future in zip(shares, futures, strict=True):
             yield from future.result()
-            bar.update(len(share))
+            bar.update(len(seeds))
 
 
 def _share(seeds: Sequence[int], size: int, noise: float) -> list[dict[str, Any]]:

@@ -57,6 +57,7 @@ def replay(policy: Any, dataset: Any, keys: dict[str, str], episodes: int) -> li
     from vla_jax import progress
     from vla_jax.inference.protocol import PROMPT_KEY, STATE_KEY
 
+    # Evenly spread, because neighbors in a dataset are often alike.
     count = len(dataset.lengths)
     chosen = np.unique(np.linspace(0, count - 1, min(episodes, count)).round().astype(int)).tolist()
     gripper = policy.metadata["gripper"]
@@ -67,8 +68,10 @@ def replay(policy: Any, dataset: Any, keys: dict[str, str], episodes: int) -> li
             recorded = dataset.actions[rows].astype(np.float64)
             if gripper:
                 span = gripper["open"] - gripper["closed"]
+                # The data have 0 = closed and 1 = open; the policy replies the robot's own numbers.
                 recorded[:, -1] = gripper["closed"] + recorded[:, -1] * span
             text = dataset.instructions[dataset.text[dataset.text_starts[number]]]
+            # A new session, so that no history reaches into the next episode.
             session, predicted = policy.new_session(), []
             for frame in range(len(recorded)):
                 obs: dict[str, Any] = {PROMPT_KEY: text}
@@ -99,11 +102,11 @@ def errors(replayed: list[Episode]) -> dict[str, Any]:
     }
 
 
-def report(found: dict[str, Any]) -> str:
+def report(measured: dict[str, Any]) -> str:
     """The table that is printed, and what it means."""
     lines = [f"{'dimension':>10}{'policy':>12}{'mean action':>13}   policy / mean action"]
     ratios = []
-    for i, (ours, base) in enumerate(zip(found["policy"], found["mean_action"], strict=True)):
+    for i, (ours, base) in enumerate(zip(measured["policy"], measured["mean_action"], strict=True)):
         ratio = f"{ours / base:.2f}" if base > 0 else "the recording is constant"
         ratios += [ours / base] if base > 0 else []
         lines.append(f"{i:>10}{ours:>12.4g}{base:>13.4g}   {ratio}")
@@ -113,7 +116,7 @@ def report(found: dict[str, Any]) -> str:
         else "it has learned something, not much" if mean < 0.9
         else "no better than the mean action: it has not learned these data"
     )  # fmt: skip
-    where = f"{found['episodes']} episodes, {found['steps']} steps"
+    where = f"{measured['episodes']} episodes, {measured['steps']} steps"
     return "\n".join([f"mean absolute error in the robot's units, {where}", *lines, verdict])
 
 
@@ -145,6 +148,7 @@ def plot(replayed: list[Episode], path: Path, has_gripper: bool) -> None:
                 axis.set_ylabel("gripper" if is_gripper else f"dim {i}", fontsize=7)
     axes[0, 0].legend(fontsize=6)
     figure.tight_layout()
+    # Written beside and renamed: no viewer sees half a picture.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     figure.savefig(temporary, dpi=110)
     pyplot.close(figure)
@@ -185,10 +189,10 @@ def run(flags: argparse.Namespace) -> None:
     )
     policy.warmup()
     replayed = replay(policy, dataset, policy.metadata["cameras"], flags.episodes)
-    found = errors(replayed)
-    print(report(found))
+    measured = errors(replayed)
+    print(report(measured))
     flags.out.mkdir(parents=True, exist_ok=True)
-    (flags.out / "replay.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (flags.out / "replay.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     try:
         plot(replayed, flags.out / "replay.png", policy.metadata["gripper"] is not None)
         print(f"wrote {flags.out / 'replay.png'}")

@@ -42,6 +42,7 @@ def main() -> int:
             idle_timeout=flags.idle_timeout,
             api_key=_api_key(flags.api_key_file),
         )
+        # A port in use is reported now, not after minutes of loading.
         server.check_port(options.host, options.port)
         if not options.api_key and flags.host not in ("127.0.0.1", "::1", "localhost"):
             logging.warning("--host=%s without an API key: anyone may connect", flags.host)
@@ -50,14 +51,15 @@ def main() -> int:
         from vla_jax.inference.policy import Policy  # after the flags: --help need not wait for jax
 
         compilation_cache.enable(flags.compilation_cache)
-        told = {"repeat": flags.gripper_repeat, "patience": flags.gripper_patience}
+        overrides = {"repeat": flags.gripper_repeat, "patience": flags.gripper_patience}
         policy = Policy.from_checkpoint(
             flags.checkpoint,
             step=flags.step,
             dataset=flags.dataset,
             untrained=flags.untrained,
             execution=Execution(flags.execute, flags.horizon, flags.ensemble_decay),
-            gripper={f"gripper_{k}": v for k, v in told.items() if v is not None},
+            # None leaves the checkpoint's own setting.
+            gripper={f"gripper_{k}": v for k, v in overrides.items() if v is not None},
             max_batch=min(flags.max_batch, flags.max_sessions),
         )
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
@@ -70,7 +72,7 @@ def main() -> int:
 
 
 def _api_key(file: str | None) -> str:
-    """From a file or the environment: a command line is there for every user to read."""
+    """The key, from a file or the environment: a command line is there for every user to read."""
     return Path(file).read_text("utf-8").strip() if file else os.environ.get("VLA_API_KEY", "")
 
 

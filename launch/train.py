@@ -129,6 +129,7 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
         model = vla.build(config.model, origin.arch())
         for warning in legality.warnings(config.model):
             logger.warning(warning)
+        # Checkpoints must do without the pretrained folder that the sizes came from.
         config = with_complete_arch(config, model.arch)
         config = resume.as_begun(config, meta["config"]) if start else config
         for change in resume.check_resume(meta["config"], to_dict(config)) if start else ():
@@ -136,7 +137,7 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
 
         # Data. Epochs become steps now that it is known how many windows there are; checkpoints
         # keep the config as it was given, so that a resumed run counts anew.
-        given = to_dict(config)
+        original = to_dict(config)
         inputs = open_inputs(config, model, origin, meta)
         config = with_steps(config, inputs.train.num_windows)
         windows = inputs.train.num_windows, inputs.held_out.num_windows
@@ -149,13 +150,16 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
         ema = config.optim.ema_decay > 0
         template = state.abstract(initial, lora.train_rules(config), optimizer, mesh, ema=ema)
         if start:
-            now, position = checkpoints.restore(template, start)
+            train_state, position = checkpoints.restore(template, start)
             check_texts(inputs.texts, position)
             logger.info("resumed at step %d", start)
         else:
             place = functools.partial(state.place, template)
             loaded = origin.load(lora.without(state.shapes(template)), place)
-            now, position = state.create(initial, optimizer, template, config.seed, loaded), 0
+            train_state, position = (
+                state.create(initial, optimizer, template, config.seed, loaded),
+                0,
+            )
             meta = {**inputs.meta(), "origin": origin.origin()}
         logger.info("parameters: %s", state.summary(template))
         if config.lora.rank:
@@ -170,7 +174,7 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
         eval_step = evaluate.make_eval_step(model, config, mesh, template, baseline)
 
         c = config.train
-        with log.RunLog(workdir, start, c.tensorboard, c.wandb, given, active=chief) as rows:
+        with log.RunLog(workdir, start, c.tensorboard, c.wandb, original, active=chief) as rows:
             clock.add("lost", rows.lost_seconds)
             run = Run(
                 config=config,
@@ -179,16 +183,20 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
                 mesh=mesh,
                 inputs=inputs,
                 template=template,
+                # A collective gives up long before a slower process has compiled.
                 train_step=runtime.together(train_step, "train"),
                 eval_step=runtime.together(eval_step, "eval"),
-                saver=Saver(checkpoints, {**meta, "config": given}),
+                saver=Saver(checkpoints, {**meta, "config": original}),
                 rows=rows,
                 stop=stop,
                 peers=peers,
                 clock=clock,
             )
-            done, now = run_steps(run, now, start, position)
-            result = evaluated(run, now, done) if done == c.steps and not stop.received else {}
+            done, train_state = run_steps(run, train_state, start, position)
+            result = (
+                # A run that was told to stop has no time for an evaluation.
+                evaluated(run, train_state, done) if done == c.steps and not stop.received else {}
+            )
         if not result:
             logger.warning("stopped at step %d; the same command goes on from there", done)
         if chief:
@@ -197,12 +205,14 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
                 print(evaluate.report(result, workdir))
 
 
-def run_steps(run: Run, now: TrainState, start: int, position: Any) -> tuple[int, TrainState]:
+def run_steps(
+    run: Run, train_state: TrainState, start: int, position: Any
+) -> tuple[int, TrainState]:
     """Optimizer steps up to the last one, or until the run is told to stop.
 
     Args:
         run: see `Run`.
-        now: the state after `start` steps; its buffers are given up.
+        train_state: the state after `start` steps; its buffers are given up.
         start: steps done.
         position: where the data goes on.
 
@@ -233,7 +243,7 @@ def run_steps(run: Run, now: TrainState, start: int, position: Any) -> tuple[int
                 texts = next(captions)
                 local = with_captions(next(batches), texts)
             except Exception:
-                save_before_error(run, done - 1, start, now, run.inputs.position(batches))
+                save_before_error(run, done - 1, start, train_state, run.inputs.position(batches))
                 raise
             meter.waited(time.perf_counter() - began)
             clock.add("data", time.perf_counter() - began)
@@ -242,12 +252,14 @@ def run_steps(run: Run, now: TrainState, start: int, position: Any) -> tuple[int
             began = time.perf_counter()
             profile.before(done)
             with compilations.step(done, done - start):
-                now, metrics = run.train_step(now, batch)
+                train_state, metrics = run.train_step(train_state, batch)
             profile.after(done, metrics)
             if done == start + 1:
+                # A call returns before its step is done, so this one must be waited for.
                 jax.block_until_ready(metrics)
                 clock.add("compile", time.perf_counter() - began)
                 logger.info("compiled, first step done: %.0f s", time.perf_counter() - began)
+                # Neither compiling nor this count is part of a step's speed, hence the pause.
                 count_operations(run, meter, batch)
                 meter.pause(done)
 
@@ -260,56 +272,66 @@ def run_steps(run: Run, now: TrainState, start: int, position: Any) -> tuple[int
                 pending.put(done, metrics)
             bar.update()
 
+            # Asked at every step: the processes agree on a point by counting these questions.
             leave, where = run.stop.asked(), run.inputs.position(batches)
             if leave or due(done, c.save_every, c.steps):
+                # A state is saved only when all steps that led to it are known to be finite.
                 for step, values, sample in in_flight.drain():
                     skipped.add(step, values, sample)
                 pending.flush()
                 with clock.spent("checkpoint"):
-                    run.saver.save(done, now, where)
+                    run.saver.save(done, train_state, where)
                 meter.pause(done)
             else:
-                run.saver.check(done, now, where)
+                # A save in the background may have failed, and here is a state to save instead.
+                run.saver.check(done, train_state, where)
+            # A peer that ends says from which step the run will go on.
             run.peers.saved(run.saver.last)
             if not leave and done < c.steps and due(done, c.eval_every, c.steps):
                 pending.flush()
-                leave = not evaluated(run, now, done)
+                # An evaluation that was cut short is the sign to leave.
+                leave = not evaluated(run, train_state, done)
                 meter.pause(done)
             if leave or done == c.steps:
                 pending.flush()
                 with clock.spent("checkpoint"):
-                    run.saver.finish(done, now, where)
-                return done, now
-    return start, now  # there was nothing left to do
+                    run.saver.finish(done, train_state, where)
+                return done, train_state
+    return start, train_state  # there was nothing left to do
 
 
-def due(done: int, every: int, last: int) -> bool:
+def due(done: int, interval: int, last: int) -> bool:
     """Whether something that is done every so many steps, and at the last one, is done now."""
-    return done == last or (every > 0 and done % every == 0)
+    return done == last or (interval > 0 and done % interval == 0)
 
 
-def evaluated(run: Run, now: TrainState, done: int) -> dict[str, Any]:
+def evaluated(run: Run, train_state: TrainState, done: int) -> dict[str, Any]:
     """Evaluate on held-out windows and log the result; {} if the run was told to stop."""
     with run.clock.spent("evaluation"), run.inputs.held_out_batches() as batches:
         names = run.inputs.train.names
-        result = evaluate.evaluate(run.eval_step, now, batches, run.mesh, names, run.stop.asked)
+        result = evaluate.evaluate(
+            run.eval_step, train_state, batches, run.mesh, names, run.stop.asked
+        )
     if result:
         run.rows.write(done, "eval", result)
     return result
 
 
-def save_before_error(run: Run, done: int, start: int, now: TrainState, position: Any) -> None:
+def save_before_error(
+    run: Run, done: int, start: int, train_state: TrainState, position: Any
+) -> None:
     """Save the steps of this process before an error in the data ends it.
 
     One process of several cannot: saving takes all of them, and the others have not seen the error.
     """
     if done > start and jax.process_count() == 1:
-        run.saver.finish(done, now, position)
+        run.saver.finish(done, train_state, position)
         logger.warning("an error in the data; step %d is saved", done)
 
 
 def count_operations(run: Run, meter: Meter, batch: Any) -> None:
     """Count the operations of a step, for the MFU that the log shows."""
+    # Only the first process writes the log.
     if jax.process_index() != 0:
         return
     operations = flops.of_step(run.model, run.config, run.template, batch)

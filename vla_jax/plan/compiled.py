@@ -24,7 +24,7 @@ EFFICIENCY = 0.75
 
 @dataclass(frozen=True)
 class Work:
-    """Of one device in one step.
+    """What one device does in one step.
 
     Attributes:
         flops: operations of matrix products.
@@ -61,6 +61,7 @@ def read(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> Work:
         for each in computation.values():
             flops += times * hlo_flops.flops(each, computation, program)
             size = hlo_bytes.moved(each, computation, program)
+            # What moves nothing is no kernel of its own.
             if size:
                 kernels += times
                 classes[hlo_bytes.kind_of(each)] += size * times
@@ -75,11 +76,11 @@ def memory(compiled: Any) -> dict[str, int]:
     "total" is what must fit: results that reuse the memory of arguments count once. XLA's own peak
     is lower, as not all is alive at the same time, but what it sets aside is this.
     """
-    found = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     sizes = {
-        "arguments": found.argument_size_in_bytes,
-        "results": found.output_size_in_bytes - found.alias_size_in_bytes,
-        "temporaries": found.temp_size_in_bytes,
+        "arguments": analysis.argument_size_in_bytes,
+        "results": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
     }
     return {**sizes, "total": sum(sizes.values())}
 
@@ -87,6 +88,7 @@ def memory(compiled: Any) -> dict[str, int]:
 def refused(error: Exception) -> int | None:
     """Bytes of temporaries of a program that its compiler refuses for want of memory, or None."""
     matched = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", str(error))
+    # Compilers word this error differently; this is libtpu's.
     matched = matched or re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error))
     if not matched:
         return None
@@ -109,12 +111,12 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """Which is the longest."""
+        """The name of the longest of the three."""
         return max(("compute", "hbm", "wire"), key=lambda name: getattr(self, name))
 
     @property
     def seconds(self) -> float:
-        """Expected of a step."""
+        """Seconds that a step is expected to take."""
         return max(self.compute, self.hbm, self.wire) / EFFICIENCY
 
     def mfu(self, forward: float, chip: Chip) -> float:
@@ -129,6 +131,7 @@ class Roofline:
 
 def roofline(work: Work, chip: Chip) -> Roofline:
     """How long the work takes at the least."""
+    # Exchanges take turns on the links, so their times add up.
     wire = sum((each.wire_bytes / speed(each, chip) for each in work.exchanges), 0.0)
     return Roofline(work.flops / chip.flops, work.hbm_bytes / chip.bandwidth, wire)
 

@@ -68,13 +68,14 @@ def devices(machine: Machine) -> list[Any]:
             f"{install_hint('plan')}"
         )
     for name, value in _ENVIRONMENT.items():
+        # A user's own setting goes first.
         os.environ.setdefault(name, value)
     try:
-        found = _tpu(machine) if platform == "tpu" else _gpu(machine)
+        topology = _tpu(machine) if platform == "tpu" else _gpu(machine)
     except Exception as error:  # the runtime's own types, which differ between versions
         reason = str(error).strip().splitlines()[0]
         raise PlanError(f"--compile for {machine.name}: its compiler refuses: {reason}") from error
-    return list(found.devices)
+    return list(topology.devices)
 
 
 def _installed(package: str) -> bool:
@@ -119,6 +120,7 @@ def answering_for(machine: Machine) -> Iterator[None]:
     if die is None:
         yield
         return
+    # jax compares capabilities as (major, minor).
     has, (major, minor, patch) = (die.major, 0), _CUDNN
 
     def at_least(wanted: str) -> bool:
@@ -132,6 +134,7 @@ def answering_for(machine: Machine) -> Iterator[None]:
         "check_compute_capability": at_least,
         "is_cuda_compute_capability_equal": exactly,
     }
+    # Put back afterwards, for code that runs on a real GPU of this process.
     asked = {name: getattr(cudnn, name) for name in answers}
     try:
         for name, answer in answers.items():

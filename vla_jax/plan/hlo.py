@@ -56,10 +56,12 @@ class Array(NamedTuple):
         return math.prod(dims) * _BYTES[self.dtype]
 
 
+# A program repeats few shapes thousands of times.
 @lru_cache(maxsize=100_000)
 def arrays(shape: str) -> tuple[Array, ...]:
     """The arrays of "f32[8,128]{1,0:T(8,128)}", or of a tuple of such."""
     return tuple(
+        # A dynamic dimension is printed as <=8, and memory is set aside for all of it.
         Array(dtype, tuple(int(n.strip("<=")) for n in dims.split(",") if n), layout or "")
         for dtype, dims, layout in _ARRAY.findall(shape)
         if dtype in _BYTES
@@ -102,8 +104,8 @@ class Instruction:
         """(how, computation) of every computation it calls."""
         return [
             (how, name.strip().lstrip("%"))
-            for how, several, one in _CALLED.findall(self.attributes)
-            for name in (several or one).split(",")
+            for how, several, single in _CALLED.findall(self.attributes)
+            for name in (several or single).split(",")
             if name.strip()
         ]
 
@@ -150,6 +152,7 @@ class Program:
         todo: list[tuple[str, int, tuple[int, ...]]] = [(self.entry, 1, ())]
         while todo:
             name, count, loops = todo.pop()
+            # Several callers may share a computation, each in loops of its own.
             times[name, loops] += count
             for each in self.get(name).values():
                 if each.op == "while":
@@ -167,6 +170,7 @@ class Program:
         matched = _TRIPS.search(loop.attributes)
         if matched:
             return int(matched[1])
+        # The bound that the counter meets is the largest constant of the condition.
         todo, largest = [name for how, name in loop.called() if how == "condition"], 1
         while todo:
             for each in self.get(todo.pop()).values():
@@ -182,6 +186,7 @@ def parse(text: str) -> Program:
     current: Computation = {}
     entry = ""
     for line in text.splitlines():
+        # Computations begin in the first column, their instructions behind spaces.
         if not line.startswith(" "):
             if matched := _HEAD.match(line):
                 name = matched[2] or matched[4]
@@ -198,10 +203,12 @@ def _instruction(line: str) -> Instruction | None:
     if not matched:
         return None
     start = matched.end()
+    # A tuple's shape has brackets and spaces of its own.
     end = _closing(line, start) + 1 if line[start] == "(" else line.find(" ", start)
     opened = line.find("(", end)
     closed = _closing(line, opened)
     op, inside = line[end:opened].strip(), line[opened + 1 : closed]
+    # In these brackets stand values, not the names of operands.
     leaf = op in ("constant", "parameter", "iota")
     return Instruction(
         name=matched[2],

@@ -30,11 +30,13 @@ def moved(instruction: Instruction, computation: Computation, program: Program) 
         return 0.0
     if op == "fusion":
         return _fusion(instruction, computation, program)
+    # Read once and written once.
     if op in _SLICES:
         return 2 * plain_bytes(instruction.shape)
     if op == "dynamic-update-slice":
-        known = _in(operands, computation)
-        return 2 * memory_bytes(computation[operands[1]].shape) if known else 0.0
+        # In place: the part is read and written, the array around it stays untouched.
+        has_update = _in(operands, computation)
+        return 2 * memory_bytes(computation[operands[1]].shape) if has_update else 0.0
     if op == "async-start":
         return _asynchronous(program.get(instruction.body))
     if op == "copy-start":  # (target, source, context)
@@ -74,6 +76,7 @@ def _fusion(instruction: Instruction, computation: Computation, program: Program
         size = memory_bytes(computation[name].shape)
         if size and number in parameters:
             part = _read(inner, parameters[number], program)
+            # A fusion that slices a stack of layers reads the slice alone.
             size = size if part is None else min(size, part)
         total += size
     return total + max(_written(instruction, inner), 0.0)
@@ -111,6 +114,7 @@ def _written(instruction: Instruction, inner: Computation) -> float:
     """What an update in place writes is its part; it was read too."""
     out = memory_bytes(instruction.shape)
     root = next((each for each in inner.values() if each.root), None)
+    # These may stand between an update in place and the result.
     while root is not None and root.op in ("bitcast", "copy", "reshape") and root.operands:
         root = inner.get(root.operands[0])
     if root is None:
@@ -133,6 +137,7 @@ def kind_of(instruction: Instruction) -> str:
     if instruction.op.removesuffix("-start") in KINDS:
         return "exchanges"
     path = instruction.path
+    # jax writes transformations around the names: transpose(jvp(text)) is module text.
     parts = re.sub(r"\w+\((?=[^)]*\))|[()]", "", path).split("/")
     tower = next((name for name in _TOWERS if name in parts), "")
     if not tower:

@@ -15,11 +15,11 @@ _ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
 
 def flops(instruction: Instruction, computation: Computation, program: Program) -> int:
     """Operations of one instruction, and of what is fused into it."""
-    found = _own(instruction, computation)
+    total = _own(instruction, computation)
     if instruction.op in ("fusion", "async-start") and instruction.body:
         inner = program.get(instruction.body)
-        found += sum(flops(each, inner, program) for each in inner.values())
-    return found
+        total += sum(flops(each, inner, program) for each in inner.values())
+    return total
 
 
 def _own(instruction: Instruction, computation: Computation) -> int:
@@ -56,6 +56,7 @@ def _own(instruction: Instruction, computation: Computation) -> int:
 
 def _product(out: tuple[int, ...], left: tuple[int, ...], contracted: str) -> int:
     axes = [int(i) for i in re.findall(r"\d+", contracted)]
+    # A multiplication and an addition for each pair of numbers that meet.
     return 2 * math.prod(out) * math.prod(left[i] for i in axes)
 
 
@@ -66,11 +67,11 @@ def _convolution(
     if not labels:
         return 0
     window = re.search(r"window=\{([^}]*)\}", text)
-    given = dict(item.split("=") for item in window[1].split()) if window else {}
+    options = dict(item.split("=") for item in window[1].split()) if window else {}
     spatial = sorted(c for c in labels[3] if c.isdigit())
 
     def of(key: str, default: str) -> list[str]:
-        return given[key].split("x") if key in given else [default] * len(spatial)
+        return options[key].split("x") if key in options else [default] * len(spatial)
 
     size, stride, pad = of("size", "1"), of("stride", "1"), of("pad", "0_0")
     spread, gap = of("lhs_dilate", "1"), of("rhs_dilate", "1")
@@ -80,6 +81,7 @@ def _convolution(
             left[labels[1].index(label)], out[labels[3].index(label)], int(size[i]),
             int(stride[i]), int(pad[i].split("_")[0]), int(spread[i]), int(gap[i]),
         )  # fmt: skip
+    # Each group of the batch makes only its own share of the output channels.
     groups = re.search(r"batch_group_count=(\d+)", text)
     channels = right[labels[2].index("i")] * right[labels[2].index("o")]
     return total * channels * left[labels[1].index("b")] // (int(groups[1]) if groups else 1)

@@ -50,14 +50,14 @@ class Collective:
 def collectives(
     program: Program, mesh: Mapping[str, int], domains: Sequence[int]
 ) -> list[Collective]:
-    """All of a program.
+    """All collectives of a program.
 
     Args:
         program: compiled for the mesh.
         mesh: axis -> size, in order.
         domains: of every device in the mesh's order, its host or slice.
     """
-    found, seen = [], set()
+    result, marks = [], set()
     for name, times, loops in program.runs():
         computation = program.get(name)
         for outer in computation.values():
@@ -65,12 +65,13 @@ def collectives(
                 # A TPU draws one asynchronous exchange through several fusions.
                 channel = re.search(r"channel_id=(\d+)", each.attributes)
                 mark = (channel[1], kind, loops) if channel else None
-                if mark in seen:
+                if mark in marks:
                     continue
                 if mark:
-                    seen.add(mark)
-                found.append(_collective(kind, each, where, outer, times, loops, mesh, domains))
-    return [each for each in found if each.group > 1]
+                    marks.add(mark)
+                result.append(_collective(kind, each, where, outer, times, loops, mesh, domains))
+    # A mesh axis of size 1 leaves exchanges that send nothing.
+    return [each for each in result if each.group > 1]
 
 
 def _exchanges(
@@ -104,9 +105,11 @@ def _collective(
     out = plain_bytes(each.shape)
     if each.op.endswith("-start"):  # (inputs, outputs)
         out = max(out - inputs, inputs) if kind == "all-gather" else inputs
+    # An all-reduce is a reduce-scatter and then an all-gather, so it sends twice as much.
     size = {"all-gather": out, "all-reduce": 2 * inputs}.get(kind, inputs)
     count = len(devices)
-    share = 1.0 if kind == "collective-permute" else (count - 1) / max(count, 1)
+    # A device's own part of n stays where it is.
+    fraction = 1.0 if kind == "collective-permute" else (count - 1) / max(count, 1)
     largest = max(arrays(each.shape), key=lambda a: a.nbytes, default=None)
     started = outer.op.endswith("-start") and '"is_sync":true' not in each.attributes
     # A TPU draws an asynchronous exchange into the fusions that go on beside it.
@@ -119,7 +122,7 @@ def _collective(
         group=count,
         domains=len({domains[i] for i in devices}),
         executions=times,
-        wire_bytes=size * share * times,
+        wire_bytes=size * fraction * times,
         array=f"{largest.dtype}[{','.join(map(str, largest.dims))}]" if largest else "",
         loops=loops,
         overlapped=started or (outer.op == "fusion" and drawn),
@@ -151,6 +154,7 @@ def first_group(text: str, size: int) -> list[int]:
 
 
 def _transposed(dims: list[int], order: list[int]) -> list[int]:
+    # XLA numbers the devices in order, shapes them as dims and transposes by order.
     strides = [math.prod(dims[i + 1 :]) for i in range(len(dims))]
     ranges = [range(dims[axis]) for axis in order]
     return [
@@ -161,6 +165,7 @@ def _transposed(dims: list[int], order: list[int]) -> list[int]:
 
 def _along(sizes: Mapping[str, int], axes: list[tuple[str, str, str]]) -> list[int]:
     """The group at the mesh's origin; an axis may be split, (what is before)what is meant."""
+    # Devices are numbered with the last axis fastest.
     names = list(sizes)
     steps = []
     for name, before, part in axes:
@@ -173,9 +178,10 @@ def _along(sizes: Mapping[str, int], axes: list[tuple[str, str, str]]) -> list[i
 
 def _axes(devices: list[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
     """The axes of the mesh along which the devices differ."""
-    found, stride = [], 1
+    names, stride = [], 1
+    # From the last axis on, whose neighbors have neighboring numbers.
     for name in reversed(list(mesh)):
         if len({device // stride % mesh[name] for device in devices}) > 1:
-            found.append(name)
+            names.append(name)
         stride *= mesh[name]
-    return tuple(reversed(found))
+    return tuple(reversed(names))

@@ -73,30 +73,35 @@ def residual_bytes(
         Of each loop what it stacks up, layer by layer, and "held in loops", what stays the same in
         all layers but is no parameter: masks, zeros.
     """
-    known = set(parameters)
-    found: dict[str, float] = {}
+    parameter_shapes = set(parameters)
+    stacked_bytes: dict[str, float] = {}
     held: dict[tuple[str, tuple[int, ...]], float] = {}
-    forward = [value for value in values if not value.backward and value.shape not in known]
+    forward = [
+        value for value in values if not value.backward and value.shape not in parameter_shapes
+    ]
 
     def size(value: LoopValue) -> float:
+        # `rows` is chosen so that only dimensions of the batch are its multiples.
         grows = any(n and n % rows == 0 for n in value.shape)
         return value.device_bytes * (scale if grows else 1.0)
 
     for value in forward:
         if value.kind == "stacked":
-            found[value.loop] = found.get(value.loop, 0.0) + size(value)
+            stacked_bytes[value.loop] = stacked_bytes.get(value.loop, 0.0) + size(value)
     stacked = {value.shape for value in forward if value.kind == "stacked"}
     for value in forward:
+        # What one loop stacks another one may hold; it counts once.
         if value.kind == "held" and value.shape not in stacked:
             held[value.dtype, value.shape] = size(value)
-    found["held in loops"] = sum(held.values())
-    return {loop: round(nbytes) for loop, nbytes in found.items()}
+    stacked_bytes["held in loops"] = sum(held.values())
+    return {loop: round(nbytes) for loop, nbytes in stacked_bytes.items()}
 
 
 def _values(
     loop: Any, mesh: Mapping[str, int], functions: Mapping[str, Any]
 ) -> Iterator[LoopValue]:
     body = loop.regions[1].blocks[0]
+    # The last operation of a block is its return.
     returned = list(body.operations)[-1].operands
     where, backward = _place(str(loop.location))
     lying = propagation.result_axes(loop)
@@ -104,8 +109,9 @@ def _values(
         shape, dtype = propagation.shape_and_type(argument.type)
         if not shape:
             continue
+        # Into how many parts each dimension is cut.
         shares = [math.prod(mesh[name] for name in each) for each in axes]
-        local = math.prod(-(-size // share) for size, share in zip(shape, shares, strict=True))
+        local = math.prod(-(-size // parts) for size, parts in zip(shape, shares, strict=True))
         yield LoopValue(
             kind=_kind(argument, result, functions),
             dtype=dtype,

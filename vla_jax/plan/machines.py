@@ -95,12 +95,14 @@ def _wrong(chip: Chip, shape: tuple[int, ...]) -> str:
         count = shape[0]
         if len(shape) > 1 or count < 1:
             return "name how many GPUs there are"
-        whole = count % chip.host == 0 or (count < chip.host and chip.host % count == 0)
-        return "" if whole else f"hosts have {chip.host} GPUs, {count} are no whole hosts"
+        # Part of a host is fine as long as hosts divide evenly.
+        is_valid = count % chip.host == 0 or (count < chip.host and chip.host % count == 0)
+        return "" if is_valid else f"hosts have {chip.host} GPUs, {count} are no whole hosts"
     if len(shape) != chip.rank:
         return f"its torus has {chip.rank} dimensions"
     if math.prod(shape) > chip.largest:
         return f"a slice has at most {chip.largest} chips"
+    # A single chip is the exception: there are hosts with one.
     if set(shape) != {1} and any(size < 1 or size % 2 for size in shape[:2]):
         return "hosts have 2 x 2 chips, so the first two numbers are even"
     return "" if min(shape) > 0 else "every number must be positive"
@@ -137,18 +139,28 @@ class StandIn:
 def stand_ins(machine: Machine) -> list[StandIn]:
     """Devices of a machine by process, as the compilers' own topologies number them."""
     chip = machine.chip
+    # jax calls the platform "gpu" where the compiler's plugin is called "cuda".
     client, platform = _Client(chip.platform), {"cuda": "gpu"}.get(chip.platform, chip.platform)
-    found: list[StandIn] = []
+    devices: list[StandIn] = []
     for piece in range(machine.slices):
         for number, chips in enumerate(_hosts(machine)):
+            # Processes count on from slice to slice.
             process = piece * machine.processes // machine.slices + number
             for local, (coords, core) in enumerate(itertools.product(chips, range(chip.cores))):
-                found.append(
+                devices.append(
                     StandIn(
-                        len(found), process, piece, coords, core, platform, chip.kind, client, local
+                        len(devices),
+                        process,
+                        piece,
+                        coords,
+                        core,
+                        platform,
+                        chip.kind,
+                        client,
+                        local,
                     )
                 )
-    return found
+    return devices
 
 
 def _hosts(machine: Machine) -> list[list[tuple[int, ...]]]:
@@ -156,7 +168,9 @@ def _hosts(machine: Machine) -> list[list[tuple[int, ...]]]:
     if not machine.chip.rank:
         each = min(machine.chip.host, machine.size)
         return [[(0, 0, 0)] * each for _ in range(machine.size // each)]
+    # A torus of two dimensions has one layer.
     x, y, z = (*machine.shape, 1)[:3]
+    # A host has a square of 2 x 2 chips along the first two axes.
     a, b = min(2, x), min(2, y)
     return [
         [(i + p, j + q, k) for q in range(b) for p in range(a)]

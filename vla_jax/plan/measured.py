@@ -32,7 +32,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Control(Measured):
-    """Of a control step on one device.
+    """A control step on one device, as its compiler measures it.
 
     Attributes:
         weights: bytes of the parameters in bfloat16, which every step must read once.
@@ -60,13 +60,14 @@ def train_step(config: Config, machine: Machine, windows: int = 0) -> Measured:
     program = programs.train_program(config, compilers.devices(machine), windows)
     with compilers.answering_for(machine):
         lowered = program.step.trace(program.template, program.batch).lower()
+    # The slow network joins slices of TPUs, but hosts of GPUs.
     across = machine.chip.platform == "tpu"
     domains = [
         getattr(device, "slice_index", None) or 0 if across else device.process_index
         for device in program.mesh.devices.flat
     ]
-    given = sum(programs.state_bytes(program).values())
-    return _measured(lowered, machine, dict(program.mesh.shape), domains, given)
+    argument_bytes = sum(programs.state_bytes(program).values())
+    return _measured(lowered, machine, dict(program.mesh.shape), domains, argument_bytes)
 
 
 def control_step(config: Config, machine: Machine, sessions: int = 1) -> Control:
@@ -84,15 +85,15 @@ def control_step(config: Config, machine: Machine, sessions: int = 1) -> Control
     program = programs.control_program(config, device, sessions)
     with compilers.answering_for(machine):
         lowered = program.step.trace(*program.arguments).lower()
-    given = programs.device_bytes(program.arguments)
-    found = _measured(lowered, machine, {"device": 1}, [0], given)
+    argument_bytes = programs.device_bytes(program.arguments)
+    figures = _measured(lowered, machine, {"device": 1}, [0], argument_bytes)
     return Control(
-        **vars(found), weights=program.weights, history=program.history, sessions=sessions
+        **vars(figures), weights=program.weights, history=program.history, sessions=sessions
     )
 
 
 def _measured(
-    lowered: Any, machine: Machine, mesh: dict[str, int], domains: list[int], given: int
+    lowered: Any, machine: Machine, mesh: dict[str, int], domains: list[int], argument_bytes: int
 ) -> Measured:
     began, chip = time.perf_counter(), machine.chip
     try:
@@ -102,9 +103,11 @@ def _measured(
         temporaries = compiled.refused(error)
         if temporaries is None:
             raise
-        sizes = {"arguments": given, "results": 0, "temporaries": temporaries}
+        # The results of a step mostly take the place of its arguments.
+        sizes = {"arguments": argument_bytes, "results": 0, "temporaries": temporaries}
         sizes["total"] = sum(sizes.values())
         return Measured(sizes, False, None, None, time.perf_counter() - began)
+    # Before the text is read, which takes long for large programs.
     took = time.perf_counter() - began
     sizes = compiled.memory(program)
     work = compiled.read(program.as_text(), mesh, domains)

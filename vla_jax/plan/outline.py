@@ -21,7 +21,7 @@ _TRACED = 13
 
 @dataclass(frozen=True)
 class Outline:
-    """Of a train step.
+    """What is known of a train step without compiling it.
 
     Attributes:
         mesh: axis -> size.
@@ -58,15 +58,15 @@ class Outline:
 
     @property
     def windows(self) -> float:
-        """Of a row block."""
+        """Windows of a row block."""
         return self.rows / self.blocks
 
     @property
     def least_bytes(self) -> dict[str, int]:
         """Bytes a device by kind that a step needs at the least."""
         gradients = {"gradients": self.state["params"]}
-        found = {**self.state, **gradients, "residuals": sum(self.residuals.values())}
-        return {**found, "total": sum(found.values())}
+        sizes = {**self.state, **gradients, "residuals": sum(self.residuals.values())}
+        return {**sizes, "total": sum(sizes.values())}
 
 
 def outline(config: Config, machine: Machine, windows: int = 0) -> Outline:
@@ -87,6 +87,7 @@ def outline(config: Config, machine: Machine, windows: int = 0) -> Outline:
         work = trace.count(asked.step.trace(asked.template, asked.batch).jaxpr)
     forward = trace.count(jax.make_jaxpr(asked.forward)(params, asked.batch))
     # The loops.
+    # So many windows that no dimension of the model is taken for rows of the batch.
     prime = programs.train_program(config, devices, _TRACED * config.train.accumulate)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     rows = prime.rows // config.train.accumulate
@@ -135,6 +136,6 @@ def row_blocks(program: programs.TrainProgram) -> tuple[tuple[int, ...], int]:
     processes: dict[Any, set[int]] = {}
     for device, index in where.devices_indices_map((program.blocks,)).items():
         processes.setdefault(str(index), set()).add(device.process_index)
-    homes: Sequence[int] = [min(found) for found in processes.values()]
+    homes: Sequence[int] = [min(owners) for owners in processes.values()]
     counts = {homes.count(home) for home in set(homes)}
-    return tuple(sorted(counts)), sum(len(found) > 1 for found in processes.values())
+    return tuple(sorted(counts)), sum(len(owners) > 1 for owners in processes.values())

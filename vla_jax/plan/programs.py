@@ -82,6 +82,7 @@ def train_program(config: Config, devices: Sequence[Any], windows: int = 0) -> T
     rows = windows * blocks or config.train.batch_size
     _divides(rows, blocks * config.train.accumulate, "train.batch_size")
     captions = config.data.cotrain.rows if config.data.cotrain.path else 0
+    # Captions go through a step in the same parts as the windows.
     _divides(captions, blocks * config.train.accumulate, "data.cotrain.rows")
     model = vla.build(config.model, Start(config.model).arch())
     init = lora.extend(functools.partial(vla.initial_params, model), config.lora)
@@ -89,9 +90,11 @@ def train_program(config: Config, devices: Sequence[Any], windows: int = 0) -> T
     template = state.abstract(
         init, lora.train_rules(config), optimizer, mesh, ema=config.optim.ema_decay > 0
     )
+    # The program depends on how many datasets there are, not on what they are called.
     names = [str(dataset.spec) for dataset in config.data.datasets]
 
     def forward(params: Any, batch: Batch) -> Any:
+        # Without random changes: the products of a crop are not the model's work.
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=False
         )
@@ -166,6 +169,7 @@ def control_program(config: Config, device: Any, sessions: int = 1) -> ControlPr
     where = SingleDeviceSharding(device)
 
     def init(key: jax.Array) -> Any:
+        # Only shapes count here: this is traced and never run.
         served = vla.initial_params(model, key)
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16), served)
 
@@ -205,6 +209,7 @@ def device_bytes(tree: Any) -> int:
 
 
 def _itemsize(dtype: Any) -> int:
+    # A key is two 32-bit words, but its dtype has no item size in bytes.
     return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 

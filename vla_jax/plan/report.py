@@ -30,7 +30,7 @@ def to_json(
     "largest_batch", "unsplit_carries", and "control", the same of a control step.
     """
     chip, least = machine.chip, outline.least_bytes
-    found: dict[str, Any] = {
+    plan: dict[str, Any] = {
         "topology": machine.name,
         "devices": machine.size,
         "processes": machine.processes,
@@ -38,6 +38,7 @@ def to_json(
         "batch_size": outline.rows,
         "row_blocks": outline.blocks,
         "straddling_row_blocks": outline.straddling,
+        # Without a compiler only a misfit is certain: the least is already too much.
         "fits": None if least["total"] <= chip.memory else False,
         "bytes_per_device": least,
         "flops": outline.flops,
@@ -50,12 +51,12 @@ def to_json(
         "convention": CONVENTION,
     }
     if train:
-        found["fits"], found["bytes_per_device"] = train.fits, _kinds(outline, train)
-        found["largest_batch"] = largest_batch(outline, train, machine)
+        plan["fits"], plan["bytes_per_device"] = train.fits, _kinds(outline, train)
+        plan["largest_batch"] = largest_batch(outline, train, machine)
         if train.roofline:
-            found["mfu"] = train.roofline.mfu(outline.forward, chip)
+            plan["mfu"] = train.roofline.mfu(outline.forward, chip)
     if control:
-        found["control"] = {
+        plan["control"] = {
             "fits": control.fits,
             "sessions": control.sessions,
             "bytes_per_device": control.memory,
@@ -64,7 +65,7 @@ def to_json(
             "kernels": control.work.kernels if control.work else None,
             **_compiled(control, chip),
         }
-    return found
+    return plan
 
 
 def _kinds(outline: Outline, train: Measured) -> dict[str, int]:
@@ -89,12 +90,13 @@ def _compiled(measured: Measured | None, chip: Chip) -> dict[str, Any]:
 
 def exchanges(work: Work) -> list[dict[str, Any]]:
     """Collectives of one kind, place and size as one row, the most bytes first."""
+    # Layers repeat the same exchange, which would fill pages.
     rows: dict[Any, list[float]] = defaultdict(lambda: [0, 0.0])
     for each in work.exchanges:
         key = (each.kind, each.axes, each.group, each.array, each.loops, each.overlapped)
         rows[key][0] += each.executions
         rows[key][1] += each.wire_bytes
-    found = [
+    merged = [
         {
             "kind": kind,
             "axes": list(axes),
@@ -107,7 +109,7 @@ def exchanges(work: Work) -> list[dict[str, Any]]:
         }
         for (kind, axes, group, array, loops, overlapped), (count, size) in rows.items()
     ]
-    return sorted(found, key=lambda row: -row["wire_bytes"])
+    return sorted(merged, key=lambda row: -row["wire_bytes"])
 
 
 def lines(machine: Machine, outline: Outline) -> Iterator[str]:
@@ -138,10 +140,11 @@ def lines(machine: Machine, outline: Outline) -> Iterator[str]:
     )
     yield f"bytes a device, at least ({windows:g} windows):"
     yield from _table({name: size for name, size in outline.least_bytes.items() if size})
-    kept = {name: size for name, size in outline.residuals.items() if size > 2**20}
-    if kept:
+    large = {name: size for name, size in outline.residuals.items() if size > 2**20}
+    if large:
         yield "  of the residuals:"
-        yield from ("  " + line for line in _table(kept))
+        yield from ("  " + line for line in _table(large))
+    # Small values would hide the few that decide whether a step fits.
     for dtype, shape, size in (each for each in outline.largest[:4] if each[2] > 2**24):
         yield f"  large value {dtype}{list(shape)}: {size / _GIB:.2f} GiB if split"
     if outline.unsplit:
@@ -181,15 +184,16 @@ def control_lines(machine: Machine, control: Control) -> Iterator[str]:
     history = control.history / 1e6
     yield f"  weights {control.weights / 1e9:.2f} GB, a session's history {history:.2f} MB"
     if control.work:
+        # No step with one session can be faster than this.
         once = 1e3 * control.weights / machine.chip.bandwidth
         yield f"  {control.work.kernels} kernels; to read the weights once takes {once:.2f} ms"
         yield from _work_lines(control)
 
 
 def _fit_lines(machine: Machine, measured: Measured) -> Iterator[str]:
-    total, most = measured.memory["total"] / _GIB, machine.chip.memory / _GIB
+    total, limit = measured.memory["total"] / _GIB, machine.chip.memory / _GIB
     word = "fits" if measured.fits else "DOES NOT FIT"
-    yield f"  {word}: {total:.2f} GiB of {most:g}"
+    yield f"  {word}: {total:.2f} GiB of {limit:g}"
     yield from ("  " + line for line in _table(measured.memory))
 
 
@@ -199,6 +203,7 @@ def _work_lines(measured: Measured) -> Iterator[str]:
         return
     yield f"  HBM {work.hbm_bytes / 1e9:.1f} GB"
     for name, size in work.classes.items():
+        # Parts below a hundredth do not decide anything.
         if size > 0.01 * work.hbm_bytes:
             yield f"    {name:28} {size / 1e9:9.2f} GB {100 * size / work.hbm_bytes:5.1f} %"
     yield f"  wire {work.wire_bytes / 1e9:.2f} GB"

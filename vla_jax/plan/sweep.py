@@ -58,7 +58,7 @@ class Candidate:
 
     @property
     def flags(self) -> str:
-        """To give to launch/train.py."""
+        """Flags to give to launch/train.py."""
         mesh = " ".join(f"--config.mesh.{axis}={size}" for axis, size in self.mesh.items())
         remat = f"--config.model.remat={self.config.model.remat}"
         return f"{mesh} {remat} --config.train.batch_size={self.rows}"
@@ -86,58 +86,66 @@ def sweep(config: Config, machine: Machine, compiled: bool = False) -> Sweep:
         ConfigError: no mesh at all can be had.
         PlanError: there is no compiler for the machine.
     """
-    found, refused = _estimates(config, machine)
+    candidates, refused = _estimates(config, machine)
     # Nearly as fast: the simpler mesh.
-    found.sort(key=lambda each: (-_rounded(each.rate), each.mesh["tensor"], each.mesh["data"]))
+    candidates.sort(key=lambda each: (-_rounded(each.rate), each.mesh["tensor"], each.mesh["data"]))
     if compiled:
-        tried = [_measure(each, machine) for each in _distinct(found)]
+        tried = [_measure(each, machine) for each in _distinct(candidates)]
         fitting = [each for each in tried if each is not None]
         refused += len(tried) - len(fitting)
-        found = sorted(fitting, key=lambda each: -each.rate)
-    best = outline.outline(found[0].config, machine, found[0].windows) if found else None
-    return Sweep(found, refused, best)
+        candidates = sorted(fitting, key=lambda each: -each.rate)
+    best = (
+        outline.outline(candidates[0].config, machine, candidates[0].windows)
+        if candidates
+        else None
+    )
+    return Sweep(candidates, refused, best)
 
 
 def _estimates(config: Config, machine: Machine) -> tuple[list[Candidate], int]:
-    devices, chip, found, refused = stand_ins(machine), machine.chip, [], 0
+    devices, chip, candidates, refused = stand_ins(machine), machine.chip, [], 0
     sketches: dict[str, Outline] = {}
     problems = []
     for mesh in meshes(machine):
         shape = dataclasses.replace(config.mesh, **mesh)
         placed = dataclasses.replace(config, mesh=shape)
+        # The smallest batch that can be: a window for each part of a step.
         windows = config.train.accumulate
         try:
-            given = programs.state_bytes(programs.train_program(placed, devices, windows))
+            state_sizes = programs.state_bytes(programs.train_program(placed, devices, windows))
         except ConfigError as error:
             problems.append(str(error))
             continue
         for remat in _REMAT:
             model = dataclasses.replace(config.model, remat=remat)
             each = dataclasses.replace(placed, model=model)
+            # Traced once for all meshes, because tracing is the slow part and bytes scale.
             if remat not in sketches:
                 sketches[remat] = outline.outline(each, machine, windows)
             sketch, full = sketches[remat], sketches["full"]
             for count in _WINDOWS:
                 rows = count * windows * mesh["data"] * mesh["fsdp"]
                 scale = count * windows / sketch.windows
-                kept = sum(sketch.residuals.values()) * count
+                residuals = sum(sketch.residuals.values()) * count
                 alive = max((size for *_, size in sketch.largest), default=0.0) * count
-                state = sum(given.values()) + given["params"]
-                memory = state + kept + _ALIVE * alive / mesh["tensor"]
+                # The gradients take as much again as the trainable parameters.
+                state = sum(state_sizes.values()) + state_sizes["params"]
+                memory = state + residuals + _ALIVE * alive / mesh["tensor"]
                 if memory > chip.memory:
                     refused += 1
                     continue
-                share = rows / sketch.rows
+                fraction = rows / sketch.rows
                 wire = _wire(sketch, mesh, scale * sum(full.residuals.values()))
-                hbm = _MOVED * sketch.product_bytes * share + _weights(sketch, mesh)
+                hbm = _MOVED * sketch.product_bytes * fraction + _weights(sketch, mesh)
                 seconds = max(
-                    sketch.flops * share / chip.flops, hbm / chip.bandwidth, wire / chip.link
+                    sketch.flops * fraction / chip.flops, hbm / chip.bandwidth, wire / chip.link
                 )
                 seconds /= EFFICIENCY
-                found.append(Candidate(each, mesh, count * windows, rows, memory, seconds))
+                candidates.append(Candidate(each, mesh, count * windows, rows, memory, seconds))
+    # A mesh that is refused is no fault while another one will do.
     if problems and not sketches:
         raise ConfigError("no mesh of this machine will do:\n  " + "\n  ".join(set(problems)))
-    return found, refused
+    return candidates, refused
 
 
 def meshes(machine: Machine) -> Iterator[dict[str, int]]:
@@ -155,6 +163,7 @@ def _powers(limit: int) -> list[int]:
 
 
 def _rounded(rate: float) -> float:
+    # Estimates are no better than two digits; equal ones are ordered by their mesh.
     return float(f"{rate:.2g}")
 
 
@@ -177,44 +186,46 @@ def _weights(sketch: Outline, mesh: dict[str, int]) -> float:
     return 12.0 * held + 28.0 * sketch.parameters[1] / (mesh["tensor"] * mesh["fsdp"])
 
 
-def _distinct(found: list[Candidate]) -> list[Candidate]:
+def _distinct(candidates: list[Candidate]) -> list[Candidate]:
     """The best few that differ in more than the batch."""
     best: dict[Any, Candidate] = {}
-    for each in found:
+    for each in candidates:
         best.setdefault((*each.mesh.values(), each.config.model.remat), each)
     return list(best.values())[:_COMPILED]
 
 
 def _measure(candidate: Candidate, machine: Machine) -> Candidate | None:
     windows = candidate.windows
+    # Each part of a step needs a window.
     least = candidate.config.train.accumulate
     while windows >= least:
-        found = measured.train_step(candidate.config, machine, windows)
-        if found.fits:
+        result = measured.train_step(candidate.config, machine, windows)
+        if result.fits:
             rows = candidate.rows * windows // candidate.windows
-            return dataclasses.replace(candidate, windows=windows, rows=rows, measured=found)
+            return dataclasses.replace(candidate, windows=windows, rows=rows, measured=result)
+        # The estimate was too bold.
         windows //= 2
     return None
 
 
-def lines(found: Sweep) -> Iterator[str]:
+def lines(result: Sweep) -> Iterator[str]:
     """A table, the fastest first, and what to take."""
-    yield f"{len(found.candidates)} ways fit, {found.refused} do not"
-    if not found.candidates:
+    yield f"{len(result.candidates)} ways fit, {result.refused} do not"
+    if not result.candidates:
         yield "nothing fits: take more devices, a smaller batch, LoRA or frozen towers"
         return
     yield "data fsdp tensor remat windows    GiB  windows/s"
-    for each in found.candidates[:12]:
+    for each in result.candidates[:12]:
         memory = each.measured.memory["total"] if each.measured else each.memory
         data, fsdp, tensor = each.mesh.values()
         yield (
             f"{data:4} {fsdp:4} {tensor:6} {each.config.model.remat:5} {each.windows:7} "
             f"{memory / 2**30:6.1f} {each.rate:10.0f}" + ("" if each.measured else " (estimated)")
         )
-    yield "take: " + found.candidates[0].flags
+    yield "take: " + result.candidates[0].flags
 
 
-def to_json(machine: Machine, found: Sweep) -> dict[str, Any]:
+def to_json(machine: Machine, result: Sweep) -> dict[str, Any]:
     """The recommended plan, as `report.to_json` gives it, and all that was tried."""
     tried = [
         {
@@ -225,10 +236,10 @@ def to_json(machine: Machine, found: Sweep) -> dict[str, Any]:
             "windows_per_second": each.rate,
             "compiled": each.measured is not None,
         }
-        for each in found.candidates
+        for each in result.candidates
     ]
-    if found.best is None:
+    if result.best is None:
         return {"topology": machine.name, "fits": False, "tried": tried, "recommended": None}
-    first = found.candidates[0]
-    plan = report.to_json(machine, found.best, first.measured)
+    first = result.candidates[0]
+    plan = report.to_json(machine, result.best, first.measured)
     return {**plan, "tried": tried, "recommended": first.flags}

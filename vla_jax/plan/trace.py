@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass
 class Count:
-    """Over all devices.
+    """Counts over all devices.
 
     Attributes:
         flops: input type -> floating point operations of matrix products and convolutions, a
@@ -42,8 +42,8 @@ class Count:
 
     def top(self, count: int = 6) -> list[tuple[str, tuple[int, ...], int]]:
         """The largest values: type, shape, bytes."""
-        found = sorted(self.largest.items(), key=lambda item: -item[1])
-        return [(dtype, shape, size) for (dtype, shape), size in found[:count]]
+        ordered = sorted(self.largest.items(), key=lambda item: -item[1])
+        return [(dtype, shape, size) for (dtype, shape), size in ordered[:count]]
 
 
 def count(jaxpr: Any, times: int = 1) -> Count:
@@ -53,25 +53,25 @@ def count(jaxpr: Any, times: int = 1) -> Count:
         jaxpr: of `jax.make_jaxpr`, of a traced function, or an inner one.
         times: how often it runs.
     """
-    found = Count()
+    total = Count()
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name = eqn.primitive.name
         operations = _operations(name, eqn)
         if operations:
-            found.flops[str(eqn.invars[0].aval.dtype)] += operations * times
+            total.flops[str(eqn.invars[0].aval.dtype)] += operations * times
             arrays = [x.aval for x in (*eqn.invars, *eqn.outvars) if hasattr(x.aval, "shape")]
-            found.product_bytes += times * sum(map(_nbytes, arrays))
+            total.product_bytes += times * sum(map(_nbytes, arrays))
         if name == "random_bits":
-            found.randoms += times * sum(math.prod(out.aval.shape) for out in eqn.outvars)
+            total.randoms += times * sum(math.prod(out.aval.shape) for out in eqn.outvars)
         for out in eqn.outvars:
             if hasattr(out.aval, "shape"):
-                found.largest[str(out.aval.dtype), tuple(out.aval.shape)] = _nbytes(out.aval)
+                total.largest[str(out.aval.dtype), tuple(out.aval.shape)] = _nbytes(out.aval)
         inner = [count(part, times * _repeats(name, eqn)) for part in _inner(eqn)]
         if name == "cond" and inner:
             inner = [max(inner, key=lambda branch: branch.total)]
         for part in inner:
-            found.add(part)
-    return found
+            total.add(part)
+    return total
 
 
 def _operations(name: str, eqn: Any) -> int:
@@ -83,6 +83,7 @@ def _operations(name: str, eqn: Any) -> int:
     if name == "conv_general_dilated":
         kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
         out = math.prod(eqn.outvars[0].aval.shape)
+        # An output meets the whole kernel of its own channel.
         return 2 * out * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
     if name.startswith("dot_product_attention"):
         # cuDNN's kernels, opaque to jax: q [b, n, h, d], k [b, m, h, d]. Two products forward; five
@@ -102,14 +103,17 @@ def _repeats(name: str, eqn: Any) -> int:
         return math.prod(mesh.shape[axis] for axis in manual)
     if name == "pallas_call":
         grid = eqn.params["grid_mapping"].grid
+        # A size that is not known before the run counts as 1.
         return math.prod(size for size in grid if isinstance(size, int))
     return 1
 
 
 def _inner(eqn: Any) -> Iterator[Any]:
+    # Counted as a whole in `_operations`; what is inside must not count again.
     if eqn.primitive.name.startswith("dot_product_attention"):
         return
     for value in eqn.params.values():
+        # The branches of a condition are a tuple of programs.
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(part, "eqns") or hasattr(getattr(part, "jaxpr", None), "eqns"):
                 yield part

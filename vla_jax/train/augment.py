@@ -37,7 +37,7 @@ def augment(
     spec: ImageSpec,
     train: bool,
 ) -> Observation:
-    """Resize to the model's size, change at random when training, normalise.
+    """Resize to the model's size, change at random when training, normalize.
 
     Args:
         observation: with uint8 images [b, w, h, x, 3].
@@ -49,7 +49,7 @@ def augment(
 
     Returns:
         The observation with float32 images [b, w, s, r, 3]. Frames that `image_mask` calls
-        padding are black before normalisation, and so are views that are dropped; of these
+        padding are black before normalization, and so are views that are dropped; of these
         `image_mask` is False.
     """
     mask, cameras = dict(observation.image_mask), list(observation.images)
@@ -59,16 +59,20 @@ def augment(
         keys = _keys(sample, seed)
         w = observation.images[cameras[0]].shape[1]
         if dropped:
+            # This stream lies behind the cameras' own numbers, so that no other draw moves.
             mask = drop_views(mask, _draw(keys, list(mask), len(CAMERAS), w, 2), config)
-        own = {c: 0 for c in changed} if config.parity.share_cameras else changed
-        draws = _draw(keys, own, 0, w, _COUNT)
+        # Cameras that share a draw all go by number 0.
+        drawing = {c: 0 for c in changed} if config.parity.share_cameras else changed
+        draws = _draw(keys, drawing, 0, w, _COUNT)
     images = {}
     for camera, pixels in observation.images.items():
         if config.parity.resize == "lanczos3":
             pixels = lanczos3(pixels, *spec.shape_for(*pixels.shape[-3:-1]))
         if not dropped and camera not in draws:
+            # Unchanged cameras go the way that evaluation and serving go.
             images[camera] = preprocess(pixels, spec)
             continue
+        # The strengths in the config are for pixels in [0, 1].
         x = fit(pixels, spec).astype(jnp.float32) / 255.0
         if camera in draws:
             shift = config.shift.get(camera, 0)
@@ -91,26 +95,29 @@ def drop_views(
         draws: camera -> uniform numbers: whether it is dropped, and which one stays.
         config: `dropout` and `parity.jitter_per_frame`.
     """
-    seen, u = jnp.stack(list(mask.values())), jnp.stack([draws[c] for c in mask])
-    exist = seen
+    stacked, u = jnp.stack(list(mask.values())), jnp.stack([draws[c] for c in mask])
+    exist = stacked
     if not config.parity.jitter_per_frame:
+        # One draw a window: a view is dropped in all its frames or in none.
         u = jnp.broadcast_to(u[:, :, :1], u.shape)
-        exist = jnp.broadcast_to(seen.any(-1, keepdims=True), seen.shape)
+        exist = jnp.broadcast_to(stacked.any(-1, keepdims=True), stacked.shape)
+    # The existing view with the largest draw stays, so that no frame is left blind.
     stays = jnp.where(exist, u[..., 1], -1.0)
     stays = stays == stays.max(0)
-    seen = seen & (stays | (u[..., 0] >= config.dropout))
-    return dict(zip(mask, seen, strict=True))
+    stacked = stacked & (stays | (u[..., 0] >= config.dropout))
+    return dict(zip(mask, stacked, strict=True))
 
 
 def _changes(config: AugmentConfig) -> bool:
-    colours = (config.brightness, config.contrast, config.saturation, config.hue)
-    return any(colours) or config.crop_scale != 1.0
+    colors = (config.brightness, config.contrast, config.saturation, config.hue)
+    return any(colors) or config.crop_scale != 1.0
 
 
 def _keys(sample: UInt32[Array, "b 2"], seed: int) -> Key[Array, "b"]:
     """One key a sample."""
 
     def key(number: UInt32[Array, "2"]) -> PRNGKeyArray:
+        # Two words, because fold_in takes 32 bits and sample numbers have 64.
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number[0]), number[1])
 
     return jax.vmap(key)(sample)
@@ -133,6 +140,7 @@ def _draw(
         return jax.random.uniform(jax.random.fold_in(key, number), (w, count))
 
     numbers = cameras if isinstance(cameras, Mapping) else {c: CAMERAS.index(c) for c in cameras}
+    # Cameras of one number share the draw, and it is made once.
     drawn = {n: jax.vmap(draw, (0, None))(keys, n) for n in {stream + n for n in numbers.values()}}
     return {camera: drawn[stream + n] for camera, n in numbers.items()}
 
@@ -141,12 +149,14 @@ def _window(
     u: Float[Array, "w n"], x: Float[Array, "w s r 3"], config: AugmentConfig, shift: int
 ) -> Float[Array, "w s r 3"]:
     """All changes of one window of one camera, from its draws; pixels in [0, 1]."""
+    # Shared draws turn all changes by one number, as if each had been seeded alike.
     rows = jnp.broadcast_to(u[:, :1], u.shape) if config.parity.draws == "shared" else u
     if config.parity.jitter_per_frame:
         x = jax.vmap(lambda v, frame: _jitter(v, frame[None], config)[0])(rows, x)
     else:
         x = _jitter(rows[0], x, config)
     if shift:
+        # The floor of [0, 2 s + 1) makes each of -s .. s equally likely.
         offsets = jnp.floor(u[:, _SHIFT:] * (2 * shift + 1)).astype(jnp.int32) - shift
         if not config.per_frame:
             offsets = jnp.broadcast_to(offsets[:1], offsets.shape)
@@ -157,17 +167,19 @@ def _window(
 def _jitter(
     u: Float[Array, "n"], x: Float[Array, "w s r 3"], config: AugmentConfig
 ) -> Float[Array, "w s r 3"]:
-    """Crop and colours, the same for all frames."""
+    """Crop and colors, the same for all frames."""
 
-    def around(i: int, centre: float, reach: float) -> Array:
-        return centre + reach * (2.0 * u[i] - 1.0)
+    def around(i: int, center: float, reach: float) -> Array:
+        return center + reach * (2.0 * u[i] - 1.0)
 
     if config.crop_scale != 1.0:
+        # The scale is a share of the area.
         side = config.crop_scale**0.5
         x = crop_resize(x, (1.0 - side) * u[_CROP : _CROP + 2], side)
     if config.brightness:
         x = jnp.clip(x + around(_BRIGHTNESS, 0.0, config.brightness), 0.0, 1.0)
     if config.contrast:
+        # As in tf.image.adjust_contrast: about the mean of each frame and channel.
         mean = x.mean((-3, -2), keepdims=True)
         x = jnp.clip((x - mean) * around(_CONTRAST, 1.0, config.contrast) + mean, 0.0, 1.0)
     if config.saturation:
@@ -180,7 +192,7 @@ def _jitter(
 def lanczos3(images: UInt8[Array, "*lead h x 3"], height: int, width: int) -> UInt8[Array, "..."]:
     """`tf.image.resize(images, (height, width), "lanczos3", antialias=True)`, rounded and clipped.
 
-    Equal to within one grey level; Pillow's (`vla_jax.models.image.resize`) clips between its two
+    Equal to within one gray level; Pillow's (`vla_jax.models.image.resize`) clips between its two
     passes and differs by up to 33 where edges are sharp. The aspect ratio is not kept.
     """
     if images.shape[-3:-1] == (height, width):
@@ -202,10 +214,12 @@ def crop_resize(
     """
 
     def matrix(start: Array, size: int) -> Array:
+        # Bilinear weights as a matrix, since gathers are slow on accelerators.
         grid = jnp.arange(size, dtype=jnp.float32)
         position = (start * (size - 1) + grid * side)[:, None]
         return jnp.maximum(0.0, 1.0 - jnp.abs(position - grid[None]))
 
+    # The default precision on a TPU is bfloat16, which is too coarse for pixels.
     exact, (rows, columns) = jax.lax.Precision.HIGHEST, x.shape[1:3]
     x = jnp.einsum("wijc,yi->wyjc", x, matrix(corner[0], rows), precision=exact)
     return jnp.einsum("wyjc,xj->wyxc", x, matrix(corner[1], columns), precision=exact)
@@ -229,6 +243,7 @@ def turn_hue(x: Float[Array, "*lead 3"], turn: Array) -> Float[Array, "*lead 3"]
     red, green, blue = x[..., 0], x[..., 1], x[..., 2]
     value, low = x.max(-1), x.min(-1)
     chroma = value - low
+    # A gray pixel has no hue: chroma 0 below leaves it as it is, whatever the divisor.
     safe = jnp.where(chroma > 0, chroma, 1.0)
     # Not `value == red`: a compiler may round the two apart, and a step in hue follows. Where
     # two channels are equally high, both formulas give the same.

@@ -6,7 +6,7 @@ One folder a step, `WORKDIR/checkpoints/STEP`, with four items:
     train   optimizer state, step number, random key; beside an average also the weights of the
             last step, from which training goes on
     data    position of the sample stream (JSON)
-    meta    config, normalisation statistics, action specs, tokenizer, format version (JSON)
+    meta    config, normalization statistics, action specs, tokenizer, format version (JSON)
 Orbax writes beside and renames, in the background; a run killed while saving resumes from the
 step before. Arrays are stored whole, so any mesh can read what any other wrote. Each item carries
 checksums of its files, and nothing is read that does not have them.
@@ -114,7 +114,7 @@ class Checkpoints:
             step: optimizer steps done; saving a step twice is one save.
             state: of the run; its buffers may be donated as soon as this returns.
             data: state of the loader after exactly `step` batches.
-            meta: with the keys `META_KEYS`, JSON-serialisable.
+            meta: with the keys `META_KEYS`, JSON-serializable.
 
         Raises:
             ValueError: if `meta` lacks a key.
@@ -193,10 +193,10 @@ class Checkpoints:
         `WORKDIR/damaged`, so that it can write these steps again; all processes must ask.
         """
         for step in reversed(self.steps()):
-            found = self.damage(step, items)
-            if not found:
+            problems = self.damage(step, items)
+            if not problems:
                 return step
-            folder, listing = self.directory / str(step), "; ".join(found[:5])
+            folder, listing = self.directory / str(step), "; ".join(problems[:5])
             if self._read_only:
                 logger.warning("%s: damaged, not used: %s", folder, listing)
                 continue
@@ -208,7 +208,7 @@ class Checkpoints:
                 multihost_utils.sync_global_devices(f"vla_jax_damaged_{step}")
             for item in items:  # the step may be written again
                 self._damage.pop((step, item), None)
-            self._manager.reload()
+            self._manager.reload()  # it still lists the step that is gone
         return None
 
     def damage(self, step: int, items: Sequence[str]) -> list[str]:
@@ -222,11 +222,12 @@ class Checkpoints:
                 continue
             alone = self._read_only or jax.process_count() == 1
             part = (0, 1) if alone else (jax.process_index(), jax.process_count())
-            found = checkpoint_folder.damage(folder, [item], part)
+            problems = checkpoint_folder.damage(folder, [item], part)
             if not alone:
-                others = multihost_utils.process_allgather(np.array(len(found)))
-                found = found or ["damaged, as another process found"] * int(others.any())
-            self._damage[step, item] = found
+                # All processes must call a step damaged, or they would resume from different ones.
+                counts = multihost_utils.process_allgather(np.array(len(problems)))
+                problems = problems or ["damaged, as another process found"] * int(counts.any())
+            self._damage[step, item] = problems
         return [line for item in items for line in self._damage[step, item]]
 
     def restore(
@@ -250,22 +251,22 @@ class Checkpoints:
         wanted = {"opt_state": template.opt_state, "step": template.step, "rng": key}
         if self._check_average(step, template):
             wanted["trainable"] = template.trainable
-        found = self._read(
+        items = self._read(
             step,
             params=ocp.args.StandardRestore(params),  # type: ignore[call-arg]
             train=ocp.args.StandardRestore(wanted),  # type: ignore[call-arg]
             data=ocp.args.JsonRestore(),
         )
-        parts = place_parts(found["params"], template)
+        parts = place_parts(items["params"], template)  # the average, where one is kept
         state = TrainState(
-            step=found["train"]["step"],
-            trainable=found["train"].get("trainable", parts.trainable),
+            step=items["train"]["step"],
+            trainable=items["train"].get("trainable", parts.trainable),
             frozen=parts.frozen,
             ema=parts.trainable if template.ema else {},
-            opt_state=found["train"]["opt_state"],
-            rng=jax.random.wrap_key_data(found["train"]["rng"]),
+            opt_state=items["train"]["opt_state"],
+            rng=jax.random.wrap_key_data(items["train"]["rng"]),
         )
-        return state, found["data"]
+        return state, items["data"]
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """Config, statistics, action specs and tokenizer of a step (the newest by default).
@@ -331,9 +332,9 @@ class Checkpoints:
             raise DamagedError(text) from error
 
     def _way_out(self, step: int) -> str:
-        others = [other for other in self.steps() if other != step]
-        if others:
-            return f"Move the folder away to go on from step {others[-1]}"
+        alternatives = [other for other in self.steps() if other != step]
+        if alternatives:
+            return f"Move the folder away to go on from step {alternatives[-1]}"
         return "There is no other step beside it"
 
     def _resolve(self, step: int | None, items: Sequence[str] = POLICY_ITEMS) -> int:
@@ -343,12 +344,12 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.directory}: no step {step}; there are {steps}")
         step = steps[-1] if step is None else step
-        found = self.damage(step, items)
+        problems = self.damage(step, items)
         folder = self.directory / str(step)
-        if found and not (folder / "train").exists() and not self.damage(step, POLICY_ITEMS):
+        if problems and not (folder / "train").exists() and not self.damage(step, POLICY_ITEMS):
             raise CheckpointError(f"{folder}: weights alone, without 'train': no run to go on with")
-        if found:
-            listing = "; ".join(found[:5])
+        if problems:
+            listing = "; ".join(problems[:5])
             raise DamagedError(f"{folder}: damaged: {listing}. {self._way_out(step)}")
         return step
 

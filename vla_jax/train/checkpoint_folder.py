@@ -44,6 +44,7 @@ def locate(workdir: str | Path, read_only: bool) -> Path:
         directory = workdir
     if directory.is_dir():
         foreign = sorted(c.name for c in directory.iterdir() if not _ours(c.name))
+        # Old steps are deleted here, which must not cost somebody's other files.
         if foreign:
             raise CheckpointError(
                 f"{directory}: holds {foreign[:5]}, which are not checkpoints of vla_jax; choose "
@@ -53,6 +54,7 @@ def locate(workdir: str | Path, read_only: bool) -> Path:
 
 
 def _ours(name: str) -> bool:
+    # Orbax keeps metadata and temporary folders of its own beside the steps.
     return name.isdigit() or "orbax" in name or name == "metadata" or name.startswith((".", "_"))
 
 
@@ -67,12 +69,13 @@ def damage(step: Path, items: Sequence[str], part: tuple[int, int] = (0, 1)) -> 
     missing = [item for item in items if not (step / item).is_dir()]
     if missing:
         return [f"lacks {missing}"]
-    found: list[str] = []
+    problems: list[str] = []
     for item in items:
-        found += checksum.problems(step / item, part)
-        if item in ("data", "meta") and not found:
-            found += _not_json(step / item)
-    return found
+        problems += checksum.problems(step / item, part)
+        # Without checksums only parsing shows that a file was cut short.
+        if item in ("data", "meta") and not problems:
+            problems += _not_json(step / item)
+    return problems
 
 
 def _not_json(item: Path) -> list[str]:
@@ -85,12 +88,15 @@ def _not_json(item: Path) -> list[str]:
 
 def put_aside(step: Path) -> Path:
     """Move a damaged step out of the run's way, to `WORKDIR/damaged`; returns where it is now."""
+    # Outside the folder of checkpoints, where every numbered folder counts as a step.
     shelf = step.parent.parent / DAMAGED
     shelf.mkdir(exist_ok=True)
     target, number = shelf / step.name, 1
+    # A step may be damaged again after it was written anew; the earlier evidence stays.
     while target.exists():
         number += 1
         target = shelf / f"{step.name}-{number}"
+    # A rename within the workdir is atomic and copies nothing.
     os.replace(step, target)
     return target
 

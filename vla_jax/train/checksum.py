@@ -22,12 +22,14 @@ def seal(folder: str | Path) -> None:
     files = _files(folder)
     with ThreadPoolExecutor() as pool:  # hashlib lets go of the interpreter's lock
         entries = dict(pool.map(lambda path: _entry(folder, path), files))
+    # The seal appears whole or not at all: half of one would condemn good files.
     beside = folder / f"{SEAL}.tmp"
     with beside.open("w", encoding="utf-8") as file:
         json.dump({"algorithm": "sha256", "files": entries}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, folder / SEAL)
+    # A new name lasts only once its directory is synced, too.
     for directory in {folder, *(path.parent for path in files)}:
         _sync_directory(directory)
 
@@ -53,6 +55,7 @@ def problems(folder: str | Path, part: tuple[int, int] = (0, 1)) -> list[str]:
         return [f"{_name(folder, path)}: empty" for path in _files(folder) if not _size(path)]
     try:
         listed = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
+        # Sorted, so that processes that share the work cut the same list.
         entries = sorted((name, int(size), str(digest)) for name, (size, digest) in listed.items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{folder.name}/{SEAL}: cannot be read: {error}"]
@@ -64,6 +67,7 @@ def problems(folder: str | Path, part: tuple[int, int] = (0, 1)) -> list[str]:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content; a file that did not change is read once."""
     stat = path.stat()
+    # Size, time and inode together tell whether it is still the file that was read.
     return _digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
@@ -75,8 +79,9 @@ def _digest(path: Path, *identity: int) -> str:
 
 
 def _files(folder: Path) -> Sequence[Path]:
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return sorted(path for path in found if not path.name.startswith(SEAL))
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    # A seal cannot list itself, nor its own temporary file.
+    return sorted(path for path in paths if not path.name.startswith(SEAL))
 
 
 def _entry(folder: Path, path: Path) -> tuple[str, tuple[int, str]]:
@@ -89,9 +94,10 @@ def _entry(folder: Path, path: Path) -> tuple[str, tuple[int, str]]:
 def _problem(folder: Path, name: str, size: int, digest: str) -> str:
     path = folder / name
     try:
-        found = path.stat().st_size
-        if found != size:
-            return f"{folder.name}/{name}: {found} bytes, were {size}"
+        # The size first: a file that was cut short need not be read.
+        actual_size = path.stat().st_size
+        if actual_size != size:
+            return f"{folder.name}/{name}: {actual_size} bytes, were {size}"
         return "" if file_digest(path) == digest else f"{folder.name}/{name}: other content"
     except OSError as error:
         return f"{folder.name}/{name}: {error.strerror}"

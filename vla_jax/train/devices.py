@@ -46,6 +46,7 @@ def arrange(shape: Shape, devices: Sequence[Any]) -> np.ndarray:
             f"mesh.tensor: {shape[2]} does not divide the {inside} devices of a process, and a row "
             f"of the batch cannot live in two processes; mesh.tensor may be one of {sizes}"
         )
+    # Slices follow each other along "data", the only axis that may cross the network.
     part = (shape[0] // len(slices), *shape[1:])
     return np.concatenate([_in_slice(part, members) for members in slices])
 
@@ -54,9 +55,9 @@ def _in_slice(shape: Shape, devices: Sequence[Any]) -> np.ndarray:
     """One slice, or everything that is no TPU."""
     if devices[0].platform == "tpu":
         # jax knows which way round each torus is fast; a process it does not look at.
-        found = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-        if not _straddles(found):
-            return found
+        mesh = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        if not _straddles(mesh):
+            return mesh
     # Processes in the order of their corners on the torus, and so the devices in each: a tensor
     # axis is then a line or a rectangle of neighbors, and the other axes step from host to host.
     processes = [sorted(x, key=_place) for x in _grouped(devices, lambda d: d.process_index)]
@@ -65,6 +66,7 @@ def _in_slice(shape: Shape, devices: Sequence[Any]) -> np.ndarray:
 
 
 def _straddles(mesh: np.ndarray) -> bool:
+    # A row of the last axis, "tensor", works on the same rows of the batch.
     return any(len({d.process_index for d in row}) > 1 for row in mesh.reshape(-1, mesh.shape[-1]))
 
 
@@ -83,4 +85,5 @@ def _grouped(devices: Sequence[Any], key: Callable[[Any], int]) -> list[list[Any
     groups: dict[int, list[Any]] = collections.defaultdict(list)
     for device in devices:
         groups[key(device)].append(device)
+    # In a fixed order, since every process must come to the same mesh.
     return [groups[number] for number in sorted(groups)]

@@ -32,7 +32,7 @@ class Baseline:
     """The constant policy a trained one must beat: it knows the dataset and nothing else.
 
     Attributes:
-        arm: float32 [n, a-1], each training set's mean normalised arm action; [n, a] without a
+        arm: float32 [n, a-1], each training set's mean normalized arm action; [n, a] without a
             gripper.
         gripper: bool [n], the gripper state most of its actions have, True = open; None without
             a gripper.
@@ -43,12 +43,13 @@ class Baseline:
 
 
 def mean_actions(actions: Sequence[Float[np.ndarray, "_ a"]], gripper: bool = True) -> Baseline:
-    """The baseline of a mixture's training sets, from all their normalised actions.
+    """The baseline of a mixture's training sets, from all their normalized actions.
 
     Args:
         actions: of each dataset.
         gripper: whether the last number of an action is one.
     """
+    # Millions of numbers are added up, too many for float32.
     mean = np.stack([x.mean(0, dtype=np.float64) for x in actions])
     if not gripper:
         return Baseline(mean.astype(np.float32), None)
@@ -73,7 +74,7 @@ def make_eval_step(
 
     Returns:
         (state, batch) -> sums over the supervised actions: "count",
-        "l1" of each arm dimension in normalised units, "gripper" right answers, "loss" and its
+        "l1" of each arm dimension in normalized units, "gripper" right answers, "loss" and its
         parts; with a baseline "baseline_l1", "baseline_gripper" and "datasets" [n, 3]: of each
         dataset the count, L1 averaged over the arm's dimensions, right gripper answers. Without a
         gripper nothing is said of one: "datasets" is [n, 2].
@@ -122,6 +123,7 @@ def _errors(
     distance = jnp.abs(arm.astype(jnp.float32) - actions.chunk[..., : arm.shape[-1]])
     sums = {"l1": jnp.where(actions.mask[..., None], distance, 0.0).sum((0, 1, 2))}
     if is_open is not None:
+        # The last number of an action is the gripper: 1 = open, 0 = closed.
         right = is_open == (actions.chunk[..., -1] > 0.5)
         sums["gripper"] = (actions.mask & right).sum(dtype=jnp.float32)
     return sums
@@ -132,6 +134,7 @@ def _by_dataset(
 ) -> Float[Array, "n k"]:
     target = actions.chunk[..., : prediction.arm.shape[-1]]
     distance = jnp.abs(prediction.arm.astype(jnp.float32) - target).mean(-1)
+    # Under the mask the column of ones adds up to the count of actions.
     columns = [jnp.ones_like(distance), distance]
     if prediction.gripper is not None:
         right = (prediction.gripper > 0) == (actions.chunk[..., -1] > 0.5)
@@ -150,6 +153,7 @@ def means(sums: Sequence[Metrics], names: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ValueError: if no supervised action was seen.
     """
+    # Sums over many batches would lose digits in float32.
     host = [{name: np.asarray(x, np.float64) for name, x in part.items()} for part in sums]
     total = {name: np.sum([part[name] for part in host], 0) for name in (host[0] if host else {})}
     count = float(total.pop("count", 0.0))
@@ -160,11 +164,11 @@ def means(sums: Sequence[Metrics], names: Sequence[str] = ()) -> dict[str, Any]:
     for name in ("l1", "baseline_l1"):
         if name in result:
             result[f"{name}_mean"] = float(np.mean(result[name]))
-    for name, (seen, *right) in zip(names, datasets, strict=False):
-        if seen and len(names) > 1:
+    for name, (num_actions, *right) in zip(names, datasets, strict=False):
+        if num_actions and len(names) > 1:
             # The gripper's column is missing where there is none.
-            for what, value in zip(("l1_mean", "gripper"), right, strict=False):
-                result[f"{what}/{name}"] = float(value / seen)
+            for metric, value in zip(("l1_mean", "gripper"), right, strict=False):
+                result[f"{metric}/{name}"] = float(value / num_actions)
     return {**result, "count": int(count)}
 
 
@@ -183,6 +187,7 @@ def evaluate(
     sums = []
     for local in batches:
         sums.append(step(state, meshes.shard_batch(local, mesh)))
+        # A mean over fewer windows would not compare with earlier evaluations.
         if stop():
             return {}
     return means(sums, names)
@@ -191,6 +196,7 @@ def evaluate(
 def report(result: dict[str, Any], workdir: str | Path) -> str:
     """Write `WORKDIR/eval.json` and say the outcome in two lines."""
     path = Path(workdir) / "eval.json"
+    # Nobody who waits for the file may read half of it.
     beside = path.with_suffix(".json.tmp")
     beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, path)

@@ -24,6 +24,7 @@ class DivergedError(RuntimeError):
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether every floating-point number of a tree of arrays is finite."""
+    # Integers are always finite.
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     if not floats:
         return jnp.array(True)
@@ -64,6 +65,7 @@ class SkippedSteps:
         Raises:
             DivergedError: too many in a row were skipped.
         """
+        # Only a streak shows divergence; bad batches here and there do not.
         if not float(metrics["skipped"]):
             self._in_a_row = 0
             return

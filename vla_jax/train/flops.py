@@ -52,6 +52,7 @@ def of_step(model: Any, config: Config, template: TrainState, batch: Batch) -> f
             losses.append(model.apply(*args, method=caption_loss)[0])
         return losses
 
+    # Shapes without shardings, since the trace counts over all devices.
     args = jax.tree.map(shape, template.params), observation, jax.tree.map(shape, batch.actions)
     traced = jax.make_jaxpr(forward)(*args, captions, jax.random.key(0))
     return float(TRAINING * count(traced).total)

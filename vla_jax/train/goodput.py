@@ -47,6 +47,7 @@ class Goodput:
         """Seconds of each part, of "steps" (the rest), in "total", and "goodput", steps / total."""
         parts = {part: self._seconds[part] for part in PARTS}
         total = time.perf_counter() - self._began + parts["lost"]
+        # Steps are what nothing else accounts for: the host does not wait for each of them.
         steps = max(0.0, total - sum(parts.values()))
         return {"goodput": steps / total if total else 0.0, "total": total, "steps": steps, **parts}
 
@@ -58,13 +59,13 @@ class Goodput:
             first: optimizer steps done when this process began.
             last: optimizer steps done now.
         """
-        found = self.read()
-        listing = ", ".join(f"{part} {found[part]:.1f} s" for part in PARTS)
+        figures = self.read()
+        listing = ", ".join(f"{part} {figures[part]:.1f} s" for part in PARTS)
         logger.info(
             "goodput %.1f %%: %.1f s of steps in %.1f s (steps %d to %d); %s",
-            100 * found["goodput"], found["steps"], found["total"], first, last, listing,
+            100 * figures["goodput"], figures["steps"], figures["total"], first, last, listing,
         )  # fmt: skip
-        row: dict[str, Any] = {"first": first, "last": last, **found}
+        row: dict[str, Any] = {"first": first, "last": last, **figures}
         try:
             with (workdir / FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -54,8 +54,8 @@ class Inputs:
         Else the same random sample of `train.eval_batches` batches every time.
         """
         train = self.config.train
-        whole = self.held_out.num_windows <= train.eval_batches * train.batch_size
-        with self._load(self.held_out, shuffle=not whole, pad_last=whole) as batches:
+        covers_all = self.held_out.num_windows <= train.eval_batches * train.batch_size
+        with self._load(self.held_out, shuffle=not covers_all, pad_last=covers_all) as batches:
             yield itertools.islice(batches, train.eval_batches)
 
     def captions(self, step: int) -> Any:
@@ -85,6 +85,7 @@ class Inputs:
 
     def position(self, batches: Loader) -> dict[str, Any]:
         """Where the run goes on after the batch it was given last; what a checkpoint keeps."""
+        # A resumed run is refused other texts than these, see `check_texts`.
         texts = {"captions": self.texts.identity()} if self.texts else {}
         return {**batches.state(), **texts}
 
@@ -131,18 +132,22 @@ def open_inputs(config: Config, model: Any, origin: Any, meta: Mapping[str, Any]
         image_size=size,
     )
     train = opened("train", statistics=meta.get("statistics"))
+    # Held-out actions are scaled as training's are, for that is how the policy will act.
     held_out = opened("val", statistics=train.statistics)
     texts = CaptionSet(cotrain.path, cotrain.images) if cotrain.path else None
     if meta:
+        # Other numbers for the words would make the trained embeddings meaningless.
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:
         prompt = vla.prompt(config.model)
         prompts = [prompt.format(instruction=text.strip()) for text in train.instructions]
+        # All words that training will meet, because a tokenizer cannot grow later.
         words = itertools.chain(prompts, texts.words(cotrain.prompt) if texts else ())
         tokenizer = origin.tokenizer() or Tokenizer.build(words, model.word_ids)
     tokenizer.limit(model.vlm.vocab_size)
     sentences, target = None, config.model.sentence
     if target.dim:
+        # Of both splits, so that no window comes without its embedding.
         instructions = (*train.instructions, *held_out.instructions)
         sentences = embed_sentences(target.dir, instructions, target.dim)
     return Inputs(config, train, held_out, texts, tokenizer, sentences, size)

@@ -47,11 +47,13 @@ def _open(workdir: Path) -> IO[str]:
     file = None
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        # Not "w": until the lock is ours the file names its owner.
         file = (workdir / FILE).open("a+", encoding="utf-8")
         _acquire(file, workdir)
         _sign(file)
         return file
     except (OSError, WorkdirError) as error:
+        # An open file would keep the lock.
         if file is not None:
             file.close()
         if isinstance(error, WorkdirError):
@@ -64,6 +66,7 @@ def _acquire(file: IO[str], workdir: Path) -> None:
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
+            # The system lets go of this lock even when the process is killed.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:

@@ -36,16 +36,18 @@ def truncate(path: Path, step: int) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _step(line) <= step]
+    remaining = [line for line in lines if _step(line) <= step]
+    # A row's time is the mean over all steps since the row before it.
     lost, before = 0.0, float(step)
     for line in lines:
         if step < _step(line) < math.inf and "step_s" in (row := json.loads(line)):
             lost += max(0.0, row["step"] - before) * row["step_s"]
             before = row["step"]
+    # A crash while writing must not cost the rows of the whole run.
     beside = path.with_suffix(".jsonl.tmp")
-    beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    beside.write_text("".join(f"{line}\n" for line in remaining), encoding="utf-8")
     os.replace(beside, path)
-    return len(lines) - len(kept), lost
+    return len(lines) - len(remaining), lost
 
 
 def _step(line: str) -> float:
@@ -122,6 +124,7 @@ class RunLog:
     def _append(self, line: bytes) -> None:
         """Write a line, whole or not at all; what cannot be written is kept for the next time."""
         assert self._file is not None
+        # One warning when the disk fills up, not one at every row.
         was_full = bool(self._unwritten)
         self._unwritten.append(line)
         end = self._file.seek(0, os.SEEK_END)
@@ -134,6 +137,7 @@ class RunLog:
             reason = "No space left on device"
         except OSError as error:
             reason = error.strerror or str(error)
+        # Half a line, with the next one behind it, would be no JSON.
         self._file.truncate(end)
         if not was_full:
             logger.warning("%s: %s; its rows are kept until there is room", FILE, reason)
@@ -142,6 +146,7 @@ class RunLog:
         """Flush and close all writers."""
         if self._file is not None:
             if self._unwritten:
+                # There may be room by now; the empty line makes it try again.
                 self._append(b"")
             if self._unwritten:
                 logger.warning("%s: the last %d rows are lost", FILE, len(self._unwritten) - 1)
@@ -180,6 +185,7 @@ def _open_tensorboard(directory: Path, step: int) -> Any:
         raise LogError(
             f"train.tensorboard: tensorboardX is not installed; {install_hint('log')}"
         ) from error
+    # TensorBoard then hides what an earlier life of the run wrote beyond this step.
     return SummaryWriter(str(directory), purge_step=step + 1)
 
 
@@ -189,6 +195,7 @@ def _open_wandb(project: str, workdir: Path, config: Mapping[str, Any]) -> Any:
     except ImportError as error:
         hint = install_hint("log")
         raise LogError(f"train.wandb: wandb is not installed; {hint}") from error
+    # A relative workdir such as "." has no name of its own.
     name = workdir.absolute().name
     # The same id after a restart makes wandb go on with the run.
     return wandb.init(

@@ -38,8 +38,9 @@ def train_rules(config: Config) -> list[tuple[str, int]]:
     if not config.lora.rank:
         return split.train_rules(config.optim)
     kernels = [(pattern, split.NONE) for pattern in config.lora.targets]
-    rest = [(VLM, split.NONE)] if config.lora.freeze else []
-    return [(FACTORS, split.ALL), *kernels, *split.train_rules(config.optim), *rest]
+    frozen = [(VLM, split.NONE)] if config.lora.freeze else []
+    # The first match wins: factors train even inside a tower that is frozen.
+    return [(FACTORS, split.ALL), *kernels, *split.train_rules(config.optim), *frozen]
 
 
 def extend(init: Init, config: LoraConfig) -> Init:
@@ -81,20 +82,22 @@ def factor_shapes(
         for pattern in config.targets
         if not any(rules.match([(pattern, True), ("", False)], path) for path in shapes)
     ]
-    found: dict[str, tuple[int, ...]] = {}
+    factors: dict[str, tuple[int, ...]] = {}
     for path in chosen:
+        # Every layer of a stack has factors of its own.
         lead = 1 if rules.STACKED.search(path) else 0
         inputs = rules.match([*_INPUTS, ("", 0)], path)
+        # A kernel has at least one output axis behind its inputs.
         if not inputs or len(shapes[path]) <= lead + inputs:
             problems.append(f"lora.targets: {path} is no kernel of a linear map")
             continue
         stack, fan_in, fan_out = np.split(np.array(shapes[path]), [lead, lead + inputs])
         folder = path.removesuffix("kernel")
-        found[folder + "lora_a"] = (*stack.tolist(), int(fan_in.prod()), config.rank)
-        found[folder + "lora_b"] = (*stack.tolist(), config.rank, int(fan_out.prod()))
+        factors[folder + "lora_a"] = (*stack.tolist(), int(fan_in.prod()), config.rank)
+        factors[folder + "lora_b"] = (*stack.tolist(), config.rank, int(fan_out.prod()))
     if problems:
         raise ConfigError("\n".join(problems))
-    return found
+    return factors
 
 
 def active(params: Mapping[str, Any], config: LoraConfig, train: bool) -> Mapping[str, Any]:
@@ -102,9 +105,11 @@ def active(params: Mapping[str, Any], config: LoraConfig, train: bool) -> Mappin
     if not config.rank:
         return params
     flat = rules.flatten(params)
+    # Over a list, because entries are added on the way.
     for path in [path for path in flat if path.endswith("/lora_b")]:
         flat[path] = flat[path] * (config.alpha / config.rank)
         if train and config.dropout:
+            # One number a layer: the scan over layers slices every leaf.
             rate = jnp.full(flat[path].shape[:-2], config.dropout, jnp.float32)
             flat[path.removesuffix("b") + "rate"] = rate
     return rules.unflatten(flat)
@@ -115,9 +120,11 @@ def merge(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
     if not config.rank:
         return dict(params)
     flat = rules.flatten(params)
+    # Over a list, because entries are removed on the way.
     for path in [path for path in flat if path.endswith("/lora_a")]:
         folder = path.removesuffix("lora_a")
         a, b = (flat.pop(f"{folder}lora_{m}").astype(jnp.float32) for m in "ab")
+        # The default precision on a TPU would round the update to bfloat16.
         update = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
         kernel = flat[folder + "kernel"]
         scale = config.alpha / config.rank

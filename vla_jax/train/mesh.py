@@ -67,15 +67,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     shape = [config.data, config.fsdp, config.tensor]
     if any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
         raise ConfigError(f"mesh: axes must be positive, at most one -1, not {_show(shape)}")
-    known = math.prod(size for size in shape if size != -1)
-    whole = len(devices) % known == 0 if -1 in shape else len(devices) == known
-    if not whole:
-        asked = f"{known} x n" if -1 in shape else str(known)
+    fixed = math.prod(size for size in shape if size != -1)
+    is_valid = len(devices) % fixed == 0 if -1 in shape else len(devices) == fixed
+    if not is_valid:
+        asked = f"{fixed} x n" if -1 in shape else str(fixed)
         raise ConfigError(
             f"mesh: {_show(shape)} asks for {asked} devices, but there are {len(devices)} "
             f"{devices[0].platform} devices; set one axis to -1 to take what is left"
         )
-    data, fsdp, tensor = (len(devices) // known if size == -1 else size for size in shape)
+    data, fsdp, tensor = (len(devices) // fixed if size == -1 else size for size in shape)
     # Auto: under the default, Explicit, with_sharding_constraint is an assertion and patch
     # embedding, sharded gathers and the LSTM scan fail to type.
     kinds = (AxisType.Auto,) * len(AXES)
@@ -98,13 +98,14 @@ def param_specs(
 
     An axis that does not divide its dimension leaves that dimension whole.
     """
-    found = rules.match_all(SHARDING_RULES, list(params))
+    matches = rules.match_all(SHARDING_RULES, list(params))
     specs, caught = {}, []
-    for path, axes in found.items():
+    for path, axes in matches.items():
         shape = tuple(params[path].shape)
         free = len(shape) - bool(rules.STACKED.search(path))
         if isinstance(axes, str) or len(axes) > free:  # the last rule, or one for a higher rank
             axes = _largest(shape, free, mesh.shape["fsdp"], min_sharded)
+            # Small ones are whole on purpose; a large one lacks a rule of its own.
             if math.prod(shape) >= min_sharded:
                 caught.append(f"{path} {list(shape)} -> {axes or 'replicated'}")
         specs[path] = _fit(axes, shape, mesh)
@@ -123,6 +124,7 @@ def param_shardings(
 
 
 def _largest(shape: tuple[int, ...], free: int, size: int, least: int) -> tuple[str | None, ...]:
+    # The leading axis of a stack is the scan's.
     trailing = shape[len(shape) - free :]
     legal = [i for i, n in enumerate(trailing) if n % size == 0]
     if math.prod(shape) < least or not legal:
@@ -135,6 +137,7 @@ def _fit(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> Pa
     spec: list[str | None] = [None] * (len(shape) - len(axes)) + list(axes)
     for i, axis in enumerate(spec):
         if axis is not None and (mesh.shape[axis] == 1 or shape[i] % mesh.shape[axis]):
+            # jax refuses uneven splits, and a split over one device is none.
             spec[i] = None
     return PartitionSpec(*spec) if any(spec) else PartitionSpec()
 
@@ -184,6 +187,7 @@ def _shared_rows(mesh: Mesh) -> list[int]:
     blocks = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
     owners: dict[int, set[int]] = collections.defaultdict(set)
     for device, index in batch_sharding(mesh).devices_indices_map((blocks,)).items():
+        # The slice of an axis that is not split has no start.
         owners[index[0].start or 0].add(device.process_index)
     return sorted(block for block, processes in owners.items() if len(processes) > 1)
 
@@ -198,6 +202,7 @@ def shard_batch(local: T, mesh: Mesh) -> T:
     sharding = batch_sharding(mesh)
 
     def place(leaf: Any) -> jax.Array:
+        # A process loads its own rows alone; the global batch exists on the devices only.
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
     return jax.tree.map(place, local)

@@ -52,8 +52,10 @@ class Meter:
             devices so far; None where the device does not tell), "wall_s" (since this process
             began to train).
         """
+        # Two readings may fall into one tick of the clock.
         span = max(time.perf_counter() - self._since, 1e-9)
         steps = max(step - self._step, 1)
+        # Without a list of devices all counts as one.
         devices = max(1, len(self._devices))
         speed = self._flops * steps / span / devices
         row = {
@@ -82,12 +84,14 @@ def rss_mb() -> float:
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # ru_maxrss is in bytes on macOS and in kilobytes on Linux.
         return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
 def device_gb(devices: Sequence[Any]) -> float | None:
     """Peak memory in use on the fullest of the local devices in GB; None if they do not tell."""
-    mine = [d for d in devices if d.process_index == d.client.process_index()]
-    peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in mine]
-    known = [peak for peak in peaks if peak]
-    return max(known) / 1e9 if known else None
+    # Devices of other processes cannot be asked.
+    local_devices = [d for d in devices if d.process_index == d.client.process_index()]
+    peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in local_devices]
+    reported = [peak for peak in peaks if peak]
+    return max(reported) / 1e9 if reported else None

@@ -27,8 +27,11 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     constant 1; cosine (1 + cos(pi (t-w)/(n-w))) / 2; half_cosine the same between 1 and
     `min_scale`. Past n the last value holds.
     """
+    # A warmup as long as the run would leave nothing to divide by.
     warmup, span = config.warmup_steps, max(1, steps - config.warmup_steps)
+    # True counts as 1 below: the first step then has a rate above 0.
     early = config.warmup_from == "one"
+    # A floor of 1 makes the cosine constant.
     floor = {"constant": 1.0, "cosine": 0.0, "half_cosine": config.min_scale}[config.schedule]
 
     def schedule(step: Any) -> Float[Array, ""]:
@@ -56,6 +59,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         optax.scale_by_learning_rate(make_schedule(config, steps)),
     ]
     if config.clip_norm:
+        # First, since the norm is that of the gradients and not of Adam's steps.
         chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
     return optax.chain(*chain)
 
@@ -76,15 +80,15 @@ def _directions(config: OptimConfig) -> optax.GradientTransformation:
         )
 
     def init(params: Any) -> tuple[Any, Any]:
-        matrices, others = parts(params)
+        matrices, remaining = parts(params)
         _matrices(matrices)
-        return muon.init(matrices), adam.init(others)
+        return muon.init(matrices), adam.init(remaining)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params  # neither needs them
-        matrices, others = parts(updates)
+        matrices, remaining = parts(updates)
         turned, muon_state = muon.update(matrices, state[0])
-        scaled, adam_state = adam.update(others, state[1])
+        scaled, adam_state = adam.update(remaining, state[1])
         steps: dict[str, Any] = dict(scaled)  # type: ignore[arg-type]
         for path, (rows, columns) in _matrices(matrices).items():
             x: Any = turned[path]  # type: ignore[index]
@@ -107,7 +111,7 @@ def _matrices(params: Any) -> dict[str, Any]:
     Raises:
         ConfigError: naming the parameters that are no matrices.
     """
-    found, problems = {}, []
+    dimensions, problems = {}, []
     for path, x in params.items():
         first = 1 if rules.STACKED.search(path) else 0
         inputs = 2 if path.endswith("/o/kernel") else 1
@@ -115,10 +119,12 @@ def _matrices(params: Any) -> dict[str, Any]:
         if len(axes) <= inputs:
             problems.append(f"optim.muon: {path!r} of shape {tuple(x.shape)} is no matrix")
             continue
-        found[path] = optax.contrib.MuonDimensionNumbers(tuple(axes[:inputs]), tuple(axes[inputs:]))
+        dimensions[path] = optax.contrib.MuonDimensionNumbers(
+            tuple(axes[:inputs]), tuple(axes[inputs:])
+        )
     if problems:
         raise ConfigError("\n".join(problems))
-    return found
+    return dimensions
 
 
 def _decay_and_scale(config: OptimConfig) -> optax.GradientTransformation:
@@ -143,6 +149,7 @@ def _decay_and_scale(config: OptimConfig) -> optax.GradientTransformation:
         changed = {}
         for path, x in updates.items():
             decay, rate = rules.match(decays, path), rules.match(rates, path)
+            # Before the rate and behind Adam: this is what makes it AdamW and not L2.
             x = x + decay * params[path] if decay else x
             changed[path] = x * rate if rate != 1.0 else x
         return changed, state

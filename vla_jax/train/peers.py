@@ -38,6 +38,7 @@ class Peers:
         self._step = 0
         self._saved: int | None = None
         self._over = threading.Event()
+        # One coordinator answers all of them, so that many processes must ask less often.
         self._period = max(_PERIOD, self.count / 64)
         self._asking: float | None = None  # since when the coordinator has been asked something
         self._ends: list[socket.socket] = []  # of connections that tell when a process is gone
@@ -56,6 +57,7 @@ class Peers:
                 self.count, _HOW,
             )  # fmt: skip
         for work in (self._watch, self._time, self._accept if self._me == 0 else self._hold):
+            # A daemon, so that no thread keeps a finished process alive.
             threading.Thread(target=work, name="peers", daemon=True).start()
 
     def at(self, step: int) -> None:
@@ -73,6 +75,7 @@ class Peers:
             self._write(_DONE)
         for end in self._ends:
             with contextlib.suppress(OSError):
+                # Without this byte the end of a connection means a crash.
                 end.sendall(_BYE)
 
     @contextlib.contextmanager
@@ -101,6 +104,7 @@ class Peers:
         """
         kind, text = type(error).__name__, " ".join(str(error).split())[:300]
         if isinstance(error, jax.errors.JaxRuntimeError):
+            # A broken collective is mostly the fault of a peer: give that one time to be found.
             self._look(patience=3 * self._period, seconds=6 * self._period)
         self._tell(f"at step {self._step}: {kind}: {text}")
         self._over.set()
@@ -122,22 +126,24 @@ class Peers:
     def _watch(self) -> None:
         number = 0
         while not self._over.wait(self._period):
+            # A counter, so that the text changes even while one long step runs.
             number += 1
             self._asking = time.monotonic()
             try:
                 self._write(f"{number} {self._step}")
-                found = self._find(SILENCE)
+                reason = self._find(SILENCE)
                 self._asking = None
             except jax.errors.JaxRuntimeError as error:
                 if self._over.is_set():
                     return
-                found = f"{_GONE} ({_brief(error)})"
-            if found and not self._over.is_set():
-                self._give_up(found)
+                reason = f"{_GONE} ({_brief(error)})"
+            if reason and not self._over.is_set():
+                self._give_up(reason)
 
     def _time(self) -> None:
         """Notice that the coordinator does not answer: a question to it has no end of its own."""
         while not self._over.wait(self._period):
+            # Read once: the other thread may set it to None at any time.
             since = self._asking
             if since is not None and time.monotonic() - since > SILENCE:
                 self._give_up(f"process 0, the coordinator, has not answered for {SILENCE:.0f} s")
@@ -150,12 +156,14 @@ class Peers:
         with socket.create_server(("", 0), backlog=self.count) as server:
             address = f"{socket.gethostname()} {server.getsockname()[1]}"
             self._client.key_value_set(_ADDRESS, address, allow_overwrite=True)
+            # Bounded, in case something unrelated keeps connecting to the port.
             while not self._over.is_set() and len(self._ends) < 4 * self.count:
                 self._ends.append(server.accept()[0])
 
     def _hold(self) -> None:
         """In the others: wait for the end of that connection; without one `_watch` is left."""
         host, port = self._client.blocking_key_value_get(_ADDRESS, 60_000).split(" ")
+        # First by the name that jax itself was given: the host's own may not resolve here.
         named = os.environ.get("JAX_COORDINATOR_ADDRESS", "").rpartition(":")[0].strip("[]")
         for each in filter(None, (named, host)):
             try:
@@ -175,11 +183,11 @@ class Peers:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
-                found = self._find(patience)
+                reason = self._find(patience)
             except jax.errors.JaxRuntimeError as error:
-                found = f"{_GONE} ({_brief(error)})"
-            if found:
-                self._give_up(found)
+                reason = f"{_GONE} ({_brief(error)})"
+            if reason:
+                self._give_up(reason)
             time.sleep(self._period / 4)
 
     def _find(self, patience: float) -> str:
@@ -188,23 +196,24 @@ class Peers:
             process = int(key.rpartition("/")[2])
             if process != self._me:
                 return f"process {process} failed {text}"
-        now = time.monotonic()
+        tick = time.monotonic()
         for key, text in self._client.key_value_dir_get(_ALIVE):
             process = int(key.rpartition("/")[2])
-            before, since = self._seen.get(process, ("", now))
+            # Measured by this process's clock, because those of several hosts differ.
+            before, since = self._seen.get(process, ("", tick))
             if text != before:
-                self._seen[process] = text, now
-            elif process != self._me and text != _DONE and now - since > patience:
+                self._seen[process] = text, tick
+            elif process != self._me and text != _DONE and tick - since > patience:
                 step = text.rpartition(" ")[2]
                 return (
-                    f"process {process} has been silent for {now - since:.0f} s, since step {step}"
+                    f"process {process} has been silent for {tick - since:.0f} s, since step {step}"
                 )
         return ""
 
-    def _give_up(self, found: str) -> NoReturn:
+    def _give_up(self, reason: str) -> NoReturn:
         where = "the beginning" if self._saved is None else f"step {self._saved}"
         print(
-            f"{os.path.basename(sys.argv[0])}: {found}; this is process {self._me}, at step "
+            f"{os.path.basename(sys.argv[0])}: {reason}; this is process {self._me}, at step "
             f"{self._step}. {_HOW[0].upper()}{_HOW[1:]}: training goes on from {where}",
             file=sys.stderr,
             flush=True,

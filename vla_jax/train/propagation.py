@@ -76,16 +76,17 @@ def unsplit_carries(lowered: Any, rows: int) -> list[Carry]:
     module = propagated(lowered)
     sizes = axis_sizes(module)
     shards = math.prod(sizes.get(axis, 1) for axis in ROW_AXES)
+    # Arguments that are not split as rows are taken for parameters.
     parameters = {shape for shape, axes in _arguments(module) if _shards(axes, 0, sizes) < shards}
-    found = []
+    unsplit = []
     for carry in _carries(module):
         shape = carry.shape
         if shards == 1 or shape in parameters or shape[1:] in parameters:
             continue
         at = [i for i, size in enumerate(shape[:2]) if size and size % rows == 0]
         if at and _shards(carry.axes, at[0], sizes) < shards:
-            found.append(carry)
-    return found
+            unsplit.append(carry)
+    return unsplit
 
 
 def propagated(lowered: Any) -> Any:
@@ -99,12 +100,14 @@ def propagated(lowered: Any) -> Any:
 
 
 def _carries(module: Any) -> list[Carry]:
-    found: collections.Counter[Any] = collections.Counter()
+    counts: collections.Counter[Any] = collections.Counter()
     for op in operations(module, "stablehlo.while"):
         lying = result_axes(op)
         # A loop may carry many alike, such as the statistics of several norms.
-        found.update({(*shape_and_type(x.type), a) for x, a in zip(op.results, lying, strict=True)})
-    ordered = sorted(found.items(), key=lambda item: -math.prod(item[0][0]))
+        counts.update(
+            {(*shape_and_type(x.type), a) for x, a in zip(op.results, lying, strict=True)}
+        )
+    ordered = sorted(counts.items(), key=lambda item: -math.prod(item[0][0]))
     return [Carry(*carry, loops=count) for carry, count in ordered]
 
 
@@ -117,8 +120,8 @@ def result_axes(op: Any) -> list[Axes]:
 
 
 def _axes(sharding: Any) -> Axes:
-    found = sdy.TensorShardingAttr(sharding).dimension_shardings
-    dimensions = map(sdy.DimensionShardingAttr, found)
+    shardings = sdy.TensorShardingAttr(sharding).dimension_shardings
+    dimensions = map(sdy.DimensionShardingAttr, shardings)
     return tuple(tuple(sdy.AxisRefAttr(axis).name for axis in d.axes) for d in dimensions)
 
 
@@ -148,15 +151,15 @@ def axis_sizes(module: Any) -> dict[str, int]:
 
 def operations(module: Any, kind: str) -> list[Any]:
     """All operations of a kind, such as "stablehlo.while", in a module."""
-    found: list[Any] = []
+    matches: list[Any] = []
 
     def visit(op: Any) -> Any:
         if op.name == kind:
-            found.append(op)
+            matches.append(op)
         return ir.WalkResult.ADVANCE
 
     module.walk(visit)
-    return found
+    return matches
 
 
 def _name(function: Any) -> str:
@@ -164,4 +167,5 @@ def _name(function: Any) -> str:
 
 
 def _shards(axes: Axes, dimension: int, sizes: dict[str, int]) -> int:
+    # A scalar has no dimension that could be split.
     return math.prod(sizes[axis] for axis in axes[dimension]) if axes else 1

@@ -36,6 +36,7 @@ def check_resume(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[
     Raises:
         ConfigError: listing every difference in what must stay: model, data, seed, frozen.
     """
+    # Through JSON, so that a tuple equals the list it was stored as.
     old, new = (_leaves(json.loads(json.dumps(tree))) for tree in (stored, current))
     refused, noted = [], []
     for key in sorted({**old, **new}):

@@ -38,16 +38,16 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
             to a batch script that does not start them.
     """
     env = os.environ if env is None else env
-    given = [name for name in _EXPLICIT if env.get(name)]
-    if given and len(given) < len(_EXPLICIT):
-        missing = [name for name in _EXPLICIT if name not in given]
-        raise ConfigError(f"environment: {given} set, but {missing} missing; set all or none")
+    present = [name for name in _EXPLICIT if env.get(name)]
+    if present and len(present) < len(_EXPLICIT):
+        missing = [name for name in _EXPLICIT if name not in present]
+        raise ConfigError(f"environment: {present} set, but {missing} missing; set all or none")
     workers = [name for name in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
     tasks = int(env.get("SLURM_NTASKS") or 1)
-    others = int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1 or len(workers) > 1
+    is_multi_worker = int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1 or len(workers) > 1
     # SLURM_PROCID: a task, not an interactive shell around them; SLURM_STEP_NODELIST: of srun's.
-    if given or others or "SLURM_PROCID" not in env or tasks == 1:
-        return bool(given) or others
+    if present or is_multi_worker or "SLURM_PROCID" not in env or tasks == 1:
+        return bool(present) or is_multi_worker
     if "SLURM_STEP_NODELIST" not in env:
         raise ConfigError(
             f"environment: Slurm has {tasks} tasks for this job, but the batch script runs the "
@@ -65,6 +65,7 @@ def initialize() -> None:
         _join()
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     level = "INFO" if jax.process_index() == 0 else "WARNING"
+    # Libraries may have set up logging before; without force this would do nothing.
     logging.basicConfig(level=level, format=form, force=True)
     absl = logging.getLogger("absl")
     absl.setLevel("WARNING")  # Orbax tells every phase of every save
@@ -90,6 +91,7 @@ def _join() -> None:
     late.start()
     jax.distributed.initialize(
         **explicit,
+        # Later than our own timer, so that our sentence comes first.
         initialization_timeout=_INITIALIZATION + 30,
         heartbeat_timeout_seconds=_HEARTBEAT,
         shutdown_timeout_seconds=_SHUTDOWN,
@@ -155,6 +157,7 @@ class StopSignal:
         # Python runs a handler when the main thread comes back from what it is in; the numbers of
         # signals arrive here at once.
         numbers, end = os.pipe()
+        # set_wakeup_fd takes only a file that never blocks.
         os.set_blocking(end, False)
         signal.set_wakeup_fd(end, warn_on_full_buffer=False)
         threading.Thread(target=_end_on_second, args=(numbers,), daemon=True).start()
@@ -183,13 +186,14 @@ class StopSignal:
 def _end_on_second(numbers: int) -> None:
     first = None
     while True:
-        number, now = os.read(numbers, 1)[0], time.monotonic()
+        number, received_at = os.read(numbers, 1)[0], time.monotonic()
         if number not in (signal.SIGINT, signal.SIGTERM):
             continue
         if first is None:
-            first = now
-        elif now - first > _REPEATED:
+            first = received_at
+        elif received_at - first > _REPEATED:
             print(f"{signal.Signals(number).name} again: ended without saving", file=sys.stderr)
+            # The status that shells give to a process which a signal has ended.
             os._exit(128 + number)
 
 

@@ -104,6 +104,7 @@ class Saver:
             logger.warning("saved step %d after all", step)
             self._retry_at = None
             return
+        # Waiting helps only where somebody else may make room.
         if not self._is_full(problem):
             raise problem
         logger.warning("training goes on; the next try to save is in %.0f s", RETRY_SECONDS)
@@ -112,11 +113,13 @@ class Saver:
     def _make_room(self, error: SaveError, tries: int) -> bool:
         """Remove what the failed save left, then older steps one by one; whether to try again."""
         logger.warning("%s", error)
+        # Before the leftovers go, which may be what fills the disk.
         is_full = self._is_full(error)
         self._checkpoints.reopen()
         if tries == 0:
             return True  # what it left may have been all that was in the way
         steps = self._checkpoints.steps()
+        # The only good checkpoint is never removed.
         if not is_full or len(steps) < 2:
             return False
         logger.warning("the disk is full: removing step %d, keeping step %d", steps[0], steps[-1])
@@ -132,5 +135,6 @@ class Saver:
         directory, last = self._checkpoints.directory, self._checkpoints.latest_step()
         if last is None or not directory.is_dir():
             return False
+        # Some file systems report a full disk as another error, so compare the sizes.
         needed = checkpoint_folder.size_of(directory / str(last))
         return shutil.disk_usage(directory).free < needed

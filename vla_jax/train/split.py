@@ -58,6 +58,7 @@ def split(params: Mapping[str, Any], table: Rules) -> Split:
             problems.append(f"optim.trained: {path} is no stack of layers, it trains whole (-1)")
         elif count > layers or count < ALL:
             problems.append(f"optim.trained: {path} has {layers} layers, not {count} to train")
+    # Every count is 0 = NONE.
     if not any(counts.values()):
         problems.append("optim.frozen: leaves no parameter to train")
     if problems:
@@ -84,31 +85,35 @@ def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, 
     return rules.unflatten({**frozen, **joined})
 
 
-def split_like(flat: Mapping[str, Any], like: Split) -> Split:
-    """Flat whole parameters -> parts with the paths, shapes and dtypes of `like`."""
+def split_like(flat: Mapping[str, Any], layout: Split) -> Split:
+    """Flat whole parameters -> parts with the paths, shapes and dtypes of `layout`."""
 
     def start(path: str) -> int:
-        return like.frozen[path].shape[0] if path in like.frozen else 0
+        return layout.frozen[path].shape[0] if path in layout.frozen else 0
 
     return Split(
         {
             path: _part(flat[path], slice(start(path), None), x.dtype)
-            for path, x in like.trainable.items()
+            for path, x in layout.trainable.items()
         },
         {
-            path: _part(flat[path], slice(x.shape[0] if path in like.trainable else None), x.dtype)
-            for path, x in like.frozen.items()
+            path: _part(
+                flat[path], slice(x.shape[0] if path in layout.trainable else None), x.dtype
+            )
+            for path, x in layout.frozen.items()
         },
     )
 
 
 def _part(leaf: Any, rows: slice, dtype: Any) -> Any:
+    # Integers are no weights and keep their type.
     dtype = dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
-    whole = rows.start in (None, 0) and rows.stop is None
+    # A slice copies even where it takes everything.
+    takes_all = rows.start in (None, 0) and rows.stop is None
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        count = leaf.shape[:1] if whole else (len(range(*rows.indices(leaf.shape[0]))),)
+        count = leaf.shape[:1] if takes_all else (len(range(*rows.indices(leaf.shape[0]))),)
         return jax.ShapeDtypeStruct((*count, *leaf.shape[1:]), dtype, sharding=leaf.sharding)
-    return (leaf if whole else leaf[rows]).astype(dtype)
+    return (leaf if takes_all else leaf[rows]).astype(dtype)
 
 
 def _join(first: Any, last: Any) -> Any:

@@ -60,6 +60,7 @@ def make_state(
         step=jnp.zeros((), jnp.int32),
         trainable=parts.trainable,
         frozen=parts.frozen,
+        # Starting at zero it would need a correction for its first steps.
         ema=dict(parts.trainable) if ema else {},
         opt_state=optimizer.init(parts.trainable),
         rng=jax.random.split(jax.random.key(seed))[1],
@@ -72,20 +73,21 @@ def state_shardings(state: TrainState, mesh: Mesh, min_sharded: int = meshes.MIN
     Optimizer moments are dicts with the parameters' own keys and lie where the parameters lie;
     all else (counters, the key) is replicated.
     """
-    whole = meshes.replicated(mesh)
+    replicated = meshes.replicated(mesh)
     where = meshes.param_shardings(rules.flatten(state.params), mesh, min_sharded)
 
     def moments(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        # However optax nests its states, the last key of a path is the parameter's.
         key = getattr(path[-1], "key", None) if path else None
-        return where[key] if key in state.trainable else whole
+        return where[key] if key in state.trainable else replicated
 
     return TrainState(
-        step=whole,
+        step=replicated,
         trainable={path: where[path] for path in state.trainable},
         frozen={path: where[path] for path in state.frozen},
         ema={path: where[path] for path in state.ema},
         opt_state=jax.tree_util.tree_map_with_path(moments, state.opt_state),
-        rng=whole,
+        rng=replicated,
     )
 
 
@@ -107,6 +109,7 @@ def abstract(
         min_sharded: see `mesh.param_specs`.
         ema: whether to keep an average of the trainable parameters.
     """
+    # Shapes alone: the whole state may fit on no single device.
     bare = jax.eval_shape(
         lambda key: make_state(split(init(key), table), optimizer, 0, ema), jax.random.key(0)
     )
@@ -156,22 +159,26 @@ def create(
     shardings = jax.tree.map(lambda x: x.sharding, template)
     # The first half of the key starts the weights, the second (make_state) feeds dropout.
     key = jax.random.split(jax.random.key(seed))[0]
+    # With out_shardings each device makes its own part of the numbers and no more.
     return jax.jit(build, out_shardings=shardings, donate_argnums=1)(key, loaded)
 
 
 def place_parts(params: Mapping[str, Any], template: TrainState) -> Split:
     """Whole parameters on the devices, cut as the template has them and where it has them."""
-    flat, like = rules.flatten(params), Split(template.trainable, template.frozen)
-    cut = {path for path in like.trainable if path in like.frozen}
+    flat, layout = rules.flatten(params), Split(template.trainable, template.frozen)
+    # Only these need a program; the other leaves lie where they belong.
+    cut = {path for path in layout.trainable if path in layout.frozen}
 
-    @functools.partial(jax.jit, out_shardings=jax.tree.map(lambda x: x.sharding, _only(like, cut)))
-    def parts(whole: dict[str, Any]) -> Split:
-        return split_like(whole, _only(like, cut))
+    @functools.partial(
+        jax.jit, out_shardings=jax.tree.map(lambda x: x.sharding, _only(layout, cut))
+    )
+    def parts(leaves: dict[str, Any]) -> Split:
+        return split_like(leaves, _only(layout, cut))
 
-    found = parts({path: flat[path] for path in cut}) if cut else Split({}, {})
+    cut_parts = parts({path: flat[path] for path in cut}) if cut else Split({}, {})
     return Split(
-        {path: found.trainable.get(path, flat[path]) for path in like.trainable},
-        {path: found.frozen.get(path, flat[path]) for path in like.frozen},
+        {path: cut_parts.trainable.get(path, flat[path]) for path in layout.trainable},
+        {path: cut_parts.frozen.get(path, flat[path]) for path in layout.frozen},
     )
 
 
@@ -226,9 +233,9 @@ def place(template: TrainState, path: str, value: Any) -> jax.Array:
     Raises:
         ValueError: if its shape is not the template's.
     """
-    like = rules.flatten(template.params)[path]
-    if tuple(value.shape) != like.shape:
-        raise ValueError(f"{path}: shape {tuple(value.shape)}, the model has {like.shape}")
+    spec = rules.flatten(template.params)[path]
+    if tuple(value.shape) != spec.shape:
+        raise ValueError(f"{path}: shape {tuple(value.shape)}, the model has {spec.shape}")
     return jax.make_array_from_callback(
-        like.shape, like.sharding, lambda index: np.asarray(value[index], like.dtype)
+        spec.shape, spec.sharding, lambda index: np.asarray(value[index], spec.dtype)
     )

@@ -78,9 +78,9 @@ def make_train_step(
     parts_of = config.train.accumulate
 
     def gradients(
-        state: TrainState, batch: Batch, key: Array, share: Array
+        state: TrainState, batch: Batch, key: Array, fractions: Array
     ) -> tuple[dict[str, Any], Metrics, Array]:
-        """Of one part of a batch; `share` [2] is what it has of all actions and caption tokens."""
+        """Gradients of a part of a batch; `fractions` [2] is its part of all actions and tokens."""
         rngs, noise = {"dropout": key} if config.model.dropout else None, jax.random.fold_in(key, 1)
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=True
@@ -91,25 +91,27 @@ def make_train_step(
             variables = {"params": lora.active(params, config.lora, train=True)}
             args = (observation, batch.actions, noise, config.optim.gripper_weight)
             total, parts = model.apply(variables, *args, method="loss", rngs=rngs)
+            # A copy, since "rows" is taken out.
             parts = dict(parts)
             rows = parts.pop("rows", None)
             actions = model.supervised(batch.actions)
-            parts = {name: share[0] * x for name, x in parts.items()}
-            total = share[0] * total
+            parts = {name: fractions[0] * x for name, x in parts.items()}
+            total = fractions[0] * total
             if batch.captions is not None:
                 images = preprocess(batch.captions.images, model.image)
                 args = (variables, images, batch.captions)
                 caption, more = model.apply(*args, method=caption_loss, rngs=rngs)
-                parts |= {name: share[1] * x for name, x in more.items()}
-                total += share[1] * config.optim.caption_weight * caption
+                parts |= {name: fractions[1] * x for name, x in more.items()}
+                total += fractions[1] * config.optim.caption_weight * caption
             sums = by_dataset(rows, actions, batch.dataset, len(names))
             return total, ({**parts, "loss": total}, sums)
 
-        found = jax.value_and_grad(objective, has_aux=True)(state.trainable)
-        (_, (parts, sums)), grads = found
+        result = jax.value_and_grad(objective, has_aux=True)(state.trainable)
+        (_, (parts, sums)), grads = result
         return grads, parts, sums
 
     def accumulated(state: TrainState, batch: Batch) -> tuple[dict[str, Any], Metrics, Array]:
+        # From the step number, so that a resumed run draws what it would have drawn.
         key = jax.random.fold_in(state.rng, state.step)
         if parts_of == 1:
             return gradients(state, batch, key, jnp.ones(2))
@@ -120,15 +122,17 @@ def make_train_step(
         if micro.captions is not None:
             tokens = micro.captions.target.sum((1, 2), dtype=jnp.float32)
         counts = jnp.stack([actions, tokens], axis=1)
+        # So weighed, the means of the parts add up to the mean over the whole batch.
         shares = counts / jnp.maximum(counts.sum(0), 1.0)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts_of))
 
-        def add(total: Any, now: tuple[Batch, Array, Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(state, *now)), None
+        def add(total: Any, part: tuple[Batch, Array, Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradients(state, *part)), None
 
         first = (jax.tree.map(lambda x: x[0], micro), keys[0], shares[0])
-        like = jax.eval_shape(gradients, state, *first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        shapes = jax.eval_shape(gradients, state, *first)
+        # The scan's carry must have the types of what is added to it.
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, (micro, keys, shares))[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -139,6 +143,7 @@ def make_train_step(
         metrics |= {"grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
         is_finite = all_finite((metrics["loss"], grads))
         metrics["skipped"] = 1.0 - is_finite.astype(jnp.float32)
+        # The loss of a single dataset is "loss" itself.
         if len(names) > 1:
             each = jnp.where(sums[1] > 0, sums[0] / sums[1], jnp.nan)
             metrics |= {f"loss/{name}": each[i] for i, name in enumerate(names)}
@@ -162,6 +167,7 @@ def make_train_step(
         step,
         in_shardings=(shardings, meshes.batch_sharding(mesh)),
         out_shardings=(shardings, meshes.replicated(mesh)),
+        # The new state takes the old one's memory: a large model has no room for two.
         donate_argnums=0,
     )
 

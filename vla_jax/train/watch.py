@@ -39,6 +39,7 @@ class Recompilations:
             since_start: of the step in this process, from one.
         """
         self._inside = True
+        # Compilations of the step before must not count for this one.
         self._seconds.clear()
         try:
             yield
@@ -78,6 +79,7 @@ class Profile:
     def after(self, step: int, metrics: Any) -> None:
         """Call after each step, with what it returned; the last one is waited for."""
         if self._is_on and step >= self._steps[-1]:
+            # Dispatch returns early; the trace would otherwise end before the step does.
             jax.block_until_ready(metrics)
             self.close()
             logger.info("profile of steps up to %d: %s", step, self._folder)
