@@ -34,10 +34,10 @@ def caption_loss(
     layout, backbone = model.layout, model.backbone
     images = sharding.rows(backbone.encode_images(images))
     text, mask = sharding.rows(backbone.embed_text(captions.text)), captions.text_mask
-    seen = jnp.broadcast_to(captions.has_image[:, None], images.shape[:2])
-    place = jnp.broadcast_to(jnp.arange(images.shape[1]), seen.shape)
+    visible = jnp.broadcast_to(captions.has_image[:, None], images.shape[:2])
+    place = jnp.broadcast_to(jnp.arange(images.shape[1]), visible.shape)
     none = text[:, :0]
-    tokens, _ = splice(text, mask, images, seen, place, none, layout, padded=False)
+    tokens, _ = splice(text, mask, images, visible, place, none, layout, padded=False)
     if layout.images == "encoded":  # the question is read, the answer is written
         asked = mask & ~captions.target
         tokens = tokens._replace(
@@ -60,5 +60,5 @@ def _cross_entropy(
     each = jax.nn.logsumexp(logits, axis=-1) - chosen
     right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     count = jnp.maximum(target.sum(dtype=jnp.float32), 1.0)
-    loss, share = (jnp.where(target, x, 0.0).sum() / count for x in (each, right))
-    return loss, {"loss_caption": loss, "acc_caption": share}
+    loss, accuracy = (jnp.where(target, x, 0.0).sum() / count for x in (each, right))
+    return loss, {"loss_caption": loss, "acc_caption": accuracy}

@@ -42,12 +42,12 @@ def interpolate(
     shape = (*images.shape[:-3], height, width, images.shape[-1])
     if images.shape == shape:
         return images
-    found: Any = jax.image.resize(
+    resized: Any = jax.image.resize(
         images.astype(jnp.float32), shape, "linear", antialias=FLOATING[resample]
     )
     if images.dtype == jnp.uint8:
-        found = jnp.clip(jnp.round(found), 0, 255)
-    return found.astype(images.dtype)
+        resized = jnp.clip(jnp.round(resized), 0, 255)
+    return resized.astype(images.dtype)
 
 
 def paste(

@@ -61,12 +61,12 @@ def _flat(x: Float[Array, "*b i"]) -> Float[Array, "n i"]:
 
 def _product_forward(x: Any, kernel: Any) -> tuple[Array, Any]:
     # What only a frozen operand's gradient would need is not kept.
-    kept = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
-    return product(x.value, kernel.value), kept
+    residuals = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
+    return product(x.value, kernel.value), residuals
 
 
-def _product_backward(kept: Any, gradient: Any) -> tuple[Any, Any]:
-    x, kernel = kept
+def _product_backward(residuals: Any, gradient: Any) -> tuple[Any, Any]:
+    x, kernel = residuals
     if isinstance(gradient, SymbolicZero):
         return None, None
     flat, by_x, by_kernel = _flat(gradient), None, None

@@ -190,7 +190,7 @@ def newest(tree: Any) -> Any:
 def trunk_weights() -> list[w.Weight]:
     """RoboVLMs' names of both trunks; targets relative to the head."""
     rows = []
-    for theirs, ours in (("actions", "arm"), ("gripper", "gripper")):
+    for name, path in (("actions", "arm"), ("gripper", "gripper")):
         for i in range(len(TRUNK) + 1):
-            rows += w.pair(f"{theirs}.mlp.{2 * i}", f"output/{ours}/fc{i}")
+            rows += w.pair(f"{name}.mlp.{2 * i}", f"output/{path}/fc{i}")
     return rows

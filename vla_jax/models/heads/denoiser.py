@@ -100,16 +100,16 @@ class Denoiser(nn.Module):
         x, (b, w) = self.project(features.astype(self.dtype)), valid.shape
         steps = jnp.arange(w - 1, w) if last else jnp.arange(w)
         source = steps[:, None] - jnp.arange(self.sizes.steps)
-        seen = valid[:, jnp.maximum(source, 0)] & (source >= 0)
+        exists = valid[:, jnp.maximum(source, 0)] & (source >= 0)
         x = x[:, jnp.maximum(source, 0)] + self.age.astype(self.dtype)
         latents = x.shape[3]
         x = x.reshape(b * len(steps), self.sizes.steps * latents, -1)
-        return x, jnp.repeat(seen.reshape(b * len(steps), self.sizes.steps), latents, axis=1)
+        return x, jnp.repeat(exists.reshape(b * len(steps), self.sizes.steps), latents, axis=1)
 
     def __call__(
         self,
         context: Float[Array, "r c h"],
-        seen: Bool[Array, "r c"],
+        exists: Bool[Array, "r c"],
         noisy: Float[Array, "r f a"],
         time: Float[Array, "r"],
     ) -> Float[Array, "r f a"]:
@@ -119,8 +119,8 @@ class Denoiser(nn.Module):
         level = jax.nn.silu(self.time2(jax.nn.silu(level)))
         x = self.enter(noisy.astype(self.dtype)) + self.place.astype(self.dtype)
         x = jnp.concatenate([context, x], axis=1)
-        seen = jnp.concatenate([seen, jnp.ones(noisy.shape[:2], bool)], axis=1)
-        mask = jnp.broadcast_to(seen[:, None], (*seen.shape, seen.shape[1]))
+        exists = jnp.concatenate([exists, jnp.ones(noisy.shape[:2], bool)], axis=1)
+        mask = jnp.broadcast_to(exists[:, None], (*exists.shape, exists.shape[1]))
         x, _ = self.layers(x, level, mask)
         shift, scale = jnp.split(self.final(level)[:, None], 2, axis=-1)
         return self.leave(_normalise(x[:, -chunk:]) * (1 + scale) + shift).astype(jnp.float32)
@@ -135,9 +135,9 @@ class Denoiser(nn.Module):
         mask: Bool[Array, "b w f"],
     ) -> tuple[Float[Array, ""], Float[Array, "b"]]:
         """Mean squared error over what `mask` holds, whole and of each row."""
-        context, seen = self.context(features, valid, last=False)
-        found = self(context, seen, noisy.reshape(-1, *noisy.shape[2:]), time.reshape(-1))
-        error = jnp.square(found.reshape(wanted.shape) - wanted).mean(-1)
+        context, exists = self.context(features, valid, last=False)
+        estimate = self(context, exists, noisy.reshape(-1, *noisy.shape[2:]), time.reshape(-1))
+        error = jnp.square(estimate.reshape(wanted.shape) - wanted).mean(-1)
         return masked_mean(error, mask), row_means(error, mask)
 
     def sample(
@@ -160,7 +160,7 @@ class Denoiser(nn.Module):
             move: (number of the move, chunks [r, f, a], estimate) -> chunks, where
                 `estimate(chunks, time [])` is this network's.
         """
-        context, seen = self.context(features, valid, last)
+        context, exists = self.context(features, valid, last)
         b, steps = valid.shape[0], 1 if last else valid.shape[1]
         shape = (b, 1, self.sizes.chunk, self.sizes.action_dim)
         start = jnp.repeat(jax.random.normal(key, shape), steps, axis=1)
@@ -169,7 +169,7 @@ class Denoiser(nn.Module):
         def step(i: Array, x: Float[Array, "r f a"]) -> Float[Array, "r f a"]:
             def estimate(chunks: Array, time: Array) -> Any:
                 times = jnp.broadcast_to(time, chunks.shape[:1])
-                return net.apply(variables, context, seen, chunks, times)
+                return net.apply(variables, context, exists, chunks, times)
 
             return move(i, x, estimate)
 

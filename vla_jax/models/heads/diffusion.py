@@ -50,9 +50,9 @@ class DiffusionHead(Head):
         """Mean squared error of the noise at one random level a step; the gripper as the arm."""
         del gripper_weight
         clean = as_values(actions, self.sizes.gripper)
-        one, two = jax.random.split(key)
-        noise = jax.random.normal(one, clean.shape)
-        level = jax.random.randint(two, clean.shape[:2], 0, self.head.noise_levels)
+        noise_key, level_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, clean.shape)
+        level = jax.random.randint(level_key, clean.shape[:2], 0, self.head.noise_levels)
         signal = self._signal[level][..., None, None]
         noisy = jnp.sqrt(signal) * clean + jnp.sqrt(1 - signal) * noise
         time = self._time(level)

@@ -143,11 +143,13 @@ class Discrete(Structure):
         b, w = splicing.step_mask(observation).shape
         history, predictions = self.empty_history(b), []
         for i in range(w):
-            now = {
+            step_fields = {
                 name: jax.tree.map(lambda x, i=i: x[:, i : i + 1], getattr(observation, name))
                 for name in ("images", "image_mask", "proprio")
             }
-            prediction, history = self.step(dataclasses.replace(observation, **now), history, key)
+            prediction, history = self.step(
+                dataclasses.replace(observation, **step_fields), history, key
+            )
             predictions.append(prediction)
         return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *predictions)
 
@@ -213,9 +215,9 @@ class Discrete(Structure):
         sequence = self.sequence(history.features, history.valid, observation, history.ids)
         b, n, _ = sequence.tokens.embeds.shape
         # The column before the newest step's first token is the last one known.
-        known = sequence.columns.reshape(*history.valid.shape, -1)[:, -1, :1]
-        seen = sequence.tokens.valid & (jnp.arange(n) <= known)
-        prompt = sequence.tokens._replace(valid=seen)
+        last_column = sequence.columns.reshape(*history.valid.shape, -1)[:, -1, :1]
+        visible = sequence.tokens.valid & (jnp.arange(n) <= last_column)
+        prompt = sequence.tokens._replace(valid=visible)
         # Bound methods of submodules cannot enter a loop of jax's.
         backbone, variables = self.backbone.unbind()
 
@@ -225,13 +227,13 @@ class Discrete(Structure):
         def write(state: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
             cache, hidden = state
             chosen = self.head.choose(run("logits", hidden))
-            one = jnp.ones((b, 1), bool)
-            token = Tokens(run("embed_text", chosen), one, jnp.full(one.shape, -1))
+            is_valid = jnp.ones((b, 1), bool)
+            token = Tokens(run("embed_text", chosen), is_valid, jnp.full(is_valid.shape, -1))
             hidden, cache = run("extend", token, cache)
             return (cache, hidden), chosen[:, 0]
 
         hidden, cache = run("extend", prompt, run("empty_cache", b, n))
-        start = (cache, splicing.take(hidden, known))
+        start = (cache, splicing.take(hidden, last_column))
         _, ids = jax.lax.scan(write, start, None, length=history.ids.shape[-1])
         ids = ids.T.astype(jnp.int32)
         history = dataclasses.replace(history, ids=history.ids.at[:, -1].set(ids))

@@ -161,8 +161,8 @@ class Expert(Structure):
         """Squared errors of every action at given noise and times, and the velocities."""
         noisy, wanted = self.head.mix(self.head.values(actions), noise, time)
         result = self.prefix(observation)
-        found = self.velocity(result.cache, observation.proprio, noisy, time)
-        return self.head.errors(found, wanted), found
+        velocity = self.velocity(result.cache, observation.proprio, noisy, time)
+        return self.head.errors(velocity, wanted), velocity
 
     def prefix(self, observation: Observation) -> Result:
         """The VLM on cameras and prompt: hidden states, keys and values."""
@@ -176,11 +176,11 @@ class Expert(Structure):
         self, observation: Observation
     ) -> tuple[Float[Array, "b p d"], Bool[Array, "b p"], Bool[Array, "b p p"]]:
         """Cameras in their order, the prompt and perhaps the state; which exist; who sees whom."""
-        images, seen = self.encode_cameras(observation)
+        images, exists = self.encode_cameras(observation)
         text = self.backbone.embed_text(observation.text)
         if self.config.expert.scaled_prefix:
             text = text * self.backbone.width**0.5
-        parts, valid = [images, text], [seen, observation.text_mask]
+        parts, valid = [images, text], [exists, observation.text_mask]
         if self.config.expert.state == "prefix":
             parts.append(self.state(self._padded_state(observation)))
             valid.append(jnp.ones((len(text), 1), bool))
@@ -202,8 +202,10 @@ class Expert(Structure):
         tokens = self.backbone.encode_images(pixels.reshape(-1, *pixels.shape[2:]))
         if e.scaled_prefix:
             tokens = tokens * self.backbone.width**0.5
-        seen = jnp.concatenate([observation.image_mask[c] for c in cameras], axis=1).reshape(-1, 1)
-        parts, valid = [tokens], [jnp.broadcast_to(seen, tokens.shape[:2])]
+        exists = jnp.concatenate([observation.image_mask[c] for c in cameras], axis=1).reshape(
+            -1, 1
+        )
+        parts, valid = [tokens], [jnp.broadcast_to(exists, tokens.shape[:2])]
         for ids, place in ((e.marks_before, 0), (e.marks_behind, 2)):
             marks = self.backbone.embed_text(jnp.array([ids], jnp.int32))
             shape = (b * count, len(ids))
@@ -263,6 +265,6 @@ class Expert(Structure):
         return self(observation, key), history
 
     def _padded_state(self, observation: Observation) -> Float[Array, "b 1 w"]:
-        rest = self.config.expert.padded - self.config.structure.proprio
+        padding = self.config.expert.padded - self.config.structure.proprio
         assert observation.proprio is not None
-        return jnp.pad(observation.proprio, [(0, 0), (0, 0), (0, rest)])
+        return jnp.pad(observation.proprio, [(0, 0), (0, 0), (0, padding)])

@@ -190,42 +190,42 @@ class Decoder(nn.Module):
         if self.is_initializing():
             self.image_place_norm(embeds)
             self.code_norm(embeds)
-        rows, columns, seen = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
-        own: dict[str, Any] = {}
+        rows, columns, slot_valid = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
+        per_layer: dict[str, Any] = {}
         if cache is not None:
             columns = cache.written.length[:, None] + columns
-            seen = cache.written.valid.at[rows, columns].set(valid)
-            own = {"keys": cache.written.keys, "values": cache.written.values}
+            slot_valid = cache.written.valid.at[rows, columns].set(valid)
+            per_layer = {"keys": cache.written.keys, "values": cache.written.values}
         if encoded is not None:
-            source, there = None, encoded.valid
+            source, source_valid = None, encoded.valid
             places = self.cross_scores.keys(encoded.places)
         elif cache is not None and cache.source is not None:
-            source, there, places = cache.source, cache.source.valid, cache.source.places
-            own |= {"source_keys": source.keys, "source_values": source.values}
+            source, source_valid, places = cache.source, cache.source.valid, cache.source.places
+            per_layer |= {"source_keys": source.keys, "source_values": source.values}
         else:
             raise ValueError("the first tokens of a sequence need what the encoder made")
 
-        slots = jnp.arange(seen.shape[1])
+        slots = jnp.arange(slot_valid.shape[1])
         _check_length(len(slots), s)
         behind = columns[..., None] - slots
-        here = self.place_norm(jnp.take(self.positions, columns, axis=0))
+        query_places = self.place_norm(jnp.take(self.positions, columns, axis=0))
         keys = self.scores.keys(self.place_norm(self.positions[: len(slots)]))
         shared = Shared(
-            own=Scores((behind >= 0) & seen[:, None], self.scores(here, keys)),
+            own=Scores((behind >= 0) & slot_valid[:, None], self.scores(query_places, keys)),
             relative=_token_buckets(behind, s),
-            cross=Scores(there[:, None], self.cross_scores(here, places)),
+            cross=Scores(source_valid[:, None], self.cross_scores(query_places, places)),
             source=None if encoded is None else encoded.hidden,
             slots=None if cache is None else (rows, columns),
             collect=collect,
         )
         x = self.drop(self.entry_norm(embeds * s.embed_scale))
-        x, out = run(self.layers, x, own, shared, self.remat)
+        x, out = run(self.layers, x, per_layer, shared, self.remat)
         states = jnp.concatenate([out["state"], x[None]]) if collect else None
         if cache is not None:
             end = cache.written.length + jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
-            written = decoder.Cache(out["keys"], out["values"], seen, end)
+            written = decoder.Cache(out["keys"], out["values"], slot_valid, end)
             if source is None:
-                source = Source(out["source_keys"], out["source_values"], places, there)
+                source = Source(out["source_keys"], out["source_values"], places, source_valid)
             cache = Cache(written, source)
         return decoder.Result(self.norm(x), states, cache)
 

@@ -41,8 +41,8 @@ class Rule:
 
     def dense(self) -> Bool[Array, "#b #n n"]:
         """The same as a plain mask."""
-        n, seen = self.valid.shape[1], self.valid[:, None, :]
-        return jnp.tril(jnp.ones((n, n), bool)) & seen if self.causal else seen
+        n, visible = self.valid.shape[1], self.valid[:, None, :]
+        return jnp.tril(jnp.ones((n, n), bool)) & visible if self.causal else visible
 
 
 Mask = Bool[Array, "#b #n s"] | Rule | None
@@ -119,8 +119,8 @@ def _on_gpu(q: Array, k: Array, v: Array, mask: Mask) -> Array | None:
 def _on_tpu(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -> Array | None:
     """JAX's splash kernel, long sequences that attend to themselves alone."""
     n, mesh = q.shape[1], jax.sharding.get_abstract_mesh()
-    known = mask is None or isinstance(mask, Rule)
-    if n < SHORTEST_ON_TPU or k.shape[1] != n or not known:
+    has_rule = mask is None or isinstance(mask, Rule)
+    if n < SHORTEST_ON_TPU or k.shape[1] != n or not has_rule:
         return None
     valid = mask.valid if isinstance(mask, Rule) else jnp.ones(q.shape[:2], bool)
     valid = jnp.broadcast_to(valid, q.shape[:2])
@@ -129,8 +129,8 @@ def _on_tpu(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -
     pad = ((0, 0), (0, padded - n))
     ids = jnp.pad(valid, pad).astype(jnp.int32)
     q, k, v = (jnp.pad(x, (*pad, (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
-    whole = q.shape[1] % mesh.shape["tensor"] or k.shape[1] % mesh.shape["tensor"]
-    heads = PartitionSpec(ROWS, None if whole else "tensor")
+    unsplit = q.shape[1] % mesh.shape["tensor"] or k.shape[1] % mesh.shape["tensor"]
+    heads = PartitionSpec(ROWS, None if unsplit else "tensor")
     kernel = functools.partial(_splash, isinstance(mask, Rule) and mask.causal, interpret)
     run = jax.shard_map(
         kernel, in_specs=(heads,) * 3 + (PartitionSpec(ROWS),), out_specs=heads, check_vma=False

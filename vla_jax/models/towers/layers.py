@@ -80,8 +80,8 @@ class Dense(nn.Module):
         a, b = (self.get_variable("params", f"lora_{m}").astype(self.dtype) for m in "ab")
         if self.has_variable("params", "lora_rate") and self.has_rng("dropout"):
             keep = 1.0 - self.get_variable("params", "lora_rate")
-            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
-            x = jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
+            mask = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+            x = jnp.where(mask, x / keep.astype(x.dtype), jnp.zeros_like(x))
         return sharding.product(sharding.product(x, a), b)
 
 
@@ -150,9 +150,9 @@ def _softmax_forward(dtype: Any, scores: Array, mask: Array | None) -> tuple[Any
     return weights, (weights, mask)
 
 
-def _softmax_backward(dtype: Any, kept: Any, gradient: Array) -> tuple[Array, None]:
+def _softmax_backward(dtype: Any, residuals: Any, gradient: Array) -> tuple[Array, None]:
     del dtype
-    (weights, mask), gradient = kept, gradient.astype(jnp.float32)
+    (weights, mask), gradient = residuals, gradient.astype(jnp.float32)
     weights = weights.astype(jnp.float32)
     by_scores = weights * (gradient - (weights * gradient).sum(-1, keepdims=True))
     # A row that may attend to nothing has weights all the same.

@@ -131,18 +131,18 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], own: dict[str, Any], shared: Shared
+        self, x: Float[Array, "b n d"], per_layer: dict[str, Any], shared: Shared
     ) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
         """One layer.
 
         Args:
             x: tokens.
-            own: what differs between layers: "keys" and "values" of a cache, "source_keys" and
-                "source_values" of its source.
-            shared: what does not.
+            per_layer: what differs between layers: "keys" and "values" of a cache, "source_keys"
+                and "source_values" of its source.
+            shared: what does not differ.
 
         Returns:
-            x and what is stacked over the layers: those of `own` that are new, the "state" before.
+            x and what is stacked over the layers: the new ones of `per_layer`, the "state" before.
         """
         x = sharding.rows(x)
         s, out = self.spec, {"state": x} if shared.collect else {}
@@ -155,12 +155,12 @@ class Layer(nn.Module):
 
         def remember(k: Array, v: Array) -> tuple[Array, Array]:
             for name, new in (("keys", k), ("values", v)):
-                out[name] = own[name].at[shared.slots].set(new)
+                out[name] = per_layer[name].at[shared.slots].set(new)
             return out["keys"], out["values"]
 
         def recall(k: Array, v: Array) -> tuple[Array, Array]:
-            if "source_keys" in own:
-                return own["source_keys"], own["source_values"]
+            if "source_keys" in per_layer:
+                return per_layer["source_keys"], per_layer["source_values"]
             if shared.slots is not None:
                 out["source_keys"], out["source_values"] = k, v
             return k, v
@@ -220,13 +220,13 @@ class PlaceScores(nn.Module):
 
 
 def run(
-    layer: Layer, x: Float[Array, "b n d"], own: dict[str, Any], shared: Shared, kind: str
+    layer: Layer, x: Float[Array, "b n d"], per_layer: dict[str, Any], shared: Shared, kind: str
 ) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
     """All layers of a stack, one scan step each."""
     scan = nn.scan(
-        remat(lambda layer, x, own: layer(x, own, shared), kind),
+        remat(lambda layer, x, per_layer: layer(x, per_layer, shared), kind),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         length=layer.stack.layers,
     )
-    return scan(layer, x, own)
+    return scan(layer, x, per_layer)

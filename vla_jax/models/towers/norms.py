@@ -79,9 +79,9 @@ def _forward(
     return y.astype(dtype), (x, mean, root, scale, bias)
 
 
-def _backward(center: bool, eps: float, dtype: Any, kept: Any, gradient: Array) -> Any:
+def _backward(center: bool, eps: float, dtype: Any, residuals: Any, gradient: Array) -> Any:
     del eps, dtype
-    x, mean, root, scale, bias = kept
+    x, mean, root, scale, bias = residuals
     wide, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
     unit = (wide if mean is None else wide - mean) * root
     lead = tuple(range(x.ndim - 1))

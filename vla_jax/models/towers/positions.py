@@ -133,8 +133,8 @@ def token_buckets(count: int) -> Int[np.ndarray, " m"]:
     """
     distance, middle = np.arange(-FARTHEST, FARTHEST + 1), count // 2
     size = np.maximum(np.abs(distance), 1).astype(np.float32)
-    share = np.log(size / np.float32(middle)) / np.float32(np.log(FARTHEST / middle))
-    far = np.ceil(share * np.float32(middle - 1)).astype(int) + middle
+    fraction = np.log(size / np.float32(middle)) / np.float32(np.log(FARTHEST / middle))
+    far = np.ceil(fraction * np.float32(middle - 1)).astype(int) + middle
     far = np.sign(distance) * np.minimum(far, count - 1)
     return (np.where(np.abs(distance) <= middle, distance, far) + count - 1).astype(np.int32)
 
@@ -154,8 +154,8 @@ def image_buckets(place: Int[Array, " k"], side: int, count: int) -> Int[Array, 
     """
     span, order, image = 2 * count - 1, jnp.arange(len(place)), jnp.cumsum(place == 0)
     rows, columns, image = (x[:, None] - x for x in (place // side, place % side, image))
-    found = place >= 0
+    has_place = place >= 0
     within = (rows + count - 1) * span + columns + count - 1
     across = span * span + jnp.where(order[:, None] < order, 0, 1)
-    across = jnp.where(found[:, None] | found, across, span * span + 2)
-    return jnp.where((image == 0) & found[:, None] & found, within, across)
+    across = jnp.where(has_place[:, None] | has_place, across, span * span + 2)
+    return jnp.where((image == 0) & has_place[:, None] & has_place, within, across)

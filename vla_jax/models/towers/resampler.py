@@ -326,6 +326,6 @@ def latent_decoder_weights() -> list[w.Weight]:
     ]
     for i in "123":
         rows += w.norm(f"pooler.norm{i}", f"norm{i}")
-    for theirs, ours in (("self_attn", "self_attn"), ("multihead_attn", "cross_attn")):
-        rows += w.multihead(f"pooler.{theirs}", ours)
+    for name, path in (("self_attn", "self_attn"), ("multihead_attn", "cross_attn")):
+        rows += w.multihead(f"pooler.{name}", path)
     return rows

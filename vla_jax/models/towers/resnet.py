@@ -138,14 +138,14 @@ class ResNet(nn.Module):
             stride = 1 if i == 0 else 2
             x, _ = block(stride=stride, project=True, name=f"stage{i + 1}_first", **shape)(x)
             if depth > 1:
-                rest = nn.scan(
+                later_blocks = nn.scan(
                     block,
                     variable_axes={"params": 0},
                     split_rngs={"params": True, "dropout": True},
                     in_axes=nn.broadcast,  # type: ignore[arg-type]
                     length=depth - 1,
                 )
-                x, _ = rest(name=f"stage{i + 1}_rest", **shape)(x, None)
+                x, _ = later_blocks(name=f"stage{i + 1}_rest", **shape)(x, None)
         return x
 
 
@@ -163,8 +163,8 @@ def weight_map(spec: ResNetSpec, source: str, target: str) -> list[w.Weight]:
         short = _unit("downsample.0", "downsample.1", "conv_short", "norm_short")
         rows += w.prefixed([*block, *short], f"layer{i}.0.", f"stage{i}_first/")
         if depth > 1:
-            rest = w.prefixed(block, f"layer{i}.{{}}.", f"stage{i}_rest/")
-            rows += [replace(row, first=1) for row in rest]
+            later_rows = w.prefixed(block, f"layer{i}.{{}}.", f"stage{i}_rest/")
+            rows += [replace(row, first=1) for row in later_rows]
     return w.prefixed(rows, source, target)
 
 

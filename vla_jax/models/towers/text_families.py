@@ -34,13 +34,13 @@ class Language:
     ignore: tuple[str, ...] = ()
 
 
-def rope(c: Config, head_width: int, share: float = 1.0) -> Rope:
+def rope(c: Config, head_width: int, fraction: float = 1.0) -> Rope:
     """Rotary positions from `rope_parameters` (transformers 5) or the older loose keys.
 
     Args:
         c: the config.
         head_width: features of a head.
-        share: of them that turn, where the config does not say.
+        fraction: of them that turn, where the config does not say.
 
     Raises:
         ValueError: for a scaling rule that is not supported.
@@ -50,10 +50,10 @@ def rope(c: Config, head_width: int, share: float = 1.0) -> Rope:
     if kind not in ("default", "mrope", "linear"):
         raise ValueError(f"rope type {kind!r} is none of ['default', 'linear', 'mrope']")
     theta = c.get("rope_theta") or c.get("rotary_emb_base") or 10000.0
-    share = c.get("partial_rotary_factor") or c.get("rotary_pct") or share
+    fraction = c.get("partial_rotary_factor") or c.get("rotary_pct") or fraction
     return Rope(
         theta=float(nested.get("rope_theta") or theta),
-        width=int(head_width * (nested.get("partial_rotary_factor") or share)),
+        width=int(head_width * (nested.get("partial_rotary_factor") or fraction)),
         stretch=float(nested["factor"]) if kind == "linear" else 1.0,
         sections=tuple(nested.get("mrope_section") or ()),
         interleaved=bool(nested.get("mrope_interleaved", False)),

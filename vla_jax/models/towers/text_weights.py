@@ -32,10 +32,10 @@ def rms(spec: DecoderSpec) -> list[w.Weight]:
     rows += w.attention(
         layer + "self_attn", "layers/attn", "o_proj", block.qkv_bias, block.out_bias
     )
-    for theirs in ("gate", "up", "down"):
-        rows += w.pair(f"{layer}mlp.{theirs}_proj", f"layers/mlp/{theirs}", bias=block.mlp_bias)
-    for theirs, ours in norms.items():
-        rows += w.norm(layer + theirs, f"layers/{ours}", bias=False)
+    for name in ("gate", "up", "down"):
+        rows += w.pair(f"{layer}mlp.{name}_proj", f"layers/mlp/{name}", bias=block.mlp_bias)
+    for name, path in norms.items():
+        rows += w.norm(layer + name, f"layers/{path}", bias=False)
     return rows
 
 
@@ -140,6 +140,6 @@ def phi(spec: DecoderSpec) -> list[w.Weight]:
     ]
     if spec.block.qk_norm:
         for letter in "qk":
-            theirs = f"{layer}self_attn.{letter}_layernorm"
-            rows += w.norm(theirs, f"layers/attn/{letter}_norm")
+            name = f"{layer}self_attn.{letter}_layernorm"
+            rows += w.norm(name, f"layers/attn/{letter}_norm")
     return rows

@@ -40,8 +40,8 @@ def two_streams(
     cut = images.reshape(batch, rows, height, columns, width, 3).swapaxes(2, 3)
     cut = cut.reshape(batch, rows * columns, height, width, 3)
     # Overview and tiles of an image stay together: split over devices, no image has to move.
-    every = jnp.concatenate([overview[:, None], cut], axis=1)
-    features = encode(every.reshape(-1, height, width, 3))
+    views = jnp.concatenate([overview[:, None], cut], axis=1)
+    features = encode(views.reshape(-1, height, width, 3))
     features = features.reshape(batch, 1 + rows * columns, *features.shape[1:])
     of_tiles = features[:, 1:].reshape(batch, rows, columns, *spec.grid, -1).swapaxes(2, 3)
     of_tiles = of_tiles.reshape(batch, rows * spec.grid[0], columns * spec.grid[1], -1)

@@ -194,8 +194,8 @@ def uform(config: Config) -> VisionSpec:
 def uform_weights(source: str, target: str) -> list[w.Weight]:
     """UForm's names (unum-cloud/uform, VisualEncoder)."""
     rows = _norms("norm1", "norm2")
-    for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v")):
-        rows += w.pair(f"attn.{theirs}", f"attn/{ours}")
+    for name, path in (("query", "q"), ("key", "k"), ("value", "v")):
+        rows += w.pair(f"attn.{name}", f"attn/{path}")
     rows += w.pair("attn.out", "attn/o", "linear_from_heads")
     rows += w.pair("mlp.hidden_layer", "mlp/fc1") + w.pair("mlp.output_layer", "mlp/fc2")
     rows += [w.Weight("ls1.weight", "scale1"), w.Weight("ls2.weight", "scale2")]
@@ -278,8 +278,8 @@ def qwen2_weights(spec: VisionSpec, source: str, target: str) -> list[w.Weight]:
     names = {f"{numbered}1": "mlp/fc1", f"{numbered}2": "mlp/fc2"}
     if spec.block.gated:
         names = {f"mlp.{n}_proj": f"mlp/{n}" for n in ("gate", "up", "down")}
-    for theirs, ours in names.items():
-        rows += w.pair(theirs, ours)
+    for name, path in names.items():
+        rows += w.pair(name, path)
     outside = _outside(spec, {"patch": "patch_embed.proj", "positions": "pos_embed.weight"})
     return w.prefixed([*outside, *w.prefixed(rows, "blocks.{}.", "layers/")], source, target)
 
