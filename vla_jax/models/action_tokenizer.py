@@ -57,7 +57,7 @@ class ActionTokenizer:
         return middles[np.clip(self.end - np.asarray(ids) - 1, 0, self.bins - 2)]
 
     def is_action(self, ids: Any) -> Any:
-        """Which ids stand for actions: bool of the same shape."""
+        """A bool of the same shape, True where an id stands for an action."""
         return (ids >= self.end - self.bins) & (ids < self.end)
 
 

@@ -5,7 +5,7 @@ Legend: h, x image height and width · height, width of the model's image · k f
 The resize is Pillow's 8-bit resampling (Resample.c of Pillow): two separable passes, horizontal
 then vertical, fixed-point weights of 22 bits, rounded and clipped to uint8 after each. It equals
 `PIL.Image.resize` to the bit, so weights tuned on Pillow-resized images see the same pixels;
-floating-point resizes differ by up to 21 grey levels on noise.
+floating-point resizes differ by up to 21 gray levels on noise.
 """
 
 import functools
@@ -68,12 +68,12 @@ class ImageSpec:
         std: per-channel standard deviation, same units.
         resample: a key of `FILTERS`; of "letterbox" also of `letterbox.FLOATING`.
         fit: squash: resize both sides, the aspect ratio is lost; crop: resize the shorter side to
-            `shortest`, keep the centre; pad: paste on the middle of a square, then resize;
+            `shortest`, keep the center; pad: paste on the middle of a square, then resize;
             letterbox: resize until it fits, then paste on a canvas.
         shortest: of "crop", pixels; 0 = the model's shorter side.
         crop_rounding: of "crop", where an odd margin's half goes: down (Hugging Face) or
             half_even (torchvision's CenterCrop).
-        background: of "pad" and "letterbox", the colour in [0, 1]; None = `mean`.
+        background: of "pad" and "letterbox", the color in [0, 1]; None = `mean`.
         corner: of "letterbox": the canvas shows above and left alone; else on all sides.
         larger: sizes to take instead of `size` for images whose longer side has at least
             `larger_from` pixels: of these and `size` the one of the nearest aspect ratio.

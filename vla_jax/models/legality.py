@@ -53,12 +53,14 @@ def completed(
 
 def _judge(config: ModelConfig, arch: Mapping[str, Any] | None) -> tuple[list[str], dict[str, Any]]:
     """The problems, and the architecture where that is none of them."""
+    # Unknown names come first: every later check looks them up in the tables.
     issues = _unknown(config)
     if issues:
         return issues, {}
     name, s, head = config.backbone.name, config.structure, config.head
     backbone, structure = BACKBONES[name], STRUCTURES[s.kind]
     if reason := structure.refuse_head(HEADS[head.kind]):
+        # The message says what would work, so nobody has to try the table out.
         legal = ", ".join(h for h in HEADS if not structure.refuse_head(HEADS[h]))
         issues.append(f"{s.kind} + {head.kind}: {reason}; {s.kind} takes {legal}")
     if reason := structure.refuse_backbone(backbone):
@@ -68,6 +70,7 @@ def _judge(config: ModelConfig, arch: Mapping[str, Any] | None) -> tuple[list[st
     try:
         complete = backbone.arch(config.backbone.arch) if arch is None else dict(arch)
     except ValueError as error:
+        # Without an architecture no backbone can be built that the structure could judge.
         return [*issues, str(error)], {}
     return [*issues, *structure.refusals(config, backbone(complete))], complete
 

@@ -17,6 +17,7 @@ FLOATING = {"linear": True, "linear_aliased": False}
 def shape_within(h: int, x: int, height: int, width: int) -> tuple[int, int]:
     """Height and width of the resized image; both are truncated, as the originals do."""
     ratio = max(x / width, h / height)
+    # A very long image would otherwise be truncated to no pixels at all.
     return max(int(h / ratio), 1), max(int(x / ratio), 1)
 
 

@@ -21,7 +21,7 @@ def masked_mean(x: Float[Array, "*b"], mask: Bool[Array, "*b"]) -> Float[Array, 
 
 
 def row_means(x: Float[Array, "b ..."], mask: Bool[Array, "b ..."]) -> Float[Array, "b"]:
-    """`masked_mean` of every row."""
+    """`masked_mean` of every row by itself."""
     return jax.vmap(masked_mean)(x, mask)
 
 

@@ -33,7 +33,7 @@ class Detokenizer(Head):
 
     @property
     def tokenizer(self) -> ActionTokenizer:
-        """Which ids stand for which values."""
+        """The code between ids and values."""
         h = self.head
         return ActionTokenizer(h.token_end, h.bins, h.low, h.high)
 

@@ -62,6 +62,7 @@ class FlowHead(Head):
         count = self.head.sampling_steps
 
         def move(i: Array, x: Float[Array, "r f a"], velocity: Any) -> Float[Array, "r f a"]:
+            # Euler's step from time i / count, where 1 is the clean chunk.
             return x + velocity(x, i / count) / count
 
         return self.net.sample(features, valid, key, last, move)

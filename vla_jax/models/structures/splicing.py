@@ -42,7 +42,9 @@ def step_mask(observation: Observation) -> Bool[Array, "b w"]:
 
 def places(config: StructureConfig, k: int) -> Int[Array, " k"]:
     """`Tokens.place` of the k tokens of a step."""
+    # The state, if any, is the last of a step's tokens and belongs to no image.
     images = k - int(config.proprio > 0)
+    # Places start anew in each camera's image.
     each = jnp.arange(images) % (images // len(config.cameras))
     # What a resampler makes of an image has no place in it.
     place = jnp.full(images, -1) if config.resampler else each
@@ -81,11 +83,13 @@ def splice(
     """
     (rows, t), m, start = mask.shape, inserted.shape[1], layout.bos
     if layout.images == "encoded":
+        # The encoder reads images and prompt; the decoder starts with `<s>` alone.
         embeds = jnp.concatenate([text[:, :1], inserted], axis=1)
         valid = jnp.ones(embeds.shape[:2], bool)
         none = jnp.full(valid.shape, -1)
         tokens = Tokens(embeds, valid, none, images, visible, text, mask, place[0])
         return tokens, jnp.ones((rows, 1), int)
+    # Padded prompts all end at the same column, whatever the length of their text.
     length = jnp.full((rows, 1), t) if padded else mask.sum(axis=1, keepdims=True)
     first = length - layout.eos
     is_given = jnp.arange(t + m) < first
@@ -100,6 +104,7 @@ def splice(
     none = jnp.full(mask.shape, -1)
     if layout.images == "crossed":
         return Tokens(text, mask, none, images, visible), first
+    # Images are always given, never predicted.
     image_given = jnp.ones(visible.shape, bool)
     embeds, valid, place, is_given = (
         jnp.concatenate([around[:, :start], inner, around[:, start:]], axis=1)
@@ -156,10 +161,12 @@ def columns_of(
         Columns, and which of them hold a token.
     """
     rows, n = valid.shape
+    # The sequence is `<s> · images · text · </s>`, and the images shift the text by k.
     spans = {"text": (layout.bos + k, n - layout.eos), "vision": (layout.bos, layout.bos + k)}
     begin, end = spans.get(readout, (0, n))
     columns = jnp.broadcast_to(jnp.arange(begin, end), (rows, end - begin))
     read = valid[:, begin:end]
+    # In shorter prompts `</s>` stands before the last column of the span and is no text.
     return columns, read & (columns < first) if readout == "text" else read
 
 
@@ -183,7 +190,9 @@ def join(steps: Sequence, keep: Bool[Array, "b w"], padded: bool) -> Sequence:
     valid = steps.tokens.valid.reshape(b, w, n) & keep[..., None]
     stays = jnp.broadcast_to(keep[..., None], valid.shape) if padded else valid
     stays, valid = stays.reshape(b, w * n), valid.reshape(b, w * n)
+    # Columns of a step become columns of the window before anything is moved.
     columns = steps.columns.reshape(b, w, -1) + n * jnp.arange(w)[:, None]
+    # Stable, so that columns that stay keep their order in time.
     order = jnp.argsort(~stays, axis=1, stable=True)
     place = jnp.argsort(order, axis=1)  # old column -> new column
 

@@ -38,7 +38,7 @@ def text_spec(text: Mapping[str, Any]) -> DecoderSpec:
 
 
 class ClipText(nn.Module):
-    """Causal tower; the vector is read at the end token, projected and normalised."""
+    """Causal tower; the vector is read at the end token, projected and normalized."""
 
     spec: DecoderSpec
     size: int

@@ -101,7 +101,7 @@ def bidirectional_mask(valid: Bool[Array, "b n"]) -> Bool[Array, "b n n"]:
 
 
 def runs(marked: Bool[Array, "b n"]) -> Int[Array, "b n"]:
-    """Which unbroken run of marked tokens each belongs to, from 1; 0 if it is not marked."""
+    """The number, from 1, of the unbroken run that each marked token is in; 0 for others."""
     begins = marked & ~jnp.pad(marked, ((0, 0), (1, 0)))[:, :-1]
     return jnp.where(marked, jnp.cumsum(begins, axis=1, dtype=jnp.int32), 0)
 
@@ -154,6 +154,7 @@ def _layer(
         x and what is stacked over the layers: the new "keys" and "values", the "state" before.
     """
     before = x
+    # The state is taken before the insert, which counts as part of the layer.
     out = {"state": x} if shared.collect else {}
 
     def memory(k: Array, v: Array) -> tuple[Array, Array]:
@@ -302,6 +303,7 @@ class Decoder(nn.Module):
             bias = -slopes[:, None, None] * behind[:, None]
         rule: Mask = mask
         if mask is None:
+            # Fused kernels that take no dense mask can still run by a rule.
             usual = cache is None and prefix is None and near is None
             rule = Rule(valid) if usual else reached & slot_valid[:, None]
         shared = _Shared(
@@ -327,6 +329,7 @@ class Decoder(nn.Module):
             per_layer |= {"keys": cache.keys, "values": cache.values}
         x, out = self._scan(self._enter(embeds, positions), per_layer, shared)
         if cache is not None:
+            # Padding on the right takes no slots, so that the next token overwrites it.
             end = jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
             cache = Cache(out["keys"], out["values"], slot_valid, cache.length + end)
         elif export:
@@ -369,6 +372,7 @@ class Decoder(nn.Module):
     ) -> Int[Array, "#b n"]:
         if self.spec.count_padding:
             return columns + self.spec.first_position
+        # Positions count the valid tokens, so that padding in a row moves nothing.
         count = jnp.cumsum(slot_valid, axis=1, dtype=jnp.int32)
         count = jnp.take_along_axis(count, jnp.broadcast_to(columns, valid.shape), axis=1)
         return jnp.where(valid, count, 0) - 1 + self.spec.first_position
@@ -379,6 +383,7 @@ class Decoder(nn.Module):
         s = self.spec
         x = embeds.astype(self.dtype)
         if s.round_scale:
+            # Gemma rounds the factor itself to the type of the activations.
             x = x * jnp.asarray(s.embed_scale, self.dtype)
         elif s.embed_scale != 1.0:
             x = (x.astype(jnp.float32) * s.embed_scale).astype(self.dtype)

@@ -115,6 +115,7 @@ class Encoder(nn.Module):
             collect: also return the states between the layers.
         """
         s, (k, t) = self.spec, (images.shape[1], prompt.shape[1])
+        # A longer text would fail below in a shape error that names no setting.
         _check_length(t, s)
         x = [
             self.drop(norm(part * s.embed_scale + kind))
@@ -123,14 +124,18 @@ class Encoder(nn.Module):
             )
         ]
         valid = jnp.concatenate([seen, prompt_valid], axis=1)
+        # fairseq zeroes padding on entry.
         x = jnp.where(valid[..., None], jnp.concatenate(x, axis=1), 0)
 
+        # The table is of the largest grid; smaller images take its upper left corner. Row 0 is "no
+        # place".
         at = (place // s.side) * s.image_buckets + place % s.side + 1
         grid = jnp.take(self.image_positions, jnp.where(place < 0, 0, at), axis=0)
         places = jnp.concatenate(
             [self.image_place_norm(grid), self.place_norm(self.positions[:t])], axis=0
         )
         text, image = s.relative
+        # Between text and images there is no relative position: this index is past both tables.
         relative = jnp.full((k + t, k + t), text + image)
         relative = relative.at[:k, :k].set(text + image_buckets(place, s.side, s.image_buckets))
         columns = jnp.arange(t)
@@ -187,6 +192,7 @@ class Decoder(nn.Module):
                 slots than positions.
         """
         s, (batch, n) = self.spec, valid.shape
+        # Both norms are unused otherwise, but an export needs their parameters.
         if self.is_initializing():
             self.image_place_norm(embeds)
             self.code_norm(embeds)
@@ -214,6 +220,7 @@ class Decoder(nn.Module):
             own=Scores((behind >= 0) & slot_valid[:, None], self.scores(query_places, keys)),
             relative=_token_buckets(behind, s),
             cross=Scores(source_valid[:, None], self.cross_scores(query_places, places)),
+            # Once the cache holds its keys, the hidden states of the source are not needed.
             source=None if encoded is None else encoded.hidden,
             slots=None if cache is None else (rows, columns),
             collect=collect,
@@ -222,6 +229,7 @@ class Decoder(nn.Module):
         x, out = run(self.layers, x, per_layer, shared, self.remat)
         states = jnp.concatenate([out["state"], x[None]]) if collect else None
         if cache is not None:
+            # Padding on the right takes no slots, so that the next token overwrites it.
             end = cache.written.length + jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
             written = decoder.Cache(out["keys"], out["values"], slot_valid, end)
             if source is None:
@@ -254,6 +262,7 @@ class EncoderDecoder(nn.Module):
 
 def _token_buckets(distance: Int[Array, "*b n s"], spec: EncoderDecoderSpec) -> Array:
     table = jnp.asarray(token_buckets(spec.token_buckets))
+    # Distances are clipped because the table ends at the longest text of the original.
     return table[jnp.clip(distance, -FARTHEST, FARTHEST) + FARTHEST]
 
 

@@ -49,10 +49,12 @@ class ExpertSpec:
 
     @property
     def crosses(self) -> tuple[bool, ...]:
-        """Of the layers that come again and again: which attend to the language model alone.
+        """The repeating pattern of layers: True where one attends to the language model alone.
 
-        Where the pattern does not come out even it is that of all layers.
+        Where the depth is no multiple of the pattern, it is written out for all layers.
         """
+        # After this many expert layers the pattern repeats, so that a scan can run over whole
+        # periods.
         period = self.joint_every // math.gcd(self.every, self.joint_every)
         period = self.layers if self.layers % period else period
         return tuple(j * self.every % self.joint_every != 0 for j in range(period))
@@ -118,16 +120,19 @@ class _Layers(nn.Module):
     ) -> tuple[Float[Array, "b n d"], None]:
         """In the (carry, output) form that `nn.scan` wants; `memory` is of these layers."""
         n, s = x.shape[1], self.spec
+        # The expert comes last, so it may see all valid tokens of the language model.
         visible = jnp.broadcast_to(valid[:, None], (*valid.shape[:1], n, valid.shape[1]))
         crosses = s.crosses
         for i, cross in enumerate(crosses):
             keys, values = (part[i] for part in memory)
 
+            # Defaults bind the arrays of this layer, as closures in a loop share their variables.
             def joined(k: Array, v: Array, keys: Any = keys, values: Any = values) -> Any:
                 return jnp.concatenate([keys, k], axis=1), jnp.concatenate([values, v], axis=1)
 
             block = Block(s.block, self.dtype, name="block" if len(crosses) == 1 else f"block{i}")
             if cross:
+                # SmolVLA projects the language model's keys and values anew, with its heads joined.
                 flat = [part.reshape(*part.shape[:2], -1) for part in (keys, values)]
                 source = flat[0], flat[1]
                 x, _ = block(x, visible, ropes[1], level=level, source=source)
@@ -173,6 +178,7 @@ class Expert(nn.Module):
             lambda leaf: leaf[:: s.every].reshape(-1, period, *leaf.shape[1:]),
             (cache.keys, cache.values),
         )
+        # In layers that attend to the language model alone, SmolVLA counts queries from 0.
         restarted = positions - positions.min(axis=1, keepdims=True)
         ropes = s.rope(positions), s.rope(restarted)
         mask = jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))

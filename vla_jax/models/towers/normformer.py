@@ -85,7 +85,7 @@ class EncoderDecoderSpec:
         return 2 * self.token_buckets - 1, (2 * self.image_buckets - 1) ** 2 + 3
 
     def embedding_init(self) -> Any:
-        """Of every table of embeddings."""
+        """The initializer of every table of embeddings."""
         return nn.initializers.normal(self.width**-0.5)
 
 
@@ -151,6 +151,7 @@ class Layer(nn.Module):
             self.param(f"{name}_bias", zeros, shape)
             for name, shape in zip(("token", "image"), shapes, strict=True)
         ]
+        # Indices past both tables mean "no relative position" and give 0.
         near = jnp.take(jnp.concatenate(tables), shared.relative, 0, mode="fill", fill_value=0.0)
 
         def remember(k: Array, v: Array) -> tuple[Array, Array]:
@@ -166,6 +167,7 @@ class Layer(nn.Module):
             return k, v
 
         y, scores = self._norm("norm1")(x), shared.own
+        # `Attention` takes one bias: the scores that all layers share and this layer's own numbers.
         bias = scores.bias + jnp.moveaxis(near, -1, -3)
         memory = remember if shared.slots is not None else None
         y = self._attention("attn")(y, y, scores.mask, None, bias, memory)
@@ -207,15 +209,17 @@ class PlaceScores(nn.Module):
         self.q, self.k = Dense(each, dtype=self.dtype), Dense(each, dtype=self.dtype)
 
     def keys(self, places: Float[Array, "s d"]) -> Float[Array, "s h c"]:
-        """Of positions that are attended to."""
+        """The projected embeddings of positions that are attended to."""
         return self.k(places)
 
     def __call__(
         self, places: Float[Array, "#b n d"], keys: Float[Array, "s h c"]
     ) -> Float[Array, "#b h n s"]:
         """Scores of the positions that attend, for `keys`."""
+        # The variance of a sum of two scores is to be that of one.
         factor = (self.scale * self.width / self.heads) ** -0.5
         scores = jnp.einsum("bnhc,shc->bhns", self.q(places) * factor, keys)
+        # They are added to scores that are float32 before the softmax.
         return scores.astype(jnp.float32)
 
 

@@ -213,7 +213,7 @@ class LatentDecoder(nn.Module):
 
 
 class PatchMerger(nn.Module):
-    """Qwen2-VL and later: squares of neighbouring patches become one token, by a two-layer MLP.
+    """Qwen2-VL and later: squares of neighboring patches become one token, by a two-layer MLP.
 
     Attributes:
         grid: rows and columns of patches; tokens come row by row, in and out.

@@ -74,14 +74,14 @@ class Conv(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation by stored statistics: `scale` and `bias` train, the rest does not."""
+    """Batch normalization by stored statistics: `scale` and `bias` train, the rest does not."""
 
     eps: float
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b i"]:
-        """Normalise every channel, then scale and shift."""
+        """Normalize every channel, then scale and shift."""
         ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, x.shape[-1:]
         scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
         mean = jax.lax.stop_gradient(self.param("mean", zeros, shape))
@@ -127,7 +127,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h x 3"]) -> Float[Array, "b _ _ d"]:
-        """Normalised images -> [b, h / 16, x / 16, 16 * stem]."""
+        """Normalized images -> [b, h / 16, x / 16, 16 * stem]."""
         s = self.spec
         x = Conv(s.stem, 7, 2, self.dtype, name="conv")(sharding.rows(images))
         x = jax.nn.relu(FrozenBatchNorm(s.eps, self.dtype, name="norm")(x))

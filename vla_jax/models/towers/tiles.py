@@ -23,7 +23,7 @@ def two_streams(
 
     Args:
         encode: the tower.
-        images: normalised, a whole number of tiles high and wide. One tile is its own overview.
+        images: normalized, a whole number of tiles high and wide. One tile is its own overview.
         spec: of the tower.
 
     Raises:

@@ -119,14 +119,14 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     def __call__(self, images: Float[Array, "b *f h x 3"]) -> Float[Array, "b n d"]:
-        """Normalised images -> tokens, row by row, a class token first. See `with_taps`."""
+        """Normalized images -> tokens, row by row, a class token first. See `with_taps`."""
         return self.with_taps(images)[0]
 
     @nn.compact
     def with_taps(
         self, images: Float[Array, "b *f h x 3"]
     ) -> tuple[Float[Array, "b n d"], tuple[Float[Array, "b n d"], ...]]:
-        """Normalised images -> tokens, and those of the layers `taps`.
+        """Normalized images -> tokens, and those of the layers `taps`.
 
         Args:
             images: [b, h, x, 3], or the f frames of one token [b, f, h, x, 3] where the tower
@@ -203,7 +203,7 @@ class VisionTransformer(nn.Module):
 
 
 def patches(images: Float[Array, "b *f h x 3"], spec: VisionSpec) -> Float[Array, "b n *c"]:
-    """Cut images into patches, row by row; channels of a patch: row, column, colour.
+    """Cut images into patches, row by row; channels of a patch: row, column, color.
 
     A reshape and a matrix product instead of a strided convolution: that is 1.4x torch's time on a
     CPU, the product 1.03x, and XLA's sharding handles it better.
