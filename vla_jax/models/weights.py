@@ -29,6 +29,7 @@ def _linear_back(contract: int) -> Callable[[np.ndarray], np.ndarray]:
 
 def _patch(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Torch convolution [out, 3, *frames, p, p] -> ours [*frames, p * p * 3, out]."""
+    # Our patches have their channels last, row and column before them.
     return x.transpose(*range(2, x.ndim), 1, 0).reshape(shape)
 
 
@@ -85,6 +86,7 @@ def _split(kind: str, axis: int) -> tuple[Callable, Callable]:
     forward, back = TRANSFORMS[kind]
 
     def split(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        # A broadcast zero has the shape of a tensor and costs no memory.
         sizes = [back(np.broadcast_to(np.int8(0), shape)).shape[axis] for shape in shapes]
         parts = np.split(x, np.cumsum(sizes)[:-1], axis=axis)
         return [forward(part, shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -110,6 +112,7 @@ def _interleave(kind: str) -> tuple[Callable, Callable]:
     def join(parts: Sequence[np.ndarray]) -> np.ndarray:
         heads, width = parts[0].shape[-2:]
         flat = [back(part) for part in parts]
+        # Empty for biases, the inputs' width for matrices.
         inner_shape = flat[0].shape[1:]
         stacked = np.stack([part.reshape(heads, width, *inner_shape) for part in flat], axis=1)
         return stacked.reshape(heads * len(parts) * width, *inner_shape)
@@ -321,6 +324,7 @@ def check(
             continue
         shapes = [ours[path] for path in row.targets]
         layer_shapes = [shape[1:] if row.stacked else shape for shape in shapes]
+        # A broadcast zero has the shape of a tensor and costs no memory.
         expected = row.join([np.broadcast_to(np.int8(0), shape) for shape in layer_shapes]).shape
         if not row.alias:
             twice = covered.intersection(row.targets)
@@ -365,6 +369,8 @@ def to_ours(
     for i, name in enumerate(row.expand(shapes[0][0])):
         parts = row.split(read(name), layer_shapes)
         if not stacks:
+            # Allocated once for all layers: a list that is stacked at the end would hold everything
+            # twice.
             stacks = [np.empty(s, p.dtype) for s, p in zip(shapes, parts, strict=True)]
         for stack, part in zip(stacks, parts, strict=True):
             stack[i] = part

@@ -101,6 +101,7 @@ class _PerceiverLayer(nn.Module):
     ):
         latents, norm = sharding.rows(latents), {"dtype": self.dtype}
         q = layers.LayerNorm(name="latent_norm", **norm)(latents)
+        # Flamingo's latents see themselves as well as the image.
         keys = jnp.concatenate([layers.LayerNorm(name="image_norm", **norm)(x), q], axis=1)
         attention = layers.Attention(
             self.heads,
@@ -156,6 +157,7 @@ class Perceiver(nn.Module):
         )
         run = scanned(self.heads, self.head_width, self.widen * width, self.dtype, name="layers")
         if mask is not None:
+            # The latents behind the tokens are always visible.
             mask = jnp.pad(mask, ((0, 0), (0, self.queries)), constant_values=True)[:, None]
         latents, _ = run(_repeat(latents, len(x)), x, mask)
         return layers.LayerNorm(dtype=self.dtype, name="norm")(latents)
@@ -244,6 +246,7 @@ class PatchMerger(nn.Module):
         norm = layers.NORMS[self.norm](self.eps, self.dtype, name="norm")
         if not self.norm_merged:
             x = norm(x)
+        # After the swap the patches of one square lie side by side.
         x = x.reshape(-1, rows // m, m, columns // m, m, c).swapaxes(2, 3)
         x = x.reshape(len(x), rows * columns // m**2, m * m * c)
         if self.norm_merged:

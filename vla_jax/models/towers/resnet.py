@@ -62,6 +62,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h x i"]) -> Float[Array, "b _ _ o"]:
         """Channels last, in and out."""
+        # He's variance suits the ReLU behind every norm; fan-out as in torchvision.
         he = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
         kernel = self.param("kernel", he, (self.size, self.size, x.shape[-1], self.features))
         return jax.lax.conv_general_dilated(
@@ -86,6 +87,7 @@ class FrozenBatchNorm(nn.Module):
         scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
         mean = jax.lax.stop_gradient(self.param("mean", zeros, shape))
         var = jax.lax.stop_gradient(self.param("var", ones, shape))
+        # The statistics are folded into one factor and one shift, both made in float32.
         scale = scale * jax.lax.rsqrt(var + self.eps)
         return x * scale.astype(self.dtype) + (bias - mean * scale).astype(self.dtype)
 
@@ -135,6 +137,7 @@ class ResNet(nn.Module):
         block = remat(Bottleneck, self.remat)
         for i, depth in enumerate(s.depths):
             shape: dict[str, Any] = {"features": s.stem << i, "eps": s.eps, "dtype": self.dtype}
+            # The stem has shrunk the image by 4 already; two stages make it 16.
             stride = 1 if i == 0 else 2
             x, _ = block(stride=stride, project=True, name=f"stage{i + 1}_first", **shape)(x)
             if depth > 1:
@@ -164,6 +167,7 @@ def weight_map(spec: ResNetSpec, source: str, target: str) -> list[w.Weight]:
         rows += w.prefixed([*block, *short], f"layer{i}.0.", f"stage{i}_first/")
         if depth > 1:
             later_rows = w.prefixed(block, f"layer{i}.{{}}.", f"stage{i}_rest/")
+            # Block 0 stands alone, so the stack begins with their block 1.
             rows += [replace(row, first=1) for row in later_rows]
     return w.prefixed(rows, source, target)
 

@@ -11,6 +11,7 @@ def _head(spec: DecoderSpec, table: str, head: str = "lm_head") -> list[w.Weight
     """Token table and output matrix."""
     rows = [w.Weight(table + ".weight", "embedding")]
     if spec.tied:
+        # Checkpoints may store a tied matrix twice; both copies must agree.
         rows.append(w.Weight(head + ".weight", "embedding", alias=True))
     else:
         rows.append(w.Weight(head + ".weight", "unembedding"))
@@ -24,6 +25,7 @@ def rms(spec: DecoderSpec) -> list[w.Weight]:
     block, layer = spec.block, "model.layers.{}."
     norms = {"input_layernorm": "norm1", "post_attention_layernorm": "norm2"}
     if block.post_norm:
+        # Where there are norms behind (Gemma-2), the same name means the norm after the attention.
         norms["post_attention_layernorm"] = "post1"
         norms |= {"pre_feedforward_layernorm": "norm2", "post_feedforward_layernorm": "post2"}
     if block.qk_norm:

@@ -45,6 +45,7 @@ def two_streams(
     features = features.reshape(batch, 1 + rows * columns, *features.shape[1:])
     of_tiles = features[:, 1:].reshape(batch, rows, columns, *spec.grid, -1).swapaxes(2, 3)
     of_tiles = of_tiles.reshape(batch, rows * spec.grid[0], columns * spec.grid[1], -1)
+    # Back to the size of one tile, so that both streams have the same number of tokens.
     of_tiles = _block_mean(of_tiles, rows, columns).reshape(batch, *features.shape[2:])
     return jnp.concatenate([features[:, 0], of_tiles], axis=-1)
 

@@ -111,6 +111,7 @@ def qwen_vl_resampler(
     spec: VisionSpec, queries: int, width: int, dtype: Any = jnp.float32
 ) -> PositionedQueries:
     """What follows Qwen-VL's tower: `queries` tokens of the text's width, heads of 128."""
+    # The queries stand on a square grid.
     side = round(queries**0.5)
     heads = max(width // 128, 1)
     return PositionedQueries((side, side), spec.grid, width, heads, spec.block.eps, dtype)
@@ -270,10 +271,12 @@ def _qwen2(
 
 def qwen2_weights(spec: VisionSpec, source: str, target: str) -> list[w.Weight]:
     """Qwen2-VL's names and those of the later ones, without the mergers."""
+    # RMS norms (Qwen2.5-VL) have no bias.
     biased = spec.block.norm == "layer"
     rows = _norms("norm1", "norm2", biased)
     rows += w.pair("attn.qkv", "attn/{q,k,v}")
     rows += w.pair("attn.proj", "attn/o", "linear_from_heads")
+    # Of these towers Qwen3-VL alone has a table of positions, and other names.
     numbered = "mlp.linear_fc" if spec.table else "mlp.fc"
     names = {f"{numbered}1": "mlp/fc1", f"{numbered}2": "mlp/fc2"}
     if spec.block.gated:
