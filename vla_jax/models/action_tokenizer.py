@@ -42,6 +42,7 @@ class ActionTokenizer:
     def encode(self, values: Any) -> Any:
         """Values of any shape -> int32 ids of that shape."""
         if isinstance(values, jax.Array):
+            # Rounded up, float32 edges sort every float32 value as the float64 edges would.
             edges = jnp.asarray(_round_up(self.edges))
             clipped = jnp.clip(values.astype(jnp.float32), edges[0], edges[-1])
             return self.end - jnp.searchsorted(edges, clipped, side="right").astype(jnp.int32)
@@ -51,13 +52,14 @@ class ActionTokenizer:
     def decode(self, ids: Any) -> Any:
         """Ids of any shape -> values of that shape: float32 of jax arrays, else float64."""
         edges = self.edges
+        # A value is decoded as the middle of its bin; n edges make n - 1 bins.
         middles = (edges[1:] + edges[:-1]) / 2
         if isinstance(ids, jax.Array):
             return jnp.asarray(middles, jnp.float32)[jnp.clip(self.end - ids - 1, 0, self.bins - 2)]
         return middles[np.clip(self.end - np.asarray(ids) - 1, 0, self.bins - 2)]
 
     def is_action(self, ids: Any) -> Any:
-        """Which ids stand for actions: bool of the same shape."""
+        """A bool of the same shape, True where an id stands for an action."""
         return (ids >= self.end - self.bins) & (ids < self.end)
 
 

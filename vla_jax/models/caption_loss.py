@@ -34,10 +34,12 @@ def caption_loss(
     layout, backbone = model.layout, model.backbone
     images = sharding.rows(backbone.encode_images(images))
     text, mask = sharding.rows(backbone.embed_text(captions.text)), captions.text_mask
-    seen = jnp.broadcast_to(captions.has_image[:, None], images.shape[:2])
-    place = jnp.broadcast_to(jnp.arange(images.shape[1]), seen.shape)
+    # A batch may mix texts with and without an image; what stands in for a missing one is masked.
+    visible = jnp.broadcast_to(captions.has_image[:, None], images.shape[:2])
+    place = jnp.broadcast_to(jnp.arange(images.shape[1]), visible.shape)
+    # Captions have no action tokens, so nothing is inserted before `</s>`.
     none = text[:, :0]
-    tokens, _ = splice(text, mask, images, seen, place, none, layout, padded=False)
+    tokens, _ = splice(text, mask, images, visible, place, none, layout, padded=False)
     if layout.images == "encoded":  # the question is read, the answer is written
         asked = mask & ~captions.target
         tokens = tokens._replace(
@@ -47,6 +49,8 @@ def caption_loss(
     k, first = tokens.embeds.shape[1] - text.shape[1], max(layout.bos, 1)
     if tokens.given is not None:
         shift = ((0, 0), (k, 0))
+        # What is to be predicted must not be among the tokens that see each other in both
+        # directions.
         tokens = tokens._replace(given=tokens.given & ~jnp.pad(captions.target, shift))
     hidden = sharding.rows(backbone(tokens))
     logits = sharding.rows(backbone.logits(hidden[:, k + first - 1 : -1])).astype(jnp.float32)
@@ -57,8 +61,10 @@ def _cross_entropy(
     logits: Float[Array, "b t v"], labels: Array, target: Bool[Array, "b t"]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    # Only the label's score is gathered: a whole log-softmax would be a second array of logits.
     each = jax.nn.logsumexp(logits, axis=-1) - chosen
     right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    # Without a single target the sums are 0 and so is the loss, instead of 0 / 0.
     count = jnp.maximum(target.sum(dtype=jnp.float32), 1.0)
-    loss, share = (jnp.where(target, x, 0.0).sum() / count for x in (each, right))
-    return loss, {"loss_caption": loss, "acc_caption": share}
+    loss, accuracy = (jnp.where(target, x, 0.0).sum() / count for x in (each, right))
+    return loss, {"loss_caption": loss, "acc_caption": accuracy}

@@ -5,7 +5,7 @@ Legend: h, x image height and width · height, width of the model's image · k f
 The resize is Pillow's 8-bit resampling (Resample.c of Pillow): two separable passes, horizontal
 then vertical, fixed-point weights of 22 bits, rounded and clipped to uint8 after each. It equals
 `PIL.Image.resize` to the bit, so weights tuned on Pillow-resized images see the same pixels;
-floating-point resizes differ by up to 21 grey levels on noise.
+floating-point resizes differ by up to 21 gray levels on noise.
 """
 
 import functools
@@ -68,12 +68,12 @@ class ImageSpec:
         std: per-channel standard deviation, same units.
         resample: a key of `FILTERS`; of "letterbox" also of `letterbox.FLOATING`.
         fit: squash: resize both sides, the aspect ratio is lost; crop: resize the shorter side to
-            `shortest`, keep the centre; pad: paste on the middle of a square, then resize;
+            `shortest`, keep the center; pad: paste on the middle of a square, then resize;
             letterbox: resize until it fits, then paste on a canvas.
         shortest: of "crop", pixels; 0 = the model's shorter side.
         crop_rounding: of "crop", where an odd margin's half goes: down (Hugging Face) or
             half_even (torchvision's CenterCrop).
-        background: of "pad" and "letterbox", the colour in [0, 1]; None = `mean`.
+        background: of "pad" and "letterbox", the color in [0, 1]; None = `mean`.
         corner: of "letterbox": the canvas shows above and left alone; else on all sides.
         larger: sizes to take instead of `size` for images whose longer side has at least
             `larger_from` pixels: of these and `size` the one of the nearest aspect ratio.
@@ -156,6 +156,7 @@ def taps(
     start = np.zeros(target, np.int32)
     for out in range(target):
         centre = (out + 0.5) * scale
+        # Pillow cuts the filter off at the edges and divides by what is left of its sum.
         first = max(int(centre - support + 0.5), 0)
         last = min(int(centre + support + 0.5), source)
         row = [kernel((i - centre + 0.5) * (1.0 / stretch)) for i in range(first, last)]
@@ -163,9 +164,11 @@ def taps(
         for value in row:
             total += value
         for i, value in enumerate(row):
+            # Pillow rounds half away from zero, which Python's `round` does not.
             fixed = value / total * (1 << _PRECISION)
             weights[i, out] = int(fixed - 0.5) if fixed < 0 else int(fixed + 0.5)
         start[out] = first
+    # Taps that are zero for every pixel would be gathered for nothing.
     used = int(np.flatnonzero(weights.any(axis=1))[-1]) + 1
     index = np.minimum(start[None] + np.arange(used, dtype=np.int32)[:, None], source - 1)
     return weights[:used], index
@@ -200,6 +203,7 @@ def resize(
 
     The aspect ratio is not kept.
     """
+    # Pillow makes the horizontal pass first and rounds to uint8 between the two.
     if images.shape[-2] != width:
         images = _pass(images, width, resample, images.ndim - 2)
     if images.shape[-3] != height:
@@ -222,6 +226,7 @@ def fit(
     if spec.fit == "pad" and h != x:
         images = _pad_to_square(images, spec)
     elif spec.fit == "crop":
+        # The longer side is truncated, as torchvision and Hugging Face do.
         short = spec.shortest or min(height, width)
         scaled = (short, int(short * x / h)) if h <= x else (int(short * h / x), short)
         images = resize(images, *scaled, spec.resample)
@@ -238,6 +243,7 @@ def _letterbox(
     inner = letterbox.shape_within(h, x, height, width)
     change = letterbox.interpolate if spec.resample in letterbox.FLOATING else resize
     scaled = change(images, inner[0], inner[1], spec.resample)
+    # The canvas is of one gray value; a colored one fails here.
     (value,) = {int(part * 255) for part in spec.background or spec.mean}
     return letterbox.paste(scaled, height, width, spec.corner, float(value))
 
@@ -245,6 +251,7 @@ def _letterbox(
 def _pad_to_square(images: UInt8[Array, "*lead h x 3"], spec: ImageSpec) -> Array:
     h, x = images.shape[-3:-1]
     side = max(h, x)
+    # Truncated, as LLaVA's code does.
     colour = [int(value * 255) for value in spec.background or spec.mean]
     canvas = jnp.broadcast_to(jnp.asarray(colour, jnp.uint8), (*images.shape[:-3], side, side, 3))
     corner = (0,) * (images.ndim - 3) + ((side - h) // 2, (side - x) // 2, 0)
@@ -255,6 +262,7 @@ def _centre(images: UInt8[Array, "*lead h x 3"], height: int, width: int, roundi
     h, x = images.shape[-3:-1]
 
     def start(margin: int) -> int:
+        # `round` goes to the even neighbor, as in torchvision's center crop.
         return margin // 2 if rounding == "down" else round(margin / 2)
 
     top, left = start(h - height), start(x - width)

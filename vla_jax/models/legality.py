@@ -44,32 +44,35 @@ def completed(
     Raises:
         ConfigError: with all `problems`.
     """
-    found, complete = _judge(config, arch)
-    if found:
-        raise ConfigError("model:\n  " + "\n  ".join(found))
+    issues, complete = _judge(config, arch)
+    if issues:
+        raise ConfigError("model:\n  " + "\n  ".join(issues))
     backbone = BACKBONES[config.backbone.name](complete)
     return STRUCTURES[config.structure.kind].complete(config, backbone), complete
 
 
 def _judge(config: ModelConfig, arch: Mapping[str, Any] | None) -> tuple[list[str], dict[str, Any]]:
     """The problems, and the architecture where that is none of them."""
-    found = _unknown(config)
-    if found:
-        return found, {}
+    # Unknown names come first: every later check looks them up in the tables.
+    issues = _unknown(config)
+    if issues:
+        return issues, {}
     name, s, head = config.backbone.name, config.structure, config.head
     backbone, structure = BACKBONES[name], STRUCTURES[s.kind]
     if reason := structure.refuse_head(HEADS[head.kind]):
+        # The message says what would work, so nobody has to try the table out.
         legal = ", ".join(h for h in HEADS if not structure.refuse_head(HEADS[h]))
-        found.append(f"{s.kind} + {head.kind}: {reason}; {s.kind} takes {legal}")
+        issues.append(f"{s.kind} + {head.kind}: {reason}; {s.kind} takes {legal}")
     if reason := structure.refuse_backbone(backbone):
         legal = ", ".join(k for k in STRUCTURES if not STRUCTURES[k].refuse_backbone(backbone))
-        found.append(f"{name} + {s.kind}: {reason}; {name} takes {legal}")
-    found += HEADS[head.kind].refusals(head, s)
+        issues.append(f"{name} + {s.kind}: {reason}; {name} takes {legal}")
+    issues += HEADS[head.kind].refusals(head, s)
     try:
         complete = backbone.arch(config.backbone.arch) if arch is None else dict(arch)
     except ValueError as error:
-        return [*found, str(error)], {}
-    return [*found, *structure.refusals(config, backbone(complete))], complete
+        # Without an architecture no backbone can be built that the structure could judge.
+        return [*issues, str(error)], {}
+    return [*issues, *structure.refusals(config, backbone(complete))], complete
 
 
 def _unknown(config: ModelConfig) -> list[str]:
@@ -79,4 +82,4 @@ def _unknown(config: ModelConfig) -> list[str]:
         ("structure", config.structure.kind, list(STRUCTURES)),
         ("head", config.head.kind, sorted(HEADS)),
     )
-    return [f"{what} {n!r} is none of {legal}" for what, n, legal in choices if n not in legal]
+    return [f"{field} {n!r} is none of {legal}" for field, n, legal in choices if n not in legal]

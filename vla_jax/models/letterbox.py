@@ -17,6 +17,7 @@ FLOATING = {"linear": True, "linear_aliased": False}
 def shape_within(h: int, x: int, height: int, width: int) -> tuple[int, int]:
     """Height and width of the resized image; both are truncated, as the originals do."""
     ratio = max(x / width, h / height)
+    # A very long image would otherwise be truncated to no pixels at all.
     return max(int(h / ratio), 1), max(int(x / ratio), 1)
 
 
@@ -42,12 +43,12 @@ def interpolate(
     shape = (*images.shape[:-3], height, width, images.shape[-1])
     if images.shape == shape:
         return images
-    found: Any = jax.image.resize(
+    resized: Any = jax.image.resize(
         images.astype(jnp.float32), shape, "linear", antialias=FLOATING[resample]
     )
     if images.dtype == jnp.uint8:
-        found = jnp.clip(jnp.round(found), 0, 255)
-    return found.astype(images.dtype)
+        resized = jnp.clip(jnp.round(resized), 0, 255)
+    return resized.astype(images.dtype)
 
 
 def paste(

@@ -17,11 +17,12 @@ NO_LABEL = -100
 
 def masked_mean(x: Float[Array, "*b"], mask: Bool[Array, "*b"]) -> Float[Array, ""]:
     """Mean over the entries `mask` selects; 0 when it selects none."""
+    # `where` and not a product: what stands on padding may be NaN.
     return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
 def row_means(x: Float[Array, "b ..."], mask: Bool[Array, "b ..."]) -> Float[Array, "b"]:
-    """`masked_mean` of every row."""
+    """`masked_mean` of every row by itself."""
     return jax.vmap(masked_mean)(x, mask)
 
 
@@ -35,6 +36,7 @@ def binary_cross_entropy(
     logits: Float[Array, "..."], labels: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     """Cross-entropy of labels in [0, 1] against logits, without overflow."""
+    # The exponent is never positive, whatever the sign of the logit.
     return jnp.maximum(logits, 0) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
@@ -53,6 +55,7 @@ def action_loss(
     """
     size, mask = prediction.arm.shape[-1], actions.mask
     arm = prediction.arm.astype(jnp.float32) - actions.chunk[..., :size]
+    # The mean over the arm's numbers makes the loss independent of how many there are.
     each_arm = huber(arm).mean(-1)
     loss_arm = masked_mean(each_arm, mask)
     metrics = {
@@ -103,11 +106,13 @@ def token_loss(
         of the decoded values); and rows (the loss of each row, [b]).
     """
     supervised = labels != NO_LABEL
+    # A negative label would index the vocabulary from its end.
     safe = jnp.where(supervised, labels, 0)
     scores = jax.nn.log_softmax(logits.astype(jnp.float32))
     each = -jnp.take_along_axis(scores, safe[..., None], axis=-1)[..., 0]
     loss = masked_mean(each, supervised)
     is_action = tokenizer.is_action(labels)
+    # Counting action labels, not columns, skips the stop tokens between the chunks.
     place = (jnp.cumsum(is_action, axis=-1) - 1) % action_dim
     chosen = jnp.argmax(logits, axis=-1)
     right = (chosen == labels).astype(jnp.float32)

@@ -31,9 +31,11 @@ def rows(x: Array, count: int | None = None) -> Array:
             into it, such as tokens: the devices must divide these.
     """
     mesh = jax.sharding.get_abstract_mesh()
+    # Axes that a mesh lacks count as one device.
     devices = math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
     if devices == 1 or (x.shape[0] if count is None else count) % devices:
         return x
+    # `None` would mean "replicated" here and undo the tensor parallelism of the layers.
     free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, *free))
 
@@ -56,17 +58,19 @@ def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array
 
 def _flat(x: Float[Array, "*b i"]) -> Float[Array, "n i"]:
     flat = x.reshape(-1, x.shape[-1])
+    # Rows were folded with tokens, so the devices must divide the rows, not the product of both.
     return rows(flat, x.shape[0]) if x.ndim > 2 else flat
 
 
 def _product_forward(x: Any, kernel: Any) -> tuple[Array, Any]:
     # What only a frozen operand's gradient would need is not kept.
-    kept = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
-    return product(x.value, kernel.value), kept
+    residuals = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
+    return product(x.value, kernel.value), residuals
 
 
-def _product_backward(kept: Any, gradient: Any) -> tuple[Any, Any]:
-    x, kernel = kept
+def _product_backward(residuals: Any, gradient: Any) -> tuple[Any, Any]:
+    x, kernel = residuals
+    # Nothing downstream depends on the product, so nothing has to be computed.
     if isinstance(gradient, SymbolicZero):
         return None, None
     flat, by_x, by_kernel = _flat(gradient), None, None

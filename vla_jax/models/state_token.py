@@ -21,7 +21,8 @@ class StateToken(nn.Module):
 
     @nn.compact
     def __call__(self, proprio: Float[Array, "b w p"]) -> Float[Array, "b w d"]:
-        """Normalised state -> token, a small one at the start, to leave the VLM as it is."""
+        """Normalized state -> token, a small one at the start, to leave the VLM as it is."""
         x = jax.nn.gelu(Dense((self.width,), dtype=self.dtype, name="fc1")(proprio))
+        # The root of the width keeps the sum over the inputs at 0.02 whatever the width.
         init = nn.initializers.normal(0.02 * self.width**-0.5)
         return Dense((self.width,), dtype=self.dtype, init=init, name="fc2")(x)

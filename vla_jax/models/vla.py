@@ -55,6 +55,7 @@ def ends(config: ModelConfig) -> tuple[str, str]:
 def initial_params(model: VLA, key: Array) -> dict[str, Any]:
     """Random parameters as a plain nested dict; under `eval_shape` their shapes, without memory."""
     c, s, shape = model.config, model.config.structure, model.image.shape
+    # Parameters depend on shapes alone, so any observation of the right shapes will do.
     ones = jnp.ones((1, s.text_len), bool)
     observation = Observation(
         images={c: jnp.zeros((1, s.window, *shape, 3)) for c in s.cameras},
@@ -68,5 +69,6 @@ def initial_params(model: VLA, key: Array) -> dict[str, Any]:
         chunk=jnp.zeros((1, s.window, s.chunk, c.action_dim)),
         mask=jnp.ones((1, s.window, s.chunk), bool),
     )
+    # `loss` reaches every module, such as the sentence output, which `__call__` does not.
     variables = model.init(key, observation, actions, jax.random.key(0), 0.0, method="loss")
     return dict(variables["params"])

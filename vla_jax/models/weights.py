@@ -29,6 +29,7 @@ def _linear_back(contract: int) -> Callable[[np.ndarray], np.ndarray]:
 
 def _patch(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Torch convolution [out, 3, *frames, p, p] -> ours [*frames, p * p * 3, out]."""
+    # Our patches have their channels last, row and column before them.
     return x.transpose(*range(2, x.ndim), 1, 0).reshape(shape)
 
 
@@ -85,6 +86,7 @@ def _split(kind: str, axis: int) -> tuple[Callable, Callable]:
     forward, back = TRANSFORMS[kind]
 
     def split(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        # A broadcast zero has the shape of a tensor and costs no memory.
         sizes = [back(np.broadcast_to(np.int8(0), shape)).shape[axis] for shape in shapes]
         parts = np.split(x, np.cumsum(sizes)[:-1], axis=axis)
         return [forward(part, shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -110,9 +112,10 @@ def _interleave(kind: str) -> tuple[Callable, Callable]:
     def join(parts: Sequence[np.ndarray]) -> np.ndarray:
         heads, width = parts[0].shape[-2:]
         flat = [back(part) for part in parts]
-        rest = flat[0].shape[1:]
-        stacked = np.stack([part.reshape(heads, width, *rest) for part in flat], axis=1)
-        return stacked.reshape(heads * len(parts) * width, *rest)
+        # Empty for biases, the inputs' width for matrices.
+        inner_shape = flat[0].shape[1:]
+        stacked = np.stack([part.reshape(heads, width, *inner_shape) for part in flat], axis=1)
+        return stacked.reshape(heads * len(parts) * width, *inner_shape)
 
     return split, join
 
@@ -166,10 +169,10 @@ class Weight:
     @property
     def targets(self) -> tuple[str, ...]:
         """Our paths."""
-        found = re.fullmatch(r"(.*)\{(.*)\}(.*)", self.target)
-        if not found:
+        match = re.fullmatch(r"(.*)\{(.*)\}(.*)", self.target)
+        if not match:
             return (self.target,)
-        before, choices, after = found.groups()
+        before, choices, after = match.groups()
         return tuple(before + choice + after for choice in choices.split(","))
 
     @property
@@ -298,7 +301,7 @@ def ignored(name: str, patterns: Iterable[str]) -> bool:
 def check(
     rows: Iterable[Weight],
     ours: Mapping[str, tuple[int, ...]],
-    theirs: Mapping[str, tuple[int, ...]],
+    source_shapes: Mapping[str, tuple[int, ...]],
     ignore: Iterable[str] = (),
 ) -> KeyReport:
     """Compare names and shapes without reading a byte of weights.
@@ -306,39 +309,42 @@ def check(
     Args:
         rows: the weight map.
         ours: our path -> shape (layer axis first where stacked).
-        theirs: their name -> shape, as in a checkpoint.
+        source_shapes: their name -> shape, as in a checkpoint.
         ignore: regexes of their names that carry nothing (buffers).
 
     Returns:
         The report; false when every name is consumed exactly once with the right shape and every
         parameter of ours is covered.
     """
-    missing, misshaped, seen, covered = [], [], set(), set()
+    missing, misshaped, consumed, covered = [], [], set(), set()
     for row in rows:
         absent = [path for path in row.targets if path not in ours]
         if absent:
             missing += [f"(ours) {path}: the map names it, the model lacks it" for path in absent]
             continue
         shapes = [ours[path] for path in row.targets]
-        one = [shape[1:] if row.stacked else shape for shape in shapes]
-        expected = row.join([np.broadcast_to(np.int8(0), shape) for shape in one]).shape
+        layer_shapes = [shape[1:] if row.stacked else shape for shape in shapes]
+        # A broadcast zero has the shape of a tensor and costs no memory.
+        expected = row.join([np.broadcast_to(np.int8(0), shape) for shape in layer_shapes]).shape
         if not row.alias:
             twice = covered.intersection(row.targets)
             misshaped += [f"(ours) {path}: mapped twice" for path in sorted(twice)]
             covered.update(row.targets)
         for name in row.expand(shapes[0][0] if shapes[0] else 0):
-            if name in seen:
+            if name in consumed:
                 misshaped.append(f"{name}: consumed twice")
-            seen.add(name)
-            if name not in theirs:
+            consumed.add(name)
+            if name not in source_shapes:
                 if not row.alias:
                     missing.append(f"{name} {list(expected)}")
-            elif tuple(theirs[name]) != expected:
-                misshaped.append(f"{name}: {list(theirs[name])}, expected {list(expected)}")
+            elif tuple(source_shapes[name]) != expected:
+                misshaped.append(f"{name}: {list(source_shapes[name])}, expected {list(expected)}")
     missing += [
         f"(ours) {path}: no row of the map fills it" for path in ours if path not in covered
     ]
-    unexpected = [name for name in theirs if name not in seen and not ignored(name, ignore)]
+    unexpected = [
+        name for name in source_shapes if name not in consumed and not ignored(name, ignore)
+    ]
     return KeyReport(tuple(missing), tuple(unexpected), tuple(misshaped))
 
 
@@ -358,11 +364,13 @@ def to_ours(
     shapes = [ours[path] for path in row.targets]
     if not row.stacked:
         return dict(zip(row.targets, row.split(read(row.source), shapes), strict=True))
-    one = [shape[1:] for shape in shapes]
+    layer_shapes = [shape[1:] for shape in shapes]
     stacks: list[np.ndarray] = []
     for i, name in enumerate(row.expand(shapes[0][0])):
-        parts = row.split(read(name), one)
+        parts = row.split(read(name), layer_shapes)
         if not stacks:
+            # Allocated once for all layers: a list that is stacked at the end would hold everything
+            # twice.
             stacks = [np.empty(s, p.dtype) for s, p in zip(shapes, parts, strict=True)]
         for stack, part in zip(stacks, parts, strict=True):
             stack[i] = part

@@ -141,6 +141,7 @@ def pool_tokens(
     spans = []
     for i in range(latents):
         inside = read & (rank >= i * n // latents) & (rank < -(-(i + 1) * n // latents))
+        # Minus infinity cannot win a maximum; a span without tokens is replaced by zeros below.
         masked = jnp.where(inside[..., None], x, -jnp.inf)
         spans.append(jnp.where(inside.any(-1, keepdims=True), masked.max(axis=2), 0.0))
     return jnp.stack(spans, axis=2).astype(x.dtype)
@@ -178,6 +179,7 @@ class ActionOutput(nn.Module):
         chunk, size = self.sizes.chunk, self.sizes.arm_dim
         arm = Trunk(chunk * size, self.dtype, name="arm")(x)
         gripper = Trunk(chunk, self.dtype, name="gripper")(x) if self.sizes.gripper else None
+        # Actions are normalized to [-1, 1], and tanh cannot leave that range.
         arm = jnp.tanh(arm).reshape(*x.shape[:2], chunk, size)
         return Prediction(arm=arm, gripper=gripper)
 
@@ -190,7 +192,8 @@ def newest(tree: Any) -> Any:
 def trunk_weights() -> list[w.Weight]:
     """RoboVLMs' names of both trunks; targets relative to the head."""
     rows = []
-    for theirs, ours in (("actions", "arm"), ("gripper", "gripper")):
+    for name, path in (("actions", "arm"), ("gripper", "gripper")):
+        # Their trunk is a Sequential that counts its ReLUs too, so linear layers have even numbers.
         for i in range(len(TRUNK) + 1):
-            rows += w.pair(f"{theirs}.mlp.{2 * i}", f"output/{ours}/fc{i}")
+            rows += w.pair(f"{name}.mlp.{2 * i}", f"output/{path}/fc{i}")
     return rows

@@ -36,6 +36,7 @@ def time_embedding(time: Float[Array, "r"]) -> Float[Array, "r k"]:
 
 
 def _normalise(x: Float[Array, "r n h"]) -> Float[Array, "r n h"]:
+    # The norm has no parameters of its own: scale and shift come from the noise level.
     wide = x.astype(jnp.float32)
     wide = wide - wide.mean(-1, keepdims=True)
     return (wide * jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
@@ -54,6 +55,7 @@ class Layer(nn.Module):
         """One layer, in the (carry, output) form that `nn.scan` wants."""
         x, width = sharding.rows(x), x.shape[-1]
         zeros = nn.initializers.zeros
+        # Zero weights make both gates 0, so that a fresh layer is the identity (adaLN-Zero).
         modulation = Dense((6 * width,), dtype=self.dtype, init=zeros, name="modulation")(level)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation[:, None], 6, axis=-1)
         y = _normalise(x) * (1 + scale1) + shift1
@@ -78,6 +80,7 @@ class Denoiser(nn.Module):
             return Dense((size,), dtype=self.dtype, init=init, name=name)
 
         self.project = dense(width, "project")
+        # Positions count back from the predicted step: a stream and a window must agree.
         self.age = self.param("age_positions", init, (s.steps, s.latents, width))
         self.enter = dense(width, "enter")
         self.place = self.param("chunk_positions", init, (s.chunk, width))
@@ -90,6 +93,7 @@ class Denoiser(nn.Module):
             length=h.layers,
         )
         self.layers = scanned(h.heads, self.dtype)
+        # Zeros here and below: the first estimate is 0, as DiT's.
         self.final = dense(2 * width, "final", nn.initializers.zeros)
         self.leave = dense(s.action_dim, "leave", nn.initializers.zeros)
 
@@ -99,17 +103,18 @@ class Denoiser(nn.Module):
         """Each step's own features and those before it, newest first, and which exist."""
         x, (b, w) = self.project(features.astype(self.dtype)), valid.shape
         steps = jnp.arange(w - 1, w) if last else jnp.arange(w)
+        # Age 0 is the step itself; a negative index lies before the window and is masked.
         source = steps[:, None] - jnp.arange(self.sizes.steps)
-        seen = valid[:, jnp.maximum(source, 0)] & (source >= 0)
+        exists = valid[:, jnp.maximum(source, 0)] & (source >= 0)
         x = x[:, jnp.maximum(source, 0)] + self.age.astype(self.dtype)
         latents = x.shape[3]
         x = x.reshape(b * len(steps), self.sizes.steps * latents, -1)
-        return x, jnp.repeat(seen.reshape(b * len(steps), self.sizes.steps), latents, axis=1)
+        return x, jnp.repeat(exists.reshape(b * len(steps), self.sizes.steps), latents, axis=1)
 
     def __call__(
         self,
         context: Float[Array, "r c h"],
-        seen: Bool[Array, "r c"],
+        exists: Bool[Array, "r c"],
         noisy: Float[Array, "r f a"],
         time: Float[Array, "r"],
     ) -> Float[Array, "r f a"]:
@@ -119,8 +124,9 @@ class Denoiser(nn.Module):
         level = jax.nn.silu(self.time2(jax.nn.silu(level)))
         x = self.enter(noisy.astype(self.dtype)) + self.place.astype(self.dtype)
         x = jnp.concatenate([context, x], axis=1)
-        seen = jnp.concatenate([seen, jnp.ones(noisy.shape[:2], bool)], axis=1)
-        mask = jnp.broadcast_to(seen[:, None], (*seen.shape, seen.shape[1]))
+        exists = jnp.concatenate([exists, jnp.ones(noisy.shape[:2], bool)], axis=1)
+        # The actions of a chunk see each other in both directions: they are denoised together.
+        mask = jnp.broadcast_to(exists[:, None], (*exists.shape, exists.shape[1]))
         x, _ = self.layers(x, level, mask)
         shift, scale = jnp.split(self.final(level)[:, None], 2, axis=-1)
         return self.leave(_normalise(x[:, -chunk:]) * (1 + scale) + shift).astype(jnp.float32)
@@ -135,9 +141,9 @@ class Denoiser(nn.Module):
         mask: Bool[Array, "b w f"],
     ) -> tuple[Float[Array, ""], Float[Array, "b"]]:
         """Mean squared error over what `mask` holds, whole and of each row."""
-        context, seen = self.context(features, valid, last=False)
-        found = self(context, seen, noisy.reshape(-1, *noisy.shape[2:]), time.reshape(-1))
-        error = jnp.square(found.reshape(wanted.shape) - wanted).mean(-1)
+        context, exists = self.context(features, valid, last=False)
+        estimate = self(context, exists, noisy.reshape(-1, *noisy.shape[2:]), time.reshape(-1))
+        error = jnp.square(estimate.reshape(wanted.shape) - wanted).mean(-1)
         return masked_mean(error, mask), row_means(error, mask)
 
     def sample(
@@ -160,16 +166,17 @@ class Denoiser(nn.Module):
             move: (number of the move, chunks [r, f, a], estimate) -> chunks, where
                 `estimate(chunks, time [])` is this network's.
         """
-        context, seen = self.context(features, valid, last)
+        context, exists = self.context(features, valid, last)
         b, steps = valid.shape[0], 1 if last else valid.shape[1]
         shape = (b, 1, self.sizes.chunk, self.sizes.action_dim)
         start = jnp.repeat(jax.random.normal(key, shape), steps, axis=1)
+        # Bound modules cannot enter a loop of jax's.
         net, variables = self.unbind()
 
         def step(i: Array, x: Float[Array, "r f a"]) -> Float[Array, "r f a"]:
             def estimate(chunks: Array, time: Array) -> Any:
                 times = jnp.broadcast_to(time, chunks.shape[:1])
-                return net.apply(variables, context, seen, chunks, times)
+                return net.apply(variables, context, exists, chunks, times)
 
             return move(i, x, estimate)
 
@@ -183,6 +190,7 @@ def as_values(actions: Actions, gripper: bool) -> Float[Array, "b w f a"]:
     """The chunk with a gripper at 1 = open, -1 = closed, like the arm's range."""
     if not gripper:
         return actions.chunk
+    # Labels are 0 and 1; noise of unit size wants a range around 0.
     scaled = 2.0 * actions.chunk[..., -1:] - 1.0
     return jnp.concatenate([actions.chunk[..., :-1], scaled], axis=-1)
 

@@ -33,7 +33,7 @@ class Detokenizer(Head):
 
     @property
     def tokenizer(self) -> ActionTokenizer:
-        """Which ids stand for which values."""
+        """The code between ids and values."""
         h = self.head
         return ActionTokenizer(h.token_end, h.bins, h.low, h.high)
 
@@ -46,6 +46,7 @@ class Detokenizer(Head):
         """Ids of every step's chunk; an open gripper is `high`, a closed one `low`."""
         low, high, values = self.head.low, self.head.high, actions.chunk
         if self.sizes.gripper:
+            # Labels of the gripper are 0 and 1, and the code knows the range of the arm alone.
             gripper = low + (high - low) * values[..., -1:]
             values = jnp.concatenate([values[..., :-1], gripper], axis=-1)
         ids = self.tokenizer.encode(values)
@@ -62,6 +63,7 @@ class Detokenizer(Head):
         mask, ids = actions.mask, self.encode(actions)
         ids = jnp.where(jnp.repeat(mask, self.sizes.action_dim, axis=-1), ids, NO_LABEL)
         stop = jnp.broadcast_to(stop[:, None], (*mask.shape[:2], stop.shape[1]))
+        # After a chunk that is cut off the true next token is unknown.
         stop = jnp.where(mask.all(-1, keepdims=True), stop, NO_LABEL)
         return jnp.concatenate([ids, stop], axis=-1)
 
@@ -88,12 +90,14 @@ class Detokenizer(Head):
     ) -> Prediction:
         """Best action tokens, each given the true ones before it (teacher forcing)."""
         del valid, key
+        # The column behind the chunk predicts the stop, which is no action.
         prediction = self.decode(self.choose(features[:, :, : self.length]))
         return newest(prediction) if last else prediction
 
     def choose(self, logits: Float[Array, "*b v"]) -> Int[Array, "*b"]:
         """The best id of those the head may choose."""
         if self.head.parity.vocabulary == "actions":
+            # The argmax counts from the first action id.
             first = self.head.token_end - self.head.bins
             return first + jnp.argmax(logits[..., first : self.head.token_end], axis=-1)
         return jnp.argmax(logits, axis=-1)
@@ -103,5 +107,6 @@ class Detokenizer(Head):
         values = self.tokenizer.decode(ids).reshape(*ids.shape[:2], -1, self.sizes.action_dim)
         if not self.sizes.gripper:
             return Prediction(arm=values, gripper=None)
+        # A `Prediction` has its gripper as a logit, open above 0.
         middle = (self.head.low + self.head.high) / 2
         return Prediction(arm=values[..., :-1], gripper=values[..., -1] - middle)

@@ -23,8 +23,11 @@ from vla_jax.types import Actions, Prediction
 
 def signal_levels(levels: int) -> Float[np.ndarray, "levels"]:
     """Share of the signal's variance left after each level (alpha bar), falling; float64."""
+    # The offset 0.008 keeps the noise of the first levels from being vanishingly small.
     grid = (np.arange(levels + 1) / levels + 0.008) / 1.008
     squared = np.cos(grid * np.pi / 2) ** 2
+    # Without the cap of 0.999 the last level would hold no signal, and sampling divides by its
+    # root.
     return np.cumprod(1 - np.minimum(1 - squared[1:] / squared[:-1], 0.999))
 
 
@@ -50,9 +53,9 @@ class DiffusionHead(Head):
         """Mean squared error of the noise at one random level a step; the gripper as the arm."""
         del gripper_weight
         clean = as_values(actions, self.sizes.gripper)
-        one, two = jax.random.split(key)
-        noise = jax.random.normal(one, clean.shape)
-        level = jax.random.randint(two, clean.shape[:2], 0, self.head.noise_levels)
+        noise_key, level_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, clean.shape)
+        level = jax.random.randint(level_key, clean.shape[:2], 0, self.head.noise_levels)
         signal = self._signal[level][..., None, None]
         noisy = jnp.sqrt(signal) * clean + jnp.sqrt(1 - signal) * noise
         time = self._time(level)
@@ -77,6 +80,8 @@ class DiffusionHead(Head):
             noise = estimate(x, self._time(levels[i]))
             signal = self._signal[levels[i]]
             clean = (x - jnp.sqrt(1 - signal) * noise) / jnp.sqrt(signal)
+            # The noise is then taken again from the clipped estimate, so that both still add up to
+            # `x`.
             clean = jnp.clip(clean, -1.0, 1.0)
             noise = (x - jnp.sqrt(signal) * clean) / jnp.sqrt(1 - signal)
             return jnp.sqrt(after[i]) * clean + jnp.sqrt(1 - after[i]) * noise

@@ -33,8 +33,9 @@ _EARLIEST = 0.001
 
 def time_embedding(time: Float[Array, "b"], width: int) -> Float[Array, "b d"]:
     """Sines, then cosines of a time in [0, 1]."""
-    share = jnp.linspace(0.0, 1.0, width // 2)
-    period = _PERIODS[0] * (_PERIODS[1] / _PERIODS[0]) ** share
+    fraction = jnp.linspace(0.0, 1.0, width // 2)
+    # Periods grow geometrically from the shortest to the longest.
+    period = _PERIODS[0] * (_PERIODS[1] / _PERIODS[0]) ** fraction
     angle = 2 * math.pi * time[:, None].astype(jnp.float32) / period
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
@@ -74,8 +75,10 @@ class ExpertFlow(Head):
         x = self.enter(noisy)
         level = time_embedding(time, self.expert.width).astype(self.dtype)
         if self.expert.adaptive:
+            # Adaptive norms (pi0.5) take the time in every layer, so the tokens do not carry it.
             level = jax.nn.silu(self.time2(jax.nn.silu(self.time1(level))))
             return x, level
+        # Without adaptive norms (pi0, SmolVLA) the time enters once, beside every action.
         both = jnp.concatenate([x, jnp.broadcast_to(level[:, None], x.shape)], axis=-1)
         return self.time2(jax.nn.silu(self.time1(both))), None
 
@@ -89,6 +92,7 @@ class ExpertFlow(Head):
 
     def values(self, actions: Actions) -> Float[Array, "b f a"]:
         """The numbers that are denoised, of a window of one step."""
+        # A gripper that is a number already has the arm's units.
         binary = self.expert.gripper == "binary"
         return as_values(actions, binary and self.sizes.gripper)[:, 0]
 
@@ -96,25 +100,26 @@ class ExpertFlow(Head):
         self, key: PRNGKeyArray, batch: int
     ) -> tuple[Float[Array, "b f w"], Float[Array, "b"]]:
         """Noise and times of a training step; late times, where the noise is, are more frequent."""
-        one, two = jax.random.split(key)
-        noise = jax.random.normal(one, (batch, self.sizes.chunk, self.expert.padded))
+        noise_key, time_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, (batch, self.sizes.chunk, self.expert.padded))
         # Beta(1.5, 1), by the inverse of its distribution.
-        beta = jax.random.uniform(two, (batch,)) ** (1 / 1.5)
+        beta = jax.random.uniform(time_key, (batch,)) ** (1 / 1.5)
         return noise, beta * (1 - _EARLIEST) + _EARLIEST
 
     def mix(
         self, values: Float[Array, "b f a"], noise: Float[Array, "b f w"], time: Float[Array, "b"]
     ) -> tuple[Float[Array, "b f w"], Float[Array, "b f w"]]:
         """The noisy chunk and the velocity that is to be predicted."""
-        clean, share = widen(values, self.expert.padded), time[:, None, None]
-        return share * noise + (1 - share) * clean, noise - clean
+        clean, fraction = widen(values, self.expert.padded), time[:, None, None]
+        return fraction * noise + (1 - fraction) * clean, noise - clean
 
     def errors(
-        self, found: Float[Array, "b f w"], wanted: Float[Array, "b f w"]
+        self, estimate: Float[Array, "b f w"], wanted: Float[Array, "b f w"]
     ) -> Float[Array, "b f"]:
         """Mean squared error of every action."""
-        error = jnp.square(found - wanted)
+        error = jnp.square(estimate - wanted)
         return (
+            # Of what pads an action openpi counts the error, LeRobot does not.
             error if self.expert.loss == "padded" else error[..., : self.sizes.action_dim]
         ).mean(-1)
 
@@ -140,6 +145,7 @@ class ExpertFlow(Head):
         count = self.head.sampling_steps
 
         def move(i: Array, x: Float[Array, "b f w"]) -> Float[Array, "b f w"]:
+            # Time runs from 1 (noise) down to 1 / count; the last step lands on 0.
             time = jnp.full(x.shape[:1], 1.0 - i / count, jnp.float32)
             return x - velocity(x, time) / count
 

@@ -42,12 +42,12 @@ class FlowHead(Head):
         """Mean squared error of the velocity at one random time a step; the gripper as the arm."""
         del gripper_weight
         clean = as_values(actions, self.sizes.gripper)
-        one, two = jax.random.split(key)
-        noise = jax.random.normal(one, clean.shape)
+        noise_key, time_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, clean.shape)
         # 1 - time / latest is Beta(1.5, 1): more often early, where the noise hides the actions.
-        time = _LATEST * (1 - jax.random.uniform(two, clean.shape[:2]) ** (1 / 1.5))
-        share = time[..., None, None]
-        noisy = (1 - share) * noise + share * clean
+        time = _LATEST * (1 - jax.random.uniform(time_key, clean.shape[:2]) ** (1 / 1.5))
+        fraction = time[..., None, None]
+        noisy = (1 - fraction) * noise + fraction * clean
         total, rows = self.net.loss(features, valid, noisy, time, clean - noise, actions.mask)
         return total, {"rows": rows, "loss_velocity": total}
 
@@ -62,6 +62,7 @@ class FlowHead(Head):
         count = self.head.sampling_steps
 
         def move(i: Array, x: Float[Array, "r f a"], velocity: Any) -> Float[Array, "r f a"]:
+            # Euler's step from time i / count, where 1 is the clean chunk.
             return x + velocity(x, i / count) / count
 
         return self.net.sample(features, valid, key, last, move)

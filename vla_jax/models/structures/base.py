@@ -373,9 +373,9 @@ class Structure(nn.Module):
     def empty_history(self, batch: int) -> Any:
         """What `step` takes before the first step of an episode; any pytree of arrays."""
         s, vlm = self.config.structure, self.vlm
-        kept = (self.step_tokens, vlm.token_width) if self.joint else (s.latent, vlm.width)
+        shape = (self.step_tokens, vlm.token_width) if self.joint else (s.latent, vlm.width)
         return History(
-            features=jnp.zeros((batch, s.window, *kept), jnp.dtype(self.config.dtype)),
+            features=jnp.zeros((batch, s.window, *shape), jnp.dtype(self.config.dtype)),
             valid=jnp.zeros((batch, s.window), bool),
         )
 

@@ -39,7 +39,8 @@ class Written(History):
     ids: Int32[ArrayT, "*b w fa"]
 
     def append(self, features: Array, valid: Array) -> "Written":
-        """With one step more, whose ids are still 0."""
+        """The history with one step more, whose ids are still 0."""
+        # The ids are written into this slot once the step is decoded.
         blank = jnp.zeros_like(self.ids[:, :1])
         return Written(
             append_step(self.features, features),
@@ -58,15 +59,16 @@ class Discrete(Structure):
 
     @classmethod
     def refuse_backbone(cls, backbone: type[Backbone]) -> str | None:
-        """None: where images are outside the sequence, a window of 1 will do; see `refusals`."""
+        """No backbone is refused: images outside the sequence only limit the window to 1."""
         del backbone
         return None
 
     @classmethod
     def refusals(cls, config: ModelConfig, backbone: Backbone) -> list[str]:
-        """All that a policy which writes has no use for."""
+        """Problems of settings that a policy which writes has no use for."""
         s, head = config.structure, config.head
         problems = super().refusals(config, backbone)
+        # Images outside the sequence belong to all of it, so a second step could not bring its own.
         if backbone.LAYOUT.images != "spliced" and s.window != 1:
             problems.append(
                 f"{config.backbone.name} + discrete: its images are not part of the sequence, so "
@@ -89,6 +91,7 @@ class Discrete(Structure):
                 f"{config.backbone.name} + discrete: {ahead.what}, so none could be predicted; "
                 f"{ahead.remedy}"
             )
+        # Only a config that is sound so far says where its action ids would lie.
         end, words = cls._token_end(config, backbone), backbone.vocab_size
         if not problems and not head.bins < end <= words:
             problems.append(
@@ -99,7 +102,7 @@ class Discrete(Structure):
 
     @classmethod
     def complete(cls, config: ModelConfig, backbone: Backbone) -> ModelConfig:
-        """With the id behind the last one that stands for an action."""
+        """The config with the id behind the last one that stands for an action."""
         end = cls._token_end(config, backbone)
         return dataclasses.replace(config, head=dataclasses.replace(config.head, token_end=end))
 
@@ -109,7 +112,7 @@ class Discrete(Structure):
 
     @classmethod
     def warnings(cls, config: ModelConfig) -> list[str]:
-        """Chunks that hold the answer."""
+        """A warning where the chunks of earlier steps hold the answer."""
         s = config.structure
         if s.window == 1 or s.chunk == 1:
             return []
@@ -129,13 +132,13 @@ class Discrete(Structure):
 
     @classmethod
     def has_action_token(cls, config: ModelConfig) -> bool:
-        """Its action tokens are words of the VLM."""
+        """False: its action tokens are words of the VLM."""
         del config
         return False
 
     @property
     def word_ids(self) -> int:
-        """All below those that stand for actions."""
+        """The number of ids below those that stand for actions; the rest are no words."""
         return self.config.head.token_end - self.config.head.bins
 
     def __call__(self, observation: Observation, key: PRNGKeyArray | None = None) -> Prediction:
@@ -143,17 +146,21 @@ class Discrete(Structure):
         b, w = splicing.step_mask(observation).shape
         history, predictions = self.empty_history(b), []
         for i in range(w):
-            now = {
+            # Each step must see what was written before it, so a window is run like an episode.
+            step_fields = {
                 name: jax.tree.map(lambda x, i=i: x[:, i : i + 1], getattr(observation, name))
                 for name in ("images", "image_mask", "proprio")
             }
-            prediction, history = self.step(dataclasses.replace(observation, **now), history, key)
+            prediction, history = self.step(
+                dataclasses.replace(observation, **step_fields), history, key
+            )
             predictions.append(prediction)
         return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *predictions)
 
     def targets(self, observation: Observation, actions: Actions) -> Int[Array, "b w c"]:
         """Labels of the columns read: the chunk's ids, and the prompt's last one as the stop."""
         eos = self.layout.eos
+        # The real prompt ends with the tokenizer's end tokens; behind them is padding.
         at = observation.text_mask.sum(axis=1, keepdims=True) - eos
         stop = jnp.take_along_axis(observation.text, at, axis=1)[:, :eos]
         return self.head.labels(actions, stop)
@@ -191,6 +198,7 @@ class Discrete(Structure):
         hidden = sharding.rows(self.hidden(sequence.tokens))
         picked = sharding.rows(splicing.take(hidden, sequence.columns))
         picked = picked.reshape(*valid.shape, -1, picked.shape[-1])
+        # Dimension 0 must stay the rows of the batch, which the devices split.
         flat = picked.reshape(len(valid), -1, picked.shape[-1])
         return sharding.rows(self.backbone.logits(flat)).reshape(*picked.shape[:3], -1)
 
@@ -199,7 +207,7 @@ class Discrete(Structure):
         return self.backbone(tokens)
 
     def empty_history(self, batch: int) -> Written:
-        """Before the first step of an episode."""
+        """The history before the first step of an episode."""
         s, past = self.config.structure, super().empty_history(batch)
         ids = jnp.zeros((batch, s.window, s.chunk * self.config.action_dim), jnp.int32)
         return Written(past.features, past.valid, ids)
@@ -209,13 +217,16 @@ class Discrete(Structure):
     ) -> tuple[Prediction, Written]:
         """Greedy decoding of the newest step's tokens: one pass over the prompt, one a token."""
         del key
+        # The newest step has zeros for ids as yet: its columns exist, but the mask below hides
+        # them.
         history = history.append(self.encode(observation), splicing.step_mask(observation))
         sequence = self.sequence(history.features, history.valid, observation, history.ids)
         b, n, _ = sequence.tokens.embeds.shape
         # The column before the newest step's first token is the last one known.
-        known = sequence.columns.reshape(*history.valid.shape, -1)[:, -1, :1]
-        seen = sequence.tokens.valid & (jnp.arange(n) <= known)
-        prompt = sequence.tokens._replace(valid=seen)
+        last_column = sequence.columns.reshape(*history.valid.shape, -1)[:, -1, :1]
+        visible = sequence.tokens.valid & (jnp.arange(n) <= last_column)
+        # The blank ids behind that column would otherwise be read as actions.
+        prompt = sequence.tokens._replace(valid=visible)
         # Bound methods of submodules cannot enter a loop of jax's.
         backbone, variables = self.backbone.unbind()
 
@@ -225,13 +236,17 @@ class Discrete(Structure):
         def write(state: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
             cache, hidden = state
             chosen = self.head.choose(run("logits", hidden))
-            one = jnp.ones((b, 1), bool)
-            token = Tokens(run("embed_text", chosen), one, jnp.full(one.shape, -1))
+            is_valid = jnp.ones((b, 1), bool)
+            token = Tokens(run("embed_text", chosen), is_valid, jnp.full(is_valid.shape, -1))
             hidden, cache = run("extend", token, cache)
             return (cache, hidden), chosen[:, 0]
 
+        # The cache has slots for the whole sequence: `extend` overwrites those of the hidden
+        # columns.
         hidden, cache = run("extend", prompt, run("empty_cache", b, n))
-        start = (cache, splicing.take(hidden, known))
+        start = (cache, splicing.take(hidden, last_column))
+        # Every pass picks the next token from the hidden state of the last, so n tokens take n
+        # passes.
         _, ids = jax.lax.scan(write, start, None, length=history.ids.shape[-1])
         ids = ids.T.astype(jnp.int32)
         history = dataclasses.replace(history, ids=history.ids.at[:, -1].set(ids))

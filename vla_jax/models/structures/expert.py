@@ -39,14 +39,14 @@ class Expert(Structure):
 
     @classmethod
     def refuse_backbone(cls, backbone: type[Backbone]) -> str | None:
-        """Those whose decoder cannot be read layer by layer."""
+        """The reason to refuse backbones whose decoder cannot be read layer by layer."""
         if backbone.FOR_EXPERT:
             return None
         return "its language model does not hand out keys and values for an expert"
 
     @classmethod
     def refusals(cls, config: ModelConfig, backbone: Backbone) -> list[str]:
-        """One step, no action tokens, and a state where it enters."""
+        """Problems: more than one step, a readout, or no state where one enters."""
         s, e, problems = config.structure, config.expert, []
         if s.window != 1:
             problems.append(f"structure.window: expert has no history: 1, not {s.window}")
@@ -84,18 +84,19 @@ class Expert(Structure):
 
     @classmethod
     def prompt_form(cls, config: ModelConfig) -> str:
-        """As the originals write it; see `vla_jax.data.language.prompts`."""
+        """The form that the originals write it in; see `vla_jax.data.language.prompts`."""
         return config.expert.prompt
 
     @classmethod
     def has_action_token(cls, config: ModelConfig) -> bool:
-        """Its actions are tokens of the expert."""
+        """False: its actions are tokens of the expert."""
         del config
         return False
 
     @property
     def image(self) -> ImageSpec:
         """What the image tower takes, resized as the original's data pipeline does."""
+        # The expert was trained on images resized its own way, which need not be the backbone's.
         spec, way = super().image, self.config.expert.images
         if way == "backbone":
             return spec
@@ -106,7 +107,7 @@ class Expert(Structure):
 
     @property
     def gripper_is_number(self) -> bool:
-        """As its settings have it."""
+        """Whether `expert.gripper` says so."""
         return self.config.expert.gripper == "number"
 
     def setup(self):
@@ -122,6 +123,7 @@ class Expert(Structure):
         """A sampled chunk, of a window of one step."""
         if key is None:
             raise ValueError("expert: actions are samples, which need a key")
+        # Noise has the padded width: the model denoises its padding as well.
         shape = (len(observation.text), self.config.structure.chunk, self.config.expert.padded)
         start = jax.random.normal(key, shape)
         return self.head.prediction(self.sample(observation, start))
@@ -161,14 +163,15 @@ class Expert(Structure):
         """Squared errors of every action at given noise and times, and the velocities."""
         noisy, wanted = self.head.mix(self.head.values(actions), noise, time)
         result = self.prefix(observation)
-        found = self.velocity(result.cache, observation.proprio, noisy, time)
-        return self.head.errors(found, wanted), found
+        velocity = self.velocity(result.cache, observation.proprio, noisy, time)
+        return self.head.errors(velocity, wanted), velocity
 
     def prefix(self, observation: Observation) -> Result:
         """The VLM on cameras and prompt: hidden states, keys and values."""
         embeds, valid, mask = self.prefix_tokens(observation)
         result = self.backbone.read_prefix(embeds, valid, mask)
         if self.config.expert.insulate:
+            # Knowledge insulation (pi0.5): the velocity's gradient must not change the VLM.
             return Result(result.hidden, None, jax.lax.stop_gradient(result.cache))
         return result
 
@@ -176,11 +179,12 @@ class Expert(Structure):
         self, observation: Observation
     ) -> tuple[Float[Array, "b p d"], Bool[Array, "b p"], Bool[Array, "b p p"]]:
         """Cameras in their order, the prompt and perhaps the state; which exist; who sees whom."""
-        images, seen = self.encode_cameras(observation)
+        images, exists = self.encode_cameras(observation)
         text = self.backbone.embed_text(observation.text)
         if self.config.expert.scaled_prefix:
+            # SmolVLA was trained with its prefix scaled by this root.
             text = text * self.backbone.width**0.5
-        parts, valid = [images, text], [seen, observation.text_mask]
+        parts, valid = [images, text], [exists, observation.text_mask]
         if self.config.expert.state == "prefix":
             parts.append(self.state(self._padded_state(observation)))
             valid.append(jnp.ones((len(text), 1), bool))
@@ -197,13 +201,18 @@ class Expert(Structure):
         The marks of a camera that is not there are.
         """
         e, cameras = self.config.expert, self.config.structure.cameras
+        # All cameras pass the tower as one batch, camera after camera within a row.
         pixels = jnp.stack([observation.images[c][:, 0] for c in cameras], axis=1)
         b, count = pixels.shape[:2]
         tokens = self.backbone.encode_images(pixels.reshape(-1, *pixels.shape[2:]))
         if e.scaled_prefix:
             tokens = tokens * self.backbone.width**0.5
-        seen = jnp.concatenate([observation.image_mask[c] for c in cameras], axis=1).reshape(-1, 1)
-        parts, valid = [tokens], [jnp.broadcast_to(seen, tokens.shape[:2])]
+        # One flag an image, in the order of `pixels`.
+        exists = jnp.concatenate([observation.image_mask[c] for c in cameras], axis=1).reshape(
+            -1, 1
+        )
+        parts, valid = [tokens], [jnp.broadcast_to(exists, tokens.shape[:2])]
+        # The second index is 2 because the first insertion has moved the tokens to 1.
         for ids, place in ((e.marks_before, 0), (e.marks_behind, 2)):
             marks = self.backbone.embed_text(jnp.array([ids], jnp.int32))
             shape = (b * count, len(ids))
@@ -235,7 +244,9 @@ class Expert(Structure):
             assert state is not None
             x = jnp.concatenate([self.head.state_token(state[:, 0]), x], axis=1)
             starts = jnp.concatenate([jnp.ones(1, bool), starts])
+        # Padding and missing cameras take no positions, so the actions follow the last real token.
         positions = positions_after(cache.valid, x.shape[1])
+        # The state token, if any, stands first and predicts nothing.
         hidden = self.expert(x, cache, blocks_mask(starts), positions, level)
         return self.head.velocity(hidden[:, -chunk:])
 
@@ -253,7 +264,8 @@ class Expert(Structure):
         return self.head.integrate(start, velocity)
 
     def empty_history(self, batch: int) -> History:
-        """Nothing is kept."""
+        """An empty history, as no step is remembered."""
+        # Callers expect arrays with a batch axis even where nothing is remembered.
         return History(jnp.zeros((batch, 1, 0, 0)), jnp.zeros((batch, 1), bool))
 
     def step(
@@ -263,6 +275,7 @@ class Expert(Structure):
         return self(observation, key), history
 
     def _padded_state(self, observation: Observation) -> Float[Array, "b 1 w"]:
-        rest = self.config.expert.padded - self.config.structure.proprio
+        # The proprioception of a robot is narrower than what the projection was trained on.
+        padding = self.config.expert.padded - self.config.structure.proprio
         assert observation.proprio is not None
-        return jnp.pad(observation.proprio, [(0, 0), (0, 0), (0, rest)])
+        return jnp.pad(observation.proprio, [(0, 0), (0, 0), (0, padding)])

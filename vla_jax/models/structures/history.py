@@ -27,7 +27,7 @@ class History:
     valid: Bool[ArrayT, "*b w"]
 
     def append(self, features: Array, valid: Array) -> "History":
-        """With one step more at the end, and without the oldest."""
+        """The history with one step more at its end, and without its oldest."""
         return dataclasses.replace(
             self,
             features=append_step(self.features, features),

@@ -80,8 +80,9 @@ class Interleaved(Structure):
         return splicing.join(steps, valid, is_padded(self.config))
 
     def empty_history(self, batch: int) -> History:
-        """Before the first step of an episode."""
+        """The history before the first step of an episode."""
         c, s, past = self.config, self.config.structure, super().empty_history(batch)
+        # A cache has no room for the padding that RoboVLMs keeps, so the window is read anew.
         if is_padded(c):
             return past
         # A step: its images, its text, its action tokens.
@@ -111,6 +112,7 @@ class Interleaved(Structure):
     def _read_on(self, observation: Observation, history: ReadHistory) -> ReadHistory:
         """The VLM reads the new step; where the window is full, it reads what is left anew."""
         tokens, exists = self.encode(observation), splicing.step_mask(observation)
+        # In a full window the oldest step drops out, and the positions of all that stays change.
         full, old = history.valid.all(axis=1), history.reading
         past = history.append(tokens, exists)
         b, w = past.valid.shape
@@ -128,6 +130,7 @@ class Interleaved(Structure):
             return cache, picked.reshape(b, -1, *old.picked.shape[2:])
 
         def anew() -> Reading:
+            # From an empty cache: the slots of the steps that left are not to be seen.
             cache, picked = read(window, jax.tree.map(jnp.zeros_like, old.cache))
             return Reading(cache, picked, window.read.reshape(old.read.shape))
 
@@ -136,5 +139,6 @@ class Interleaved(Structure):
             is_read = append_step(old.read, newest.read.reshape(b, 1, -1))
             return Reading(cache, append_step(old.picked, picked), is_read)
 
+        # One row that is full makes all rows read anew: a batch shares one branch.
         reading = jax.lax.cond(full.any(), anew, further)
         return ReadHistory(past.features, valid, reading)

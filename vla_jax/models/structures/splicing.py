@@ -42,18 +42,20 @@ def step_mask(observation: Observation) -> Bool[Array, "b w"]:
 
 def places(config: StructureConfig, k: int) -> Int[Array, " k"]:
     """`Tokens.place` of the k tokens of a step."""
+    # The state, if any, is the last of a step's tokens and belongs to no image.
     images = k - int(config.proprio > 0)
+    # Places start anew in each camera's image.
     each = jnp.arange(images) % (images // len(config.cameras))
     # What a resampler makes of an image has no place in it.
-    found = jnp.full(images, -1) if config.resampler else each
-    return jnp.append(found, jnp.full(k - images, -1))
+    place = jnp.full(images, -1) if config.resampler else each
+    return jnp.append(place, jnp.full(k - images, -1))
 
 
 def splice(
     text: Float[Array, "r t d"],
     mask: Bool[Array, "r t"],
     images: Float[Array, "r k c"],
-    seen: Bool[Array, "r k"],
+    visible: Bool[Array, "r k"],
     place: Int[Array, "r k"],
     inserted: Float[Array, "r m d"],
     layout: Layout,
@@ -69,7 +71,7 @@ def splice(
         mask: its real columns.
         images: go behind the prompt's first `layout.bos` columns; of any width where the layout
             keeps them out.
-        seen: which of them may be attended to.
+        visible: which of them may be attended to.
         place: see `Tokens`.
         inserted: go before the prompt's last `layout.eos` columns.
         layout: of the backbone's tokenizer.
@@ -81,14 +83,16 @@ def splice(
     """
     (rows, t), m, start = mask.shape, inserted.shape[1], layout.bos
     if layout.images == "encoded":
+        # The encoder reads images and prompt; the decoder starts with `<s>` alone.
         embeds = jnp.concatenate([text[:, :1], inserted], axis=1)
         valid = jnp.ones(embeds.shape[:2], bool)
         none = jnp.full(valid.shape, -1)
-        tokens = Tokens(embeds, valid, none, images, seen, text, mask, place[0])
+        tokens = Tokens(embeds, valid, none, images, visible, text, mask, place[0])
         return tokens, jnp.ones((rows, 1), int)
+    # Padded prompts all end at the same column, whatever the length of their text.
     length = jnp.full((rows, 1), t) if padded else mask.sum(axis=1, keepdims=True)
     first = length - layout.eos
-    given = jnp.arange(t + m) < first
+    is_given = jnp.arange(t + m) < first
     if m:
         # Column j comes from text j before the inserted, from text j - m after them; the inserted
         # themselves stand behind the text in the source, at t, t + 1, ...
@@ -99,13 +103,19 @@ def splice(
         mask = jnp.take_along_axis(mask, source, axis=1)
     none = jnp.full(mask.shape, -1)
     if layout.images == "crossed":
-        return Tokens(text, mask, none, images, seen), first
-    every = jnp.ones(seen.shape, bool)
-    embeds, valid, place, given = (
+        return Tokens(text, mask, none, images, visible), first
+    # Images are always given, never predicted.
+    image_given = jnp.ones(visible.shape, bool)
+    embeds, valid, place, is_given = (
         jnp.concatenate([around[:, :start], inner, around[:, start:]], axis=1)
-        for around, inner in ((text, images), (mask, seen), (none, place), (given, every))
+        for around, inner in (
+            (text, images),
+            (mask, visible),
+            (none, place),
+            (is_given, image_given),
+        )
     )
-    return Tokens(embeds, valid, place, given=given), first + images.shape[1]
+    return Tokens(embeds, valid, place, given=is_given), first + images.shape[1]
 
 
 def shortened(sequence: Sequence, layout: Layout) -> Sequence:
@@ -119,9 +129,9 @@ def shortened(sequence: Sequence, layout: Layout) -> Sequence:
     if not layout.eos or written or jax.sharding.get_abstract_mesh().empty:
         return sequence
     tokens, cut = sequence.tokens, slice(None, -layout.eos)
-    given = None if tokens.given is None else tokens.given[:, cut]
+    is_given = None if tokens.given is None else tokens.given[:, cut]
     embeds, valid, place = (x[:, cut] for x in (tokens.embeds, tokens.valid, tokens.place))
-    tokens = tokens._replace(embeds=embeds, valid=valid, place=place, given=given)
+    tokens = tokens._replace(embeds=embeds, valid=valid, place=place, given=is_given)
     return sequence._replace(tokens=tokens)
 
 
@@ -151,10 +161,12 @@ def columns_of(
         Columns, and which of them hold a token.
     """
     rows, n = valid.shape
+    # The sequence is `<s> · images · text · </s>`, and the images shift the text by k.
     spans = {"text": (layout.bos + k, n - layout.eos), "vision": (layout.bos, layout.bos + k)}
     begin, end = spans.get(readout, (0, n))
     columns = jnp.broadcast_to(jnp.arange(begin, end), (rows, end - begin))
     read = valid[:, begin:end]
+    # In shorter prompts `</s>` stands before the last column of the span and is no text.
     return columns, read & (columns < first) if readout == "text" else read
 
 
@@ -176,21 +188,23 @@ def join(steps: Sequence, keep: Bool[Array, "b w"], padded: bool) -> Sequence:
     """
     (b, w), (_, n, d) = keep.shape, steps.tokens.embeds.shape
     valid = steps.tokens.valid.reshape(b, w, n) & keep[..., None]
-    kept = jnp.broadcast_to(keep[..., None], valid.shape) if padded else valid
-    kept, valid = kept.reshape(b, w * n), valid.reshape(b, w * n)
+    stays = jnp.broadcast_to(keep[..., None], valid.shape) if padded else valid
+    stays, valid = stays.reshape(b, w * n), valid.reshape(b, w * n)
+    # Columns of a step become columns of the window before anything is moved.
     columns = steps.columns.reshape(b, w, -1) + n * jnp.arange(w)[:, None]
-    order = jnp.argsort(~kept, axis=1, stable=True)
+    # Stable, so that columns that stay keep their order in time.
+    order = jnp.argsort(~stays, axis=1, stable=True)
     place = jnp.argsort(order, axis=1)  # old column -> new column
 
     def moved(x: Array) -> Array:
         return jnp.take_along_axis(x.reshape(b, w * n), order, axis=1)
 
-    given = steps.tokens.given
+    is_given = steps.tokens.given
     tokens = Tokens(
         embeds=take(steps.tokens.embeds.reshape(b, w * n, d), order),
         valid=moved(valid),
         place=moved(steps.tokens.place),
-        given=None if given is None else moved(given),
+        given=None if is_given is None else moved(is_given),
     )
     return Sequence(
         tokens,

@@ -40,10 +40,12 @@ class Video(Structure):
         """Sequences of a window each, r = b; images of missing steps are masked."""
         s, (b, w, k, _) = self.config.structure, tokens.shape
         state = int(s.proprio > 0)
+        # The state counts as one more camera, of a single token.
         groups = (((k - state) // len(s.cameras),) * len(s.cameras)) + (1,) * state
         text = sharding.rows(self.backbone.embed_text(observation.text))
         place = jnp.broadcast_to(splicing.places(s, k), (b, w, k))
         exist = jnp.broadcast_to(valid[..., None], place.shape)
+        # All are sorted alike, so that each flag stays with its token.
         prefix, exist, place = (
             by_camera(x, groups) for x in (tokens, exist[..., None], place[..., None])
         )

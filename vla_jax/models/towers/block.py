@@ -126,6 +126,7 @@ class Block(nn.Module):
         if s.adaptive:
             if level is None:
                 raise ValueError("adaptive norms need the condition that they follow, `level`")
+            # pi0.5's expert needs neither bias nor dropout nor another source.
             return self._adaptive(x, mask, rope, memory, level), None
         norm = functools.partial(NORMS[s.norm], s.eps, self.dtype)
         attention, mlp = self._parts()
@@ -143,6 +144,8 @@ class Block(nn.Module):
             if s.post_norm:
                 y = norm(name="post2")(y)
             return sharding.rows(x + Dropout(s.dropout)(self._scale(y, "scale2"))), None
+        # Parallel layers feed the MLP from the input, not from the attention's result; Phi's share
+        # the norm.
         if s.residual == "parallel":
             y = norm(name="norm2")(x)
         x = x + attended
@@ -207,6 +210,7 @@ def remat(target: Any, kind: str) -> Any:
     """
     if kind == "none":
         return target
+    # Inside a scan nothing can be merged with the forward pass, so the guard would only cost time.
     return nn.remat(target, prevent_cse=False, policy=REMAT_POLICIES[kind])
 
 
@@ -251,6 +255,8 @@ def some_layers(
         *args: further arguments of `Block`.
     """
     part = jax.tree.map(lambda p: p[first:end], stacked.variables["params"])
+    # Without a parent, or flax would register a second set of parameters.
     run = _scan(end - first, kind)(stacked.spec, stacked.dtype, parent=None)
+    # A module applied on its own sees none of its parent's keys.
     rngs = {"dropout": stacked.make_rng("dropout")} if stacked.has_rng("dropout") else {}
     return run.apply({"params": part}, x, *args, rngs=rngs)[0]

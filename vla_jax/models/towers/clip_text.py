@@ -38,7 +38,7 @@ def text_spec(text: Mapping[str, Any]) -> DecoderSpec:
 
 
 class ClipText(nn.Module):
-    """Causal tower; the vector is read at the end token, projected and normalised."""
+    """Causal tower; the vector is read at the end token, projected and normalized."""
 
     spec: DecoderSpec
     size: int
@@ -50,6 +50,7 @@ class ClipText(nn.Module):
     def __call__(self, ids: Int[Array, "b t"], valid: Bool[Array, "b t"]) -> Float[Array, "b s"]:
         """Token ids that end with the end token, padded on the right -> unit vectors."""
         hidden = self.text(self.text.embed(ids), valid)
+        # Ids are padded on the right, so the end token is the last valid one.
         end = valid.sum(axis=1) - 1
         x = self.projection(jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0])
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -101,7 +101,7 @@ def bidirectional_mask(valid: Bool[Array, "b n"]) -> Bool[Array, "b n n"]:
 
 
 def runs(marked: Bool[Array, "b n"]) -> Int[Array, "b n"]:
-    """Which unbroken run of marked tokens each belongs to, from 1; 0 if it is not marked."""
+    """The number, from 1, of the unbroken run that each marked token is in; 0 for others."""
     begins = marked & ~jnp.pad(marked, ((0, 0), (1, 0)))[:, :-1]
     return jnp.where(marked, jnp.cumsum(begins, axis=1, dtype=jnp.int32), 0)
 
@@ -134,53 +134,60 @@ class _Shared(NamedTuple):
 
 
 def _layer(
-    block: Block, x: Array, own: dict[str, Any], shared: _Shared, insert: nn.Module | None = None
+    block: Block,
+    x: Array,
+    per_layer: dict[str, Any],
+    shared: _Shared,
+    insert: nn.Module | None = None,
 ) -> tuple[Array, dict[str, Any]]:
     """One layer.
 
     Args:
         block: its module.
         x: [b, n, d].
-        own: what differs between layers, as far as there is any: "local", "number", "skip", and
-            "keys" and "values" of the cache.
-        shared: what does not.
+        per_layer: what differs between layers, as far as there is any: "local", "number", "skip",
+            and "keys" and "values" of the cache.
+        shared: what does not differ.
         insert: runs before the layer.
 
     Returns:
         x and what is stacked over the layers: the new "keys" and "values", the "state" before.
     """
     before = x
+    # The state is taken before the insert, which counts as part of the layer.
     out = {"state": x} if shared.collect else {}
 
     def memory(k: Array, v: Array) -> tuple[Array, Array]:
         for name, new in (("keys", k), ("values", v)):
-            out[name] = own[name].at[shared.slots].set(new) if name in own else new
+            out[name] = per_layer[name].at[shared.slots].set(new) if name in per_layer else new
         return out["keys"], out["values"]
 
     if insert is not None:
         x = insert(x, shared.context)
     mask = shared.mask
     if shared.near is not None:
-        mask = mask & (shared.near | ~own["local"])
-    cached = memory if "keys" in own or shared.export else None
+        mask = mask & (shared.near | ~per_layer["local"])
+    cached = memory if "keys" in per_layer or shared.export else None
     x, _ = block(x, mask, shared.rope, shared.bias, cached, shared.gain)
     if shared.deep is not None:
         last = shared.deep.shape[0] - 1
-        deep = shared.deep[jnp.minimum(own["number"], last)].astype(x.dtype)
-        x = x + jnp.where(own["number"] <= last, deep, 0)
-    if "skip" in own:
-        x = jnp.where(own["skip"], before, x)
+        deep = shared.deep[jnp.minimum(per_layer["number"], last)].astype(x.dtype)
+        x = x + jnp.where(per_layer["number"] <= last, deep, 0)
+    if "skip" in per_layer:
+        x = jnp.where(per_layer["skip"], before, x)
     return x, out
 
 
 def _group(
-    group: Group, x: Array, own: dict[str, Any], shared: _Shared
+    group: Group, x: Array, per_layer: dict[str, Any], shared: _Shared
 ) -> tuple[Array, dict[str, Any]]:
     """`_layer` for every layer of a group."""
     outs = []
     for i, block in enumerate(group.blocks):
         insert = group.extra if i == len(group.blocks) - 1 else None
-        x, out = _layer(block, x, jax.tree.map(lambda leaf, i=i: leaf[i], own), shared, insert)
+        x, out = _layer(
+            block, x, jax.tree.map(lambda leaf, i=i: leaf[i], per_layer), shared, insert
+        )
         outs.append(out)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
@@ -275,19 +282,19 @@ class Decoder(nn.Module):
         """
         s = self.spec
         batch, n = valid.shape
-        rows, columns, seen = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
+        rows, columns, slot_valid = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
         if cache is not None:
             columns = cache.length[:, None] + columns
-            seen = cache.valid.at[rows, columns].set(valid)
-        behind = columns[..., None] - jnp.arange(seen.shape[1])
+            slot_valid = cache.valid.at[rows, columns].set(valid)
+        behind = columns[..., None] - jnp.arange(slot_valid.shape[1])
         reached, near = behind >= 0, None if s.window is None else behind < s.window
         if prefix is not None:
             number = runs(prefix)
-            theirs = jnp.zeros(seen.shape, jnp.int32).at[rows, columns].set(number)
-            together = prefix[..., None] & (number[..., None] == theirs[:, None])
+            slot_runs = jnp.zeros(slot_valid.shape, jnp.int32).at[rows, columns].set(number)
+            together = prefix[..., None] & (number[..., None] == slot_runs[:, None])
             reached, near = reached | together, None if near is None else near | together
         if positions is None:
-            positions = self._default_positions(seen, valid, columns)
+            positions = self._default_positions(slot_valid, valid, columns)
         if rope is None and s.rope is not None:
             rope = s.rope(positions)
         bias = None
@@ -296,8 +303,9 @@ class Decoder(nn.Module):
             bias = -slopes[:, None, None] * behind[:, None]
         rule: Mask = mask
         if mask is None:
+            # Fused kernels that take no dense mask can still run by a rule.
             usual = cache is None and prefix is None and near is None
-            rule = Rule(valid) if usual else reached & seen[:, None]
+            rule = Rule(valid) if usual else reached & slot_valid[:, None]
         shared = _Shared(
             mask=rule,
             near=near,
@@ -310,19 +318,20 @@ class Decoder(nn.Module):
             collect=collect,
             export=export,
         )
-        own: dict[str, Any] = {}
+        per_layer: dict[str, Any] = {}
         if s.window is not None:
-            own["local"] = jnp.array(s.local)
+            per_layer["local"] = jnp.array(s.local)
         if deep is not None:
-            own["number"] = jnp.arange(s.layers)
+            per_layer["number"] = jnp.arange(s.layers)
         if skip_last:
-            own["skip"] = jnp.arange(s.layers) == s.layers - 1
+            per_layer["skip"] = jnp.arange(s.layers) == s.layers - 1
         if cache is not None:
-            own |= {"keys": cache.keys, "values": cache.values}
-        x, out = self._scan(self._enter(embeds, positions), own, shared)
+            per_layer |= {"keys": cache.keys, "values": cache.values}
+        x, out = self._scan(self._enter(embeds, positions), per_layer, shared)
         if cache is not None:
+            # Padding on the right takes no slots, so that the next token overwrites it.
             end = jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
-            cache = Cache(out["keys"], out["values"], seen, cache.length + end)
+            cache = Cache(out["keys"], out["values"], slot_valid, cache.length + end)
         elif export:
             cache = Cache(out["keys"], out["values"], valid, valid.sum(1, dtype=jnp.int32))
         normed = self.norm(x)  # in any case, or parameters that are made would lack it
@@ -340,28 +349,31 @@ class Decoder(nn.Module):
             scores = scores + self.head_bias.astype(self.dtype)
         return scores if s.logit_cap is None else s.logit_cap * jnp.tanh(scores / s.logit_cap)
 
-    def _scan(self, x: Array, own: dict[str, Any], shared: _Shared) -> tuple[Array, Any]:
+    def _scan(self, x: Array, per_layer: dict[str, Any], shared: _Shared) -> tuple[Array, Any]:
         """All layers, one scan step a layer or a group."""
-        every = 1 if self.insert is None else self.insert.every
+        group_size = 1 if self.insert is None else self.insert.every
         step = _layer if self.insert is None else _group
         scan = nn.scan(
-            remat(lambda stage, x, own: step(stage, x, own, shared), self.remat),
+            remat(lambda stage, x, per_layer: step(stage, x, per_layer, shared), self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            length=self.spec.layers // every,
+            length=self.spec.layers // group_size,
         )
         if self.insert is None:
-            return scan(self.layers, x, own)
-        own = jax.tree.map(lambda leaf: leaf.reshape(-1, every, *leaf.shape[1:]), own)
-        x, out = scan(self.layers, x, own)
+            return scan(self.layers, x, per_layer)
+        per_layer = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, group_size, *leaf.shape[1:]), per_layer
+        )
+        x, out = scan(self.layers, x, per_layer)
         return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
 
     def _default_positions(
-        self, seen: Bool[Array, "b s"], valid: Bool[Array, "b n"], columns: Int[Array, "#b n"]
+        self, slot_valid: Bool[Array, "b s"], valid: Bool[Array, "b n"], columns: Int[Array, "#b n"]
     ) -> Int[Array, "#b n"]:
         if self.spec.count_padding:
             return columns + self.spec.first_position
-        count = jnp.cumsum(seen, axis=1, dtype=jnp.int32)
+        # Positions count the valid tokens, so that padding in a row moves nothing.
+        count = jnp.cumsum(slot_valid, axis=1, dtype=jnp.int32)
         count = jnp.take_along_axis(count, jnp.broadcast_to(columns, valid.shape), axis=1)
         return jnp.where(valid, count, 0) - 1 + self.spec.first_position
 
@@ -371,6 +383,7 @@ class Decoder(nn.Module):
         s = self.spec
         x = embeds.astype(self.dtype)
         if s.round_scale:
+            # Gemma rounds the factor itself to the type of the activations.
             x = x * jnp.asarray(s.embed_scale, self.dtype)
         elif s.embed_scale != 1.0:
             x = (x.astype(jnp.float32) * s.embed_scale).astype(self.dtype)

@@ -115,6 +115,7 @@ class Encoder(nn.Module):
             collect: also return the states between the layers.
         """
         s, (k, t) = self.spec, (images.shape[1], prompt.shape[1])
+        # A longer text would fail below in a shape error that names no setting.
         _check_length(t, s)
         x = [
             self.drop(norm(part * s.embed_scale + kind))
@@ -123,14 +124,18 @@ class Encoder(nn.Module):
             )
         ]
         valid = jnp.concatenate([seen, prompt_valid], axis=1)
+        # fairseq zeroes padding on entry.
         x = jnp.where(valid[..., None], jnp.concatenate(x, axis=1), 0)
 
+        # The table is of the largest grid; smaller images take its upper left corner. Row 0 is "no
+        # place".
         at = (place // s.side) * s.image_buckets + place % s.side + 1
         grid = jnp.take(self.image_positions, jnp.where(place < 0, 0, at), axis=0)
         places = jnp.concatenate(
             [self.image_place_norm(grid), self.place_norm(self.positions[:t])], axis=0
         )
         text, image = s.relative
+        # Between text and images there is no relative position: this index is past both tables.
         relative = jnp.full((k + t, k + t), text + image)
         relative = relative.at[:k, :k].set(text + image_buckets(place, s.side, s.image_buckets))
         columns = jnp.arange(t)
@@ -187,45 +192,48 @@ class Decoder(nn.Module):
                 slots than positions.
         """
         s, (batch, n) = self.spec, valid.shape
+        # Both norms are unused otherwise, but an export needs their parameters.
         if self.is_initializing():
             self.image_place_norm(embeds)
             self.code_norm(embeds)
-        rows, columns, seen = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
-        own: dict[str, Any] = {}
+        rows, columns, slot_valid = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
+        per_layer: dict[str, Any] = {}
         if cache is not None:
             columns = cache.written.length[:, None] + columns
-            seen = cache.written.valid.at[rows, columns].set(valid)
-            own = {"keys": cache.written.keys, "values": cache.written.values}
+            slot_valid = cache.written.valid.at[rows, columns].set(valid)
+            per_layer = {"keys": cache.written.keys, "values": cache.written.values}
         if encoded is not None:
-            source, there = None, encoded.valid
+            source, source_valid = None, encoded.valid
             places = self.cross_scores.keys(encoded.places)
         elif cache is not None and cache.source is not None:
-            source, there, places = cache.source, cache.source.valid, cache.source.places
-            own |= {"source_keys": source.keys, "source_values": source.values}
+            source, source_valid, places = cache.source, cache.source.valid, cache.source.places
+            per_layer |= {"source_keys": source.keys, "source_values": source.values}
         else:
             raise ValueError("the first tokens of a sequence need what the encoder made")
 
-        slots = jnp.arange(seen.shape[1])
+        slots = jnp.arange(slot_valid.shape[1])
         _check_length(len(slots), s)
         behind = columns[..., None] - slots
-        here = self.place_norm(jnp.take(self.positions, columns, axis=0))
+        query_places = self.place_norm(jnp.take(self.positions, columns, axis=0))
         keys = self.scores.keys(self.place_norm(self.positions[: len(slots)]))
         shared = Shared(
-            own=Scores((behind >= 0) & seen[:, None], self.scores(here, keys)),
+            own=Scores((behind >= 0) & slot_valid[:, None], self.scores(query_places, keys)),
             relative=_token_buckets(behind, s),
-            cross=Scores(there[:, None], self.cross_scores(here, places)),
+            cross=Scores(source_valid[:, None], self.cross_scores(query_places, places)),
+            # Once the cache holds its keys, the hidden states of the source are not needed.
             source=None if encoded is None else encoded.hidden,
             slots=None if cache is None else (rows, columns),
             collect=collect,
         )
         x = self.drop(self.entry_norm(embeds * s.embed_scale))
-        x, out = run(self.layers, x, own, shared, self.remat)
+        x, out = run(self.layers, x, per_layer, shared, self.remat)
         states = jnp.concatenate([out["state"], x[None]]) if collect else None
         if cache is not None:
+            # Padding on the right takes no slots, so that the next token overwrites it.
             end = cache.written.length + jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
-            written = decoder.Cache(out["keys"], out["values"], seen, end)
+            written = decoder.Cache(out["keys"], out["values"], slot_valid, end)
             if source is None:
-                source = Source(out["source_keys"], out["source_values"], places, there)
+                source = Source(out["source_keys"], out["source_values"], places, source_valid)
             cache = Cache(written, source)
         return decoder.Result(self.norm(x), states, cache)
 
@@ -254,6 +262,7 @@ class EncoderDecoder(nn.Module):
 
 def _token_buckets(distance: Int[Array, "*b n s"], spec: EncoderDecoderSpec) -> Array:
     table = jnp.asarray(token_buckets(spec.token_buckets))
+    # Distances are clipped because the table ends at the longest text of the original.
     return table[jnp.clip(distance, -FARTHEST, FARTHEST) + FARTHEST]
 
 

@@ -49,10 +49,12 @@ class ExpertSpec:
 
     @property
     def crosses(self) -> tuple[bool, ...]:
-        """Of the layers that come again and again: which attend to the language model alone.
+        """The repeating pattern of layers: True where one attends to the language model alone.
 
-        Where the pattern does not come out even it is that of all layers.
+        Where the depth is no multiple of the pattern, it is written out for all layers.
         """
+        # After this many expert layers the pattern repeats, so that a scan can run over whole
+        # periods.
         period = self.joint_every // math.gcd(self.every, self.joint_every)
         period = self.layers if self.layers % period else period
         return tuple(j * self.every % self.joint_every != 0 for j in range(period))
@@ -118,21 +120,24 @@ class _Layers(nn.Module):
     ) -> tuple[Float[Array, "b n d"], None]:
         """In the (carry, output) form that `nn.scan` wants; `memory` is of these layers."""
         n, s = x.shape[1], self.spec
-        seen = jnp.broadcast_to(valid[:, None], (*valid.shape[:1], n, valid.shape[1]))
+        # The expert comes last, so it may see all valid tokens of the language model.
+        visible = jnp.broadcast_to(valid[:, None], (*valid.shape[:1], n, valid.shape[1]))
         crosses = s.crosses
         for i, cross in enumerate(crosses):
-            keys, values = (kept[i] for kept in memory)
+            keys, values = (part[i] for part in memory)
 
+            # Defaults bind the arrays of this layer, as closures in a loop share their variables.
             def joined(k: Array, v: Array, keys: Any = keys, values: Any = values) -> Any:
                 return jnp.concatenate([keys, k], axis=1), jnp.concatenate([values, v], axis=1)
 
             block = Block(s.block, self.dtype, name="block" if len(crosses) == 1 else f"block{i}")
             if cross:
-                flat = [kept.reshape(*kept.shape[:2], -1) for kept in (keys, values)]
+                # SmolVLA projects the language model's keys and values anew, with its heads joined.
+                flat = [part.reshape(*part.shape[:2], -1) for part in (keys, values)]
                 source = flat[0], flat[1]
-                x, _ = block(x, seen, ropes[1], level=level, source=source)
+                x, _ = block(x, visible, ropes[1], level=level, source=source)
             else:
-                both = jnp.concatenate([seen, mask], axis=-1)
+                both = jnp.concatenate([visible, mask], axis=-1)
                 x, _ = block(x, both, ropes[0], memory=joined, level=level)
         return x, None
 
@@ -169,10 +174,11 @@ class Expert(nn.Module):
             level: the condition of adaptive norms.
         """
         s, period = self.spec, len(self.spec.crosses)
-        kept = jax.tree.map(
+        memory = jax.tree.map(
             lambda leaf: leaf[:: s.every].reshape(-1, period, *leaf.shape[1:]),
             (cache.keys, cache.values),
         )
+        # In layers that attend to the language model alone, SmolVLA counts queries from 0.
         restarted = positions - positions.min(axis=1, keepdims=True)
         ropes = s.rope(positions), s.rope(restarted)
         mask = jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
@@ -183,7 +189,7 @@ class Expert(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),  # type: ignore[arg-type]
             length=s.layers // period,
         )
-        x, _ = scanned(s, self.dtype, name="layers")(x, kept, cache.valid, mask, ropes, level)
+        x, _ = scanned(s, self.dtype, name="layers")(x, memory, cache.valid, mask, ropes, level)
         if s.block.adaptive:
             assert level is not None
             return AdaptiveRMSNorm(s.block.eps, self.dtype, name="norm")(x, level)[0]

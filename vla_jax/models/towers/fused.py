@@ -41,8 +41,8 @@ class Rule:
 
     def dense(self) -> Bool[Array, "#b #n n"]:
         """The same as a plain mask."""
-        n, seen = self.valid.shape[1], self.valid[:, None, :]
-        return jnp.tril(jnp.ones((n, n), bool)) & seen if self.causal else seen
+        n, visible = self.valid.shape[1], self.valid[:, None, :]
+        return jnp.tril(jnp.ones((n, n), bool)) & visible if self.causal else visible
 
 
 Mask = Bool[Array, "#b #n s"] | Rule | None
@@ -62,6 +62,7 @@ def attend(
         mask: True where attention is allowed; a `Rule` in self-attention only; None = everywhere.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
+    # Rows that the devices do not divide cannot be handed out to one kernel each.
     if device is None or not _rows_split(q):
         return None
     if device.platform == "gpu":
@@ -104,6 +105,7 @@ def _on_gpu(q: Array, k: Array, v: Array, mask: Mask) -> Array | None:
     if q.dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > WIDEST_HEAD:
         return None
     n, s = q.shape[1], k.shape[1]
+    # An odd length gets a padded key, which only a mask can hide.
     if s % 2 and mask is None:
         mask = jnp.ones((1, 1, s), bool)
     if mask is not None:
@@ -119,8 +121,8 @@ def _on_gpu(q: Array, k: Array, v: Array, mask: Mask) -> Array | None:
 def _on_tpu(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -> Array | None:
     """JAX's splash kernel, long sequences that attend to themselves alone."""
     n, mesh = q.shape[1], jax.sharding.get_abstract_mesh()
-    known = mask is None or isinstance(mask, Rule)
-    if n < SHORTEST_ON_TPU or k.shape[1] != n or not known:
+    has_rule = mask is None or isinstance(mask, Rule)
+    if n < SHORTEST_ON_TPU or k.shape[1] != n or not has_rule:
         return None
     valid = mask.valid if isinstance(mask, Rule) else jnp.ones(q.shape[:2], bool)
     valid = jnp.broadcast_to(valid, q.shape[:2])
@@ -129,9 +131,11 @@ def _on_tpu(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -
     pad = ((0, 0), (0, padded - n))
     ids = jnp.pad(valid, pad).astype(jnp.int32)
     q, k, v = (jnp.pad(x, (*pad, (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
-    whole = q.shape[1] % mesh.shape["tensor"] or k.shape[1] % mesh.shape["tensor"]
-    heads = PartitionSpec(ROWS, None if whole else "tensor")
+    # Heads are split over the tensor axis only where both counts allow it.
+    unsplit = q.shape[1] % mesh.shape["tensor"] or k.shape[1] % mesh.shape["tensor"]
+    heads = PartitionSpec(ROWS, None if unsplit else "tensor")
     kernel = functools.partial(_splash, isinstance(mask, Rule) and mask.causal, interpret)
+    # A Pallas call is opaque to the partitioner, so each device is told to run its own rows.
     run = jax.shard_map(
         kernel, in_specs=(heads,) * 3 + (PartitionSpec(ROWS),), out_specs=heads, check_vma=False
     )
@@ -147,6 +151,7 @@ def _splash(causal: bool, interpret: bool, q: Array, k: Array, v: Array, ids: Ar
     )
 
     heads, n = q.shape[1:3]
+    # The kernel wants blocks that divide the length.
     block = next(size for size in (BLOCK, 384, 256, LANES) if n % size == 0)
     shape = (n, n)
     rule: Any = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask

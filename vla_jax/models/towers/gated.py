@@ -52,12 +52,14 @@ class GatedCrossAttention(nn.Module):
         )
         media = context.tokens.astype(self.dtype)
         y = attention(LayerNorm(dtype=self.dtype, name="norm")(x), media, context.seen)
+        # A softmax over nothing is uniform, not zero.
         y = jnp.where(context.seen.any(axis=-1, keepdims=True), y, 0)
         x = x + self._gate("attn_gate") * y
         mlp = MLP(self.widen * x.shape[-1], "gelu", use_bias=False, dtype=self.dtype, name="mlp")
         return x + self._gate("ff_gate") * mlp(LayerNorm(dtype=self.dtype, name="mlp_norm")(x))
 
     def _gate(self, name: str) -> Float[Array, "1"]:
+        # tanh(0) = 0: at the start the language model is as it was without images.
         return jnp.tanh(self.param(name, nn.initializers.zeros, (1,))).astype(self.dtype)
 
 

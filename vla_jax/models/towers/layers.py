@@ -40,7 +40,7 @@ class Dense(nn.Module):
         contract: how many trailing input axes are summed over.
         use_bias: whether to add a bias of shape `features`.
         dtype: of the product; parameters stay float32.
-        init: initialiser, by default truncated normal with variance 1 / fan-in.
+        init: initializer, by default truncated normal with variance 1 / fan-in.
     """
 
     features: Sequence[int]
@@ -80,13 +80,13 @@ class Dense(nn.Module):
         a, b = (self.get_variable("params", f"lora_{m}").astype(self.dtype) for m in "ab")
         if self.has_variable("params", "lora_rate") and self.has_rng("dropout"):
             keep = 1.0 - self.get_variable("params", "lora_rate")
-            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
-            x = jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
+            mask = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+            x = jnp.where(mask, x / keep.astype(x.dtype), jnp.zeros_like(x))
         return sharding.product(sharding.product(x, a), b)
 
 
 class AdaptiveRMSNorm(nn.Module):
-    """RMS normalisation whose scale and shift, and a gate, are a linear map of a condition.
+    """RMS normalization whose scale and shift, and a gate, are a linear map of a condition.
 
     The map starts at zero, so that a fresh layer gates itself off and is the identity.
     """
@@ -98,7 +98,7 @@ class AdaptiveRMSNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], level: Float[Array, "b c"]
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b 1 d"]]:
-        """The normalised tokens, and the factor on what is made of them."""
+        """The normalized tokens, and the factor on what is made of them."""
         zeros = nn.initializers.zeros
         dense = Dense((3 * x.shape[-1],), dtype=self.dtype, init=zeros, name="modulation")
         scale, shift, gate = jnp.split(dense(level)[:, None], 3, axis=-1)
@@ -150,9 +150,9 @@ def _softmax_forward(dtype: Any, scores: Array, mask: Array | None) -> tuple[Any
     return weights, (weights, mask)
 
 
-def _softmax_backward(dtype: Any, kept: Any, gradient: Array) -> tuple[Array, None]:
+def _softmax_backward(dtype: Any, residuals: Any, gradient: Array) -> tuple[Array, None]:
     del dtype
-    (weights, mask), gradient = kept, gradient.astype(jnp.float32)
+    (weights, mask), gradient = residuals, gradient.astype(jnp.float32)
     weights = weights.astype(jnp.float32)
     by_scores = weights * (gradient - (weights * gradient).sum(-1, keepdims=True))
     # A row that may attend to nothing has weights all the same.
@@ -191,7 +191,7 @@ class Rope:
             )
 
     def rows(self) -> tuple[int, ...]:
-        """Which row of the positions each frequency follows."""
+        """The row of the positions that each frequency follows."""
         half = self.width // 2
         if not self.sections:
             return (0,) * half
@@ -247,7 +247,7 @@ class Attention(nn.Module):
         kv_heads: key and value heads, each shared by heads / kv_heads query heads; None = heads.
         head_width: None = width of the queries / heads.
         qkv_bias, out_bias: whether those projections have biases.
-        qk_norm: a key of NORMS: queries and keys are normalised after projection.
+        qk_norm: a key of NORMS: queries and keys are normalized after projection.
         qk_norm_over: "head": each head by itself; "all": the concatenated heads.
         sub_norm: LayerNorm on the concatenated heads before the output projection (Kosmos-2).
         head_scale: a learned factor on each head's output (NormFormer).
@@ -318,6 +318,7 @@ class Attention(nn.Module):
             q = q * gain[..., None, None].astype(self.dtype)
         if memory is not None:
             k, v = memory(k, v)
+        # The fused kernels know neither dropout nor biases nor capped scores.
         drops = self.dropout > 0 and self.has_rng("dropout")
         special = drops or bias is not None or self.soft_cap is not None
         x = None if special else fused.attend(q, k, v, mask)

@@ -85,7 +85,7 @@ class EncoderDecoderSpec:
         return 2 * self.token_buckets - 1, (2 * self.image_buckets - 1) ** 2 + 3
 
     def embedding_init(self) -> Any:
-        """Of every table of embeddings."""
+        """The initializer of every table of embeddings."""
         return nn.initializers.normal(self.width**-0.5)
 
 
@@ -131,18 +131,18 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], own: dict[str, Any], shared: Shared
+        self, x: Float[Array, "b n d"], per_layer: dict[str, Any], shared: Shared
     ) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
         """One layer.
 
         Args:
             x: tokens.
-            own: what differs between layers: "keys" and "values" of a cache, "source_keys" and
-                "source_values" of its source.
-            shared: what does not.
+            per_layer: what differs between layers: "keys" and "values" of a cache, "source_keys"
+                and "source_values" of its source.
+            shared: what does not differ.
 
         Returns:
-            x and what is stacked over the layers: those of `own` that are new, the "state" before.
+            x and what is stacked over the layers: the new ones of `per_layer`, the "state" before.
         """
         x = sharding.rows(x)
         s, out = self.spec, {"state": x} if shared.collect else {}
@@ -151,21 +151,23 @@ class Layer(nn.Module):
             self.param(f"{name}_bias", zeros, shape)
             for name, shape in zip(("token", "image"), shapes, strict=True)
         ]
+        # Indices past both tables mean "no relative position" and give 0.
         near = jnp.take(jnp.concatenate(tables), shared.relative, 0, mode="fill", fill_value=0.0)
 
         def remember(k: Array, v: Array) -> tuple[Array, Array]:
             for name, new in (("keys", k), ("values", v)):
-                out[name] = own[name].at[shared.slots].set(new)
+                out[name] = per_layer[name].at[shared.slots].set(new)
             return out["keys"], out["values"]
 
         def recall(k: Array, v: Array) -> tuple[Array, Array]:
-            if "source_keys" in own:
-                return own["source_keys"], own["source_values"]
+            if "source_keys" in per_layer:
+                return per_layer["source_keys"], per_layer["source_values"]
             if shared.slots is not None:
                 out["source_keys"], out["source_values"] = k, v
             return k, v
 
         y, scores = self._norm("norm1")(x), shared.own
+        # `Attention` takes one bias: the scores that all layers share and this layer's own numbers.
         bias = scores.bias + jnp.moveaxis(near, -1, -3)
         memory = remember if shared.slots is not None else None
         y = self._attention("attn")(y, y, scores.mask, None, bias, memory)
@@ -207,26 +209,28 @@ class PlaceScores(nn.Module):
         self.q, self.k = Dense(each, dtype=self.dtype), Dense(each, dtype=self.dtype)
 
     def keys(self, places: Float[Array, "s d"]) -> Float[Array, "s h c"]:
-        """Of positions that are attended to."""
+        """The projected embeddings of positions that are attended to."""
         return self.k(places)
 
     def __call__(
         self, places: Float[Array, "#b n d"], keys: Float[Array, "s h c"]
     ) -> Float[Array, "#b h n s"]:
         """Scores of the positions that attend, for `keys`."""
+        # The variance of a sum of two scores is to be that of one.
         factor = (self.scale * self.width / self.heads) ** -0.5
         scores = jnp.einsum("bnhc,shc->bhns", self.q(places) * factor, keys)
+        # They are added to scores that are float32 before the softmax.
         return scores.astype(jnp.float32)
 
 
 def run(
-    layer: Layer, x: Float[Array, "b n d"], own: dict[str, Any], shared: Shared, kind: str
+    layer: Layer, x: Float[Array, "b n d"], per_layer: dict[str, Any], shared: Shared, kind: str
 ) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
     """All layers of a stack, one scan step each."""
     scan = nn.scan(
-        remat(lambda layer, x, own: layer(x, own, shared), kind),
+        remat(lambda layer, x, per_layer: layer(x, per_layer, shared), kind),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         length=layer.stack.layers,
     )
-    return scan(layer, x, own)
+    return scan(layer, x, per_layer)

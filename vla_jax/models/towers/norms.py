@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation with statistics in float32 (torch's two-pass variance)."""
+    """Layer normalization with statistics in float32 (torch's two-pass variance)."""
 
     eps: float = 1e-5
     dtype: Any = jnp.float32
@@ -23,7 +23,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Normalise the last axis, then scale and shift."""
+        """Normalize the last axis, then scale and shift."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = None
         if self.use_bias:
@@ -44,7 +44,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Normalise the last axis."""
+        """Normalize the last axis."""
         scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), x.shape[-1:])
         return _normalize(False, self.eps, jnp.dtype(self.dtype), x, scale + self.offset, None)
 
@@ -79,15 +79,17 @@ def _forward(
     return y.astype(dtype), (x, mean, root, scale, bias)
 
 
-def _backward(center: bool, eps: float, dtype: Any, kept: Any, gradient: Array) -> Any:
+def _backward(center: bool, eps: float, dtype: Any, residuals: Any, gradient: Array) -> Any:
     del eps, dtype
-    x, mean, root, scale, bias = kept
+    x, mean, root, scale, bias = residuals
     wide, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
     unit = (wide if mean is None else wide - mean) * root
     lead = tuple(range(x.ndim - 1))
     inner = gradient * scale
+    # The gradient loses its part along the unit vector: scaling `x` changes nothing.
     by_x = inner - unit * (inner * unit).mean(-1, keepdims=True)
     if center:
+        # And its mean, as adding a constant to `x` changes nothing either.
         by_x = by_x - inner.mean(-1, keepdims=True)
     by_scale = (gradient * unit).sum(lead).astype(scale.dtype)
     by_bias = None if bias is None else gradient.sum(lead).astype(bias.dtype)

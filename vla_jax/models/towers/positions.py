@@ -38,13 +38,16 @@ def interpolation(source: int, target: int, kind: str) -> Float[np.ndarray, "tar
     kernel, reach, corners = INTERPOLATIONS[kind]
     index = np.arange(target, dtype=np.float64)
     if corners:
+        # The first and last entries of both axes coincide ("align_corners").
         position = index * (source - 1) / max(target - 1, 1)
     else:
+        # Entries are the centers of cells, as in torch without "align_corners".
         position = (index + 0.5) * source / target - 0.5
     matrix = np.zeros((target, source))
     for offset in range(1 - reach, reach + 1):
         tap = np.floor(position) + offset
         column = np.clip(tap, 0, source - 1).astype(int)
+        # Clipped taps fall on the same edge column, so their weights must add up.
         np.add.at(matrix, (np.arange(target), column), kernel(np.abs(position - tap)))
     return matrix.astype(np.float32)
 
@@ -55,6 +58,7 @@ def resample(table: Float[Array, "m d"], source: Grid, target: Grid, kind: str) 
         return table
     rows, columns = (interpolation(a, b, kind) for a, b in zip(source, target, strict=True))
     grid = table.reshape(*source, -1).astype(jnp.float32)
+    # TPUs would multiply in bfloat16 by default, and a table loses its fine structure.
     grid = jnp.einsum("ys,xr,srd->yxd", rows, columns, grid, precision="highest")
     return grid.reshape(target[0] * target[1], -1).astype(table.dtype)
 
@@ -132,9 +136,10 @@ def token_buckets(count: int) -> Int[np.ndarray, " m"]:
         count: buckets of one sign, the distance 0 included; 2 count - 1 in all.
     """
     distance, middle = np.arange(-FARTHEST, FARTHEST + 1), count // 2
+    # Distance 0 has no logarithm; it has a bucket of its own.
     size = np.maximum(np.abs(distance), 1).astype(np.float32)
-    share = np.log(size / np.float32(middle)) / np.float32(np.log(FARTHEST / middle))
-    far = np.ceil(share * np.float32(middle - 1)).astype(int) + middle
+    fraction = np.log(size / np.float32(middle)) / np.float32(np.log(FARTHEST / middle))
+    far = np.ceil(fraction * np.float32(middle - 1)).astype(int) + middle
     far = np.sign(distance) * np.minimum(far, count - 1)
     return (np.where(np.abs(distance) <= middle, distance, far) + count - 1).astype(np.int32)
 
@@ -152,10 +157,12 @@ def image_buckets(place: Int[Array, " k"], side: int, count: int) -> Int[Array, 
         side: rows and columns of an image.
         count: of rows and columns the table is made for.
     """
+    # A token at place 0 begins a new image, so the running count numbers the images.
     span, order, image = 2 * count - 1, jnp.arange(len(place)), jnp.cumsum(place == 0)
     rows, columns, image = (x[:, None] - x for x in (place // side, place % side, image))
-    found = place >= 0
+    has_place = place >= 0
+    # Differences run from -(count - 1) to count - 1; shifted, they index a square table.
     within = (rows + count - 1) * span + columns + count - 1
     across = span * span + jnp.where(order[:, None] < order, 0, 1)
-    across = jnp.where(found[:, None] | found, across, span * span + 2)
-    return jnp.where((image == 0) & found[:, None] & found, within, across)
+    across = jnp.where(has_place[:, None] | has_place, across, span * span + 2)
+    return jnp.where((image == 0) & has_place[:, None] & has_place, within, across)

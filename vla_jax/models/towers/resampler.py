@@ -101,6 +101,7 @@ class _PerceiverLayer(nn.Module):
     ):
         latents, norm = sharding.rows(latents), {"dtype": self.dtype}
         q = layers.LayerNorm(name="latent_norm", **norm)(latents)
+        # Flamingo's latents see themselves as well as the image.
         keys = jnp.concatenate([layers.LayerNorm(name="image_norm", **norm)(x), q], axis=1)
         attention = layers.Attention(
             self.heads,
@@ -156,6 +157,7 @@ class Perceiver(nn.Module):
         )
         run = scanned(self.heads, self.head_width, self.widen * width, self.dtype, name="layers")
         if mask is not None:
+            # The latents behind the tokens are always visible.
             mask = jnp.pad(mask, ((0, 0), (0, self.queries)), constant_values=True)[:, None]
         latents, _ = run(_repeat(latents, len(x)), x, mask)
         return layers.LayerNorm(dtype=self.dtype, name="norm")(latents)
@@ -213,7 +215,7 @@ class LatentDecoder(nn.Module):
 
 
 class PatchMerger(nn.Module):
-    """Qwen2-VL and later: squares of neighbouring patches become one token, by a two-layer MLP.
+    """Qwen2-VL and later: squares of neighboring patches become one token, by a two-layer MLP.
 
     Attributes:
         grid: rows and columns of patches; tokens come row by row, in and out.
@@ -244,6 +246,7 @@ class PatchMerger(nn.Module):
         norm = layers.NORMS[self.norm](self.eps, self.dtype, name="norm")
         if not self.norm_merged:
             x = norm(x)
+        # After the swap the patches of one square lie side by side.
         x = x.reshape(-1, rows // m, m, columns // m, m, c).swapaxes(2, 3)
         x = x.reshape(len(x), rows * columns // m**2, m * m * c)
         if self.norm_merged:
@@ -326,6 +329,6 @@ def latent_decoder_weights() -> list[w.Weight]:
     ]
     for i in "123":
         rows += w.norm(f"pooler.norm{i}", f"norm{i}")
-    for theirs, ours in (("self_attn", "self_attn"), ("multihead_attn", "cross_attn")):
-        rows += w.multihead(f"pooler.{theirs}", ours)
+    for name, path in (("self_attn", "self_attn"), ("multihead_attn", "cross_attn")):
+        rows += w.multihead(f"pooler.{name}", path)
     return rows

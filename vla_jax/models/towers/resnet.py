@@ -62,6 +62,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h x i"]) -> Float[Array, "b _ _ o"]:
         """Channels last, in and out."""
+        # He's variance suits the ReLU behind every norm; fan-out as in torchvision.
         he = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
         kernel = self.param("kernel", he, (self.size, self.size, x.shape[-1], self.features))
         return jax.lax.conv_general_dilated(
@@ -74,18 +75,19 @@ class Conv(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation by stored statistics: `scale` and `bias` train, the rest does not."""
+    """Batch normalization by stored statistics: `scale` and `bias` train, the rest does not."""
 
     eps: float
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b i"]:
-        """Normalise every channel, then scale and shift."""
+        """Normalize every channel, then scale and shift."""
         ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, x.shape[-1:]
         scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
         mean = jax.lax.stop_gradient(self.param("mean", zeros, shape))
         var = jax.lax.stop_gradient(self.param("var", ones, shape))
+        # The statistics are folded into one factor and one shift, both made in float32.
         scale = scale * jax.lax.rsqrt(var + self.eps)
         return x * scale.astype(self.dtype) + (bias - mean * scale).astype(self.dtype)
 
@@ -127,7 +129,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h x 3"]) -> Float[Array, "b _ _ d"]:
-        """Normalised images -> [b, h / 16, x / 16, 16 * stem]."""
+        """Normalized images -> [b, h / 16, x / 16, 16 * stem]."""
         s = self.spec
         x = Conv(s.stem, 7, 2, self.dtype, name="conv")(sharding.rows(images))
         x = jax.nn.relu(FrozenBatchNorm(s.eps, self.dtype, name="norm")(x))
@@ -135,17 +137,18 @@ class ResNet(nn.Module):
         block = remat(Bottleneck, self.remat)
         for i, depth in enumerate(s.depths):
             shape: dict[str, Any] = {"features": s.stem << i, "eps": s.eps, "dtype": self.dtype}
+            # The stem has shrunk the image by 4 already; two stages make it 16.
             stride = 1 if i == 0 else 2
             x, _ = block(stride=stride, project=True, name=f"stage{i + 1}_first", **shape)(x)
             if depth > 1:
-                rest = nn.scan(
+                later_blocks = nn.scan(
                     block,
                     variable_axes={"params": 0},
                     split_rngs={"params": True, "dropout": True},
                     in_axes=nn.broadcast,  # type: ignore[arg-type]
                     length=depth - 1,
                 )
-                x, _ = rest(name=f"stage{i + 1}_rest", **shape)(x, None)
+                x, _ = later_blocks(name=f"stage{i + 1}_rest", **shape)(x, None)
         return x
 
 
@@ -163,8 +166,9 @@ def weight_map(spec: ResNetSpec, source: str, target: str) -> list[w.Weight]:
         short = _unit("downsample.0", "downsample.1", "conv_short", "norm_short")
         rows += w.prefixed([*block, *short], f"layer{i}.0.", f"stage{i}_first/")
         if depth > 1:
-            rest = w.prefixed(block, f"layer{i}.{{}}.", f"stage{i}_rest/")
-            rows += [replace(row, first=1) for row in rest]
+            later_rows = w.prefixed(block, f"layer{i}.{{}}.", f"stage{i}_rest/")
+            # Block 0 stands alone, so the stack begins with their block 1.
+            rows += [replace(row, first=1) for row in later_rows]
     return w.prefixed(rows, source, target)
 
 

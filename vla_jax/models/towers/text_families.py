@@ -34,26 +34,28 @@ class Language:
     ignore: tuple[str, ...] = ()
 
 
-def rope(c: Config, head_width: int, share: float = 1.0) -> Rope:
+def rope(c: Config, head_width: int, fraction: float = 1.0) -> Rope:
     """Rotary positions from `rope_parameters` (transformers 5) or the older loose keys.
 
     Args:
         c: the config.
         head_width: features of a head.
-        share: of them that turn, where the config does not say.
+        fraction: of them that turn, where the config does not say.
 
     Raises:
         ValueError: for a scaling rule that is not supported.
     """
     nested = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    # Older files call the key "type", and plain rotation has no entry at all.
     kind = nested.get("rope_type") or nested.get("type") or "default"
     if kind not in ("default", "mrope", "linear"):
         raise ValueError(f"rope type {kind!r} is none of ['default', 'linear', 'mrope']")
+    # 10000 is what transformers assumes where a file says nothing.
     theta = c.get("rope_theta") or c.get("rotary_emb_base") or 10000.0
-    share = c.get("partial_rotary_factor") or c.get("rotary_pct") or share
+    fraction = c.get("partial_rotary_factor") or c.get("rotary_pct") or fraction
     return Rope(
         theta=float(nested.get("rope_theta") or theta),
-        width=int(head_width * (nested.get("partial_rotary_factor") or share)),
+        width=int(head_width * (nested.get("partial_rotary_factor") or fraction)),
         stretch=float(nested["factor"]) if kind == "linear" else 1.0,
         sections=tuple(nested.get("mrope_section") or ()),
         interleaved=bool(nested.get("mrope_interleaved", False)),
@@ -61,6 +63,7 @@ def rope(c: Config, head_width: int, share: float = 1.0) -> Rope:
 
 
 def _number(c: Config, key: str, default: float) -> float:
+    # In these files null means the same as a missing key.
     value = c.get(key)
     return float(default if value is None else value)
 
@@ -88,6 +91,7 @@ def _head_width(c: Config) -> int:
 def _local(c: Config, window: int | None, default: Callable[[int], bool]) -> dict[str, Any]:
     """`window` and `local` of a DecoderSpec from `layer_types`."""
     layers = c["num_hidden_layers"]
+    # Newer files list the layers; for older ones a rule of the family decides.
     kinds = c.get("layer_types")
     flags = [k == "sliding_attention" for k in kinds] if kinds else map(default, range(layers))
     local = tuple(flags)
@@ -153,6 +157,7 @@ def _gemma_facts(c: Config) -> tuple[dict[str, Any], dict[str, Any]]:
         "norm": "rms_plus_one",
         # `hidden_act` of early files is not what the model uses unless it names the same.
         "activation": c.get("hidden_activation") or "gelu_pytorch_tanh",
+        # The heads of Gemma need not fill the width between them.
         "head_width": c.get("head_dim", 256),
         "qkv_bias": bias,
         "out_bias": bias,
@@ -175,6 +180,7 @@ def _gemma2(c: Config) -> DecoderSpec:
     block, facts = _gemma_facts(c)
     block |= {
         "post_norm": True,
+        # Gemma-2's scale is a setting of its own, not the root of the head width.
         "scale": _number(c, "query_pre_attn_scalar", 256.0) ** -0.5,
         "soft_cap": _optional(c, "attn_logit_softcapping", 50.0),
     }
@@ -211,6 +217,7 @@ def _gpt_neox(c: Config) -> DecoderSpec:
         vocab=c["vocab_size"],
         width=c["hidden_size"],
         layers=c["num_hidden_layers"],
+        # GPT-NeoX turns a quarter of each head where the file does not say.
         rope=rope(c, _head_width(c), 0.25),
         tied=c.get("tie_word_embeddings", False),
         embed_dropout=(_number(c, "hidden_dropout", 0.0),),
@@ -301,6 +308,7 @@ def _opt(c: Config) -> DecoderSpec:
         width=c["hidden_size"],
         layers=c["num_hidden_layers"],
         positions="learned",
+        # OPT's positions begin at row 2 of the table, as fairseq's do.
         max_positions=c["max_position_embeddings"] + 2,
         first_position=2,
         count_padding=False,
@@ -323,6 +331,7 @@ def _phi(c: Config) -> DecoderSpec:
         vocab=c["vocab_size"],
         width=c["hidden_size"],
         layers=c["num_hidden_layers"],
+        # Phi turns half of each head where the file does not say.
         rope=rope(c, _head_width(c), 0.5),
         tied=c.get("tie_word_embeddings", False),
         head_bias=True,
@@ -334,6 +343,7 @@ def _phi(c: Config) -> DecoderSpec:
             activation=c.get("hidden_act", "gelu_new"),
             eps=_number(c, "layer_norm_eps", 1e-5),
             qk_norm="layer" if c.get("qk_layernorm") else None,
+            # One norm feeds both attention and MLP.
             residual="parallel_shared",
             dropout=_number(c, "resid_pdrop", 0.0),
             attention_dropout=_number(c, "attention_dropout", 0.0),

@@ -11,6 +11,7 @@ def _head(spec: DecoderSpec, table: str, head: str = "lm_head") -> list[w.Weight
     """Token table and output matrix."""
     rows = [w.Weight(table + ".weight", "embedding")]
     if spec.tied:
+        # Checkpoints may store a tied matrix twice; both copies must agree.
         rows.append(w.Weight(head + ".weight", "embedding", alias=True))
     else:
         rows.append(w.Weight(head + ".weight", "unembedding"))
@@ -24,6 +25,7 @@ def rms(spec: DecoderSpec) -> list[w.Weight]:
     block, layer = spec.block, "model.layers.{}."
     norms = {"input_layernorm": "norm1", "post_attention_layernorm": "norm2"}
     if block.post_norm:
+        # Where there are norms behind (Gemma-2), the same name means the norm after the attention.
         norms["post_attention_layernorm"] = "post1"
         norms |= {"pre_feedforward_layernorm": "norm2", "post_feedforward_layernorm": "post2"}
     if block.qk_norm:
@@ -32,10 +34,10 @@ def rms(spec: DecoderSpec) -> list[w.Weight]:
     rows += w.attention(
         layer + "self_attn", "layers/attn", "o_proj", block.qkv_bias, block.out_bias
     )
-    for theirs in ("gate", "up", "down"):
-        rows += w.pair(f"{layer}mlp.{theirs}_proj", f"layers/mlp/{theirs}", bias=block.mlp_bias)
-    for theirs, ours in norms.items():
-        rows += w.norm(layer + theirs, f"layers/{ours}", bias=False)
+    for name in ("gate", "up", "down"):
+        rows += w.pair(f"{layer}mlp.{name}_proj", f"layers/mlp/{name}", bias=block.mlp_bias)
+    for name, path in norms.items():
+        rows += w.norm(layer + name, f"layers/{path}", bias=False)
     return rows
 
 
@@ -140,6 +142,6 @@ def phi(spec: DecoderSpec) -> list[w.Weight]:
     ]
     if spec.block.qk_norm:
         for letter in "qk":
-            theirs = f"{layer}self_attn.{letter}_layernorm"
-            rows += w.norm(theirs, f"layers/attn/{letter}_norm")
+            name = f"{layer}self_attn.{letter}_layernorm"
+            rows += w.norm(name, f"layers/attn/{letter}_norm")
     return rows

@@ -23,7 +23,7 @@ def two_streams(
 
     Args:
         encode: the tower.
-        images: normalised, a whole number of tiles high and wide. One tile is its own overview.
+        images: normalized, a whole number of tiles high and wide. One tile is its own overview.
         spec: of the tower.
 
     Raises:
@@ -40,11 +40,12 @@ def two_streams(
     cut = images.reshape(batch, rows, height, columns, width, 3).swapaxes(2, 3)
     cut = cut.reshape(batch, rows * columns, height, width, 3)
     # Overview and tiles of an image stay together: split over devices, no image has to move.
-    every = jnp.concatenate([overview[:, None], cut], axis=1)
-    features = encode(every.reshape(-1, height, width, 3))
+    views = jnp.concatenate([overview[:, None], cut], axis=1)
+    features = encode(views.reshape(-1, height, width, 3))
     features = features.reshape(batch, 1 + rows * columns, *features.shape[1:])
     of_tiles = features[:, 1:].reshape(batch, rows, columns, *spec.grid, -1).swapaxes(2, 3)
     of_tiles = of_tiles.reshape(batch, rows * spec.grid[0], columns * spec.grid[1], -1)
+    # Back to the size of one tile, so that both streams have the same number of tokens.
     of_tiles = _block_mean(of_tiles, rows, columns).reshape(batch, *features.shape[2:])
     return jnp.concatenate([features[:, 0], of_tiles], axis=-1)
 

@@ -111,6 +111,7 @@ def qwen_vl_resampler(
     spec: VisionSpec, queries: int, width: int, dtype: Any = jnp.float32
 ) -> PositionedQueries:
     """What follows Qwen-VL's tower: `queries` tokens of the text's width, heads of 128."""
+    # The queries stand on a square grid.
     side = round(queries**0.5)
     heads = max(width // 128, 1)
     return PositionedQueries((side, side), spec.grid, width, heads, spec.block.eps, dtype)
@@ -194,8 +195,8 @@ def uform(config: Config) -> VisionSpec:
 def uform_weights(source: str, target: str) -> list[w.Weight]:
     """UForm's names (unum-cloud/uform, VisualEncoder)."""
     rows = _norms("norm1", "norm2")
-    for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v")):
-        rows += w.pair(f"attn.{theirs}", f"attn/{ours}")
+    for name, path in (("query", "q"), ("key", "k"), ("value", "v")):
+        rows += w.pair(f"attn.{name}", f"attn/{path}")
     rows += w.pair("attn.out", "attn/o", "linear_from_heads")
     rows += w.pair("mlp.hidden_layer", "mlp/fc1") + w.pair("mlp.output_layer", "mlp/fc2")
     rows += [w.Weight("ls1.weight", "scale1"), w.Weight("ls2.weight", "scale2")]
@@ -270,16 +271,18 @@ def _qwen2(
 
 def qwen2_weights(spec: VisionSpec, source: str, target: str) -> list[w.Weight]:
     """Qwen2-VL's names and those of the later ones, without the mergers."""
+    # RMS norms (Qwen2.5-VL) have no bias.
     biased = spec.block.norm == "layer"
     rows = _norms("norm1", "norm2", biased)
     rows += w.pair("attn.qkv", "attn/{q,k,v}")
     rows += w.pair("attn.proj", "attn/o", "linear_from_heads")
+    # Of these towers Qwen3-VL alone has a table of positions, and other names.
     numbered = "mlp.linear_fc" if spec.table else "mlp.fc"
     names = {f"{numbered}1": "mlp/fc1", f"{numbered}2": "mlp/fc2"}
     if spec.block.gated:
         names = {f"mlp.{n}_proj": f"mlp/{n}" for n in ("gate", "up", "down")}
-    for theirs, ours in names.items():
-        rows += w.pair(theirs, ours)
+    for name, path in names.items():
+        rows += w.pair(name, path)
     outside = _outside(spec, {"patch": "patch_embed.proj", "positions": "pos_embed.weight"})
     return w.prefixed([*outside, *w.prefixed(rows, "blocks.{}.", "layers/")], source, target)
 

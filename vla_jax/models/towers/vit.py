@@ -101,9 +101,11 @@ class VisionSpec:
 
         A run also ends where its output is tapped.
         """
+        # `take` counts from the last layer; those behind it are not computed.
         end = self.layers + 1 + self.take
         cuts = {0, end, *(i + 1 for i in self.taps)}
         if self.window:
+            # Each layer with full attention is a run of its own between windowed ones.
             cuts |= {j for i in self.full_layers for j in (i, i + 1) if j < end}
         return [
             (a, b, bool(self.window) and a not in self.full_layers)
@@ -119,14 +121,14 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     def __call__(self, images: Float[Array, "b *f h x 3"]) -> Float[Array, "b n d"]:
-        """Normalised images -> tokens, row by row, a class token first. See `with_taps`."""
+        """Normalized images -> tokens, row by row, a class token first. See `with_taps`."""
         return self.with_taps(images)[0]
 
     @nn.compact
     def with_taps(
         self, images: Float[Array, "b *f h x 3"]
     ) -> tuple[Float[Array, "b n d"], tuple[Float[Array, "b n d"], ...]]:
-        """Normalised images -> tokens, and those of the layers `taps`.
+        """Normalized images -> tokens, and those of the layers `taps`.
 
         Args:
             images: [b, h, x, 3], or the f frames of one token [b, f, h, x, 3] where the tower
@@ -144,6 +146,8 @@ class VisionTransformer(nn.Module):
             x = NORMS[s.block.norm](s.block.eps, self.dtype, name="pre_norm")(x)
         x, taps = self._layers(x)
         if s.post_norm:
+            # The norm belongs behind the last layer; it still needs parameters where an earlier one
+            # is taken.
             normed = NORMS[s.block.norm](s.block.eps, self.dtype, name="post_norm")(x)
             x = normed if s.take == -1 else x
         return (x if s.keep_class or not s.class_token else x[:, 1:]), taps
@@ -156,6 +160,7 @@ class VisionTransformer(nn.Module):
             token = self.param("class_token", nn.initializers.normal(0.02), (s.width,))
             token = token.astype(self.dtype)
         if s.table:
+            # The class token's row comes first and is not part of the grid.
             with_class = s.class_token and s.class_position
             shape = (s.table[0] * s.table[1] + with_class, s.width)
             table = self.param("positions", _waves, shape, s.table).astype(self.dtype)
@@ -175,8 +180,10 @@ class VisionTransformer(nn.Module):
             head = s.block.head_width or s.width // s.block.heads
             angles = positions.rotation(s.grid, head, s.rope_theta)[None]
             rope = jnp.cos(angles), jnp.sin(angles)
+        # One scan owns all parameters; runs of layers slice them.
         everything = stack(s.layers, self.remat, "layers", self.dtype, **vars(s.block))
         segments = s.segments()
+        # Slices need parameters that exist, so the first pass runs all layers as one.
         if self.is_initializing() or segments == [(0, s.layers, False)]:
             count = x.shape[1]
             x, mask, rope = fused.padded(x, rope)
@@ -203,7 +210,7 @@ class VisionTransformer(nn.Module):
 
 
 def patches(images: Float[Array, "b *f h x 3"], spec: VisionSpec) -> Float[Array, "b n *c"]:
-    """Cut images into patches, row by row; channels of a patch: row, column, colour.
+    """Cut images into patches, row by row; channels of a patch: row, column, color.
 
     A reshape and a matrix product instead of a strided convolution: that is 1.4x torch's time on a
     CPU, the product 1.03x, and XLA's sharding handles it better.
@@ -219,6 +226,7 @@ def patches(images: Float[Array, "b *f h x 3"], spec: VisionSpec) -> Float[Array
             + (f", one or {spec.frames} of them a token" if spec.frames > 1 else "")
         )
     if spec.frames > 1 and images.ndim == 4:
+        # A still image counts as a video whose frames are all alike, as in Qwen2-VL.
         images = jnp.broadcast_to(images[:, None], (len(images), spec.frames, *images.shape[1:]))
     x = images.reshape(-1, rows, p, columns, p, 3).swapaxes(2, 3)
     if spec.frames == 1:
@@ -233,6 +241,7 @@ def _waves(key: Array, shape: tuple[int, int], grid: positions.Grid) -> Float[Ar
     Of unit size, like the patches: from the usual 0.02 a model trained from scratch takes hundreds
     of steps to find out where things are.
     """
+    # Rounded up, so that widths that four does not divide are covered and cut below.
     quarter = -(-shape[1] // 4)
     frequency = 10.0 ** -jnp.linspace(0.0, 2.0, quarter)  # radians a patch
     waves = []
