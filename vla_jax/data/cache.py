@@ -100,8 +100,8 @@ def _build(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:
         os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    rest = [*(folder / name for name in (*arrays, DONE)), folder, folder.parent]
-    threading.Thread(target=lambda: [sync(path) for path in rest], daemon=True).start()
+    unsynced = [*(folder / name for name in (*arrays, DONE)), folder, folder.parent]
+    threading.Thread(target=lambda: [sync(path) for path in unsynced], daemon=True).start()
     log.info("indexed in %.1f s: %s", time.monotonic() - started, folder)
 
 
@@ -132,10 +132,10 @@ def stamp(path: Any) -> list[int]:
     The time of the last change of an inode cannot be set by hand, unlike that of its content.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return []
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def content_of(meta: Mapping[str, Any]) -> str:
@@ -172,13 +172,13 @@ def cached_json(
     for root in [] if rebuild else roots:
         with contextlib.suppress(OSError, ValueError):  # none there, or cut off by a crash
             return json.loads((root / name).read_text(encoding="utf-8"))
-    found = make()
+    content = make()
     root = _first_writable(roots)
     try:
         root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
         try:
-            (work / name).write_text(json.dumps(found, indent=1), encoding="utf-8")
+            (work / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
             sync(work / name)
             os.replace(work / name, root / name)
             sync(root)
@@ -186,7 +186,7 @@ def cached_json(
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         log.info("not cached: %s", error)
-    return found
+    return content
 
 
 def _roots(directory: Path | None, cache_dir: str) -> list[Path]:
@@ -303,9 +303,9 @@ def map_array(path: Path) -> np.ndarray:
 class _Column:
     """An .npy file that grows along its first axis."""
 
-    def __init__(self, path: Path, like: np.ndarray):
+    def __init__(self, path: Path, sample: np.ndarray):
         self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
-        self._like, self._rows = like[:0], 0
+        self._like, self._rows = sample[:0], 0
         self._data_at = self._header()
 
     def _header(self) -> int:

@@ -103,24 +103,24 @@ class Dataset:
                 unused["are not listed in data.filters.episodes"] += 1
                 continue
             try:
-                found = self._standardise(columns, action_dim, first, stop - first)
+                trajectory = self._standardise(columns, action_dim, first, stop - first)
             except DataError as error:
                 if isinstance(error, FeatureError):
                     mistake = mistake or error
                 skips.add(error)
                 continue
             sound += 1
-            begin, end, stride = found.keep.indices(stop - first)
-            said = instructions(found)
-            allowed = filters.texts(said)
-            if not said or not allowed or end <= begin:
+            begin, end, stride = trajectory.keep.indices(stop - first)
+            spoken = instructions(trajectory)
+            allowed = filters.texts(spoken)
+            if not spoken or not allowed or end <= begin:
                 unused[
-                    "have no text" if not said
+                    "have no text" if not spoken
                     else "say what data.filters leaves out" if not allowed
                     else "have no frame that may be used"
                 ] += 1  # fmt: skip
                 continue
-            starts.append(starts[-1] + self._append(starts[-1], found, capacity))
+            starts.append(starts[-1] + self._append(starts[-1], trajectory, capacity))
             frames.append((first + begin, stride, swaps[number]))
             texts.append([table.setdefault(text, len(table)) for text in allowed])
         chosen = np.ones(len(frames), bool)
@@ -162,15 +162,15 @@ class Dataset:
             problem = f"{self.name}: {error.problem}"
             raise type(error)(problem, file, number, error.frame) from error
 
-    def _append(self, row: int, found: Trajectory, capacity: int) -> int:
+    def _append(self, row: int, trajectory: Trajectory, capacity: int) -> int:
         """Stores the kept frames from `row` on, and counts them."""
-        action = found.action[found.keep]
+        action = trajectory.action[trajectory.keep]
         self.actions[row : row + len(action)] = action
-        self._state_dim = 0 if found.proprio is None else found.proprio.shape[1]
-        if found.proprio is not None:
+        self._state_dim = 0 if trajectory.proprio is None else trajectory.proprio.shape[1]
+        if trajectory.proprio is not None:
             if self.proprio is None:
-                self.proprio = np.empty((capacity, found.proprio.shape[1]), np.float32)
-            self.proprio[row : row + len(action)] = found.proprio[found.keep]
+                self.proprio = np.empty((capacity, trajectory.proprio.shape[1]), np.float32)
+            self.proprio[row : row + len(action)] = trajectory.proprio[trajectory.keep]
         return len(action)
 
     def _keep(
@@ -186,9 +186,9 @@ class Dataset:
             self.proprio = None if self.proprio is None else self.proprio[rows]
         self.starts = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)
         self._frames, self._strides, self._swapped = np.ascontiguousarray(frames[chosen].T)
-        kept = [codes for codes, keep in zip(texts, chosen, strict=True) if keep]
-        self.text = np.array([code for codes in kept for code in codes], np.int32)
-        self.text_starts = np.cumsum([0, *(len(codes) for codes in kept)]).astype(np.int64)
+        chosen_texts = [codes for codes, keep in zip(texts, chosen, strict=True) if keep]
+        self.text = np.array([code for codes in chosen_texts for code in codes], np.int32)
+        self.text_starts = np.cumsum([0, *(len(codes) for codes in chosen_texts)]).astype(np.int64)
 
     @staticmethod
     def column(index: Source, path: str):

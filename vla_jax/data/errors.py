@@ -141,8 +141,8 @@ class Skips:
             for kind, count in sorted(self.counts.items()):
                 shown = self.examples.get(kind, [])
                 listing = "; ".join(str(error) for error, _ in shown)
-                rest = count - sum(parts for _, parts in shown)
-                more = f"; and {rest} more" if rest > 0 else ""
+                unlisted = count - sum(parts for _, parts in shown)
+                more = f"; and {unlisted} more" if unlisted > 0 else ""
                 lines.append(f"{count} {kind}: {listing}{more}")
         return lines
 

@@ -196,14 +196,14 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
         FeatureError: it would cut off fractions, wrap or overflow (the caller adds the place).
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        found = values.astype(dtype, copy=False)
-    if np.can_cast(values.dtype, found.dtype, "safe"):
-        return found
-    if found.dtype.kind == "f":
+        converted = values.astype(dtype, copy=False)
+    if np.can_cast(values.dtype, converted.dtype, "safe"):
+        return converted
+    if converted.dtype.kind == "f":
         # Rounding is what a narrower float means; a number that becomes infinite is lost.
-        lost = np.isinf(found) & np.isfinite(values) if values.dtype.kind == "f" else False
+        lost = np.isinf(converted) & np.isfinite(values) if values.dtype.kind == "f" else False
     else:
-        lost = found.astype(values.dtype) != values
+        lost = converted.astype(values.dtype) != values
     if np.any(lost):
         raise FeatureError(f"holds {values.dtype} numbers that are no {dtype}")
-    return found
+    return converted

@@ -103,7 +103,7 @@ def _read_episodes(path: Path, names: Sequence[str]) -> dict[str, Any]:
         for name in raw
         if name not in names
     ]
-    found: dict[str, Any] = {}
+    episodes: dict[str, Any] = {}
     for name, entries in raw.items():
         numbers = isinstance(entries, list) and all(type(e) is int for e in entries)
         pairs = isinstance(entries, list) and all(
@@ -112,10 +112,10 @@ def _read_episodes(path: Path, names: Sequence[str]) -> dict[str, Any]:
         if not entries or not (numbers or pairs):
             problems.append(f"{name!r}: expected numbers, or [start, end] pairs")
         else:
-            found[name] = frozenset(entries if numbers else map(tuple, entries))
+            episodes[name] = frozenset(entries if numbers else map(tuple, entries))
     if problems:
         raise ConfigError("\n  ".join([f"data.filters.episodes: {path}:", *problems]))
-    return found
+    return episodes
 
 
 def moving(

@@ -39,7 +39,7 @@ def given_reader(trajectories: Given | Mapping[str, Given]) -> Reader:
     """
     named: dict[str, Any] = {"train": trajectories}
     if isinstance(trajectories, Mapping):
-        named = {str(split): given for split, given in trajectories.items()}
+        named = {str(split): source for split, source in trajectories.items()}
 
     def open_given(
         folder: Any, split: str, low: Sequence[str], *_: Any, skip: bool
@@ -110,11 +110,11 @@ class _Columns:
         if not any(lengths.values()):
             raise EmptyTrajectoryError("the trajectory has no steps", self.root, number)
         for path in (*self._low, *self.cameras):
-            like, values = self._features[path], flat[path]
-            if not _is_like(values, like):
+            reference, values = self._features[path], flat[path]
+            if not _is_like(values, reference):
                 problem = (
                     f"{path!r} is {values.dtype} {list(values.shape[1:])} a step, in the first one "
-                    f"{like.dtype} {list(like.shape)}"
+                    f"{reference.dtype} {list(reference.shape)}"
                 )
                 raise FeatureError(problem, self.root, number)
         return next(iter(lengths.values()))
@@ -131,7 +131,7 @@ class _Columns:
         self, wanted: Int64[np.ndarray, "k"], cameras: Sequence[str], seed: int | None
     ) -> Iterator[tuple[int, Frames]]:
         """See `vla_jax.data.source_streamed.Passes`; the order is that of the trajectories."""
-        todo, seen = set(wanted.tolist()), Counter()
+        todo, occurrences = set(wanted.tolist()), Counter()
         for place, raw in enumerate(_steps(self._trajectories)):
             flat = _flat(raw)
             try:
@@ -139,11 +139,11 @@ class _Columns:
             except DataError:  # the first pass has left it out
                 continue
             key = self._key(flat)
-            same, seen[key] = self._numbers.get(key, []), seen[key] + 1
-            if len(same) < seen[key]:
+            same, occurrences[key] = self._numbers.get(key, []), occurrences[key] + 1
+            if len(same) < occurrences[key]:
                 problem = "was not among the trajectories of the first pass; they must not change"
                 raise DataError(problem, self.root, place)
-            number = same[seen[key] - 1]
+            number = same[occurrences[key] - 1]
             if number in todo:
                 todo.discard(number)
                 yield number, {camera: list(flat[camera]) for camera in cameras}
@@ -187,7 +187,7 @@ def _steps(trajectories: Given) -> Iterator[Mapping[str, Any]]:
 
 def _flat(trajectory: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Path -> [t, ...]; what has no steps is left out."""
-    found = {}
+    columns = {}
     for path, leaf in flatten(trajectory).items():
         values = leaf.numpy() if hasattr(leaf, "numpy") else leaf
         ragged = (
@@ -196,36 +196,36 @@ def _flat(trajectory: Mapping[str, Any]) -> dict[str, np.ndarray]:
         array = np.array(values, object) if ragged else np.asarray(values)
         array = array.astype(object) if array.dtype.kind in "SU" else array
         if array.ndim:
-            found[path if path.startswith(STEPS) else STEPS + path] = array
-    return found
+            columns[path if path.startswith(STEPS) else STEPS + path] = array
+    return columns
 
 
 def _features(flat: Mapping[str, np.ndarray]) -> dict[str, Feature]:
-    found = {}
+    features = {}
     for path, values in flat.items():
         if values.dtype == object:
             sample = next((v for v in values.tolist() if len(v)), b"")
             if isinstance(sample, bytes) and sample[:2] in _ENCODED:
-                found[path] = Feature("image", (*image_size(sample), 3), "uint8", "")
+                features[path] = Feature("image", (*image_size(sample), 3), "uint8", "")
             elif isinstance(sample, bytes) and not _is_text(sample):
-                found[path] = Feature("tensor", (), "object")  # numbers as bytes, such as kuka's
+                features[path] = Feature("tensor", (), "object")  # numbers as bytes, such as kuka's
             else:
-                found[path] = Feature("text")
+                features[path] = Feature("text")
         elif values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] == 3:
-            found[path] = Feature("image", values.shape[1:], "uint8", "")
+            features[path] = Feature("image", values.shape[1:], "uint8", "")
         else:
-            found[path] = Feature("tensor", values.shape[1:], values.dtype.name)
-    return found
+            features[path] = Feature("tensor", values.shape[1:], values.dtype.name)
+    return features
 
 
-def _is_like(values: np.ndarray, like: Feature) -> bool:
+def _is_like(values: np.ndarray, reference: Feature) -> bool:
     """Whether values are of the kind and shape that the first trajectory's are."""
-    if like.kind == "image" and values.dtype != object:
+    if reference.kind == "image" and values.dtype != object:
         return values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] == 3
     if values.dtype == object:
-        return values.ndim == 1 and (like.kind != "tensor" or like.dtype == "object")
-    numbers = like.kind == "tensor" and like.dtype != "object"
-    return numbers and values.shape[1:] == like.shape
+        return values.ndim == 1 and (reference.kind != "tensor" or reference.dtype == "object")
+    numbers = reference.kind == "tensor" and reference.dtype != "object"
+    return numbers and values.shape[1:] == reference.shape
 
 
 def _is_text(value: bytes) -> bool:

@@ -74,8 +74,8 @@ class Loader(Iterator[Batch]):
                 another mixture, or prompts are too long (all are listed).
         """
         if batch_size % process_count or not 0 <= process_index < process_count:
-            share = f"process {process_index} of {process_count}"
-            raise ValueError(f"batch_size {batch_size} cannot be split: {share}")
+            position = f"process {process_index} of {process_count}"
+            raise ValueError(f"batch_size {batch_size} cannot be split: {position}")
         self._mixture, self._seed, self._batch_size = mixture, seed, batch_size
         self._order: MixtureOrder | SequentialOrder | StreamedOrder = SequentialOrder(mixture.sizes)
         self._total: int | None = mixture.num_windows
@@ -128,8 +128,8 @@ class Loader(Iterator[Batch]):
         """Batches of one pass without shuffle."""
         if self._total is None:
             raise TypeError("a shuffled loader has no length")
-        whole, rest = divmod(self._total, self._batch_size)
-        return whole + (rest > 0 and self._pad_last)
+        full, remainder = divmod(self._total, self._batch_size)
+        return full + (remainder > 0 and self._pad_last)
 
     def __enter__(self) -> "Loader":
         return self
@@ -214,29 +214,29 @@ class Loader(Iterator[Batch]):
         if mixture.proprio:
             proprio = np.zeros((rows, window, mixture.proprio), np.float32)
         for d in np.unique(dataset):
-            mine, source = np.flatnonzero(dataset == d), mixture.datasets[d]
-            place = mixture.windows[d].locate(element[mine])
-            trajectory[mine], ends[mine], hidden[mine] = place
+            members, source = np.flatnonzero(dataset == d), mixture.datasets[d]
+            place = mixture.windows[d].locate(element[members])
+            trajectory[members], ends[members], hidden[members] = place
             until = source.starts[place.trajectory + 1] - source.starts[place.trajectory]
-            reach = self._goals(numbers[mine], place.end, until) + 1
-            frames, mask[mine] = trajectories.chunks(
+            reach = self._goals(numbers[members], place.end, until) + 1
+            frames, mask[members] = trajectories.chunks(
                 place.end, reach, window, mixture.chunk, place.hidden, mixture.padded_rows
             )
-            chunk[mine] = source.actions_at(place.trajectory, frames)
+            chunk[members] = source.actions_at(place.trajectory, frames)
             units = mixture.units.get(source.name)
             if proprio is not None or units is not None:
                 frames, _ = trajectories.history(place.end, window, place.hidden)
                 states = source.states(place.trajectory, frames)
                 if units is not None:
-                    chunk[mine] = units.prepare_actions(chunk[mine], states)
+                    chunk[members] = units.prepare_actions(chunk[members], states)
                     states = units.prepare_state(states)
                 if proprio is not None:
-                    proprio[mine] = states
-            codes[mine] = mixture.language.choose(
-                int(d), place.trajectory, numbers[mine], self._seed
+                    proprio[members] = states
+            codes[members] = mixture.language.choose(
+                int(d), place.trajectory, numbers[members], self._seed
             )
-        frames, seen = trajectories.history(ends, window, hidden)
-        images, present, sound = self._decode(dataset, trajectory, frames, seen)
+        frames, visible = trajectories.history(ends, window, hidden)
+        images, present, sound = self._decode(dataset, trajectory, frames, visible)
         ids, id_mask = self._written(codes, proprio)
         sentence = None if self._sentences is None else self._sentences[codes]
         return Batch(
@@ -311,8 +311,8 @@ def _encode_all(
     ids, masks, problems = [], [], []
     for instruction in mixture.instructions:
         try:
-            found, mask = encode(instruction)
-            ids.append(np.asarray(found, np.int32))
+            tokens, mask = encode(instruction)
+            ids.append(np.asarray(tokens, np.int32))
             masks.append(np.asarray(mask, bool))
         except TextLengthError as error:
             problems.append(str(error))

@@ -29,10 +29,10 @@ def find_cameras(
     spec: DatasetSpec, features: Mapping[str, Feature], cameras: Sequence[str]
 ) -> dict[str, str]:
     """The image feature of each of these roles that the dataset has."""
-    found = {
+    paths = {
         role: find_feature(features, spec.images[role]) for role in cameras if role in spec.images
     }
-    return {role: path for role, path in found.items() if path}
+    return {role: path for role, path in paths.items() if path}
 
 
 def partners(spec: DatasetSpec, cameras: Sequence[str]) -> tuple[str, ...]:
@@ -102,11 +102,11 @@ def check_episodes(filters: Filters, source: Source, name: str) -> None:
         raise DataError(f"{name}: {problem}", source.root)
     unknown = sorted(number for number in filters.episodes if number not in source.every)
     if unknown:
-        known = f"{source.every[0]} to {source.every[-1]}" if len(source.every) else "none"
+        available = f"{source.every[0]} to {source.every[-1]}" if len(source.every) else "none"
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         raise DataError(
             f"{name}: data.filters.episodes names {unknown[:_SHOWN]}{more}, which are no episodes "
-            f"of the split; it has {known}",
+            f"of the split; it has {available}",
             source.root,
         )
 

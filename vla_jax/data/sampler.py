@@ -125,9 +125,12 @@ class MixtureOrder:
         blocks, slots = np.divmod(samples.astype(np.int64), self.block)
         dataset, window = np.zeros_like(slots), np.zeros_like(slots)
         for block in np.unique(blocks):
-            here = blocks == block
+            selected = blocks == block
             datasets, windows = self._blocks(int(block))
-            dataset[here], window[here] = datasets[slots[here]], windows[slots[here]]
+            dataset[selected], window[selected] = (
+                datasets[slots[selected]],
+                windows[slots[selected]],
+            )
         return dataset, window
 
     def _compute_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,8 +142,8 @@ class MixtureOrder:
         dataset = np.searchsorted(edges, place, side="right")
         draw = np.zeros(self.block, np.int64)
         for d, drawn in enumerate(start):
-            mine = np.flatnonzero(dataset == d)
-            draw[mine] = drawn + np.arange(len(mine))  # the how-manieth of its dataset
+            members = np.flatnonzero(dataset == d)
+            draw[members] = drawn + np.arange(len(members))  # the how-manieth of its dataset
         return dataset, self._window(dataset, draw)
 
     def _cumulative(self, blocks: int) -> list[int]:
@@ -151,9 +154,9 @@ class MixtureOrder:
     def _window(self, dataset: np.ndarray, draw: np.ndarray) -> np.ndarray:
         window = np.empty_like(draw)
         for d in np.unique(dataset):
-            mine = dataset == d
-            epoch, element = np.divmod(draw[mine], self.sizes[d])
-            window[mine] = feistel(element, self.sizes[d], _keys(self.seed, 1 + int(d), epoch))
+            members = dataset == d
+            epoch, element = np.divmod(draw[members], self.sizes[d])
+            window[members] = feistel(element, self.sizes[d], _keys(self.seed, 1 + int(d), epoch))
         return window
 
 

@@ -44,8 +44,8 @@ class StreamedOrder:
         """Dataset and window of each sample; their images stay at hand until the next call."""
         dataset, window = self._order(samples)
         for number, stream in self._streams.items():
-            mine = dataset == number
-            window[mine] = stream.draw(window[mine])
+            members = dataset == number
+            window[members] = stream.draw(window[members])
         return dataset, window
 
 
@@ -85,15 +85,15 @@ def streamed(
         if isinstance(order, SequentialOrder):
             streams[number] = _Ascending(source, episodes)
             continue
-        share = np.array_split(episodes.used, process_count)[process_index]
-        if not len(share):
+        assigned = np.array_split(episodes.used, process_count)[process_index]
+        if not len(assigned):
             raise DataError(
                 f"{dataset.name}: {len(episodes.used)} trajectories cannot be streamed to "
                 f"{process_count} processes; set data.reader=index",
                 source.root,
             )
         key = [seed & _MASK, number, process_index, start & _MASK]
-        streams[number] = _Shuffled(source, episodes, share, mixture.pool, key)
+        streams[number] = _Shuffled(source, episodes, assigned, mixture.pool, key)
     return (StreamedOrder(order, streams) if streams else order), datasets
 
 
@@ -119,15 +119,15 @@ class _Shuffled:
         self,
         source: StreamSource,
         episodes: _Episodes,
-        share: Int64[np.ndarray, "k"],
+        assigned: Int64[np.ndarray, "k"],
         pool: int,
         key: Sequence[int],
     ):
         self._source, self._episodes = source, episodes
         self._random = np.random.default_rng(key)
-        self._share = share
+        self._share = assigned
         self._coming: Iterator[tuple[int, Frames]] = iter(())
-        self._slots = min(pool, len(share))
+        self._slots = min(pool, len(assigned))
         # Of each slot: its trajectory, its windows in random order, and how many are left.
         self._trajectory = np.full(self._slots, -1)
         self._windows: list[np.ndarray] = [np.zeros(0, np.int64)] * self._slots
@@ -140,17 +140,17 @@ class _Shuffled:
             if trajectory not in self._trajectory:  # it may have come again with the next pass
                 self._source.held.pop(int(self._episodes.numbers[trajectory]), None)
         self._done.clear()
-        found = np.empty(len(windows), np.int64)
+        drawn = np.empty(len(windows), np.int64)
         for i in range(len(windows)):
             self._refill()
             below = np.cumsum(self._left)
             slot = int(np.searchsorted(below, self._random.integers(below[-1]), side="right"))
             self._left[slot] -= 1
-            found[i] = self._windows[slot][self._left[slot]]
+            drawn[i] = self._windows[slot][self._left[slot]]
             if not self._left[slot]:
                 self._done.append(int(self._trajectory[slot]))
                 self._trajectory[slot] = -1
-        return found
+        return drawn
 
     def _refill(self) -> None:
         """Fills empty slots; a pass begins when the one before has not left a window."""

@@ -93,7 +93,7 @@ class ImagePages:
             MissingCameraError: there is no such column, or it holds no encoded images.
             DataError: the file is missing or damaged.
         """
-        column, found = self._column(path, key), []
+        column, images = self._column(path, key), []
         for row in rows:
             number = int(np.searchsorted(column.starts, row, side="right")) - 1
             page = column.pages[number] if number >= 0 else None
@@ -102,15 +102,15 @@ class ImagePages:
             try:
                 spans = self._spans(path, key, number)
                 if spans is None:
-                    found.append(self._whole(path, key, number)[row - page.row])
+                    images.append(self._whole(path, key, number)[row - page.row])
                 else:
                     codec = column.chunks[page.chunk].codec
-                    found.append(self._single(path, page, spans, row - page.row, codec))
+                    images.append(self._single(path, page, spans, row - page.row, codec))
             except DAMAGE as error:
                 if isinstance(error, DataError):
                     raise
                 raise CorruptRecordError(f"column {key!r} is damaged: {error!r}", path) from error
-        return found
+        return images
 
     def _single(
         self, path: Path, page: _Page, spans: _Spans, row: int, codec: str | None
@@ -126,8 +126,8 @@ class ImagePages:
         at = int(spans.blocks[first])
         packed = self._bytes(path, page.at + at, int(spans.blocks[last + 1]) - at)
         stream = parquet_bytes.framed(stop - skipped, packed)
-        found = parquet_bytes.unpacked(stream, codec, stop - skipped)
-        return found[begin - skipped : end - skipped]
+        data = parquet_bytes.unpacked(stream, codec, stop - skipped)
+        return data[begin - skipped : end - skipped]
 
     def _locate(self, path: Path, key: str, number: int) -> _Spans | None:
         """Where the images of a page lie; None if it has to be read whole."""
@@ -146,11 +146,11 @@ class ImagePages:
         levels, values, encoding = _split(data, page, column.nested)
         if encoding != _PLAIN:
             return None
-        here = levels == column.nested if column.nested else np.ones(page.rows, bool)
-        ends = parquet_bytes.plain_ends(values, int(here.sum())) + len(data) - len(values)
+        is_present = levels == column.nested if column.nested else np.ones(page.rows, bool)
+        ends = parquet_bytes.plain_ends(values, int(is_present.sum())) + len(data) - len(values)
         begin, end = np.full((2, page.rows), -1, np.int64)
-        end[here] = ends
-        begin[here] = np.concatenate([[len(data) - len(values)], ends[:-1]])[: len(ends)] + 4
+        end[is_present] = ends
+        begin[is_present] = np.concatenate([[len(data) - len(values)], ends[:-1]])[: len(ends)] + 4
         return _Spans(begin, end, len(data), blocks)
 
     def _whole(self, path: Path, key: str, number: int) -> list[bytes | None]:
@@ -179,8 +179,8 @@ class ImagePages:
             size = os.path.getsize(path)
         if not all(_readable(chunk) for _, chunk in described):
             ends = np.cumsum([0, *(rows for rows, _ in described)]).tolist()
-            whole = [_Page(ends[g], n, 0, {}, g) for g, (n, _) in enumerate(described)]
-            return _Column(np.array(ends[:-1]), whole, [], nested)
+            whole_groups = [_Page(ends[g], n, 0, {}, g) for g, (n, _) in enumerate(described)]
+            return _Column(np.array(ends[:-1]), whole_groups, [], nested)
         chunks: list[_Chunk] = []
         pages: list[_Page] = []
         row = 0
@@ -192,18 +192,18 @@ class ImagePages:
                     at = min(at, chunk.dictionary_page_offset)
                 stop = min(at + chunk.total_compressed_size, size)
                 chunks.append(_Chunk(codec, None))
-                found = row
-                while found < row + rows and at < stop:
+                next_row = row
+                while next_row < row + rows and at < stop:
                     header, at = self._header(path, at)
                     if header[1] == _DICTIONARY:
                         chunks[-1] = chunks[-1]._replace(dictionary=(at, header))
                     elif header[1] in (_DATA, _DATA_V2):
                         count = header[5 if header[1] == _DATA else 8][1]
-                        pages.append(_Page(found, count, at, header, group))
-                        found += count
+                        pages.append(_Page(next_row, count, at, header, group))
+                        next_row += count
                     at += header[3]
-                if found != row + rows:
-                    raise ValueError(f"{found - row} values in {rows} rows")
+                if next_row != row + rows:
+                    raise ValueError(f"{next_row - row} values in {rows} rows")
                 row += rows
         except DAMAGE as error:
             raise CorruptRecordError(f"column {key!r} is damaged: {error!r}", path) from error
@@ -255,12 +255,12 @@ class ImagePages:
             words = parquet_bytes.unpacked(self._body(path, at, about), chunk.codec, about[2])
             entries = parquet_bytes.plain(words, about[7][1])
             codes = parquet_bytes.hybrid(values[1:], values[0], present)
-            found = [entries[code] for code in codes.tolist()]
+            images = [entries[code] for code in codes.tolist()]
         else:
-            found = parquet_bytes.plain(values, present)
+            images = parquet_bytes.plain(values, present)
         if present == page.rows:
-            return list(found)
-        coming = iter(found)
+            return list(images)
+        coming = iter(images)
         return [next(coming) if level == column.nested else None for level in levels.tolist()]
 
 
@@ -306,8 +306,8 @@ def _find(file: Any, key: str, path: Path) -> int:
 
 def _readable(chunk: Any) -> bool:
     """Whether a column of a row group is packed and encoded in ways that are known here."""
-    known = {"PLAIN", "RLE", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "BIT_PACKED"}
-    return set(chunk.encodings) <= known and chunk.compression in CODECS
+    encodings = {"PLAIN", "RLE", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "BIT_PACKED"}
+    return set(chunk.encodings) <= encodings and chunk.compression in CODECS
 
 
 def _row_group(path: Path, key: str, group: int) -> list[bytes | None]:

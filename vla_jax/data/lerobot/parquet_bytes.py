@@ -34,12 +34,12 @@ def unpacked(data: bytes, codec: str | None, size: int) -> bytes:
     import pyarrow as arrow
 
     try:
-        found = arrow.Codec(codec).decompress(data, decompressed_size=size, asbytes=True)
+        raw = arrow.Codec(codec).decompress(data, decompressed_size=size, asbytes=True)
     except arrow.ArrowException as error:
         raise ValueError(str(error)) from error
-    if len(found) != size:
+    if len(raw) != size:
         raise ValueError("a page has another size than its header says")
-    return found
+    return raw
 
 
 def snappy_blocks(data: bytes) -> np.ndarray | None:
@@ -50,7 +50,7 @@ def snappy_blocks(data: bytes) -> np.ndarray | None:
     """
     size, at = varint(data, 0)
     marks, out, begin, parts = [at], 0, 0, 0
-    most = _PARTS * (size // BLOCK + 1)
+    max_parts = _PARTS * (size // BLOCK + 1)
     while at < len(data):
         tag, parts = data[at], parts + 1
         kind, length = tag & 3, (tag >> 2) + 1
@@ -69,7 +69,7 @@ def snappy_blocks(data: bytes) -> np.ndarray | None:
             at += (2, 3, 5)[kind - 1]
         out += length
         if out - begin >= BLOCK or at >= len(data):
-            if out - begin > BLOCK or parts > most:
+            if out - begin > BLOCK or parts > max_parts:
                 return None
             begin = out
             marks.append(at)
@@ -151,18 +151,18 @@ def thrift(data: bytes, at: int) -> tuple[dict[int, Any], int]:
     Raises:
         IndexError: it does not end within `data`; ValueError: it is none.
     """
-    found: dict[int, Any] = {}
+    fields: dict[int, Any] = {}
     field = 0
     while True:
         head = data[at]
         at += 1
         if not head & 15:
-            return found, at
+            return fields, at
         if head >> 4:
             field += head >> 4
         else:
             field, at = _zigzag(data, at)
-        found[field], at = _value(data, at, head & 15)
+        fields[field], at = _value(data, at, head & 15)
 
 
 def _zigzag(data: bytes, at: int) -> tuple[int, int]:

@@ -115,9 +115,9 @@ def _elsewhere(
         else:
             wrong.append((episode, error))
     for path, part in moved.items():
-        found = _copy((path, part, wanted))
+        copied = _copy((path, part, wanted))
         note = "lie in another file than meta names"
-        yield found._replace(notes=[*found.notes, *((note, e.number) for e in found.episodes)])
+        yield copied._replace(notes=[*copied.notes, *((note, e.number) for e in copied.episodes)])
     yield Part(Path(), [], {}, wrong, [])
 
 
@@ -258,8 +258,8 @@ def numbers(column: Any, feature: Feature) -> np.ndarray:
         lengths = np.unique(np.asarray(array.value_lengths())) if len(array) else np.zeros(0)
         size = sizes[depth] if depth < len(sizes) else 1
         if len(lengths) and (len(lengths) > 1 or lengths[0] != size):
-            found = lengths.tolist() if len(lengths) < 5 else f"{lengths[0]} to {lengths[-1]}"
-            raise FeatureError(f"{declared}: its rows have {found} numbers")
+            listing = lengths.tolist() if len(lengths) < 5 else f"{lengths[0]} to {lengths[-1]}"
+            raise FeatureError(f"{declared}: its rows have {listing} numbers")
         array, depth = array.flatten(), depth + 1
     if array.null_count:
         raise FeatureError("has empty places")

@@ -206,11 +206,11 @@ class LeRobotSource:
                 times = begin + self._copies[TIME][first : last + 1].astype(np.float64)
                 return self._videos.read(path, times.tolist())
             rows = self._copies[ROW][first : last + 1].tolist()
-            found = self._pages.read(episode.data, key, rows)
-            for frame, data in enumerate(found):
+            images = self._pages.read(episode.data, key, rows)
+            for frame, data in enumerate(images):
                 if not data:
                     raise ImageDecodeError("the row holds no image", episode.data, frame=frame)
-            return [data for data in found if data]
+            return [data for data in images if data]
         except DataError as error:
             path, step = error.file or episode.data, step + max(error.frame, 0)
             problem = f"camera {key!r}: {error.problem}"
@@ -259,10 +259,10 @@ def _with_codes(
     part: Mapping[str, np.ndarray], tables: dict[str, dict[str, int]]
 ) -> dict[str, np.ndarray]:
     """Texts as codes into `tables`, which fill up."""
-    found = dict(part)
+    columns = dict(part)
     for path, values in part.items():
         if values.dtype == object:
             table = tables.setdefault(path, {})
             codes = [table.setdefault(str(text or ""), len(table)) for text in values]
-            found[path] = np.array(codes, np.int32)
-    return found
+            columns[path] = np.array(codes, np.int32)
+    return columns

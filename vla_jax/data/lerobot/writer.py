@@ -133,9 +133,9 @@ class LeRobotWriter:
         if len(set(lengths.values())) != 1 or not next(iter(lengths.values()), 0):
             problems.append(f"frames of unequal or no length: {lengths}")
         for name, shape in self._numbers.items():
-            found = np.shape(values.get(name, ()))[1:]
-            if name in values and found != shape:
-                problems.append(f"{name} has shape {found}, not {shape}")
+            actual = np.shape(values.get(name, ()))[1:]
+            if name in values and actual != shape:
+                problems.append(f"{name} has shape {actual}, not {shape}")
         if problems:
             raise FeatureError("; ".join(problems), self._target)
         return next(iter(lengths.values()))
@@ -210,5 +210,5 @@ class _Statistics:
 
     def summary(self) -> dict[str, Sequence[float]]:
         rows = np.concatenate(self._parts)
-        found = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
-        return {**{name: value.tolist() for name, value in found.items()}, "count": [len(rows)]}
+        moments = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+        return {**{name: value.tolist() for name, value in moments.items()}, "count": [len(rows)]}

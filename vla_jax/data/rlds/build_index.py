@@ -133,10 +133,10 @@ def _index_shard(job: tuple) -> _Shard:
         kind = type(error).__name__
         skipped.append(Skipped(kind, error.problem, path.name, episode, episodes))
 
-    seen = 0
+    num_read = 0
     try:
         for episode, (offset, record, sound) in enumerate(read(path, check_crc)):
-            seen = episode + 1
+            num_read = episode + 1
             try:
                 if not sound:
                     raise CorruptRecordError(records.DIFFERS)
@@ -151,14 +151,14 @@ def _index_shard(job: tuple) -> _Shard:
             arrays["number"] = np.array([episode], np.int32)
             for stem, array in arrays.items():
                 lists.setdefault(stem, []).append(array)
-        if seen != count:
-            problem = f"holds {seen} episodes, dataset_info.json says {count}"
+        if num_read != count:
+            problem = f"holds {num_read} episodes, dataset_info.json says {count}"
             raise TruncatedShardError(problem, path)
     except (TruncatedShardError, CorruptRecordError) as error:
         # Where the next record would begin is not known: the rest of the shard is lost.
         if not skip:
             raise
-        fail(error, error.episode, max(count - seen, 1))
+        fail(error, error.episode, max(count - num_read, 1))
     arrays = {stem: np.concatenate(parts) for stem, parts in lists.items() if parts}
     return _Shard(arrays, {p: list(table) for p, table in tables.items()}, skipped)
 

@@ -111,29 +111,31 @@ def _episode(
     source: Source, episode: int, described: Mapping[str, Feature], columns: Mapping[str, Any]
 ) -> dict[str, Any]:
     first, stop = int(source.starts[episode]), int(source.starts[episode + 1])
-    found: dict[str, Any] = {}
+    encoded: dict[str, Any] = {}
     for path, feature in described.items():
         if path not in columns:
-            found[path] = np.arange(first, stop) == (first if path.endswith("first") else stop - 1)
+            encoded[path] = np.arange(first, stop) == (
+                first if path.endswith("first") else stop - 1
+            )
         elif feature.kind == "image":
-            found[path] = _images(source, path, first, stop, feature)
+            encoded[path] = _images(source, path, first, stop, feature)
         else:
             values = columns[path]
-            found[path] = values[first:stop] if path.startswith(STEPS) else values[episode]
-    return found
+            encoded[path] = values[first:stop] if path.startswith(STEPS) else values[episode]
+    return encoded
 
 
 def _images(source: Source, path: str, first: int, stop: int, feature: Feature) -> list[bytes]:
-    found = []
+    images = []
     for begin in range(first, stop, _READ):
         for frame in source.read(path, begin, min(begin + _READ, stop) - 1):
             try:
-                found.append(_encoded(frame, feature))
+                images.append(_encoded(frame, feature))
             except ValueError as error:
                 problem = getattr(error, "problem", str(error))
-                place = source.place(first + len(found))
+                place = source.place(first + len(images))
                 raise ImageDecodeError(f"{path!r}: {problem}", *place) from error
-    return found
+    return images
 
 
 def _encoded(frame: Frame, feature: Feature) -> bytes:

@@ -172,20 +172,22 @@ def open_index(
     name = f"{info['name']}-{info['version']}-{split}-{digest[:16]}"
 
     def build(folder: Path) -> dict:
-        known = {path: [stamp(directory / path), _fingerprint(directory / path)] for path in shards}
+        stamps = {
+            path: [stamp(directory / path), _fingerprint(directory / path)] for path in shards
+        }
         meta = index_shards(folder, directory, shards, features, low, check_crc, skip)
-        return meta | {"name": info["name"], "split": split, "digest": digest, _FILES: known}
+        return meta | {"name": info["name"], "split": split, "digest": digest, _FILES: stamps}
 
     def renew(meta: dict) -> dict | None:
-        known = {}
+        stamps = {}
         if meta["lengths"] != list(shards.values()):
             return None
         for path, (then, content) in meta[_FILES].items():
-            now = stamp(directory / path)
-            if now != then and _fingerprint(directory / path) != content:
+            current = stamp(directory / path)
+            if current != then and _fingerprint(directory / path) != content:
                 return None
-            known[path] = [now, content]
-        return meta | {_FILES: known}
+            stamps[path] = [current, content]
+        return meta | {_FILES: stamps}
 
     folder = cached_folder(directory, cache_dir, name, rebuild, build, skip, renew)
     return RLDSIndex(folder, directory, features)
@@ -210,8 +212,8 @@ def _dataset_info(directory: Path) -> dict:
             }
             for split in info["splits"]
         ]
-        found = {"name": str(info["name"]), "version": str(info["version"]), "splits": splits}
-        return found | {"format": str(info.get("fileFormat", "tfrecord"))}
+        described = {"name": str(info["name"]), "version": str(info["version"]), "splits": splits}
+        return described | {"format": str(info.get("fileFormat", "tfrecord"))}
     except FileNotFoundError:
         below = sorted(str(p.parent) for p in directory.glob("*/dataset_info.json"))
         below += sorted(str(p.parent) for p in directory.glob("*/*/dataset_info.json"))
@@ -232,8 +234,8 @@ def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
     if split not in splits:
         raise DataError(f"no split {split!r}; it has {sorted(splits)}", directory)
     if info["format"] not in _FORMATS:
-        known = " and ".join(_FORMATS)
-        raise DataError(f"shards are {info['format']}; the index reads {known} only", directory)
+        readable = " and ".join(_FORMATS)
+        raise DataError(f"shards are {info['format']}; the index reads {readable} only", directory)
     lengths, names = splits[split]["lengths"], {}
     for i, length in enumerate(lengths):
         try:

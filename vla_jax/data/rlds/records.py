@@ -80,20 +80,20 @@ def fingerprint(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    found, position = hashlib.sha256(), 0
+    digest, position = hashlib.sha256(), 0
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         tail, header = b"", os.pread(file.fileno(), 12, 0)
         while len(header) == 12:
-            found.update(tail + header)
+            digest.update(tail + header)
             length = struct.unpack("<Q", header[:8])[0]
             if position + 16 + length > size:
                 break
             # The checksum of this payload and the header of the next record lie back to back.
             both = os.pread(file.fileno(), 16, position + 12 + length)
             tail, header, position = both[:4], both[4:], position + 16 + length
-        found.update(tail + header + size.to_bytes(8, "little"))
-    return found.hexdigest()
+        digest.update(tail + header + size.to_bytes(8, "little"))
+    return digest.hexdigest()
 
 
 def frame_record(record: bytes) -> bytes:
@@ -109,7 +109,7 @@ def walk_example(record: bytes) -> dict[str, Field]:
     Raises:
         CorruptRecordError: the bytes are not an Example (the caller adds file and episode).
     """
-    found: dict[str, Field] = {}
+    fields: dict[str, Field] = {}
     try:
         for number, start, stop in message_fields(record, 0, len(record)):
             if number != 1:
@@ -124,12 +124,12 @@ def walk_example(record: bytes) -> dict[str, Field]:
                             record, value_start, value_stop
                         ):
                             field = Field(kind, list_start, list_stop)
-                found[name] = field
+                fields[name] = field
     except (IndexError, UnicodeDecodeError) as error:
         raise CorruptRecordError(f"not a tf.train.Example ({error})") from error
-    if not found:
+    if not fields:
         raise CorruptRecordError("not a tf.train.Example (no features)")
-    return found
+    return fields
 
 
 def byte_spans(record: bytes, field: Field) -> Int64[np.ndarray, "n 2"]:

@@ -96,8 +96,8 @@ def open_stream(
         meta = index_shards(
             work, builder.data_path, shards, described, low, False, skip, scan_records
         )
-        known = {"name": builder.name, "split": split, "digest": digest, "files": _stamps(paths)}
-        return meta | known
+        origin = {"name": builder.name, "split": split, "digest": digest, "files": _stamps(paths)}
+        return meta | origin
 
     remote = "://" in str(folder)
     name = f"{builder.name}-{builder.version}-{split}-stream-{digest[:16]}"
@@ -143,7 +143,7 @@ class _Passes:
         last = np.array([numbers[shards == shard].max() for shard in order], np.int64)
         files = [str(columns.shards[shard]) for shard in order]
 
-        def one(file: Any, shard: Any, begin: Any, end: Any) -> Any:
+        def read_shard(file: Any, shard: Any, begin: Any, end: Any) -> Any:
             chosen = tf.data.TFRecordDataset(file).skip(begin).take(end - begin)
             counted = tf.data.Dataset.zip(tf.data.Dataset.range(begin, end), chosen)
             return counted.map(lambda number, record: (shard, number, record))
@@ -153,26 +153,26 @@ class _Passes:
         options = tf.data.Options()
         options.deterministic = True
         options.threading.private_threadpool_size = 2
-        stream = parts.interleave(one, cycle_length=together, num_parallel_calls=together)
+        stream = parts.interleave(read_shard, cycle_length=together, num_parallel_calls=together)
         stream = stream.prefetch(_AHEAD).with_options(options)
         try:
             for shard, number, record in stream.as_numpy_iterator():
-                found = episode.get((int(shard), int(number)))
-                if found is not None:
-                    yield found, _images(record, cameras)
+                match = episode.get((int(shard), int(number)))
+                if match is not None:
+                    yield match, _images(record, cameras)
         except tf.errors.OpError as error:
             raise DataError(f"cannot be read: {error.message}", str(columns.root)) from error
 
 
 def _images(record: bytes, cameras: Sequence[str]) -> Frames:
     """Encoded frames; of the record nothing else is kept alive."""
-    fields, found = records.walk_example(record), {}
+    fields, images = records.walk_example(record), {}
     for camera in cameras:
         spans = records.byte_spans(record, fields[camera]).tolist()
         begin = spans[0][0]
         data = memoryview(record[begin : spans[-1][1]])
-        found[camera] = [data[start - begin : stop - begin] for start, stop in spans]
-    return found
+        images[camera] = [data[start - begin : stop - begin] for start, stop in spans]
+    return images
 
 
 def _sizes(paths: Sequence[Any]) -> list[tuple[str, int]]:
@@ -182,14 +182,14 @@ def _sizes(paths: Sequence[Any]) -> list[tuple[str, int]]:
 
 def _stamps(paths: Sequence[Any]) -> list[list[int]]:
     """Changes when a shard is replaced: of one on no disk its size and the time it was stored."""
-    found = []
+    stamps = []
     for path in paths:
         local = cache.stamp(str(path))
         if not local:
-            known = path.stat()
-            local = [int(known.length), int(known.mtime * 1000)]
-        found.append(local)
-    return found
+            status = path.stat()
+            local = [int(status.length), int(status.mtime * 1000)]
+        stamps.append(local)
+    return stamps
 
 
 def _builder(folder: str | Path) -> Any:
