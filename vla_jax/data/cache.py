@@ -62,6 +62,7 @@ def cached_folder(
         DataError: the folder cannot be written.
     """
     roots = _roots(directory, cache_dir)
+    # Looked at without the lock first, as nearly every run finds a finished folder.
     if not rebuild:
         for root in roots:
             if _fits(root / name, skip, renew):
@@ -70,6 +71,7 @@ def cached_folder(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{name}.lock"):
+            # Again under the lock: another process may have built it while this one waited.
             if rebuild or not _fits(root / name, skip, renew, logging.DEBUG):
                 _build(root / name, build)
     except OSError as error:
@@ -87,14 +89,17 @@ def _build(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:
     opened, so that nobody has to wait for it; a crash in between costs building it anew.
     """
     started = time.monotonic()
+    # Beside the target, as a rename works within one file system only.
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         meta = build(work)
         arrays = _arrays(work)
         (work / DONE).write_text(json.dumps(meta | {ARRAYS: arrays}), encoding="utf-8")
         for name, (size, _) in arrays.items():
+            # Smaller ones need no wait: `_fits` compares their checksums.
             if size > _CHECKED:
                 sync(work / name)
+        # mkdtemp makes folders that only their owner may read; others share this one.
         work.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(work, folder)
@@ -207,6 +212,7 @@ def _fits(
         return False
     try:
         meta = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        # What was wrong may have been mended since.
         if meta[SKIPPED] and not skip:
             return False
         for name, (size, crc) in meta[ARRAYS].items():
@@ -215,6 +221,7 @@ def _fits(
                 log.log(level, "%s is damaged and is built anew: %s", folder, name)
                 return False
         renewed = renew(meta)
+    # An index.json of an older version lacks keys or holds other types.
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.log(level, "%s is damaged, or of before, and is built anew: %r", folder, error)
         return False
@@ -240,6 +247,7 @@ def _writable(root: Path) -> bool:
 @contextlib.contextmanager
 def _lock(path: Path):
     """Lets one process build while others wait; file systems without locks go without."""
+    # "a+" does not truncate: the file says who holds the lock.
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -288,6 +296,7 @@ def write_columns(folder: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> li
             column.close()
     finally:
         for column in columns.values():
+            # After close() this does nothing; after an error it frees the descriptors.
             column.abandon()
     return list(columns)
 
@@ -306,6 +315,7 @@ class _Column:
     def __init__(self, path: Path, sample: np.ndarray):
         self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
         self._like, self._rows = sample[:0], 0
+        # Written with 0 rows for now; close() writes it again with the count.
         self._data_at = self._header()
 
     def _header(self) -> int:
@@ -317,6 +327,7 @@ class _Column:
         return self._file.tell()
 
     def append(self, array: np.ndarray) -> None:
+        # The header holds one dtype, that of the first part.
         self._file.write(np.ascontiguousarray(array, self._like.dtype).tobytes())
         self._rows += len(array)
 

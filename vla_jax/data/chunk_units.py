@@ -23,6 +23,7 @@ def with_chunks(
     Raises:
         ConfigError: the dataset records no state.
     """
+    # A checkpoint brings them along: its units stay those it was trained with.
     if "chunks" in statistics:
         return dict(statistics)
     if dataset.proprio is None:
@@ -59,6 +60,7 @@ def units_of(
         )
     except ValueError as error:
         raise ConfigError(f"data.units: dataset {name!r}: {error}") from error
+    # A `proprio` of 0 means that the model takes no state.
     size = len(units.state.first)
     if structure.proprio not in (0, size):
         raise ConfigError(

@@ -19,6 +19,7 @@ def find_spec(name: str, variant: str = "default") -> DatasetSpec:
         KeyError: what is wrong with the name, and the legal ones.
     """
     file, _, attribute = name.rpartition(":")
+    # Names of the registry hold no colon.
     if not file:
         return get_spec(name, variant)
     path = Path(file).expanduser()

@@ -68,6 +68,7 @@ def guess(folder: str | Path) -> Guess:
         DataError: no feature has the name of an action, or none is a camera.
     """
     features = _features(folder)
+    # An action or a state is one vector a step, so matrices are left out.
     numbers = {p: f for p, f in features.items() if f.kind == "tensor" and len(f.shape) < 2}
     cameras = [path for path, feature in features.items() if feature.kind == "image"]
     action = _first(_ACTION, numbers)
@@ -78,6 +79,7 @@ def guess(folder: str | Path) -> Guess:
         raise DataError(f"no feature is a camera of colors; it has {sorted(features)}", folder)
     images, unassigned = _roles(cameras)
     texts = [path for path, feature in features.items() if feature.kind == "text"]
+    # The name of an action may look like that of a state.
     state = _first(_STATE, {p: f for p, f in numbers.items() if p not in action})
     text = _first(_TEXT, texts)
     first_state, first_text = ("".join(paths[:1]) for paths in (state, text))
@@ -154,6 +156,7 @@ def _first(patterns: Sequence[str], paths: Sequence[str] | Mapping[str, Feature]
     for pattern in patterns:
         hits = sorted(path for path in paths if re.search(pattern, path, re.I))
         folders = {path.rpartition("/")[0] for path in hits}
+        # action/x, action/y, ... are parts of one action, which are joined.
         parts = len(folders) == 1 and re.search(r"(^|/)actions?$", next(iter(folders)), re.I)
         if hits:
             return tuple(hits if parts else hits[:1])
@@ -164,10 +167,12 @@ def _roles(cameras: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Role -> camera, and the cameras that are left."""
     left, camera_of = sorted(cameras), {}
     for role, pattern in _ROLES.items():
+        # Only the end of a path names the camera; the groups above are those of all cameras.
         hit = next((c for c in left if re.search(pattern, c.rpartition("/")[2], re.I)), None)
         if hit:
             camera_of[role] = hit
             left.remove(hit)
+    # Cameras whose names tell nothing take the roles that are free, in order.
     for role in CAMERAS:
         if role not in camera_of and left:
             camera_of[role] = left.pop(0)

@@ -3,7 +3,7 @@
 A trajectory is a nested dict whose leaves have one entry a step, as dlimp's are: encoded images
 (bytes) or pixels, numbers, texts (bytes). `observation/image_0` has the path
 `steps/observation/image_0`, so the same `DatasetSpec` fits. The trajectories may come in another
-order every time, but they must be the same: they are recognised by their numbers and texts.
+order every time, but they must be the same: they are recognized by their numbers and texts.
 
 Axis letters: k some episodes.
 """
@@ -50,6 +50,7 @@ def given_reader(trajectories: Given | Mapping[str, Given]) -> Reader:
         return StreamSource(columns, columns.passes)
 
     def features(_: Any) -> dict[str, Feature]:
+        # The first trajectory speaks for all; `_Columns` holds the others against it.
         for raw in _steps(next(iter(named.values()))):
             return _features(_flat(raw))
         raise DataError("there are no trajectories", _ROOT)
@@ -124,6 +125,7 @@ class _Columns:
         for path in self._low:
             values = flat[path]
             texts = values.dtype == object
+            # The bytes of an array of objects are addresses in memory.
             digest.update(repr(values.tolist()).encode() if texts else values.tobytes())
         return digest.digest()
 
@@ -139,6 +141,7 @@ class _Columns:
             except DataError:  # the first pass has left it out
                 continue
             key = self._key(flat)
+            # Trajectories with the same numbers and texts are told apart by their order.
             same, occurrences[key] = self._numbers.get(key, []), occurrences[key] + 1
             if len(same) < occurrences[key]:
                 problem = "was not among the trajectories of the first pass; they must not change"
@@ -179,6 +182,7 @@ class _Columns:
 
 
 def _steps(trajectories: Given) -> Iterator[Mapping[str, Any]]:
+    # An iterator is used up by the first pass.
     if iter(trajectories) is trajectories:
         raise DataError("given trajectories must be iterable more than once, not an iterator")
     numpy_iterator = getattr(trajectories, "as_numpy_iterator", None)  # of tf.data, so of dlimp
@@ -190,6 +194,7 @@ def _flat(trajectory: Mapping[str, Any]) -> dict[str, np.ndarray]:
     columns = {}
     for path, leaf in flatten(trajectory).items():
         values = leaf.numpy() if hasattr(leaf, "numpy") else leaf
+        # As objects: numpy's own byte strings lose the zeros at an image's end.
         ragged = (
             isinstance(values, (list, tuple)) and values and isinstance(values[0], (bytes, str))
         )
@@ -220,6 +225,7 @@ def _features(flat: Mapping[str, np.ndarray]) -> dict[str, Feature]:
 
 def _is_like(values: np.ndarray, reference: Feature) -> bool:
     """Whether values are of the kind and shape that the first trajectory's are."""
+    # Pictures may have other sizes in other trajectories; they are resized when drawn.
     if reference.kind == "image" and values.dtype != object:
         return values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] == 3
     if values.dtype == object:

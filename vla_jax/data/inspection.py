@@ -33,7 +33,7 @@ class Findings:
     """What was looked at and what was found.
 
     Attributes:
-        dataset: opened, not normalised.
+        dataset: opened, not normalized.
         statistics: in openvla's schema.
         gripper: share of the frames in each tenth of 0..1; [] without a gripper.
         summary: what to print.
@@ -58,7 +58,7 @@ def inspect(
 
     Args:
         name: for messages.
-        spec: how it is standardised.
+        spec: how it is standardized.
         directory: of the data; see `vla_jax.data.formats`.
         split: of its splits.
         cache_dir: where its index lives; see `vla_jax.data.cache.cached_folder`.
@@ -95,7 +95,7 @@ def action_dim(spec: DatasetSpec, folder: Path, split: str, cache_dir: str = "")
     """Dimensions of the actions a spec makes: its encoding's, or of the first sound episode.
 
     Raises:
-        FeatureError: a feature is missing, or no episode can be standardised.
+        FeatureError: a feature is missing, or no episode can be standardized.
     """
     if spec.action:
         return ACTION_ENCODINGS[spec.action].dim
@@ -109,6 +109,7 @@ def action_dim(spec: DatasetSpec, folder: Path, split: str, cache_dir: str = "")
     source = reader.open(folder, split, sorted(set(present.values())), cache_dir, False, skip=True)
     columns = {short: Dataset.column(source, path) for short, path in present.items()}
     last: Exception | None = None
+    # One sound episode is enough; those before it may be broken.
     for episode in range(source.num_episodes):
         first, stop = int(source.starts[episode]), int(source.starts[episode + 1])
         try:
@@ -177,9 +178,11 @@ def _about_actions(dataset: Dataset, measured: Mapping[str, Any]) -> list[str]:
         if constant:
             warnings.append(f"{title} dimensions {constant} are constant")
         q01, q99 = np.asarray(columns.get("q01", ())), np.asarray(columns.get("q99", ()))
+        # q99 normalization has no range to scale by here.
         still = np.flatnonzero((q01 == q99) & (low != high) & scaled).tolist()
         if still:
             warnings.append(f"{title} dimensions {still} are constant in 98 % of the frames")
+        # How far the extremes lie beyond the quantiles that q99 cuts at.
         reach = np.maximum(high - q99, q01 - low)
         wild = np.flatnonzero((reach > _OUTLIER * (q99 - q01)) & (q99 > q01) & scaled).tolist()
         if wild:
@@ -187,6 +190,7 @@ def _about_actions(dataset: Dataset, measured: Mapping[str, Any]) -> list[str]:
                 f"{title} dimensions {wild} have outliers, more than {_OUTLIER:g} times the range "
                 "between the 1 % and 99 % quantiles beyond it"
             )
+    # A chunk of 1: every frame is judged by its own action.
     idle = 1 - float(
         moving(dataset.actions, dataset.starts, 1, _IDLE, dataset.spec.has_gripper).mean()
     )
@@ -236,6 +240,7 @@ def check_images(dataset: Dataset, rows: int = 6, columns: int = 5) -> tuple[dic
         if missing:
             total = len(chosen) * columns
             warnings.append(f"camera {camera!r} has no image in {missing} of {total} frames")
+        # A covered or dead camera records one picture for ever.
         elif (out == out[:1, :1]).all():
             warnings.append(f"camera {camera!r} always shows the same image")
         images[camera] = out

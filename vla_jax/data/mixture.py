@@ -38,7 +38,7 @@ class Mixture:
     """Opened datasets and the shape of the windows that are drawn from them.
 
     Attributes:
-        datasets: see `vla_jax.data.dataset.Dataset`; actions are normalised.
+        datasets: see `vla_jax.data.dataset.Dataset`; actions are normalized.
         names: of the datasets; `Batch.dataset` indexes it.
         weights: of one window of each.
         sizes: windows of each.
@@ -93,6 +93,7 @@ class Mixture:
                 f"{empty}: no window is left: no trajectory is as long as the window {self.window}"
                 " or data.filters.noop leaves nothing"
             )
+        # All that decides which window has which number.
         identity = [
             [[d.name, d.index.digest, d.starts.tolist(), d.digest] for d in datasets],
             [self.weights, self.sizes, self.window, parity.left_pad, segment, self.block],
@@ -158,6 +159,7 @@ def open_datasets(
         )
         sources = _sources(entry, config, reader)
 
+        # Opened when called, as often one part of the two is enough.
         opened = {
             which: functools.partial(
                 open_dataset,
@@ -178,6 +180,7 @@ def open_datasets(
             for which, (source, part) in sources.items()
         }
         try:
+            # Without statistics "val" needs the train part too, to measure it.
             dataset = opened["train" if statistics is None else split]()
         except FeatureError as error:
             left_out.add(error)
@@ -189,18 +192,22 @@ def open_datasets(
             held_out = config.val_fraction or sources["val"][1] == "all"
             if config.parity.stats_split == "all" and held_out:
                 parts.append(opened["val"]())
+            # Trajectories in memory have no folder that a cache could lie beside.
             folder = None if name in streamed else to_folder(entry.dir)
             measured[name] = _measure(parts, spec.mask(action_dim), folder, config)
             dataset = opened["val"]() if split == "val" else dataset
         noop = config.filters.noop or spec.noop
+        # Before normalizing: the threshold is in the dataset's own units.
         if noop:
             dataset.leave_out_idle(noop, structure.chunk)
         measured[name] = _fitted(name, measured[name], action_dim, structure.proprio)
         action_specs[name] = _action_spec(name, measured[name], config, spec)
+        # Also before: recorded actions are compared with what the model is shown.
         if split == "train":
             _warn_of_lost_motion(dataset, measured[name], action_specs[name], structure.proprio)
             check_clipping(name, dataset.actions, action_specs[name])
         dataset.fast_dct = config.parity.dct == "fast"
+        # The loader scales chunk by chunk, so actions and states stay as recorded.
         if config.units:
             measured[name] = with_chunks(measured[name], dataset, structure, config)
             units[name] = units_of(name, measured[name], spec, structure, config)
@@ -245,6 +252,7 @@ def _measure(
     states = [part.proprio for part in parts if part.proprio is not None]
     return cached_statistics(
         parts[0].name,
+        # A single part is not copied, as its actions may fill gigabytes.
         np.concatenate([part.actions for part in parts]) if parts[1:] else parts[0].actions,
         np.concatenate(states) if states[1:] else parts[0].proprio,
         sum(len(part.lengths) for part in parts),

@@ -7,7 +7,7 @@ each window comes once before any comes again. All in integers: the shares never
 any sample costs one block.
 
 Permutations are Feistel networks with cycle walking (Black & Rogaway 2002, "Ciphers with arbitrary
-finite domains"), the round function is the splitmix64 finaliser (Steele et al. 2014).
+finite domains"), the round function is the splitmix64 finalizer (Steele et al. 2014).
 """
 
 import enum

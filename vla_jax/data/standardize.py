@@ -20,7 +20,7 @@ _MISTAKES = (
 def standardise(
     spec: DatasetSpec, episode: Episode, steps: int, action_dim: int, state_dim: int | None
 ) -> Trajectory:
-    """Standardises an episode.
+    """Standardizes an episode.
 
     Args:
         spec: of the dataset.

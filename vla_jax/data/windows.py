@@ -1,4 +1,4 @@
-"""Windows and chunks: index arithmetic over trajectories, vectorised, with masks.
+"""Windows and chunks: index arithmetic over trajectories, vectorized, with masks.
 
 A window of w frames ends at frame t; its frame j is t - w + 1 + j. Left of the trajectory the
 index is clamped to 0 and masked. Element [j, k] of the action chunk is the action at frame

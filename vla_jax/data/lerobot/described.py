@@ -12,7 +12,7 @@ _NUMBERS = (
     "float16", "float32", "float64",
 )  # fmt: skip
 _CHANNELS = (1, 3, 4)  # how many an image has
-# Initials of the axes' names: height, width, channel; rgb, bgr, colour.
+# Initials of the axes' names: height, width, channel; rgb, bgr, color.
 _AXES = {"h": 0, "y": 0, "w": 1, "x": 1, "c": 2, "r": 2, "b": 2}
 _DEPTH = ("is_depth_map", "video.is_depth_map")
 

@@ -27,7 +27,7 @@ _PARALLEL_BYTES = 2 << 30  # below this, starting processes costs more than it s
 
 
 class Skipped(NamedTuple):
-    """Episodes that are left out of an index; JSON-serialisable.
+    """Episodes that are left out of an index; JSON-serializable.
 
     Attributes:
         kind: a key of `errors.KINDS`.

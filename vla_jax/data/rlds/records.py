@@ -163,7 +163,7 @@ def ints(record: bytes, field: Field) -> Int64[np.ndarray, "n"]:
 
 
 def build_example(features: Mapping[str, tuple[int, list[bytes] | np.ndarray]]) -> bytes:
-    """A serialised Example from name -> (kind, values); names are written in sorted order."""
+    """A serialized Example from name -> (kind, values); names are written in sorted order."""
     entries = []
     for name in sorted(features):
         kind, values = features[name]
