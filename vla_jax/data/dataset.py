@@ -1,4 +1,4 @@
-"""One dataset, standardised: which windows it has, and what each holds.
+"""One dataset, standardized: which windows it has, and what each holds.
 
 Axis letters: e trajectories, n frames or samples, w window, f chunk, a action dimension.
 """

@@ -1,4 +1,4 @@
-"""Which trajectories and windows are used: filters over numbers and texts, never over images.
+"""Filters that choose trajectories and windows, over numbers and texts, never over images.
 
 Axis letters: e trajectories, k = e + 1, n frames, a action dimension.
 """
@@ -52,7 +52,7 @@ class Filters:
         ]
 
     def few(self, instructions: Sequence[int]) -> Bool[np.ndarray, "e"]:
-        """Which trajectories stay: of each instruction at most `few_shot`, drawn by the seed.
+        """The trajectories that stay: of each instruction at most `few_shot`, drawn by the seed.
 
         Args:
             instructions: of each trajectory, as a number.

@@ -29,7 +29,7 @@ _NO_TEXT = "do the task"
 
 @dataclass(frozen=True)
 class Guess:
-    """Which features play which part; paths as a spec has them.
+    """The features that play each part, with their paths as a spec has them.
 
     Attributes:
         action: the numbers of an action, one after another.
@@ -62,7 +62,7 @@ def list_features(folder: str | Path) -> list[str]:
 
 
 def guess(folder: str | Path) -> Guess:
-    """Which features are what, by their names.
+    """Guesses the part of each feature from its name.
 
     Raises:
         DataError: no feature has the name of an action, or none is a camera.

@@ -321,7 +321,7 @@ def _is_constant(action: Mapping[str, Any]) -> bool:
 def _states(
     name: str, entry: Mapping[str, Any], states: np.ndarray | None, dim: int
 ) -> np.ndarray | None:
-    """What the model takes of the recorded states, normalised: nothing, or `dim` numbers each."""
+    """What the model takes of the recorded states, normalized: nothing, or `dim` numbers each."""
     if not dim:
         return None
     try:

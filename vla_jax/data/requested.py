@@ -21,6 +21,7 @@ _SHOWN = 10  # numbers listed in a message
 def find_feature(features: Mapping[str, Feature], path: Path) -> str | None:
     """The first of the alternatives that there is, below `steps/` or not."""
     candidates = [path] if isinstance(path, str) else list(path)
+    # Specs leave out `steps/`, and what is recorded once an episode has no such prefix.
     spelled = [p for c in candidates for p in (STEPS + c, c)]
     return next((p for p in spelled if p in features), None)
 
@@ -133,9 +134,11 @@ def held_size(
     declared = tuple(source.features[path].shape[:2])
     fixed = None not in declared
     wanted = 1 if isinstance(source, StreamSource) else _LOOKED_AT  # a stream begins anew each time
+    # Spread over the dataset, as parts of it may have images of another size.
     apart = [frames[len(frames) * i // wanted] for i in range(wanted)] if len(frames) else []
     sizes: list[tuple[int, int]] = []
     wrong: DataError | None = None
+    # The rest come only in place of images that are broken or absent.
     for frame in dict.fromkeys([*apart, *frames]):
         if len(sizes) >= min(wanted, len(frames)):
             break
@@ -149,6 +152,7 @@ def held_size(
             elif sizes:
                 break  # an image that is absent is no mistake
         except DataError as error:
+            # A decoder does not know the place.
             if not error.file:
                 error = type(error)(f"{path!r}: {error.problem}", *source.place(frame))
             if not skip:

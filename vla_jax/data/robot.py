@@ -119,6 +119,7 @@ def _from_zeros(spec: DatasetSpec, features: Mapping[str, Feature]) -> int | Non
         if feature is None or (feature.kind != "text" and None in feature.shape):
             return None
         is_text = feature.kind == "text"
+        # Two steps, as a spec may take differences between steps.
         shape = (2, *(size or 0 for size in feature.shape))
         columns[short] = np.array([""] * 2, object) if is_text else np.zeros(shape, feature.dtype)
     try:

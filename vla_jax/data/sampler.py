@@ -1,4 +1,4 @@
-"""Which window is sample number n: pure functions of (seed, n), so nothing needs to be stored.
+"""The window of each sample number n: pure functions of (seed, n), so nothing needs to be stored.
 
 Mixture: after n samples dataset d has been drawn floor(C[d+1] n) - floor(C[d] n) times, where C are
 the cumulative shares, counted in whole blocks; within a block it is random whose turn it is. The
@@ -41,6 +41,7 @@ def feistel(
     index: Integer[np.ndarray, "n"], size: int, key: Integer[np.ndarray, "n"]
 ) -> Int64[np.ndarray, "n"]:
     """Images of `index` under a pseudo-random permutation of range(size), one key an element."""
+    # The fewest bits that hold `size` and can be cut into two equal halves.
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
     keys = np.stack([_mix(key.astype(np.uint64) + np.uint64(r)) for r in range(_ROUNDS)])
@@ -51,6 +52,7 @@ def feistel(
         for key_of_round in keys[:, todo]:
             left, right = right, left ^ (_mix(right + key_of_round) & mask)
         value[todo] = (left << half) | right
+        # Cycle walking: what fell outside goes through again until it is inside.
         todo = todo[value[todo] >= np.uint64(size)]
     return value.astype(np.int64)
 
@@ -82,6 +84,7 @@ def uniform(
     # The order's streams count up from 0.
     keys = _keys(seed, -1 - stream, samples)[:, None]
     steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    # The upper 53 bits: as many as a float64 can hold.
     return (_mix(keys + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -102,6 +105,7 @@ class MixtureOrder:
             ValueError: a dataset is empty, or its share is below one sample a block.
         """
         self.sizes, self.seed, self.block = [int(s) for s in sizes], seed, block
+        # A weight is that of one window, so a dataset's share grows with its size.
         mass = np.asarray(weights, np.float64) * np.asarray(sizes, np.float64)
         if not mass.size or mass.min() <= 0:
             raise ValueError(f"every dataset needs windows and weight: {sizes=} {weights=}")
@@ -116,6 +120,7 @@ class MixtureOrder:
         scale = 1 << _SHARE_BITS
         # Python integers: they do not overflow at any sample number.
         self._edges = [round(float(c) * scale) for c in np.cumsum([0.0, *self.shares])]
+        # Rounding must leave no slot without a dataset.
         self._edges[-1] = scale
 
     def __call__(
@@ -137,6 +142,7 @@ class MixtureOrder:
         """Dataset and window of every slot of a block."""
         start, stop = self._cumulative(block), self._cumulative(block + 1)
         slots = np.arange(self.block)
+        # The slots are shuffled; the datasets' counts then cut them into turns.
         place = feistel(slots, self.block, _keys(self.seed, 0, np.full(self.block, block)))
         edges = np.cumsum([b - a for a, b in zip(start, stop, strict=True)])
         dataset = np.searchsorted(edges, place, side="right")

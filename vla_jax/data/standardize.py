@@ -48,11 +48,13 @@ def standardise(
             language, keep = _language(trajectory.language), _kept(trajectory.keep, steps)
     except _MISTAKES as error:
         raise FeatureError(f"cannot be standardised: {type(error).__name__}: {error}") from error
+    # Raised out here, as the clause above would take it for a mistake of the spec's code.
     if problem:
         raise FeatureError(problem)
     for title, values in (("action", action), ("robot state", state)):
         if values is None:
             continue
+        # Frames that are not used may hold anything.
         bad = ~np.isfinite(values[keep]).all(axis=1)
         if bad.any():
             frame = int(np.arange(len(values))[keep][np.argmax(bad)])
@@ -86,6 +88,7 @@ def _one_language(language: object) -> str | np.ndarray:
         raise TypeError(f"the language is {texts.dtype} {texts.shape}, not text")
     if not texts.ndim:
         return _text(texts.item())
+    # Filled in afterwards, as np.array would make strings of one fixed width.
     out = np.empty(len(texts), object)
     out[:] = [_text(entry) for entry in texts.tolist()]
     return out
@@ -106,7 +109,7 @@ def _kept(keep: object, steps: int) -> slice:
     if keep is None:
         return slice(None)
     if isinstance(keep, slice):
-        keep.indices(steps)
+        keep.indices(steps)  # raises where its ends are no integers
         return keep
     selection = np.asarray(keep)
     if selection.ndim != 1 or selection.dtype.kind not in "biu":

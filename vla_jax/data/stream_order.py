@@ -78,6 +78,7 @@ def streamed(
     for number, dataset in enumerate(mixture.datasets):
         if not isinstance(dataset.index, StreamSource):
             continue
+        # Loaders of one mixture must not drop each other's images.
         source = dataset.index.holding()
         datasets[number] = copy.copy(dataset)
         datasets[number].index = source
@@ -92,18 +93,20 @@ def streamed(
                 f"{process_count} processes; set data.reader=index",
                 source.root,
             )
+        # numpy takes no negative seeds.
         key = [seed & _MASK, number, process_index, start & _MASK]
         streams[number] = _Shuffled(source, episodes, assigned, mixture.pool, key)
     return (StreamedOrder(order, streams) if streams else order), datasets
 
 
 class _Episodes:
-    """Which windows each trajectory has, and which episode of the source it is."""
+    """The windows of each trajectory, and the episode of the source that it is."""
 
     def __init__(self, dataset: Dataset, windows: Windows):
         self.windows = windows
         self.cameras, self.numbers = dataset.in_source()
         counts = np.zeros(len(self.numbers), np.int64)
+        # In blocks, as arrays over all windows at once could fill the memory.
         for begin in range(0, len(windows), _COUNTED):
             block = np.arange(begin, min(begin + _COUNTED, len(windows)))
             counts += np.bincount(windows.locate(block).trajectory, minlength=len(counts))
@@ -136,6 +139,7 @@ class _Shuffled:
 
     def draw(self, windows: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
         """As many windows as were asked for."""
+        # Not before this call: until now the loader was decoding their last windows.
         for trajectory in self._done:
             if trajectory not in self._trajectory:  # it may have come again with the next pass
                 self._source.held.pop(int(self._episodes.numbers[trajectory]), None)
@@ -143,6 +147,7 @@ class _Shuffled:
         drawn = np.empty(len(windows), np.int64)
         for i in range(len(windows)):
             self._refill()
+            # Weighted by what a slot has left, so that all windows held are equally likely.
             below = np.cumsum(self._left)
             slot = int(np.searchsorted(below, self._random.integers(below[-1]), side="right"))
             self._left[slot] -= 1
@@ -194,6 +199,7 @@ class _Ascending:
         if self._coming is None:
             used = episodes.numbers[episodes.used]
             self._coming = self._source.passes(used[used >= first], episodes.cameras, None)
+        # A list of its own, as `held` shrinks meanwhile.
         for number in [number for number in held if number < first]:
             del held[number]
         missing = set(needed.tolist()) - set(held)

@@ -72,9 +72,11 @@ class Windows:
 
     def locate(self, numbers: Int64[np.ndarray, "n"]) -> Place:
         """Where the windows with these numbers lie."""
+        # The copies of one window are neighbors.
         numbers, hidden = np.divmod(numbers, self._copies)
         if self._chosen is not None:
             numbers = self._chosen[numbers]
+        # From the right: trajectories without windows start where the next one does.
         trajectory = np.searchsorted(self._starts, numbers, side="right") - 1
         return Place(trajectory, numbers - self._starts[trajectory] + self._first_end, hidden)
 

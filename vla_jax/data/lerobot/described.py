@@ -21,6 +21,7 @@ def paths_of(described: Mapping[str, Any]) -> dict[str, str]:
     """Path -> key: dots become slashes, but below a key that is a feature itself underscores."""
     keys: dict[str, str] = {}
     path_of: dict[str, str] = {}
+    # The shorter ones first, so that a key finds the path of the one above it.
     for key in sorted(described, key=lambda k: k.count(".")):
         above = [k for k in path_of if key.startswith(k + ".")]
         parent = max(above, key=len, default="")

@@ -83,6 +83,7 @@ class Info:
             self.features = {p: feature_of(described[key]) for p, key in self.keys.items()}
             cameras = [p for p in self.keys if self.features[p].kind == "image"]
             self.videos = [p for p in cameras if described[self.keys[p]]["dtype"] == "video"]
+        # Most datasets give an episode's text by `task_index` alone.
         self.features.setdefault(LANGUAGE, Feature("text"))
 
     def splits(self) -> dict[str, range]:
@@ -126,6 +127,7 @@ class Info:
             listed = self._v3() if self.version == "v3.0" else self._v2()
             stated_frames = int(self.raw.get("total_frames") or 0)
         frames = sum(episode.length for episode in listed)
+        # Only a warning: tools that edit datasets leave old totals behind.
         if stated_frames and stated_frames != frames:
             log.warning(
                 "%s: info.json says %d frames, the episodes have %d", meta, stated_frames, frames
@@ -163,6 +165,7 @@ class Info:
         for row in read_json_lines(self.folder / "meta" / "episodes.jsonl"):
             number, length = int(row["episode_index"]), int(row["length"])
             names = {"episode_index": number, "episode_chunk": number // chunk}
+            # v2 has a file an episode, which therefore begins at 0 s.
             videos = {key: (self._video(key, names), 0.0) for key in self._video_keys()}
             data = self.folder / self._data_path.format(**names)
             episodes.append(Episode(number, length, data, videos))
@@ -180,6 +183,7 @@ class Info:
             ]
         episodes = []
         tables = [read_table(path, columns).to_pylist() for path in paths]
+        # Tools that merge datasets do not keep the tables in order.
         for row in sorted((r for t in tables for r in t), key=lambda r: r["episode_index"]):
             data = self.folder / self._data_path.format(**_names(row, "data"))
             videos = {

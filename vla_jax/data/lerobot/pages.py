@@ -121,10 +121,12 @@ class ImagePages:
             return None
         if spans.blocks is None:
             return self._bytes(path, page.at + begin, end - begin)
+        # The blocks that the image reaches into.
         first, last = begin // BLOCK, max(end - 1, begin) // BLOCK
         skipped, stop = first * BLOCK, min((last + 1) * BLOCK, spans.size)
         at = int(spans.blocks[first])
         packed = self._bytes(path, page.at + at, int(spans.blocks[last + 1]) - at)
+        # Blocks refer only to themselves: with a length in front they are a stream again.
         stream = parquet_bytes.framed(stop - skipped, packed)
         data = parquet_bytes.unpacked(stream, codec, stop - skipped)
         return data[begin - skipped : end - skipped]
@@ -133,9 +135,11 @@ class ImagePages:
         """Where the images of a page lie; None if it has to be read whole."""
         column = self._column(path, key)
         page = column.pages[number]
+        # header[2] is the unpacked size: a small page costs little to read whole.
         if not page.header or page.header[2] < _LARGE or page.header[1] != _DATA:
             return None
         codec = column.chunks[page.chunk].codec
+        # The other codecs pack a page as one, so no part of it can be unpacked.
         if codec not in (None, "snappy"):
             return None
         body = self._body(path, page.at, page.header)
@@ -147,9 +151,11 @@ class ImagePages:
         if encoding != _PLAIN:
             return None
         is_present = levels == column.nested if column.nested else np.ones(page.rows, bool)
+        # Counted from the beginning of the page, where the levels lie.
         ends = parquet_bytes.plain_ends(values, int(is_present.sum())) + len(data) - len(values)
         begin, end = np.full((2, page.rows), -1, np.int64)
         end[is_present] = ends
+        # 4 bytes of length lie in front of every image.
         begin[is_present] = np.concatenate([[len(data) - len(values)], ends[:-1]])[: len(ends)] + 4
         return _Spans(begin, end, len(data), blocks)
 
@@ -163,9 +169,11 @@ class ImagePages:
         values = self._read_page(path, key, number)
         size = sum(len(value or b"") for value in values)
         with self._lock:
+            # Another thread may have read the same page meanwhile.
             if place not in self._kept:
                 self._kept[place] = size, values
                 self._bytes_kept += size
+            # The newest page stays, even one that is too large by itself.
             while self._bytes_kept > _KEPT and len(self._kept) > 1:
                 self._bytes_kept -= self._kept.popitem(last=False)[1][0]
         return values
@@ -177,6 +185,7 @@ class ImagePages:
             groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
             described = [(g.num_rows, g.column(number)) for g in groups]
             size = os.path.getsize(path)
+        # What is packed in other ways is left to pyarrow, a row group at a time.
         if not all(_readable(chunk) for _, chunk in described):
             ends = np.cumsum([0, *(rows for rows, _ in described)]).tolist()
             whole_groups = [_Page(ends[g], n, 0, {}, g) for g, (n, _) in enumerate(described)]
@@ -189,6 +198,7 @@ class ImagePages:
                 codec = CODECS[chunk.compression]
                 at = chunk.data_page_offset
                 if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+                    # The dictionary, where there is one, lies before the data.
                     at = min(at, chunk.dictionary_page_offset)
                 stop = min(at + chunk.total_compressed_size, size)
                 chunks.append(_Chunk(codec, None))
@@ -198,6 +208,8 @@ class ImagePages:
                     if header[1] == _DICTIONARY:
                         chunks[-1] = chunks[-1]._replace(dictionary=(at, header))
                     elif header[1] in (_DATA, _DATA_V2):
+                        # Thrift fields: 5 and 8 are the headers of data pages v1 and v2, 1 in them
+                        # the count.
                         count = header[5 if header[1] == _DATA else 8][1]
                         pages.append(_Page(next_row, count, at, header, group))
                         next_row += count
@@ -211,12 +223,14 @@ class ImagePages:
 
     def _header(self, path: Path, at: int) -> tuple[dict[int, Any], int]:
         """A page's header, and where its body begins."""
+        # Statistics can make a header long, but they seldom do.
         for size in _HEADER:
             data = self._bytes(path, at, size, whole=False)
             try:
                 header, length = parquet_bytes.thrift(data, 0)
             except IndexError:
                 continue
+            # 1 is the type, 2 the unpacked and 3 the stored size.
             if not all(isinstance(header.get(field), int) for field in (1, 2, 3)):
                 break
             if min(header[2], header[3]) < 0:
@@ -252,14 +266,17 @@ class ImagePages:
         present = int((levels == column.nested).sum()) if column.nested else page.rows
         if encoding in _BY_DICTIONARY and chunk.dictionary:
             at, about = chunk.dictionary
+            # Field 7 is the header of a dictionary page, 1 in it the count.
             words = parquet_bytes.unpacked(self._body(path, at, about), chunk.codec, about[2])
             entries = parquet_bytes.plain(words, about[7][1])
+            # The first byte says how many bits a code has.
             codes = parquet_bytes.hybrid(values[1:], values[0], present)
             images = [entries[code] for code in codes.tolist()]
         else:
             images = parquet_bytes.plain(values, present)
         if present == page.rows:
             return list(images)
+        # Values that are absent take no place in the page.
         coming = iter(images)
         return [next(coming) if level == column.nested else None for level in levels.tolist()]
 
@@ -268,6 +285,7 @@ def _split(data: bytes, page: _Page, nested: int) -> tuple[np.ndarray, bytes, in
     """Of an unpacked page: which values are there, the values, and how these are encoded."""
     levels = np.zeros(0, np.int64)
     if nested:
+        # Pages v1 put the length of the levels in front of them.
         size = int.from_bytes(data[:4], "little")
         levels = parquet_bytes.hybrid(data[4 : 4 + size], int(nested).bit_length(), page.rows)
         data = data[4 + size :]
@@ -279,10 +297,11 @@ def _split_v2(
 ) -> tuple[np.ndarray, bytes, int]:
     """The same of a page of the second version, in which the values alone are packed."""
     about = page.header[8]
+    # 5 and 6 are the bytes of definition and of repetition levels, which come first.
     cut = about[5] + about[6]
     width = int(nested).bit_length()
     levels = parquet_bytes.hybrid(body[about[6] : cut], width, page.rows)
-    if about.get(7) is False:
+    if about.get(7) is False:  # 7: whether values are packed
         codec = None
     return levels, parquet_bytes.unpacked(body[cut:], codec, page.header[2] - cut), about[4]
 

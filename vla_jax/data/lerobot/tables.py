@@ -85,6 +85,7 @@ def opened_parquet(path: Path) -> Iterator[Any]:
         hint = f"LeRobot's parquet files need pyarrow: {install_hint('lerobot')}"
         raise DataError(hint, path) from error
     try:
+        # pyarrow compares checksums only where it is told to.
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except (OSError, arrow.ArrowException, MemoryError, UnicodeDecodeError) as error:

@@ -74,6 +74,7 @@ def _version(out: str | Path) -> str:
 
 
 def _check_names(features: Mapping[str, Feature], root: PurePath) -> None:
+    # TFDS nests features by the slashes in their names.
     clashes = sorted(p for p in features if any(other.startswith(p + "/") for other in features))
     if clashes:
         raise FeatureError(f"cannot be a feature and a group of features: {clashes}", root)
@@ -84,6 +85,7 @@ def _stored_as(path: str, feature: Feature, source: Source, encoding: str) -> Fe
         return replace(feature, encoding="bytes")
     if feature.kind != "image":
         return feature
+    # Declared sizes can be wrong, the first image cannot.
     sample = source.read(path, 0, 0)[0]
     height, width = image_size(sample)
     if feature.shape[:2] not in ((height, width), (None, None)):
@@ -113,6 +115,7 @@ def _episode(
     first, stop = int(source.starts[episode]), int(source.starts[episode + 1])
     encoded: dict[str, Any] = {}
     for path, feature in described.items():
+        # Only flags that the source lacks have no column.
         if path not in columns:
             encoded[path] = np.arange(first, stop) == (
                 first if path.endswith("first") else stop - 1

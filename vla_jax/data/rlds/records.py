@@ -55,15 +55,17 @@ def scan_records(path: Path, check_crc: bool = False) -> Iterator[tuple[int, byt
     size, position, episode = os.path.getsize(path), 0, 0
     with open(path, "rb") as file:
         while position < size:
-            header = file.read(12)
+            header = file.read(12)  # the length and the checksum of it
             length, length_crc = struct.unpack("<QI", header.ljust(12, b"\0"))
             if len(header) < 12 or masked_crc32c(header[:8]) != length_crc:
+                # Wrong from the first byte on: probably no TFRecord file at all.
                 other = "" if position else explain_file(path)
                 if other:
                     raise CorruptRecordError(other, path)
                 if len(header) < 12:
                     raise TruncatedShardError(f"ends {12 - len(header)} bytes early", path, episode)
                 raise CorruptRecordError("checksum of the record's length differs", path, episode)
+            # 16 bytes frame a payload: its length and two checksums.
             missing = position + 16 + length - size
             if missing > 0:
                 raise TruncatedShardError(f"ends {missing} bytes early", path, episode)
@@ -115,6 +117,7 @@ def walk_example(record: bytes) -> dict[str, Field]:
             if number != 1:
                 continue
             for _, entry_start, entry_stop in message_fields(record, start, stop):
+                # protobuf leaves out what is empty.
                 name, field = "", Field(EMPTY, 0, 0)
                 for key, value_start, value_stop in message_fields(record, entry_start, entry_stop):
                     if key == 1:
@@ -140,6 +143,7 @@ def byte_spans(record: bytes, field: Field) -> Int64[np.ndarray, "n 2"]:
 
 def floats(record: bytes, field: Field) -> Float32[np.ndarray, "n"]:
     """Elements of a float_list; a copy."""
+    # Packed or one by one, the numbers are the same bytes once joined.
     packed = [
         record[start:stop] for _, start, stop in message_fields(record, field.start, field.stop)
     ]
@@ -148,17 +152,21 @@ def floats(record: bytes, field: Field) -> Float32[np.ndarray, "n"]:
 
 def ints(record: bytes, field: Field) -> Int64[np.ndarray, "n"]:
     """Elements of an int64_list."""
+    # Joining serves lists that are not packed, too.
     packed = [
         record[start:stop] for _, start, stop in message_fields(record, field.start, field.stop)
     ]
     data = np.frombuffer(b"".join(packed), np.uint8)
+    # The top bit of a byte says that its varint goes on.
     last = data < 128
     if last.all():
         return data.astype(np.int64)
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
+    # 7 bits a byte, the lowest ones first.
     shift = 7 * (np.arange(len(data)) - np.repeat(starts, ends - starts + 1))
     parts = (data & 127).astype(np.uint64) << shift.astype(np.uint64)
+    # Negative numbers are stored as two's complement, which the cast turns back.
     return np.add.reduceat(parts, starts).astype(np.int64)
 
 
@@ -184,6 +192,7 @@ def message_fields(record: bytes, position: int, stop: int) -> Iterator[tuple[in
         tag, position = _varint(record, position)
         wire = tag & 7
         begin = position
+        # protobuf's wire types: 0 varint, 1 eight bytes, 2 with a length, 5 four bytes.
         if wire == 2:
             length, begin = _varint(record, position)
             position = begin + length

@@ -112,6 +112,7 @@ def scan_records(path: Any, check_crc: bool = True) -> Iterator[tuple[int, bytes
     tf, position, episode = _tensorflow(), 0, 0
     try:
         for record in tf.data.TFRecordDataset(str(path)).prefetch(_AHEAD).as_numpy_iterator():
+            # 12 bytes of header lie before a payload, 4 of checksum behind it.
             yield position + 12, record, True
             position += 16 + len(record)
             episode += 1
@@ -139,6 +140,7 @@ class _Passes:
         order = np.unique(shards)
         if seed is not None:
             order = np.random.default_rng(seed).permutation(order)
+        # A TFRecord file can only be skipped by count, so all between first and last is read.
         first = np.array([numbers[shards == shard].min() for shard in order], np.int64)
         last = np.array([numbers[shards == shard].max() for shard in order], np.int64)
         files = [str(columns.shards[shard]) for shard in order]
@@ -149,15 +151,17 @@ class _Passes:
             return counted.map(lambda number, record: (shard, number, record))
 
         parts = tf.data.Dataset.from_tensor_slices((files, order, first, last + 1))
+        # Without a seed episodes have to come in the order they lie in.
         together = 1 if seed is None else min(_CYCLE, len(files))
         options = tf.data.Options()
-        options.deterministic = True
+        options.deterministic = True  # the order depends on the seed alone
         options.threading.private_threadpool_size = 2
         stream = parts.interleave(read_shard, cycle_length=together, num_parallel_calls=together)
         stream = stream.prefetch(_AHEAD).with_options(options)
         try:
             for shard, number, record in stream.as_numpy_iterator():
                 match = episode.get((int(shard), int(number)))
+                # Records between those that are wanted are passed over.
                 if match is not None:
                     yield match, _images(record, cameras)
         except tf.errors.OpError as error:
