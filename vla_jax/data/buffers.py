@@ -29,5 +29,6 @@ class BufferPool:
         # Through a memoryview, so that `flat` owns no array numpy could see through: every view of
         # the result, however derived, then keeps `flat` alive, and jax does so while it reads.
         flat = np.frombuffer(store.data.cast("B"), np.uint8)
+        # The finalizer takes no lock: it may run inside `take`, in the thread that holds it.
         weakref.finalize(flat, self._free.append, store).atexit = False
         return flat.reshape(self._shape)

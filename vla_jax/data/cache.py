@@ -62,6 +62,7 @@ def cached_folder(
         DataError: the folder cannot be written.
     """
     roots = _roots(directory, cache_dir)
+    # Looked at without the lock first, as nearly every run finds a finished folder.
     if not rebuild:
         for root in roots:
             if _fits(root / name, skip, renew):
@@ -70,6 +71,7 @@ def cached_folder(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{name}.lock"):
+            # Again under the lock: another process may have built it while this one waited.
             if rebuild or not _fits(root / name, skip, renew, logging.DEBUG):
                 _build(root / name, build)
     except OSError as error:
@@ -87,21 +89,24 @@ def _build(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:
     opened, so that nobody has to wait for it; a crash in between costs building it anew.
     """
     started = time.monotonic()
+    # Beside the target, as a rename works within one file system only.
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         meta = build(work)
         arrays = _arrays(work)
         (work / DONE).write_text(json.dumps(meta | {ARRAYS: arrays}), encoding="utf-8")
         for name, (size, _) in arrays.items():
+            # Smaller ones need no wait: `_fits` compares their checksums.
             if size > _CHECKED:
                 sync(work / name)
+        # mkdtemp makes folders that only their owner may read; others share this one.
         work.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    rest = [*(folder / name for name in (*arrays, DONE)), folder, folder.parent]
-    threading.Thread(target=lambda: [sync(path) for path in rest], daemon=True).start()
+    unsynced = [*(folder / name for name in (*arrays, DONE)), folder, folder.parent]
+    threading.Thread(target=lambda: [sync(path) for path in unsynced], daemon=True).start()
     log.info("indexed in %.1f s: %s", time.monotonic() - started, folder)
 
 
@@ -132,10 +137,10 @@ def stamp(path: Any) -> list[int]:
     The time of the last change of an inode cannot be set by hand, unlike that of its content.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return []
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def content_of(meta: Mapping[str, Any]) -> str:
@@ -172,13 +177,13 @@ def cached_json(
     for root in [] if rebuild else roots:
         with contextlib.suppress(OSError, ValueError):  # none there, or cut off by a crash
             return json.loads((root / name).read_text(encoding="utf-8"))
-    found = make()
+    content = make()
     root = _first_writable(roots)
     try:
         root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
         try:
-            (work / name).write_text(json.dumps(found, indent=1), encoding="utf-8")
+            (work / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
             sync(work / name)
             os.replace(work / name, root / name)
             sync(root)
@@ -186,7 +191,7 @@ def cached_json(
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         log.info("not cached: %s", error)
-    return found
+    return content
 
 
 def _roots(directory: Path | None, cache_dir: str) -> list[Path]:
@@ -207,6 +212,7 @@ def _fits(
         return False
     try:
         meta = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        # What was wrong may have been mended since.
         if meta[SKIPPED] and not skip:
             return False
         for name, (size, crc) in meta[ARRAYS].items():
@@ -215,6 +221,7 @@ def _fits(
                 log.log(level, "%s is damaged and is built anew: %s", folder, name)
                 return False
         renewed = renew(meta)
+    # An index.json of an older version lacks keys or holds other types.
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.log(level, "%s is damaged, or of before, and is built anew: %r", folder, error)
         return False
@@ -240,6 +247,7 @@ def _writable(root: Path) -> bool:
 @contextlib.contextmanager
 def _lock(path: Path):
     """Lets one process build while others wait; file systems without locks go without."""
+    # "a+" does not truncate: the file says who holds the lock.
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -288,6 +296,7 @@ def write_columns(folder: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> li
             column.close()
     finally:
         for column in columns.values():
+            # After close() this does nothing; after an error it frees the descriptors.
             column.abandon()
     return list(columns)
 
@@ -303,9 +312,10 @@ def map_array(path: Path) -> np.ndarray:
 class _Column:
     """An .npy file that grows along its first axis."""
 
-    def __init__(self, path: Path, like: np.ndarray):
+    def __init__(self, path: Path, sample: np.ndarray):
         self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
-        self._like, self._rows = like[:0], 0
+        self._like, self._rows = sample[:0], 0
+        # Written with 0 rows for now; close() writes it again with the count.
         self._data_at = self._header()
 
     def _header(self) -> int:
@@ -317,6 +327,7 @@ class _Column:
         return self._file.tell()
 
     def append(self, array: np.ndarray) -> None:
+        # The header holds one dtype, that of the first part.
         self._file.write(np.ascontiguousarray(array, self._like.dtype).tobytes())
         self._rows += len(array)
 

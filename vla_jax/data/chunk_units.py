@@ -10,12 +10,12 @@ from vla_jax.data.units.policy_units import PolicyUnits, measure
 
 
 def with_chunks(
-    found: Mapping[str, Any], dataset: Dataset, structure: StructureConfig, config: DataConfig
+    statistics: Mapping[str, Any], dataset: Dataset, structure: StructureConfig, config: DataConfig
 ) -> dict[str, Any]:
     """Statistics with those of chunks and states as `data.units` scales them, if not yet there.
 
     Args:
-        found: the dataset's statistics so far.
+        statistics: the dataset's statistics so far.
         dataset: opened, in its recorded units.
         structure: gives the chunk's length.
         config: the data section.
@@ -23,20 +23,21 @@ def with_chunks(
     Raises:
         ConfigError: the dataset records no state.
     """
-    if "chunks" in found:
-        return dict(found)
+    # A checkpoint brings them along: its units stay those it was trained with.
+    if "chunks" in statistics:
+        return dict(statistics)
     if dataset.proprio is None:
         raise ConfigError(f"data.units: dataset {dataset.name!r} records no state of the robot")
     chunks = measure(
         dataset.actions, dataset.proprio, dataset.starts, structure.chunk, config.relative,
         config.robot,
     )  # fmt: skip
-    return {**found, "chunks": chunks}
+    return {**statistics, "chunks": chunks}
 
 
 def units_of(
     name: str,
-    found: Mapping[str, Any],
+    statistics: Mapping[str, Any],
     spec: DatasetSpec,
     structure: StructureConfig,
     config: DataConfig,
@@ -45,7 +46,7 @@ def units_of(
 
     Args:
         name: the dataset's.
-        found: its statistics, with those of its chunks.
+        statistics: its statistics, with those of its chunks.
         spec: says how its gripper is commanded.
         structure: says how many numbers of the state the model takes.
         config: the data section.
@@ -55,10 +56,11 @@ def units_of(
     """
     try:
         units = PolicyUnits.from_statistics(
-            found["chunks"], config.units, config.relative, config.robot, spec.gripper_env
+            statistics["chunks"], config.units, config.relative, config.robot, spec.gripper_env
         )
     except ValueError as error:
         raise ConfigError(f"data.units: dataset {name!r}: {error}") from error
+    # A `proprio` of 0 means that the model takes no state.
     size = len(units.state.first)
     if structure.proprio not in (0, size):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""One dataset, standardised: which windows it has, and what each holds.
+"""One dataset, standardized: which windows it has, and what each holds.
 
 Axis letters: e trajectories, n frames or samples, w window, f chunk, a action dimension.
 """
@@ -45,13 +45,13 @@ log = logging.getLogger(__name__)
 
 
 class Dataset:
-    """The trajectories of one split, standardised in memory; images stay on disk.
+    """The trajectories of one split, standardized in memory; images stay on disk.
 
     Attributes:
         name: what statistics and action specs are keyed by.
         actions: float32 [n, a] over the kept frames of all trajectories, one after another; in
             robot units until `normalize`.
-        proprio: float32 [n, p] over the same frames, in robot units until the mixture normalises
+        proprio: float32 [n, p] over the same frames, in robot units until the mixture normalizes
             it, or None.
         starts: int64 [e+1], first row of each trajectory in `actions`.
         text: int32 [m], indices into `instructions`, of one trajectory after another.
@@ -75,7 +75,7 @@ class Dataset:
         filters: Filters,
         skips: Skips,
     ):
-        """Standardises `episodes` of an opened source; see `open_dataset`."""
+        """Standardizes `episodes` of an opened source; see `open_dataset`."""
         self.name, self.spec, self.index, self.skips = name, spec, index, skips
         self._cameras = dict(cameras)
         self._may_end: np.ndarray | None = None
@@ -83,6 +83,7 @@ class Dataset:
         self.fast_dct = True
         for error, parts in index.skipped:
             skips.add(error, parts)
+        # An upper bound: `_keep` cuts off what is left out.
         capacity = int(index.starts[episodes.stop] - index.starts[episodes.start])
         self.actions = np.empty((capacity, action_dim), np.float32)
         self.proprio: np.ndarray | None = None
@@ -103,24 +104,24 @@ class Dataset:
                 unused["are not listed in data.filters.episodes"] += 1
                 continue
             try:
-                found = self._standardise(columns, action_dim, first, stop - first)
+                trajectory = self._standardise(columns, action_dim, first, stop - first)
             except DataError as error:
                 if isinstance(error, FeatureError):
                     mistake = mistake or error
                 skips.add(error)
                 continue
             sound += 1
-            begin, end, stride = found.keep.indices(stop - first)
-            said = instructions(found)
-            allowed = filters.texts(said)
-            if not said or not allowed or end <= begin:
+            begin, end, stride = trajectory.keep.indices(stop - first)
+            spoken = instructions(trajectory)
+            allowed = filters.texts(spoken)
+            if not spoken or not allowed or end <= begin:
                 unused[
-                    "have no text" if not said
+                    "have no text" if not spoken
                     else "say what data.filters leaves out" if not allowed
                     else "have no frame that may be used"
                 ] += 1  # fmt: skip
                 continue
-            starts.append(starts[-1] + self._append(starts[-1], found, capacity))
+            starts.append(starts[-1] + self._append(starts[-1], trajectory, capacity))
             frames.append((first + begin, stride, swaps[number]))
             texts.append([table.setdefault(text, len(table)) for text in allowed])
         chosen = np.ones(len(frames), bool)
@@ -162,15 +163,16 @@ class Dataset:
             problem = f"{self.name}: {error.problem}"
             raise type(error)(problem, file, number, error.frame) from error
 
-    def _append(self, row: int, found: Trajectory, capacity: int) -> int:
+    def _append(self, row: int, trajectory: Trajectory, capacity: int) -> int:
         """Stores the kept frames from `row` on, and counts them."""
-        action = found.action[found.keep]
+        action = trajectory.action[trajectory.keep]
         self.actions[row : row + len(action)] = action
-        self._state_dim = 0 if found.proprio is None else found.proprio.shape[1]
-        if found.proprio is not None:
+        self._state_dim = 0 if trajectory.proprio is None else trajectory.proprio.shape[1]
+        if trajectory.proprio is not None:
             if self.proprio is None:
-                self.proprio = np.empty((capacity, found.proprio.shape[1]), np.float32)
-            self.proprio[row : row + len(action)] = found.proprio[found.keep]
+                # Made late: the first sound episode tells how many numbers a state has.
+                self.proprio = np.empty((capacity, trajectory.proprio.shape[1]), np.float32)
+            self.proprio[row : row + len(action)] = trajectory.proprio[trajectory.keep]
         return len(action)
 
     def _keep(
@@ -180,15 +182,16 @@ class Dataset:
         self.actions = self.actions[: starts[-1]]
         self.proprio = None if self.proprio is None else self.proprio[: starts[-1]]
         lengths = np.diff(starts)
+        # Indexing by a mask copies everything, so it is done only where something goes.
         if not chosen.all():
             rows = np.repeat(chosen, lengths)
             self.actions = self.actions[rows]
             self.proprio = None if self.proprio is None else self.proprio[rows]
         self.starts = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)
         self._frames, self._strides, self._swapped = np.ascontiguousarray(frames[chosen].T)
-        kept = [codes for codes, keep in zip(texts, chosen, strict=True) if keep]
-        self.text = np.array([code for codes in kept for code in codes], np.int32)
-        self.text_starts = np.cumsum([0, *(len(codes) for codes in kept)]).astype(np.int64)
+        chosen_texts = [codes for codes, keep in zip(texts, chosen, strict=True) if keep]
+        self.text = np.array([code for codes in chosen_texts for code in codes], np.int32)
+        self.text_starts = np.cumsum([0, *(len(codes) for codes in chosen_texts)]).astype(np.int64)
 
     @staticmethod
     def column(index: Source, path: str):
@@ -277,6 +280,7 @@ class Dataset:
         for row, frame in enumerate(recorded.tolist()):
             data = views[frame - first]
             present[row] = len(data) > 0
+            # Padding repeats frames, which are copied rather than decoded again.
             if row and frame == recorded[row - 1]:
                 out[row] = out[row - 1]
                 continue
@@ -327,7 +331,7 @@ def open_dataset(
 
     Args:
         name: for messages.
-        spec: how it is standardised.
+        spec: how it is standardized.
         directory: of the data; see `vla_jax.data.formats`.
         split: of its splits.
         cameras: roles that are needed.
@@ -358,6 +362,7 @@ def open_dataset(
         spec.mask(action_dim)
     except ValueError as error:
         problems.append(str(error))
+    # A camera that is missing is all that may be skipped: its view is black then.
     if lacking and not problems:
         error = MissingCameraError(f"{name}: {lacking}. It has {sorted(features)}", folder)
         skips.add(error)
@@ -368,6 +373,7 @@ def open_dataset(
     low = sorted(set(paths.values()))
     index = reader.open(folder, split, low, cache_dir, rebuild, skip=skips.allowed)
     total = index.num_episodes
+    # At least one trajectory on either side, as long as there are two.
     held = min(max(1, round(total * held_out)), total - 1) if held_out > 0 else 0
     parts = {"all": range(total), "head": range(total - held), "tail": range(total - held, total)}
     if total == 1 and part == "tail":

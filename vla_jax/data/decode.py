@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from vla_jax.data.errors import ImageDecodeError
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
-# Modes of Pillow's that hold colors or grey levels of 8 bits, with or without transparency.
+# Modes of Pillow's that hold colors or gray levels of 8 bits, with or without transparency.
 _COLORS = (
     "1",
     "L",
@@ -45,7 +45,7 @@ def decode(data: bytes | memoryview, fast_dct: bool = True) -> UInt8[np.ndarray,
 
     The fast integer DCT with smooth chroma upsampling is what `tf.io.decode_image` does: the same
     bits as the pipelines the published weights were trained with. The accurate DCT differs by 1.2
-    grey levels on average; it is PIL's, OpenCV's and most serving code's.
+    gray levels on average; it is PIL's, OpenCV's and most serving code's.
 
     Raises:
         ImageDecodeError: the bytes are not a sound image (the caller adds the place).
@@ -67,6 +67,7 @@ def decode(data: bytes | memoryview, fast_dct: bool = True) -> UInt8[np.ndarray,
                     "(depth) are not read as colors"
                 )
             return np.asarray(image.convert("RGB"))
+    # It is a ValueError too, which the next clause would take for Pillow's.
     except ImageDecodeError:
         raise
     except _UNSOUND as error:
@@ -76,7 +77,8 @@ def decode(data: bytes | memoryview, fast_dct: bool = True) -> UInt8[np.ndarray,
 
 def _check_png(data: bytes) -> None:
     """Compares the checksums of a PNG's chunks, which Pillow does not do for the pixels."""
-    at = 8
+    at = 8  # bytes of the signature
+    # Each part: its length, its type, its content, and a CRC of the last two.
     while at + 12 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
         stop = at + 8 + size
@@ -109,6 +111,7 @@ def decode_into(
         return out.shape[0], out.shape[1]
     if isinstance(data, np.ndarray):
         return _squash(data, out)
+    # The decoder writes straight into `out`, row after row, so it must have no gaps.
     if bytes(data[:2]) == _JPEG and out.flags.c_contiguous:
         # Reading the header first would take 6 % of the time; a larger image is an error here too.
         with contextlib.suppress(ValueError):

@@ -102,6 +102,7 @@ class Skips:
         if not self.allowed:
             raise error
         kind = type(error).__name__
+        # The loader's decoding threads add at the same time.
         with self._lock:
             shown = self.counts[kind] < _SHOWN
             self.counts[kind] += parts
@@ -130,6 +131,7 @@ class Skips:
             return
         with self._lock:
             self._recent.append(sound)
+            # Only a window that failed can raise the share, so it is counted only then.
             drawn, lost = len(self._recent), self._recent.count(False) if not sound else 0
         if drawn >= _JUDGED and lost > self.most * drawn:
             raise DataError(self._too_many(lost, f"the last {drawn}"))
@@ -141,8 +143,8 @@ class Skips:
             for kind, count in sorted(self.counts.items()):
                 shown = self.examples.get(kind, [])
                 listing = "; ".join(str(error) for error, _ in shown)
-                rest = count - sum(parts for _, parts in shown)
-                more = f"; and {rest} more" if rest > 0 else ""
+                unlisted = count - sum(parts for _, parts in shown)
+                more = f"; and {unlisted} more" if unlisted > 0 else ""
                 lines.append(f"{count} {kind}: {listing}{more}")
         return lines
 

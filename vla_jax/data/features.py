@@ -86,6 +86,7 @@ def _flatten(node: dict[str, Any], path: str):
     if "featuresDict" in node:
         for key, child in node["featuresDict"].get("features", {}).items():
             yield from _flatten(child, f"{path}/{key}" if path else key)
+    # TFDS describes its Dataset as a sequence; sequences elsewhere are not read.
     elif "sequence" in node and path == "steps":
         yield from _flatten(node["sequence"]["feature"], path)
     elif "image" in node:
@@ -99,6 +100,7 @@ def _flatten(node: dict[str, Any], path: str):
         feature = Feature("tensor", _shape(body), body["dtype"], body.get("encoding", "none"))
         text = feature.dtype == "string"
         yield path, Feature("text" if text else "other") if not _numeric(feature) else feature
+    # A label is stored as its number.
     elif "classLabel" in node:
         yield path, Feature("tensor", (), "int64", "none")
     else:
@@ -114,6 +116,7 @@ def _numeric(feature: Feature) -> bool:
 
 def _shape(body: dict[str, Any]) -> tuple[int | None, ...]:
     sizes = [int(d) for d in body.get("shape", {}).get("dimensions", ())]
+    # TFDS writes -1 for a size that varies.
     return tuple(None if size < 0 else size for size in sizes)
 
 
@@ -166,11 +169,13 @@ def decode(record: bytes, field: records.Field, feature: Feature) -> np.ndarray:
         FeatureError: the record does not hold what features.json says (the caller adds the place).
     """
     if feature.kind == "text":
+        # A text that is not stored as bytes has no rows, which the caller notices.
         spans = records.byte_spans(record, field) if field.kind == records.BYTES else []
         out = np.empty(len(spans), object)
         for row, (start, stop) in enumerate(spans):
             out[row] = record[start:stop].decode("utf-8", errors="replace")
         return out
+    # Values lie back to back: rows can be told apart only if their size is fixed.
     if feature.kind != "tensor" or None in feature.shape or 0 in feature.shape:
         raise FeatureError(f"features of kind {feature.kind} {feature.shape} cannot be read")
     if feature.encoding in ("bytes", "zlib"):
@@ -195,15 +200,17 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
     Raises:
         FeatureError: it would cut off fractions, wrap or overflow (the caller adds the place).
     """
+    # What overflows is looked for below, so numpy need not warn of it.
     with np.errstate(over="ignore", invalid="ignore"):
-        found = values.astype(dtype, copy=False)
-    if np.can_cast(values.dtype, found.dtype, "safe"):
-        return found
-    if found.dtype.kind == "f":
+        converted = values.astype(dtype, copy=False)
+    if np.can_cast(values.dtype, converted.dtype, "safe"):
+        return converted
+    if converted.dtype.kind == "f":
         # Rounding is what a narrower float means; a number that becomes infinite is lost.
-        lost = np.isinf(found) & np.isfinite(values) if values.dtype.kind == "f" else False
+        lost = np.isinf(converted) & np.isfinite(values) if values.dtype.kind == "f" else False
     else:
-        lost = found.astype(values.dtype) != values
+        # Whole numbers must survive the way there and back.
+        lost = converted.astype(values.dtype) != values
     if np.any(lost):
         raise FeatureError(f"holds {values.dtype} numbers that are no {dtype}")
-    return found
+    return converted

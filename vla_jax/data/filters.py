@@ -1,4 +1,4 @@
-"""Which trajectories and windows are used: filters over numbers and texts, never over images.
+"""Filters that choose trajectories and windows, over numbers and texts, never over images.
 
 Axis letters: e trajectories, k = e + 1, n frames, a action dimension.
 """
@@ -52,13 +52,14 @@ class Filters:
         ]
 
     def few(self, instructions: Sequence[int]) -> Bool[np.ndarray, "e"]:
-        """Which trajectories stay: of each instruction at most `few_shot`, drawn by the seed.
+        """The trajectories that stay: of each instruction at most `few_shot`, drawn by the seed.
 
         Args:
             instructions: of each trajectory, as a number.
         """
         codes = np.asarray(instructions, np.int64)
         draw = uniform(self.few_shot_seed, Stream.FEW_SHOT, np.arange(len(codes)), 1)[:, 0]
+        # By instruction, then by the draw: the first few of each instruction are random ones.
         order = np.lexsort((draw, codes))
         ranked = codes[order]
         first = np.searchsorted(ranked, ranked)  # where its instruction begins
@@ -103,8 +104,9 @@ def _read_episodes(path: Path, names: Sequence[str]) -> dict[str, Any]:
         for name in raw
         if name not in names
     ]
-    found: dict[str, Any] = {}
+    episodes: dict[str, Any] = {}
     for name, entries in raw.items():
+        # By type() rather than isinstance(), as JSON's true and false are ints too.
         numbers = isinstance(entries, list) and all(type(e) is int for e in entries)
         pairs = isinstance(entries, list) and all(
             isinstance(e, list) and len(e) == 2 and all(type(x) is int for x in e) for e in entries
@@ -112,10 +114,10 @@ def _read_episodes(path: Path, names: Sequence[str]) -> dict[str, Any]:
         if not entries or not (numbers or pairs):
             problems.append(f"{name!r}: expected numbers, or [start, end] pairs")
         else:
-            found[name] = frozenset(entries if numbers else map(tuple, entries))
+            episodes[name] = frozenset(entries if numbers else map(tuple, entries))
     if problems:
         raise ConfigError("\n  ".join([f"data.filters.episodes: {path}:", *problems]))
-    return found
+    return episodes
 
 
 def moving(
@@ -146,7 +148,9 @@ def moving(
         changes = np.abs(np.diff(actions[:, -1], prepend=actions[:1, -1])) > threshold
         changes[starts[:-1]] = False  # the frame before is another trajectory's
         moves |= changes
+    # The next frame that moves, at or after each one: a running minimum from the end.
     following = np.where(moves, np.arange(frames), frames)
     following = np.minimum.accumulate(following[::-1])[::-1]
+    # No frame looks beyond the end of its own trajectory.
     last = np.repeat(starts[1:], np.diff(starts)) - 1
     return following <= np.minimum(np.arange(frames) + chunk - 1, last)

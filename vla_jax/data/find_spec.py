@@ -19,6 +19,7 @@ def find_spec(name: str, variant: str = "default") -> DatasetSpec:
         KeyError: what is wrong with the name, and the legal ones.
     """
     file, _, attribute = name.rpartition(":")
+    # Names of the registry hold no colon.
     if not file:
         return get_spec(name, variant)
     path = Path(file).expanduser()
@@ -27,11 +28,11 @@ def find_spec(name: str, variant: str = "default") -> DatasetSpec:
         raise KeyError(f"{name!r}: {path.absolute()} is no Python file")
     module = importlib.util.module_from_spec(loader)
     loader.loader.exec_module(module)
-    found = getattr(module, attribute, None)
-    if not isinstance(found, DatasetSpec):
+    spec = getattr(module, attribute, None)
+    if not isinstance(spec, DatasetSpec):
         specs = sorted(k for k, v in vars(module).items() if isinstance(v, DatasetSpec))
         raise KeyError(f"{name!r}: no DatasetSpec {attribute!r} in {path}; it has {specs}")
-    return found
+    return spec
 
 
 def short_name(name: str) -> str:

@@ -29,7 +29,7 @@ _NO_TEXT = "do the task"
 
 @dataclass(frozen=True)
 class Guess:
-    """Which features play which part; paths as a spec has them.
+    """The features that play each part, with their paths as a spec has them.
 
     Attributes:
         action: the numbers of an action, one after another.
@@ -54,34 +54,36 @@ def list_features(folder: str | Path) -> list[str]:
     Raises:
         DataError: there is no dataset of a known format.
     """
-    found = _features(folder)
-    width = max(len(path) for path in found)
-    lines = [_line(path, feature, width) for path, feature in sorted(found.items())]
+    features = _features(folder)
+    width = max(len(path) for path in features)
+    lines = [_line(path, feature, width) for path, feature in sorted(features.items())]
     rate = _rate(folder)
     return [f"{rate:g} frames a second" if rate else "frames a second: not said", *lines]
 
 
 def guess(folder: str | Path) -> Guess:
-    """Which features are what, by their names.
+    """Guesses the part of each feature from its name.
 
     Raises:
         DataError: no feature has the name of an action, or none is a camera.
     """
-    found = _features(folder)
-    numbers = {p: f for p, f in found.items() if f.kind == "tensor" and len(f.shape) < 2}
-    cameras = [path for path, feature in found.items() if feature.kind == "image"]
+    features = _features(folder)
+    # An action or a state is one vector a step, so matrices are left out.
+    numbers = {p: f for p, f in features.items() if f.kind == "tensor" and len(f.shape) < 2}
+    cameras = [path for path, feature in features.items() if feature.kind == "image"]
     action = _first(_ACTION, numbers)
     if not action:
         problem = f"no feature is called an action; it has {sorted(numbers)}"
         raise DataError(f"{problem}. Write the spec by hand, as docs/your_dataset.md shows", folder)
     if not cameras:
-        raise DataError(f"no feature is a camera of colors; it has {sorted(found)}", folder)
-    images, others = _roles(cameras)
-    texts = [path for path, feature in found.items() if feature.kind == "text"]
+        raise DataError(f"no feature is a camera of colors; it has {sorted(features)}", folder)
+    images, unassigned = _roles(cameras)
+    texts = [path for path, feature in features.items() if feature.kind == "text"]
+    # The name of an action may look like that of a state.
     state = _first(_STATE, {p: f for p, f in numbers.items() if p not in action})
     text = _first(_TEXT, texts)
     first_state, first_text = ("".join(paths[:1]) for paths in (state, text))
-    return Guess(action, first_state, first_text, images, others, _rate(folder))
+    return Guess(action, first_state, first_text, images, unassigned, _rate(folder))
 
 
 def source_code(name: str, folder: str | Path) -> str:
@@ -94,15 +96,15 @@ def source_code(name: str, folder: str | Path) -> str:
     Raises:
         DataError: see `guess`.
     """
-    g, found = guess(folder), _features(folder)
+    g, available = guess(folder), _features(folder)
     short = {"action": g.action[0]} if len(g.action) == 1 else _numbered("action", g.action)
     actions = ", ".join(f'episode["{key}"]' for key in short)
     features = {**short, **({"state": g.state} if g.state else {})}
     features |= {"text": g.text} if g.text else {}
     text = 'episode["text"]' if g.text else f'"{_NO_TEXT}"'
     state = ', ops.cat(episode["state"])' if g.state else ""
-    unused = [p for p in found if p not in {*features.values(), *g.images.values()}]
-    size = sum(_size(found[path]) for path in g.action)
+    unused = [p for p in available if p not in {*features.values(), *g.images.values()}]
+    size = sum(_size(available[path]) for path in g.action)
     note = "" if g.text else "    # No text was recorded: write here what the robot does.\n"
     rate = f"{g.hz:g} a second" if g.hz else "unknown: set hz to the frames in a second"
     return f'''"""What the numbers of {folder} mean.
@@ -154,6 +156,7 @@ def _first(patterns: Sequence[str], paths: Sequence[str] | Mapping[str, Feature]
     for pattern in patterns:
         hits = sorted(path for path in paths if re.search(pattern, path, re.I))
         folders = {path.rpartition("/")[0] for path in hits}
+        # action/x, action/y, ... are parts of one action, which are joined.
         parts = len(folders) == 1 and re.search(r"(^|/)actions?$", next(iter(folders)), re.I)
         if hits:
             return tuple(hits if parts else hits[:1])
@@ -162,16 +165,18 @@ def _first(patterns: Sequence[str], paths: Sequence[str] | Mapping[str, Feature]
 
 def _roles(cameras: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Role -> camera, and the cameras that are left."""
-    left, found = sorted(cameras), {}
+    left, camera_of = sorted(cameras), {}
     for role, pattern in _ROLES.items():
+        # Only the end of a path names the camera; the groups above are those of all cameras.
         hit = next((c for c in left if re.search(pattern, c.rpartition("/")[2], re.I)), None)
         if hit:
-            found[role] = hit
+            camera_of[role] = hit
             left.remove(hit)
+    # Cameras whose names tell nothing take the roles that are free, in order.
     for role in CAMERAS:
-        if role not in found and left:
-            found[role] = left.pop(0)
-    return {role: found[role] for role in CAMERAS if role in found}, tuple(left)
+        if role not in camera_of and left:
+            camera_of[role] = left.pop(0)
+    return {role: camera_of[role] for role in CAMERAS if role in camera_of}, tuple(left)
 
 
 def _numbered(name: str, paths: Sequence[str]) -> dict[str, str]:

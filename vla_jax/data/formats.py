@@ -45,6 +45,7 @@ def _open_rlds(
     check_crc: bool = False,
 ) -> Source:
     annotated = ANNOTATIONS in load_features(folder / "features.json")
+    # The spans are found by these columns, whether or not the run asks for them.
     low = [*low, *NEEDED] if annotated else low
     index = rlds_index.open_index(folder, split, low, cache_dir, rebuild, check_crc, skip)
     return SpanSource(index) if annotated else index
@@ -87,6 +88,7 @@ def find_reader(directory: str | Path, kind: str = "index", check_crc: bool = Fa
         DataError: there are none of a known format; names the folders below that hold some.
     """
     folder = to_folder(directory)
+    # Random access reads by file descriptor, and a URL has none.
     if isinstance(folder, str) and kind != "stream":
         raise DataError("is not on a disk; set data.reader=stream", folder)
     rlds = READERS["RLDS"]
@@ -99,14 +101,16 @@ def find_reader(directory: str | Path, kind: str = "index", check_crc: bool = Fa
             stream_records.features,
             stream_records.open_stream,
         )
+    # A path already: every URL has returned or raised above.
     folder = Path(folder)
     for reader in READERS.values():
         if any((folder / mark).exists() for mark in reader.marks):
             if reader is rlds and check_crc:
                 return replace(rlds, open=functools.partial(_open_rlds, check_crc=True))
             return reader
+    # Naming the folder above or below the data is a common slip.
     near = [folder.parent, *folder.glob("*/"), *folder.glob("*/*/")]
     marked = [p for p in near if any((p / m).exists() for r in READERS.values() for m in r.marks)]
     hint = f"; did you mean one of {sorted(map(str, marked))[:5]}?" if marked else ""
-    known = ", ".join(f"{name} ({r.marks[0]})" for name, r in READERS.items())
-    raise DataError(f"holds none of the known formats: {known}{hint}", folder)
+    formats = ", ".join(f"{name} ({r.marks[0]})" for name, r in READERS.items())
+    raise DataError(f"holds none of the known formats: {formats}{hint}", folder)

@@ -3,7 +3,7 @@
 A trajectory is a nested dict whose leaves have one entry a step, as dlimp's are: encoded images
 (bytes) or pixels, numbers, texts (bytes). `observation/image_0` has the path
 `steps/observation/image_0`, so the same `DatasetSpec` fits. The trajectories may come in another
-order every time, but they must be the same: they are recognised by their numbers and texts.
+order every time, but they must be the same: they are recognized by their numbers and texts.
 
 Axis letters: k some episodes.
 """
@@ -39,7 +39,7 @@ def given_reader(trajectories: Given | Mapping[str, Given]) -> Reader:
     """
     named: dict[str, Any] = {"train": trajectories}
     if isinstance(trajectories, Mapping):
-        named = {str(split): given for split, given in trajectories.items()}
+        named = {str(split): source for split, source in trajectories.items()}
 
     def open_given(
         folder: Any, split: str, low: Sequence[str], *_: Any, skip: bool
@@ -50,6 +50,7 @@ def given_reader(trajectories: Given | Mapping[str, Given]) -> Reader:
         return StreamSource(columns, columns.passes)
 
     def features(_: Any) -> dict[str, Feature]:
+        # The first trajectory speaks for all; `_Columns` holds the others against it.
         for raw in _steps(next(iter(named.values()))):
             return _features(_flat(raw))
         raise DataError("there are no trajectories", _ROOT)
@@ -110,11 +111,11 @@ class _Columns:
         if not any(lengths.values()):
             raise EmptyTrajectoryError("the trajectory has no steps", self.root, number)
         for path in (*self._low, *self.cameras):
-            like, values = self._features[path], flat[path]
-            if not _is_like(values, like):
+            reference, values = self._features[path], flat[path]
+            if not _is_like(values, reference):
                 problem = (
                     f"{path!r} is {values.dtype} {list(values.shape[1:])} a step, in the first one "
-                    f"{like.dtype} {list(like.shape)}"
+                    f"{reference.dtype} {list(reference.shape)}"
                 )
                 raise FeatureError(problem, self.root, number)
         return next(iter(lengths.values()))
@@ -124,6 +125,7 @@ class _Columns:
         for path in self._low:
             values = flat[path]
             texts = values.dtype == object
+            # The bytes of an array of objects are addresses in memory.
             digest.update(repr(values.tolist()).encode() if texts else values.tobytes())
         return digest.digest()
 
@@ -131,7 +133,7 @@ class _Columns:
         self, wanted: Int64[np.ndarray, "k"], cameras: Sequence[str], seed: int | None
     ) -> Iterator[tuple[int, Frames]]:
         """See `vla_jax.data.source_streamed.Passes`; the order is that of the trajectories."""
-        todo, seen = set(wanted.tolist()), Counter()
+        todo, occurrences = set(wanted.tolist()), Counter()
         for place, raw in enumerate(_steps(self._trajectories)):
             flat = _flat(raw)
             try:
@@ -139,11 +141,12 @@ class _Columns:
             except DataError:  # the first pass has left it out
                 continue
             key = self._key(flat)
-            same, seen[key] = self._numbers.get(key, []), seen[key] + 1
-            if len(same) < seen[key]:
+            # Trajectories with the same numbers and texts are told apart by their order.
+            same, occurrences[key] = self._numbers.get(key, []), occurrences[key] + 1
+            if len(same) < occurrences[key]:
                 problem = "was not among the trajectories of the first pass; they must not change"
                 raise DataError(problem, self.root, place)
-            number = same[seen[key] - 1]
+            number = same[occurrences[key] - 1]
             if number in todo:
                 todo.discard(number)
                 yield number, {camera: list(flat[camera]) for camera in cameras}
@@ -179,6 +182,7 @@ class _Columns:
 
 
 def _steps(trajectories: Given) -> Iterator[Mapping[str, Any]]:
+    # An iterator is used up by the first pass.
     if iter(trajectories) is trajectories:
         raise DataError("given trajectories must be iterable more than once, not an iterator")
     numpy_iterator = getattr(trajectories, "as_numpy_iterator", None)  # of tf.data, so of dlimp
@@ -187,45 +191,47 @@ def _steps(trajectories: Given) -> Iterator[Mapping[str, Any]]:
 
 def _flat(trajectory: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Path -> [t, ...]; what has no steps is left out."""
-    found = {}
+    columns = {}
     for path, leaf in flatten(trajectory).items():
         values = leaf.numpy() if hasattr(leaf, "numpy") else leaf
+        # As objects: numpy's own byte strings lose the zeros at an image's end.
         ragged = (
             isinstance(values, (list, tuple)) and values and isinstance(values[0], (bytes, str))
         )
         array = np.array(values, object) if ragged else np.asarray(values)
         array = array.astype(object) if array.dtype.kind in "SU" else array
         if array.ndim:
-            found[path if path.startswith(STEPS) else STEPS + path] = array
-    return found
+            columns[path if path.startswith(STEPS) else STEPS + path] = array
+    return columns
 
 
 def _features(flat: Mapping[str, np.ndarray]) -> dict[str, Feature]:
-    found = {}
+    features = {}
     for path, values in flat.items():
         if values.dtype == object:
             sample = next((v for v in values.tolist() if len(v)), b"")
             if isinstance(sample, bytes) and sample[:2] in _ENCODED:
-                found[path] = Feature("image", (*image_size(sample), 3), "uint8", "")
+                features[path] = Feature("image", (*image_size(sample), 3), "uint8", "")
             elif isinstance(sample, bytes) and not _is_text(sample):
-                found[path] = Feature("tensor", (), "object")  # numbers as bytes, such as kuka's
+                features[path] = Feature("tensor", (), "object")  # numbers as bytes, such as kuka's
             else:
-                found[path] = Feature("text")
+                features[path] = Feature("text")
         elif values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] == 3:
-            found[path] = Feature("image", values.shape[1:], "uint8", "")
+            features[path] = Feature("image", values.shape[1:], "uint8", "")
         else:
-            found[path] = Feature("tensor", values.shape[1:], values.dtype.name)
-    return found
+            features[path] = Feature("tensor", values.shape[1:], values.dtype.name)
+    return features
 
 
-def _is_like(values: np.ndarray, like: Feature) -> bool:
+def _is_like(values: np.ndarray, reference: Feature) -> bool:
     """Whether values are of the kind and shape that the first trajectory's are."""
-    if like.kind == "image" and values.dtype != object:
+    # Pictures may have other sizes in other trajectories; they are resized when drawn.
+    if reference.kind == "image" and values.dtype != object:
         return values.dtype == np.uint8 and values.ndim == 4 and values.shape[3] == 3
     if values.dtype == object:
-        return values.ndim == 1 and (like.kind != "tensor" or like.dtype == "object")
-    numbers = like.kind == "tensor" and like.dtype != "object"
-    return numbers and values.shape[1:] == like.shape
+        return values.ndim == 1 and (reference.kind != "tensor" or reference.dtype == "object")
+    numbers = reference.kind == "tensor" and reference.dtype != "object"
+    return numbers and values.shape[1:] == reference.shape
 
 
 def _is_text(value: bytes) -> bool:

@@ -33,7 +33,7 @@ class Findings:
     """What was looked at and what was found.
 
     Attributes:
-        dataset: opened, not normalised.
+        dataset: opened, not normalized.
         statistics: in openvla's schema.
         gripper: share of the frames in each tenth of 0..1; [] without a gripper.
         summary: what to print.
@@ -58,7 +58,7 @@ def inspect(
 
     Args:
         name: for messages.
-        spec: how it is standardised.
+        spec: how it is standardized.
         directory: of the data; see `vla_jax.data.formats`.
         split: of its splits.
         cache_dir: where its index lives; see `vla_jax.data.cache.cached_folder`.
@@ -74,7 +74,7 @@ def inspect(
     dataset = open_dataset(
         name, spec, folder, split, cameras, dim, cache_dir=cache_dir, skips=skips
     )
-    found = statistics(dataset.actions, dataset.proprio, len(dataset.lengths), spec.mask(dim))
+    measured = statistics(dataset.actions, dataset.proprio, len(dataset.lengths), spec.mask(dim))
     inside: list[float] = []
     if spec.has_gripper:
         gripper = np.clip(dataset.actions[:, -1], 0, 1)
@@ -87,15 +87,15 @@ def inspect(
         if role not in cameras
     ]
     warnings += _about_gripper(dataset) if spec.has_gripper else []
-    warnings += _about_actions(dataset, found) + _about_texts(dataset)
-    return Findings(dataset, found, inside, _summary(dataset, found), warnings)
+    warnings += _about_actions(dataset, measured) + _about_texts(dataset)
+    return Findings(dataset, measured, inside, _summary(dataset, measured), warnings)
 
 
 def action_dim(spec: DatasetSpec, folder: Path, split: str, cache_dir: str = "") -> int:
     """Dimensions of the actions a spec makes: its encoding's, or of the first sound episode.
 
     Raises:
-        FeatureError: a feature is missing, or no episode can be standardised.
+        FeatureError: a feature is missing, or no episode can be standardized.
     """
     if spec.action:
         return ACTION_ENCODINGS[spec.action].dim
@@ -105,21 +105,22 @@ def action_dim(spec: DatasetSpec, folder: Path, split: str, cache_dir: str = "")
     missing = [str(spec.features[short]) for short, path in paths.items() if path is None]
     if missing:
         raise FeatureError(f"no feature {missing}. It has {sorted(features)}", folder)
-    known = {short: path for short, path in paths.items() if path}
-    source = reader.open(folder, split, sorted(set(known.values())), cache_dir, False, skip=True)
-    columns = {short: Dataset.column(source, path) for short, path in known.items()}
+    present = {short: path for short, path in paths.items() if path}
+    source = reader.open(folder, split, sorted(set(present.values())), cache_dir, False, skip=True)
+    columns = {short: Dataset.column(source, path) for short, path in present.items()}
     last: Exception | None = None
+    # One sound episode is enough; those before it may be broken.
     for episode in range(source.num_episodes):
         first, stop = int(source.starts[episode]), int(source.starts[episode + 1])
         try:
-            found = spec.standardise({k: c(episode, first, stop) for k, c in columns.items()})
-            return found.action.shape[1]
+            trajectory = spec.standardise({k: c(episode, first, stop) for k, c in columns.items()})
+            return trajectory.action.shape[1]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             last = error
     raise FeatureError(f"no episode can be standardised: {last!r}", folder) from last
 
 
-def _summary(dataset: Dataset, found: Mapping[str, Any]) -> list[str]:
+def _summary(dataset: Dataset, measured: Mapping[str, Any]) -> list[str]:
     lengths, actions = dataset.lengths, dataset.actions
     hz = f"{dataset.spec.hz:g} Hz" if dataset.spec.hz else "unknown rate"
     lines = [
@@ -128,12 +129,12 @@ def _summary(dataset: Dataset, found: Mapping[str, Any]) -> list[str]:
         f"{len(dataset.instructions)} instructions, such as {dataset.instructions[:3]}",
         *(f"camera {c}: {h} x {w}" for c, (h, w) in dataset.image_sizes.items()),
     ]
-    for name, what in (("action", "action"), ("proprio", "state")):
-        columns = found.get(name)
+    for name, title in (("action", "action"), ("proprio", "state")):
+        columns = measured.get(name)
         if columns is None:
-            lines.append(f"{what}: none")
+            lines.append(f"{title}: none")
             continue
-        lines.append(f"{what}: {len(columns['min'])} numbers")
+        lines.append(f"{title}: {len(columns['min'])} numbers")
         lines.append("  dim        min        q01       mean        q99        max        std")
         for i in range(len(columns["min"])):
             values = (columns[k][i] for k in ("min", "q01", "mean", "q99", "max", "std"))
@@ -165,25 +166,31 @@ def _about_gripper(dataset: Dataset) -> list[str]:
     return warnings
 
 
-def _about_actions(dataset: Dataset, found: Mapping[str, Any]) -> list[str]:
+def _about_actions(dataset: Dataset, measured: Mapping[str, Any]) -> list[str]:
     warnings = []
-    for what, columns in (("action", found["action"]), ("state", found.get("proprio") or {})):
+    for title, columns in (
+        ("action", measured["action"]),
+        ("state", measured.get("proprio") or {}),
+    ):
         low, high = np.asarray(columns.get("min", ())), np.asarray(columns.get("max", ()))
         scaled = np.asarray(columns.get("mask", [True] * len(low)), bool)
         constant = np.flatnonzero((low == high) & scaled).tolist()
         if constant:
-            warnings.append(f"{what} dimensions {constant} are constant")
+            warnings.append(f"{title} dimensions {constant} are constant")
         q01, q99 = np.asarray(columns.get("q01", ())), np.asarray(columns.get("q99", ()))
+        # q99 normalization has no range to scale by here.
         still = np.flatnonzero((q01 == q99) & (low != high) & scaled).tolist()
         if still:
-            warnings.append(f"{what} dimensions {still} are constant in 98 % of the frames")
+            warnings.append(f"{title} dimensions {still} are constant in 98 % of the frames")
+        # How far the extremes lie beyond the quantiles that q99 cuts at.
         reach = np.maximum(high - q99, q01 - low)
         wild = np.flatnonzero((reach > _OUTLIER * (q99 - q01)) & (q99 > q01) & scaled).tolist()
         if wild:
             warnings.append(
-                f"{what} dimensions {wild} have outliers, more than {_OUTLIER:g} times the range "
+                f"{title} dimensions {wild} have outliers, more than {_OUTLIER:g} times the range "
                 "between the 1 % and 99 % quantiles beyond it"
             )
+    # A chunk of 1: every frame is judged by its own action.
     idle = 1 - float(
         moving(dataset.actions, dataset.starts, 1, _IDLE, dataset.spec.has_gripper).mean()
     )
@@ -233,6 +240,7 @@ def check_images(dataset: Dataset, rows: int = 6, columns: int = 5) -> tuple[dic
         if missing:
             total = len(chosen) * columns
             warnings.append(f"camera {camera!r} has no image in {missing} of {total} frames")
+        # A covered or dead camera records one picture for ever.
         elif (out == out[:1, :1]).all():
             warnings.append(f"camera {camera!r} always shows the same image")
         images[camera] = out

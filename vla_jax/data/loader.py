@@ -74,8 +74,8 @@ class Loader(Iterator[Batch]):
                 another mixture, or prompts are too long (all are listed).
         """
         if batch_size % process_count or not 0 <= process_index < process_count:
-            share = f"process {process_index} of {process_count}"
-            raise ValueError(f"batch_size {batch_size} cannot be split: {share}")
+            position = f"process {process_index} of {process_count}"
+            raise ValueError(f"batch_size {batch_size} cannot be split: {position}")
         self._mixture, self._seed, self._batch_size = mixture, seed, batch_size
         self._order: MixtureOrder | SequentialOrder | StreamedOrder = SequentialOrder(mixture.sizes)
         self._total: int | None = mixture.num_windows
@@ -83,12 +83,14 @@ class Loader(Iterator[Batch]):
             self._order = MixtureOrder(mixture.sizes, mixture.weights, seed, mixture.block)
             self._total = None
         self._samples = start if isinstance(start, int) else self._checked(start)
+        # Both stay as they are unless a dataset is read from front to back.
         self._order, self._datasets = streamed(
             mixture, self._order, seed, self._samples, process_index, process_count
         )
         self._rows = batch_size // process_count
         self._offset = process_index * self._rows
         self._pad_last, self._threads = pad_last, max(1, threads)
+        # A prompt that tells the state cannot be encoded once for all windows.
         self._encode = encode if getattr(encode, "needs_state", False) else None
         self._text = None if self._encode else _encode_all(mixture, encode)
         self._sentences = None
@@ -98,6 +100,7 @@ class Loader(Iterator[Batch]):
             camera: BufferPool((self._rows, mixture.window, *mixture.image_sizes[camera], 3))
             for camera in mixture.cameras
         }
+        # One slot for each batch that is in preparation or waits to be taken.
         self._slots = threading.Semaphore(max(1, prefetch))
         self._ready: queue.SimpleQueue[tuple[int, Batch | BaseException | None]]
         self._ready = queue.SimpleQueue()
@@ -114,7 +117,9 @@ class Loader(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self._closed.is_set():
             raise StopIteration
+        # `after` is the sample to go on from once this batch is used.
         after, batch = self._ready.get()
+        # The batch has left the queue, so that the next one may be prepared.
         self._slots.release()
         if isinstance(batch, Batch):
             self._samples = after
@@ -128,8 +133,8 @@ class Loader(Iterator[Batch]):
         """Batches of one pass without shuffle."""
         if self._total is None:
             raise TypeError("a shuffled loader has no length")
-        whole, rest = divmod(self._total, self._batch_size)
-        return whole + (rest > 0 and self._pad_last)
+        full, remainder = divmod(self._total, self._batch_size)
+        return full + (remainder > 0 and self._pad_last)
 
     def __enter__(self) -> "Loader":
         return self
@@ -145,6 +150,7 @@ class Loader(Iterator[Batch]):
                 if source.skips.counts:
                     log.warning("%s", source.skips)
         self._closed.set()
+        # The feeder may wait for a slot; it has to see that it shall stop.
         self._slots.release()
         if threading.current_thread() is not self._feeder:
             self._feeder.join()
@@ -152,7 +158,7 @@ class Loader(Iterator[Batch]):
         self._pool.shutdown(cancel_futures=True)
 
     def state(self) -> dict[str, Any]:
-        """Where to go on after the batch last returned; JSON-serialisable."""
+        """Where to go on after the batch last returned; JSON-serializable."""
         return {"samples": self._samples, **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
@@ -203,6 +209,7 @@ class Loader(Iterator[Batch]):
         numbers = np.arange(rows, dtype=np.uint64) + np.uint64(start + self._offset)
         real = np.ones(rows, bool) if self._total is None else numbers < self._total
         if self._total is not None:
+            # Rows beyond the end repeat the last window; `real` masks their actions.
             numbers = np.minimum(numbers, np.uint64(self._total - 1))
         dataset, element = self._order(numbers)
         # Of every row: its trajectory, where its window ends and begins, its instruction.
@@ -214,34 +221,38 @@ class Loader(Iterator[Batch]):
         if mixture.proprio:
             proprio = np.zeros((rows, window, mixture.proprio), np.float32)
         for d in np.unique(dataset):
-            mine, source = np.flatnonzero(dataset == d), mixture.datasets[d]
-            place = mixture.windows[d].locate(element[mine])
-            trajectory[mine], ends[mine], hidden[mine] = place
+            members, source = np.flatnonzero(dataset == d), mixture.datasets[d]
+            place = mixture.windows[d].locate(element[members])
+            trajectory[members], ends[members], hidden[members] = place
             until = source.starts[place.trajectory + 1] - source.starts[place.trajectory]
-            reach = self._goals(numbers[mine], place.end, until) + 1
-            frames, mask[mine] = trajectories.chunks(
+            # Counted as a length: one more than the last frame that may be supervised.
+            reach = self._goals(numbers[members], place.end, until) + 1
+            frames, mask[members] = trajectories.chunks(
                 place.end, reach, window, mixture.chunk, place.hidden, mixture.padded_rows
             )
-            chunk[mine] = source.actions_at(place.trajectory, frames)
+            chunk[members] = source.actions_at(place.trajectory, frames)
             units = mixture.units.get(source.name)
+            # Relative units subtract the state even where the model does not take it.
             if proprio is not None or units is not None:
                 frames, _ = trajectories.history(place.end, window, place.hidden)
                 states = source.states(place.trajectory, frames)
                 if units is not None:
-                    chunk[mine] = units.prepare_actions(chunk[mine], states)
+                    chunk[members] = units.prepare_actions(chunk[members], states)
                     states = units.prepare_state(states)
                 if proprio is not None:
-                    proprio[mine] = states
-            codes[mine] = mixture.language.choose(
-                int(d), place.trajectory, numbers[mine], self._seed
+                    proprio[members] = states
+            codes[members] = mixture.language.choose(
+                int(d), place.trajectory, numbers[members], self._seed
             )
-        frames, seen = trajectories.history(ends, window, hidden)
-        images, present, sound = self._decode(dataset, trajectory, frames, seen)
+        frames, visible = trajectories.history(ends, window, hidden)
+        images, present, sound = self._decode(dataset, trajectory, frames, visible)
         ids, id_mask = self._written(codes, proprio)
         sentence = None if self._sentences is None else self._sentences[codes]
         return Batch(
             observation=Observation(images, present, ids, id_mask, proprio, sentence),
+            # Such rows train nothing but keep the shape of the batch.
             actions=Actions(chunk, mask & (real & sound)[:, None, None]),
+            # As two halves: jax cuts a uint64 to 32 bits unless x64 is on.
             sample=np.stack([numbers >> np.uint64(32), numbers], axis=1).astype(np.uint32),
             dataset=dataset.astype(np.int32),
         )
@@ -263,6 +274,7 @@ class Loader(Iterator[Batch]):
         """Last frame whose action counts: the trajectory's, or a random one after the window."""
         if not self._mixture.random_goal:
             return lengths - 1
+        # By the sample's number: the same goal whatever process or thread makes the batch.
         draw = uniform(self._seed, Stream.GOALS, numbers, 1)[:, 0]
         return np.minimum(ends + 1 + (draw * (lengths - 1 - ends)).astype(np.int64), lengths - 1)
 
@@ -307,12 +319,12 @@ class Loader(Iterator[Batch]):
 def _encode_all(
     mixture: Mixture, encode: Callable[[str], tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokenises every distinct instruction: ids and masks."""
+    """Tokenizes every distinct instruction: ids and masks."""
     ids, masks, problems = [], [], []
     for instruction in mixture.instructions:
         try:
-            found, mask = encode(instruction)
-            ids.append(np.asarray(found, np.int32))
+            tokens, mask = encode(instruction)
+            ids.append(np.asarray(tokens, np.int32))
             masks.append(np.asarray(mask, bool))
         except TextLengthError as error:
             problems.append(str(error))

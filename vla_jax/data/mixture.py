@@ -38,7 +38,7 @@ class Mixture:
     """Opened datasets and the shape of the windows that are drawn from them.
 
     Attributes:
-        datasets: see `vla_jax.data.dataset.Dataset`; actions are normalised.
+        datasets: see `vla_jax.data.dataset.Dataset`; actions are normalized.
         names: of the datasets; `Batch.dataset` indexes it.
         weights: of one window of each.
         sizes: windows of each.
@@ -93,6 +93,7 @@ class Mixture:
                 f"{empty}: no window is left: no trajectory is as long as the window {self.window}"
                 " or data.filters.noop leaves nothing"
             )
+        # All that decides which window has which number.
         identity = [
             [[d.name, d.index.digest, d.starts.tolist(), d.digest] for d in datasets],
             [self.weights, self.sizes, self.window, parity.left_pad, segment, self.block],
@@ -131,8 +132,8 @@ def open_datasets(
         DataError: anything wrong with the data; see `vla_jax.data.errors`. With `data.on_error` =
             skip that part is left out, or if a feature is missing the dataset, unless none is left.
     """
-    names, given = _names(config.datasets), trajectories or {}
-    unknown = sorted(set(given) - set(names))
+    names, streamed = _names(config.datasets), trajectories or {}
+    unknown = sorted(set(streamed) - set(names))
     if unknown:
         raise ConfigError(f"trajectories are given for {unknown}; the datasets are {names}")
     filters = {part: make_filters(config.filters, names, part == "train") for part in _PARTS}
@@ -144,20 +145,21 @@ def open_datasets(
     missing = [name for name in names if statistics is not None and name not in statistics]
     left_out = Skips("data.datasets", config.on_error)
     if missing and not left_out.allowed:
-        known = sorted(statistics or {})
-        raise ConfigError(f"the statistics lack {missing}; they have {known}")
-    found: dict[str, Any] = {}
+        available = sorted(statistics or {})
+        raise ConfigError(f"the statistics lack {missing}; they have {available}")
+    measured: dict[str, Any] = {}
     action_specs, datasets, weights, units = {}, [], [], {}
     for name, spec, entry in zip(names, specs, config.datasets, strict=True):
         if name in missing:  # the run that the statistics are of has left it out, too
             left_out.add(DataError(f"there are no statistics of {name}", entry.dir))
             continue
-        made = given_reader(given[name]) if name in given else None
-        reader: Reader = made or find_reader(
+        streamed_reader = given_reader(streamed[name]) if name in streamed else None
+        reader: Reader = streamed_reader or find_reader(
             entry.dir, config.reader, check_crc=config.index == "verify"
         )
         sources = _sources(entry, config, reader)
 
+        # Opened when called, as often one part of the two is enough.
         opened = {
             which: functools.partial(
                 open_dataset,
@@ -178,32 +180,37 @@ def open_datasets(
             for which, (source, part) in sources.items()
         }
         try:
+            # Without statistics "val" needs the train part too, to measure it.
             dataset = opened["train" if statistics is None else split]()
         except FeatureError as error:
             left_out.add(error)
             continue
         if statistics is not None:
-            found[name] = statistics[name]
+            measured[name] = statistics[name]
         else:
             parts: list[Dataset] = [dataset]
             held_out = config.val_fraction or sources["val"][1] == "all"
             if config.parity.stats_split == "all" and held_out:
                 parts.append(opened["val"]())
-            folder = None if name in given else to_folder(entry.dir)
-            found[name] = _measure(parts, spec.mask(action_dim), folder, config)
+            # Trajectories in memory have no folder that a cache could lie beside.
+            folder = None if name in streamed else to_folder(entry.dir)
+            measured[name] = _measure(parts, spec.mask(action_dim), folder, config)
             dataset = opened["val"]() if split == "val" else dataset
         noop = config.filters.noop or spec.noop
+        # Before normalizing: the threshold is in the dataset's own units.
         if noop:
             dataset.leave_out_idle(noop, structure.chunk)
-        found[name] = _fitted(name, found[name], action_dim, structure.proprio)
-        action_specs[name] = _action_spec(name, found[name], config, spec)
+        measured[name] = _fitted(name, measured[name], action_dim, structure.proprio)
+        action_specs[name] = _action_spec(name, measured[name], config, spec)
+        # Also before: recorded actions are compared with what the model is shown.
         if split == "train":
-            _warn_of_lost_motion(dataset, found[name], action_specs[name], structure.proprio)
+            _warn_of_lost_motion(dataset, measured[name], action_specs[name], structure.proprio)
             check_clipping(name, dataset.actions, action_specs[name])
         dataset.fast_dct = config.parity.dct == "fast"
+        # The loader scales chunk by chunk, so actions and states stay as recorded.
         if config.units:
-            found[name] = with_chunks(found[name], dataset, structure, config)
-            units[name] = units_of(name, found[name], spec, structure, config)
+            measured[name] = with_chunks(measured[name], dataset, structure, config)
+            units[name] = units_of(name, measured[name], spec, structure, config)
             datasets.append(dataset)
             weights.append(entry.weight)
             continue
@@ -211,16 +218,16 @@ def open_datasets(
         if spec.has_gripper:
             gripper = dataset.actions[:, -1]
             gripper[:] = targets(gripper, spec.gripper_binary, config.parity.gripper)
-            if config.parity.constant_to_zero and _is_constant(found[name]["action"]):
+            if config.parity.constant_to_zero and _is_constant(measured[name]["action"]):
                 gripper[:] = 0
-        dataset.proprio = _states(name, found[name], dataset.proprio, structure.proprio)
+        dataset.proprio = _states(name, measured[name], dataset.proprio, structure.proprio)
         datasets.append(dataset)
         weights.append(entry.weight)
     if not datasets:
         causes = "\n  ".join(left_out.causes())
         raise DataError(f"no dataset is left of {names}: {left_out}\n  {causes}")
     return Mixture(
-        datasets, weights, found, action_specs, structure, config, split == "train", image_size,
+        datasets, weights, measured, action_specs, structure, config, split == "train", image_size,
         units,
     )  # fmt: skip
 
@@ -245,6 +252,7 @@ def _measure(
     states = [part.proprio for part in parts if part.proprio is not None]
     return cached_statistics(
         parts[0].name,
+        # A single part is not copied, as its actions may fill gigabytes.
         np.concatenate([part.actions for part in parts]) if parts[1:] else parts[0].actions,
         np.concatenate(states) if states[1:] else parts[0].proprio,
         sum(len(part.lengths) for part in parts),
@@ -298,8 +306,8 @@ def _warn_of_lost_motion(
             log.warning("%s: %s", dataset.name, line)
     if states and dataset.proprio is not None and entry.get("proprio"):
         with contextlib.suppress(ValueError):  # `_states` says what is wrong with them
-            made = StateSpec.from_statistics(entry, states)
-            both = made.normalize, made.unnormalize
+            state_spec = StateSpec.from_statistics(entry, states)
+            both = state_spec.normalize, state_spec.unnormalize
             for line in lost_motion(dataset.proprio, *both, "state"):
                 log.warning("%s: %s", dataset.name, line)
 
@@ -311,13 +319,13 @@ def _is_constant(action: Mapping[str, Any]) -> bool:
 
 
 def _states(
-    name: str, found: Mapping[str, Any], states: np.ndarray | None, dim: int
+    name: str, entry: Mapping[str, Any], states: np.ndarray | None, dim: int
 ) -> np.ndarray | None:
-    """What the model takes of the recorded states, normalised: nothing, or `dim` numbers each."""
+    """What the model takes of the recorded states, normalized: nothing, or `dim` numbers each."""
     if not dim:
         return None
     try:
-        spec = StateSpec.from_statistics(found, dim)
+        spec = StateSpec.from_statistics(entry, dim)
     except ValueError as error:
         raise ConfigError(f"model.structure.proprio: dataset {name!r}: {error}") from error
     return spec.normalize(np.asarray(states))
@@ -333,25 +341,25 @@ def _sources(
 
 
 def _specs(entries: Sequence[DatasetConfig], variant: str) -> list[DatasetSpec]:
-    found, problems = [], []
+    specs, problems = [], []
     for i, entry in enumerate(entries):
         try:
-            found.append(find_spec(entry.spec, variant))
+            specs.append(find_spec(entry.spec, variant))
         except KeyError as error:
             problems.append(f"data.datasets[{i}].spec: {error.args[0]}")
     if problems:
         raise ConfigError("\n".join(problems))
-    return found
+    return specs
 
 
 def _names(entries: Sequence[DatasetConfig]) -> list[str]:
     """The specs' names; a spec that occurs again gets -2, -3, ..."""
-    seen: Counter[str] = Counter()
+    occurrences: Counter[str] = Counter()
     names = []
     for entry in entries:
         name = short_name(entry.spec)
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        occurrences[name] += 1
+        names.append(name if occurrences[name] == 1 else f"{name}-{occurrences[name]}")
     return names
 
 

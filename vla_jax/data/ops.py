@@ -1,6 +1,6 @@
 """Operations that dataset specs share: numpy, over the whole of one episode.
 
-The gripper is 1 = open, 0 = closed everywhere after standardising.
+The gripper is 1 = open, 0 = closed everywhere after standardizing.
 
 Axis letters: t steps, d features, a action dimension.
 """

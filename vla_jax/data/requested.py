@@ -21,6 +21,7 @@ _SHOWN = 10  # numbers listed in a message
 def find_feature(features: Mapping[str, Feature], path: Path) -> str | None:
     """The first of the alternatives that there is, below `steps/` or not."""
     candidates = [path] if isinstance(path, str) else list(path)
+    # Specs leave out `steps/`, and what is recorded once an episode has no such prefix.
     spelled = [p for c in candidates for p in (STEPS + c, c)]
     return next((p for p in spelled if p in features), None)
 
@@ -29,10 +30,10 @@ def find_cameras(
     spec: DatasetSpec, features: Mapping[str, Feature], cameras: Sequence[str]
 ) -> dict[str, str]:
     """The image feature of each of these roles that the dataset has."""
-    found = {
+    paths = {
         role: find_feature(features, spec.images[role]) for role in cameras if role in spec.images
     }
-    return {role: path for role, path in found.items() if path}
+    return {role: path for role, path in paths.items() if path}
 
 
 def partners(spec: DatasetSpec, cameras: Sequence[str]) -> tuple[str, ...]:
@@ -102,11 +103,11 @@ def check_episodes(filters: Filters, source: Source, name: str) -> None:
         raise DataError(f"{name}: {problem}", source.root)
     unknown = sorted(number for number in filters.episodes if number not in source.every)
     if unknown:
-        known = f"{source.every[0]} to {source.every[-1]}" if len(source.every) else "none"
+        available = f"{source.every[0]} to {source.every[-1]}" if len(source.every) else "none"
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         raise DataError(
             f"{name}: data.filters.episodes names {unknown[:_SHOWN]}{more}, which are no episodes "
-            f"of the split; it has {known}",
+            f"of the split; it has {available}",
             source.root,
         )
 
@@ -133,9 +134,11 @@ def held_size(
     declared = tuple(source.features[path].shape[:2])
     fixed = None not in declared
     wanted = 1 if isinstance(source, StreamSource) else _LOOKED_AT  # a stream begins anew each time
+    # Spread over the dataset, as parts of it may have images of another size.
     apart = [frames[len(frames) * i // wanted] for i in range(wanted)] if len(frames) else []
     sizes: list[tuple[int, int]] = []
     wrong: DataError | None = None
+    # The rest come only in place of images that are broken or absent.
     for frame in dict.fromkeys([*apart, *frames]):
         if len(sizes) >= min(wanted, len(frames)):
             break
@@ -149,6 +152,7 @@ def held_size(
             elif sizes:
                 break  # an image that is absent is no mistake
         except DataError as error:
+            # A decoder does not know the place.
             if not error.file:
                 error = type(error)(f"{path!r}: {error.problem}", *source.place(frame))
             if not skip:

@@ -77,7 +77,7 @@ def resolve_with_data(raw: Any) -> Config:
 
 def _robots(config: Config) -> dict[str, Robot]:
     """What each dataset says of its robot, by the dataset's name."""
-    found, problems = {}, []
+    robots, problems = {}, []
     for i, entry in enumerate(config.data.datasets):
         key = f"data.datasets[{i}]"
         try:
@@ -86,13 +86,13 @@ def _robots(config: Config) -> dict[str, Robot]:
             problems.append(f"{key}.spec: {error.args[0]}")
             continue
         try:
-            found[short_name(entry.spec)] = _robot(spec, entry, config)
+            robots[short_name(entry.spec)] = _robot(spec, entry, config)
         except DataError as error:
             problems.append(f"{key} ({entry.spec}): {error}")
     # A dataset that is broken may be left out, unless it is the only one.
-    if problems and not (found and config.data.on_error == "skip"):
+    if problems and not (robots and config.data.on_error == "skip"):
         raise ConfigError("\n".join(problems))
-    return found
+    return robots
 
 
 def _robot(spec: DatasetSpec, entry: DatasetConfig, config: Config) -> Robot:
@@ -119,6 +119,7 @@ def _from_zeros(spec: DatasetSpec, features: Mapping[str, Feature]) -> int | Non
         if feature is None or (feature.kind != "text" and None in feature.shape):
             return None
         is_text = feature.kind == "text"
+        # Two steps, as a spec may take differences between steps.
         shape = (2, *(size or 0 for size in feature.shape))
         columns[short] = np.array([""] * 2, object) if is_text else np.zeros(shape, feature.dtype)
     try:
@@ -142,26 +143,26 @@ def _cameras(robots: Mapping[str, Robot]) -> Sequence[str]:
     return shared
 
 
-def _agreed(key: str, given: Any, of: Mapping[str, Any], skip: bool) -> Any:
+def _agreed(key: str, configured: Any, of: Mapping[str, Any], skip: bool) -> Any:
     """What the config sets, or else what all datasets have.
 
     Args:
         key: of the config.
-        given: its value there; false if it is left to the data.
+        configured: its value there; false if it is left to the data.
         of: dataset -> what it has, None where that is not known.
         skip: whether datasets that do not fit may be left out.
 
     Raises:
         ConfigError: the datasets differ, or what is set fits none of them.
     """
-    known = {name: value for name, value in of.items() if value is not None}
-    values = list(dict.fromkeys(known.values()))
-    if given:
-        fits = [value == given for value in known.values()]
+    stated = {name: value for name, value in of.items() if value is not None}
+    values = list(dict.fromkeys(stated.values()))
+    if configured:
+        fits = [value == configured for value in stated.values()]
         if all(fits) or (skip and any(fits)):
-            return given
+            return configured
         advice = f"leave it out, or set it to {values[0]!r}" if len(values) == 1 else "choose one"
-        raise ConfigError(f"{key}: {given!r} is set, the datasets have {known}; {advice}")
+        raise ConfigError(f"{key}: {configured!r} is set, the datasets have {stated}; {advice}")
     if len(values) != 1:
         advice = "set it" if not values else "one model has one kind of action: choose datasets"
         raise ConfigError(f"{key}: the datasets do not agree: {dict(of)}; {advice}")

@@ -1,4 +1,4 @@
-"""Which window is sample number n: pure functions of (seed, n), so nothing needs to be stored.
+"""The window of each sample number n: pure functions of (seed, n), so nothing needs to be stored.
 
 Mixture: after n samples dataset d has been drawn floor(C[d+1] n) - floor(C[d] n) times, where C are
 the cumulative shares, counted in whole blocks; within a block it is random whose turn it is. The
@@ -7,7 +7,7 @@ each window comes once before any comes again. All in integers: the shares never
 any sample costs one block.
 
 Permutations are Feistel networks with cycle walking (Black & Rogaway 2002, "Ciphers with arbitrary
-finite domains"), the round function is the splitmix64 finaliser (Steele et al. 2014).
+finite domains"), the round function is the splitmix64 finalizer (Steele et al. 2014).
 """
 
 import enum
@@ -41,6 +41,7 @@ def feistel(
     index: Integer[np.ndarray, "n"], size: int, key: Integer[np.ndarray, "n"]
 ) -> Int64[np.ndarray, "n"]:
     """Images of `index` under a pseudo-random permutation of range(size), one key an element."""
+    # The fewest bits that hold `size` and can be cut into two equal halves.
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
     keys = np.stack([_mix(key.astype(np.uint64) + np.uint64(r)) for r in range(_ROUNDS)])
@@ -51,6 +52,7 @@ def feistel(
         for key_of_round in keys[:, todo]:
             left, right = right, left ^ (_mix(right + key_of_round) & mask)
         value[todo] = (left << half) | right
+        # Cycle walking: what fell outside goes through again until it is inside.
         todo = todo[value[todo] >= np.uint64(size)]
     return value.astype(np.int64)
 
@@ -82,6 +84,7 @@ def uniform(
     # The order's streams count up from 0.
     keys = _keys(seed, -1 - stream, samples)[:, None]
     steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    # The upper 53 bits: as many as a float64 can hold.
     return (_mix(keys + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -102,6 +105,7 @@ class MixtureOrder:
             ValueError: a dataset is empty, or its share is below one sample a block.
         """
         self.sizes, self.seed, self.block = [int(s) for s in sizes], seed, block
+        # A weight is that of one window, so a dataset's share grows with its size.
         mass = np.asarray(weights, np.float64) * np.asarray(sizes, np.float64)
         if not mass.size or mass.min() <= 0:
             raise ValueError(f"every dataset needs windows and weight: {sizes=} {weights=}")
@@ -116,6 +120,7 @@ class MixtureOrder:
         scale = 1 << _SHARE_BITS
         # Python integers: they do not overflow at any sample number.
         self._edges = [round(float(c) * scale) for c in np.cumsum([0.0, *self.shares])]
+        # Rounding must leave no slot without a dataset.
         self._edges[-1] = scale
 
     def __call__(
@@ -125,22 +130,26 @@ class MixtureOrder:
         blocks, slots = np.divmod(samples.astype(np.int64), self.block)
         dataset, window = np.zeros_like(slots), np.zeros_like(slots)
         for block in np.unique(blocks):
-            here = blocks == block
+            selected = blocks == block
             datasets, windows = self._blocks(int(block))
-            dataset[here], window[here] = datasets[slots[here]], windows[slots[here]]
+            dataset[selected], window[selected] = (
+                datasets[slots[selected]],
+                windows[slots[selected]],
+            )
         return dataset, window
 
     def _compute_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Dataset and window of every slot of a block."""
         start, stop = self._cumulative(block), self._cumulative(block + 1)
         slots = np.arange(self.block)
+        # The slots are shuffled; the datasets' counts then cut them into turns.
         place = feistel(slots, self.block, _keys(self.seed, 0, np.full(self.block, block)))
         edges = np.cumsum([b - a for a, b in zip(start, stop, strict=True)])
         dataset = np.searchsorted(edges, place, side="right")
         draw = np.zeros(self.block, np.int64)
         for d, drawn in enumerate(start):
-            mine = np.flatnonzero(dataset == d)
-            draw[mine] = drawn + np.arange(len(mine))  # the how-manieth of its dataset
+            members = np.flatnonzero(dataset == d)
+            draw[members] = drawn + np.arange(len(members))  # the how-manieth of its dataset
         return dataset, self._window(dataset, draw)
 
     def _cumulative(self, blocks: int) -> list[int]:
@@ -151,9 +160,9 @@ class MixtureOrder:
     def _window(self, dataset: np.ndarray, draw: np.ndarray) -> np.ndarray:
         window = np.empty_like(draw)
         for d in np.unique(dataset):
-            mine = dataset == d
-            epoch, element = np.divmod(draw[mine], self.sizes[d])
-            window[mine] = feistel(element, self.sizes[d], _keys(self.seed, 1 + int(d), epoch))
+            members = dataset == d
+            epoch, element = np.divmod(draw[members], self.sizes[d])
+            window[members] = feistel(element, self.sizes[d], _keys(self.seed, 1 + int(d), epoch))
         return window
 
 

@@ -51,7 +51,7 @@ class Source(Protocol):
     def every(self) -> range | None:
         """Numbers of all episodes that the split is said to have.
 
-        None if left out ones may have been any number of episodes.
+        None if what was left out may have been any number of episodes.
         """
         ...
 
@@ -67,7 +67,7 @@ class Source(Protocol):
 
     @property
     def num_episodes(self) -> int:
-        """E."""
+        """The number of episodes."""
         ...
 
     def low(self, path: str) -> np.ndarray:

@@ -65,6 +65,7 @@ class SpanSource:
     def _rows(self) -> np.ndarray:
         """Frame of the source that each frame is."""
         first = self._source.starts[self._owner] + self._begin
+        # Within a span the frames of both differ by a constant.
         return np.arange(self.starts[-1]) + np.repeat(
             first - self.starts[:-1], np.diff(self.starts)
         )
@@ -90,6 +91,7 @@ class SpanSource:
         if path.startswith(STEPS):
             return values[self._rows()]
         if path in _SHIFTED:
+            # The episode itself begins at this frame of the original recording.
             begin = self._source.low(_SHIFTED[0])[self._owner]
             return begin + (self._begin if path == _SHIFTED[0] else self._end)
         return values[self._owner]

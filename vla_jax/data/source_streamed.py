@@ -53,6 +53,7 @@ class StreamSource:
 
     def holding(self) -> "StreamSource":
         """The same episodes, with images held for somebody else."""
+        # Shallow: numbers and texts are shared, as they may be large.
         other = copy.copy(self)
         other.held = {}
         return other
@@ -88,6 +89,7 @@ class StreamSource:
         episode, step = find_place(self.starts, first)
         frames = self.held.get(episode)
         if frames is None:
+            # Slow: good for single images, such as those that tell a camera's size.
             _, frames = next(self.passes(np.array([episode]), [camera], None))
         return frames[camera][step : step + last - first + 1]
 

@@ -15,7 +15,7 @@ Path = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One standardised episode; all arrays have the episode's length t.
+    """One standardized episode; all arrays have the episode's length t.
 
     Attributes:
         action: [t, a] in the dataset's own units; of a robot with a gripper (see
@@ -49,7 +49,7 @@ class ActionEncoding:
 
     @property
     def mask(self) -> list[bool]:
-        """Which numbers normalisation scales."""
+        """True for the numbers that normalization scales."""
         return [i not in self.grippers for i in range(self.dim)]
 
 
@@ -111,7 +111,7 @@ class DatasetSpec:
     noop: float = 0.0
 
     def mask(self, dim: int) -> list[bool]:
-        """Which of an action's `dim` numbers normalisation scales.
+        """True for those of an action's `dim` numbers that normalization scales.
 
         Raises:
             ValueError: the encoding has another number of them, or its last is no gripper, though
@@ -126,6 +126,7 @@ class DatasetSpec:
         if not self.has_gripper:
             return [True] * dim
         if not encoding:
+            # A gripper between 0 and 1 needs no scaling.
             return [True] * (dim - 1) + [False]
         if dim - 1 not in encoding.grippers:
             raise ValueError(

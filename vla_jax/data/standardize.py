@@ -20,7 +20,7 @@ _MISTAKES = (
 def standardise(
     spec: DatasetSpec, episode: Episode, steps: int, action_dim: int, state_dim: int | None
 ) -> Trajectory:
-    """Standardises an episode.
+    """Standardizes an episode.
 
     Args:
         spec: of the dataset.
@@ -34,56 +34,63 @@ def standardise(
         ActionError: a number that is used is not finite; with its frame in the episode.
     """
     try:
-        found = spec.standardise(episode)
-        if not isinstance(found, Trajectory):
-            raise TypeError(f"the spec makes a {type(found).__name__}, not a Trajectory")
-        action = _numbers("actions", found.action)
-        state = None if found.proprio is None else _numbers("the robot's states", found.proprio)
+        trajectory = spec.standardise(episode)
+        if not isinstance(trajectory, Trajectory):
+            raise TypeError(f"the spec makes a {type(trajectory).__name__}, not a Trajectory")
+        action = _numbers("actions", trajectory.action)
+        state = (
+            None
+            if trajectory.proprio is None
+            else _numbers("the robot's states", trajectory.proprio)
+        )
         problem = _misfit(action, state, steps, action_dim, state_dim)
         if not problem:
-            language, keep = _language(found.language), _kept(found.keep, steps)
+            language, keep = _language(trajectory.language), _kept(trajectory.keep, steps)
     except _MISTAKES as error:
         raise FeatureError(f"cannot be standardised: {type(error).__name__}: {error}") from error
+    # Raised out here, as the clause above would take it for a mistake of the spec's code.
     if problem:
         raise FeatureError(problem)
-    for what, values in (("action", action), ("robot state", state)):
+    for title, values in (("action", action), ("robot state", state)):
         if values is None:
             continue
+        # Frames that are not used may hold anything.
         bad = ~np.isfinite(values[keep]).all(axis=1)
         if bad.any():
             frame = int(np.arange(len(values))[keep][np.argmax(bad)])
             listing = values[frame].tolist()
-            raise ActionError(f"the {what} is not finite: {listing}", frame=frame)
+            raise ActionError(f"the {title} is not finite: {listing}", frame=frame)
     return Trajectory(action, language, state, keep)
 
 
-def _numbers(what: str, values: Any) -> np.ndarray:
+def _numbers(title: str, values: Any) -> np.ndarray:
     """As float32; what that cannot hold becomes infinite, which is noticed later."""
     if values.dtype.kind not in "fiub":
-        raise TypeError(f"{what} are {values.dtype} {values.shape}, not numbers")
+        raise TypeError(f"{title} are {values.dtype} {values.shape}, not numbers")
     with np.errstate(over="ignore"):
         return values.astype(np.float32)
 
 
-def _language(given: object) -> str | np.ndarray | tuple[str | np.ndarray, ...]:
+def _language(language: object) -> str | np.ndarray | tuple[str | np.ndarray, ...]:
     """Texts in the forms that `Trajectory` describes, whatever holds them."""
-    if isinstance(given, tuple):
-        return tuple(_one_language(entry) for entry in given)
-    return _one_language(given)
+    if isinstance(language, tuple):
+        return tuple(_one_language(entry) for entry in language)
+    return _one_language(language)
 
 
-def _one_language(given: object) -> str | np.ndarray:
-    if given is None:
+def _one_language(language: object) -> str | np.ndarray:
+    if language is None:
         return ""
-    if isinstance(given, str | bytes):
-        return _text(given)
-    found = np.asarray(given)
-    if found.dtype.kind not in "SUO" or found.ndim > 1:
-        raise TypeError(f"the language is {found.dtype} {found.shape}, not text")
-    if not found.ndim:
-        return _text(found.item())
-    out = np.empty(len(found), object)
-    out[:] = [_text(entry) for entry in found.tolist()]
+    if isinstance(language, str | bytes):
+        return _text(language)
+    texts = np.asarray(language)
+    if texts.dtype.kind not in "SUO" or texts.ndim > 1:
+        raise TypeError(f"the language is {texts.dtype} {texts.shape}, not text")
+    if not texts.ndim:
+        return _text(texts.item())
+    # Filled in afterwards, as np.array would make strings of one fixed width.
+    out = np.empty(len(texts), object)
+    out[:] = [_text(entry) for entry in texts.tolist()]
     return out
 
 
@@ -102,14 +109,14 @@ def _kept(keep: object, steps: int) -> slice:
     if keep is None:
         return slice(None)
     if isinstance(keep, slice):
-        keep.indices(steps)
+        keep.indices(steps)  # raises where its ends are no integers
         return keep
-    given = np.asarray(keep)
-    if given.ndim != 1 or given.dtype.kind not in "biu":
+    selection = np.asarray(keep)
+    if selection.ndim != 1 or selection.dtype.kind not in "biu":
         raise TypeError(f"keep is {keep!r}; it must be a slice, or a mask over the steps")
-    if given.dtype.kind == "b" and len(given) != steps:
-        raise ValueError(f"keep is a mask over {len(given)} steps, the episode has {steps}")
-    frames = np.flatnonzero(given) if given.dtype.kind == "b" else given
+    if selection.dtype.kind == "b" and len(selection) != steps:
+        raise ValueError(f"keep is a mask over {len(selection)} steps, the episode has {steps}")
+    frames = np.flatnonzero(selection) if selection.dtype.kind == "b" else selection
     if not len(frames):
         return slice(0, 0)
     strides = np.unique(np.diff(frames))
@@ -124,14 +131,14 @@ def _kept(keep: object, steps: int) -> slice:
 def _misfit(
     action: np.ndarray, state: np.ndarray | None, steps: int, action_dim: int, state_dim: int | None
 ) -> str:
-    for what, values in (("actions", action), ("the robot's states", state)):
+    for title, values in (("actions", action), ("the robot's states", state)):
         if values is None:
             continue
         if values.ndim != 2:
-            return f"{what} are {values.dtype} {values.shape}, not numbers [{steps} steps, any]"
+            return f"{title} are {values.dtype} {values.shape}, not numbers [{steps} steps, any]"
         if len(values) != steps:
             return (
-                f"{what} have {len(values)} rows, the episode {steps} steps; "
+                f"{title} have {len(values)} rows, the episode {steps} steps; "
                 "Trajectory.keep leaves steps out"
             )
     if action.shape[1] != action_dim:
@@ -142,15 +149,17 @@ def _misfit(
     return ""
 
 
-def instructions(found: Trajectory) -> list[str]:
+def instructions(trajectory: Trajectory) -> list[str]:
     """The distinct texts of an episode, blank ones left out."""
-    alternatives = found.language if isinstance(found.language, tuple) else (found.language,)
+    alternatives = (
+        trajectory.language if isinstance(trajectory.language, tuple) else (trajectory.language,)
+    )
     texts = []
     for steps in alternatives:
         if isinstance(steps, str):
             spoken = [steps]
         else:  # one a step, or one an episode
-            kept = steps[found.keep] if len(steps) == len(found.action) else steps
-            spoken = [str(text) for text in kept]
+            used = steps[trajectory.keep] if len(steps) == len(trajectory.action) else steps
+            spoken = [str(text) for text in used]
         texts += [text for text in spoken if text.strip()][:1]
     return list(dict.fromkeys(texts))

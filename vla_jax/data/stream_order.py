@@ -44,8 +44,8 @@ class StreamedOrder:
         """Dataset and window of each sample; their images stay at hand until the next call."""
         dataset, window = self._order(samples)
         for number, stream in self._streams.items():
-            mine = dataset == number
-            window[mine] = stream.draw(window[mine])
+            members = dataset == number
+            window[members] = stream.draw(window[members])
         return dataset, window
 
 
@@ -78,6 +78,7 @@ def streamed(
     for number, dataset in enumerate(mixture.datasets):
         if not isinstance(dataset.index, StreamSource):
             continue
+        # Loaders of one mixture must not drop each other's images.
         source = dataset.index.holding()
         datasets[number] = copy.copy(dataset)
         datasets[number].index = source
@@ -85,25 +86,27 @@ def streamed(
         if isinstance(order, SequentialOrder):
             streams[number] = _Ascending(source, episodes)
             continue
-        share = np.array_split(episodes.used, process_count)[process_index]
-        if not len(share):
+        assigned = np.array_split(episodes.used, process_count)[process_index]
+        if not len(assigned):
             raise DataError(
                 f"{dataset.name}: {len(episodes.used)} trajectories cannot be streamed to "
                 f"{process_count} processes; set data.reader=index",
                 source.root,
             )
+        # numpy takes no negative seeds.
         key = [seed & _MASK, number, process_index, start & _MASK]
-        streams[number] = _Shuffled(source, episodes, share, mixture.pool, key)
+        streams[number] = _Shuffled(source, episodes, assigned, mixture.pool, key)
     return (StreamedOrder(order, streams) if streams else order), datasets
 
 
 class _Episodes:
-    """Which windows each trajectory has, and which episode of the source it is."""
+    """The windows of each trajectory, and the episode of the source that it is."""
 
     def __init__(self, dataset: Dataset, windows: Windows):
         self.windows = windows
         self.cameras, self.numbers = dataset.in_source()
         counts = np.zeros(len(self.numbers), np.int64)
+        # In blocks, as arrays over all windows at once could fill the memory.
         for begin in range(0, len(windows), _COUNTED):
             block = np.arange(begin, min(begin + _COUNTED, len(windows)))
             counts += np.bincount(windows.locate(block).trajectory, minlength=len(counts))
@@ -119,15 +122,15 @@ class _Shuffled:
         self,
         source: StreamSource,
         episodes: _Episodes,
-        share: Int64[np.ndarray, "k"],
+        assigned: Int64[np.ndarray, "k"],
         pool: int,
         key: Sequence[int],
     ):
         self._source, self._episodes = source, episodes
         self._random = np.random.default_rng(key)
-        self._share = share
+        self._share = assigned
         self._coming: Iterator[tuple[int, Frames]] = iter(())
-        self._slots = min(pool, len(share))
+        self._slots = min(pool, len(assigned))
         # Of each slot: its trajectory, its windows in random order, and how many are left.
         self._trajectory = np.full(self._slots, -1)
         self._windows: list[np.ndarray] = [np.zeros(0, np.int64)] * self._slots
@@ -136,21 +139,23 @@ class _Shuffled:
 
     def draw(self, windows: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
         """As many windows as were asked for."""
+        # Not before this call: until now the loader was decoding their last windows.
         for trajectory in self._done:
             if trajectory not in self._trajectory:  # it may have come again with the next pass
                 self._source.held.pop(int(self._episodes.numbers[trajectory]), None)
         self._done.clear()
-        found = np.empty(len(windows), np.int64)
+        drawn = np.empty(len(windows), np.int64)
         for i in range(len(windows)):
             self._refill()
+            # Weighted by what a slot has left, so that all windows held are equally likely.
             below = np.cumsum(self._left)
             slot = int(np.searchsorted(below, self._random.integers(below[-1]), side="right"))
             self._left[slot] -= 1
-            found[i] = self._windows[slot][self._left[slot]]
+            drawn[i] = self._windows[slot][self._left[slot]]
             if not self._left[slot]:
                 self._done.append(int(self._trajectory[slot]))
                 self._trajectory[slot] = -1
-        return found
+        return drawn
 
     def _refill(self) -> None:
         """Fills empty slots; a pass begins when the one before has not left a window."""
@@ -194,6 +199,7 @@ class _Ascending:
         if self._coming is None:
             used = episodes.numbers[episodes.used]
             self._coming = self._source.passes(used[used >= first], episodes.cameras, None)
+        # A list of its own, as `held` shrinks meanwhile.
         for number in [number for number in held if number < first]:
             del held[number]
         missing = set(needed.tolist()) - set(held)

@@ -1,4 +1,4 @@
-"""Windows and chunks: index arithmetic over trajectories, vectorised, with masks.
+"""Windows and chunks: index arithmetic over trajectories, vectorized, with masks.
 
 A window of w frames ends at frame t; its frame j is t - w + 1 + j. Left of the trajectory the
 index is clamped to 0 and masked. Element [j, k] of the action chunk is the action at frame
@@ -72,9 +72,11 @@ class Windows:
 
     def locate(self, numbers: Int64[np.ndarray, "n"]) -> Place:
         """Where the windows with these numbers lie."""
+        # The copies of one window are neighbors.
         numbers, hidden = np.divmod(numbers, self._copies)
         if self._chosen is not None:
             numbers = self._chosen[numbers]
+        # From the right: trajectories without windows start where the next one does.
         trajectory = np.searchsorted(self._starts, numbers, side="right") - 1
         return Place(trajectory, numbers - self._starts[trajectory] + self._first_end, hidden)
 

@@ -12,22 +12,23 @@ _NUMBERS = (
     "float16", "float32", "float64",
 )  # fmt: skip
 _CHANNELS = (1, 3, 4)  # how many an image has
-# Initials of the axes' names: height, width, channel; rgb, bgr, colour.
+# Initials of the axes' names: height, width, channel; rgb, bgr, color.
 _AXES = {"h": 0, "y": 0, "w": 1, "x": 1, "c": 2, "r": 2, "b": 2}
 _DEPTH = ("is_depth_map", "video.is_depth_map")
 
 
 def paths_of(described: Mapping[str, Any]) -> dict[str, str]:
     """Path -> key: dots become slashes, but below a key that is a feature itself underscores."""
-    found: dict[str, str] = {}
+    keys: dict[str, str] = {}
     path_of: dict[str, str] = {}
+    # The shorter ones first, so that a key finds the path of the one above it.
     for key in sorted(described, key=lambda k: k.count(".")):
         above = [k for k in path_of if key.startswith(k + ".")]
         parent = max(above, key=len, default="")
-        rest = key[len(parent) + 1 :].replace(".", "_")
-        path_of[key] = f"{path_of[parent]}_{rest}" if parent else STEPS + key.replace(".", "/")
-        found[path_of[key]] = key
-    return found
+        suffix = key[len(parent) + 1 :].replace(".", "_")
+        path_of[key] = f"{path_of[parent]}_{suffix}" if parent else STEPS + key.replace(".", "/")
+        keys[path_of[key]] = key
+    return keys
 
 
 def feature_of(body: Mapping[str, Any]) -> Feature:

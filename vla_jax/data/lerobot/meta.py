@@ -83,6 +83,7 @@ class Info:
             self.features = {p: feature_of(described[key]) for p, key in self.keys.items()}
             cameras = [p for p in self.keys if self.features[p].kind == "image"]
             self.videos = [p for p in cameras if described[self.keys[p]]["dtype"] == "video"]
+        # Most datasets give an episode's text by `task_index` alone.
         self.features.setdefault(LANGUAGE, Feature("text"))
 
     def splits(self) -> dict[str, range]:
@@ -90,12 +91,12 @@ class Info:
         with understood(self._path, "a LeRobot info.json"):
             total = int(self.raw.get("total_episodes") or 0)
             described = dict(self.raw.get("splits") or {"train": f"0:{total}"})
-        found = {}
+        ranges = {}
         for name, text in described.items():
             first, _, stop = str(text).partition(":")
             with understood(self._path, f"FIRST:STOP, the split {name!r} is {text!r}"):
-                found[str(name)] = range(int(first or 0), int(stop or total))
-        return found
+                ranges[str(name)] = range(int(first or 0), int(stop or total))
+        return ranges
 
     def tasks(self) -> dict[int, str]:
         """`task_index` -> text."""
@@ -123,12 +124,15 @@ class Info:
             raise DataError(f"no split {split!r}; it has {sorted(splits)}", self.folder)
         meta = self.folder / "meta"
         with understood(meta, "a list of episodes"):
-            every = self._v3() if self.version == "v3.0" else self._v2()
-            told = int(self.raw.get("total_frames") or 0)
-        frames = sum(episode.length for episode in every)
-        if told and told != frames:
-            log.warning("%s: info.json says %d frames, the episodes have %d", meta, told, frames)
-        counts = Counter(episode.number for episode in every)
+            listed = self._v3() if self.version == "v3.0" else self._v2()
+            stated_frames = int(self.raw.get("total_frames") or 0)
+        frames = sum(episode.length for episode in listed)
+        # Only a warning: tools that edit datasets leave old totals behind.
+        if stated_frames and stated_frames != frames:
+            log.warning(
+                "%s: info.json says %d frames, the episodes have %d", meta, stated_frames, frames
+            )
+        counts = Counter(episode.number for episode in listed)
         twice = sorted(number for number, count in counts.items() if count > 1)
         if twice:
             raise DataError(f"names episodes more than once: {twice[:5]}", meta)
@@ -142,29 +146,30 @@ class Info:
             problem = f"lacks {lacking} of the {len(wanted)} episodes of {split!r}"
             first = next(number for number in wanted if number not in counts)
             wrong.append((TruncatedShardError(problem, meta, first), lacking))
-        found = []
-        for episode in every:
+        sound = []
+        for episode in listed:
             if episode.number not in splits[split]:
                 continue
             error = _unsound(episode)
             if error is None:
-                found.append(episode)
+                sound.append(episode)
             else:
                 wrong.append((error, 1))
-        if not found and not wrong:
+        if not sound and not wrong:
             raise DataError(f"split {split!r} has no episodes", self.folder)
-        return found, wrong
+        return sound, wrong
 
     def _v2(self) -> list[Episode]:
         chunk = int(self.raw.get("chunks_size", 1000))
-        found = []
+        episodes = []
         for row in read_json_lines(self.folder / "meta" / "episodes.jsonl"):
             number, length = int(row["episode_index"]), int(row["length"])
             names = {"episode_index": number, "episode_chunk": number // chunk}
+            # v2 has a file an episode, which therefore begins at 0 s.
             videos = {key: (self._video(key, names), 0.0) for key in self._video_keys()}
             data = self.folder / self._data_path.format(**names)
-            found.append(Episode(number, length, data, videos))
-        return sorted(found, key=lambda episode: episode.number)
+            episodes.append(Episode(number, length, data, videos))
+        return sorted(episodes, key=lambda episode: episode.number)
 
     def _v3(self) -> list[Episode]:
         paths = sorted((self.folder / "meta" / "episodes").glob("*/*.parquet"))
@@ -176,8 +181,9 @@ class Info:
             columns += [
                 f"videos/{key}/{c}" for c in ("chunk_index", "file_index", "from_timestamp")
             ]
-        found = []
+        episodes = []
         tables = [read_table(path, columns).to_pylist() for path in paths]
+        # Tools that merge datasets do not keep the tables in order.
         for row in sorted((r for t in tables for r in t), key=lambda r: r["episode_index"]):
             data = self.folder / self._data_path.format(**_names(row, "data"))
             videos = {
@@ -188,8 +194,8 @@ class Info:
                 for key in self._video_keys()
             }
             number, length = int(row["episode_index"]), int(row["length"])
-            found.append(Episode(number, length, data, videos))
-        return found
+            episodes.append(Episode(number, length, data, videos))
+        return episodes
 
     def _video_keys(self) -> list[str]:
         return [self.keys[path] for path in self.videos]
@@ -230,7 +236,7 @@ def _task_column(path: Path, columns: list[str]) -> str:
     for name in (*named, "task", "__index_level_0__"):
         if name in columns and name != "task_index":
             return name
-    others = [name for name in columns if name != "task_index"]
-    if len(others) != 1:
+    candidates = [name for name in columns if name != "task_index"]
+    if len(candidates) != 1:
         raise DataError(f"which column holds the tasks? It has {columns}, none is 'task'", path)
-    return others[0]
+    return candidates[0]

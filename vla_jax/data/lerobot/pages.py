@@ -93,7 +93,7 @@ class ImagePages:
             MissingCameraError: there is no such column, or it holds no encoded images.
             DataError: the file is missing or damaged.
         """
-        column, found = self._column(path, key), []
+        column, images = self._column(path, key), []
         for row in rows:
             number = int(np.searchsorted(column.starts, row, side="right")) - 1
             page = column.pages[number] if number >= 0 else None
@@ -102,15 +102,15 @@ class ImagePages:
             try:
                 spans = self._spans(path, key, number)
                 if spans is None:
-                    found.append(self._whole(path, key, number)[row - page.row])
+                    images.append(self._whole(path, key, number)[row - page.row])
                 else:
                     codec = column.chunks[page.chunk].codec
-                    found.append(self._single(path, page, spans, row - page.row, codec))
+                    images.append(self._single(path, page, spans, row - page.row, codec))
             except DAMAGE as error:
                 if isinstance(error, DataError):
                     raise
                 raise CorruptRecordError(f"column {key!r} is damaged: {error!r}", path) from error
-        return found
+        return images
 
     def _single(
         self, path: Path, page: _Page, spans: _Spans, row: int, codec: str | None
@@ -121,21 +121,25 @@ class ImagePages:
             return None
         if spans.blocks is None:
             return self._bytes(path, page.at + begin, end - begin)
+        # The blocks that the image reaches into.
         first, last = begin // BLOCK, max(end - 1, begin) // BLOCK
         skipped, stop = first * BLOCK, min((last + 1) * BLOCK, spans.size)
         at = int(spans.blocks[first])
         packed = self._bytes(path, page.at + at, int(spans.blocks[last + 1]) - at)
+        # Blocks refer only to themselves: with a length in front they are a stream again.
         stream = parquet_bytes.framed(stop - skipped, packed)
-        found = parquet_bytes.unpacked(stream, codec, stop - skipped)
-        return found[begin - skipped : end - skipped]
+        data = parquet_bytes.unpacked(stream, codec, stop - skipped)
+        return data[begin - skipped : end - skipped]
 
     def _locate(self, path: Path, key: str, number: int) -> _Spans | None:
         """Where the images of a page lie; None if it has to be read whole."""
         column = self._column(path, key)
         page = column.pages[number]
+        # header[2] is the unpacked size: a small page costs little to read whole.
         if not page.header or page.header[2] < _LARGE or page.header[1] != _DATA:
             return None
         codec = column.chunks[page.chunk].codec
+        # The other codecs pack a page as one, so no part of it can be unpacked.
         if codec not in (None, "snappy"):
             return None
         body = self._body(path, page.at, page.header)
@@ -146,11 +150,13 @@ class ImagePages:
         levels, values, encoding = _split(data, page, column.nested)
         if encoding != _PLAIN:
             return None
-        here = levels == column.nested if column.nested else np.ones(page.rows, bool)
-        ends = parquet_bytes.plain_ends(values, int(here.sum())) + len(data) - len(values)
+        is_present = levels == column.nested if column.nested else np.ones(page.rows, bool)
+        # Counted from the beginning of the page, where the levels lie.
+        ends = parquet_bytes.plain_ends(values, int(is_present.sum())) + len(data) - len(values)
         begin, end = np.full((2, page.rows), -1, np.int64)
-        end[here] = ends
-        begin[here] = np.concatenate([[len(data) - len(values)], ends[:-1]])[: len(ends)] + 4
+        end[is_present] = ends
+        # 4 bytes of length lie in front of every image.
+        begin[is_present] = np.concatenate([[len(data) - len(values)], ends[:-1]])[: len(ends)] + 4
         return _Spans(begin, end, len(data), blocks)
 
     def _whole(self, path: Path, key: str, number: int) -> list[bytes | None]:
@@ -163,9 +169,11 @@ class ImagePages:
         values = self._read_page(path, key, number)
         size = sum(len(value or b"") for value in values)
         with self._lock:
+            # Another thread may have read the same page meanwhile.
             if place not in self._kept:
                 self._kept[place] = size, values
                 self._bytes_kept += size
+            # The newest page stays, even one that is too large by itself.
             while self._bytes_kept > _KEPT and len(self._kept) > 1:
                 self._bytes_kept -= self._kept.popitem(last=False)[1][0]
         return values
@@ -177,10 +185,11 @@ class ImagePages:
             groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
             described = [(g.num_rows, g.column(number)) for g in groups]
             size = os.path.getsize(path)
+        # What is packed in other ways is left to pyarrow, a row group at a time.
         if not all(_readable(chunk) for _, chunk in described):
             ends = np.cumsum([0, *(rows for rows, _ in described)]).tolist()
-            whole = [_Page(ends[g], n, 0, {}, g) for g, (n, _) in enumerate(described)]
-            return _Column(np.array(ends[:-1]), whole, [], nested)
+            whole_groups = [_Page(ends[g], n, 0, {}, g) for g, (n, _) in enumerate(described)]
+            return _Column(np.array(ends[:-1]), whole_groups, [], nested)
         chunks: list[_Chunk] = []
         pages: list[_Page] = []
         row = 0
@@ -189,21 +198,24 @@ class ImagePages:
                 codec = CODECS[chunk.compression]
                 at = chunk.data_page_offset
                 if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+                    # The dictionary, where there is one, lies before the data.
                     at = min(at, chunk.dictionary_page_offset)
                 stop = min(at + chunk.total_compressed_size, size)
                 chunks.append(_Chunk(codec, None))
-                found = row
-                while found < row + rows and at < stop:
+                next_row = row
+                while next_row < row + rows and at < stop:
                     header, at = self._header(path, at)
                     if header[1] == _DICTIONARY:
                         chunks[-1] = chunks[-1]._replace(dictionary=(at, header))
                     elif header[1] in (_DATA, _DATA_V2):
+                        # Thrift fields: 5 and 8 are the headers of data pages v1 and v2, 1 in them
+                        # the count.
                         count = header[5 if header[1] == _DATA else 8][1]
-                        pages.append(_Page(found, count, at, header, group))
-                        found += count
+                        pages.append(_Page(next_row, count, at, header, group))
+                        next_row += count
                     at += header[3]
-                if found != row + rows:
-                    raise ValueError(f"{found - row} values in {rows} rows")
+                if next_row != row + rows:
+                    raise ValueError(f"{next_row - row} values in {rows} rows")
                 row += rows
         except DAMAGE as error:
             raise CorruptRecordError(f"column {key!r} is damaged: {error!r}", path) from error
@@ -211,12 +223,14 @@ class ImagePages:
 
     def _header(self, path: Path, at: int) -> tuple[dict[int, Any], int]:
         """A page's header, and where its body begins."""
+        # Statistics can make a header long, but they seldom do.
         for size in _HEADER:
             data = self._bytes(path, at, size, whole=False)
             try:
                 header, length = parquet_bytes.thrift(data, 0)
             except IndexError:
                 continue
+            # 1 is the type, 2 the unpacked and 3 the stored size.
             if not all(isinstance(header.get(field), int) for field in (1, 2, 3)):
                 break
             if min(header[2], header[3]) < 0:
@@ -252,15 +266,18 @@ class ImagePages:
         present = int((levels == column.nested).sum()) if column.nested else page.rows
         if encoding in _BY_DICTIONARY and chunk.dictionary:
             at, about = chunk.dictionary
+            # Field 7 is the header of a dictionary page, 1 in it the count.
             words = parquet_bytes.unpacked(self._body(path, at, about), chunk.codec, about[2])
             entries = parquet_bytes.plain(words, about[7][1])
+            # The first byte says how many bits a code has.
             codes = parquet_bytes.hybrid(values[1:], values[0], present)
-            found = [entries[code] for code in codes.tolist()]
+            images = [entries[code] for code in codes.tolist()]
         else:
-            found = parquet_bytes.plain(values, present)
+            images = parquet_bytes.plain(values, present)
         if present == page.rows:
-            return list(found)
-        coming = iter(found)
+            return list(images)
+        # Values that are absent take no place in the page.
+        coming = iter(images)
         return [next(coming) if level == column.nested else None for level in levels.tolist()]
 
 
@@ -268,6 +285,7 @@ def _split(data: bytes, page: _Page, nested: int) -> tuple[np.ndarray, bytes, in
     """Of an unpacked page: which values are there, the values, and how these are encoded."""
     levels = np.zeros(0, np.int64)
     if nested:
+        # Pages v1 put the length of the levels in front of them.
         size = int.from_bytes(data[:4], "little")
         levels = parquet_bytes.hybrid(data[4 : 4 + size], int(nested).bit_length(), page.rows)
         data = data[4 + size :]
@@ -279,10 +297,11 @@ def _split_v2(
 ) -> tuple[np.ndarray, bytes, int]:
     """The same of a page of the second version, in which the values alone are packed."""
     about = page.header[8]
+    # 5 and 6 are the bytes of definition and of repetition levels, which come first.
     cut = about[5] + about[6]
     width = int(nested).bit_length()
     levels = parquet_bytes.hybrid(body[about[6] : cut], width, page.rows)
-    if about.get(7) is False:
+    if about.get(7) is False:  # 7: whether values are packed
         codec = None
     return levels, parquet_bytes.unpacked(body[cut:], codec, page.header[2] - cut), about[4]
 
@@ -306,8 +325,8 @@ def _find(file: Any, key: str, path: Path) -> int:
 
 def _readable(chunk: Any) -> bool:
     """Whether a column of a row group is packed and encoded in ways that are known here."""
-    known = {"PLAIN", "RLE", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "BIT_PACKED"}
-    return set(chunk.encodings) <= known and chunk.compression in CODECS
+    encodings = {"PLAIN", "RLE", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "BIT_PACKED"}
+    return set(chunk.encodings) <= encodings and chunk.compression in CODECS
 
 
 def _row_group(path: Path, key: str, group: int) -> list[bytes | None]:

@@ -34,12 +34,12 @@ def unpacked(data: bytes, codec: str | None, size: int) -> bytes:
     import pyarrow as arrow
 
     try:
-        found = arrow.Codec(codec).decompress(data, decompressed_size=size, asbytes=True)
+        raw = arrow.Codec(codec).decompress(data, decompressed_size=size, asbytes=True)
     except arrow.ArrowException as error:
         raise ValueError(str(error)) from error
-    if len(found) != size:
+    if len(raw) != size:
         raise ValueError("a page has another size than its header says")
-    return found
+    return raw
 
 
 def snappy_blocks(data: bytes) -> np.ndarray | None:
@@ -50,10 +50,11 @@ def snappy_blocks(data: bytes) -> np.ndarray | None:
     """
     size, at = varint(data, 0)
     marks, out, begin, parts = [at], 0, 0, 0
-    most = _PARTS * (size // BLOCK + 1)
+    max_parts = _PARTS * (size // BLOCK + 1)
     while at < len(data):
         tag, parts = data[at], parts + 1
         kind, length = tag & 3, (tag >> 2) + 1
+        # A literal; a length above 60 is in the 1 to 4 bytes that follow.
         if kind == 0:
             extra = max(length - 60, 0)
             if extra:
@@ -64,12 +65,14 @@ def snappy_blocks(data: bytes) -> np.ndarray | None:
                 length, back = ((tag >> 2) & 7) + 4, (tag >> 5) << 8 | data[at + 1]
             else:
                 back = int.from_bytes(data[at + 1 : at + (3 if kind == 2 else 5)], "little")
+            # A copy of bytes before this block, which therefore cannot be unpacked alone.
             if back > out - begin:
                 return None
             at += (2, 3, 5)[kind - 1]
         out += length
         if out - begin >= BLOCK or at >= len(data):
-            if out - begin > BLOCK or parts > most:
+            # An element that ends in another block, or data that no image packs into.
+            if out - begin > BLOCK or parts > max_parts:
                 return None
             begin = out
             marks.append(at)
@@ -118,6 +121,7 @@ def hybrid(data: bytes, width: int, count: int) -> np.ndarray:
     parts, total, at = [], 0, 0
     while total < count:
         head, at = varint(data, at)
+        # Odd: groups of 8 numbers, packed bit by bit; even: one number, repeated.
         if head & 1:
             size = (head >> 1) * width
             bits = np.unpackbits(np.frombuffer(data[at : at + size], np.uint8), bitorder="little")
@@ -127,7 +131,7 @@ def hybrid(data: bytes, width: int, count: int) -> np.ndarray:
             value = int.from_bytes(data[at : at + size], "little")
             parts.append(np.full(min(head >> 1, count - total), value, np.int64))
         at += size
-        if not len(parts[-1]):
+        if not len(parts[-1]):  # would go on for ever
             raise ValueError("a run of no length")
         total += len(parts[-1])
     return np.concatenate(parts)[:count] if parts else np.zeros(0, np.int64)
@@ -151,18 +155,19 @@ def thrift(data: bytes, at: int) -> tuple[dict[int, Any], int]:
     Raises:
         IndexError: it does not end within `data`; ValueError: it is none.
     """
-    found: dict[int, Any] = {}
+    fields: dict[int, Any] = {}
     field = 0
     while True:
         head = data[at]
         at += 1
-        if not head & 15:
-            return found, at
+        if not head & 15:  # type 0 ends the struct
+            return fields, at
+        # The upper half counts on from the last field; 0 says that a number follows.
         if head >> 4:
             field += head >> 4
         else:
             field, at = _zigzag(data, at)
-        found[field], at = _value(data, at, head & 15)
+        fields[field], at = _value(data, at, head & 15)
 
 
 def _zigzag(data: bytes, at: int) -> tuple[int, int]:
@@ -171,6 +176,7 @@ def _zigzag(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
+    # The value of a flag is its type.
     if kind in (1, 2):
         return kind == 1, at
     if kind in (4, 5, 6):

@@ -1,4 +1,4 @@
-"""Which rows of which parquet file are an episode's, and the numbers and texts they hold.
+"""The rows of an episode, the parquet file they lie in, and the numbers and texts they hold.
 
 Rows belong to the episode whose number they carry, in the order of their `frame_index`, whatever
 file meta names and wherever they lie in it: datasets that were edited, merged or downsampled keep
@@ -104,20 +104,22 @@ def _elsewhere(
         except DataError:
             continue
         for number, count in zip(*np.unique(owner, return_counts=True), strict=True):
+            # A file that holds only a part of the rows does not count.
             if lengths.get(int(number)) == count:
                 holders[int(number)].append(path)
     moved: dict[Path, list[Episode]] = {}
     wrong: list[tuple[Episode, DataError]] = []
     for episode, error in lost:
         places = [path for path in holders[episode.number] if path != episode.data]
+        # Of several copies nobody can say which one is meant.
         if len(places) == 1:
             moved.setdefault(places[0], []).append(episode._replace(data=places[0]))
         else:
             wrong.append((episode, error))
     for path, part in moved.items():
-        found = _copy((path, part, wanted))
+        copied = _copy((path, part, wanted))
         note = "lie in another file than meta names"
-        yield found._replace(notes=[*found.notes, *((note, e.number) for e in found.episodes)])
+        yield copied._replace(notes=[*copied.notes, *((note, e.number) for e in copied.episodes)])
     yield Part(Path(), [], {}, wrong, [])
 
 
@@ -153,6 +155,7 @@ def _copy(job: tuple[Path, Sequence[Episode], Wanted]) -> Part:
             number = episode.number if not path.exists() else error.episode
             part.wrong.append((episode, type(error)(error.problem, error.file, number)))
         return part
+    # Stable: rows of one episode keep the order they lie in.
     order = np.argsort(owner, kind="stable")
     sorted_owner = owner[order]
     picked = [np.zeros(0, np.int64)]
@@ -256,10 +259,11 @@ def numbers(column: Any, feature: Feature) -> np.ndarray:
         if array.null_count:
             raise FeatureError("has empty places")
         lengths = np.unique(np.asarray(array.value_lengths())) if len(array) else np.zeros(0)
+        # A single number may be stored as a list of one.
         size = sizes[depth] if depth < len(sizes) else 1
         if len(lengths) and (len(lengths) > 1 or lengths[0] != size):
-            found = lengths.tolist() if len(lengths) < 5 else f"{lengths[0]} to {lengths[-1]}"
-            raise FeatureError(f"{declared}: its rows have {found} numbers")
+            listing = lengths.tolist() if len(lengths) < 5 else f"{lengths[0]} to {lengths[-1]}"
+            raise FeatureError(f"{declared}: its rows have {listing} numbers")
         array, depth = array.flatten(), depth + 1
     if array.null_count:
         raise FeatureError("has empty places")

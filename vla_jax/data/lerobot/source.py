@@ -99,11 +99,13 @@ class LeRobotSource:
             columns[LANGUAGE] = ("task_index", SCALAR)
         if info.videos:
             columns[TIME] = ("timestamp", SCALAR)
+        # Sorted, as the order in which they are asked for must not change the digest.
         columns = dict(sorted(columns.items()))
         sound, self.skipped = info.episodes(split)
         if self.skipped and not (skip and sound):
             raise self.skipped[0][0]
         self.every: range | None = info.splits()[split]
+        # A dataset may hold its texts itself; others give the number of one.
         self._by_number = columns.get(LANGUAGE, ("",))[0] == "task_index"
         self._tasks = info.tasks() if self._by_number else {}
         self.digest = _digest(info, split, sound, columns)
@@ -174,6 +176,7 @@ class LeRobotSource:
         return {
             "tables": {path: list(table) for path, table in tables.items()},
             _EPISODES: order,
+            # A file that is missing has no stamp: once it is there, the copy is made anew.
             _FILES: files | {name: [] for name in {s[0] for s in skipped} if name not in files},
             SKIPPED: skipped,
         }
@@ -206,11 +209,11 @@ class LeRobotSource:
                 times = begin + self._copies[TIME][first : last + 1].astype(np.float64)
                 return self._videos.read(path, times.tolist())
             rows = self._copies[ROW][first : last + 1].tolist()
-            found = self._pages.read(episode.data, key, rows)
-            for frame, data in enumerate(found):
+            images = self._pages.read(episode.data, key, rows)
+            for frame, data in enumerate(images):
                 if not data:
                     raise ImageDecodeError("the row holds no image", episode.data, frame=frame)
-            return [data for data in found if data]
+            return [data for data in images if data]
         except DataError as error:
             path, step = error.file or episode.data, step + max(error.frame, 0)
             problem = f"camera {key!r}: {error.problem}"
@@ -232,6 +235,7 @@ def _digest(
     by_file: dict[Path, list[int]] = {}
     for episode in episodes:
         by_file.setdefault(episode.data, []).append(episode.length)
+    # In the order of the copies, which are made file by file.
     lengths = [length for part in by_file.values() for length in part]
     files = set(by_file) | {path for e in episodes for path, _ in e.videos.values()}
     sizes = sorted([_relative(p, info.folder), (stamp(p) or [-1])[0]] for p in files)
@@ -259,10 +263,10 @@ def _with_codes(
     part: Mapping[str, np.ndarray], tables: dict[str, dict[str, int]]
 ) -> dict[str, np.ndarray]:
     """Texts as codes into `tables`, which fill up."""
-    found = dict(part)
+    columns = dict(part)
     for path, values in part.items():
         if values.dtype == object:
             table = tables.setdefault(path, {})
             codes = [table.setdefault(str(text or ""), len(table)) for text in values]
-            found[path] = np.array(codes, np.int32)
-    return found
+            columns[path] = np.array(codes, np.int32)
+    return columns

@@ -16,14 +16,14 @@ _MISTAKES = (AttributeError, LookupError, TypeError, ValueError, OverflowError)
 
 
 @contextlib.contextmanager
-def understood(path: Path, what: str) -> Iterator[None]:
-    """Turns what goes wrong inside into the news that a file is not `what` it should be."""
+def understood(path: Path, kind: str) -> Iterator[None]:
+    """Turns what goes wrong inside into the news that a file is not `kind` it should be."""
     try:
         yield
     except DataError:
         raise
     except _MISTAKES as error:
-        raise DataError(f"is not {what} ({error!r})", path) from error
+        raise DataError(f"is not {kind} ({error!r})", path) from error
 
 
 def read_json(path: Path) -> Any:
@@ -46,10 +46,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
 
     def rows(text: str) -> list[dict[str, Any]]:
-        found = [json.loads(line) for line in text.split("\n") if line.strip()]
-        if not all(isinstance(row, dict) for row in found):
+        objects = [json.loads(line) for line in text.split("\n") if line.strip()]
+        if not all(isinstance(row, dict) for row in objects):
             raise ValueError("a line is no JSON object")
-        return found
+        return objects
 
     return _parsed(path, rows)
 
@@ -85,6 +85,7 @@ def opened_parquet(path: Path) -> Iterator[Any]:
         hint = f"LeRobot's parquet files need pyarrow: {install_hint('lerobot')}"
         raise DataError(hint, path) from error
     try:
+        # pyarrow compares checksums only where it is told to.
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except (OSError, arrow.ArrowException, MemoryError, UnicodeDecodeError) as error:

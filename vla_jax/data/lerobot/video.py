@@ -44,13 +44,13 @@ class VideoFrames:
             DataError: the file, its codec or PyAV is missing.
             ImageDecodeError: there is no such frame, or it is corrupt; its number counts `times`.
         """
-        video, found = self._take(path), []
+        video, pixels = self._take(path), []
         try:
             for time in times:
                 try:
-                    found.append(video.frame(time))
+                    pixels.append(video.frame(time))
                 except ImageDecodeError as error:
-                    raise ImageDecodeError(error.problem, error.file, frame=len(found)) from error
+                    raise ImageDecodeError(error.problem, error.file, frame=len(pixels)) from error
         except BaseException:  # the video's state is unknown now
             video.close()
             raise
@@ -58,7 +58,7 @@ class VideoFrames:
             _idle[id(video)] = video
             while len(_idle) > _IDLE:
                 _idle.popitem(last=False)[1].close()
-        return found
+        return pixels
 
     def _take(self, path: Path) -> "_Video":
         with _lock:
@@ -134,16 +134,16 @@ class _Video:
     def frame(self, time: float) -> np.ndarray:
         """The frame nearest to `time`."""
         try:
-            found = self._forward(time) if self._near(time) else None
-            for back in () if found is not None else (*_BACK, time):
+            nearest = self._forward(time) if self._near(time) else None
+            for back in () if nearest is not None else (*_BACK, time):
                 self._seek(max(time - back, 0.0))
-                found = self._forward(time)
-                if found is not None:
+                nearest = self._forward(time)
+                if nearest is not None:
                     break
-            if found is None:
-                found = self._from_the_beginning(time)
-            if found is not None:
-                pixels = self._convert.reformat(found, format="rgb24", threads=1)
+            if nearest is None:
+                nearest = self._from_the_beginning(time)
+            if nearest is not None:
+                pixels = self._convert.reformat(nearest, format="rgb24", threads=1)
                 return pixels.to_ndarray()
         except (OSError, self._errors) as error:
             raise ImageDecodeError(f"corrupt video at {time:.3f} s: {error}", self.path) from error
@@ -187,12 +187,12 @@ class _Video:
             if following is None:
                 break
             self._now = following
-        found = self._now
+        nearest = self._now
         if before is not None:
-            earlier, later = time - self._time(before), self._time(found) - time
+            earlier, later = time - self._time(before), self._time(nearest) - time
             if earlier <= abs(later) + _TIE * self._step:
-                found = before
-        return found if abs(self._time(found) - time) <= self._reach else None
+                nearest = before
+        return nearest if abs(self._time(nearest) - time) <= self._reach else None
 
     def close(self) -> None:
         self._container.close()

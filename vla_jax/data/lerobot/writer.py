@@ -108,6 +108,7 @@ class LeRobotWriter:
         for name in self._cameras:
             pictures = [bytes(picture) for picture in values[name]]
             size += sum(map(len, pictures))
+            # LeRobot's struct of an image: without a path the bytes count.
             columns[name] = pa.array(
                 [{"bytes": picture, "path": None} for picture in pictures],
                 self._schema.field(name).type,
@@ -116,6 +117,7 @@ class LeRobotWriter:
         columns["timestamp"] = pa.array((frames / self._fps).astype(np.float32))
         columns |= {"frame_index": frames, "index": at + frames}
         columns |= {"episode_index": np.full(steps, number), "task_index": [task_number] * steps}
+        # One call makes one row group, so that an episode can be read by itself.
         self._next_file(size).write_table(pa.table(columns, self._schema))
         place = {"data/chunk_index": 0, "data/file_index": self._files - 1}
         place |= {"dataset_from_index": at, "dataset_to_index": at + steps}
@@ -133,9 +135,9 @@ class LeRobotWriter:
         if len(set(lengths.values())) != 1 or not next(iter(lengths.values()), 0):
             problems.append(f"frames of unequal or no length: {lengths}")
         for name, shape in self._numbers.items():
-            found = np.shape(values.get(name, ()))[1:]
-            if name in values and found != shape:
-                problems.append(f"{name} has shape {found}, not {shape}")
+            actual = np.shape(values.get(name, ()))[1:]
+            if name in values and actual != shape:
+                problems.append(f"{name} has shape {actual}, not {shape}")
         if problems:
             raise FeatureError("; ".join(problems), self._target)
         return next(iter(lengths.values()))
@@ -200,15 +202,16 @@ class LeRobotWriter:
 
 
 class _Statistics:
-    """Of the rows of one feature."""
+    """Collects the rows of one feature and sums them up."""
 
     def __init__(self):
         self._parts: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray) -> None:
+        # In float64, as sums over millions of float32 lose digits.
         self._parts.append(rows.astype(np.float64))
 
     def summary(self) -> dict[str, Sequence[float]]:
         rows = np.concatenate(self._parts)
-        found = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
-        return {**{name: value.tolist() for name, value in found.items()}, "count": [len(rows)]}
+        moments = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+        return {**{name: value.tolist() for name, value in moments.items()}, "count": [len(rows)]}

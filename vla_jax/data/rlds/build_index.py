@@ -27,7 +27,7 @@ _PARALLEL_BYTES = 2 << 30  # below this, starting processes costs more than it s
 
 
 class Skipped(NamedTuple):
-    """Episodes that are left out of an index; JSON-serialisable.
+    """Episodes that are left out of an index; JSON-serializable.
 
     Attributes:
         kind: a key of `errors.KINDS`.
@@ -83,6 +83,7 @@ def index_shards(
         (directory / n, count, cameras, lows, wanted, check_crc or crc32c.FAST, skip, read)
         for n, count in shards.items()
     ]
+    # Shards on no disk have no size here, and TensorFlow reads with threads of its own.
     local = read is records.scan_records
     parallel = local and sum(os.path.getsize(job[0]) for job in jobs) >= _PARALLEL_BYTES
     skipped: list[Skipped] = []
@@ -94,6 +95,7 @@ def index_shards(
             if not shard.arrays:
                 continue
             for path, table in tables.items():
+                # Each shard numbers its texts from 0; one table serves the whole split.
                 codes = [table.setdefault(s, len(table)) for s in shard.tables[path]]
                 shard.arrays[lows[path]] = np.array(codes, np.int32)[shard.arrays[lows[path]]]
             shard.arrays["shard"] = np.full(len(shard.arrays["length"]), number, np.int32)
@@ -102,6 +104,7 @@ def index_shards(
     if not write_columns(folder, parts()):
         if not skipped:
             raise EmptyTrajectoryError("the split has no episodes", directory)
+        # Nothing is left, so the first mistake says more than an empty index.
         raise as_error(skipped[0], directory)
     lengths = np.load(folder / "length.npy")
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
@@ -133,10 +136,10 @@ def _index_shard(job: tuple) -> _Shard:
         kind = type(error).__name__
         skipped.append(Skipped(kind, error.problem, path.name, episode, episodes))
 
-    seen = 0
+    num_read = 0
     try:
         for episode, (offset, record, sound) in enumerate(read(path, check_crc)):
-            seen = episode + 1
+            num_read = episode + 1
             try:
                 if not sound:
                     raise CorruptRecordError(records.DIFFERS)
@@ -151,14 +154,14 @@ def _index_shard(job: tuple) -> _Shard:
             arrays["number"] = np.array([episode], np.int32)
             for stem, array in arrays.items():
                 lists.setdefault(stem, []).append(array)
-        if seen != count:
-            problem = f"holds {seen} episodes, dataset_info.json says {count}"
+        if num_read != count:
+            problem = f"holds {num_read} episodes, dataset_info.json says {count}"
             raise TruncatedShardError(problem, path)
     except (TruncatedShardError, CorruptRecordError) as error:
         # Where the next record would begin is not known: the rest of the shard is lost.
         if not skip:
             raise
-        fail(error, error.episode, max(count - seen, 1))
+        fail(error, error.episode, max(count - num_read, 1))
     arrays = {stem: np.concatenate(parts) for stem, parts in lists.items() if parts}
     return _Shard(arrays, {p: list(table) for p, table in tables.items()}, skipped)
 
@@ -168,6 +171,7 @@ def _index_episode(offset, record, cameras, lows, wanted, tables) -> dict[str, n
     arrays, rows = {}, {}
     for path, stem in cameras.items():
         spans = records.byte_spans(record, _field(fields, path, records.BYTES))
+        # From places in the record to places in the file.
         arrays[f"{stem}_at"] = spans[:, 0] + offset
         arrays[f"{stem}_size"] = (spans[:, 1] - spans[:, 0]).astype(np.int32)
         rows[path] = len(spans)
@@ -200,6 +204,7 @@ def _field(fields: dict[str, records.Field], path: str, kind: int = 0) -> record
     if field is None:
         lacking = MissingCameraError if kind == records.BYTES else FeatureError
         raise lacking(f"no feature {path!r}; the record has {sorted(fields)}")
+    # An empty list has no kind of its own.
     if kind and field.kind not in (kind, records.EMPTY):
         raise FeatureError(f"feature {path!r} holds no images")
     return field

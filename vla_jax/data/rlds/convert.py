@@ -74,6 +74,7 @@ def _version(out: str | Path) -> str:
 
 
 def _check_names(features: Mapping[str, Feature], root: PurePath) -> None:
+    # TFDS nests features by the slashes in their names.
     clashes = sorted(p for p in features if any(other.startswith(p + "/") for other in features))
     if clashes:
         raise FeatureError(f"cannot be a feature and a group of features: {clashes}", root)
@@ -84,6 +85,7 @@ def _stored_as(path: str, feature: Feature, source: Source, encoding: str) -> Fe
         return replace(feature, encoding="bytes")
     if feature.kind != "image":
         return feature
+    # Declared sizes can be wrong, the first image cannot.
     sample = source.read(path, 0, 0)[0]
     height, width = image_size(sample)
     if feature.shape[:2] not in ((height, width), (None, None)):
@@ -111,29 +113,32 @@ def _episode(
     source: Source, episode: int, described: Mapping[str, Feature], columns: Mapping[str, Any]
 ) -> dict[str, Any]:
     first, stop = int(source.starts[episode]), int(source.starts[episode + 1])
-    found: dict[str, Any] = {}
+    encoded: dict[str, Any] = {}
     for path, feature in described.items():
+        # Only flags that the source lacks have no column.
         if path not in columns:
-            found[path] = np.arange(first, stop) == (first if path.endswith("first") else stop - 1)
+            encoded[path] = np.arange(first, stop) == (
+                first if path.endswith("first") else stop - 1
+            )
         elif feature.kind == "image":
-            found[path] = _images(source, path, first, stop, feature)
+            encoded[path] = _images(source, path, first, stop, feature)
         else:
             values = columns[path]
-            found[path] = values[first:stop] if path.startswith(STEPS) else values[episode]
-    return found
+            encoded[path] = values[first:stop] if path.startswith(STEPS) else values[episode]
+    return encoded
 
 
 def _images(source: Source, path: str, first: int, stop: int, feature: Feature) -> list[bytes]:
-    found = []
+    images = []
     for begin in range(first, stop, _READ):
         for frame in source.read(path, begin, min(begin + _READ, stop) - 1):
             try:
-                found.append(_encoded(frame, feature))
+                images.append(_encoded(frame, feature))
             except ValueError as error:
                 problem = getattr(error, "problem", str(error))
-                place = source.place(first + len(found))
+                place = source.place(first + len(images))
                 raise ImageDecodeError(f"{path!r}: {problem}", *place) from error
-    return found
+    return images
 
 
 def _encoded(frame: Frame, feature: Feature) -> bytes:

@@ -57,6 +57,7 @@ def masked_crc32c(data: bytes) -> int:
 
 def _remainder(data: bytes) -> np.uint32:
     table = _table()
+    # A power of two, so that the lanes can be joined in pairs to the end.
     lanes = 1 << ((len(data) // _LANE_BYTES).bit_length() - 1)
     width = -(-len(data) // lanes)
     # Leading zeros leave a zero register unchanged; the initial value of all ones is the same as
@@ -72,8 +73,9 @@ def _remainder(data: bytes) -> np.uint32:
         register = table[(register ^ column) & np.uint32(0xFF)] ^ (register >> np.uint32(8))
     crc, operator = register[:lanes], register[lanes:]
     while len(crc) > 1:
+        # The earlier lane of a pair is moved over the bytes of the later one.
         crc = _apply(operator, crc[0::2]) ^ crc[1::2]
-        operator = _apply(operator, operator)
+        operator = _apply(operator, operator)  # joined lanes are twice as long
     return crc[0]
 
 

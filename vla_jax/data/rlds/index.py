@@ -105,10 +105,12 @@ class RLDSIndex:
         Frames are numbered over the whole split. An empty view means: no image.
         """
         at, size = self._cameras[camera]
+        # Within a record the frames of one camera lie back to back.
         begin, end = int(at[first]), int(at[last]) + int(size[last])
         episode = int(np.searchsorted(self.starts, first, side="right")) - 1
         path = self.shards[self.shard[episode]]
         try:
+            # pread needs no file position, so threads can share the descriptor.
             file = shared_file(path, self._owner)
             data = memoryview(os.pread(file.fd, end - begin, begin))
         except OSError as error:
@@ -171,21 +173,25 @@ def open_index(
     digest = _digest(directory, info, split, shards, features, low)
     name = f"{info['name']}-{info['version']}-{split}-{digest[:16]}"
 
+    # The stamps are taken before the pass, so a shard that changes meanwhile is noticed.
     def build(folder: Path) -> dict:
-        known = {path: [stamp(directory / path), _fingerprint(directory / path)] for path in shards}
+        stamps = {
+            path: [stamp(directory / path), _fingerprint(directory / path)] for path in shards
+        }
         meta = index_shards(folder, directory, shards, features, low, check_crc, skip)
-        return meta | {"name": info["name"], "split": split, "digest": digest, _FILES: known}
+        return meta | {"name": info["name"], "split": split, "digest": digest, _FILES: stamps}
 
     def renew(meta: dict) -> dict | None:
-        known = {}
+        stamps = {}
         if meta["lengths"] != list(shards.values()):
             return None
         for path, (then, content) in meta[_FILES].items():
-            now = stamp(directory / path)
-            if now != then and _fingerprint(directory / path) != content:
+            current = stamp(directory / path)
+            # A copied or touched shard has another stamp and the same content.
+            if current != then and _fingerprint(directory / path) != content:
                 return None
-            known[path] = [now, content]
-        return meta | {_FILES: known}
+            stamps[path] = [current, content]
+        return meta | {_FILES: stamps}
 
     folder = cached_folder(directory, cache_dir, name, rebuild, build, skip, renew)
     return RLDSIndex(folder, directory, features)
@@ -210,8 +216,8 @@ def _dataset_info(directory: Path) -> dict:
             }
             for split in info["splits"]
         ]
-        found = {"name": str(info["name"]), "version": str(info["version"]), "splits": splits}
-        return found | {"format": str(info.get("fileFormat", "tfrecord"))}
+        described = {"name": str(info["name"]), "version": str(info["version"]), "splits": splits}
+        return described | {"format": str(info.get("fileFormat", "tfrecord"))}
     except FileNotFoundError:
         below = sorted(str(p.parent) for p in directory.glob("*/dataset_info.json"))
         below += sorted(str(p.parent) for p in directory.glob("*/*/dataset_info.json"))
@@ -232,8 +238,8 @@ def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
     if split not in splits:
         raise DataError(f"no split {split!r}; it has {sorted(splits)}", directory)
     if info["format"] not in _FORMATS:
-        known = " and ".join(_FORMATS)
-        raise DataError(f"shards are {info['format']}; the index reads {known} only", directory)
+        readable = " and ".join(_FORMATS)
+        raise DataError(f"shards are {info['format']}; the index reads {readable} only", directory)
     lengths, names = splits[split]["lengths"], {}
     for i, length in enumerate(lengths):
         try:
@@ -249,6 +255,7 @@ def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
             problem = f"split {split!r}: not a template of file names ({error!r})"
             raise DataError(problem, directory / "dataset_info.json") from error
         names[name] = length
+    # A template that gives two shards one name loses one of them.
     if len(names) < len(lengths) or any(length < 0 for length in lengths):
         problem = f"split {split!r}: shards without a name or a number of their own"
         raise DataError(problem, directory / "dataset_info.json")
@@ -265,6 +272,7 @@ def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
 def _digest(directory: Path, info: dict, split: str, shards, features, low) -> str:
     sizes = sorted((name, (directory / name).stat().st_size) for name in shards)
     cameras = sorted(p for p, f in features.items() if f.kind == "image" and p.startswith(STEPS))
+    # How a feature is described decides how its bytes are read.
     read = [(path, repr(features[path])) for path in [*cameras, *low]]
     identity = [FORMAT, info["name"], info["version"], split, sizes, read]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -55,15 +55,17 @@ def scan_records(path: Path, check_crc: bool = False) -> Iterator[tuple[int, byt
     size, position, episode = os.path.getsize(path), 0, 0
     with open(path, "rb") as file:
         while position < size:
-            header = file.read(12)
+            header = file.read(12)  # the length and the checksum of it
             length, length_crc = struct.unpack("<QI", header.ljust(12, b"\0"))
             if len(header) < 12 or masked_crc32c(header[:8]) != length_crc:
+                # Wrong from the first byte on: probably no TFRecord file at all.
                 other = "" if position else explain_file(path)
                 if other:
                     raise CorruptRecordError(other, path)
                 if len(header) < 12:
                     raise TruncatedShardError(f"ends {12 - len(header)} bytes early", path, episode)
                 raise CorruptRecordError("checksum of the record's length differs", path, episode)
+            # 16 bytes frame a payload: its length and two checksums.
             missing = position + 16 + length - size
             if missing > 0:
                 raise TruncatedShardError(f"ends {missing} bytes early", path, episode)
@@ -80,20 +82,20 @@ def fingerprint(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    found, position = hashlib.sha256(), 0
+    digest, position = hashlib.sha256(), 0
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         tail, header = b"", os.pread(file.fileno(), 12, 0)
         while len(header) == 12:
-            found.update(tail + header)
+            digest.update(tail + header)
             length = struct.unpack("<Q", header[:8])[0]
             if position + 16 + length > size:
                 break
             # The checksum of this payload and the header of the next record lie back to back.
             both = os.pread(file.fileno(), 16, position + 12 + length)
             tail, header, position = both[:4], both[4:], position + 16 + length
-        found.update(tail + header + size.to_bytes(8, "little"))
-    return found.hexdigest()
+        digest.update(tail + header + size.to_bytes(8, "little"))
+    return digest.hexdigest()
 
 
 def frame_record(record: bytes) -> bytes:
@@ -109,12 +111,13 @@ def walk_example(record: bytes) -> dict[str, Field]:
     Raises:
         CorruptRecordError: the bytes are not an Example (the caller adds file and episode).
     """
-    found: dict[str, Field] = {}
+    fields: dict[str, Field] = {}
     try:
         for number, start, stop in message_fields(record, 0, len(record)):
             if number != 1:
                 continue
             for _, entry_start, entry_stop in message_fields(record, start, stop):
+                # protobuf leaves out what is empty.
                 name, field = "", Field(EMPTY, 0, 0)
                 for key, value_start, value_stop in message_fields(record, entry_start, entry_stop):
                     if key == 1:
@@ -124,12 +127,12 @@ def walk_example(record: bytes) -> dict[str, Field]:
                             record, value_start, value_stop
                         ):
                             field = Field(kind, list_start, list_stop)
-                found[name] = field
+                fields[name] = field
     except (IndexError, UnicodeDecodeError) as error:
         raise CorruptRecordError(f"not a tf.train.Example ({error})") from error
-    if not found:
+    if not fields:
         raise CorruptRecordError("not a tf.train.Example (no features)")
-    return found
+    return fields
 
 
 def byte_spans(record: bytes, field: Field) -> Int64[np.ndarray, "n 2"]:
@@ -140,6 +143,7 @@ def byte_spans(record: bytes, field: Field) -> Int64[np.ndarray, "n 2"]:
 
 def floats(record: bytes, field: Field) -> Float32[np.ndarray, "n"]:
     """Elements of a float_list; a copy."""
+    # Packed or one by one, the numbers are the same bytes once joined.
     packed = [
         record[start:stop] for _, start, stop in message_fields(record, field.start, field.stop)
     ]
@@ -148,22 +152,26 @@ def floats(record: bytes, field: Field) -> Float32[np.ndarray, "n"]:
 
 def ints(record: bytes, field: Field) -> Int64[np.ndarray, "n"]:
     """Elements of an int64_list."""
+    # Joining serves lists that are not packed, too.
     packed = [
         record[start:stop] for _, start, stop in message_fields(record, field.start, field.stop)
     ]
     data = np.frombuffer(b"".join(packed), np.uint8)
+    # The top bit of a byte says that its varint goes on.
     last = data < 128
     if last.all():
         return data.astype(np.int64)
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
+    # 7 bits a byte, the lowest ones first.
     shift = 7 * (np.arange(len(data)) - np.repeat(starts, ends - starts + 1))
     parts = (data & 127).astype(np.uint64) << shift.astype(np.uint64)
+    # Negative numbers are stored as two's complement, which the cast turns back.
     return np.add.reduceat(parts, starts).astype(np.int64)
 
 
 def build_example(features: Mapping[str, tuple[int, list[bytes] | np.ndarray]]) -> bytes:
-    """A serialised Example from name -> (kind, values); names are written in sorted order."""
+    """A serialized Example from name -> (kind, values); names are written in sorted order."""
     entries = []
     for name in sorted(features):
         kind, values = features[name]
@@ -184,6 +192,7 @@ def message_fields(record: bytes, position: int, stop: int) -> Iterator[tuple[in
         tag, position = _varint(record, position)
         wire = tag & 7
         begin = position
+        # protobuf's wire types: 0 varint, 1 eight bytes, 2 with a length, 5 four bytes.
         if wire == 2:
             length, begin = _varint(record, position)
             position = begin + length

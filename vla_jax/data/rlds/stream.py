@@ -96,8 +96,8 @@ def open_stream(
         meta = index_shards(
             work, builder.data_path, shards, described, low, False, skip, scan_records
         )
-        known = {"name": builder.name, "split": split, "digest": digest, "files": _stamps(paths)}
-        return meta | known
+        origin = {"name": builder.name, "split": split, "digest": digest, "files": _stamps(paths)}
+        return meta | origin
 
     remote = "://" in str(folder)
     name = f"{builder.name}-{builder.version}-{split}-stream-{digest[:16]}"
@@ -112,6 +112,7 @@ def scan_records(path: Any, check_crc: bool = True) -> Iterator[tuple[int, bytes
     tf, position, episode = _tensorflow(), 0, 0
     try:
         for record in tf.data.TFRecordDataset(str(path)).prefetch(_AHEAD).as_numpy_iterator():
+            # 12 bytes of header lie before a payload, 4 of checksum behind it.
             yield position + 12, record, True
             position += 16 + len(record)
             episode += 1
@@ -139,40 +140,43 @@ class _Passes:
         order = np.unique(shards)
         if seed is not None:
             order = np.random.default_rng(seed).permutation(order)
+        # A TFRecord file can only be skipped by count, so all between first and last is read.
         first = np.array([numbers[shards == shard].min() for shard in order], np.int64)
         last = np.array([numbers[shards == shard].max() for shard in order], np.int64)
         files = [str(columns.shards[shard]) for shard in order]
 
-        def one(file: Any, shard: Any, begin: Any, end: Any) -> Any:
+        def read_shard(file: Any, shard: Any, begin: Any, end: Any) -> Any:
             chosen = tf.data.TFRecordDataset(file).skip(begin).take(end - begin)
             counted = tf.data.Dataset.zip(tf.data.Dataset.range(begin, end), chosen)
             return counted.map(lambda number, record: (shard, number, record))
 
         parts = tf.data.Dataset.from_tensor_slices((files, order, first, last + 1))
+        # Without a seed episodes have to come in the order they lie in.
         together = 1 if seed is None else min(_CYCLE, len(files))
         options = tf.data.Options()
-        options.deterministic = True
+        options.deterministic = True  # the order depends on the seed alone
         options.threading.private_threadpool_size = 2
-        stream = parts.interleave(one, cycle_length=together, num_parallel_calls=together)
+        stream = parts.interleave(read_shard, cycle_length=together, num_parallel_calls=together)
         stream = stream.prefetch(_AHEAD).with_options(options)
         try:
             for shard, number, record in stream.as_numpy_iterator():
-                found = episode.get((int(shard), int(number)))
-                if found is not None:
-                    yield found, _images(record, cameras)
+                match = episode.get((int(shard), int(number)))
+                # Records between those that are wanted are passed over.
+                if match is not None:
+                    yield match, _images(record, cameras)
         except tf.errors.OpError as error:
             raise DataError(f"cannot be read: {error.message}", str(columns.root)) from error
 
 
 def _images(record: bytes, cameras: Sequence[str]) -> Frames:
     """Encoded frames; of the record nothing else is kept alive."""
-    fields, found = records.walk_example(record), {}
+    fields, images = records.walk_example(record), {}
     for camera in cameras:
         spans = records.byte_spans(record, fields[camera]).tolist()
         begin = spans[0][0]
         data = memoryview(record[begin : spans[-1][1]])
-        found[camera] = [data[start - begin : stop - begin] for start, stop in spans]
-    return found
+        images[camera] = [data[start - begin : stop - begin] for start, stop in spans]
+    return images
 
 
 def _sizes(paths: Sequence[Any]) -> list[tuple[str, int]]:
@@ -182,14 +186,14 @@ def _sizes(paths: Sequence[Any]) -> list[tuple[str, int]]:
 
 def _stamps(paths: Sequence[Any]) -> list[list[int]]:
     """Changes when a shard is replaced: of one on no disk its size and the time it was stored."""
-    found = []
+    stamps = []
     for path in paths:
         local = cache.stamp(str(path))
         if not local:
-            known = path.stat()
-            local = [int(known.length), int(known.mtime * 1000)]
-        found.append(local)
-    return found
+            status = path.stat()
+            local = [int(status.length), int(status.mtime * 1000)]
+        stamps.append(local)
+    return stamps
 
 
 def _builder(folder: str | Path) -> Any:

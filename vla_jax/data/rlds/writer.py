@@ -121,6 +121,7 @@ class RLDSWriter:
         text = json.dumps(info, indent=2)
         (self._work / "dataset_info.json").write_text(text, encoding="utf-8")
         if self._target.exists():
+            # It was empty at first; if files have come since, this raises and keeps them.
             self._target.rmdir()
         os.replace(self._work, self._target)
 
@@ -180,6 +181,7 @@ def _encode(value: Any, feature: Feature, steps: int | None) -> tuple[int, Any]:
     shape = feature.shape if steps is None else (rows, *feature.shape)
     if array.shape != shape:
         raise ValueError(f"has shape {array.shape}, should have {shape}")
+    # A float64 may become a float32, but no fraction a whole number.
     array = array.astype(feature.dtype, casting="same_kind")
     if feature.encoding in ("bytes", "zlib"):
         blobs = [row.tobytes() for row in array.reshape(rows, -1)]
