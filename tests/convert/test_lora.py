@@ -1,5 +1,7 @@
 """LoRA factors: merged as the layer adds them, and as a PEFT adapter, in both directions."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -110,7 +112,7 @@ JOINT = "backbone/layers/attn/{q,k,v}/kernel"
 HEADS, WIDTH = 3, 4
 
 
-def joint_arrays(chosen, groups=1, layers=2, inputs=5, dtype=np.float32):
+def joint_arrays(chosen, groups=1, layers=2, inputs=5, dtype: Any = np.float32):
     """Random kernels of a q, k, v in one matrix, k and v with fewer heads; factors for some."""
     rng = np.random.default_rng(1)
 

@@ -151,7 +151,7 @@ def test_crop_resize_is_bilinear_sampling_of_the_box():
 def test_saturation_scales_in_hsv(factor):
     pixels = colours()
     expected = []
-    for p in pixels:
+    for p in np.asarray(pixels).tolist():
         h, s, v = colorsys.rgb_to_hsv(*p)
         expected.append(colorsys.hsv_to_rgb(h, min(s * factor, 1.0), v))
     np.testing.assert_allclose(
@@ -163,7 +163,7 @@ def test_saturation_scales_in_hsv(factor):
 def test_hue_turns_in_hsv(turn):
     pixels = colours()
     expected = []
-    for p in pixels:
+    for p in np.asarray(pixels).tolist():
         h, s, v = colorsys.rgb_to_hsv(*p)
         expected.append(colorsys.hsv_to_rgb((h + turn) % 1.0, s, v))
     np.testing.assert_allclose(module.turn_hue(pixels, jnp.float32(turn)), expected, atol=2e-6)

@@ -121,7 +121,7 @@ def result_axes(op: Any) -> list[Axes]:
 
 def _axes(sharding: Any) -> Axes:
     shardings = sdy.TensorShardingAttr(sharding).dimension_shardings
-    dimensions = map(sdy.DimensionShardingAttr, shardings)
+    dimensions = [sdy.DimensionShardingAttr(dimension) for dimension in shardings]
     return tuple(tuple(sdy.AxisRefAttr(axis).name for axis in d.axes) for d in dimensions)
 
 
@@ -144,7 +144,7 @@ def axis_sizes(module: Any) -> dict[str, int]:
     """Size of every mesh axis that a module names."""
     sizes: dict[str, int] = {}
     for op in operations(module, "sdy.mesh"):
-        axes = map(sdy.MeshAxisAttr, sdy.MeshAttr(op.attributes["mesh"]).axes)
+        axes = [sdy.MeshAxisAttr(axis) for axis in sdy.MeshAttr(op.attributes["mesh"]).axes]
         sizes |= {axis.name: axis.size for axis in axes}
     return sizes
 
