@@ -111,11 +111,13 @@ def token_loss(
     scores = jax.nn.log_softmax(logits.astype(jnp.float32))
     each = -jnp.take_along_axis(scores, safe[..., None], axis=-1)[..., 0]
     loss = masked_mean(each, supervised)
+    # The labels decide, as what is predicted may be any word.
     is_action = tokenizer.is_action(labels)
     # Counting action labels, not columns, skips the stop tokens between the chunks.
     place = (jnp.cumsum(is_action, axis=-1) - 1) % action_dim
     chosen = jnp.argmax(logits, axis=-1)
     right = (chosen == labels).astype(jnp.float32)
+    # Words that are no actions are decoded as an end of the range.
     distance = jnp.abs(tokenizer.decode(chosen) - tokenizer.decode(safe))
     metrics = {
         "rows": row_means(each, supervised),

@@ -72,6 +72,7 @@ TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], Callable[[np.ndarray], np
     "conv1d_from_heads": (_conv1d, _conv1d_back(2)),
     "patch": (_patch, _patch_back),
     "linear_patch": (_linear_patch, lambda x: _patch_back(x).reshape(x.shape[-1], -1)),
+    # Torch's convolutions are [out, in, p, p], ours [p, p, in, out].
     "convolution": (lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
     # Flax: convolutions [p, p, 3, out]; gemma's einsums with the heads before the width.
     "flax_patch": (lambda x, shape: x.reshape(shape), _flax_patch_back),
@@ -102,6 +103,7 @@ def _interleave(kind: str) -> tuple[Callable, Callable]:
     forward, back = TRANSFORMS[kind]
 
     def split(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        # Kernels [in, heads, width] and biases [heads, width] both end so.
         heads, width = shapes[0][-2:]
         x = x.reshape(heads, len(shapes), width, *x.shape[1:])
         return [
@@ -223,6 +225,7 @@ def pair(source: str, target: str, kind: str = "linear", bias: bool = True) -> l
     """Weight and bias of a linear layer: `source.weight/.bias` -> `target/kernel, /bias`."""
     rows = [Weight(source + ".weight", target + "/kernel", kind)]
     if bias:
+        # A bias is laid out as its matrix is.
         flat = "interleaved_flat" if kind.startswith("interleaved") else "flat"
         rows.append(Weight(source + ".bias", target + "/bias", flat))
     return rows
@@ -327,13 +330,17 @@ def check(
         # A broadcast zero has the shape of a tensor and costs no memory.
         expected = row.join([np.broadcast_to(np.int8(0), shape) for shape in layer_shapes]).shape
         if not row.alias:
+            # An alias fills nothing of its own, so it may name a path again.
             twice = covered.intersection(row.targets)
             misshaped += [f"(ours) {path}: mapped twice" for path in sorted(twice)]
             covered.update(row.targets)
+        # A scalar is never stacked, so its number of layers does not matter.
         for name in row.expand(shapes[0][0] if shapes[0] else 0):
+            # Two rows that read one tensor are a mistake in the map.
             if name in consumed:
                 misshaped.append(f"{name}: consumed twice")
             consumed.add(name)
+            # An alias may be absent: many checkpoints store a tied matrix once.
             if name not in source_shapes:
                 if not row.alias:
                     missing.append(f"{name} {list(expected)}")
@@ -367,6 +374,7 @@ def to_ours(
     layer_shapes = [shape[1:] for shape in shapes]
     stacks: list[np.ndarray] = []
     for i, name in enumerate(row.expand(shapes[0][0])):
+        # Layers are read one at a time: only one of theirs is in memory beside the stack.
         parts = row.split(read(name), layer_shapes)
         if not stacks:
             # Allocated once for all layers: a list that is stacked at the end would hold everything

@@ -178,6 +178,7 @@ class ActionOutput(nn.Module):
         """Features of every step -> the chunk predicted there."""
         chunk, size = self.sizes.chunk, self.sizes.arm_dim
         arm = Trunk(chunk * size, self.dtype, name="arm")(x)
+        # No tanh for the gripper: its loss takes logits.
         gripper = Trunk(chunk, self.dtype, name="gripper")(x) if self.sizes.gripper else None
         # Actions are normalized to [-1, 1], and tanh cannot leave that range.
         arm = jnp.tanh(arm).reshape(*x.shape[:2], chunk, size)

@@ -32,10 +32,12 @@ class GPT2Head(Head):
         """Features of a window -> a chunk at each of its steps."""
         h, width = self.head, self.head.hidden * self.sizes.latents
         x = flatten(features)
+        # Where the widths agree RoboVLMs has no projection, and its checkpoints must fit.
         if features.shape[-1] != h.hidden:
             x = Dense((width,), dtype=self.dtype, name="project")(x)
         init = nn.initializers.normal(0.02)
         table = self.param("positions", init, (self.sizes.steps, width)).astype(self.dtype)
+        # Steps before the episode would index row -1, which is the newest step's.
         place = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
         x = Dropout(DROPOUT)(x.astype(self.dtype) + table[place])
         layers = stack(

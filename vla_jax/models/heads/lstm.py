@@ -29,6 +29,7 @@ class LSTMLayer(nn.Module):
         self, x: Float[Array, "b w d"], valid: Bool[Array, "b w"]
     ) -> Float[Array, "b w h"]:
         """Outputs of every step; the state stays zero until the first valid one."""
+        # Torch draws every weight of an LSTM from this range.
         bound = self.hidden**-0.5
 
         def uniform(key, shape, dtype=jnp.float32):
@@ -48,6 +49,8 @@ class LSTMLayer(nn.Module):
             i, f, g, o = jnp.split((gate + h @ w_h).astype(jnp.float32), 4, axis=-1)
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
             h = (jax.nn.sigmoid(o) * jnp.tanh(c)).astype(self.dtype)
+            # Steps before the episode leave the state at zero, as if the sequence began behind
+            # them.
             c, h = jnp.where(ok[:, None], c, 0), jnp.where(ok[:, None], h, 0)
             return (h, c), h
 

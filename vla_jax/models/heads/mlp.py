@@ -22,6 +22,7 @@ class MLPHead(Head):
         """Features of every step -> the chunk predicted there."""
         del valid
         x, init = flatten(features), nn.initializers.xavier_uniform()
+        # RoboVLMs halves the width between the two layers.
         hidden, out = x.shape[-1] // 2, self.head.hidden * self.sizes.latents
         x = jax.nn.relu(Dense((hidden,), dtype=self.dtype, init=init, name="fc1")(x))
         x = Dense((out,), dtype=self.dtype, init=init, name="fc2")(x)

@@ -145,7 +145,7 @@ class Structure(nn.Module):
         """Where images and actions enter: the backbone's way, or RoboVLMs' for its checkpoints."""
         backbone = BACKBONES[self.config.backbone.name]
         if is_padded(self.config):
-            return backbone.ORIGINAL_LAYOUT or backbone.LAYOUT
+            return backbone.ORIGINAL_LAYOUT or backbone.LAYOUT  # None: the two agree
         return backbone.LAYOUT
 
     @property
@@ -170,7 +170,7 @@ class Structure(nn.Module):
         """Tokens of a step's cameras and state in the sequence, k."""
         s, vlm = self.config.structure, self.vlm
         image = s.resampler + 2 * vlm.MARKS if s.resampler else vlm.image_tokens
-        return len(s.cameras) * image + bool(s.proprio)
+        return len(s.cameras) * image + bool(s.proprio)  # the state is one token
 
     def setup(self):
         """The modules that every structure has."""
@@ -263,7 +263,7 @@ class Structure(nn.Module):
         """Tokens of every step's cameras and robot state, in sequence order."""
         images = [observation.images[camera] for camera in self.config.structure.cameras]
         b, w = images[0].shape[:2]
-        if len({image.shape for image in images}) == 1:
+        if len({image.shape for image in images}) == 1:  # then one pass of the tower serves all
             stacked = jnp.stack(images, axis=2)
             tokens = self.backbone.encode_images(stacked.reshape(-1, *stacked.shape[3:]))
         else:  # some towers see large images in tiles
@@ -271,7 +271,7 @@ class Structure(nn.Module):
             tokens = jnp.stack(parts, axis=1)
             tokens = tokens.reshape(-1, *tokens.shape[2:])
         if self.config.structure.resampler:
-            marks = self.backbone.MARKS
+            marks = self.backbone.MARKS  # they stay: the resampler sees what is between them
             before, tokens, behind = jnp.split(tokens, [marks, tokens.shape[1] - marks], axis=1)
             tokens = jnp.concatenate([before, self.resampler(tokens), behind], axis=1)
         tokens = sharding.rows(tokens.reshape(b, w, len(images), *tokens.shape[1:]))
@@ -341,7 +341,7 @@ class Structure(nn.Module):
             return Sequence(tokens, columns, jnp.ones(columns.shape, bool))
         k = tokens.valid.shape[1] - observation.text.shape[1]
         columns, read = splicing.columns_of(s.readout, tokens.valid, first, k, self.layout)
-        return Sequence(tokens, columns, read | is_padded(self.config))
+        return Sequence(tokens, columns, read | is_padded(self.config))  # RoboVLMs reads padding
 
     def read(self, sequence: Sequence, valid: Bool[Array, "b u"]) -> Float[Array, "b u m d"]:
         """Run the VLM and pick the features of u steps, as many as `valid` has."""
@@ -395,6 +395,6 @@ class Structure(nn.Module):
         else:
             features = self.read(self.sequence(tokens, valid, observation), valid)
             history = history.append(features, valid)
-            features = history.features
+            features = history.features  # the head sees the steps before, too
         valid = history.valid[:, -features.shape[1] :]
         return self.head.predict(features, valid, key, last=True), history

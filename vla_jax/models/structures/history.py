@@ -37,4 +37,5 @@ class History:
 
 def append_step(past: Array, new: Array) -> Array:
     """[b, w, ...] without its oldest step and with [b, 1, ...] behind the newest."""
+    # The history keeps its type, or a compiled step would be compiled again.
     return jnp.concatenate([past[:, 1:], new.astype(past.dtype)], axis=1)

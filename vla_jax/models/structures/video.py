@@ -68,6 +68,7 @@ def by_camera(tokens: Shaped[Array, "b w k d"], groups: tuple[int, ...]) -> Shap
     parts: list[Any] = []
     start = 0
     for size in groups:
+        # Time is the outer axis of a camera's tokens, so they come in order of time.
         parts.append(tokens[:, :, start : start + size].reshape(b, w * size, d))
         start += size
     return jnp.concatenate(parts, axis=1)

@@ -26,7 +26,9 @@ from vla_jax.models.towers.layers import (
 )
 
 REMAT_POLICIES = {
+    # Without a policy only the input of a layer is saved.
     "full": None,
+    # Products with weights are saved; those of attention have batch axes and are not.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 

@@ -73,7 +73,7 @@ class Result:
 
 def sinusoid(positions: Int[Array, "*b n"], width: int, pad: int) -> Float[Array, "*b n d"]:
     """Fairseq's sinusoidal positions: sines then cosines; the row of `pad` is zero."""
-    half = width // 2
+    half = width // 2  # fairseq divides by half - 1, so that the last frequency is 1 / 10000
     frequency = jnp.exp(jnp.arange(half) * -(math.log(10000.0) / (half - 1)))
     angle = positions[..., None].astype(jnp.float32) * frequency
     table = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
@@ -170,11 +170,11 @@ def _layer(
     cached = memory if "keys" in per_layer or shared.export else None
     x, _ = block(x, mask, shared.rope, shared.bias, cached, shared.gain)
     if shared.deep is not None:
-        last = shared.deep.shape[0] - 1
+        last = shared.deep.shape[0] - 1  # later layers look here too, and add 0
         deep = shared.deep[jnp.minimum(per_layer["number"], last)].astype(x.dtype)
         x = x + jnp.where(per_layer["number"] <= last, deep, 0)
     if "skip" in per_layer:
-        x = jnp.where(per_layer["skip"], before, x)
+        x = jnp.where(per_layer["skip"], before, x)  # the scan runs every layer
     return x, out
 
 
@@ -210,7 +210,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         s = self.spec
-        table = nn.initializers.normal(s.width**-0.5)
+        table = nn.initializers.normal(s.width**-0.5)  # unit hidden states give logits of unit size
         self.embedding = self.param("embedding", table, (s.vocab, s.width))
         if s.positions == "learned":
             shape = (s.max_positions, s.width)
@@ -300,7 +300,7 @@ class Decoder(nn.Module):
         bias = None
         if s.alibi is not None:
             slopes = jnp.array(alibi_slopes(s.block.heads, s.alibi))
-            bias = -slopes[:, None, None] * behind[:, None]
+            bias = -slopes[:, None, None] * behind[:, None]  # 0 at the token itself
         rule: Mask = mask
         if mask is None:
             # Fused kernels that take no dense mask can still run by a rule.

@@ -64,10 +64,12 @@ class DecoderSpec:
             problems.append(f"positions: {self.positions!r} is none of {list(POSITIONS)}")
         if self.positions == "learned" and self.max_positions <= 0:
             problems.append("max_positions: a learned table needs its number of rows")
+        # One without the other would be ignored without a word.
         if (self.window is None) != (not any(self.local)):
             problems.append("window and local: give both or neither")
         if self.local and len(self.local) != self.layers:
             problems.append(f"local: {len(self.local)} flags for {self.layers} layers")
+        # With an explicit head width the heads need not fill the width.
         if self.block.head_width is None and self.width % self.block.heads:
             problems.append(f"block.heads: {self.block.heads} does not divide width {self.width}")
         if problems:

@@ -215,6 +215,7 @@ class Decoder(nn.Module):
         _check_length(len(slots), s)
         behind = columns[..., None] - slots
         query_places = self.place_norm(jnp.take(self.positions, columns, axis=0))
+        # Positions of empty slots are scored too; the mask hides them.
         keys = self.scores.keys(self.place_norm(self.positions[: len(slots)]))
         shared = Shared(
             own=Scores((behind >= 0) & slot_valid[:, None], self.scores(query_places, keys)),

@@ -174,6 +174,7 @@ class Expert(nn.Module):
             level: the condition of adaptive norms.
         """
         s, period = self.spec, len(self.spec.crosses)
+        # The layers of the cache that have an expert layer, one period for each step of the scan.
         memory = jax.tree.map(
             lambda leaf: leaf[:: s.every].reshape(-1, period, *leaf.shape[1:]),
             (cache.keys, cache.values),
@@ -181,6 +182,7 @@ class Expert(nn.Module):
         # In layers that attend to the language model alone, SmolVLA counts queries from 0.
         restarted = positions - positions.min(axis=1, keepdims=True)
         ropes = s.rope(positions), s.rope(restarted)
+        # It is joined to a mask that differs from row to row.
         mask = jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
         scanned = nn.scan(
             remat(_Layers, self.remat),

@@ -65,7 +65,7 @@ class Dense(nn.Module):
         lead = x.shape[: x.ndim - self.contract]
         width = math.prod(inputs)
         x = x.reshape(*lead, width).astype(self.dtype)
-        low_rank = self._low_rank(x)
+        low_rank = self._low_rank(x)  # before `x` becomes the product
         x = sharding.product(x, kernel.reshape(width, -1))
         x = (x if low_rank is None else x + low_rank).reshape(*lead, *self.features)
         if self.use_bias:
@@ -102,7 +102,7 @@ class AdaptiveRMSNorm(nn.Module):
         zeros = nn.initializers.zeros
         dense = Dense((3 * x.shape[-1],), dtype=self.dtype, init=zeros, name="modulation")
         scale, shift, gate = jnp.split(dense(level)[:, None], 3, axis=-1)
-        x = x.astype(jnp.float32)
+        x = x.astype(jnp.float32)  # bfloat16 is too coarse for a mean of squares
         x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
         return (x * (1 + scale) + shift).astype(self.dtype), gate
 
@@ -141,12 +141,12 @@ def _softmax(
 ) -> Float[Array, "b h n s"]:
     """Softmax in float32 over what the mask allows, kept for the backward pass as it goes out."""
     if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)  # rows of -inf would be NaN
     return jax.nn.softmax(scores, axis=-1).astype(dtype)
 
 
 def _softmax_forward(dtype: Any, scores: Array, mask: Array | None) -> tuple[Any, Any]:
-    weights = _softmax(dtype, scores, mask)
+    weights = _softmax(dtype, scores, mask)  # saved in the narrower type
     return weights, (weights, mask)
 
 

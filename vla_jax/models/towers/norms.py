@@ -76,6 +76,7 @@ def _forward(
     y = wide * root * scale
     if bias is not None:
         y = y + bias
+    # `wide` is made again from `x`: two numbers a token are saved in place of an array.
     return y.astype(dtype), (x, mean, root, scale, bias)
 
 
@@ -91,6 +92,7 @@ def _backward(center: bool, eps: float, dtype: Any, residuals: Any, gradient: Ar
     if center:
         # And its mean, as adding a constant to `x` changes nothing either.
         by_x = by_x - inner.mean(-1, keepdims=True)
+    # Summed over all tokens in float32, where bfloat16 would lose the small terms.
     by_scale = (gradient * unit).sum(lead).astype(scale.dtype)
     by_bias = None if bias is None else gradient.sum(lead).astype(bias.dtype)
     return (by_x * root).astype(x.dtype), by_scale, by_bias

@@ -140,6 +140,7 @@ def token_buckets(count: int) -> Int[np.ndarray, " m"]:
     size = np.maximum(np.abs(distance), 1).astype(np.float32)
     fraction = np.log(size / np.float32(middle)) / np.float32(np.log(FARTHEST / middle))
     far = np.ceil(fraction * np.float32(middle - 1)).astype(int) + middle
+    # Rounding may take the farthest distances one bucket too far.
     far = np.sign(distance) * np.minimum(far, count - 1)
     return (np.where(np.abs(distance) <= middle, distance, far) + count - 1).astype(np.int32)
 
@@ -163,6 +164,7 @@ def image_buckets(place: Int[Array, " k"], side: int, count: int) -> Int[Array, 
     has_place = place >= 0
     # Differences run from -(count - 1) to count - 1; shifted, they index a square table.
     within = (rows + count - 1) * span + columns + count - 1
+    # The three rows behind the square table.
     across = span * span + jnp.where(order[:, None] < order, 0, 1)
     across = jnp.where(has_place[:, None] | has_place, across, span * span + 2)
     return jnp.where((image == 0) & has_place[:, None] & has_place, within, across)

@@ -39,6 +39,7 @@ class LatentQueryProjection(nn.Module):
         x = layers.Dense((self.width,), dtype=self.dtype, init=unit, name="dense")(x)
         queries = self.param("queries", unit, (self.queries, self.width)).astype(self.dtype)
         queries = _repeat(queries, len(x))
+        # As in the original, the queries attend to themselves too.
         keys = jnp.concatenate([x, queries], axis=1)
         return layers.Attention(self.heads, dropout=self.dropout, dtype=self.dtype, name="attn")(
             queries, keys
@@ -78,6 +79,7 @@ class PositionedQueries(nn.Module):
         queries = self.param("queries", _NORMAL(0.02), shape).astype(self.dtype)
         dense = layers.Dense((self.width,), use_bias=False, dtype=self.dtype, name="dense")
         x = norm("key_norm")(dense(x))
+        # The table is stored over the queries' grid alone.
         place = positions.resample(stored, self.queries, self.grid, "bicubic")
         queries = _repeat(norm("query_norm")(queries) + stored, len(x))
         attention = layers.Attention(self.heads, dtype=self.dtype, name="attn")
@@ -297,6 +299,7 @@ def positioned_queries_weights() -> list[w.Weight]:
         *w.multihead(pool + "attn", "attn"),
         *w.norm(pool + "ln_q", "query_norm"),
         *w.norm(pool + "ln_kv", "key_norm"),
+        # Norm and product stand in the tower, outside its `attn_pool`.
         *w.norm("ln_post", "norm"),
         w.Weight("proj", "project/kernel"),
     ]

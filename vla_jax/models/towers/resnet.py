@@ -69,6 +69,7 @@ class Conv(nn.Module):
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             (self.stride, self.stride),
+            # Torch's padding: "SAME" would shift strided convolutions by a pixel.
             [(self.size // 2, self.size // 2)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
@@ -85,6 +86,7 @@ class FrozenBatchNorm(nn.Module):
         """Normalize every channel, then scale and shift."""
         ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, x.shape[-1:]
         scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
+        # Training must not change the stored statistics.
         mean = jax.lax.stop_gradient(self.param("mean", zeros, shape))
         var = jax.lax.stop_gradient(self.param("var", ones, shape))
         # The statistics are folded into one factor and one shift, both made in float32.
@@ -133,6 +135,7 @@ class ResNet(nn.Module):
         s = self.spec
         x = Conv(s.stem, 7, 2, self.dtype, name="conv")(sharding.rows(images))
         x = jax.nn.relu(FrozenBatchNorm(s.eps, self.dtype, name="norm")(x))
+        # Torch pads by one on each side; "SAME" would pad an even image on one side only.
         x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # type: ignore[arg-type]
         block = remat(Bottleneck, self.remat)
         for i, depth in enumerate(s.depths):

@@ -146,6 +146,7 @@ def _qwen3(c: Config) -> DecoderSpec:
     bias = c.get("attention_bias", False)
     window = c.get("sliding_window", 4096) if c.get("use_sliding_window") else None
     first = c.get("max_window_layers", 28)
+    # The default of Qwen3's class, whatever the width.
     head = c.get("head_dim") or 128
     block = {"qkv_bias": bias, "out_bias": bias, "qk_norm": "rms", "head_width": head}
     return _rms_decoder(c, block, rope=rope(c, head), **_local(c, window, lambda i: i >= first))
@@ -201,6 +202,7 @@ def _gpt2(c: Config) -> DecoderSpec:
         embed_dropout=(_number(c, "embd_pdrop", 0.1),),
         block=BlockSpec(
             heads=c["n_head"],
+            # GPT-2's own files have null here, which means 4 widths.
             hidden=c.get("n_inner") or 4 * c["n_embd"],
             activation=c.get("activation_function", "gelu_new"),
             eps=_number(c, "layer_norm_epsilon", 1e-5),
@@ -256,6 +258,7 @@ def _mpt(c: Config) -> DecoderSpec:
             out_bias=False,
             mlp_bias=False,
             scale=_optional(attn, "softmax_scale"),
+            # 0 means no clipping, not clipping to 0.
             clip=_optional(attn, "clip_qkv") or None,
             dropout=dropout,
             attention_dropout=dropout,
@@ -283,8 +286,10 @@ def _mosaic_gpt(c: Config) -> DecoderSpec:
             out_bias=bias,
             mlp_bias=bias,
             qk_norm=norm if c.get("attn_qk_ln") else None,
+            # The norm spans all heads, before they are split.
             qk_norm_over="all",
             scale=_optional(c, "softmax_scale"),
+            # 0 means no clipping, not clipping to 0.
             clip=_optional(c, "attn_clip_qkv") or None,
             dropout=_number(c, "resid_pdrop", 0.0),
             attention_dropout=_number(c, "attn_pdrop", 0.0),
@@ -311,6 +316,7 @@ def _opt(c: Config) -> DecoderSpec:
         # OPT's positions begin at row 2 of the table, as fairseq's do.
         max_positions=c["max_position_embeddings"] + 2,
         first_position=2,
+        # OPT counts positions by the attention mask.
         count_padding=False,
         tied=c.get("tie_word_embeddings", True),
         block=BlockSpec(
@@ -351,6 +357,7 @@ def _phi(c: Config) -> DecoderSpec:
     )
 
 
+# Older versions of transformers saved these, which follow from the config.
 _BUFFERS = (r"rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$", r"\.attention\.(masked_)?bias$")
 
 # model_type -> family

@@ -37,6 +37,7 @@ def two_streams(
         features = encode(images)
         return jnp.concatenate([features, features], axis=-1)
     overview = _block_mean(images, rows, columns)
+    # Row by row, as the tiles are put together again below.
     cut = images.reshape(batch, rows, height, columns, width, 3).swapaxes(2, 3)
     cut = cut.reshape(batch, rows * columns, height, width, 3)
     # Overview and tiles of an image stay together: split over devices, no image has to move.

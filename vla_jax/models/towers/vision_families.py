@@ -113,6 +113,7 @@ def qwen_vl_resampler(
     """What follows Qwen-VL's tower: `queries` tokens of the text's width, heads of 128."""
     # The queries stand on a square grid.
     side = round(queries**0.5)
+    # Small models for tests are narrower than one head.
     heads = max(width // 128, 1)
     return PositionedQueries((side, side), spec.grid, width, heads, spec.block.eps, dtype)
 
@@ -240,6 +241,7 @@ def qwen3_vl(config: Config, grid: Grid) -> VisionSpec:
     block = BlockSpec(
         config["num_heads"], config["intermediate_size"], config["hidden_act"], eps=1e-6
     )
+    # The stored table is a square, and is resampled to the image's grid.
     side = round(config["num_position_embeddings"] ** 0.5)
     return _qwen2(
         config,

@@ -188,6 +188,7 @@ class VisionTransformer(nn.Module):
             count = x.shape[1]
             x, mask, rope = fused.padded(x, rope)
             x = everything(x, mask, rope)[0][:, :count]
+            # While parameters are made, only the shapes of the taps matter.
             return x, (x,) * len(s.taps)
         taps = []
         for first, end, windowed in segments:
@@ -201,6 +202,7 @@ class VisionTransformer(nn.Module):
         """Run layers whose attention stays inside windows."""
         grid, side = self.spec.grid, self.spec.window
         if grid[0] % side or grid[1] % side:
+            # Windows that the grid cuts off cannot be a batch; a mask does the same at full cost.
             return run(x, jnp.asarray(positions.window_mask(grid, side)[None]), rope)
         # Windows become the batch: scores of n * side^2 numbers instead of n^2.
         split = functools.partial(positions.to_windows, grid=grid, side=side)
@@ -232,6 +234,7 @@ def patches(images: Float[Array, "b *f h x 3"], spec: VisionSpec) -> Float[Array
     if spec.frames == 1:
         return x.reshape(-1, rows * columns, p * p * 3)
     x = x.reshape(len(images), spec.frames, rows * columns, p * p * 3)
+    # The patch embedding contracts frames and channels, so these two axes must be last.
     return x.swapaxes(1, 2)
 
 
