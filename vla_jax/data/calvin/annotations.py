@@ -130,12 +130,14 @@ def cut(recordings: Int64[np.ndarray, "r 2"], annotations: Sequence[Annotation])
 
     No annotated span is cut in two, except where they overlap without end.
     """
-    found = []
+    episodes = []
     for first, last in recordings.tolist():
         spans = [a for a in annotations if a.end > first and a.start <= last]
         for start, stop in _pieces(first, last + 1, spans):
-            found.append((start, stop, tuple(a for a in spans if a.end > start and a.start < stop)))
-    return found
+            episodes.append(
+                (start, stop, tuple(a for a in spans if a.end > start and a.start < stop))
+            )
+    return episodes
 
 
 def _pieces(first: int, stop: int, spans: Sequence[Annotation]) -> Iterator[tuple[int, int]]:

@@ -57,12 +57,12 @@ class CaptionSet:
             self._starts = _line_starts(self.path)
         else:
             try:
-                found = json.loads(self.path.read_text(encoding="utf-8"))
+                items = json.loads(self.path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise DataError(f"not JSON: {error}", self.path) from error
-            if not isinstance(found, list):
+            if not isinstance(items, list):
                 raise DataError("expected a list of conversations", self.path)
-            self._items = found
+            self._items = items
         if not len(self):
             raise DataError("holds no conversation", self.path)
 
@@ -96,7 +96,7 @@ class CaptionSet:
             raise DataError(f"conversation {number}: not JSON: {error}", self.path) from error
 
     def identity(self) -> dict[str, Any]:
-        """What the order of the texts depends on; JSON-serialisable."""
+        """What the order of the texts depends on; JSON-serializable."""
         size = os.path.getsize(self.path)
         return {"file": self.path.name, "conversations": len(self), "bytes": size}
 
@@ -113,9 +113,11 @@ def check_texts(texts: CaptionSet | None, position: Mapping[str, Any]) -> None:
     Raises:
         DataError: saying which there were and which there are.
     """
-    was, now = position.get("captions"), texts.identity() if texts else None
-    if was != now:
-        raise DataError(f"data.cotrain: the run was stopped with {was}, now there is {now}")
+    previous, current = position.get("captions"), texts.identity() if texts else None
+    if previous != current:
+        raise DataError(
+            f"data.cotrain: the run was stopped with {previous}, now there is {current}"
+        )
 
 
 def _line_starts(path: Path) -> Int64[np.ndarray, "n"]:

@@ -1,6 +1,6 @@
 """Qwen's own tokenizer file, `qwen.tiktoken`, as a `tokenizers` pipeline.
 
-A line is a piece (its bytes in base64) and its rank, which is its id. Text is normalised (NFC),
+A line is a piece (its bytes in base64) and its rank, which is its id. Text is normalized (NFC),
 cut into words by a regular expression, and in every word the two neighbours that make the piece
 of the lowest rank are joined until none are left. The special tokens' ids follow those of the
 pieces; no token is added around a text.
@@ -76,6 +76,6 @@ def _ranks(path: Path) -> dict[bytes, int]:
 def _letters() -> dict[int, str]:
     """GPT-2's printable stand-ins for the 256 bytes, which `ByteLevel` writes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
+    unprintable = [byte for byte in range(256) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable}
-    return letters | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return letters | {byte: chr(256 + i) for i, byte in enumerate(unprintable)}

@@ -71,16 +71,16 @@ def _build(pieces: list[_Piece]) -> Tokenizer:
     )
     control = [p.text for p in pieces if p.kind in (_UNKNOWN, _CONTROL)]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
-    whole = [p.text for p in pieces if p.kind == _USER_DEFINED]
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in whole])
+    user_defined = [p.text for p in pieces if p.kind == _USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in user_defined])
     tokenizer.enable_padding(pad_id=0, pad_token=pieces[0].text)
     return tokenizer
 
 
 def _piece(data: bytes) -> _Piece:
-    found = {number: (a, b) for number, a, b in message_fields(data, 0, len(data))}
-    text = data[slice(*found[1])].decode() if 1 in found else ""
-    score = struct.unpack("<f", data[slice(*found[2])])[0] if 2 in found else 0.0
+    spans = {number: (a, b) for number, a, b in message_fields(data, 0, len(data))}
+    text = data[slice(*spans[1])].decode() if 1 in spans else ""
+    score = struct.unpack("<f", data[slice(*spans[2])])[0] if 2 in spans else 0.0
     return _Piece(text, score, _number(data, 3, _NORMAL))
 
 

@@ -18,9 +18,9 @@ from vla_jax.shipped import install_hint
 
 # Of tokenizers made by `Tokenizer.build`; the order is the id, as in Kosmos-2's vocabulary.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<grounding>")
-# Files of a byte-level tokenizer that nothing else describes.
 # What transformers needs to convert a sentencepiece model: module -> package.
 _CONVERTERS = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+# Files of a byte-level tokenizer that nothing else describes.
 _PAIRS = ("vocab.json", "merges.txt")
 
 
@@ -192,24 +192,24 @@ class Tokenizer:
             TextLengthError: `text` needs more columns; says how many more.
             DataError: it holds tokens beyond `limit`.
         """
-        found = self._backend.encode(text).ids
-        self._check(found, text)
-        if len(found) > length:
-            excess = len(found) - length
+        tokens = self._backend.encode(text).ids
+        self._check(tokens, text)
+        if len(tokens) > length:
+            excess = len(tokens) - length
             raise TextLengthError(
-                f"{text!r} has {len(found)} tokens, {excess} more than the {length} text columns; "
+                f"{text!r} has {len(tokens)} tokens, {excess} more than the {length} text columns; "
                 "raise model.structure.text_len"
             )
         ids = np.full(length, self.pad_id, np.int32)
-        ids[: len(found)] = found
-        return ids, np.arange(length) < len(found)
+        ids[: len(tokens)] = tokens
+        return ids, np.arange(length) < len(tokens)
 
     def encode_answers(
         self, parts: Sequence[tuple[str, bool]], length: int
     ) -> tuple[Int32[np.ndarray, "t"], Bool[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
         """A text of which only some parts are to be predicted, cut after `length` tokens.
 
-        The parts are joined and tokenised as one, so that tokens at their borders are those of
+        The parts are joined and tokenized as one, so that tokens at their borders are those of
         inference. A token belongs to a part if any of its characters does; the tokenizer's own end
         token belongs to the last part.
 
@@ -220,21 +220,21 @@ class Tokenizer:
         Returns:
             Ids padded on the right, the mask of real tokens, the mask of answers' tokens.
         """
-        found = self._backend.encode("".join(text for text, _ in parts))
-        self._check(found.ids, "".join(text for text, _ in parts))
+        encoding = self._backend.encode("".join(text for text, _ in parts))
+        self._check(encoding.ids, "".join(text for text, _ in parts))
         spans, end = [], 0
         for text, answer in parts:
             spans.append((end, end + len(text), answer))
             end += len(text)
         wanted = [
             any(answer and start < b and a < stop for start, stop, answer in spans)
-            for a, b in found.offsets
+            for a, b in encoding.offsets
         ]
-        if found.special_tokens_mask and found.special_tokens_mask[-1] and len(wanted) > 1:
+        if encoding.special_tokens_mask and encoding.special_tokens_mask[-1] and len(wanted) > 1:
             wanted[-1] = bool(parts) and parts[-1][1]
-        count = min(length, len(found.ids))
+        count = min(length, len(encoding.ids))
         ids, target = np.full(length, self.pad_id, np.int32), np.zeros(length, bool)
-        ids[:count], target[:count] = found.ids[:count], wanted[:count]
+        ids[:count], target[:count] = encoding.ids[:count], wanted[:count]
         return ids, np.arange(length) < count, target
 
 
@@ -278,8 +278,8 @@ def _byte_level(folder: Path) -> _Backend:
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     vocabulary = backend.get_vocab()
     specials = (*SPECIALS, "<mask>", "<|endoftext|>")
-    known = [AddedToken(name, special=True) for name in specials if name in vocabulary]
-    backend.add_special_tokens(known)
+    added_tokens = [AddedToken(name, special=True) for name in specials if name in vocabulary]
+    backend.add_special_tokens(added_tokens)
     if {"<s>", "</s>"} <= set(vocabulary):
         ends = [(token, vocabulary[token]) for token in ("</s>", "<s>")]
         backend.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)  # type: ignore[assignment]

@@ -155,7 +155,7 @@ SPECS: dict[str, DatasetSpec] = {
         **_DROID,
         encoding=POS_QUAT,
         swap=("primary", "secondary"),
-        # Openvla's test, there on the normalised arm alone; here a moving gripper counts, too.
+        # Openvla's test, there on the normalized arm alone; here a moving gripper counts, too.
         noop=1e-5,
     ),
     "droid_wipe": recipe(

@@ -1,4 +1,4 @@
-"""The common way to standardise: columns of recorded features, one after another, and a gripper.
+"""The common way to standardize: columns of recorded features, one after another, and a gripper.
 
 A recipe says which columns; specs that need more are functions. Everything is data, so octo's and
 openvla's variants of a dataset are one recipe with a word changed.
@@ -99,7 +99,7 @@ class Recipe:
     stride: int = 1
 
     def __call__(self, episode: Episode) -> Trajectory:
-        """Standardises one episode."""
+        """Standardizes one episode."""
         steps = _steps(episode, self.action)
         action = _join(self.action, episode, steps)
         action[:, -1] = RECORDINGS[self.gripper].to_open(action[:, -1])
@@ -115,10 +115,10 @@ class Recipe:
     def features(self) -> dict[str, Path]:
         """All features that are read."""
         parts = [part for part in (*self.action, *self.state) if isinstance(part, Take)]
-        found = {part.name: part.path for part in parts}
+        paths = {part.name: part.path for part in parts}
         if self.language and not callable(self.language):
-            found[_name(self.language)] = self.language
-        return found
+            paths[_name(self.language)] = self.language
+        return paths
 
     def without_padding(self) -> "Recipe":
         """The same without what only fills up openvla's fixed width."""
@@ -139,7 +139,7 @@ def recipe(
     gripper_env: tuple[float, float] | None = None,
     encoding: tuple[str, str] = ("eef_pos", "none"),
     hz: float | None = None,
-    **rest,
+    **spec_fields,
 ) -> DatasetSpec:
     """A spec from a recipe.
 
@@ -155,21 +155,21 @@ def recipe(
         gripper_env: where it is not the convention's own.
         encoding: of action and state.
         hz: of the kept steps.
-        rest: more of `DatasetSpec`.
+        spec_fields: more of `DatasetSpec`.
     """
-    made = Recipe(tuple(action), gripper, tuple(state), language, stride)
+    standardizer = Recipe(tuple(action), gripper, tuple(state), language, stride)
     recorded = RECORDINGS[gripper]
     return DatasetSpec(
         images={role: f"observation/{name}" for role, name in images.items()},
-        features={**made.features, **(features or {})},
-        standardise=made,
+        features={**standardizer.features, **(features or {})},
+        standardise=standardizer,
         gripper_env=gripper_env or recorded.env,
         hz=hz,
         action=encoding[0],
         state=encoding[1],
         gripper_binary=recorded.binary,
         depth={role: f"observation/{name}" for role, name in (depth or {}).items()},
-        **rest,
+        **spec_fields,
     )
 
 

@@ -72,7 +72,7 @@ class FastTokenizer:
         missing = sorted({"scale", "min_token", "tokenizer"} - set(raw))
         if missing:
             raise ValueError(f"FAST tokenizer: no {missing}; there is {sorted(raw)}")
-        found = cls(
+        tokenizer = cls(
             scale=float(raw["scale"]),
             min_token=int(raw["min_token"]),
             vocabulary=raw["tokenizer"],
@@ -80,10 +80,10 @@ class FastTokenizer:
             dim=raw.get("action_dim"),
         )
         try:
-            found._bpe  # noqa: B018
+            tokenizer._bpe  # noqa: B018
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"FAST tokenizer: damaged vocabulary: {error}") from error
-        return found
+        return tokenizer
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values, under the published names, for a checkpoint."""
@@ -178,10 +178,10 @@ class FastTokenizer:
         """
         coefficients = _coefficients(np.asarray(chunk), self.scale)
         try:
-            found = self._read(self.encode(chunk), coefficients.size)
+            decoded = self._read(self.encode(chunk), coefficients.size)
         except NotAChunkError:
             return False
-        return bool((found == coefficients.reshape(-1)).all())
+        return bool((decoded == coefficients.reshape(-1)).all())
 
     def decode(
         self, ids: Sequence[int] | Int[np.ndarray, "n"], horizon: int = 0, dim: int = 0
@@ -211,8 +211,8 @@ class FastTokenizer:
     @cached_property
     def _largest(self) -> int:
         """The largest character it was fitted on: all up to it stand in the vocabulary."""
-        known = self._bpe.get_vocab()
-        end = next(i for i in itertools.count() if chr(i) not in known)
+        vocabulary = self._bpe.get_vocab()
+        end = next(i for i in itertools.count() if chr(i) not in vocabulary)
         return end - 1 if end else sys.maxunicode
 
     def _read(self, ids: list[int], count: int) -> Int[np.ndarray, "n"]:

@@ -55,7 +55,7 @@ def targets(opened: Float[np.ndarray, "n"], binary: bool, rule: str) -> Float[np
     """What a model is to predict of a gripper, float32.
 
     Args:
-        opened: 1 = open, 0 = closed, as standardised.
+        opened: 1 = open, 0 = closed, as standardized.
         binary: whether the dataset means only those two.
         rule: declared: what is meant, so binary ones are cut at 0.5 and the others are held within
             0..1. recorded: as it is (octo, openvla). exact: open is what equals 1 (RoboVLMs).
@@ -111,11 +111,11 @@ class Gripper:
         self, is_open: Bool[np.ndarray, "n"], state: GripperState
     ) -> tuple[Float[np.ndarray, "n"], GripperState]:
         """Decisions of successive steps -> commands, and the state after them."""
-        found = []
+        all_commands = []
         for decision in is_open.tolist():
             command, state = self._step(decision, state)
-            found.append(command)
-        return np.array(found, np.float32), state
+            all_commands.append(command)
+        return np.array(all_commands, np.float32), state
 
     def _step(self, is_open: bool, state: GripperState) -> tuple[float, GripperState]:
         opens = state.opens + 1 if is_open else 0
@@ -126,5 +126,5 @@ class Gripper:
         change, left = state.change, state.left
         if not left and state.was_open not in (None, is_open):
             change, left = command, self.repeat
-        told = change if left else (self.closed + self.opened) / 2
-        return told, GripperState(is_open, opens, change, max(left - 1, 0))
+        sent = change if left else (self.closed + self.opened) / 2
+        return sent, GripperState(is_open, opens, change, max(left - 1, 0))

@@ -128,7 +128,7 @@ class ActionSpec:
         """What the environment's step() takes, one step after another.
 
         Args:
-            action: normalised arm, and for the gripper a probability, or 0 and 1; above 0.5 is
+            action: normalized arm, and for the gripper a probability, or 0 and 1; above 0.5 is
                 open.
             state: of the gripper.
         """
@@ -189,15 +189,15 @@ class StateSpec:
         Raises:
             ValueError: it has no state, or one of another size.
         """
-        found = statistics.get("proprio")
-        if not found:
+        proprio = statistics.get("proprio")
+        if not proprio:
             raise ValueError(f"the data record no robot state, and the model takes {dim} numbers")
-        if not {"q01", "q99"} <= set(found):
+        if not {"q01", "q99"} <= set(proprio):
             raise ValueError("the statistics have no quantiles of the robot state")
-        if len(found["q01"]) != dim:
-            size = len(found["q01"])
+        if len(proprio["q01"]) != dim:
+            size = len(proprio["q01"])
             raise ValueError(f"the recorded state has {size} numbers, the model takes {dim}")
-        return cls(tuple(found["q01"]), tuple(found["q99"]))
+        return cls(tuple(proprio["q01"]), tuple(proprio["q99"]))
 
     def normalize(self, state: Float[np.ndarray, "*n p"]) -> Float[np.ndarray, "*n p"]:
         """Robot units -> model units, float32."""

@@ -173,14 +173,14 @@ def measure(
         counts: see `relative.mask_of`.
         robot: see `PolicyUnits`.
     """
-    every = max(1, -(-len(actions) // _MEASURED))
-    rows = np.arange(0, len(actions), every)
+    stride = max(1, -(-len(actions) // _MEASURED))
+    rows = np.arange(0, len(actions), stride)
     ends = starts[np.searchsorted(starts, rows, side="right")]
     frames = np.minimum(rows[:, None] + np.arange(chunk), ends[:, None] - 1)
     none = Scaling("openpi_zscore", (), ())
     units = PolicyUnits(none, none, actions.shape[1], relative.mask_of(*counts), robot)
-    chunks, now = actions[frames], states[rows]
-    chunks = units.adapt_actions(chunks, now)
+    chunks, first_states = actions[frames], states[rows]
+    chunks = units.adapt_actions(chunks, first_states)
     return {
         "state": columns(units.adapt_state(states).astype(np.float32)),
         "actions": columns(chunks.reshape(-1, chunks.shape[-1]).astype(np.float32)),

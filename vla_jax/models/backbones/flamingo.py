@@ -136,8 +136,8 @@ class _Unused(nn.Module):
                     "max_position_embeddings": text["context_length"],
                 }
             )
-            one = jnp.ones((1, 1), int)
-            clip_text.ClipText(spec, size, name="text")(one, one == 1)
+            token_ids = jnp.ones((1, 1), int)
+            clip_text.ClipText(spec, size, name="text")(token_ids, token_ids == 1)
             self.param("logit_scale", nn.initializers.zeros, ())
 
 
@@ -202,8 +202,8 @@ class Flamingo(Backbone):
                 "backbone architecture:\n  text_config.model_type: "
                 f"{kind!r} is none of {sorted(LANGUAGE)}"
             )
-        every, language = LANGUAGE[kind]
-        base = {**ARCH, "cross_attn_every_n_layers": every}
+        interval, language = LANGUAGE[kind]
+        base = {**ARCH, "cross_attn_every_n_layers": interval}
         return merge_arch(
             {**base, "text_config": {"model_type": kind, **language}}, overrides, strict
         )
@@ -289,9 +289,9 @@ class Flamingo(Backbone):
 
     def extend(self, tokens: Tokens, cache: Memory) -> tuple[Float[Array, "b n d"], Memory]:
         """`__call__` for tokens that follow those in the cache, and the cache with them."""
-        x, context, now = self._look(tokens, cache)
+        x, context, memory = self._look(tokens, cache)
         result = self.text.run(x, tokens.valid, context=context, cache=cache.text)
-        return result.hidden, Memory(result.cache, now.images, now.seen, now.count)
+        return result.hidden, Memory(result.cache, memory.images, memory.seen, memory.count)
 
     def _look(self, tokens: Tokens, past: Memory) -> tuple[Array, gated.Media, Memory]:
         """Embeddings, what each of them may look at, and the images for what comes next.
@@ -299,15 +299,15 @@ class Flamingo(Backbone):
         A text sees its images from <image> on, one without that token from its start.
         """
         mark = (tokens.embeds[..., -1] > 0.5) & tokens.valid
-        images, seen, count = past.images, past.seen, past.count
+        images, images_valid, count = past.images, past.seen, past.count
         if tokens.images is not None:
-            images, seen = tokens.images, tokens.seen
+            images, images_valid = tokens.images, tokens.seen
             count = jnp.where(mark.any(axis=1), 0, 1)
-        if images is None or seen is None or count is None:
+        if images is None or images_valid is None or count is None:
             raise ValueError("the first tokens of a sequence come with its images")
         count = count[:, None] + jnp.cumsum(mark, axis=1)
-        reached = (count > 0)[..., None] & seen[:, None]
-        memory = Memory(past.text, images, seen, count[:, -1])
+        reached = (count > 0)[..., None] & images_valid[:, None]
+        memory = Memory(past.text, images, images_valid, count[:, -1])
         return tokens.embeds[..., :-1], gated.Media(images, reached), memory
 
     def weight_map(self) -> list[w.Weight]:
@@ -334,19 +334,19 @@ class Flamingo(Backbone):
 
     def _language(self) -> list[w.Weight]:
         """The wrapped language model, which registers its layers a second time by themselves."""
-        spec, every = self.text_spec, self.config["cross_attn_every_n_layers"]
+        spec, interval = self.text_spec, self.config["cross_attn_every_n_layers"]
         rows: list[w.Weight] = []
         top = ""
         for row in LANGUAGES[self.config["text_config"]["model_type"]].weights(spec):
             if not row.stacked:
                 rows.append(row)
                 continue
-            top, rest = row.source.split("{}.")
-            for i in range(every):
+            top, suffix = row.source.split("{}.")
+            for i in range(interval):
                 target = row.target.replace("layers/", f"layers/blocks_{i}/", 1)
-                names = (top + "{}.decoder_layer." + rest, "old_decoder_blocks.{}." + rest)
+                names = (top + "{}.decoder_layer." + suffix, "old_decoder_blocks.{}." + suffix)
                 rows += [
-                    w.Weight(name, target, row.kind, alias, first=i, step=every)
+                    w.Weight(name, target, row.kind, alias, first=i, step=interval)
                     for name, alias in zip(names, (False, True), strict=True)
                 ]
         # It stands before the last layer of each group.
@@ -354,7 +354,9 @@ class Flamingo(Backbone):
             names = (top + "{}.gated_cross_attn_layer.", "gated_cross_attn_layers.{}.")
             target = "layers/extra/" + row.target
             rows += [
-                w.Weight(name + row.source, target, row.kind, alias, first=every - 1, step=every)
+                w.Weight(
+                    name + row.source, target, row.kind, alias, first=interval - 1, step=interval
+                )
                 for name, alias in zip(names, (False, True), strict=True)
             ]
         return rows

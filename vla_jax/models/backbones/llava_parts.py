@@ -57,13 +57,13 @@ def tower_of(name: str) -> dict[str, Any]:
     Raises:
         ValueError: it is neither.
     """
-    found = re.search(r"clip-vit-large-patch14(-336)?/?$", name)
-    if not found:
+    match = re.search(r"clip-vit-large-patch14(-336)?/?$", name)
+    if not match:
         raise ValueError(
             f"mm_vision_tower: {name!r} is neither openai/clip-vit-large-patch14 nor "
             "openai/clip-vit-large-patch14-336; give its sizes as vision_config"
         )
-    return {**CLIP, "image_size": 336 if found[1] else 224}
+    return {**CLIP, "image_size": 336 if match[1] else 224}
 
 
 def check(config: dict[str, Any], legal: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
@@ -93,8 +93,8 @@ def check(config: dict[str, Any], legal: Mapping[str, Sequence[Any]]) -> dict[st
 
 def _depth(projector: str) -> int:
     """Linear layers of a projector; 0 for an unknown one."""
-    found = re.fullmatch(r"mlp([2-9])x_gelu", projector)
-    return 1 if projector == "linear" else int(found[1]) if found else 0
+    match = re.fullmatch(r"mlp([2-9])x_gelu", projector)
+    return 1 if projector == "linear" else int(match[1]) if match else 0
 
 
 def assemble(

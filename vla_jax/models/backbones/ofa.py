@@ -202,8 +202,8 @@ class OFA(Backbone):
             *_places("cross_pos", "cross_scores"),
             *_attention("cross_attn", "cross", "norm_cross", "post_cross"),
         ]
-        for part, own in (("encoder", encoder), ("decoder", decoder)):
-            rows += w.prefixed([*own, *_tower()], f"{part}.", f"text/{part}/")
+        for part, stack_rows in (("encoder", encoder), ("decoder", decoder)):
+            rows += w.prefixed([*stack_rows, *_tower()], f"{part}.", f"text/{part}/")
         return rows
 
 

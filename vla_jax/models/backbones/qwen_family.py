@@ -33,20 +33,20 @@ _PARTS = {
 }
 
 
-def _of_today(found: Mapping[str, Any]) -> dict[str, Any]:
+def _of_today(raw_config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json as transformers 5 nests it.
 
     Before 4.52 the text's keys stood at the top; before 5 the rotation was `rope_scaling` and
     `rope_theta`, and `tie_word_embeddings` could stand in either place. Left out it is false.
     """
-    text = dict(found.get("text_config") or found)
+    text = dict(raw_config.get("text_config") or raw_config)
     rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     if "rope_theta" in text:
         rope.setdefault("rope_theta", text["rope_theta"])
-    tied = bool(found.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    tied = bool(raw_config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
     text["rope_parameters"] = rope
-    return {**found, "text_config": text, "tie_word_embeddings": tied}
+    return {**raw_config, "text_config": text, "tie_word_embeddings": tied}
 
 
 def vision_spec(config: Mapping[str, Any], grid: Grid) -> VisionSpec:

@@ -60,13 +60,13 @@ class SmolVLM(Backbone):
         Raises:
             ValueError: as `merge_arch`, and for an image whose patches do not make whole tokens.
         """
-        found = merge_arch(ARCH, overrides, strict)
-        size = found["vision_config"]["image_size"]
-        side = found["vision_config"]["patch_size"] * found["scale_factor"]
+        merged = merge_arch(ARCH, overrides, strict)
+        size = merged["vision_config"]["image_size"]
+        side = merged["vision_config"]["patch_size"] * merged["scale_factor"]
         if size % side:
-            what = f"{size} pixels are no multiple of {side}, patch_size x scale_factor"
-            raise ValueError(f"backbone architecture:\n  vision_config.image_size: {what}")
-        return found
+            problem = f"{size} pixels are no multiple of {side}, patch_size x scale_factor"
+            raise ValueError(f"backbone architecture:\n  vision_config.image_size: {problem}")
+        return merged
 
     @property
     def image_spec(self) -> ImageSpec:
