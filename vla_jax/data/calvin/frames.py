@@ -76,6 +76,7 @@ def load(path: Path, members: Sequence[str] | None = None) -> dict[str, np.ndarr
     try:
         with open(path, "rb") as file:
             head = file.read(256)
+        # numpy takes any file that is no archive for a pickle, and its message says so.
         if head[:2] != b"PK":
             if not head:
                 raise TruncatedShardError("the frame cannot be read: its end is missing", path)

@@ -200,6 +200,7 @@ class CalvinSource:
             self.every = range(len(pieces))
         copied = sorted(p for p in set(low) if p.removeprefix(STEPS) in _LOW)
         ends = recordings.ravel().tolist()
+        # Sizes of the outer frames tell another download apart without opening its files.
         identity = [
             [FORMAT, split, mode, [[e.start, e.stop] for e in self._episodes], copied],
             [[a.text for a in e.spans] for e in self._episodes],
@@ -296,6 +297,7 @@ class CalvinSource:
         if path == "episode_metadata/end":
             return self._first + np.diff(self.starts)
         if path.removeprefix(STEPS) in _DEPTHS:
+            # Typed Any: it is sliced as an array would be.
             depths: Any = _Depth(self, path)
             return depths
         return self._copies[path][np.searchsorted(self._ids, self._frame_ids())]

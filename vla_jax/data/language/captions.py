@@ -88,6 +88,7 @@ class CaptionSet:
         if self._items is not None:
             return self._items[number]
         with self.path.open("rb") as file:
+            # The file is opened for every line, as several threads read at the same time.
             file.seek(int(self._starts[number]))
             line = file.readline()
         try:
@@ -97,6 +98,7 @@ class CaptionSet:
 
     def identity(self) -> dict[str, Any]:
         """What the order of the texts depends on; JSON-serializable."""
+        # The size stands for the content: hashing a file of gigabytes would delay every start.
         size = os.path.getsize(self.path)
         return {"file": self.path.name, "conversations": len(self), "bytes": size}
 
@@ -194,6 +196,7 @@ class CaptionLoader(Iterator[Captions]):
         self._offset, self._next = process_index * self._rows, start
         self._order = MixtureOrder([len(texts)], [1.0], seed, _BLOCK)
         self._pool = concurrent.futures.ThreadPoolExecutor(max(1, threads), "captions")
+        # Batches leave in their order, whichever of the threads is done first.
         self._ready = []
         for _ in range(max(1, prefetch)):
             self._submit()
@@ -215,7 +218,9 @@ class CaptionLoader(Iterator[Captions]):
 
     def _assemble(self, batch: int) -> Captions:
         c, rows = self._config, self._rows
+        # Numbers are global, so the order does not depend on the number of processes.
         numbers = np.arange(rows) + batch * c.rows + self._offset
+        # Text alone keeps a black image, which `has_image` hides from the model.
         images = np.zeros((rows, *self._size, 3), np.uint8)
         has_image = np.zeros(rows, bool)
         parts = []

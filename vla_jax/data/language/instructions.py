@@ -66,8 +66,10 @@ class Instructions:
         all_texts = recorded.union(*paraphrases.values())
         if train and config.dropout > 0:
             all_texts.add("")
+        # Sorted, because codes must not depend on the order of a set.
         self.texts = sorted(all_texts)
         number = {text: i for i, text in enumerate(self.texts)}
+        # -1 is never picked: without dropout no draw lies below it.
         self._blank = number.get("", -1)
         self._choices = []
         for dataset in datasets:
@@ -98,6 +100,7 @@ class Instructions:
         choices = self._choices[dataset]
         if not self._train:
             return choices.codes[choices.starts[trajectory]]
+        # All decisions draw, needed or not, so that one setting does not shift the others' draws.
         draws = uniform(seed, Stream.INSTRUCTIONS, samples, _COUNT)
         codes = choices.pick(trajectory, draws[:, _WHICH])
         has_others = self._others.starts[codes + 1] > self._others.starts[codes]
@@ -119,6 +122,7 @@ def _read_paraphrases(path: Path, recorded: set[str]) -> dict[str, list[str]]:
     ]
     if bad:
         raise ConfigError(f"{where}: not a list of texts: {bad[:5]} ({len(bad)} in all)")
+    # Duplicates are dropped, as they would be drawn more often.
     usable = {
         text: list(dict.fromkeys(paraphrases))
         for text, paraphrases in raw.items()

@@ -42,6 +42,7 @@ def read(path: str | Path) -> Tokenizer:
         if piece[:i] in ranks and piece[i:] in ranks
     ]
     vocabulary = {spelled[piece]: rank for piece, rank in ranks.items()}
+    # A word that is a piece itself is taken whole, as in tiktoken.
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
     tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
@@ -67,6 +68,7 @@ def _ranks(path: Path) -> dict[bytes, int]:
             ranks[base64.b64decode(piece, validate=True)] = int(rank)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: no piece in base64 and its rank") from error
+    # The merges follow this order, which is their priority.
     ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
     if list(ranks.values()) != list(range(len(ranks))):
         raise ValueError(f"{path}: the ranks of the {len(ranks)} pieces are not 0, 1, 2, ...")

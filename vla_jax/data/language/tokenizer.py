@@ -32,8 +32,10 @@ class Tokenizer:
         padding = backend.padding or {}
         self.pad_id = int(padding.get("pad_id", backend.token_to_id("<pad>") or 0))
         pad_token = padding.get("pad_token", backend.id_to_token(self.pad_id) or "<pad>")
+        # The text keeps the padding, by which `from_json` finds the id again.
         self._json = _with_padding(backend, self.pad_id, pad_token)
         self._backend = _Backend.from_str(self._json)
+        # `encode` pads itself, to the length it is asked for.
         self._backend.no_padding()
         self._backend.no_truncation()
         self._rows: int | None = None
@@ -66,12 +68,14 @@ class Tokenizer:
                 backend = _Backend.from_file(str(path))
             except Exception as error:  # the library raises nothing more special
                 raise ValueError(f"{path}: {explain_file(path) or error}") from error
+            # tokenizer.json often has no padding; the files beside it name the token.
             pad = _pad_token(folder)
             if pad and backend.token_to_id(pad) is not None:
                 backend.enable_padding(pad_id=backend.token_to_id(pad), pad_token=pad)
             return cls(_plain(_with_tokens(backend, added), plain))
         if (folder / qwen_tiktoken.FILE).is_file():
             return cls(qwen_tiktoken.read(folder / qwen_tiktoken.FILE))
+        # openpi's checkpoints have this file alone; with a config it is a Hugging Face folder.
         models_here = sorted(folder.glob("*.model"))
         if len(models_here) == 1 and not (folder / "tokenizer_config.json").exists():
             backend = sentencepiece.read(models_here[0])
@@ -81,10 +85,12 @@ class Tokenizer:
                 return cls(_byte_level(folder))
             raise FileNotFoundError(f"{folder}: no tokenizer.json and no other tokenizer files")
         try:
+            # Imported here, as serving runs without transformers.
             from transformers import AutoTokenizer
         except ImportError as error:
             hint = f"{install_hint('convert')} to convert the tokenizer files it has"
             raise ImportError(f"{folder}: no tokenizer.json; {hint}") from error
+        # Without these, transformers' own message does not say what to install.
         lacking = [name for name in _CONVERTERS if not _installed(name)]
         if lacking and any(folder.glob("*.model")):
             names = " and ".join(_CONVERTERS[name] for name in lacking)
@@ -131,6 +137,7 @@ class Tokenizer:
         if vocab_size <= len(SPECIALS):
             raise ValueError(f"vocab_size {vocab_size} must exceed the {len(SPECIALS)} specials")
         counts = Counter(word for text in texts for word in text.split() if word not in SPECIALS)
+        # Ties go by spelling, so that ids do not depend on the order of the texts.
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         words = [*SPECIALS, *ranked[: vocab_size - len(SPECIALS)]]
         backend = _Backend(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
@@ -230,6 +237,7 @@ class Tokenizer:
             any(answer and start < b and a < stop for start, stop, answer in spans)
             for a, b in encoding.offsets
         ]
+        # The tokenizer's own end token has no characters, so no span reaches it.
         if encoding.special_tokens_mask and encoding.special_tokens_mask[-1] and len(wanted) > 1:
             wanted[-1] = bool(parts) and parts[-1][1]
         count = min(length, len(encoding.ids))
@@ -281,12 +289,14 @@ def _byte_level(folder: Path) -> _Backend:
     added_tokens = [AddedToken(name, special=True) for name in specials if name in vocabulary]
     backend.add_special_tokens(added_tokens)
     if {"<s>", "</s>"} <= set(vocabulary):
+        # RobertaProcessing takes the end token first, then the start token.
         ends = [(token, vocabulary[token]) for token in ("</s>", "<s>")]
         backend.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)  # type: ignore[assignment]
     return backend
 
 
 def _plain(backend: _Backend, plain: bool) -> _Backend:
+    # The post-processor is what puts start and end tokens around a text.
     bare = {**json.loads(backend.to_str()), "post_processor": None} if plain else None
     return _Backend.from_str(json.dumps(bare)) if bare else backend
 

@@ -63,6 +63,7 @@ def find_folder(root: str | Path, name: str) -> Path | None:
         versions = {path.parent.name: path.parent for path in folder.glob("*/dataset_info.json")}
         if not versions:
             continue
+        # Versions compare as numbers: 0.10.0 is newer than 0.9.0.
         newest = max(versions, key=lambda version: [int(n) for n in re.findall(r"\d+", version)])
         sound = _VERSIONS.get(name, newest)
         if sound not in versions:

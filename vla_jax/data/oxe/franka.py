@@ -11,6 +11,7 @@ from vla_jax.data.spec import DatasetSpec
 EXTERNAL = "_converted_externally_to_rlds"
 _WRIST = {"primary": "image", "wrist": "wrist_image"}
 _SIX = (take("action", 0, 6), take("action", -1))
+# Rotations recorded as quaternions become angles, as all other datasets have them.
 _QUATERNION = (take("action", 0, 3), take("action", 3, 7, convert=ops.euler_from_quaternion))
 
 SPECS: dict[str, DatasetSpec] = {
@@ -61,6 +62,7 @@ SPECS: dict[str, DatasetSpec] = {
     ),
     f"nyu_franka_play_dataset{EXTERNAL}": recipe(
         {"primary": "image", "secondary": "image_additional_view"},
+        # Joint velocities stand before these, and a flag for the episode's end behind.
         action=(take("action", -8, -2), take("action", -2, -1)),
         gripper="open_sign",
         state=(take("observation/state", -6), pad(2)),

@@ -121,6 +121,7 @@ def get_mixture(
         KeyError: naming the nearest and all legal names, or that nothing is left.
     """
     other = "octo" if variant == "openvla" else "openvla"
+    # The right operand wins, so a name that both have is the variant's own.
     mixtures = MIXTURES[other] | MIXTURES[variant]
     if name in mixtures:
         weights = mixtures[name]
@@ -129,6 +130,7 @@ def get_mixture(
     else:
         raise KeyError(unknown_mixture(name, mixtures))
     if action is None:
+        # A copy, as the tables are shared by all callers.
         return dict(weights)
     selected = {n: w for n, w in weights.items() if get_spec(n, variant).action == action}
     if not selected:

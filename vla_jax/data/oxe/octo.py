@@ -55,6 +55,7 @@ def specs(openvla: Mapping[str, DatasetSpec]) -> dict[str, DatasetSpec]:
     derived = {name: _octo(name, spec) for name, spec in openvla.items() if name not in SAME}
     pick, both = f"utokyo_xarm_pick_and_place{EXTERNAL}", f"utokyo_xarm_bimanual{EXTERNAL}"
     mvp, rpt = f"berkeley_mvp{EXTERNAL}", f"berkeley_rpt{EXTERNAL}"
+    # The only camera of dobbe is on the gripper, and octo files it there.
     wrist = derived["dobbe"].images["primary"]
     return derived | {
         "bridge_dataset": others.BRIDGE_DATASET,
@@ -64,7 +65,9 @@ def specs(openvla: Mapping[str, DatasetSpec]) -> dict[str, DatasetSpec]:
         ),
         pick: replace(_changed(derived[pick], state=()), state="none"),
         both: _changed(derived[both], state=(take("observation/end_effector_pose"),)),
+        # Octo takes 1 for closed here, so the robot's command turns around with it.
         mvp: replace(_changed(derived[mvp], gripper="closed"), gripper_env=(1.0, 0.0)),
+        # Octo predicts the motion over three recorded steps, hence 10 of the 30 Hz.
         rpt: replace(
             derived[rpt],
             standardise=others.berkeley_rpt,
@@ -81,6 +84,7 @@ def specs(openvla: Mapping[str, DatasetSpec]) -> dict[str, DatasetSpec]:
 
 
 def _octo(name: str, spec: DatasetSpec) -> DatasetSpec:
+    # Functions have no parts that could be changed.
     if not isinstance(spec.standardise, Recipe):
         return spec
     bare = _changed(spec, state=spec.standardise.without_padding().state)
@@ -93,6 +97,7 @@ def _changed(spec: DatasetSpec, **changes) -> DatasetSpec:
     features = {
         k: v
         for k, v in spec.features.items()
+        # A function for the instruction may read features that no recipe lists.
         if k in changed_recipe.features or callable(changed_recipe.language)
     }
     return replace(

@@ -178,6 +178,7 @@ def _name(path: Path) -> str:
 
 
 def _steps(episode: Episode, parts: Sequence[Part]) -> int:
+    # Columns of zeros have no length of their own, so a recorded part tells it.
     return next(len(episode[part.name]) for part in parts if isinstance(part, Take))
 
 

@@ -24,6 +24,7 @@ def clipped_shares(actions: Float[np.ndarray, "n a"], spec: ActionSpec) -> list[
         actions: in robot units.
         spec: how they are normalized.
     """
+    # The step is rounded up; `or 1` is for a dataset without frames.
     sample = np.asarray(actions[:: -(-len(actions) // _FRAMES) or 1, : len(spec.low)], np.float64)
     low, high = np.asarray(spec.low), np.asarray(spec.high)
     # In units of half the range, so that constant dimensions need no exception.

@@ -80,6 +80,7 @@ class FastTokenizer:
             dim=raw.get("action_dim"),
         )
         try:
+            # Parsed now, so that a damaged file is found when it is loaded.
             tokenizer._bpe  # noqa: B018
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"FAST tokenizer: damaged vocabulary: {error}") from error
@@ -147,6 +148,7 @@ class FastTokenizer:
             min_frequency=_MIN_PAIRS,
             show_progress=False,
             special_tokens=[],
+            # Every coefficient of the range gets a token, whether or not these chunks have it.
             initial_alphabet=[chr(i) for i in range(high - low + 1)],
             max_token_length=longest,
         )
@@ -178,6 +180,7 @@ class FastTokenizer:
         """
         coefficients = _coefficients(np.asarray(chunk), self.scale)
         try:
+            # Dropped characters change the count, which `_read` refuses.
             decoded = self._read(self.encode(chunk), coefficients.size)
         except NotAChunkError:
             return False

@@ -76,6 +76,7 @@ def _entries(raw: dict[str, Any]) -> dict[str, Mapping[str, Any]] | None:
     if _is_entry(raw):
         state = raw.get("proprio") or raw.get("observation.state")  # LeRobot's name
         return {"": {**raw, "proprio": state}}
+    # Openpi's file and openvla's config.json have the entries one level down.
     inner = raw.get("norm_stats", raw)
     if isinstance(inner, dict) and isinstance(inner.get("actions"), dict):
         renamed = {"action": inner["actions"], "proprio": inner.get("state")}
@@ -91,11 +92,13 @@ def _is_entry(raw: Any) -> bool:
 
 
 def _convert(entry: Mapping[str, Any], name: str, problems: list[str]) -> dict[str, Any]:
+    # The mask is compared only with columns that are sound.
     before = len(problems)
     action = _columns(entry["action"], f"{name}: action", problems)
     converted: dict[str, Any] = {"action": action}
     if len(problems) == before:
         dim = len(action["mean"])
+        # Files without a mask are of arms whose last number is the gripper.
         mask = entry["action"].get("mask") or [True] * (dim - 1) + [False]
         if len(mask) != dim:
             problems.append(f"{name}: action: mask has {len(mask)} entries, mean {dim}")
@@ -140,4 +143,5 @@ def _columns(raw: Mapping[str, Any], where: str, problems: list[str]) -> dict[st
 
 
 def _is_number(value: Any) -> bool:
+    # Python's bool is an int, too, and no statistic.
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

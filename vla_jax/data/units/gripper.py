@@ -119,11 +119,13 @@ class Gripper:
 
     def _step(self, is_open: bool, state: GripperState) -> tuple[float, GripperState]:
         opens = state.opens + 1 if is_open else 0
+        # Until there are enough in a row the gripper counts as closed.
         is_open = opens >= self.patience
         command = self.opened if is_open else self.closed
         if not self.repeat:
             return command, GripperState(is_open, opens)
         change, left = state.change, state.left
+        # A change under way is finished first, and an episode's first decision is no change.
         if not left and state.was_open not in (None, is_open):
             change, left = command, self.repeat
         sent = change if left else (self.closed + self.opened) / 2

@@ -33,11 +33,13 @@ def lost_motion(
     low, high = recorded.min(axis=0), recorded.max(axis=0)
     ends = normalize(np.stack([low, high]))
     shown = np.sort(unnormalize(np.stack([-np.ones_like(low), np.ones_like(low)])), axis=0)
+    # Statistics are float32 and reach the end of a range only up to rounding.
     slack = 1e-4 * np.abs(shown).max(axis=0) + 1e-9
     lines = []
     for i in np.flatnonzero(low < high).tolist():
         span = f"moves from {low[i]:.4g} to {high[i]:.4g}"
         if ends[0, i] == ends[1, i]:
+            # Equal quantiles mean that at least 98 % of the frames have this value.
             usual = np.median(recorded[:, i])
             fraction = float((recorded[:, i] != usual).mean())
             lines.append(
@@ -51,7 +53,8 @@ def lost_motion(
         if outside.mean() > cut:
             lines.append(
                 f"{label} {i} {span}, and the model is shown {shown[0, i]:.4g} to "
-                f"{shown[1, i]:.4g}: {outside.mean():.0%} of the frames are cut off. Are the statistics of these data?"
+                f"{shown[1, i]:.4g}: {outside.mean():.0%} of the frames are cut off. Are the "
+                "statistics of these data?"
             )
         elif abs(ends[1, i] - ends[0, i]) < _SPAN:
             lines.append(

@@ -85,18 +85,21 @@ class ActionSpec:
             raise ValueError(f"statistics['action'] lacks {missing}; it has {sorted(action)}")
         dim = len(action[extremes[0]])
         smallest, other = (_array(action[k]) for k in extremes)
+        # Constant is where min is max, or std is 0 where only mean and std were recorded.
         constant = other == (smallest if extremes[0] == "min" else 0)
         if normalization == "none":
             low, high = -np.ones(dim), np.ones(dim)
         else:
             low, high = (_array(action[k]) for k in names[normalization])
             if normalization == "normal":
+                # Until here the two are mean and std.
                 low, high = low - high, low + high
             low, high = np.where(constant, smallest, low), np.where(constant, smallest, high)
         arm = dim if gripper_env is None else dim - 1
         mask = np.asarray(action.get("mask", [True] * arm + [False] * (dim - arm)), bool)
         # Without a gripper there is nothing that must not be scaled, whatever others' masks say.
         mask = mask | (gripper_env is None)
+        # -1 and 1 map to themselves, so what the mask spares is not scaled.
         low, high = np.where(mask, low, -1.0), np.where(mask, high, 1.0)
         return cls(
             dim=dim,
@@ -162,6 +165,7 @@ class ActionSpec:
                 missing.
         """
         names = {field.name for field in fields(cls)}
+        # Checkpoints from before these fields lack them.
         late = {"gripper_repeat", "gripper_patience"}
         missing, unknown = sorted(names - set(raw) - late), sorted(set(raw) - names)
         if missing or unknown:

@@ -150,6 +150,7 @@ class PolicyUnits:
             for name in ("state", "actions")
         )
         dim = len(actions.first)
+        # These rules spare the gripper even if the file says nothing about it.
         if RULES[rule].masks and not actions.mask:
             actions = replace(actions, mask=(*([True] * (dim - 1)), False))
         return cls(state, actions, dim, relative.mask_of(*counts), robot, gripper)
@@ -173,10 +174,13 @@ def measure(
         counts: see `relative.mask_of`.
         robot: see `PolicyUnits`.
     """
+    # Rounded up, so that no more than `_MEASURED` rows are left.
     stride = max(1, -(-len(actions) // _MEASURED))
     rows = np.arange(0, len(actions), stride)
+    # The first start behind a row is the end of its trajectory.
     ends = starts[np.searchsorted(starts, rows, side="right")]
     frames = np.minimum(rows[:, None] + np.arange(chunk), ends[:, None] - 1)
+    # Only `adapt_actions` and `adapt_state` are called, which scale nothing.
     none = Scaling("openpi_zscore", (), ())
     units = PolicyUnits(none, none, actions.shape[1], relative.mask_of(*counts), robot)
     chunks, first_states = actions[frames], states[rows]

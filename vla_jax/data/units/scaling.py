@@ -125,6 +125,7 @@ class Scaling:
         first, width, inner = self._first(size), self._width(size, rule.back), values[..., :size]
         scaled = inner * width + first if rule.centered else (inner + 1.0) / 2.0 * width + first
         scaled = np.where(self._mask(size), scaled, inner)
+        # The originals pad with mean 0 and std 1, to which they add the epsilon as well.
         behind = values[..., size:] * (1.0 + rule.back if rule.centered else 1.0)
         return np.concatenate([scaled, behind], axis=-1)
 

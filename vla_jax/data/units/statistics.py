@@ -70,6 +70,7 @@ def cached_statistics(
     digest = hashlib.sha256(identity.encode())
     for numbers in (actions, proprio):
         if numbers is not None:
+            # The digest reads the array's memory, so that millions of frames are not copied.
             digest.update(np.ascontiguousarray(numbers).data)
 
     def measure() -> dict[str, Any]:
@@ -88,6 +89,7 @@ def columns(values: Float32[np.ndarray, "n d"]) -> dict[str, list[float]]:
         "std": values.std(axis=0, dtype=np.float64).tolist(),
         "min": values.min(axis=0).tolist(),
         "max": values.max(axis=0).tolist(),
+        # One column at a time, as numpy copies what it takes quantiles of.
         "q01": [float(np.quantile(column, 0.01)) for column in values.T],
         "q99": [float(np.quantile(column, 0.99)) for column in values.T],
     }

@@ -117,6 +117,7 @@ class Backbone(nn.Module):
     remat: str = "full"
     dtype: Any = jnp.float32
 
+    # ClassVar keeps Linen from taking these for fields of the module.
     RELEASED: ClassVar[dict[str, Any]] = {}
     DEFAULT_CONFIG: ClassVar[str] = ""
     LAYOUT: ClassVar[Layout] = Layout(bos=1, eos=0)
@@ -154,6 +155,7 @@ class Backbone(nn.Module):
         Returns:
             Part of an architecture; {} if the weights are not of this backbone.
         """
+        # Only backbones with SIZES_FROM_WEIGHTS look at them.
         del shapes
         return {}
 
@@ -185,6 +187,7 @@ class Backbone(nn.Module):
     @property
     def token_end(self) -> int:
         """First id above those that may stand for actions, from the top of the vocabulary."""
+        # A small vocabulary, as tests have, may end below the released model's bound.
         return min(self.ACTION_TOKEN_END or self.vocab_size, self.vocab_size)
 
     @property
@@ -219,6 +222,7 @@ class Backbone(nn.Module):
         x = self.text.embed(ids)
         if self.padding_id is None:
             return x
+        # torch's padding_idx stops the gradient of that row; its value still counts.
         return jnp.where((ids == self.padding_id)[..., None], jax.lax.stop_gradient(x), x)
 
     def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
@@ -247,6 +251,7 @@ class Backbone(nn.Module):
             valid: False on padding, which positions do not count.
             mask: which token sees which.
         """
+        # Positions count valid columns only, so that padding in between leaves no gap.
         positions = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
         return self.text.run(embeds, valid, positions, mask, export=True)
 
@@ -270,6 +275,7 @@ def merge_arch(
     Raises:
         ValueError: listing every unknown key, wrong nesting and a foreign model_type.
     """
+    # All problems are collected, so that a config is repaired in one round.
     problems: list[str] = []
     merged = _merge(base, overrides, "", strict, problems)
     if problems:
@@ -294,6 +300,7 @@ def _merge(
     strict: bool,
     problems: list[str],
 ) -> dict[str, Any]:
+    # The groups are copied because the released architectures are module constants.
     merged = {k: dict(v) if isinstance(v, Mapping) else v for k, v in base.items()}
     for key, value in overrides.items():
         if key not in base:
@@ -306,6 +313,7 @@ def _merge(
                 merged[key] = _merge(base[key], value, f"{path}{key}.", strict, problems)
             else:
                 problems.append(f"{path}{key}: expected a group of keys, not {value!r}")
+        # Groups have a model_type of their own, which the backbone's `arch` judges.
         elif key == "model_type" and not path and value != base[key]:
             problems.append(f"model_type: the files are of {value!r}, expected {base[key]!r}")
         else:

@@ -136,6 +136,7 @@ class _Unused(nn.Module):
                     "max_position_embeddings": text["context_length"],
                 }
             )
+            # Any ids do: the call only makes Linen create the tower's parameters.
             token_ids = jnp.ones((1, 1), int)
             clip_text.ClipText(spec, size, name="text")(token_ids, token_ids == 1)
             self.param("logit_scale", nn.initializers.zeros, ())
@@ -193,6 +194,7 @@ class Flamingo(Backbone):
         Raises:
             ValueError: listing every unknown key; an unknown language model.
         """
+        # The hub's checkpoints have no config.json, so a folder may have the language model's.
         if overrides.get("model_type") in LANGUAGE:
             overrides = {"text_config": overrides}
         text = overrides.get("text_config")
@@ -263,6 +265,7 @@ class Flamingo(Backbone):
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b k c"]:
         """Preprocessed images -> image tokens."""
         patches = self.vision(images)
+        # The parameters must exist to be imported and exported; no result is used.
         if self.is_initializing():
             self.vision_unused(patches)
         return self.resampler(patches)
@@ -270,6 +273,7 @@ class Flamingo(Backbone):
     def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n e"]:
         """Token ids -> embeddings, and behind them a mark: 1 at <image>, else 0."""
         x, mark = self.text.embed(ids), ids == self.config["media_token_id"]
+        # `Tokens` carries no ids, so the mark travels as one more channel of the embedding.
         return jnp.concatenate([x, mark[..., None].astype(x.dtype)], axis=-1)
 
     def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
@@ -298,10 +302,12 @@ class Flamingo(Backbone):
 
         A text sees its images from <image> on, one without that token from its start.
         """
+        # The mark comes as a float; a half separates 0 from 1 in any type.
         mark = (tokens.embeds[..., -1] > 0.5) & tokens.valid
         images, images_valid, count = past.images, past.seen, past.count
         if tokens.images is not None:
             images, images_valid = tokens.images, tokens.seen
+            # A text without <image> counts as standing behind one from its first token.
             count = jnp.where(mark.any(axis=1), 0, 1)
         if images is None or images_valid is None or count is None:
             raise ValueError("the first tokens of a sequence come with its images")
@@ -341,8 +347,11 @@ class Flamingo(Backbone):
             if not row.stacked:
                 rows.append(row)
                 continue
+            # open_flamingo keeps every layer in two lists, so each tensor has two names.
             top, suffix = row.source.split("{}.")
             for i in range(interval):
+                # Layers are scanned in groups: block i of a group is every `interval`-th layer from
+                # i on.
                 target = row.target.replace("layers/", f"layers/blocks_{i}/", 1)
                 names = (top + "{}.decoder_layer." + suffix, "old_decoder_blocks.{}." + suffix)
                 rows += [

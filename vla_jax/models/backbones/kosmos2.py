@@ -89,6 +89,7 @@ class Kosmos2(Backbone):
                 hidden=text["ffn_dim"],
                 activation=text["activation_function"],
                 eps=text["layer_norm_eps"],
+                # The decoder is Magneto's, with norms inside attention and MLP as well.
                 sub_norm=True,
                 dropout=text["dropout"],
                 attention_dropout=text["attention_dropout"],

@@ -199,4 +199,5 @@ def rows(
 
 def mm_projector(depth: int, prefix: str) -> list[str]:
     """The llava package's names of a projector's linear layers: alone, or every other of a list."""
+    # torch's Sequential numbers the activations in between, too, which hold nothing.
     return [prefix] if depth == 1 else [f"{prefix}.{2 * i}" for i in range(depth)]

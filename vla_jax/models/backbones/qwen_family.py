@@ -88,10 +88,12 @@ def positions(
     """
     rows, columns = grid
     patch, count = place - 1, rows * columns
+    # The marks fall out on both sides: the first is patch -1, the last is `count`.
     inside = (patch >= 0) & (patch < count)
     # All that an image takes is booked on its last patch.
     image = jnp.where(patch == count - 1, jnp.maximum(rows, columns), 0)
     takes = jnp.where(valid, jnp.where(inside, image, 1), 0)
+    # The sum excludes the token itself: it stands where all before it ends.
     before = jnp.asarray(start)[..., None] + jnp.cumsum(takes, axis=1) - takes
     offsets = jnp.stack([jnp.zeros_like(patch), patch // columns, patch % columns])
     return before + jnp.where(inside, offsets, 0), start + takes.sum(axis=1)
@@ -129,6 +131,7 @@ class Vision(nn.Module):
         for i, tap in enumerate(taps):
             merger = vision_families.qwen2_merger(spec, vision, True, self.dtype, f"deep_{i}")
             merged.append(merger(tap))
+        # Deep features travel behind the embedding, as `Tokens` has no field for them.
         return jnp.concatenate(merged, axis=-1)
 
 
@@ -163,6 +166,7 @@ class QwenFamily(Backbone):
                 f"image_size: {config['image_size']} pixels are no multiple of {square}, "
                 "patch_size x spatial_merge_size"
             )
+        # In Qwen2-VL's config hidden_size is the merger's width; the later ones renamed it.
         key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
         if vision[key] != text["hidden_size"]:
             problems.append(
@@ -215,6 +219,7 @@ class QwenFamily(Backbone):
     def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n e"]:
         """Token ids -> embeddings, without deep features."""
         deep = self.token_width - self.width
+        # Zeros, because the decoder adds deep features to its hidden states.
         return jnp.pad(self.text.embed(ids), ((0, 0), (0, 0), (0, deep)))
 
     def __call__(self, tokens: Tokens, grid: Any = None) -> Float[Array, "b n d"]:

@@ -63,6 +63,7 @@ class SmolVLM(Backbone):
         merged = merge_arch(ARCH, overrides, strict)
         size = merged["vision_config"]["image_size"]
         side = merged["vision_config"]["patch_size"] * merged["scale_factor"]
+        # A remainder would make the pixel shuffle's reshape fail far from here.
         if size % side:
             problem = f"{size} pixels are no multiple of {side}, patch_size x scale_factor"
             raise ValueError(f"backbone architecture:\n  vision_config.image_size: {problem}")
@@ -96,6 +97,7 @@ class SmolVLM(Backbone):
         """Preprocessed images -> a token for each square of patches, row by row."""
         patches, s = self.vision(images), self.config["scale_factor"]
         side = round(patches.shape[1] ** 0.5) // s
+        # The projection's weights fix this order: rows, then columns of the square, then channels.
         squares = patches.reshape(len(patches), side, s, side, s, -1).swapaxes(2, 3)
         return self.projection(squares.reshape(len(patches), side * side, -1))
 
