@@ -54,6 +54,7 @@ def load_object(path: Path) -> Any:
         ValueError, pickle.UnpicklingError: the file holds something else.
     """
     with open(path, "rb") as file:
+        # Only the header is numpy's here, as its own reader would unpickle anything.
         older = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if older else np.lib.format.read_array_header_2_0
         *_, kind = read(file)

@@ -110,6 +110,7 @@ def sample(files: Files, recordings: Int64[np.ndarray, "r 2"]) -> dict[str, np.n
     """
     first: DataError | None = None
     for begin, last in recordings.tolist():
+        # A download that broke off may lack a whole recording, so the next ones are tried, too.
         for frame in range(begin, min(begin + _TRIED, last + 1)):
             try:
                 return load(files.path(frame))

@@ -79,6 +79,7 @@ class CaptionSet:
         problem = _problem(item)
         if problem:
             raise DataError(f"conversation {number}: {problem}", self.path)
+        # The backbone's layout places the image, so its mark in the text is dropped.
         turns = [turn["value"].replace(PLACEHOLDER, "").strip() for turn in item["conversations"]]
         image = item.get("image")
         pairs = list(zip(turns[::2], turns[1::2], strict=True))
@@ -116,6 +117,7 @@ def check_texts(texts: CaptionSet | None, position: Mapping[str, Any]) -> None:
         DataError: saying which there were and which there are.
     """
     previous, current = position.get("captions"), texts.identity() if texts else None
+    # A position in the order means nothing for other texts.
     if previous != current:
         raise DataError(
             f"data.cotrain: the run was stopped with {previous}, now there is {current}"
@@ -194,6 +196,7 @@ class CaptionLoader(Iterator[Captions]):
         self._texts, self._tokenizer, self._config = texts, tokenizer, config
         self._size, self._rows, self._ends = image_size, config.rows // process_count, ends
         self._offset, self._next = process_index * self._rows, start
+        # A mixture of one, so that texts share the code that orders the robot data.
         self._order = MixtureOrder([len(texts)], [1.0], seed, _BLOCK)
         self._pool = concurrent.futures.ThreadPoolExecutor(max(1, threads), "captions")
         # Batches leave in their order, whichever of the threads is done first.

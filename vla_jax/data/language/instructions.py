@@ -37,6 +37,7 @@ class _Lists(NamedTuple):
     def pick(self, rows: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """An element of each row; rows must not be empty."""
         first = self.starts[rows]
+        # Draws are below 1, so the product stays within the row.
         return self.codes[first + (draw * (self.starts[rows + 1] - first)).astype(np.int64)]
 
 
@@ -99,6 +100,7 @@ class Instructions:
         """
         choices = self._choices[dataset]
         if not self._train:
+            # Nothing is drawn, so that every validation compares the same texts.
             return choices.codes[choices.starts[trajectory]]
         # All decisions draw, needed or not, so that one setting does not shift the others' draws.
         draws = uniform(seed, Stream.INSTRUCTIONS, samples, _COUNT)

@@ -71,6 +71,7 @@ class Form:
         return self.template.format(instruction=self.clean(instruction), state=numbers)
 
 
+# Blanks and line breaks are the originals', which the pretrained weights expect.
 FORMS = {
     "pi0": Form("{instruction}\n"),
     "pi05": Form("Task: {instruction}, State: {state};\nAction: "),

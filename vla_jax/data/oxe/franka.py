@@ -21,6 +21,7 @@ SPECS: dict[str, DatasetSpec] = {
         gripper="closed",
         state=(
             take("observation/state", 0, 3),
+            # Numbers 3 to 6 are the same rotation as a quaternion.
             take("observation/state", 7, 10),
             pad(),
             take("observation/state", -3, -2),
@@ -105,6 +106,7 @@ SPECS: dict[str, DatasetSpec] = {
     ),
     f"cmu_franka_exploration_dataset{EXTERNAL}": recipe(
         {"primary": "highres_image"},
+        # The last number flags the end of the episode.
         action=(take("action", 0, -1),),
         gripper="as_recorded",
         state=(pad(8),),
@@ -121,6 +123,7 @@ SPECS: dict[str, DatasetSpec] = {
     ),
     f"kaist_nonprehensile{EXTERNAL}": recipe(
         {"primary": "image"},
+        # Behind the motion stand the controller's gains; there is no gripper to command.
         action=(take("action", 0, 6), zeros(1)),
         gripper="always_closed",
         state=(take("observation/state", -7), pad()),

@@ -132,6 +132,7 @@ def get_mixture(
     if action is None:
         # A copy, as the tables are shared by all callers.
         return dict(weights)
+    # Two encodings in one mixture would train one head on numbers of two meanings.
     selected = {n: w for n, w in weights.items() if get_spec(n, variant).action == action}
     if not selected:
         raise KeyError(f"no dataset of the mixture {name!r} has actions {action!r}")

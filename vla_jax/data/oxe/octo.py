@@ -87,6 +87,7 @@ def _octo(name: str, spec: DatasetSpec) -> DatasetSpec:
     # Functions have no parts that could be changed.
     if not isinstance(spec.standardise, Recipe):
         return spec
+    # Octo fills no state up to 8 numbers, so the padding goes.
     bare = _changed(spec, state=spec.standardise.without_padding().state)
     return _changed(bare, language="") if name in UNINFORMATIVE else bare
 

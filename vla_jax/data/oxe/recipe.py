@@ -41,6 +41,7 @@ class Take:
 
     def __call__(self, episode: Episode, steps: int) -> np.ndarray:
         """The columns, [t, d]."""
+        # A single number is recorded as [t] in some datasets and as [t, 1] in others.
         values = episode[self.name].reshape(steps, -1)[:, self.columns]
         return values if self.convert is None else self.convert(values)
 
@@ -102,8 +103,10 @@ class Recipe:
         """Standardizes one episode."""
         steps = _steps(episode, self.action)
         action = _join(self.action, episode, steps)
+        # The whole column at once, as some conventions depend on the steps before or behind.
         action[:, -1] = RECORDINGS[self.gripper].to_open(action[:, -1])
         state = _join(self.state, episode, steps) if self.state else None
+        # The stride is applied last, so that the gripper's convention has seen every step.
         return Trajectory(action, self._text(episode), state, slice(None, None, self.stride))
 
     def _text(self, episode: Episode) -> str | np.ndarray:
@@ -183,4 +186,5 @@ def _steps(episode: Episode, parts: Sequence[Part]) -> int:
 
 
 def _join(parts: Sequence[Part], episode: Episode, steps: int) -> Float32[np.ndarray, "t d"]:
+    # Some datasets record float64 or integers.
     return np.concatenate([part(episode, steps) for part in parts], axis=1).astype(np.float32)

@@ -103,6 +103,7 @@ class FastTokenizer:
         root.mkdir(parents=True, exist_ok=True)
         raw = self.to_json()
         (root / VOCABULARY).write_text(raw.pop("tokenizer"), encoding="utf-8")
+        # transformers' AutoProcessor looks this class up.
         raw = {"processor_class": "UniversalActionProcessor"} | raw
         (root / CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
@@ -140,6 +141,7 @@ class FastTokenizer:
                 f"the vocabulary of {vocab_size}; are the actions normalized? (scale {scale})"
             )
         backend = Tokenizer(models.BPE())
+        # A space in front would be read back as one more coefficient.
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[reportAttributeAccessIssue]
         backend.decoder = decoders.ByteLevel()  # type: ignore[reportAttributeAccessIssue]
         backend.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[reportAttributeAccessIssue]

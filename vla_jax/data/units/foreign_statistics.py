@@ -129,6 +129,7 @@ def _columns(raw: Mapping[str, Any], where: str, problems: list[str]) -> dict[st
             columns[key] = [float(value) for value in values]
     sizes = {key: len(values) for key, values in columns.items()}
     if len(set(sizes.values())) > 1:
+        # Comparing columns of different lengths would only repeat this problem.
         problems.append(f"{where}: numbers of dimensions differ: {sizes}")
         return columns
     for low, high in (("min", "max"), ("q01", "q99"), ("min", "q01"), ("q99", "max")):

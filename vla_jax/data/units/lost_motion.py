@@ -70,6 +70,7 @@ def unpadded(columns: dict[str, list], size: int) -> dict[str, list]:
     Whatever is of another length and no padding stays as it is.
     """
     numbers: Sequence[Sequence[float]] = [v for k, v in columns.items() if k != "mask"]
+    # A number other than 0 behind `size` is no padding.
     if not numbers or len(numbers[0]) <= size or any(any(v[size:]) for v in numbers):
         return columns
     return {key: list(values)[:size] for key, values in columns.items()}

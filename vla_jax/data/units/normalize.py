@@ -84,6 +84,7 @@ class ActionSpec:
         if missing:
             raise ValueError(f"statistics['action'] lacks {missing}; it has {sorted(action)}")
         dim = len(action[extremes[0]])
+        # Where only mean and std are known, the mean of a constant dimension is its value.
         smallest, other = (_array(action[k]) for k in extremes)
         # Constant is where min is max, or std is 0 where only mean and std were recorded.
         constant = other == (smallest if extremes[0] == "min" else 0)
@@ -96,6 +97,7 @@ class ActionSpec:
                 low, high = low - high, low + high
             low, high = np.where(constant, smallest, low), np.where(constant, smallest, high)
         arm = dim if gripper_env is None else dim - 1
+        # Without a mask all but the gripper is scaled, as openvla does.
         mask = np.asarray(action.get("mask", [True] * arm + [False] * (dim - arm)), bool)
         # Without a gripper there is nothing that must not be scaled, whatever others' masks say.
         mask = mask | (gripper_env is None)

@@ -46,6 +46,7 @@ class PolicyUnits:
     gripper: tuple[float, float] | None = None
 
     def __post_init__(self):
+        # A checkpoint of a later version may name another robot.
         if self.robot not in ROBOTS:
             raise ValueError(f"units: robot {self.robot!r} is none of {list(ROBOTS)}")
 
@@ -90,12 +91,14 @@ class PolicyUnits:
         actions = self.actions.unnormalize(actions)
         if self.relative:
             actions = relative.to_absolute(actions, self.adapt_state(state), self.relative)
+        # Openpi cuts the padding here: behind the absolute actions, before the robot's step.
         actions = actions[..., : self.dim]
         if self.robot == "aloha":
             actions = aloha.decode_actions(actions)
         if self.gripper is None:
             return actions
         closed, opened = self.gripper
+        # Predictions are continuous and may leave 0 to 1.
         command = closed + (opened - closed) * np.clip(actions[..., -1:], 0.0, 1.0)
         return np.concatenate([actions[..., :-1], command], axis=-1)
 

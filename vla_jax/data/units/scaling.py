@@ -53,6 +53,7 @@ class Rule(NamedTuple):
 
 
 _CENTER, _QUANTILES, _ENDS = ("mean", "std"), ("q01", "q99"), ("min", "max")
+# The epsilons are the originals' own, because imported weights were trained with them.
 RULES = {
     "openpi_zscore": Rule(_CENTER, 1e-6, 1e-6),
     "openpi_quantile": Rule(_QUANTILES, 1e-6, 1e-6),
@@ -113,6 +114,7 @@ class Scaling:
         rule, size = RULES[self.rule], values.shape[-1]
         if size > len(self.first):
             raise ValueError(f"{size} numbers, statistics of {len(self.first)}")
+        # The statistics may be of more numbers than the robot has, as openpi pads them.
         first, width = self._first(size), self._width(size, rule.epsilon)
         scaled = (values - first) / width
         scaled = scaled if rule.centered else scaled * 2.0 - 1.0
@@ -144,6 +146,7 @@ class Scaling:
     def _width(self, size: int, epsilon: float) -> Float[np.ndarray, "d"]:
         rule, second = RULES[self.rule], np.asarray(self.second[:size], np.float64)
         width = second if rule.centered else second - self._first(size)
+        # LeRobot replaces a width of 0; the others add the epsilon to every width.
         return np.where(width == 0, epsilon, width) if rule.only_zero else width + epsilon
 
     def _mask(self, size: int) -> Bool[np.ndarray, "d"]:

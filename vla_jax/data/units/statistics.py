@@ -33,6 +33,7 @@ def statistics(
         JSON-serializable; `action.mask` is the mask.
     """
     dim = actions.shape[1]
+    # Openvla's files have the same default: the gripper stays 0 to 1.
     scaled = [True] * (dim - 1) + [False] if mask is None else list(mask)
     entry: dict[str, Any] = {"action": columns(actions) | {"mask": scaled}}
     if proprio is not None:

@@ -290,6 +290,7 @@ def count_layers(names: Iterable[str], prefix: str) -> int:
         ValueError: there is none.
     """
     numbers = {name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)}
+    # Layers are numbered from 0, and their names come in any order.
     return 1 + max(int(number) for number in numbers)
 
 

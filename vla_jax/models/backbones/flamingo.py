@@ -101,7 +101,7 @@ _LAYERS = r"(transformer\.blocks|gpt_neox\.layers|model\.decoder\.layers|model\.
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Memory:
-    """A sequence so far.
+    """What is kept of a sequence while it is written.
 
     Attributes:
         text: keys and values of its tokens.
@@ -117,7 +117,7 @@ class Memory:
 
 
 class _Unused(nn.Module):
-    """What CLIP has beside its patches: kept, so that a checkpoint comes out as it went in."""
+    """The parts of CLIP that are not used, kept so that a checkpoint comes out as it went in."""
 
     config: Any
 
@@ -198,6 +198,7 @@ class Flamingo(Backbone):
         if overrides.get("model_type") in LANGUAGE:
             overrides = {"text_config": overrides}
         text = overrides.get("text_config")
+        # Without a type the keys are those of the 3B model, which is the default.
         kind = text.get("model_type", "mosaic_gpt") if isinstance(text, Mapping) else "mosaic_gpt"
         if kind not in LANGUAGE:
             raise ValueError(
@@ -237,7 +238,7 @@ class Flamingo(Backbone):
 
     @property
     def text_spec(self) -> DecoderSpec:
-        """The language model's own."""
+        """Sizes of the language model."""
         text = self.config["text_config"]
         return LANGUAGES[text["model_type"]].spec(text)
 

@@ -144,6 +144,7 @@ class Kosmos2(Backbone):
             *w.pair("image_to_text_projection.dense", "projection/dense"),
             *w.attention("image_to_text_projection.x_attn", "projection/attn"),
             w.Weight(text + "embed_tokens.weight", "text/embedding"),
+            # The output scores are tied to the embeddings, which the files write twice.
             w.Weight("text_model.lm_head.weight", "text/embedding", alias=True),
             *w.attention(t_layer + "self_attn", "text/layers/attn"),
             *w.norm(t_layer + "self_attn.inner_attn_ln", "text/layers/attn/norm"),

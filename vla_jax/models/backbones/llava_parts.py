@@ -57,6 +57,7 @@ def tower_of(name: str) -> dict[str, Any]:
     Raises:
         ValueError: it is neither.
     """
+    # The name may be the path of a local folder, so only its end counts.
     match = re.search(r"clip-vit-large-patch14(-336)?/?$", name)
     if not match:
         raise ValueError(
@@ -81,6 +82,7 @@ def check(config: dict[str, Any], legal: Mapping[str, Sequence[Any]]) -> dict[st
         value: Any = functools.reduce(lambda group, key: group[key], path.split("."), config)
         if value not in values:
             problems.append(f"{path}: {value!r} is none of {list(values)}")
+    # This key follows a pattern and has no list of legal values.
     if not _depth(config["mm_projector_type"]):
         kind = config["mm_projector_type"]
         problems.append(

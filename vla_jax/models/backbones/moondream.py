@@ -137,6 +137,7 @@ class Moondream(Backbone):
         """Squashed, bicubic, to [-1, 1]; with two streams, images of 512 pixels may be tiled."""
         vision = self.config["vision_config"]
         side, half = vision["image_size"], (0.5, 0.5, 0.5)
+        # The sizes from which the released code chooses for an image that it tiles.
         larger = ((side, 2 * side), (2 * side, side), (2 * side, 2 * side))
         if vision["streams"] == 1:
             return ImageSpec(side, half, half)
@@ -144,7 +145,7 @@ class Moondream(Backbone):
 
     @property
     def vision_spec(self) -> VisionSpec:
-        """The tower."""
+        """Sizes of the image tower."""
         vision = self.config["vision_config"]
         return vision_families.timm_siglip(
             vision["hidden_size"],

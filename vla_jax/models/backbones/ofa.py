@@ -124,7 +124,7 @@ class OFA(Backbone):
 
     @property
     def text_spec(self) -> EncoderDecoderSpec:
-        """Both encoder_decoder."""
+        """Sizes of the encoder and the decoder."""
         keys = ("layers", "attention_heads", "ffn_dim")
         encoder, decoder = (
             StackSpec(*(self.config[f"{part}_{key}"] for key in keys))
@@ -149,7 +149,7 @@ class OFA(Backbone):
 
     @property
     def vision_spec(self) -> resnet.ResNetSpec:
-        """The ResNet."""
+        """Sizes of the ResNet."""
         return resnet.ResNetSpec(resnet.DEPTHS[self.config["resnet_type"]], self.config["stem"])
 
     def setup(self):
@@ -214,7 +214,7 @@ class OFA(Backbone):
 
 
 def _tower() -> list[w.Weight]:
-    """What both towers have."""
+    """Weights that the encoder and the decoder both have."""
     layer = "layers.{}."
     return [
         w.Weight("embed_positions.weight", "positions"),

@@ -121,7 +121,7 @@ class PaliGemma(Backbone):
 
     @property
     def looks_ahead(self) -> LooksAhead | None:
-        """That tokens see those behind them, if the mask has it so."""
+        """The setting that lets tokens see those behind them, if the mask does so."""
         if self.config["mask"] != "full":
             return None
         return LooksAhead(_BACKWARD, "mask 'causal' or 'prefix'")

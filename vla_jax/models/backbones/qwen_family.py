@@ -50,7 +50,7 @@ def _of_today(raw_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vision_spec(config: Mapping[str, Any], grid: Grid) -> VisionSpec:
-    """The tower's, for an image of `grid` patches."""
+    """Sizes of the image tower for an image of `grid` patches."""
     return _PARTS[config["model_type"]][0](config["vision_config"], grid)
 
 
@@ -194,7 +194,7 @@ class QwenFamily(Backbone):
 
     @property
     def text_spec(self) -> DecoderSpec:
-        """The language model's."""
+        """Sizes of the language model."""
         tied = {"tie_word_embeddings": self.config["tie_word_embeddings"]}
         return self._language.spec({**self.config["text_config"], **tied})
 

@@ -72,7 +72,7 @@ def far(
     head_width = config["hidden_size"] // config["num_attention_heads"]
     turned = int(head_width * config["rotary_pct"])
     if config["use_dynamic_ntk"]:
-        # The original's get_ntk_alpha: it grows by powers of 2 and is 1 up to `seq_length`.
+        # The original's get_ntk_alpha: 1 up to `seq_length`, 3, 7, 15 ... beyond.
         alpha = max(2 ** math.ceil(math.log(length / limit, 2) + 1) - 1, 1)
         # With this base fast rotations hardly change and the slowest is stretched by alpha.
         base = base * alpha ** (turned / (turned - 2))

@@ -83,7 +83,7 @@ class SmolVLM(Backbone):
 
     @property
     def text_spec(self) -> DecoderSpec:
-        """The language model's."""
+        """Sizes of the language model."""
         tied = {"tie_word_embeddings": self.config["tie_word_embeddings"]}
         return LANGUAGES["llama"].spec({**self.config["text_config"], **tied})
 

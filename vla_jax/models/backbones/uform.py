@@ -157,14 +157,14 @@ class UForm(Backbone):
 
     @property
     def vision_spec(self) -> VisionSpec:
-        """The tower."""
+        """Sizes of the image tower."""
         return replace(
             vision_families.uform(self.config), class_token=self.config["image_encoder_class_token"]
         )
 
     @property
     def text_spec(self) -> DecoderSpec:
-        """The text decoder."""
+        """Sizes of the text decoder."""
         text = self.config["text_config"]
         return LANGUAGES[text["model_type"]].spec(text)
 
