@@ -62,7 +62,7 @@ class Files:
         return digest.hexdigest()
 
     def size(self, frame: int) -> int:
-        """Bytes of a frame's file, -1 if it is missing."""
+        """Size of a frame's file in bytes, -1 if it is missing."""
         path = self.path(frame)
         return path.stat().st_size if path.exists() else -1
 

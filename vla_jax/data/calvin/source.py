@@ -68,14 +68,14 @@ _PARALLEL_FRAMES = 20_000  # below this, starting processes costs more than it s
 
 
 def split_names(folder: Path) -> list[str]:
-    """Which of "train" and "val" there are."""
+    """The splits that exist, of "train" and "val"."""
     return [
         s for s, below in _FOLDERS.items() if (folder / below / "ep_start_end_ids.npy").exists()
     ]
 
 
 def features(folder: Path, depth: bool = False) -> dict[str, Feature]:
-    """What `CalvinSource` offers of the dataset in `folder`, as far as its frames hold it.
+    """The features of the dataset in `folder`, as far as its frames hold them.
 
     Args:
         folder: holds `training` or `validation`.
@@ -250,7 +250,7 @@ class CalvinSource:
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
 
     def _error(self, unsound: Unsound) -> DataError:
-        """What is wrong with a frame, placed in the first episode that holds it."""
+        """The error of an unsound frame, placed in the first episode that holds it."""
         frame, kind, problem = unsound
         episode = next(e for e in self._episodes if e.start <= frame < e.stop)
         step = frame - episode.start

@@ -98,7 +98,7 @@ class CaptionSet:
             raise DataError(f"conversation {number}: not JSON: {error}", self.path) from error
 
     def identity(self) -> dict[str, Any]:
-        """What the order of the texts depends on; JSON-serializable."""
+        """The facts that the order of the texts depends on; JSON-serializable."""
         # The size stands for the content: hashing a file of gigabytes would delay every start.
         size = os.path.getsize(self.path)
         return {"file": self.path.name, "conversations": len(self), "bytes": size}
@@ -135,7 +135,7 @@ def _line_starts(path: Path) -> Int64[np.ndarray, "n"]:
 
 
 def _problem(item: Any) -> str:
-    """What keeps an entry from being a conversation, or ""."""
+    """The reason why an entry is no conversation, or ""."""
     turns = item.get("conversations") if isinstance(item, Mapping) else None
     if not isinstance(turns, list) or not turns or len(turns) % 2:
         return "`conversations` must be a list of questions and answers in turn"

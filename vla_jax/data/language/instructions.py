@@ -21,7 +21,7 @@ _WHICH, _WHETHER, _PARAPHRASE, _DROPOUT, _COUNT = range(5)
 
 @runtime_checkable
 class Texts(Protocol):
-    """What a dataset says; see `vla_jax.data.dataset.Dataset`."""
+    """The texts of a dataset; see `vla_jax.data.dataset.Dataset`."""
 
     instructions: list[str]
     text: Int32[np.ndarray, "m"]

@@ -259,6 +259,7 @@ def _refuse_pointers(folder: Path) -> None:
     Raises:
         ValueError: there are pointers of Git LFS.
     """
+    # Without `git lfs pull` a clone has pointers, on which the libraries' messages mislead.
     for path in sorted(folder.glob("*")):
         named = path.name in _PAIRS or "token" in path.name or ".model" in path.name
         if named and path.is_file() and is_pointer(path):
@@ -279,7 +280,7 @@ def _with_padding(backend: _Backend, pad_id: int, pad_token: str) -> str:
 
 
 def _byte_level(folder: Path) -> _Backend:
-    """Byte-level pairs as GPT-2's; texts are `<s> ... </s>` if the vocabulary has these (BART)."""
+    """Byte-level BPE as GPT-2's; texts are `<s> ... </s>` if the vocabulary has these (BART)."""
     files = (str(folder / name) for name in _PAIRS)
     backend = _Backend(models.BPE.from_file(*files))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]

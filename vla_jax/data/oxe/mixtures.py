@@ -143,7 +143,7 @@ def get_mixture(
 
 
 def unknown_mixture(name: str, mixtures: Mapping[str, object]) -> str:
-    """What to tell about a name that is neither a mixture's nor a dataset's."""
+    """The message about a name that is neither a mixture's nor a dataset's."""
     near = difflib.get_close_matches(name, [*mixtures, *SPECS], n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return (

@@ -36,7 +36,7 @@ class Take:
 
     @property
     def name(self) -> str:
-        """What the feature is called in an episode."""
+        """The feature's name in an episode."""
         return self.path if isinstance(self.path, str) else self.path[0]
 
     def __call__(self, episode: Episode, steps: int) -> np.ndarray:

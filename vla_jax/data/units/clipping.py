@@ -1,4 +1,4 @@
-"""How much of what was recorded `data.clip` takes away from the model.
+"""The share of the recorded motion that `data.clip` takes away from the model.
 
 Axis letters: n frames, a action dimension.
 """
@@ -18,7 +18,7 @@ _FRAMES = 100_000  # looked at, evenly over the dataset
 
 
 def clipped_shares(actions: Float[np.ndarray, "n a"], spec: ActionSpec) -> list[float]:
-    """Of each arm dimension, the share of the frames that clipping changes.
+    """The share of the frames that clipping changes, for each arm dimension.
 
     Args:
         actions: in robot units.

@@ -203,6 +203,7 @@ class FastTokenizer:
                 too few coefficients, broken characters, or coefficients it was not fitted on.
             ValueError: t or a is said nowhere.
         """
+        # The universal tokenizer says neither, so the caller must.
         horizon, dim = horizon or self.horizon or 0, dim or self.dim or 0
         if not horizon or not dim:
             raise ValueError("FAST: this tokenizer is for chunks of any shape: say which")

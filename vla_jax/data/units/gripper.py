@@ -52,7 +52,7 @@ RECORDINGS: dict[str, Recording] = {
 
 
 def targets(opened: Float[np.ndarray, "n"], binary: bool, rule: str) -> Float[np.ndarray, "n"]:
-    """What a model is to predict of a gripper, float32.
+    """The numbers a model is to predict for a gripper, float32.
 
     Args:
         opened: 1 = open, 0 = closed, as standardized.
@@ -69,7 +69,7 @@ def targets(opened: Float[np.ndarray, "n"], binary: bool, rule: str) -> Float[np
 
 @dataclass(frozen=True)
 class GripperState:
-    """What a gripper has been told in this episode.
+    """The commands a gripper has got in this episode.
 
     Attributes:
         was_open: the last decision; None before the first.
@@ -86,7 +86,7 @@ class GripperState:
 
 @dataclass(frozen=True)
 class Gripper:
-    """How an environment wants to be told.
+    """The way an environment takes its gripper's commands.
 
     Attributes:
         closed: its command for closed (relative: for "close now").

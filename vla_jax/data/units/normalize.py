@@ -50,7 +50,7 @@ class ActionSpec:
 
     @property
     def gripper(self) -> Gripper | None:
-        """How the environment's gripper is told; None if there is none."""
+        """The environment's gripper, which takes the commands; None if there is none."""
         if self.gripper_env is None:
             return None
         return Gripper(*self.gripper_env, self.gripper_repeat, self.gripper_patience)
@@ -130,7 +130,7 @@ class ActionSpec:
     def to_env(
         self, action: Float[np.ndarray, "n a"], state: GripperState
     ) -> tuple[Float[np.ndarray, "n a"], GripperState]:
-        """What the environment's step() takes, one step after another.
+        """The commands that the environment's step() takes, one step after another.
 
         Args:
             action: normalized arm, and for the gripper a probability, or 0 and 1; above 0.5 is
@@ -155,7 +155,7 @@ class ActionSpec:
         return np.where(high == low, low, scaled * (high - low + _EPSILON) + low)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The fields as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod

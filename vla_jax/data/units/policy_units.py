@@ -103,7 +103,7 @@ class PolicyUnits:
         return np.concatenate([actions[..., :-1], command], axis=-1)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The fields as plain JSON values."""
         return {
             "state": self.state.to_json(),
             "actions": self.actions.to_json(),
@@ -136,7 +136,7 @@ class PolicyUnits:
         robot: str = "",
         gripper: tuple[float, float] | None = None,
     ) -> "PolicyUnits":
-        """Of what `measure` gives, or of a norm_stats.json.
+        """Makes the units from what `measure` gives, or from a norm_stats.json.
 
         Args:
             statistics: of "state" and "actions".

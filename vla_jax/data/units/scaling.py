@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float
 
 
 class Rule(NamedTuple):
-    """How two statistics of a dimension become a scale.
+    """A way to make a scale of two statistics of a dimension.
 
     Attributes:
         names: of the statistics: of the middle and the half width, or of the two ends.
@@ -132,7 +132,7 @@ class Scaling:
         return np.concatenate([scaled, behind], axis=-1)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The fields as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a backbone is, and the helpers the backbones share.
+"""The base class of the backbones, and the helpers they share.
 
 Legend: b batch · h, x image height and width · n sequence · k image tokens · t prompt columns
 d hidden width · e token width (`token_width`; of "crossed" images another than the sequence's)
@@ -39,7 +39,7 @@ class Layout:
 
 
 class LooksAhead(NamedTuple):
-    """That tokens of a sequence see those behind them, so that none can be predicted.
+    """A setting that shows tokens those behind them, so that none can be predicted.
 
     Attributes:
         what: the setting that does it, as the beginning of a sentence.
@@ -51,7 +51,7 @@ class LooksAhead(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What a VLM reads.
+    """The input of a VLM.
 
     Attributes:
         embeds: the sequence, of `encode_images` and `embed_text`.
@@ -150,7 +150,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """What the shapes of the weights, by their names in the weight map, tell of the sizes.
+        """The sizes that follow from the shapes of the weights, by their names in the weight map.
 
         Returns:
             Part of an architecture; {} if the weights are not of this backbone.
@@ -161,7 +161,7 @@ class Backbone(nn.Module):
 
     @property
     def image_spec(self) -> ImageSpec:
-        """How images are made ready for the tower."""
+        """The preprocessing of the tower's images."""
         raise NotImplementedError
 
     @property
@@ -202,7 +202,7 @@ class Backbone(nn.Module):
 
     @property
     def looks_ahead(self) -> LooksAhead | None:
-        """What of the architecture lets tokens see those behind them; None if nothing does."""
+        """The setting that lets tokens see those behind them; None if there is none."""
         return None
 
     def weight_map(self) -> list[w.Weight]:
@@ -238,7 +238,7 @@ class Backbone(nn.Module):
         return self.text.logits(hidden)
 
     def empty_cache(self, batch: int, slots: int) -> Any:
-        """Before the first token of a sequence of at most `slots`."""
+        """The cache before the first token of a sequence of at most `slots`."""
         return decoder.empty_cache(self.text_spec, batch, slots, self.dtype)
 
     def read_prefix(

@@ -289,7 +289,7 @@ class Flamingo(Backbone):
         return self.text.run(x, tokens.valid, context=context, skip_last=raw).hidden
 
     def empty_cache(self, batch: int, slots: int) -> Memory:
-        """Before the first token of a sequence of at most `slots`."""
+        """The cache before the first token of a sequence of at most `slots`."""
         return Memory(decoder.empty_cache(self.text_spec, batch, slots, self.dtype))
 
     def extend(self, tokens: Tokens, cache: Memory) -> tuple[Float[Array, "b n d"], Memory]:

@@ -1,4 +1,4 @@
-"""What the LLaVAs share: CLIP's tower, a projector, a decoder, and how they are put together."""
+"""The parts the LLaVAs share: CLIP's tower, a projector, a decoder, and their assembly."""
 
 import functools
 import re
@@ -36,7 +36,7 @@ CLIP: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What a LLaVA is put together from.
+    """The parts a LLaVA is put together from.
 
     Attributes:
         vision: the image tower.
@@ -148,7 +148,7 @@ class LlavaFamily(Backbone):
 
     @property
     def image_spec(self) -> ImageSpec:
-        """As RoboVLMs: squash to a square, bicubic, CLIP mean and deviation.
+        """RoboVLMs' preprocessing: squash to a square, bicubic, CLIP mean and deviation.
 
         LLaVA itself pads to a square (its package) or crops (Hugging Face).
         """

@@ -98,7 +98,7 @@ class Moondream(Backbone):
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """What the weights tell of the architecture; heads as wide as in every released model."""
+        """The sizes that the weights tell, with heads as wide as in every released model."""
         # Layer 0 stands for all, as the number of layers is what is to be learned.
         needed = [row.source.format(0) for row in cls(ARCH).weight_map()]
         if any(name not in shapes for name in needed):

@@ -173,7 +173,7 @@ class OFA(Backbone):
         return self.text.decoder(tokens.embeds, tokens.valid, self.encode(tokens)).hidden
 
     def empty_cache(self, batch: int, slots: int) -> encoder_decoder.Cache:
-        """Before the first token of a sequence of at most `slots`."""
+        """The cache before the first token of a sequence of at most `slots`."""
         return encoder_decoder.empty_cache(self.text_spec, batch, slots, self.dtype)
 
     def extend(

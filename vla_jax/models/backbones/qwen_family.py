@@ -100,7 +100,7 @@ def positions(
 
 
 class Memory(NamedTuple):
-    """What `extend` goes on from.
+    """The state that `extend` goes on from.
 
     Attributes:
         cache: of the decoder.
@@ -136,7 +136,7 @@ class Vision(nn.Module):
 
 
 class QwenFamily(Backbone):
-    """What the three have in common; which one is in the config.
+    """The base of the three models; the config says which one it is.
 
     `grid` of the methods: see `positions`; by default that of images of the configured size.
     """
@@ -227,7 +227,7 @@ class QwenFamily(Backbone):
         return self._run(tokens, grid, 0, None)[0].hidden
 
     def empty_cache(self, batch: int, slots: int) -> Memory:
-        """Before the first token of a sequence of at most `slots`."""
+        """The cache before the first token of a sequence of at most `slots`."""
         cache = empty_cache(self.text_spec, batch, slots, self.dtype)
         return Memory(cache, jnp.zeros(batch, jnp.int32))
 

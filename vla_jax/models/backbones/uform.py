@@ -94,7 +94,7 @@ class UForm(Backbone):
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """What the weights tell of the sizes; text heads as wide as in the released models."""
+        """The sizes that the weights tell, with text heads as wide as in the released models."""
         # Some versions lack these and are UForm all the same.
         optional = {_EMBEDDING, _CLASS, _TEXT + "lm_head.weight"}
         needed = {
