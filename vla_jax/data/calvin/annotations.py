@@ -40,6 +40,7 @@ class _Plain(pickle.Unpickler):
     """Makes numbers, text, containers and numpy arrays, and calls nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        # Unpickling calls whatever a file names; these four make arrays and nothing else.
         inside = module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
         if inside and name in ("ndarray", "dtype", "scalar", "_reconstruct"):
             return super().find_class(module, name)
@@ -53,6 +54,7 @@ def load_object(path: Path) -> Any:
         ValueError, pickle.UnpicklingError: the file holds something else.
     """
     with open(path, "rb") as file:
+        # Only the header is numpy's here, as its own reader would unpickle anything.
         older = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if older else np.lib.format.read_array_header_2_0
         *_, kind = read(file)
@@ -105,6 +107,7 @@ def episodes_of_spans(
         DataError: no annotation does.
     """
     order = recordings[np.argsort(recordings[:, 0])]
+    # For each annotation the last recording that begins no later than it.
     before = np.searchsorted(order[:, 0], [a.start for a in annotations], side="right") - 1
     inside = [
         a.start < a.end and r >= 0 and a.end - 1 <= order[r, 1]
@@ -130,17 +133,20 @@ def cut(recordings: Int64[np.ndarray, "r 2"], annotations: Sequence[Annotation])
 
     No annotated span is cut in two, except where they overlap without end.
     """
-    found = []
+    episodes = []
     for first, last in recordings.tolist():
         spans = [a for a in annotations if a.end > first and a.start <= last]
         for start, stop in _pieces(first, last + 1, spans):
-            found.append((start, stop, tuple(a for a in spans if a.end > start and a.start < stop)))
-    return found
+            episodes.append(
+                (start, stop, tuple(a for a in spans if a.end > start and a.start < stop))
+            )
+    return episodes
 
 
 def _pieces(first: int, stop: int, spans: Sequence[Annotation]) -> Iterator[tuple[int, int]]:
     open_spans = np.zeros(stop - first + 1, np.int64)  # spans that a cut before frame i divides
     for span in spans:
+        # A cut at a span's first frame divides nothing, so it opens one frame later.
         open_spans[min(max(span.start + 1 - first, 0), stop - first)] += 1
         open_spans[min(max(span.end - first, 0), stop - first)] -= 1
     free = np.cumsum(open_spans) == 0
@@ -148,6 +154,7 @@ def _pieces(first: int, stop: int, spans: Sequence[Annotation]) -> Iterator[tupl
     while stop - first > LONGEST:
         ahead = free[first - begin + 1 : first - begin + 1 + LONGEST]
         candidates = np.flatnonzero(ahead) + 1
+        # The latest cut that divides no span makes the fewest pieces.
         piece = int(candidates[-1]) if len(candidates) else LONGEST
         yield first, first + piece
         first += piece

@@ -41,9 +41,9 @@ class Files:
         forms: Counter[tuple[str, int]] = Counter()
         try:
             for path in folder.iterdir():
-                found = re.fullmatch(r"(.*?)(\d+)\.npz", path.name)
-                if found and not is_foreign(path):
-                    forms[found[1], len(found[2])] += 1
+                match = re.fullmatch(r"(.*?)(\d+)\.npz", path.name)
+                if match and not is_foreign(path):
+                    forms[match[1], len(match[2])] += 1
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", folder) from error
         if not forms:
@@ -56,13 +56,13 @@ class Files:
 
     def stamps(self, frames: Sequence[int]) -> str:
         """Changes when one of these frames is replaced or written to."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for frame in frames:
-            found.update(repr(stamp(self.path(frame))).encode())
-        return found.hexdigest()
+            digest.update(repr(stamp(self.path(frame))).encode())
+        return digest.hexdigest()
 
     def size(self, frame: int) -> int:
-        """Bytes of a frame's file, -1 if it is missing."""
+        """Size of a frame's file in bytes, -1 if it is missing."""
         path = self.path(frame)
         return path.stat().st_size if path.exists() else -1
 
@@ -76,6 +76,7 @@ def load(path: Path, members: Sequence[str] | None = None) -> dict[str, np.ndarr
     try:
         with open(path, "rb") as file:
             head = file.read(256)
+        # numpy takes any file that is no archive for a pickle, and its message says so.
         if head[:2] != b"PK":
             if not head:
                 raise TruncatedShardError("the frame cannot be read: its end is missing", path)
@@ -109,6 +110,7 @@ def sample(files: Files, recordings: Int64[np.ndarray, "r 2"]) -> dict[str, np.n
     """
     first: DataError | None = None
     for begin, last in recordings.tolist():
+        # A download that broke off may lack a whole recording, so the next ones are tried, too.
         for frame in range(begin, min(begin + _TRIED, last + 1)):
             try:
                 return load(files.path(frame))
@@ -135,8 +137,8 @@ def copy_low(
             for member, values in load(path, list(members)).items():
                 shape = shapes[members[member]]
                 if values.shape != shape or values.dtype.kind not in "fiub":
-                    found = f"{values.dtype} {values.shape}"
-                    raise FeatureError(f"{member!r} is {found}, not numbers {shape}", path)
+                    actual = f"{values.dtype} {values.shape}"
+                    raise FeatureError(f"{member!r} is {actual}, not numbers {shape}", path)
                 with np.errstate(over="ignore"):
                     rows[members[member]][row] = values
         except DataError as error:

@@ -68,14 +68,14 @@ _PARALLEL_FRAMES = 20_000  # below this, starting processes costs more than it s
 
 
 def split_names(folder: Path) -> list[str]:
-    """Which of "train" and "val" there are."""
+    """The splits that exist, of "train" and "val"."""
     return [
         s for s, below in _FOLDERS.items() if (folder / below / "ep_start_end_ids.npy").exists()
     ]
 
 
 def features(folder: Path, depth: bool = False) -> dict[str, Feature]:
-    """What `CalvinSource` offers of the dataset in `folder`, as far as its frames hold it.
+    """The features of the dataset in `folder`, as far as its frames hold them.
 
     Args:
         folder: holds `training` or `validation`.
@@ -86,27 +86,27 @@ def features(folder: Path, depth: bool = False) -> dict[str, Feature]:
     """
     below = folder / _FOLDERS[split_names(folder)[0]]
     frame = sample(Files(below), _recordings(below))
-    found = {}
+    offered = {}
     for path in (*_LOW, *_IMAGES, *(_DEPTHS if depth else ())):
         values = frame.get(path.split("/")[1])
         if values is None:
             continue
         if path in _IMAGES and values.dtype == np.uint8 and values.ndim == 3:
-            found[STEPS + path] = Feature("image", values.shape, "uint8", "")
+            offered[STEPS + path] = Feature("image", values.shape, "uint8", "")
         elif path in _IMAGES:
-            found[STEPS + path] = Feature("tensor", values.shape, values.dtype.name)
+            offered[STEPS + path] = Feature("tensor", values.shape, values.dtype.name)
         else:
             encoding = "zlib" if path in _DEPTHS else "none"
-            found[STEPS + path] = Feature("tensor", values.shape, "float32", encoding)
-    if depth and not any(STEPS + path in found for path in _DEPTHS):
+            offered[STEPS + path] = Feature("tensor", values.shape, "float32", encoding)
+    if depth and not any(STEPS + path in offered for path in _DEPTHS):
         raise FeatureError(f"the frames have no depth images: {sorted(frame)}", below)
-    found[_TEXT] = feature_module.text()
-    found[ANNOTATIONS] = feature_module.text()
+    offered[_TEXT] = feature_module.text()
+    offered[ANNOTATIONS] = feature_module.text()
     for name in ("task", "scene"):
-        found[f"episode_metadata/{name}"] = feature_module.text()
+        offered[f"episode_metadata/{name}"] = feature_module.text()
     for name in ("start", "end"):
-        found[f"episode_metadata/{name}"] = feature_module.tensor((), "int64")
-    return found
+        offered[f"episode_metadata/{name}"] = feature_module.tensor((), "int64")
+    return offered
 
 
 def open_calvin(
@@ -137,12 +137,12 @@ def open_calvin(
     folder = Path(folder).expanduser()
     if split not in split_names(folder):
         raise DataError(f"no split {split!r}; it has {split_names(folder)}", folder)
-    found = features(folder, depth)
-    missing = sorted(set(low) - set(found))
+    offered = features(folder, depth)
+    missing = sorted(set(low) - set(offered))
     if missing:
-        raise FeatureError(f"no such feature: {missing}; it has {sorted(found)}", folder)
+        raise FeatureError(f"no such feature: {missing}; it has {sorted(offered)}", folder)
     where = folder / _FOLDERS[split]
-    return CalvinSource(where, split, found, low, cache_dir, rebuild, skip, mode)
+    return CalvinSource(where, split, offered, low, cache_dir, rebuild, skip, mode)
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,7 @@ class CalvinSource:
             self.every = range(len(pieces))
         copied = sorted(p for p in set(low) if p.removeprefix(STEPS) in _LOW)
         ends = recordings.ravel().tolist()
+        # Sizes of the outer frames tell another download apart without opening its files.
         identity = [
             [FORMAT, split, mode, [[e.start, e.stop] for e in self._episodes], copied],
             [[a.text for a in e.spans] for e in self._episodes],
@@ -207,8 +208,8 @@ class CalvinSource:
         ]
         self.digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         # Annotated spans overlap: a frame's numbers are kept once.
-        every = [np.arange(e.start, e.stop) for e in self._episodes]
-        self._ids = np.unique(np.concatenate(every))
+        frame_ids = [np.arange(e.start, e.stop) for e in self._episodes]
+        self._ids = np.unique(np.concatenate(frame_ids))
         name = f"calvin-{split}-{mode}-{self.digest[:16]}"
         stems = {path: f"low_{i}" for i, path in enumerate(copied)}
 
@@ -228,18 +229,20 @@ class CalvinSource:
                     yield rows
 
             write_columns(folder, parts())
-            return {SKIPPED: unsound, _STAMPS: known}
+            return {SKIPPED: unsound, _STAMPS: frame_stamps}
 
         self._copies: dict[str, np.ndarray] = {}
         self.content = ""
         if copied:
-            some = self._ids[np.unique(np.linspace(0, len(self._ids) - 1, _STAMPED).astype(int))]
-            known = self._files.stamps(some.tolist())
-            renew = lambda meta: meta if meta[_STAMPS] == known else None  # noqa: E731
-            made = cached_folder(root, cache_dir, name, rebuild, build, skip, renew)
-            meta = json.loads((made / DONE).read_text(encoding="utf-8"))
+            stamped_ids = self._ids[
+                np.unique(np.linspace(0, len(self._ids) - 1, _STAMPED).astype(int))
+            ]
+            frame_stamps = self._files.stamps(stamped_ids.tolist())
+            renew = lambda meta: meta if meta[_STAMPS] == frame_stamps else None  # noqa: E731
+            copies_folder = cached_folder(root, cache_dir, name, rebuild, build, skip, renew)
+            meta = json.loads((copies_folder / DONE).read_text(encoding="utf-8"))
             self.content = content_of(meta)
-            self._copies = {p: map_array(made / f"{s}.npy") for p, s in stems.items()}
+            self._copies = {p: map_array(copies_folder / f"{s}.npy") for p, s in stems.items()}
             self._leave_out([(int(f), str(k), str(p)) for f, k, p in meta[SKIPPED]])
         self.numbers = np.array([e.number for e in self._episodes], np.int64)
         self._first = np.array([e.start for e in self._episodes], np.int64)
@@ -247,7 +250,7 @@ class CalvinSource:
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
 
     def _error(self, unsound: Unsound) -> DataError:
-        """What is wrong with a frame, placed in the first episode that holds it."""
+        """The error of an unsound frame, placed in the first episode that holds it."""
         frame, kind, problem = unsound
         episode = next(e for e in self._episodes if e.start <= frame < e.stop)
         step = frame - episode.start
@@ -256,7 +259,7 @@ class CalvinSource:
     def _leave_out(self, unsound: Sequence[Unsound]) -> None:
         """Leaves out the episodes that hold unsound frames."""
         ids = np.array([frame for frame, _, _ in unsound], np.int64)
-        kept = []
+        sound_episodes = []
         for episode in self._episodes:
             number = int(np.searchsorted(ids, episode.start))
             if number < len(ids) and ids[number] < episode.stop:
@@ -265,10 +268,10 @@ class CalvinSource:
                 error = KINDS[kind](problem, *place)
                 self.skipped.append((error, 1))
             else:
-                kept.append(episode)
-        if not kept:
+                sound_episodes.append(episode)
+        if not sound_episodes:
             raise self.skipped[0][0]
-        self._episodes = kept
+        self._episodes = sound_episodes
 
     def _frame_ids(self) -> Int64[np.ndarray, "n"]:
         step = np.arange(self.starts[-1]) - np.repeat(self.starts[:-1], np.diff(self.starts))
@@ -294,8 +297,9 @@ class CalvinSource:
         if path == "episode_metadata/end":
             return self._first + np.diff(self.starts)
         if path.removeprefix(STEPS) in _DEPTHS:
-            found: Any = _Depth(self, path)
-            return found
+            # Typed Any: it is sliced as an array would be.
+            depths: Any = _Depth(self, path)
+            return depths
         return self._copies[path][np.searchsorted(self._ids, self._frame_ids())]
 
     def text(self, path: str) -> tuple[np.ndarray, list[str]]:
@@ -353,21 +357,21 @@ class _Depth:
         self._source, self._path = source, path
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        found = self._source.read(self._path, rows.start, rows.stop - 1)
-        return np.stack(found).astype(np.float32)
+        frames = self._source.read(self._path, rows.start, rows.stop - 1)
+        return np.stack(frames).astype(np.float32)
 
 
 def _recordings(folder: Path) -> Int64[np.ndarray, "r 2"]:
     path = folder / "ep_start_end_ids.npy"
     try:
-        found = np.load(path).astype(np.int64)
+        ranges = np.load(path).astype(np.int64)
     except MISTAKES as error:
         raise DataError(problem_of(path, f"cannot be read: {error}"), path) from error
-    if found.ndim != 2 or found.shape[1] != 2 or not len(found):
-        raise DataError(f"has shape {found.shape}, not [recordings, 2]", path)
-    if (found[:, 1] < found[:, 0]).any():
+    if ranges.ndim != 2 or ranges.shape[1] != 2 or not len(ranges):
+        raise DataError(f"has shape {ranges.shape}, not [recordings, 2]", path)
+    if (ranges[:, 1] < ranges[:, 0]).any():
         raise DataError("a recording ends before it begins", path)
-    return found
+    return ranges
 
 
 def _scenes(folder: Path, frames: Int64[np.ndarray, "e"]) -> list[str]:

@@ -57,12 +57,12 @@ class CaptionSet:
             self._starts = _line_starts(self.path)
         else:
             try:
-                found = json.loads(self.path.read_text(encoding="utf-8"))
+                items = json.loads(self.path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise DataError(f"not JSON: {error}", self.path) from error
-            if not isinstance(found, list):
+            if not isinstance(items, list):
                 raise DataError("expected a list of conversations", self.path)
-            self._items = found
+            self._items = items
         if not len(self):
             raise DataError("holds no conversation", self.path)
 
@@ -79,6 +79,7 @@ class CaptionSet:
         problem = _problem(item)
         if problem:
             raise DataError(f"conversation {number}: {problem}", self.path)
+        # The backbone's layout places the image, so its mark in the text is dropped.
         turns = [turn["value"].replace(PLACEHOLDER, "").strip() for turn in item["conversations"]]
         image = item.get("image")
         pairs = list(zip(turns[::2], turns[1::2], strict=True))
@@ -88,6 +89,7 @@ class CaptionSet:
         if self._items is not None:
             return self._items[number]
         with self.path.open("rb") as file:
+            # The file is opened for every line, as several threads read at the same time.
             file.seek(int(self._starts[number]))
             line = file.readline()
         try:
@@ -96,7 +98,8 @@ class CaptionSet:
             raise DataError(f"conversation {number}: not JSON: {error}", self.path) from error
 
     def identity(self) -> dict[str, Any]:
-        """What the order of the texts depends on; JSON-serialisable."""
+        """The facts that the order of the texts depends on; JSON-serializable."""
+        # The size stands for the content: hashing a file of gigabytes would delay every start.
         size = os.path.getsize(self.path)
         return {"file": self.path.name, "conversations": len(self), "bytes": size}
 
@@ -113,9 +116,12 @@ def check_texts(texts: CaptionSet | None, position: Mapping[str, Any]) -> None:
     Raises:
         DataError: saying which there were and which there are.
     """
-    was, now = position.get("captions"), texts.identity() if texts else None
-    if was != now:
-        raise DataError(f"data.cotrain: the run was stopped with {was}, now there is {now}")
+    previous, current = position.get("captions"), texts.identity() if texts else None
+    # A position in the order means nothing for other texts.
+    if previous != current:
+        raise DataError(
+            f"data.cotrain: the run was stopped with {previous}, now there is {current}"
+        )
 
 
 def _line_starts(path: Path) -> Int64[np.ndarray, "n"]:
@@ -129,7 +135,7 @@ def _line_starts(path: Path) -> Int64[np.ndarray, "n"]:
 
 
 def _problem(item: Any) -> str:
-    """What keeps an entry from being a conversation, or ""."""
+    """The reason why an entry is no conversation, or ""."""
     turns = item.get("conversations") if isinstance(item, Mapping) else None
     if not isinstance(turns, list) or not turns or len(turns) % 2:
         return "`conversations` must be a list of questions and answers in turn"
@@ -190,8 +196,10 @@ class CaptionLoader(Iterator[Captions]):
         self._texts, self._tokenizer, self._config = texts, tokenizer, config
         self._size, self._rows, self._ends = image_size, config.rows // process_count, ends
         self._offset, self._next = process_index * self._rows, start
+        # A mixture of one, so that texts share the code that orders the robot data.
         self._order = MixtureOrder([len(texts)], [1.0], seed, _BLOCK)
         self._pool = concurrent.futures.ThreadPoolExecutor(max(1, threads), "captions")
+        # Batches leave in their order, whichever of the threads is done first.
         self._ready = []
         for _ in range(max(1, prefetch)):
             self._submit()
@@ -213,7 +221,9 @@ class CaptionLoader(Iterator[Captions]):
 
     def _assemble(self, batch: int) -> Captions:
         c, rows = self._config, self._rows
+        # Numbers are global, so the order does not depend on the number of processes.
         numbers = np.arange(rows) + batch * c.rows + self._offset
+        # Text alone keeps a black image, which `has_image` hides from the model.
         images = np.zeros((rows, *self._size, 3), np.uint8)
         has_image = np.zeros(rows, bool)
         parts = []

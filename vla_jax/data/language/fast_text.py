@@ -59,6 +59,7 @@ class FastText:
         words, size = list(map(int, ids)), len(self.opening)
         if tuple(words[:size]) != self.opening:
             raise NotAChunkError(f"the answer begins with {words[:size]}, not {self.opening}")
+        # An answer may end without its closing; what lies behind either is not read.
         stops = {self.closing[0], self.end}
         until = next((i for i, word in enumerate(words) if i >= size and word in stops), len(words))
         return self.fast.decode([self._swap(word) for word in words[size:until]], horizon, dim)

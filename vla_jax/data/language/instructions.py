@@ -21,7 +21,7 @@ _WHICH, _WHETHER, _PARAPHRASE, _DROPOUT, _COUNT = range(5)
 
 @runtime_checkable
 class Texts(Protocol):
-    """What a dataset says; see `vla_jax.data.dataset.Dataset`."""
+    """The texts of a dataset; see `vla_jax.data.dataset.Dataset`."""
 
     instructions: list[str]
     text: Int32[np.ndarray, "m"]
@@ -37,6 +37,7 @@ class _Lists(NamedTuple):
     def pick(self, rows: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """An element of each row; rows must not be empty."""
         first = self.starts[rows]
+        # Draws are below 1, so the product stays within the row.
         return self.codes[first + (draw * (self.starts[rows + 1] - first)).astype(np.int64)]
 
 
@@ -59,21 +60,25 @@ class Instructions:
             ConfigError: the paraphrases cannot be read.
         """
         self._config, self._train = config, train
-        known = {text for dataset in datasets for text in dataset.instructions}
-        others: dict[str, list[str]] = {}
+        recorded = {text for dataset in datasets for text in dataset.instructions}
+        paraphrases: dict[str, list[str]] = {}
         if train and config.paraphrases:
-            others = _read_paraphrases(Path(config.paraphrases).expanduser(), known)
-        said = known.union(*others.values())
+            paraphrases = _read_paraphrases(Path(config.paraphrases).expanduser(), recorded)
+        all_texts = recorded.union(*paraphrases.values())
         if train and config.dropout > 0:
-            said.add("")
-        self.texts = sorted(said)
+            all_texts.add("")
+        # Sorted, because codes must not depend on the order of a set.
+        self.texts = sorted(all_texts)
         number = {text: i for i, text in enumerate(self.texts)}
+        # -1 is never picked: without dropout no draw lies below it.
         self._blank = number.get("", -1)
         self._choices = []
         for dataset in datasets:
             codes = np.array([number[text] for text in dataset.instructions], np.int64)
             self._choices.append(_Lists(codes[dataset.text], dataset.text_starts))
-        lists = [[number[text] for text in others.get(known, ())] for known in self.texts]
+        lists = [
+            [number[text] for text in paraphrases.get(recorded, ())] for recorded in self.texts
+        ]
         starts = np.concatenate([[0], np.cumsum([len(codes) for codes in lists])])
         flat = np.array([code for codes in lists for code in codes], np.int64)
         self._others = _Lists(flat, starts.astype(np.int64))
@@ -95,7 +100,9 @@ class Instructions:
         """
         choices = self._choices[dataset]
         if not self._train:
+            # Nothing is drawn, so that every validation compares the same texts.
             return choices.codes[choices.starts[trajectory]]
+        # All decisions draw, needed or not, so that one setting does not shift the others' draws.
         draws = uniform(seed, Stream.INSTRUCTIONS, samples, _COUNT)
         codes = choices.pick(trajectory, draws[:, _WHICH])
         has_others = self._others.starts[codes + 1] > self._others.starts[codes]
@@ -104,21 +111,28 @@ class Instructions:
         return np.where(draws[:, _DROPOUT] < self._config.dropout, self._blank, codes)
 
 
-def _read_paraphrases(path: Path, known: set[str]) -> dict[str, list[str]]:
+def _read_paraphrases(path: Path, recorded: set[str]) -> dict[str, list[str]]:
     """Those of the file that are about instructions of the mixture."""
     where = f"data.language.paraphrases: {path}"
     raw = read_json(path, "data.language.paraphrases: ", "{instruction: [paraphrases]}")
     bad = [
         text
-        for text, others in raw.items()
-        if not isinstance(others, list)
-        or not others
-        or not all(isinstance(other, str) and other.strip() for other in others)
+        for text, paraphrases in raw.items()
+        if not isinstance(paraphrases, list)
+        or not paraphrases
+        or not all(isinstance(other, str) and other.strip() for other in paraphrases)
     ]
     if bad:
         raise ConfigError(f"{where}: not a list of texts: {bad[:5]} ({len(bad)} in all)")
-    found = {text: list(dict.fromkeys(others)) for text, others in raw.items() if text in known}
-    if not found:
-        raise ConfigError(f"{where}: none of its {len(raw)} texts is one of {sorted(known)[:5]}...")
-    log.info("paraphrases for %d of %d instructions", len(found), len(known))
-    return found
+    # Duplicates are dropped, as they would be drawn more often.
+    usable = {
+        text: list(dict.fromkeys(paraphrases))
+        for text, paraphrases in raw.items()
+        if text in recorded
+    }
+    if not usable:
+        raise ConfigError(
+            f"{where}: none of its {len(raw)} texts is one of {sorted(recorded)[:5]}..."
+        )
+    log.info("paraphrases for %d of %d instructions", len(usable), len(recorded))
+    return usable

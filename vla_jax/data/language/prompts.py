@@ -71,6 +71,7 @@ class Form:
         return self.template.format(instruction=self.clean(instruction), state=numbers)
 
 
+# Blanks and line breaks are the originals', which the pretrained weights expect.
 FORMS = {
     "pi0": Form("{instruction}\n"),
     "pi05": Form("Task: {instruction}, State: {state};\nAction: "),
@@ -81,6 +82,7 @@ FORMS = {
 
 def state_bins(state: Float[np.ndarray, "*n s"]) -> Int[np.ndarray, "*n s"]:
     """Normalized numbers -> bins 0 to 255; -1 below -1, and 255 from 1 on."""
+    # Without the last edge, so that numbers from 1 on stay in bin 255.
     return np.digitize(state, np.linspace(-1, 1, _BINS + 1)[:-1]) - 1
 
 

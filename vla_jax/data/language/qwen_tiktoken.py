@@ -1,6 +1,6 @@
 """Qwen's own tokenizer file, `qwen.tiktoken`, as a `tokenizers` pipeline.
 
-A line is a piece (its bytes in base64) and its rank, which is its id. Text is normalised (NFC),
+A line is a piece (its bytes in base64) and its rank, which is its id. Text is normalized (NFC),
 cut into words by a regular expression, and in every word the two neighbours that make the piece
 of the lowest rank are joined until none are left. The special tokens' ids follow those of the
 pieces; no token is added around a text.
@@ -42,6 +42,7 @@ def read(path: str | Path) -> Tokenizer:
         if piece[:i] in ranks and piece[i:] in ranks
     ]
     vocabulary = {spelled[piece]: rank for piece, rank in ranks.items()}
+    # A word that is a piece itself is taken whole, as in tiktoken.
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
     tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
@@ -67,6 +68,7 @@ def _ranks(path: Path) -> dict[bytes, int]:
             ranks[base64.b64decode(piece, validate=True)] = int(rank)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: no piece in base64 and its rank") from error
+    # The merges follow this order, which is their priority.
     ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
     if list(ranks.values()) != list(range(len(ranks))):
         raise ValueError(f"{path}: the ranks of the {len(ranks)} pieces are not 0, 1, 2, ...")
@@ -76,6 +78,6 @@ def _ranks(path: Path) -> dict[bytes, int]:
 def _letters() -> dict[int, str]:
     """GPT-2's printable stand-ins for the 256 bytes, which `ByteLevel` writes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
+    unprintable = [byte for byte in range(256) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable}
-    return letters | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return letters | {byte: chr(256 + i) for i, byte in enumerate(unprintable)}

@@ -42,6 +42,7 @@ def read(path: str | Path) -> Tokenizer:
         trims, rewrites = _number(normalizer, 4, 1), bool(_part(normalizer, 2))
     except (IndexError, UnicodeDecodeError, struct.error) as error:
         raise ValueError(f"{path}: not a sentencepiece model: {error}") from error
+    # Models that prefix, trim or rewrite texts would need steps that `_build` lacks.
     if not pieces or kind != _BPE or prefix or trims or rewrites:
         raise ValueError(
             f"{path}: only byte pairs over texts as they are (PaliGemma's) can be read: it has "
@@ -53,6 +54,7 @@ def read(path: str | Path) -> Tokenizer:
 
 def _build(pieces: list[_Piece]) -> Tokenizer:
     scores = {piece.text: piece.score for piece in pieces if piece.kind == _NORMAL}
+    # Pairs with a higher score are joined first.
     ranked = sorted(scores, key=lambda text: -scores[text])
     # Any two neighbours that make a piece may be joined, whichever two they are.
     merges = [
@@ -71,16 +73,17 @@ def _build(pieces: list[_Piece]) -> Tokenizer:
     )
     control = [p.text for p in pieces if p.kind in (_UNKNOWN, _CONTROL)]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
-    whole = [p.text for p in pieces if p.kind == _USER_DEFINED]
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in whole])
+    # These are matched whole before any pair is joined.
+    user_defined = [p.text for p in pieces if p.kind == _USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in user_defined])
     tokenizer.enable_padding(pad_id=0, pad_token=pieces[0].text)
     return tokenizer
 
 
 def _piece(data: bytes) -> _Piece:
-    found = {number: (a, b) for number, a, b in message_fields(data, 0, len(data))}
-    text = data[slice(*found[1])].decode() if 1 in found else ""
-    score = struct.unpack("<f", data[slice(*found[2])])[0] if 2 in found else 0.0
+    spans = {number: (a, b) for number, a, b in message_fields(data, 0, len(data))}
+    text = data[slice(*spans[1])].decode() if 1 in spans else ""
+    score = struct.unpack("<f", data[slice(*spans[2])])[0] if 2 in spans else 0.0
     return _Piece(text, score, _number(data, 3, _NORMAL))
 
 

@@ -18,9 +18,9 @@ from vla_jax.shipped import install_hint
 
 # Of tokenizers made by `Tokenizer.build`; the order is the id, as in Kosmos-2's vocabulary.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<grounding>")
-# Files of a byte-level tokenizer that nothing else describes.
 # What transformers needs to convert a sentencepiece model: module -> package.
 _CONVERTERS = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+# Files of a byte-level tokenizer that nothing else describes.
 _PAIRS = ("vocab.json", "merges.txt")
 
 
@@ -32,8 +32,10 @@ class Tokenizer:
         padding = backend.padding or {}
         self.pad_id = int(padding.get("pad_id", backend.token_to_id("<pad>") or 0))
         pad_token = padding.get("pad_token", backend.id_to_token(self.pad_id) or "<pad>")
+        # The text keeps the padding, by which `from_json` finds the id again.
         self._json = _with_padding(backend, self.pad_id, pad_token)
         self._backend = _Backend.from_str(self._json)
+        # `encode` pads itself, to the length it is asked for.
         self._backend.no_padding()
         self._backend.no_truncation()
         self._rows: int | None = None
@@ -66,12 +68,14 @@ class Tokenizer:
                 backend = _Backend.from_file(str(path))
             except Exception as error:  # the library raises nothing more special
                 raise ValueError(f"{path}: {explain_file(path) or error}") from error
+            # tokenizer.json often has no padding; the files beside it name the token.
             pad = _pad_token(folder)
             if pad and backend.token_to_id(pad) is not None:
                 backend.enable_padding(pad_id=backend.token_to_id(pad), pad_token=pad)
             return cls(_plain(_with_tokens(backend, added), plain))
         if (folder / qwen_tiktoken.FILE).is_file():
             return cls(qwen_tiktoken.read(folder / qwen_tiktoken.FILE))
+        # openpi's checkpoints have this file alone; with a config it is a Hugging Face folder.
         models_here = sorted(folder.glob("*.model"))
         if len(models_here) == 1 and not (folder / "tokenizer_config.json").exists():
             backend = sentencepiece.read(models_here[0])
@@ -81,10 +85,12 @@ class Tokenizer:
                 return cls(_byte_level(folder))
             raise FileNotFoundError(f"{folder}: no tokenizer.json and no other tokenizer files")
         try:
+            # Imported here, as serving runs without transformers.
             from transformers import AutoTokenizer
         except ImportError as error:
             hint = f"{install_hint('convert')} to convert the tokenizer files it has"
             raise ImportError(f"{folder}: no tokenizer.json; {hint}") from error
+        # Without these, transformers' own message does not say what to install.
         lacking = [name for name in _CONVERTERS if not _installed(name)]
         if lacking and any(folder.glob("*.model")):
             names = " and ".join(_CONVERTERS[name] for name in lacking)
@@ -131,6 +137,7 @@ class Tokenizer:
         if vocab_size <= len(SPECIALS):
             raise ValueError(f"vocab_size {vocab_size} must exceed the {len(SPECIALS)} specials")
         counts = Counter(word for text in texts for word in text.split() if word not in SPECIALS)
+        # Ties go by spelling, so that ids do not depend on the order of the texts.
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         words = [*SPECIALS, *ranked[: vocab_size - len(SPECIALS)]]
         backend = _Backend(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
@@ -192,24 +199,24 @@ class Tokenizer:
             TextLengthError: `text` needs more columns; says how many more.
             DataError: it holds tokens beyond `limit`.
         """
-        found = self._backend.encode(text).ids
-        self._check(found, text)
-        if len(found) > length:
-            excess = len(found) - length
+        tokens = self._backend.encode(text).ids
+        self._check(tokens, text)
+        if len(tokens) > length:
+            excess = len(tokens) - length
             raise TextLengthError(
-                f"{text!r} has {len(found)} tokens, {excess} more than the {length} text columns; "
+                f"{text!r} has {len(tokens)} tokens, {excess} more than the {length} text columns; "
                 "raise model.structure.text_len"
             )
         ids = np.full(length, self.pad_id, np.int32)
-        ids[: len(found)] = found
-        return ids, np.arange(length) < len(found)
+        ids[: len(tokens)] = tokens
+        return ids, np.arange(length) < len(tokens)
 
     def encode_answers(
         self, parts: Sequence[tuple[str, bool]], length: int
     ) -> tuple[Int32[np.ndarray, "t"], Bool[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
         """A text of which only some parts are to be predicted, cut after `length` tokens.
 
-        The parts are joined and tokenised as one, so that tokens at their borders are those of
+        The parts are joined and tokenized as one, so that tokens at their borders are those of
         inference. A token belongs to a part if any of its characters does; the tokenizer's own end
         token belongs to the last part.
 
@@ -220,21 +227,22 @@ class Tokenizer:
         Returns:
             Ids padded on the right, the mask of real tokens, the mask of answers' tokens.
         """
-        found = self._backend.encode("".join(text for text, _ in parts))
-        self._check(found.ids, "".join(text for text, _ in parts))
+        encoding = self._backend.encode("".join(text for text, _ in parts))
+        self._check(encoding.ids, "".join(text for text, _ in parts))
         spans, end = [], 0
         for text, answer in parts:
             spans.append((end, end + len(text), answer))
             end += len(text)
         wanted = [
             any(answer and start < b and a < stop for start, stop, answer in spans)
-            for a, b in found.offsets
+            for a, b in encoding.offsets
         ]
-        if found.special_tokens_mask and found.special_tokens_mask[-1] and len(wanted) > 1:
+        # The tokenizer's own end token has no characters, so no span reaches it.
+        if encoding.special_tokens_mask and encoding.special_tokens_mask[-1] and len(wanted) > 1:
             wanted[-1] = bool(parts) and parts[-1][1]
-        count = min(length, len(found.ids))
+        count = min(length, len(encoding.ids))
         ids, target = np.full(length, self.pad_id, np.int32), np.zeros(length, bool)
-        ids[:count], target[:count] = found.ids[:count], wanted[:count]
+        ids[:count], target[:count] = encoding.ids[:count], wanted[:count]
         return ids, np.arange(length) < count, target
 
 
@@ -251,6 +259,7 @@ def _refuse_pointers(folder: Path) -> None:
     Raises:
         ValueError: there are pointers of Git LFS.
     """
+    # Without `git lfs pull` a clone has pointers, on which the libraries' messages mislead.
     for path in sorted(folder.glob("*")):
         named = path.name in _PAIRS or "token" in path.name or ".model" in path.name
         if named and path.is_file() and is_pointer(path):
@@ -271,22 +280,24 @@ def _with_padding(backend: _Backend, pad_id: int, pad_token: str) -> str:
 
 
 def _byte_level(folder: Path) -> _Backend:
-    """Byte-level pairs as GPT-2's; texts are `<s> ... </s>` if the vocabulary has these (BART)."""
+    """Byte-level BPE as GPT-2's; texts are `<s> ... </s>` if the vocabulary has these (BART)."""
     files = (str(folder / name) for name in _PAIRS)
     backend = _Backend(models.BPE.from_file(*files))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     vocabulary = backend.get_vocab()
     specials = (*SPECIALS, "<mask>", "<|endoftext|>")
-    known = [AddedToken(name, special=True) for name in specials if name in vocabulary]
-    backend.add_special_tokens(known)
+    added_tokens = [AddedToken(name, special=True) for name in specials if name in vocabulary]
+    backend.add_special_tokens(added_tokens)
     if {"<s>", "</s>"} <= set(vocabulary):
+        # RobertaProcessing takes the end token first, then the start token.
         ends = [(token, vocabulary[token]) for token in ("</s>", "<s>")]
         backend.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)  # type: ignore[assignment]
     return backend
 
 
 def _plain(backend: _Backend, plain: bool) -> _Backend:
+    # The post-processor is what puts start and end tokens around a text.
     bare = {**json.loads(backend.to_str()), "post_processor": None} if plain else None
     return _Backend.from_str(json.dumps(bare)) if bare else backend
 

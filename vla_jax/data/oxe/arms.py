@@ -9,6 +9,7 @@ from vla_jax.data.oxe.rtx import JOINT, NONE, POS_EULER, POS_QUAT
 from vla_jax.data.spec import DatasetSpec
 
 _WHOLE, _BUT_LAST = (take("action"),), (take("action", 0, -1),)
+# Arms that do not turn, or only about the vertical, get zeros for the missing angles.
 _XYZ = (take("action", 0, 3), zeros(3), take("action", -1))
 _XYZ_YAW = (take("action", 0, 4), zeros(2), take("action", -1))
 _STATE = (take("observation/state", 0, 6), pad(), take("observation/state", -1))

@@ -60,12 +60,13 @@ def find_folder(root: str | Path, name: str) -> Path | None:
     """The newest version's folder of a dataset (of bc_z the sound one's), None if there is none."""
     for spelled in (name, _PUBLISHED.get(name, name)):
         folder = Path(root).expanduser() / spelled
-        found = {path.parent.name: path.parent for path in folder.glob("*/dataset_info.json")}
-        if not found:
+        versions = {path.parent.name: path.parent for path in folder.glob("*/dataset_info.json")}
+        if not versions:
             continue
-        newest = max(found, key=lambda version: [int(n) for n in re.findall(r"\d+", version)])
+        # Versions compare as numbers: 0.10.0 is newer than 0.9.0.
+        newest = max(versions, key=lambda version: [int(n) for n in re.findall(r"\d+", version)])
         sound = _VERSIONS.get(name, newest)
-        if sound not in found:
+        if sound not in versions:
             log.warning("%s: only version %s is sound; there is %s", name, sound, newest)
-        return found.get(sound, found[newest])
+        return versions.get(sound, versions[newest])
     return None

@@ -11,6 +11,7 @@ from vla_jax.data.spec import DatasetSpec
 EXTERNAL = "_converted_externally_to_rlds"
 _WRIST = {"primary": "image", "wrist": "wrist_image"}
 _SIX = (take("action", 0, 6), take("action", -1))
+# Rotations recorded as quaternions become angles, as all other datasets have them.
 _QUATERNION = (take("action", 0, 3), take("action", 3, 7, convert=ops.euler_from_quaternion))
 
 SPECS: dict[str, DatasetSpec] = {
@@ -20,6 +21,7 @@ SPECS: dict[str, DatasetSpec] = {
         gripper="closed",
         state=(
             take("observation/state", 0, 3),
+            # Numbers 3 to 6 are the same rotation as a quaternion.
             take("observation/state", 7, 10),
             pad(),
             take("observation/state", -3, -2),
@@ -61,6 +63,7 @@ SPECS: dict[str, DatasetSpec] = {
     ),
     f"nyu_franka_play_dataset{EXTERNAL}": recipe(
         {"primary": "image", "secondary": "image_additional_view"},
+        # Joint velocities stand before these, and a flag for the episode's end behind.
         action=(take("action", -8, -2), take("action", -2, -1)),
         gripper="open_sign",
         state=(take("observation/state", -6), pad(2)),
@@ -103,6 +106,7 @@ SPECS: dict[str, DatasetSpec] = {
     ),
     f"cmu_franka_exploration_dataset{EXTERNAL}": recipe(
         {"primary": "highres_image"},
+        # The last number flags the end of the episode.
         action=(take("action", 0, -1),),
         gripper="as_recorded",
         state=(pad(8),),
@@ -119,6 +123,7 @@ SPECS: dict[str, DatasetSpec] = {
     ),
     f"kaist_nonprehensile{EXTERNAL}": recipe(
         {"primary": "image"},
+        # Behind the motion stand the controller's gains; there is no gripper to command.
         action=(take("action", 0, 6), zeros(1)),
         gripper="always_closed",
         state=(take("observation/state", -7), pad()),

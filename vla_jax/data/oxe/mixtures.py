@@ -121,26 +121,31 @@ def get_mixture(
         KeyError: naming the nearest and all legal names, or that nothing is left.
     """
     other = "octo" if variant == "openvla" else "openvla"
-    known = MIXTURES[other] | MIXTURES[variant]
-    if name in known:
-        found = known[name]
+    # The right operand wins, so a name that both have is the variant's own.
+    mixtures = MIXTURES[other] | MIXTURES[variant]
+    if name in mixtures:
+        weights = mixtures[name]
     elif name in SPECS:
-        found = {name: 1.0}
+        weights = {name: 1.0}
     else:
-        raise KeyError(unknown_mixture(name, known))
+        raise KeyError(unknown_mixture(name, mixtures))
     if action is None:
-        return dict(found)
-    kept = {n: w for n, w in found.items() if get_spec(n, variant).action == action}
-    if not kept:
+        # A copy, as the tables are shared by all callers.
+        return dict(weights)
+    # Two encodings in one mixture would train one head on numbers of two meanings.
+    selected = {n: w for n, w in weights.items() if get_spec(n, variant).action == action}
+    if not selected:
         raise KeyError(f"no dataset of the mixture {name!r} has actions {action!r}")
-    if len(kept) < len(found):
-        out = sorted(set(found) - set(kept))
+    if len(selected) < len(weights):
+        out = sorted(set(weights) - set(selected))
         log.warning("%s: left out, as their actions are not %s: %s", name, action, out)
-    return kept
+    return selected
 
 
-def unknown_mixture(name: str, known: Mapping[str, object]) -> str:
-    """What to tell about a name that is neither a mixture's nor a dataset's."""
-    near = difflib.get_close_matches(name, [*known, *SPECS], n=1, cutoff=0.4)
+def unknown_mixture(name: str, mixtures: Mapping[str, object]) -> str:
+    """The message about a name that is neither a mixture's nor a dataset's."""
+    near = difflib.get_close_matches(name, [*mixtures, *SPECS], n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"no mixture {name!r}; {hint}mixtures: {sorted(known)}; or one dataset: {sorted(SPECS)}"
+    return (
+        f"no mixture {name!r}; {hint}mixtures: {sorted(mixtures)}; or one dataset: {sorted(SPECS)}"
+    )

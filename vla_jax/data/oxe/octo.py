@@ -52,21 +52,24 @@ SAME = frozenset(
 
 def specs(openvla: Mapping[str, DatasetSpec]) -> dict[str, DatasetSpec]:
     """Octo's specs of the datasets that both know by the same name."""
-    found = {name: _octo(name, spec) for name, spec in openvla.items() if name not in SAME}
+    derived = {name: _octo(name, spec) for name, spec in openvla.items() if name not in SAME}
     pick, both = f"utokyo_xarm_pick_and_place{EXTERNAL}", f"utokyo_xarm_bimanual{EXTERNAL}"
     mvp, rpt = f"berkeley_mvp{EXTERNAL}", f"berkeley_rpt{EXTERNAL}"
-    wrist = found["dobbe"].images["primary"]
-    return found | {
+    # The only camera of dobbe is on the gripper, and octo files it there.
+    wrist = derived["dobbe"].images["primary"]
+    return derived | {
         "bridge_dataset": others.BRIDGE_DATASET,
-        "dobbe": replace(found["dobbe"], images={"wrist": wrist}),
+        "dobbe": replace(derived["dobbe"], images={"wrist": wrist}),
         "imperialcollege_sawyer_wrist_cam": _changed(
-            found["imperialcollege_sawyer_wrist_cam"], state=()
+            derived["imperialcollege_sawyer_wrist_cam"], state=()
         ),
-        pick: replace(_changed(found[pick], state=()), state="none"),
-        both: _changed(found[both], state=(take("observation/end_effector_pose"),)),
-        mvp: replace(_changed(found[mvp], gripper="closed"), gripper_env=(1.0, 0.0)),
+        pick: replace(_changed(derived[pick], state=()), state="none"),
+        both: _changed(derived[both], state=(take("observation/end_effector_pose"),)),
+        # Octo takes 1 for closed here, so the robot's command turns around with it.
+        mvp: replace(_changed(derived[mvp], gripper="closed"), gripper_env=(1.0, 0.0)),
+        # Octo predicts the motion over three recorded steps, hence 10 of the 30 Hz.
         rpt: replace(
-            found[rpt],
+            derived[rpt],
             standardise=others.berkeley_rpt,
             features={
                 "joints": "observation/joint_pos",
@@ -81,14 +84,23 @@ def specs(openvla: Mapping[str, DatasetSpec]) -> dict[str, DatasetSpec]:
 
 
 def _octo(name: str, spec: DatasetSpec) -> DatasetSpec:
+    # Functions have no parts that could be changed.
     if not isinstance(spec.standardise, Recipe):
         return spec
+    # Octo fills no state up to 8 numbers, so the padding goes.
     bare = _changed(spec, state=spec.standardise.without_padding().state)
     return _changed(bare, language="") if name in UNINFORMATIVE else bare
 
 
 def _changed(spec: DatasetSpec, **changes) -> DatasetSpec:
     assert isinstance(spec.standardise, Recipe)
-    made = replace(spec.standardise, **changes)
-    kept = {k: v for k, v in spec.features.items() if k in made.features or callable(made.language)}
-    return replace(spec, standardise=made, features={**kept, **made.features})
+    changed_recipe = replace(spec.standardise, **changes)
+    features = {
+        k: v
+        for k, v in spec.features.items()
+        # A function for the instruction may read features that no recipe lists.
+        if k in changed_recipe.features or callable(changed_recipe.language)
+    }
+    return replace(
+        spec, standardise=changed_recipe, features={**features, **changed_recipe.features}
+    )

@@ -29,6 +29,7 @@ def bridge_from_second(episode: Episode) -> Trajectory:
     trajectory, state = bridge(episode), episode["state"]
     return Trajectory(
         action=trajectory.action,
+        # Openvla's states are 8 wide; the column before the gripper is filled up with zeros.
         proprio=ops.cat(state[:, :6], np.zeros(len(state)), state[:, -1]),
         language=trajectory.language,
         keep=slice(1, -1),
@@ -39,6 +40,7 @@ def calvin(episode: Episode) -> Trajectory:
     """CALVIN: relative actions already scaled to [-1, 1] (20 mm, 0.05 rad); gripper -1 / 1."""
     action = episode["action"]
     return Trajectory(
+        # -1 and 1 become 0 and 1; a 0 in between counts as closed.
         action=ops.cat(action[:, :6], np.floor((action[:, 6] + 1) / 2)),
         proprio=episode["robot_obs"].astype(np.float32),
         language=episode["language"],
@@ -49,6 +51,7 @@ def berkeley_rpt(episode: Episode) -> Trajectory:
     """Octo's rule: every third step of 30 Hz; the motion between those; the last has none."""
     joints, steps = episode["joints"], len(episode["joints"])
     return Trajectory(
+        # The recorded gripper is 1 where it is closed.
         action=ops.cat(ops.state_delta(joints[:, :7], stride=3), 1 - episode["action"][:, -1]),
         proprio=ops.cat(joints, episode["gripper"].astype(np.float32)),
         language=episode["language"],
@@ -66,6 +69,7 @@ def gnm(episode: Episode) -> Trajectory:
     moved = np.linalg.norm(position[1:2] - position[:1])
     scale = np.linalg.norm(episode["action"][0]) / moved if moved else 0.0
     way = ops.into_frame(ops.state_delta(position, stride=3), yaw)
+    # With `last` = 0 nothing is kept, which leaves the episode out.
     last = 3 * ((len(position) - 1) // 3) if moved else 0
     state = episode["state"].astype(np.float32)
     return Trajectory(
@@ -154,8 +158,9 @@ SPECS: dict[str, DatasetSpec] = {
         },
         **_DROID,
         encoding=POS_QUAT,
+        # As in openvla, either exterior camera may be the primary one.
         swap=("primary", "secondary"),
-        # Openvla's test, there on the normalised arm alone; here a moving gripper counts, too.
+        # Openvla's test, there on the normalized arm alone; here a moving gripper counts, too.
         noop=1e-5,
     ),
     "droid_wipe": recipe(

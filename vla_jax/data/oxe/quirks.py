@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Quirk:
-    """One of them.
+    """One deviation of a reference pipeline.
 
     Attributes:
         theirs: what a reference does.

@@ -1,4 +1,4 @@
-"""The common way to standardise: columns of recorded features, one after another, and a gripper.
+"""The common way to standardize: columns of recorded features, one after another, and a gripper.
 
 A recipe says which columns; specs that need more are functions. Everything is data, so octo's and
 openvla's variants of a dataset are one recipe with a word changed.
@@ -36,11 +36,12 @@ class Take:
 
     @property
     def name(self) -> str:
-        """What the feature is called in an episode."""
+        """The feature's name in an episode."""
         return self.path if isinstance(self.path, str) else self.path[0]
 
     def __call__(self, episode: Episode, steps: int) -> np.ndarray:
         """The columns, [t, d]."""
+        # A single number is recorded as [t] in some datasets and as [t, 1] in others.
         values = episode[self.name].reshape(steps, -1)[:, self.columns]
         return values if self.convert is None else self.convert(values)
 
@@ -99,11 +100,13 @@ class Recipe:
     stride: int = 1
 
     def __call__(self, episode: Episode) -> Trajectory:
-        """Standardises one episode."""
+        """Standardizes one episode."""
         steps = _steps(episode, self.action)
         action = _join(self.action, episode, steps)
+        # The whole column at once, as some conventions depend on the steps before or behind.
         action[:, -1] = RECORDINGS[self.gripper].to_open(action[:, -1])
         state = _join(self.state, episode, steps) if self.state else None
+        # The stride is applied last, so that the gripper's convention has seen every step.
         return Trajectory(action, self._text(episode), state, slice(None, None, self.stride))
 
     def _text(self, episode: Episode) -> str | np.ndarray:
@@ -115,10 +118,10 @@ class Recipe:
     def features(self) -> dict[str, Path]:
         """All features that are read."""
         parts = [part for part in (*self.action, *self.state) if isinstance(part, Take)]
-        found = {part.name: part.path for part in parts}
+        paths = {part.name: part.path for part in parts}
         if self.language and not callable(self.language):
-            found[_name(self.language)] = self.language
-        return found
+            paths[_name(self.language)] = self.language
+        return paths
 
     def without_padding(self) -> "Recipe":
         """The same without what only fills up openvla's fixed width."""
@@ -139,7 +142,7 @@ def recipe(
     gripper_env: tuple[float, float] | None = None,
     encoding: tuple[str, str] = ("eef_pos", "none"),
     hz: float | None = None,
-    **rest,
+    **spec_fields,
 ) -> DatasetSpec:
     """A spec from a recipe.
 
@@ -155,21 +158,21 @@ def recipe(
         gripper_env: where it is not the convention's own.
         encoding: of action and state.
         hz: of the kept steps.
-        rest: more of `DatasetSpec`.
+        spec_fields: more of `DatasetSpec`.
     """
-    made = Recipe(tuple(action), gripper, tuple(state), language, stride)
+    standardizer = Recipe(tuple(action), gripper, tuple(state), language, stride)
     recorded = RECORDINGS[gripper]
     return DatasetSpec(
         images={role: f"observation/{name}" for role, name in images.items()},
-        features={**made.features, **(features or {})},
-        standardise=made,
+        features={**standardizer.features, **(features or {})},
+        standardise=standardizer,
         gripper_env=gripper_env or recorded.env,
         hz=hz,
         action=encoding[0],
         state=encoding[1],
         gripper_binary=recorded.binary,
         depth={role: f"observation/{name}" for role, name in (depth or {}).items()},
-        **rest,
+        **spec_fields,
     )
 
 
@@ -178,8 +181,10 @@ def _name(path: Path) -> str:
 
 
 def _steps(episode: Episode, parts: Sequence[Part]) -> int:
+    # Columns of zeros have no length of their own, so a recorded part tells it.
     return next(len(episode[part.name]) for part in parts if isinstance(part, Take))
 
 
 def _join(parts: Sequence[Part], episode: Episode, steps: int) -> Float32[np.ndarray, "t d"]:
+    # Some datasets record float64 or integers.
     return np.concatenate([part(episode, steps) for part in parts], axis=1).astype(np.float32)

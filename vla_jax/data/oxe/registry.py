@@ -27,6 +27,7 @@ def get_spec(name: str, variant: str = "default") -> DatasetSpec:
     """
     if variant not in VARIANTS:
         raise KeyError(f"no variant {variant!r}; legal: {sorted(VARIANTS)}")
+    # A variant lists only what differs; all else is the common spec.
     if name in VARIANTS[variant]:
         return VARIANTS[variant][name]
     if name in SPECS:

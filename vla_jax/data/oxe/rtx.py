@@ -29,6 +29,7 @@ def bridge_oxe(episode: Episode) -> Trajectory:
 
 
 def _instruction(episode: Episode) -> str:
+    # Instructions are recorded as code points, once a step.
     return ops.first_text(episode["observation/instruction"])
 
 
@@ -47,6 +48,7 @@ SPECS: dict[str, DatasetSpec] = {
         action=(*_MOVE, _CLOSEDNESS),
         gripper="closing",
         state=(
+            # These two are recorded as zlib-compressed float32.
             take("observation/clip_function_input/base_pose_tool_reached", convert=ops.inflate),
             take("observation/gripper_closed", convert=ops.inflate),
         ),
@@ -76,6 +78,7 @@ SPECS: dict[str, DatasetSpec] = {
     ),
     "jaco_play": recipe(
         {"primary": "image", "wrist": "image_wrist"},
+        # No rotation is recorded; zeros keep the common width of 7.
         action=(take("action/world_vector"), zeros(3), _CLOSEDNESS),
         gripper="closing",
         state=(
@@ -127,6 +130,7 @@ SPECS: dict[str, DatasetSpec] = {
         {"primary": "image", "wrist": "hand_image"},
         action=(*_MOVE, _CLOSEDNESS),
         gripper="closing",
+        # Before these 8 stand the arm's six joint angles.
         state=(take("observation/robot_state", 6, 14),),
         language=OBSERVED,
         depth={"primary": "image_with_depth"},
@@ -144,6 +148,7 @@ SPECS: dict[str, DatasetSpec] = {
     ),
     "language_table": recipe(
         {"primary": "rgb"},
+        # The tool moves in a plane: two numbers, and no gripper.
         action=(take("action"), zeros(5)),
         gripper="always_open",
         state=(take("observation/effector_translation"), pad(6)),
@@ -164,6 +169,7 @@ SPECS: dict[str, DatasetSpec] = {
     # Only version 0.1.0 of the data is sound. The rotation stays an axis times an angle.
     "bc_z": recipe(
         {"primary": "image"},
+        # `future` lists several waypoints, of which the first is the action.
         action=tuple(take(f"action/future/{name}", 0, count) for name, count in _BC_Z),
         gripper="closed_flag",
         state=(

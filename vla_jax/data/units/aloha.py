@@ -25,6 +25,7 @@ _COMMAND = (-0.6213, 1.4910)
 def encode_state(state: Float[np.ndarray, "*n j"]) -> Float[np.ndarray, "*n j"]:
     """ALOHA's state -> pi0's."""
     fingers = _grippers(state) * (_FINGERS[1] - _FINGERS[0]) + _FINGERS[0]
+    # Law of cosines for the triangle of crank, rod and fingers; noise may leave its range.
     ratio = (_CRANK**2 + fingers**2 - _ROD**2) / (2 * _CRANK * fingers)
     angle = np.arcsin(np.clip(ratio, -1.0, 1.0))
     return _with_grippers(state, (angle - _ANGLE[0]) / (_ANGLE[1] - _ANGLE[0]))
@@ -49,6 +50,7 @@ def _grippers(values: Float[np.ndarray, "*n j"]) -> Float[np.ndarray, "*n g"]:
 def _with_grippers(
     values: Float[np.ndarray, "*n j"], grippers: Float[np.ndarray, "*n g"]
 ) -> Float[np.ndarray, "*n j"]:
+    # np.resize repeats the seven signs for the second arm.
     turned = values * np.resize(_SIGNS, values.shape[-1])
     turned[..., _ARM - 1 :: _ARM] = grippers
     return turned

@@ -1,4 +1,4 @@
-"""How much of what was recorded `data.clip` takes away from the model.
+"""The share of the recorded motion that `data.clip` takes away from the model.
 
 Axis letters: n frames, a action dimension.
 """
@@ -18,16 +18,17 @@ _FRAMES = 100_000  # looked at, evenly over the dataset
 
 
 def clipped_shares(actions: Float[np.ndarray, "n a"], spec: ActionSpec) -> list[float]:
-    """Of each arm dimension, the share of the frames that clipping changes.
+    """The share of the frames that clipping changes, for each arm dimension.
 
     Args:
         actions: in robot units.
         spec: how they are normalized.
     """
-    some = np.asarray(actions[:: -(-len(actions) // _FRAMES) or 1, : len(spec.low)], np.float64)
+    # The step is rounded up; `or 1` is for a dataset without frames.
+    sample = np.asarray(actions[:: -(-len(actions) // _FRAMES) or 1, : len(spec.low)], np.float64)
     low, high = np.asarray(spec.low), np.asarray(spec.high)
     # In units of half the range, so that constant dimensions need no exception.
-    outside = np.abs(2 * some - low - high) > (spec.clip + 1e-6) * (high - low) + 1e-9
+    outside = np.abs(2 * sample - low - high) > (spec.clip + 1e-6) * (high - low) + 1e-9
     return np.where(high > low, outside.mean(axis=0), 0.0).tolist()
 
 
@@ -45,10 +46,10 @@ def check_clipping(name: str, actions: Float[np.ndarray, "n a"], spec: ActionSpe
     if spec.normalization != "none" and spec.clip >= 1:
         return  # what lies beyond the statistics is cut, not by `data.clip`
     shares = clipped_shares(actions, spec)
-    told = {i: f"{share:.0%}" for i, share in enumerate(shares) if share > _TOLD}
-    if not told:
+    notable = {i: f"{fraction:.0%}" for i, fraction in enumerate(shares) if fraction > _TOLD}
+    if not notable:
         return
-    listing = ", ".join(f"{i}: {share}" for i, share in told.items())
+    listing = ", ".join(f"{i}: {fraction}" for i, fraction in notable.items())
     problem = (
         f"data.normalization = {spec.normalization} with data.clip = {spec.clip:g} cuts off "
         f"actions of {name!r}, by dimension: {listing} of the frames"

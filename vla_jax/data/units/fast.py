@@ -72,7 +72,7 @@ class FastTokenizer:
         missing = sorted({"scale", "min_token", "tokenizer"} - set(raw))
         if missing:
             raise ValueError(f"FAST tokenizer: no {missing}; there is {sorted(raw)}")
-        found = cls(
+        tokenizer = cls(
             scale=float(raw["scale"]),
             min_token=int(raw["min_token"]),
             vocabulary=raw["tokenizer"],
@@ -80,10 +80,11 @@ class FastTokenizer:
             dim=raw.get("action_dim"),
         )
         try:
-            found._bpe  # noqa: B018
+            # Parsed now, so that a damaged file is found when it is loaded.
+            tokenizer._bpe  # noqa: B018
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"FAST tokenizer: damaged vocabulary: {error}") from error
-        return found
+        return tokenizer
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values, under the published names, for a checkpoint."""
@@ -102,6 +103,7 @@ class FastTokenizer:
         root.mkdir(parents=True, exist_ok=True)
         raw = self.to_json()
         (root / VOCABULARY).write_text(raw.pop("tokenizer"), encoding="utf-8")
+        # transformers' AutoProcessor looks this class up.
         raw = {"processor_class": "UniversalActionProcessor"} | raw
         (root / CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
@@ -139,6 +141,7 @@ class FastTokenizer:
                 f"the vocabulary of {vocab_size}; are the actions normalized? (scale {scale})"
             )
         backend = Tokenizer(models.BPE())
+        # A space in front would be read back as one more coefficient.
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[reportAttributeAccessIssue]
         backend.decoder = decoders.ByteLevel()  # type: ignore[reportAttributeAccessIssue]
         backend.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[reportAttributeAccessIssue]
@@ -147,6 +150,7 @@ class FastTokenizer:
             min_frequency=_MIN_PAIRS,
             show_progress=False,
             special_tokens=[],
+            # Every coefficient of the range gets a token, whether or not these chunks have it.
             initial_alphabet=[chr(i) for i in range(high - low + 1)],
             max_token_length=longest,
         )
@@ -178,10 +182,11 @@ class FastTokenizer:
         """
         coefficients = _coefficients(np.asarray(chunk), self.scale)
         try:
-            found = self._read(self.encode(chunk), coefficients.size)
+            # Dropped characters change the count, which `_read` refuses.
+            decoded = self._read(self.encode(chunk), coefficients.size)
         except NotAChunkError:
             return False
-        return bool((found == coefficients.reshape(-1)).all())
+        return bool((decoded == coefficients.reshape(-1)).all())
 
     def decode(
         self, ids: Sequence[int] | Int[np.ndarray, "n"], horizon: int = 0, dim: int = 0
@@ -198,6 +203,7 @@ class FastTokenizer:
                 too few coefficients, broken characters, or coefficients it was not fitted on.
             ValueError: t or a is said nowhere.
         """
+        # The universal tokenizer says neither, so the caller must.
         horizon, dim = horizon or self.horizon or 0, dim or self.dim or 0
         if not horizon or not dim:
             raise ValueError("FAST: this tokenizer is for chunks of any shape: say which")
@@ -211,8 +217,8 @@ class FastTokenizer:
     @cached_property
     def _largest(self) -> int:
         """The largest character it was fitted on: all up to it stand in the vocabulary."""
-        known = self._bpe.get_vocab()
-        end = next(i for i in itertools.count() if chr(i) not in known)
+        vocabulary = self._bpe.get_vocab()
+        end = next(i for i in itertools.count() if chr(i) not in vocabulary)
         return end - 1 if end else sys.maxunicode
 
     def _read(self, ids: list[int], count: int) -> Int[np.ndarray, "n"]:

@@ -56,10 +56,10 @@ def read_statistics(path: str | Path, names: Sequence[str] = ()) -> dict[str, An
             )
         entries = {names[0]: entries[""]}
     problems: list[str] = []
-    found = {name: _convert(entry, name, problems) for name, entry in entries.items()}
+    converted = {name: _convert(entry, name, problems) for name, entry in entries.items()}
     if problems:
         raise ConfigError("\n  ".join([f"statistics: {file}:", *problems]))
-    return found
+    return converted
 
 
 def _file(path: Path) -> Path:
@@ -76,6 +76,7 @@ def _entries(raw: dict[str, Any]) -> dict[str, Mapping[str, Any]] | None:
     if _is_entry(raw):
         state = raw.get("proprio") or raw.get("observation.state")  # LeRobot's name
         return {"": {**raw, "proprio": state}}
+    # Openpi's file and openvla's config.json have the entries one level down.
     inner = raw.get("norm_stats", raw)
     if isinstance(inner, dict) and isinstance(inner.get("actions"), dict):
         renamed = {"action": inner["actions"], "proprio": inner.get("state")}
@@ -91,11 +92,13 @@ def _is_entry(raw: Any) -> bool:
 
 
 def _convert(entry: Mapping[str, Any], name: str, problems: list[str]) -> dict[str, Any]:
+    # The mask is compared only with columns that are sound.
     before = len(problems)
     action = _columns(entry["action"], f"{name}: action", problems)
-    found: dict[str, Any] = {"action": action}
+    converted: dict[str, Any] = {"action": action}
     if len(problems) == before:
         dim = len(action["mean"])
+        # Files without a mask are of arms whose last number is the gripper.
         mask = entry["action"].get("mask") or [True] * (dim - 1) + [False]
         if len(mask) != dim:
             problems.append(f"{name}: action: mask has {len(mask)} entries, mean {dim}")
@@ -104,17 +107,17 @@ def _convert(entry: Mapping[str, Any], name: str, problems: list[str]) -> dict[s
         proprio = _columns(entry["proprio"], f"{name}: proprio", problems)
         # Openvla writes zeros where no state was read.
         if any(value for values in proprio.values() for value in values):
-            found["proprio"] = proprio
+            converted["proprio"] = proprio
     for count in ("num_transitions", "num_trajectories"):
         if entry.get(count) is not None:
-            found[count] = int(entry[count])
-    return found
+            converted[count] = int(entry[count])
+    return converted
 
 
 def _columns(raw: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, list[float]]:
     """The known columns, checked against each other."""
     named = {_OTHERS.get(key, key): values for key, values in raw.items()}
-    found: dict[str, list[float]] = {}
+    columns: dict[str, list[float]] = {}
     for key in _KEYS:
         values = named.get(key)
         if values is None:
@@ -123,21 +126,23 @@ def _columns(raw: Mapping[str, Any], where: str, problems: list[str]) -> dict[st
         elif not isinstance(values, list) or not all(_is_number(value) for value in values):
             problems.append(f"{where}: {key} is no list of finite numbers")
         else:
-            found[key] = [float(value) for value in values]
-    sizes = {key: len(values) for key, values in found.items()}
+            columns[key] = [float(value) for value in values]
+    sizes = {key: len(values) for key, values in columns.items()}
     if len(set(sizes.values())) > 1:
+        # Comparing columns of different lengths would only repeat this problem.
         problems.append(f"{where}: numbers of dimensions differ: {sizes}")
-        return found
+        return columns
     for low, high in (("min", "max"), ("q01", "q99"), ("min", "q01"), ("q99", "max")):
-        pairs = list(zip(found.get(low, []), found.get(high, []), strict=False))
+        pairs = list(zip(columns.get(low, []), columns.get(high, []), strict=False))
         # Quantiles are interpolated, so they may pass an extreme by a rounding error.
         worse = [i for i, (a, b) in enumerate(pairs) if a - b > 1e-6 * max(1.0, abs(b))]
         if worse:
             problems.append(f"{where}: {low} is above {high} in dimensions {worse}")
-    if any(value < 0 for value in found.get("std", [])):
+    if any(value < 0 for value in columns.get("std", [])):
         problems.append(f"{where}: a std is negative")
-    return found
+    return columns
 
 
 def _is_number(value: Any) -> bool:
+    # Python's bool is an int, too, and no statistic.
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -52,10 +52,10 @@ RECORDINGS: dict[str, Recording] = {
 
 
 def targets(opened: Float[np.ndarray, "n"], binary: bool, rule: str) -> Float[np.ndarray, "n"]:
-    """What a model is to predict of a gripper, float32.
+    """The numbers a model is to predict for a gripper, float32.
 
     Args:
-        opened: 1 = open, 0 = closed, as standardised.
+        opened: 1 = open, 0 = closed, as standardized.
         binary: whether the dataset means only those two.
         rule: declared: what is meant, so binary ones are cut at 0.5 and the others are held within
             0..1. recorded: as it is (octo, openvla). exact: open is what equals 1 (RoboVLMs).
@@ -69,7 +69,7 @@ def targets(opened: Float[np.ndarray, "n"], binary: bool, rule: str) -> Float[np
 
 @dataclass(frozen=True)
 class GripperState:
-    """What a gripper has been told in this episode.
+    """The commands a gripper has got in this episode.
 
     Attributes:
         was_open: the last decision; None before the first.
@@ -86,7 +86,7 @@ class GripperState:
 
 @dataclass(frozen=True)
 class Gripper:
-    """How an environment wants to be told.
+    """The way an environment takes its gripper's commands.
 
     Attributes:
         closed: its command for closed (relative: for "close now").
@@ -111,20 +111,22 @@ class Gripper:
         self, is_open: Bool[np.ndarray, "n"], state: GripperState
     ) -> tuple[Float[np.ndarray, "n"], GripperState]:
         """Decisions of successive steps -> commands, and the state after them."""
-        found = []
+        all_commands = []
         for decision in is_open.tolist():
             command, state = self._step(decision, state)
-            found.append(command)
-        return np.array(found, np.float32), state
+            all_commands.append(command)
+        return np.array(all_commands, np.float32), state
 
     def _step(self, is_open: bool, state: GripperState) -> tuple[float, GripperState]:
         opens = state.opens + 1 if is_open else 0
+        # Until there are enough in a row the gripper counts as closed.
         is_open = opens >= self.patience
         command = self.opened if is_open else self.closed
         if not self.repeat:
             return command, GripperState(is_open, opens)
         change, left = state.change, state.left
+        # A change under way is finished first, and an episode's first decision is no change.
         if not left and state.was_open not in (None, is_open):
             change, left = command, self.repeat
-        told = change if left else (self.closed + self.opened) / 2
-        return told, GripperState(is_open, opens, change, max(left - 1, 0))
+        sent = change if left else (self.closed + self.opened) / 2
+        return sent, GripperState(is_open, opens, change, max(left - 1, 0))

@@ -50,7 +50,7 @@ class ActionSpec:
 
     @property
     def gripper(self) -> Gripper | None:
-        """How the environment's gripper is told; None if there is none."""
+        """The environment's gripper, which takes the commands; None if there is none."""
         if self.gripper_env is None:
             return None
         return Gripper(*self.gripper_env, self.gripper_repeat, self.gripper_patience)
@@ -84,19 +84,24 @@ class ActionSpec:
         if missing:
             raise ValueError(f"statistics['action'] lacks {missing}; it has {sorted(action)}")
         dim = len(action[extremes[0]])
+        # Where only mean and std are known, the mean of a constant dimension is its value.
         smallest, other = (_array(action[k]) for k in extremes)
+        # Constant is where min is max, or std is 0 where only mean and std were recorded.
         constant = other == (smallest if extremes[0] == "min" else 0)
         if normalization == "none":
             low, high = -np.ones(dim), np.ones(dim)
         else:
             low, high = (_array(action[k]) for k in names[normalization])
             if normalization == "normal":
+                # Until here the two are mean and std.
                 low, high = low - high, low + high
             low, high = np.where(constant, smallest, low), np.where(constant, smallest, high)
         arm = dim if gripper_env is None else dim - 1
+        # Without a mask all but the gripper is scaled, as openvla does.
         mask = np.asarray(action.get("mask", [True] * arm + [False] * (dim - arm)), bool)
         # Without a gripper there is nothing that must not be scaled, whatever others' masks say.
         mask = mask | (gripper_env is None)
+        # -1 and 1 map to themselves, so what the mask spares is not scaled.
         low, high = np.where(mask, low, -1.0), np.where(mask, high, 1.0)
         return cls(
             dim=dim,
@@ -125,10 +130,10 @@ class ActionSpec:
     def to_env(
         self, action: Float[np.ndarray, "n a"], state: GripperState
     ) -> tuple[Float[np.ndarray, "n a"], GripperState]:
-        """What the environment's step() takes, one step after another.
+        """The commands that the environment's step() takes, one step after another.
 
         Args:
-            action: normalised arm, and for the gripper a probability, or 0 and 1; above 0.5 is
+            action: normalized arm, and for the gripper a probability, or 0 and 1; above 0.5 is
                 open.
             state: of the gripper.
         """
@@ -150,7 +155,7 @@ class ActionSpec:
         return np.where(high == low, low, scaled * (high - low + _EPSILON) + low)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The fields as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
@@ -162,6 +167,7 @@ class ActionSpec:
                 missing.
         """
         names = {field.name for field in fields(cls)}
+        # Checkpoints from before these fields lack them.
         late = {"gripper_repeat", "gripper_patience"}
         missing, unknown = sorted(names - set(raw) - late), sorted(set(raw) - names)
         if missing or unknown:
@@ -189,15 +195,15 @@ class StateSpec:
         Raises:
             ValueError: it has no state, or one of another size.
         """
-        found = statistics.get("proprio")
-        if not found:
+        proprio = statistics.get("proprio")
+        if not proprio:
             raise ValueError(f"the data record no robot state, and the model takes {dim} numbers")
-        if not {"q01", "q99"} <= set(found):
+        if not {"q01", "q99"} <= set(proprio):
             raise ValueError("the statistics have no quantiles of the robot state")
-        if len(found["q01"]) != dim:
-            size = len(found["q01"])
+        if len(proprio["q01"]) != dim:
+            size = len(proprio["q01"])
             raise ValueError(f"the recorded state has {size} numbers, the model takes {dim}")
-        return cls(tuple(found["q01"]), tuple(found["q99"]))
+        return cls(tuple(proprio["q01"]), tuple(proprio["q99"]))
 
     def normalize(self, state: Float[np.ndarray, "*n p"]) -> Float[np.ndarray, "*n p"]:
         """Robot units -> model units, float32."""

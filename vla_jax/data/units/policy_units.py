@@ -46,6 +46,7 @@ class PolicyUnits:
     gripper: tuple[float, float] | None = None
 
     def __post_init__(self):
+        # A checkpoint of a later version may name another robot.
         if self.robot not in ROBOTS:
             raise ValueError(f"units: robot {self.robot!r} is none of {list(ROBOTS)}")
 
@@ -90,17 +91,19 @@ class PolicyUnits:
         actions = self.actions.unnormalize(actions)
         if self.relative:
             actions = relative.to_absolute(actions, self.adapt_state(state), self.relative)
+        # Openpi cuts the padding here: behind the absolute actions, before the robot's step.
         actions = actions[..., : self.dim]
         if self.robot == "aloha":
             actions = aloha.decode_actions(actions)
         if self.gripper is None:
             return actions
         closed, opened = self.gripper
+        # Predictions are continuous and may leave 0 to 1.
         command = closed + (opened - closed) * np.clip(actions[..., -1:], 0.0, 1.0)
         return np.concatenate([actions[..., :-1], command], axis=-1)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The fields as plain JSON values."""
         return {
             "state": self.state.to_json(),
             "actions": self.actions.to_json(),
@@ -133,7 +136,7 @@ class PolicyUnits:
         robot: str = "",
         gripper: tuple[float, float] | None = None,
     ) -> "PolicyUnits":
-        """Of what `measure` gives, or of a norm_stats.json.
+        """Makes the units from what `measure` gives, or from a norm_stats.json.
 
         Args:
             statistics: of "state" and "actions".
@@ -150,6 +153,7 @@ class PolicyUnits:
             for name in ("state", "actions")
         )
         dim = len(actions.first)
+        # These rules spare the gripper even if the file says nothing about it.
         if RULES[rule].masks and not actions.mask:
             actions = replace(actions, mask=(*([True] * (dim - 1)), False))
         return cls(state, actions, dim, relative.mask_of(*counts), robot, gripper)
@@ -173,14 +177,17 @@ def measure(
         counts: see `relative.mask_of`.
         robot: see `PolicyUnits`.
     """
-    every = max(1, -(-len(actions) // _MEASURED))
-    rows = np.arange(0, len(actions), every)
+    # Rounded up, so that no more than `_MEASURED` rows are left.
+    stride = max(1, -(-len(actions) // _MEASURED))
+    rows = np.arange(0, len(actions), stride)
+    # The first start behind a row is the end of its trajectory.
     ends = starts[np.searchsorted(starts, rows, side="right")]
     frames = np.minimum(rows[:, None] + np.arange(chunk), ends[:, None] - 1)
+    # Only `adapt_actions` and `adapt_state` are called, which scale nothing.
     none = Scaling("openpi_zscore", (), ())
     units = PolicyUnits(none, none, actions.shape[1], relative.mask_of(*counts), robot)
-    chunks, now = actions[frames], states[rows]
-    chunks = units.adapt_actions(chunks, now)
+    chunks, first_states = actions[frames], states[rows]
+    chunks = units.adapt_actions(chunks, first_states)
     return {
         "state": columns(units.adapt_state(states).astype(np.float32)),
         "actions": columns(chunks.reshape(-1, chunks.shape[-1]).astype(np.float32)),

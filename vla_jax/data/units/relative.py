@@ -43,6 +43,7 @@ def _shift(
     sign: float,
 ) -> Float[np.ndarray, "*n f a"]:
     count = len(mask)
+    # A copy, because the chunk may be a view of the dataset's arrays.
     moved = np.array(actions, copy=True)
     moved[..., :count] += sign * np.where(mask, state[..., :count], 0.0)[..., None, :]
     return moved

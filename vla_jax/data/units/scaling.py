@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float
 
 
 class Rule(NamedTuple):
-    """How two statistics of a dimension become a scale.
+    """A way to make a scale of two statistics of a dimension.
 
     Attributes:
         names: of the statistics: of the middle and the half width, or of the two ends.
@@ -53,6 +53,7 @@ class Rule(NamedTuple):
 
 
 _CENTER, _QUANTILES, _ENDS = ("mean", "std"), ("q01", "q99"), ("min", "max")
+# The epsilons are the originals' own, because imported weights were trained with them.
 RULES = {
     "openpi_zscore": Rule(_CENTER, 1e-6, 1e-6),
     "openpi_quantile": Rule(_QUANTILES, 1e-6, 1e-6),
@@ -113,6 +114,7 @@ class Scaling:
         rule, size = RULES[self.rule], values.shape[-1]
         if size > len(self.first):
             raise ValueError(f"{size} numbers, statistics of {len(self.first)}")
+        # The statistics may be of more numbers than the robot has, as openpi pads them.
         first, width = self._first(size), self._width(size, rule.epsilon)
         scaled = (values - first) / width
         scaled = scaled if rule.centered else scaled * 2.0 - 1.0
@@ -125,11 +127,12 @@ class Scaling:
         first, width, inner = self._first(size), self._width(size, rule.back), values[..., :size]
         scaled = inner * width + first if rule.centered else (inner + 1.0) / 2.0 * width + first
         scaled = np.where(self._mask(size), scaled, inner)
+        # The originals pad with mean 0 and std 1, to which they add the epsilon as well.
         behind = values[..., size:] * (1.0 + rule.back if rule.centered else 1.0)
         return np.concatenate([scaled, behind], axis=-1)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The fields as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
@@ -143,6 +146,7 @@ class Scaling:
     def _width(self, size: int, epsilon: float) -> Float[np.ndarray, "d"]:
         rule, second = RULES[self.rule], np.asarray(self.second[:size], np.float64)
         width = second if rule.centered else second - self._first(size)
+        # LeRobot replaces a width of 0; the others add the epsilon to every width.
         return np.where(width == 0, epsilon, width) if rule.only_zero else width + epsilon
 
     def _mask(self, size: int) -> Bool[np.ndarray, "d"]:

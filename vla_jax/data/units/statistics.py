@@ -23,21 +23,22 @@ def statistics(
     """Mean, std, min, max and exact 1 % and 99 % quantiles of every dimension.
 
     Args:
-        actions: standardised, not normalised, over all frames that are used for training.
+        actions: standardized, not normalized, over all frames that are used for training.
         proprio: the same frames' robot state, or None.
         num_trajectories: recorded beside the number of frames.
-        mask: True on the dimensions that normalisation scales; all but the last, which is the
+        mask: True on the dimensions that normalization scales; all but the last, which is the
             gripper, if it is not given.
 
     Returns:
-        JSON-serialisable; `action.mask` is the mask.
+        JSON-serializable; `action.mask` is the mask.
     """
     dim = actions.shape[1]
+    # Openvla's files have the same default: the gripper stays 0 to 1.
     scaled = [True] * (dim - 1) + [False] if mask is None else list(mask)
-    found: dict[str, Any] = {"action": columns(actions) | {"mask": scaled}}
+    entry: dict[str, Any] = {"action": columns(actions) | {"mask": scaled}}
     if proprio is not None:
-        found["proprio"] = columns(proprio)
-    return found | {"num_transitions": len(actions), "num_trajectories": num_trajectories}
+        entry["proprio"] = columns(proprio)
+    return entry | {"num_transitions": len(actions), "num_trajectories": num_trajectories}
 
 
 def cached_statistics(
@@ -70,6 +71,7 @@ def cached_statistics(
     digest = hashlib.sha256(identity.encode())
     for numbers in (actions, proprio):
         if numbers is not None:
+            # The digest reads the array's memory, so that millions of frames are not copied.
             digest.update(np.ascontiguousarray(numbers).data)
 
     def measure() -> dict[str, Any]:
@@ -81,13 +83,14 @@ def cached_statistics(
 
 def columns(values: Float32[np.ndarray, "n d"]) -> dict[str, list[float]]:
     """Mean, std, extremes and quantiles of every column."""
-    # Sums in float64: a float32 mean over millions of frames is off by more than a grey level of
-    # the quantisation the statistics are used for.
+    # Sums in float64: a float32 mean over millions of frames is off by more than a gray level of
+    # the quantization the statistics are used for.
     return {
         "mean": values.mean(axis=0, dtype=np.float64).tolist(),
         "std": values.std(axis=0, dtype=np.float64).tolist(),
         "min": values.min(axis=0).tolist(),
         "max": values.max(axis=0).tolist(),
+        # One column at a time, as numpy copies what it takes quantiles of.
         "q01": [float(np.quantile(column, 0.01)) for column in values.T],
         "q99": [float(np.quantile(column, 0.99)) for column in values.T],
     }

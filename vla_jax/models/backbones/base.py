@@ -1,4 +1,4 @@
-"""What a backbone is, and the helpers the backbones share.
+"""The base class of the backbones, and the helpers they share.
 
 Legend: b batch · h, x image height and width · n sequence · k image tokens · t prompt columns
 d hidden width · e token width (`token_width`; of "crossed" images another than the sequence's)
@@ -39,7 +39,7 @@ class Layout:
 
 
 class LooksAhead(NamedTuple):
-    """That tokens of a sequence see those behind them, so that none can be predicted.
+    """A setting that shows tokens those behind them, so that none can be predicted.
 
     Attributes:
         what: the setting that does it, as the beginning of a sentence.
@@ -51,7 +51,7 @@ class LooksAhead(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What a VLM reads.
+    """The input of a VLM.
 
     Attributes:
         embeds: the sequence, of `encode_images` and `embed_text`.
@@ -117,6 +117,7 @@ class Backbone(nn.Module):
     remat: str = "full"
     dtype: Any = jnp.float32
 
+    # ClassVar keeps Linen from taking these for fields of the module.
     RELEASED: ClassVar[dict[str, Any]] = {}
     DEFAULT_CONFIG: ClassVar[str] = ""
     LAYOUT: ClassVar[Layout] = Layout(bos=1, eos=0)
@@ -149,17 +150,18 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """What the shapes of the weights, by their names in the weight map, tell of the sizes.
+        """The sizes that follow from the shapes of the weights, by their names in the weight map.
 
         Returns:
             Part of an architecture; {} if the weights are not of this backbone.
         """
+        # Only backbones with SIZES_FROM_WEIGHTS look at them.
         del shapes
         return {}
 
     @property
     def image_spec(self) -> ImageSpec:
-        """How images are made ready for the tower."""
+        """The preprocessing of the tower's images."""
         raise NotImplementedError
 
     @property
@@ -185,6 +187,7 @@ class Backbone(nn.Module):
     @property
     def token_end(self) -> int:
         """First id above those that may stand for actions, from the top of the vocabulary."""
+        # A small vocabulary, as tests have, may end below the released model's bound.
         return min(self.ACTION_TOKEN_END or self.vocab_size, self.vocab_size)
 
     @property
@@ -199,7 +202,7 @@ class Backbone(nn.Module):
 
     @property
     def looks_ahead(self) -> LooksAhead | None:
-        """What of the architecture lets tokens see those behind them; None if nothing does."""
+        """The setting that lets tokens see those behind them; None if there is none."""
         return None
 
     def weight_map(self) -> list[w.Weight]:
@@ -219,6 +222,7 @@ class Backbone(nn.Module):
         x = self.text.embed(ids)
         if self.padding_id is None:
             return x
+        # torch's padding_idx stops the gradient of that row; its value still counts.
         return jnp.where((ids == self.padding_id)[..., None], jax.lax.stop_gradient(x), x)
 
     def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
@@ -234,7 +238,7 @@ class Backbone(nn.Module):
         return self.text.logits(hidden)
 
     def empty_cache(self, batch: int, slots: int) -> Any:
-        """Before the first token of a sequence of at most `slots`."""
+        """The cache before the first token of a sequence of at most `slots`."""
         return decoder.empty_cache(self.text_spec, batch, slots, self.dtype)
 
     def read_prefix(
@@ -247,6 +251,7 @@ class Backbone(nn.Module):
             valid: False on padding, which positions do not count.
             mask: which token sees which.
         """
+        # Positions count valid columns only, so that padding in between leaves no gap.
         positions = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
         return self.text.run(embeds, valid, positions, mask, export=True)
 
@@ -270,6 +275,7 @@ def merge_arch(
     Raises:
         ValueError: listing every unknown key, wrong nesting and a foreign model_type.
     """
+    # All problems are collected, so that a config is repaired in one round.
     problems: list[str] = []
     merged = _merge(base, overrides, "", strict, problems)
     if problems:
@@ -284,6 +290,7 @@ def count_layers(names: Iterable[str], prefix: str) -> int:
         ValueError: there is none.
     """
     numbers = {name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)}
+    # Layers are numbered from 0, and their names come in any order.
     return 1 + max(int(number) for number in numbers)
 
 
@@ -294,6 +301,7 @@ def _merge(
     strict: bool,
     problems: list[str],
 ) -> dict[str, Any]:
+    # The groups are copied because the released architectures are module constants.
     merged = {k: dict(v) if isinstance(v, Mapping) else v for k, v in base.items()}
     for key, value in overrides.items():
         if key not in base:
@@ -306,6 +314,7 @@ def _merge(
                 merged[key] = _merge(base[key], value, f"{path}{key}.", strict, problems)
             else:
                 problems.append(f"{path}{key}: expected a group of keys, not {value!r}")
+        # Groups have a model_type of their own, which the backbone's `arch` judges.
         elif key == "model_type" and not path and value != base[key]:
             problems.append(f"model_type: the files are of {value!r}, expected {base[key]!r}")
         else:

@@ -101,7 +101,7 @@ _LAYERS = r"(transformer\.blocks|gpt_neox\.layers|model\.decoder\.layers|model\.
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Memory:
-    """A sequence so far.
+    """What is kept of a sequence while it is written.
 
     Attributes:
         text: keys and values of its tokens.
@@ -117,7 +117,7 @@ class Memory:
 
 
 class _Unused(nn.Module):
-    """What CLIP has beside its patches: kept, so that a checkpoint comes out as it went in."""
+    """The parts of CLIP that are not used, kept so that a checkpoint comes out as it went in."""
 
     config: Any
 
@@ -136,8 +136,9 @@ class _Unused(nn.Module):
                     "max_position_embeddings": text["context_length"],
                 }
             )
-            one = jnp.ones((1, 1), int)
-            clip_text.ClipText(spec, size, name="text")(one, one == 1)
+            # Any ids do: the call only makes Linen create the tower's parameters.
+            token_ids = jnp.ones((1, 1), int)
+            clip_text.ClipText(spec, size, name="text")(token_ids, token_ids == 1)
             self.param("logit_scale", nn.initializers.zeros, ())
 
 
@@ -193,17 +194,19 @@ class Flamingo(Backbone):
         Raises:
             ValueError: listing every unknown key; an unknown language model.
         """
+        # The hub's checkpoints have no config.json, so a folder may have the language model's.
         if overrides.get("model_type") in LANGUAGE:
             overrides = {"text_config": overrides}
         text = overrides.get("text_config")
+        # Without a type the keys are those of the 3B model, which is the default.
         kind = text.get("model_type", "mosaic_gpt") if isinstance(text, Mapping) else "mosaic_gpt"
         if kind not in LANGUAGE:
             raise ValueError(
                 "backbone architecture:\n  text_config.model_type: "
                 f"{kind!r} is none of {sorted(LANGUAGE)}"
             )
-        every, language = LANGUAGE[kind]
-        base = {**ARCH, "cross_attn_every_n_layers": every}
+        interval, language = LANGUAGE[kind]
+        base = {**ARCH, "cross_attn_every_n_layers": interval}
         return merge_arch(
             {**base, "text_config": {"model_type": kind, **language}}, overrides, strict
         )
@@ -235,7 +238,7 @@ class Flamingo(Backbone):
 
     @property
     def text_spec(self) -> DecoderSpec:
-        """The language model's own."""
+        """Sizes of the language model."""
         text = self.config["text_config"]
         return LANGUAGES[text["model_type"]].spec(text)
 
@@ -263,6 +266,7 @@ class Flamingo(Backbone):
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b k c"]:
         """Preprocessed images -> image tokens."""
         patches = self.vision(images)
+        # The parameters must exist to be imported and exported; no result is used.
         if self.is_initializing():
             self.vision_unused(patches)
         return self.resampler(patches)
@@ -270,6 +274,7 @@ class Flamingo(Backbone):
     def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n e"]:
         """Token ids -> embeddings, and behind them a mark: 1 at <image>, else 0."""
         x, mark = self.text.embed(ids), ids == self.config["media_token_id"]
+        # `Tokens` carries no ids, so the mark travels as one more channel of the embedding.
         return jnp.concatenate([x, mark[..., None].astype(x.dtype)], axis=-1)
 
     def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
@@ -284,30 +289,32 @@ class Flamingo(Backbone):
         return self.text.run(x, tokens.valid, context=context, skip_last=raw).hidden
 
     def empty_cache(self, batch: int, slots: int) -> Memory:
-        """Before the first token of a sequence of at most `slots`."""
+        """The cache before the first token of a sequence of at most `slots`."""
         return Memory(decoder.empty_cache(self.text_spec, batch, slots, self.dtype))
 
     def extend(self, tokens: Tokens, cache: Memory) -> tuple[Float[Array, "b n d"], Memory]:
         """`__call__` for tokens that follow those in the cache, and the cache with them."""
-        x, context, now = self._look(tokens, cache)
+        x, context, memory = self._look(tokens, cache)
         result = self.text.run(x, tokens.valid, context=context, cache=cache.text)
-        return result.hidden, Memory(result.cache, now.images, now.seen, now.count)
+        return result.hidden, Memory(result.cache, memory.images, memory.seen, memory.count)
 
     def _look(self, tokens: Tokens, past: Memory) -> tuple[Array, gated.Media, Memory]:
         """Embeddings, what each of them may look at, and the images for what comes next.
 
         A text sees its images from <image> on, one without that token from its start.
         """
+        # The mark comes as a float; a half separates 0 from 1 in any type.
         mark = (tokens.embeds[..., -1] > 0.5) & tokens.valid
-        images, seen, count = past.images, past.seen, past.count
+        images, images_valid, count = past.images, past.seen, past.count
         if tokens.images is not None:
-            images, seen = tokens.images, tokens.seen
+            images, images_valid = tokens.images, tokens.seen
+            # A text without <image> counts as standing behind one from its first token.
             count = jnp.where(mark.any(axis=1), 0, 1)
-        if images is None or seen is None or count is None:
+        if images is None or images_valid is None or count is None:
             raise ValueError("the first tokens of a sequence come with its images")
         count = count[:, None] + jnp.cumsum(mark, axis=1)
-        reached = (count > 0)[..., None] & seen[:, None]
-        memory = Memory(past.text, images, seen, count[:, -1])
+        reached = (count > 0)[..., None] & images_valid[:, None]
+        memory = Memory(past.text, images, images_valid, count[:, -1])
         return tokens.embeds[..., :-1], gated.Media(images, reached), memory
 
     def weight_map(self) -> list[w.Weight]:
@@ -334,19 +341,22 @@ class Flamingo(Backbone):
 
     def _language(self) -> list[w.Weight]:
         """The wrapped language model, which registers its layers a second time by themselves."""
-        spec, every = self.text_spec, self.config["cross_attn_every_n_layers"]
+        spec, interval = self.text_spec, self.config["cross_attn_every_n_layers"]
         rows: list[w.Weight] = []
         top = ""
         for row in LANGUAGES[self.config["text_config"]["model_type"]].weights(spec):
             if not row.stacked:
                 rows.append(row)
                 continue
-            top, rest = row.source.split("{}.")
-            for i in range(every):
+            # open_flamingo keeps every layer in two lists, so each tensor has two names.
+            top, suffix = row.source.split("{}.")
+            for i in range(interval):
+                # Layers are scanned in groups: block i of a group is every `interval`-th layer from
+                # i on.
                 target = row.target.replace("layers/", f"layers/blocks_{i}/", 1)
-                names = (top + "{}.decoder_layer." + rest, "old_decoder_blocks.{}." + rest)
+                names = (top + "{}.decoder_layer." + suffix, "old_decoder_blocks.{}." + suffix)
                 rows += [
-                    w.Weight(name, target, row.kind, alias, first=i, step=every)
+                    w.Weight(name, target, row.kind, alias, first=i, step=interval)
                     for name, alias in zip(names, (False, True), strict=True)
                 ]
         # It stands before the last layer of each group.
@@ -354,7 +364,9 @@ class Flamingo(Backbone):
             names = (top + "{}.gated_cross_attn_layer.", "gated_cross_attn_layers.{}.")
             target = "layers/extra/" + row.target
             rows += [
-                w.Weight(name + row.source, target, row.kind, alias, first=every - 1, step=every)
+                w.Weight(
+                    name + row.source, target, row.kind, alias, first=interval - 1, step=interval
+                )
                 for name, alias in zip(names, (False, True), strict=True)
             ]
         return rows

@@ -89,6 +89,7 @@ class Kosmos2(Backbone):
                 hidden=text["ffn_dim"],
                 activation=text["activation_function"],
                 eps=text["layer_norm_eps"],
+                # The decoder is Magneto's, with norms inside attention and MLP as well.
                 sub_norm=True,
                 dropout=text["dropout"],
                 attention_dropout=text["attention_dropout"],
@@ -143,6 +144,7 @@ class Kosmos2(Backbone):
             *w.pair("image_to_text_projection.dense", "projection/dense"),
             *w.attention("image_to_text_projection.x_attn", "projection/attn"),
             w.Weight(text + "embed_tokens.weight", "text/embedding"),
+            # The output scores are tied to the embeddings, which the files write twice.
             w.Weight("text_model.lm_head.weight", "text/embedding", alias=True),
             *w.attention(t_layer + "self_attn", "text/layers/attn"),
             *w.norm(t_layer + "self_attn.inner_attn_ln", "text/layers/attn/norm"),

@@ -54,8 +54,10 @@ LEGAL = {
 
 def _from_original(config: Mapping[str, Any]) -> dict[str, Any]:
     kind, selected = config.get("model_type"), config.get("mm_vision_select_feature", "patch")
+    # The package's file is flat: the language model's keys lie among all others.
     text = {key: config[key] for key in ARCH["text_config"] if key in config}
     return {
+        # Any other kind is passed on, so that `merge_arch` refuses it by its name.
         "model_type": "llava" if kind in ("llava_llama", None) else kind,
         "text_config": {**text, "model_type": "llama"},
         "vision_config": shared.tower_of(config["mm_vision_tower"]),
@@ -63,6 +65,7 @@ def _from_original(config: Mapping[str, Any]) -> dict[str, Any]:
         "vision_feature_select_strategy": {"patch": "default", "cls_patch": "full"}.get(
             selected, selected
         ),
+        # The package, too, takes a file without this key for one linear layer.
         "mm_projector_type": config.get("mm_projector_type", "linear"),
     }
 
@@ -103,6 +106,7 @@ class Llava(shared.LlavaFamily):
         Raises:
             ValueError: as `merge_arch`, and for parts that are not supported.
         """
+        # A user's own changes (strict) are nested as Hugging Face's already.
         if not strict and "text_config" not in overrides and "mm_vision_tower" in overrides:
             overrides = _from_original(overrides)
         return shared.check(merge_arch(ARCH, overrides, strict), LEGAL)

@@ -68,6 +68,7 @@ class LlavaMPT(shared.LlavaFamily):
             ValueError: as `merge_arch`, and for parts that are not supported.
         """
         if not strict and "vision_config" not in overrides and "mm_vision_tower" in overrides:
+            # The file has the tower's name alone, and its sizes must be known without the hub.
             tower = shared.tower_of(overrides["mm_vision_tower"])
             overrides = {**overrides, "vision_config": tower}
         return shared.check(merge_arch(ARCH, overrides, strict), LEGAL)

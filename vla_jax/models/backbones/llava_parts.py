@@ -1,4 +1,4 @@
-"""What the LLaVAs share: CLIP's tower, a projector, a decoder, and how they are put together."""
+"""The parts the LLaVAs share: CLIP's tower, a projector, a decoder, and their assembly."""
 
 import functools
 import re
@@ -36,7 +36,7 @@ CLIP: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What a LLaVA is put together from.
+    """The parts a LLaVA is put together from.
 
     Attributes:
         vision: the image tower.
@@ -57,13 +57,14 @@ def tower_of(name: str) -> dict[str, Any]:
     Raises:
         ValueError: it is neither.
     """
-    found = re.search(r"clip-vit-large-patch14(-336)?/?$", name)
-    if not found:
+    # The name may be the path of a local folder, so only its end counts.
+    match = re.search(r"clip-vit-large-patch14(-336)?/?$", name)
+    if not match:
         raise ValueError(
             f"mm_vision_tower: {name!r} is neither openai/clip-vit-large-patch14 nor "
             "openai/clip-vit-large-patch14-336; give its sizes as vision_config"
         )
-    return {**CLIP, "image_size": 336 if found[1] else 224}
+    return {**CLIP, "image_size": 336 if match[1] else 224}
 
 
 def check(config: dict[str, Any], legal: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def check(config: dict[str, Any], legal: Mapping[str, Sequence[Any]]) -> dict[st
         value: Any = functools.reduce(lambda group, key: group[key], path.split("."), config)
         if value not in values:
             problems.append(f"{path}: {value!r} is none of {list(values)}")
+    # This key follows a pattern and has no list of legal values.
     if not _depth(config["mm_projector_type"]):
         kind = config["mm_projector_type"]
         problems.append(
@@ -93,8 +95,8 @@ def check(config: dict[str, Any], legal: Mapping[str, Sequence[Any]]) -> dict[st
 
 def _depth(projector: str) -> int:
     """Linear layers of a projector; 0 for an unknown one."""
-    found = re.fullmatch(r"mlp([2-9])x_gelu", projector)
-    return 1 if projector == "linear" else int(found[1]) if found else 0
+    match = re.fullmatch(r"mlp([2-9])x_gelu", projector)
+    return 1 if projector == "linear" else int(match[1]) if match else 0
 
 
 def assemble(
@@ -146,7 +148,7 @@ class LlavaFamily(Backbone):
 
     @property
     def image_spec(self) -> ImageSpec:
-        """As RoboVLMs: squash to a square, bicubic, CLIP mean and deviation.
+        """RoboVLMs' preprocessing: squash to a square, bicubic, CLIP mean and deviation.
 
         LLaVA itself pads to a square (its package) or crops (Hugging Face).
         """
@@ -199,4 +201,5 @@ def rows(
 
 def mm_projector(depth: int, prefix: str) -> list[str]:
     """The llava package's names of a projector's linear layers: alone, or every other of a list."""
+    # torch's Sequential numbers the activations in between, too, which hold nothing.
     return [prefix] if depth == 1 else [f"{prefix}.{2 * i}" for i in range(depth)]

@@ -98,7 +98,8 @@ class Moondream(Backbone):
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """What the weights tell of the architecture; heads as wide as in every released model."""
+        """The sizes that the weights tell, with heads as wide as in every released model."""
+        # Layer 0 stands for all, as the number of layers is what is to be learned.
         needed = [row.source.format(0) for row in cls(ARCH).weight_map()]
         if any(name not in shapes for name in needed):
             return {}
@@ -106,15 +107,18 @@ class Moondream(Backbone):
         tokens = shapes[_VISION + "pos_embed"][1]
         projection, features = shapes[_PROJECTION + "fc1.weight"]
         vocab, width = shapes[_TEXT + "embd.wte.weight"]
+        # A patch comes flattened: side x side pixels of 3 colors.
         side = round((patch / 3) ** 0.5)
         return {
             "vision_config": {
                 "hidden_size": hidden,
                 "num_hidden_layers": count_layers(shapes, _VISION + "blocks."),
+                # Shapes do not tell the heads apart; SigLIP's are 72 wide (1152 / 16).
                 "num_attention_heads": max(hidden // 72, 1),
                 "intermediate_size": shapes[_VISION + "blocks.0.mlp.fc1.bias"][0],
                 "patch_size": side,
                 "image_size": round(tokens**0.5) * side,
+                # The projection reads the features of all streams side by side.
                 "streams": features // hidden,
                 "projection_dim": projection,
             },
@@ -122,6 +126,7 @@ class Moondream(Backbone):
                 "vocab_size": vocab,
                 "hidden_size": width,
                 "num_hidden_layers": count_layers(shapes, _TEXT + "h."),
+                # Phi-1.5's heads are 64 wide (2048 / 32).
                 "num_attention_heads": max(width // 64, 1),
                 "intermediate_size": shapes[_TEXT + "h.0.mlp.fc1.bias"][0],
             },
@@ -132,6 +137,7 @@ class Moondream(Backbone):
         """Squashed, bicubic, to [-1, 1]; with two streams, images of 512 pixels may be tiled."""
         vision = self.config["vision_config"]
         side, half = vision["image_size"], (0.5, 0.5, 0.5)
+        # The sizes from which the released code chooses for an image that it tiles.
         larger = ((side, 2 * side), (2 * side, side), (2 * side, 2 * side))
         if vision["streams"] == 1:
             return ImageSpec(side, half, half)
@@ -139,7 +145,7 @@ class Moondream(Backbone):
 
     @property
     def vision_spec(self) -> VisionSpec:
-        """The tower."""
+        """Sizes of the image tower."""
         vision = self.config["vision_config"]
         return vision_families.timm_siglip(
             vision["hidden_size"],
@@ -186,6 +192,7 @@ class Moondream(Backbone):
             *w.pair(_PROJECTION + "fc1", "vision_projection/fc1"),
             *w.pair(_PROJECTION + "fc2", "vision_projection/fc2"),
             w.Weight(_TEXT + "embd.wte.weight", "text/embedding"),
+            # Phi's attention and MLP share one norm, as they run side by side.
             *w.norm(layer + "ln", "text/layers/norm1"),
             *w.pair(layer + "mixer.Wqkv", "text/layers/attn/{q,k,v}"),
             *w.pair(layer + "mixer.out_proj", "text/layers/attn/o", "linear_from_heads"),

@@ -54,6 +54,7 @@ STRIDE = 16  # pixels from one feature of the ResNet to the next
 
 
 def _side(config: Mapping[str, Any]) -> int:
+    # The ResNet's convolutions pad, so remaining pixels make one more feature.
     return math.ceil(config["image_size"] / STRIDE)
 
 
@@ -82,6 +83,7 @@ class OFA(Backbone):
             ValueError: also for what no released OFA has, and for images larger than the grid.
         """
         merged = merge_arch(ARCH, overrides, strict)
+        # A file with another value describes a network that is not implemented.
         problems = [
             f"{key}: {merged[key]!r}, only {ARCH[key]!r} is implemented"
             for key in _FIXED
@@ -122,7 +124,7 @@ class OFA(Backbone):
 
     @property
     def text_spec(self) -> EncoderDecoderSpec:
-        """Both encoder_decoder."""
+        """Sizes of the encoder and the decoder."""
         keys = ("layers", "attention_heads", "ffn_dim")
         encoder, decoder = (
             StackSpec(*(self.config[f"{part}_{key}"] for key in keys))
@@ -134,6 +136,7 @@ class OFA(Backbone):
             encoder=encoder,
             decoder=decoder,
             activation=self.config["activation_function"],
+            # The original's table has two rows more than its config says.
             max_positions=self.config["max_position_embeddings"] + 2,
             token_buckets=self.config["token_bucket_size"],
             image_buckets=self.config["image_bucket_size"],
@@ -146,7 +149,7 @@ class OFA(Backbone):
 
     @property
     def vision_spec(self) -> resnet.ResNetSpec:
-        """The ResNet."""
+        """Sizes of the ResNet."""
         return resnet.ResNetSpec(resnet.DEPTHS[self.config["resnet_type"]], self.config["stem"])
 
     def setup(self):
@@ -157,6 +160,7 @@ class OFA(Backbone):
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b k d"]:
         """Preprocessed images -> image tokens."""
         x = self.vision(images)
+        # Row by row, as `image_place` numbers the grid.
         return self.projection(x.reshape(len(x), -1, x.shape[-1]))
 
     def encode(self, tokens: Any, collect: bool = False) -> encoder_decoder.Encoded:
@@ -169,13 +173,14 @@ class OFA(Backbone):
         return self.text.decoder(tokens.embeds, tokens.valid, self.encode(tokens)).hidden
 
     def empty_cache(self, batch: int, slots: int) -> encoder_decoder.Cache:
-        """Before the first token of a sequence of at most `slots`."""
+        """The cache before the first token of a sequence of at most `slots`."""
         return encoder_decoder.empty_cache(self.text_spec, batch, slots, self.dtype)
 
     def extend(
         self, tokens: Tokens, cache: encoder_decoder.Cache
     ) -> tuple[Float[Array, "b n d"], encoder_decoder.Cache]:
         """`__call__` for tokens that follow those in the cache, and the cache with them."""
+        # Later calls find what the encoder made in the cache.
         encoded = None if tokens.images is None else self.encode(tokens)
         result = self.text.decoder(tokens.embeds, tokens.valid, encoded, cache)
         return result.hidden, result.cache
@@ -186,6 +191,7 @@ class OFA(Backbone):
         rows += w.pair("encoder.image_proj", "projection")
         rows.append(w.Weight("encoder.embed_tokens.weight", "text/embedding"))
         rows += [
+            # One matrix under three names: encoder, decoder and output scores share it.
             w.Weight(f"decoder.{name}.weight", "text/embedding", alias=True)
             for name in ("embed_tokens", "output_projection")
         ]
@@ -202,13 +208,13 @@ class OFA(Backbone):
             *_places("cross_pos", "cross_scores"),
             *_attention("cross_attn", "cross", "norm_cross", "post_cross"),
         ]
-        for part, own in (("encoder", encoder), ("decoder", decoder)):
-            rows += w.prefixed([*own, *_tower()], f"{part}.", f"text/{part}/")
+        for part, stack_rows in (("encoder", encoder), ("decoder", decoder)):
+            rows += w.prefixed([*stack_rows, *_tower()], f"{part}.", f"text/{part}/")
         return rows
 
 
 def _tower() -> list[w.Weight]:
-    """What both towers have."""
+    """Weights that the encoder and the decoder both have."""
     layer = "layers.{}."
     return [
         w.Weight("embed_positions.weight", "positions"),

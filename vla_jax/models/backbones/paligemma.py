@@ -121,7 +121,7 @@ class PaliGemma(Backbone):
 
     @property
     def looks_ahead(self) -> LooksAhead | None:
-        """That tokens see those behind them, if the mask has it so."""
+        """The setting that lets tokens see those behind them, if the mask does so."""
         if self.config["mask"] != "full":
             return None
         return LooksAhead(_BACKWARD, "mask 'causal' or 'prefix'")
@@ -139,6 +139,7 @@ class PaliGemma(Backbone):
         spec = LANGUAGES[text["model_type"]].spec(text)
         if self.config.get("attention_cap", True):
             return spec
+        # sdpa attention, with which RoboVLMs trains, has no cap.
         return dataclasses.replace(spec, block=dataclasses.replace(spec.block, soft_cap=None))
 
     @property
@@ -160,6 +161,7 @@ class PaliGemma(Backbone):
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> image tokens."""
+        # The decoder multiplies all embeddings by the root of its width.
         return self.projection(self.vision(images)) / math.sqrt(self.config["hidden_size"])
 
     def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:

@@ -24,7 +24,9 @@ ARCH: dict[str, Any] = {
         "patch_size": 14,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
+        # Pixels of a window's side, which are 4 tokens.
         "window_size": 112,
+        # All other layers attend within windows.
         "fullatt_block_indexes": (7, 15, 23, 31),
     },
     "text_config": {
@@ -44,6 +46,7 @@ ARCH: dict[str, Any] = {
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1000000.0,
+            # Rotary pairs of a head, 64 in all, for time, row and column.
             "mrope_section": (16, 24, 24),
         },
     },
@@ -51,7 +54,7 @@ ARCH: dict[str, Any] = {
 
 
 class Qwen25VL(QwenFamily):
-    """Qwen2-VL with another tower."""
+    """Qwen2.5-VL, which is Qwen2-VL with another image tower."""
 
     RELEASED = ARCH
     DEFAULT_CONFIG = "qwen2_5_vl_ph"

@@ -16,6 +16,7 @@ ARCH: dict[str, Any] = {
     "vision_end_token_id": 151653,
     "vision_config": {
         "depth": 32,
+        # The tower's width; hidden_size below is that of the merger's output.
         "embed_dim": 1280,
         "num_heads": 16,
         "mlp_ratio": 4,
@@ -42,6 +43,7 @@ ARCH: dict[str, Any] = {
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1000000.0,
+            # Rotary pairs of a head, 64 in all, for time, row and column.
             "mrope_section": (16, 24, 24),
         },
     },
@@ -49,7 +51,7 @@ ARCH: dict[str, Any] = {
 
 
 class Qwen2VL(QwenFamily):
-    """The first of the three."""
+    """Qwen2-VL, the first of the three models of `QwenFamily`."""
 
     RELEASED = ARCH
     DEFAULT_CONFIG = "qwen2_vl_ph"

@@ -24,7 +24,9 @@ ARCH: dict[str, Any] = {
         "patch_size": 16,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
+        # A table of 48 x 48 positions, interpolated to the image's grid.
         "num_position_embeddings": 2304,
+        # The decoder's first three layers get what these layers give.
         "deepstack_visual_indexes": (5, 11, 17),
     },
     "text_config": {
@@ -42,6 +44,7 @@ ARCH: dict[str, Any] = {
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 5000000.0,
+            # Rotary pairs of a head, 64 in all, for time, row and column.
             "mrope_section": (24, 20, 20),
             "mrope_interleaved": True,
         },
@@ -50,7 +53,7 @@ ARCH: dict[str, Any] = {
 
 
 class Qwen3VL(QwenFamily):
-    """Its language model is Qwen3."""
+    """Qwen3-VL, whose language model is Qwen3."""
 
     RELEASED = ARCH
     DEFAULT_CONFIG = "qwen3_vl_ph"

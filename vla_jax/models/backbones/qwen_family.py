@@ -33,24 +33,24 @@ _PARTS = {
 }
 
 
-def _of_today(found: Mapping[str, Any]) -> dict[str, Any]:
+def _of_today(raw_config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json as transformers 5 nests it.
 
     Before 4.52 the text's keys stood at the top; before 5 the rotation was `rope_scaling` and
     `rope_theta`, and `tie_word_embeddings` could stand in either place. Left out it is false.
     """
-    text = dict(found.get("text_config") or found)
+    text = dict(raw_config.get("text_config") or raw_config)
     rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     if "rope_theta" in text:
         rope.setdefault("rope_theta", text["rope_theta"])
-    tied = bool(found.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    tied = bool(raw_config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
     text["rope_parameters"] = rope
-    return {**found, "text_config": text, "tie_word_embeddings": tied}
+    return {**raw_config, "text_config": text, "tie_word_embeddings": tied}
 
 
 def vision_spec(config: Mapping[str, Any], grid: Grid) -> VisionSpec:
-    """The tower's, for an image of `grid` patches."""
+    """Sizes of the image tower for an image of `grid` patches."""
     return _PARTS[config["model_type"]][0](config["vision_config"], grid)
 
 
@@ -88,17 +88,19 @@ def positions(
     """
     rows, columns = grid
     patch, count = place - 1, rows * columns
+    # The marks fall out on both sides: the first is patch -1, the last is `count`.
     inside = (patch >= 0) & (patch < count)
     # All that an image takes is booked on its last patch.
     image = jnp.where(patch == count - 1, jnp.maximum(rows, columns), 0)
     takes = jnp.where(valid, jnp.where(inside, image, 1), 0)
+    # The sum excludes the token itself: it stands where all before it ends.
     before = jnp.asarray(start)[..., None] + jnp.cumsum(takes, axis=1) - takes
     offsets = jnp.stack([jnp.zeros_like(patch), patch // columns, patch % columns])
     return before + jnp.where(inside, offsets, 0), start + takes.sum(axis=1)
 
 
 class Memory(NamedTuple):
-    """What `extend` goes on from.
+    """The state that `extend` goes on from.
 
     Attributes:
         cache: of the decoder.
@@ -129,11 +131,12 @@ class Vision(nn.Module):
         for i, tap in enumerate(taps):
             merger = vision_families.qwen2_merger(spec, vision, True, self.dtype, f"deep_{i}")
             merged.append(merger(tap))
+        # Deep features travel behind the embedding, as `Tokens` has no field for them.
         return jnp.concatenate(merged, axis=-1)
 
 
 class QwenFamily(Backbone):
-    """What the three have in common; which one is in the config.
+    """The base of the three models; the config says which one it is.
 
     `grid` of the methods: see `positions`; by default that of images of the configured size.
     """
@@ -163,6 +166,7 @@ class QwenFamily(Backbone):
                 f"image_size: {config['image_size']} pixels are no multiple of {square}, "
                 "patch_size x spatial_merge_size"
             )
+        # In Qwen2-VL's config hidden_size is the merger's width; the later ones renamed it.
         key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
         if vision[key] != text["hidden_size"]:
             problems.append(
@@ -190,7 +194,7 @@ class QwenFamily(Backbone):
 
     @property
     def text_spec(self) -> DecoderSpec:
-        """The language model's."""
+        """Sizes of the language model."""
         tied = {"tie_word_embeddings": self.config["tie_word_embeddings"]}
         return self._language.spec({**self.config["text_config"], **tied})
 
@@ -215,6 +219,7 @@ class QwenFamily(Backbone):
     def embed_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b n e"]:
         """Token ids -> embeddings, without deep features."""
         deep = self.token_width - self.width
+        # Zeros, because the decoder adds deep features to its hidden states.
         return jnp.pad(self.text.embed(ids), ((0, 0), (0, 0), (0, deep)))
 
     def __call__(self, tokens: Tokens, grid: Any = None) -> Float[Array, "b n d"]:
@@ -222,7 +227,7 @@ class QwenFamily(Backbone):
         return self._run(tokens, grid, 0, None)[0].hidden
 
     def empty_cache(self, batch: int, slots: int) -> Memory:
-        """Before the first token of a sequence of at most `slots`."""
+        """The cache before the first token of a sequence of at most `slots`."""
         cache = empty_cache(self.text_spec, batch, slots, self.dtype)
         return Memory(cache, jnp.zeros(batch, jnp.int32))
 

@@ -72,10 +72,13 @@ def far(
     head_width = config["hidden_size"] // config["num_attention_heads"]
     turned = int(head_width * config["rotary_pct"])
     if config["use_dynamic_ntk"]:
+        # The original's get_ntk_alpha: 1 up to `seq_length`, 3, 7, 15 ... beyond.
         alpha = max(2 ** math.ceil(math.log(length / limit, 2) + 1) - 1, 1)
+        # With this base fast rotations hardly change and the slowest is stretched by alpha.
         base = base * alpha ** (turned / (turned - 2))
     gain = None
     if config["use_logn_attn"] and length > limit:
+        # Columns count from 0, so the first one with a gain above 1 is column `limit`.
         gain = jnp.maximum(jnp.log(columns + 1.0) / math.log(limit), 1.0)
     return Rope(base, turned)(columns), gain
 
@@ -171,6 +174,7 @@ class QwenVL(Backbone):
         length = tokens.valid.shape[1]
         columns = jnp.arange(length)[None]
         if cache is not None:
+            # All slots count, so that a token is rotated alike in every call.
             length, columns = cache.valid.shape[1], columns + cache.length[:, None]
         rope, gain = far(self.config, length, columns)
         return self.text.run(
@@ -188,6 +192,7 @@ class QwenVL(Backbone):
             *w.norm(layer + "ln_2", "layers/norm2", bias=False),
             *w.pair(layer + "attn.c_attn", "layers/attn/{q,k,v}"),
             *w.pair(layer + "attn.c_proj", "layers/attn/o", "linear_from_heads", bias),
+            # The original activates what w2 gives, so w2 is the gate.
             *w.pair(layer + "mlp.w1", "layers/mlp/up", bias=bias),
             *w.pair(layer + "mlp.w2", "layers/mlp/gate", bias=bias),
             *w.pair(layer + "mlp.c_proj", "layers/mlp/down", bias=bias),

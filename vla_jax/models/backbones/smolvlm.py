@@ -60,13 +60,14 @@ class SmolVLM(Backbone):
         Raises:
             ValueError: as `merge_arch`, and for an image whose patches do not make whole tokens.
         """
-        found = merge_arch(ARCH, overrides, strict)
-        size = found["vision_config"]["image_size"]
-        side = found["vision_config"]["patch_size"] * found["scale_factor"]
+        merged = merge_arch(ARCH, overrides, strict)
+        size = merged["vision_config"]["image_size"]
+        side = merged["vision_config"]["patch_size"] * merged["scale_factor"]
+        # A remainder would make the pixel shuffle's reshape fail far from here.
         if size % side:
-            what = f"{size} pixels are no multiple of {side}, patch_size x scale_factor"
-            raise ValueError(f"backbone architecture:\n  vision_config.image_size: {what}")
-        return found
+            problem = f"{size} pixels are no multiple of {side}, patch_size x scale_factor"
+            raise ValueError(f"backbone architecture:\n  vision_config.image_size: {problem}")
+        return merged
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -82,7 +83,7 @@ class SmolVLM(Backbone):
 
     @property
     def text_spec(self) -> DecoderSpec:
-        """The language model's."""
+        """Sizes of the language model."""
         tied = {"tie_word_embeddings": self.config["tie_word_embeddings"]}
         return LANGUAGES["llama"].spec({**self.config["text_config"], **tied})
 
@@ -96,6 +97,7 @@ class SmolVLM(Backbone):
         """Preprocessed images -> a token for each square of patches, row by row."""
         patches, s = self.vision(images), self.config["scale_factor"]
         side = round(patches.shape[1] ** 0.5) // s
+        # The projection's weights fix this order: rows, then columns of the square, then channels.
         squares = patches.reshape(len(patches), side, s, side, s, -1).swapaxes(2, 3)
         return self.projection(squares.reshape(len(patches), side * side, -1))
 

@@ -94,7 +94,8 @@ class UForm(Backbone):
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """What the weights tell of the sizes; text heads as wide as in the released models."""
+        """The sizes that the weights tell, with text heads as wide as in the released models."""
+        # Some versions lack these and are UForm all the same.
         optional = {_EMBEDDING, _CLASS, _TEXT + "lm_head.weight"}
         needed = {
             row.source.format(0) for row in cls({**ARCH, "text_config": _text(_LLAMA)}).weight_map()
@@ -106,8 +107,10 @@ class UForm(Backbone):
         projected = shapes[_POOLER + "projection.weight"]
         layer = _TEXT + "model.layers.0."
         vocab, width = shapes[_TEXT + "model.embed_tokens.weight"]
+        # Of the two text decoders only Qwen2 has biases on its queries.
         biased = layer + "self_attn.q_proj.bias" in shapes
         text = _text({} if biased else _LLAMA)
+        # Shapes do not tell heads apart, so their width is that of the released models.
         head = _HEAD_WIDTHS[text["model_type"]]
         text |= {
             "vocab_size": vocab,
@@ -126,6 +129,7 @@ class UForm(Backbone):
             "image_encoder_class_token": _CLASS in shapes,
             "image_pooler_intermediate_size": shapes[_POOLER + "pooler.linear1.bias"][0],
             "image_pooler_num_latents": latents,
+            # Equal widths fit both generations; then the second is assumed.
             "image_pooler_project_first": projected == (inner, hidden) and inner != hidden,
             "text_config": text,
         }
@@ -139,6 +143,7 @@ class UForm(Backbone):
                 mean=(0.485, 0.456, 0.406),
                 std=(0.229, 0.224, 0.225),
                 fit="crop",
+                # The shorter side has 256 pixels before the crop; a larger crop needs a larger one.
                 shortest=max(256, self.config["image_size"]),
                 crop_rounding="half_even",
             )
@@ -152,14 +157,14 @@ class UForm(Backbone):
 
     @property
     def vision_spec(self) -> VisionSpec:
-        """The tower."""
+        """Sizes of the image tower."""
         return replace(
             vision_families.uform(self.config), class_token=self.config["image_encoder_class_token"]
         )
 
     @property
     def text_spec(self) -> DecoderSpec:
-        """The text decoder."""
+        """Sizes of the text decoder."""
         text = self.config["text_config"]
         return LANGUAGES[text["model_type"]].spec(text)
 
