@@ -47,9 +47,9 @@ def cross_checks(config: Config) -> list[str]:
     if not 0 <= data.max_skipped <= 1:
         problems.append(f"data.max_skipped: must be in [0, 1], not {data.max_skipped}")
     problems += [
-        f"data.datasets[{i}].{name}: missing; {what}"
+        f"data.datasets[{i}].{name}: missing; {advice}"
         for i, d in enumerate(data.datasets)
-        for name, what in (("spec", "name its standardization"), ("dir", "name its folder"))
+        for name, advice in (("spec", "name its standardization"), ("dir", "name its folder"))
         if not getattr(d, name)
     ]
     problems += [

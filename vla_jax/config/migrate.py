@@ -77,8 +77,8 @@ def upgrade(stored: Any, found_format: Any, where: str) -> dict[str, Any]:
     Raises:
         ConfigError: the format is none that this version reads, or the config is no dict.
     """
-    known = isinstance(found_format, int) and 1 <= found_format <= FORMAT
-    if not known:
+    is_readable = isinstance(found_format, int) and 1 <= found_format <= FORMAT
+    if not is_readable:
         newer = isinstance(found_format, int) and found_format > FORMAT
         why = "; a newer version wrote it: update vla_jax" if newer else ""
         raise ConfigError(

@@ -21,7 +21,7 @@ def default_config(hf_dir: str | Path) -> str:
     """
     described = read_json(Path(hf_dir) / "config.json")
     kind, problems = described.get("model_type"), []
-    known = {b.RELEASED["model_type"] for b in BACKBONES.values() if b.DEFAULT_CONFIG}
+    vlm_types = {b.RELEASED["model_type"] for b in BACKBONES.values() if b.DEFAULT_CONFIG}
     for backbone in BACKBONES.values():
         if backbone.RELEASED["model_type"] != kind or not backbone.DEFAULT_CONFIG:
             continue
@@ -33,4 +33,6 @@ def default_config(hf_dir: str | Path) -> str:
             return backbone.DEFAULT_CONFIG
     if problems:
         raise ConfigError(f"{hf_dir}: " + "\n".join(problems))
-    raise ConfigError(f"{hf_dir}: no backbone is a VLM of type {kind!r}; they are {sorted(known)}")
+    raise ConfigError(
+        f"{hf_dir}: no backbone is a VLM of type {kind!r}; they are {sorted(vlm_types)}"
+    )

@@ -55,9 +55,9 @@ def to_hf(
     rows, _ = maps.hugging_face(config.model)
     leaves, factors, settings = _without_lora(stored, adapter)
     backbone = {path: leaf for path, leaf in leaves.items() if path.startswith("backbone/")}
-    rest = {path: leaf for path, leaf in leaves.items() if path not in backbone}
+    policy_leaves = {path: leaf for path, leaf in leaves.items() if path not in backbone}
     vlm = maps.outgoing(rows, backbone, dtype)
-    policy = maps.outgoing(maps.policy(config.model), rest, dtype)
+    policy = maps.outgoing(maps.policy(config.model), policy_leaves, dtype)
     kernels = {path: leaf.shape for path, leaf in backbone.items()}
     update = maps.outgoing(lora.adapter_rows(rows, factors, kernels), factors, dtype)
     remembered = source or config.model.backbone.hf_dir
@@ -90,9 +90,9 @@ def _without_lora(
     return lora.merged(stored.leaves, scale), {}, settings
 
 
-def _write(path: Path, what: maps.Outgoing, limit: int | None, done: Done) -> None:
-    with Writer(path, what.shapes, what.dtypes, limit) as writer:
-        for name, value in what.repeated():
+def _write(path: Path, outgoing: maps.Outgoing, limit: int | None, done: Done) -> None:
+    with Writer(path, outgoing.shapes, outgoing.dtypes, limit) as writer:
+        for name, value in outgoing.repeated():
             writer.write(name, value)
             done(value.nbytes)
 
@@ -159,10 +159,12 @@ def to_robovlms(
     config = resolve(stored.meta["config"])
     rows, _ = maps.robovlms(config.model, prefix="" if bare else "model.")
     leaves, _, _ = _without_lora(stored, adapter=False)
-    what = maps.outgoing(rows, leaves, dtype)
+    outgoing = maps.outgoing(rows, leaves, dtype)
     with output.whole(out, overwrite, folder=False) as file:
         if out.suffix == SUFFIX:
-            _write(file, what, None, done)
+            _write(file, outgoing, None, done)
         else:
-            torch_write.write(file, what.shapes, what.dtypes, what.aliases, what.tensors, done)
-    return what
+            torch_write.write(
+                file, outgoing.shapes, outgoing.dtypes, outgoing.aliases, outgoing.tensors, done
+            )
+    return outgoing

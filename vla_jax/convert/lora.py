@@ -91,15 +91,15 @@ class _Blocks(Weight):
         ends = list(itertools.accumulate(shape[0] for shape in shapes))
         sizes = [(ends[-1], *s[1:]) for s in self.kernels]
         blocks = FUSED[self.kind][0](_as_linear(self.kind, x), sizes)
-        found = [
+        factors = [
             blocks[i][end - shape[0] : end].reshape(shape)
             for i, end, shape in zip(self.chosen, ends, shapes, strict=True)
         ]
-        if not np.array_equal(self.join(found), x):
+        if not np.array_equal(self.join(factors), x):
             raise WeightError(
                 f"{self.source}: not block-diagonal, as after training in PEFT; merge it there"
             )
-        return found
+        return factors
 
 
 def _as_linear(kind: str, x: np.ndarray) -> np.ndarray:
@@ -121,7 +121,7 @@ def adapter_rows(
         WeightError: naming the kernels that are no module's matrix under their names.
     """
     left = {path.rpartition("/")[0]: None for path in factors}
-    found: list[Weight] = []
+    adapter: list[Weight] = []
     for row in rows:
         folders = [target.removesuffix("/kernel") for target in row.targets]
         chosen = tuple(i for i, folder in enumerate(folders) if folder in left)
@@ -131,28 +131,28 @@ def adapter_rows(
             del left[folders[i]]
         folder = _only(row.target.removesuffix("/kernel"), chosen)
         module = "base_model.model." + row.source.removesuffix(".weight")
-        found.append(
+        adapter.append(
             replace(row, source=f"{module}.lora_A.weight", target=f"{folder}/lora_a", kind="linear")
         )
         up = replace(row, source=f"{module}.lora_B.weight", target=f"{folder}/lora_b")
         if len(folders) > 1:
             shapes = tuple(tuple(kernels[target])[row.stacked :] for target in row.targets)
-            found.append(_Blocks(**vars(up), kernels=shapes, chosen=chosen))
+            adapter.append(_Blocks(**vars(up), kernels=shapes, chosen=chosen))
         else:
-            found.append(replace(up, kind="linear"))
+            adapter.append(replace(up, kind="linear"))
     if left:
         raise WeightError(
             "no linear layer of the Hugging Face model has this matrix, so no adapter can stand "
             "beside it (use --lora=merge): " + ", ".join(f"{folder}/kernel" for folder in left)
         )
-    return found
+    return adapter
 
 
 def _only(target: str, chosen: Sequence[int]) -> str:
     """Some of a target's paths: `attn/{q,k,v}`, (0, 2) -> `attn/{q,v}`."""
 
-    def pick(found: re.Match[str]) -> str:
-        choices = found[1].split(",")
+    def pick(match: re.Match[str]) -> str:
+        choices = match[1].split(",")
         return "{" + ",".join(choices[i] for i in chosen) + "}"
 
     return re.sub(r"\{(.*)\}", pick, target)

@@ -38,9 +38,9 @@ def embed(folder: str | Path, texts: Iterable[str], size: int) -> dict[str, Floa
     config = json.loads(path.read_text(encoding="utf-8"))
     if "text_config" not in config and not config.get("model_type", "").startswith("clip"):
         raise ConfigError(f"model.sentence.dir: {path} is of no CLIP: {config.get('model_type')!r}")
-    found = config.get("projection_dim", 512)
-    if found != size:
-        raise ConfigError(f"model.sentence.dim: {size}, but the vectors of {folder} have {found}")
+    dim = config.get("projection_dim", 512)
+    if dim != size:
+        raise ConfigError(f"model.sentence.dim: {size}, but the vectors of {folder} have {dim}")
     spec = clip_text.text_spec(config.get("text_config", config))
     tower, tokenizer = clip_text.ClipText(spec, size), Tokenizer.from_dir(folder)
     params = _load(tower, folder)

@@ -115,11 +115,11 @@ class Start:
         vlm = _report(leaves, shapes, lambda path: path.startswith(_VLM))
         if vlm:
             raise WeightError(f"{self._where}:\n{vlm}")
-        rest = _report(leaves, shapes, lambda path: not path.startswith(_VLM))
-        if rest:
+        mismatches = _report(leaves, shapes, lambda path: not path.startswith(_VLM))
+        if mismatches:
             logger.warning(
                 "%s is of another robot, structure or head. What is missing or of another shape "
-                "starts anew, what is unexpected is left out:\n%s", self._where, rest,
+                "starts anew, what is unexpected is left out:\n%s", self._where, mismatches,
             )  # fmt: skip
         fit = {p: x for p, x in leaves.items() if p in shapes and x.shape == tuple(shapes[p])}
         return {path: place(path, leaf.read()) for path, leaf in fit.items()}

@@ -100,11 +100,11 @@ class Stored:
         Raises:
             CheckpointError: nothing usable there.
         """
-        with checkpoint.Checkpoints(workdir, read_only=True) as found:
-            step = found.intact(checkpoint.POLICY_ITEMS) if step is None else step
-            self.meta = found.meta(step)
-            self.step = found.steps()[-1] if step is None else step
-            self._folder = found.directory / str(self.step) / "params"
+        with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+            step = checkpoints.intact(checkpoint.POLICY_ITEMS) if step is None else step
+            self.meta = checkpoints.meta(step)
+            self.step = checkpoints.steps()[-1] if step is None else step
+            self._folder = checkpoints.directory / str(self.step) / "params"
         self._handler = ocp.PyTreeCheckpointHandler()
         stored = rules.flatten(self._handler.metadata(self._folder).tree)  # type: ignore[arg-type]
         self.leaves = {
@@ -117,7 +117,7 @@ class Stored:
             item = rules.unflatten({path: 0})
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             args = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)  # type: ignore[call-arg]
-            found = self._handler.restore(self._folder, args=args)  # type: ignore[arg-type]
-            return rules.flatten(found)[path]
+            restored = self._handler.restore(self._folder, args=args)  # type: ignore[arg-type]
+            return rules.flatten(restored)[path]
 
         return read

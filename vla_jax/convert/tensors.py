@@ -116,10 +116,10 @@ def floating(dtype: np.dtype) -> bool:
 
 def promote(dtypes: list[np.dtype]) -> np.dtype:
     """The narrowest type that holds all of them exactly."""
-    found = dtypes[0]
+    widest = dtypes[0]
     for dtype in dtypes[1:]:
-        found = np.dtype(jnp.promote_types(found, dtype))
-    return found
+        widest = np.dtype(jnp.promote_types(widest, dtype))
+    return widest
 
 
 def holds(wide: np.dtype, narrow: np.dtype) -> bool:

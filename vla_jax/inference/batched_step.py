@@ -103,17 +103,17 @@ class BatchedStep:
             For each input the predicted chunk (arm normalized; a gripper 1 = open, 0 = closed, or
             where the model's is a number that number) and the history after the step.
         """
-        found: dict[int, tuple[np.ndarray, History]] = {}
+        results: dict[int, tuple[np.ndarray, History]] = {}
         for shapes, members in self._parts(inputs):
             part = [inputs[i] for i in members]
-            found.update(zip(members, self._run_part(part, shapes), strict=True))
-        return [found[i] for i in range(len(inputs))]
+            results.update(zip(members, self._run_part(part, shapes), strict=True))
+        return [results[i] for i in range(len(inputs))]
 
     def _parts(self, inputs: Sequence[StepInput]) -> Iterator[tuple[Shapes, list[int]]]:
         """Rows that fit one program; some towers take large images in another size."""
         groups: dict[Shapes, list[int]] = {}
-        for i, one in enumerate(inputs):
-            shapes = {c: self._image.shape_for(*x.shape[:2]) for c, x in one.images.items()}
+        for i, step_input in enumerate(inputs):
+            shapes = {c: self._image.shape_for(*x.shape[:2]) for c, x in step_input.images.items()}
             groups.setdefault(tuple(sorted(shapes.items())), []).append(i)
         for shapes, members in groups.items():
             for start in range(0, len(members), self.buckets[-1]):

@@ -136,18 +136,18 @@ class Engine:
             PolicyFailedError: the policy failed on it.
             ShuttingDownError: the server ends before that.
         """
-        told, now = obs.get(PROMPT_KEY), time.perf_counter()
-        if isinstance(told, str):
-            seat.session, seat.prompt = seat.session if told == seat.prompt else None, told
-        seat.pause, seat.waiting = now - seat.replied, True
-        ticket = _Ticket(seat, obs, now, asyncio.get_running_loop().create_future())
+        prompt, arrived = obs.get(PROMPT_KEY), time.perf_counter()
+        if isinstance(prompt, str):
+            seat.session, seat.prompt = seat.session if prompt == seat.prompt else None, prompt
+        seat.pause, seat.waiting = arrived - seat.replied, True
+        ticket = _Ticket(seat, obs, arrived, asyncio.get_running_loop().create_future())
         self._queue.append(ticket)
         self._arrival.set()
         try:
             reply = await ticket.outcome
         finally:
             seat.replied, seat.waiting = time.perf_counter(), False
-        self.metrics.request_seconds.add(seat.replied - now)
+        self.metrics.request_seconds.add(seat.replied - arrived)
         return reply
 
     async def _dispatch(self) -> None:
@@ -178,15 +178,15 @@ class Engine:
         """Return when the batch is full, nobody else is due, or the first has waited enough."""
         deadline = self._queue[0].arrived + self._max_wait
         while len(self._queue) < self._limit:
-            now = time.perf_counter()
+            clock = time.perf_counter()
             # One that is late is given as long again as it may be early.
-            if now >= deadline or not any(
-                seat.due(now - self._max_wait, deadline) for seat in self.seats
+            if clock >= deadline or not any(
+                seat.due(clock - self._max_wait, deadline) for seat in self.seats
             ):
                 return
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrival.wait(), deadline - now)
+                await asyncio.wait_for(self._arrival.wait(), deadline - clock)
 
     def _settle(self, ticket: _Ticket, outcome: Any, timing: dict[str, Any]) -> None:
         if ticket.outcome.done():  # the client's task was cancelled

@@ -25,9 +25,9 @@ class FrontDoor:
         connections: open ones.
     """
 
-    def __init__(self, rest: RestAdapter, options: ServerOptions, metrics: Metrics) -> None:
+    def __init__(self, adapter: RestAdapter, options: ServerOptions, metrics: Metrics) -> None:
         self.connections: set[Connection] = set()
-        self.rest, self.options, self.metrics = rest, options, metrics
+        self.rest, self.options, self.metrics = adapter, options, metrics
 
     @property
     def full(self) -> bool:

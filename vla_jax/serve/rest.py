@@ -79,8 +79,10 @@ class Head:
     @property
     def keeps_alive(self) -> bool:
         """Whether the client wants to go on with this connection."""
-        told = self.headers.get("connection", "").lower()
-        return "close" not in told and (self.version == "HTTP/1.1" or "keep-alive" in told)
+        connection = self.headers.get("connection", "").lower()
+        return "close" not in connection and (
+            self.version == "HTTP/1.1" or "keep-alive" in connection
+        )
 
 
 @dataclass(eq=False)
@@ -290,7 +292,7 @@ async def _read_head(reader: asyncio.StreamReader, patience: float) -> Head:
     except asyncio.LimitOverrunError:
         status = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         raise HTTPError(status, f"more than {MAX_HEADER_BYTES} bytes of headers") from None
-    first, *rest = raw.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    first, *lines = raw.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or words[2] not in ("HTTP/1.0", "HTTP/1.1"):
         raise HTTPError(http.HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
@@ -298,7 +300,7 @@ async def _read_head(reader: asyncio.StreamReader, patience: float) -> Head:
         text = f"{words[0][:20]!r} on a connection that began with POST"
         raise HTTPError(http.HTTPStatus.METHOD_NOT_ALLOWED, text)
     headers: dict[str, str] = {}
-    for line in rest:
+    for line in lines:
         name, colon, value = line.partition(":")
         key = name.lower()
         if not colon or not name or name != name.strip() or (key in headers and key in _SINGLE):

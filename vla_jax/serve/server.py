@@ -109,10 +109,12 @@ class PolicyServer:
             self._engine.abandon()
             await self._drain.finish(1.0)
 
-    def _connect(self, given: ServerProtocol, *args: Any, **kwargs: Any) -> Connection:
+    def _connect(self, default: ServerProtocol, *args: Any, **kwargs: Any) -> Connection:
         def websocket() -> ServerConnection:
             limit = self._options.max_message_bytes
-            return ServerConnection(_Protocol(max_size=limit, logger=given.logger), *args, **kwargs)
+            return ServerConnection(
+                _Protocol(max_size=limit, logger=default.logger), *args, **kwargs
+            )
 
         return Connection(self._door, websocket)
 

@@ -49,14 +49,14 @@ def unpack(data: bytes) -> Any:
     """
     budget = _Budget()
     # Every entry takes a byte at least: a list makes room for what it claims before it is read.
-    most = min(MAX_ITEMS, len(data))
+    max_entries = min(MAX_ITEMS, len(data))
     try:
         value = msgpack.unpackb(
             data,
             raw=False,
             strict_map_key=True,
-            max_array_len=most,
-            max_map_len=most,
+            max_array_len=max_entries,
+            max_map_len=max_entries,
             max_ext_len=0,
             ext_hook=_refuse_ext,
             object_pairs_hook=budget.decode_map,

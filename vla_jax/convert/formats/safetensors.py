@@ -115,8 +115,8 @@ class Safetensors:
             raise ValueError(f"truncated: {size} bytes of {8 + length + end}")
         # As the reference implementation: every byte belongs to one tensor.
         edges = sorted(used)
-        whole = [0, *(stop for _, stop in edges)] == [*(start for start, _ in edges), end]
-        if not whole or size != 8 + length + end:
+        is_gapless = [0, *(stop for _, stop in edges)] == [*(start for start, _ in edges), end]
+        if not is_gapless or size != 8 + length + end:
             raise ValueError("its tensors overlap, or leave bytes between or behind them")
 
     def read(self, name: str) -> np.ndarray:

@@ -133,18 +133,18 @@ def _why_not_zip(path: Path) -> str:
 
 
 def _unpickle(archive: zipfile.ZipFile, path: Path) -> Any:
-    found = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
-    if len(found) != 1 or found[0].file_size > _MAX_PICKLE:
+    pickles = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
+    if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE:
         raise WeightError(f"{path}: a zip file, but not one torch.save wrote")
-    if found[0].compress_type != zipfile.ZIP_STORED:
+    if pickles[0].compress_type != zipfile.ZIP_STORED:
         # Nor may a small file become a large one while it is read.
         raise WeightError(f"{path}: its pickle is compressed, which torch.save never does")
-    stem = found[0].filename.removesuffix("data.pkl")
+    stem = pickles[0].filename.removesuffix("data.pkl")
     if stem + "byteorder" in archive.namelist():
         with archive.open(stem + "byteorder") as stream:
             if stream.read(len(b"little") + 1) != b"little":
                 raise WeightError(f"{path}: written on a big-endian machine")
-    data = archive.read(found[0])
+    data = archive.read(pickles[0])
     unpickler = _Unpickler(io.BytesIO(data), stem)
     try:
         _check_memo(data)
@@ -258,8 +258,8 @@ def _state_dict(tree: Any, path: Path) -> tuple[str, dict[str, _Tensor]]:
         if len(tensors) == len(part) and all(isinstance(name, str) for name in part):
             return wrapper, tensors
         if tensors and (wrapper or not any(w in part for w in WRAPPERS)):
-            others = [str(name) for name in part if name not in tensors]
-            raise WeightError(f"{path}: not tensors, in its state dict: {others}")
+            other_names = [str(name) for name in part if name not in tensors]
+            raise WeightError(f"{path}: not tensors, in its state dict: {other_names}")
     keys = sorted(map(str, tree))[:10] if isinstance(tree, Mapping) else type(tree).__name__
     raise WeightError(
         f"{path}: no state dict; looked at the top and under {list(WRAPPERS)}, found {keys}"

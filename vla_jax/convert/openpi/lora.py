@@ -34,9 +34,9 @@ class Merged:
                 that are shipped.
         """
         self._source, self._alpha = source, alpha
-        kept = [name for name in source.shapes if not _FACTOR.search(name)]
-        self.shapes = {name: source.shapes[name] for name in kept}
-        self.dtypes = {name: source.dtypes[name] for name in kept}
+        weights = [name for name in source.shapes if not _FACTOR.search(name)]
+        self.shapes = {name: source.shapes[name] for name in weights}
+        self.dtypes = {name: source.dtypes[name] for name in weights}
 
     def read(self, name: str) -> np.ndarray:
         """The tensor, contiguous and owned by the caller."""

@@ -108,12 +108,12 @@ class Canonical:
         """Names that repeat another tensor and differ from it; reads those that share no bytes."""
         source = self._source
         return tuple(
-            f"{name} (of {kept})"
-            for name, kept in self._twins
-            if source.place(name) != source.place(kept)
+            f"{name} (of {original})"
+            for name, original in self._twins
+            if source.place(name) != source.place(original)
             and not (
-                source.shapes[name] == source.shapes[kept]
-                and same_bytes(source.read(name), source.read(kept))
+                source.shapes[name] == source.shapes[original]
+                and same_bytes(source.read(name), source.read(original))
             )
         )
 
