@@ -60,5 +60,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         kind = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
+        # Other systems than Linux have no /proc.
         kind = platform.processor()
     return hashlib.sha256(f"{platform.machine()} {kind}".encode()).hexdigest()[:8]

@@ -69,6 +69,7 @@ def cross_checks(config: Config) -> list[str]:
     problems += [f"{name}: must not be negative, {v} is" for name, v in epochs.items() if v < 0]
     if not 0 <= config.optim.ema_decay < 1:
         problems.append(f"optim.ema_decay: must be in [0, 1), not {config.optim.ema_decay}")
+    # -1 takes the devices that are left, which one axis alone can do.
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         problems.append("mesh: only one axis may be -1")
     return problems

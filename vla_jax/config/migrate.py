@@ -104,9 +104,11 @@ def _filled(cls: type, raw: Mapping[str, Any], prefix: str, added: list[str]) ->
     hints, defaults, result = typing.get_type_hints(cls), cls(), dict(raw)
     for field in dataclasses.fields(cls):
         name, hint = field.name, hints[field.name]
+        # The element type of a tuple of groups, such as data.datasets.
         (inner, *_) = typing.get_args(hint) or (None,)
         if name not in raw:
             value = getattr(defaults, name)
+            # A default may differ from what the code did before the field existed.
             older = field.metadata.get("older")
             value = value if older is None else older
             result[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(hint) else value

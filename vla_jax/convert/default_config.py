@@ -22,6 +22,7 @@ def default_config(hf_dir: str | Path) -> str:
     described = read_json(Path(hf_dir) / "config.json")
     kind, problems = described.get("model_type"), []
     vlm_types = {b.RELEASED["model_type"] for b in BACKBONES.values() if b.DEFAULT_CONFIG}
+    # Backbones may share a model_type; then the one whose `arch` takes the file is meant.
     for backbone in BACKBONES.values():
         if backbone.RELEASED["model_type"] != kind or not backbone.DEFAULT_CONFIG:
             continue

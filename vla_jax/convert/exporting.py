@@ -52,16 +52,20 @@ def to_hf(
     """
     config: Config = resolve(stored.meta["config"])
     model = vla.build(config.model)
+    # Names to pass over matter on the way in only.
     rows, _ = maps.hugging_face(config.model)
     leaves, factors, settings = _without_lora(stored, adapter)
     backbone = {path: leaf for path, leaf in leaves.items() if path.startswith("backbone/")}
     policy_leaves = {path: leaf for path, leaf in leaves.items() if path not in backbone}
     vlm = maps.outgoing(rows, backbone, dtype)
     policy = maps.outgoing(maps.policy(config.model), policy_leaves, dtype)
+    # The adapter of a fused module needs the shapes of all its kernels, with factors or without.
     kernels = {path: leaf.shape for path, leaf in backbone.items()}
     update = maps.outgoing(lora.adapter_rows(rows, factors, kernels), factors, dtype)
     remembered = source or config.model.backbone.hf_dir
+    # The folder may be gone by now; the copies inside the checkpoint serve then.
     files = Path(remembered) if remembered and Path(remembered).is_dir() else None
+    # An export that fails leaves nothing behind, and what was there before untouched.
     with output.whole(out, overwrite) as folder:
         _write(folder, vlm, limit, done)
         _write(folder / f"{POLICY}{SUFFIX}", policy, None, done)
@@ -86,12 +90,14 @@ def _without_lora(
         plain = {path: leaf for path, leaf in stored.leaves.items() if path not in factors}
         return plain, factors, settings
     scale = settings["lora"]["alpha"] / settings["lora"]["rank"]
+    # Rank 0 says that the weights are plain now, so an import looks for no adapter.
     settings = {**settings, "lora": {**settings["lora"], "rank": 0}}
     return lora.merged(stored.leaves, scale), {}, settings
 
 
 def _write(path: Path, outgoing: maps.Outgoing, limit: int | None, done: Done) -> None:
     with Writer(path, outgoing.shapes, outgoing.dtypes, limit) as writer:
+        # Safetensors shares no bytes, so a tied tensor is written under each of its names.
         for name, value in outgoing.repeated():
             writer.write(name, value)
             done(value.nbytes)
@@ -109,6 +115,7 @@ def _write_beside(
     origin = meta.get("origin", {})
     original = origin.get("vlm_config", {})
     hf_files.place(files, origin.get("files", {}), folder)
+    # The copy inside the checkpoint is for when the folder is gone.
     if files and (files / "config.json").is_file():
         original = read_json(files / "config.json")
     # One type for the folder: the widest, so that loading rounds nothing.

@@ -91,17 +91,20 @@ def from_hf(
     rows, ignore = maps.hugging_face(config.model)
     vlm = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
     fresh = {path: shape for path, shape in shapes.items() if path not in vlm}
+    # Every part is checked before the first error is raised, so one report names all that is wrong.
     steps = {
         "the VLM": lambda: maps.incoming(
             rows, vlm, hf.open_source(source, config.model), ignore, dtype
         )
     }
     if is_ours and fresh:
+        # The lambda runs later, when `fresh` is already empty.
         fill, path = fresh, source / f"{POLICY}{SUFFIX}"
         steps[path.name] = lambda: maps.incoming(
             maps.policy(config.model), fill, Safetensors(path), (), dtype
         )
         fresh = {}
+    # A merged export says rank 0: a rank here means that an adapter was written.
     if is_ours and config.lora.rank:
         factors = factor_shapes(shapes, config.lora)
         file = source / lora.FOLDER / lora.WEIGHTS
@@ -154,6 +157,7 @@ def from_robovlms(
     )
     alpha = original.get("train_setup", {}).get("lora_alpha")
     source = robovlms.open_source(checkpoint, alpha)
+    # Some backbones' config.json lacks sizes, which are then read off these shapes.
     tensor_shapes = {name.removeprefix("backbone."): shape for name, shape in source.shapes.items()}
     _, config, shapes = _complete(config, hf.read_arch(vlm, config.model, tensor_shapes), vlm)
     rows, ignore = maps.robovlms(config.model, prefix="")
@@ -170,6 +174,7 @@ def from_robovlms(
             **(hf.origin(vlm) if vlm else {}),
         },
     }
+    # Nothing starts at random: their file holds the whole policy.
     return _join(config, [part], meta, {})
 
 
@@ -206,6 +211,7 @@ def _complete(
     try:
         model = vla.build(config.model, arch)
         shapes = shapes_of(model)
+    # A foreign config.json can break the model's code in many ways, all with one meaning.
     except (TypeError, ArithmeticError, LookupError, AttributeError) as error:
         raise ConfigError(
             f"{folder or 'the config'}: no model can be made of its architecture ({error!r})"
@@ -219,6 +225,7 @@ def _complete(
 
 def shapes_of(model: vla.VLA) -> dict[str, tuple[int, ...]]:
     """Our path -> shape of every parameter; makes none of them."""
+    # Traced only: billions of parameters are described, none is allocated.
     tree = jax.eval_shape(functools.partial(vla.initial_params, model), jax.random.key(0))
     return {path: tuple(leaf.shape) for path, leaf in rules.flatten(tree).items()}
 
@@ -230,6 +237,7 @@ def _random(
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
         flat = rules.flatten(vla.initial_params(model, key))
+        # XLA drops what is not returned, so the VLM's random weights are never computed.
         return {path: flat[path] for path in shapes}
 
     @functools.cache
@@ -247,6 +255,7 @@ def _tokenizer(folder: str | Path, config: Config) -> str:
     try:
         tokenizer = hf.tokenizer(folder, config.model)
     except (FileNotFoundError, ImportError) as error:
+        # Weights without a tokenizer are still worth having; only serving needs one.
         logger.warning("%s; the checkpoint can be converted and trained, not served", error)
         return ""
     except ValueError as error:

@@ -39,12 +39,14 @@ def merged(leaves: Mapping[str, Lazy], scale: float) -> dict[str, Lazy]:
         folder = path.removesuffix("lora_a")
         kernel = folder + "kernel"
         read = _adder(leaves[kernel], leaves[path], leaves[folder + "lora_b"], scale)
+        # A small update could vanish in the rounding of a bfloat16 kernel.
         plain[kernel] = Lazy(leaves[kernel].shape, np.dtype(np.float32), read)
     return plain
 
 
 def _adder(kernel: Lazy, a: Lazy, b: Lazy, scale: float) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
+        # A copy, since the sum is made in place.
         total = np.array(kernel.read(), np.float32)
         down, up = a.read().astype(np.float32), b.read().astype(np.float32)
         # With or without a layer axis in front; a view, so that the sum lands in `total`.
@@ -95,6 +97,7 @@ class _Blocks(Weight):
             blocks[i][end - shape[0] : end].reshape(shape)
             for i, end, shape in zip(self.chosen, ends, shapes, strict=True)
         ]
+        # Off the diagonal B couples kernels, and our factors have no place for that.
         if not np.array_equal(self.join(factors), x):
             raise WeightError(
                 f"{self.source}: not block-diagonal, as after training in PEFT; merge it there"
@@ -120,6 +123,7 @@ def adapter_rows(
     Raises:
         WeightError: naming the kernels that are no module's matrix under their names.
     """
+    # A dict keeps the tree's order for the message, a set would not.
     left = {path.rpartition("/")[0]: None for path in factors}
     adapter: list[Weight] = []
     for row in rows:
@@ -134,7 +138,9 @@ def adapter_rows(
         adapter.append(
             replace(row, source=f"{module}.lora_A.weight", target=f"{folder}/lora_a", kind="linear")
         )
+        # B keeps the row's kind: its outputs lie as the kernel's do.
         up = replace(row, source=f"{module}.lora_B.weight", target=f"{folder}/lora_b")
+        # A fused module, such as qkv, has one B for several kernels of ours.
         if len(folders) > 1:
             shapes = tuple(tuple(kernels[target])[row.stacked :] for target in row.targets)
             adapter.append(_Blocks(**vars(up), kernels=shapes, chosen=chosen))
@@ -182,6 +188,7 @@ def adapter_config(
         if name.endswith(suffix)
     }
     rank, alpha = settings["rank"], settings["alpha"]
+    # A fused module's factors lie one below the other, so its rank is a multiple of ours.
     stacked = {module: r for module, r in ranks.items() if r != rank}
     return {
         "peft_type": "LORA",

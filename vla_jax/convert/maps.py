@@ -95,8 +95,10 @@ def incoming(
     report = _compare(rows, ours, source, ignore)
     leaves, changed = {}, []
     for row in rows:
+        # An alias only repeats what another row fills.
         if row.alias or any(path not in ours for path in row.targets):
             continue
+        # The layers of one stack may have different types.
         types = [source.dtypes[name] for name in _names(row, ours) if name in foreign_shapes]
         stored = dtype or promote(types or [np.dtype(np.float32)])
         changed += [_change(row.source, old, stored) for old in set(types) if old != stored]
@@ -104,6 +106,7 @@ def incoming(
         for path in row.targets:
             leaves[path] = Lazy(ours[path], stored, functools.partial(row_reader.take, path))
     unused = [n for n in foreign_shapes if w.ignored(n, ignore)]
+    # Changed types and unused names complete a report; alone they are no error.
     if report or unequal:
         report = dataclasses.replace(
             report,
@@ -195,6 +198,7 @@ def outgoing(
         leaves = [ours[path] for path in row.targets]
         widest = promote([leaf.dtype for leaf in leaves])
         layer_shapes = [leaf.shape[1:] if row.stacked else leaf.shape for leaf in leaves]
+        # Stand-ins of one byte an element give the joined shape before any weight is read.
         shape = _joined(
             row, [np.broadcast_to(np.int8(0), layer_shape) for layer_shape in layer_shapes]
         ).shape
@@ -240,6 +244,7 @@ def _compare(
         for name, original in pairs
         if name in foreign_shapes
         and foreign_shapes[name] == foreign_shapes.get(original)
+        # Tied tensors that share their bytes are equal without a look.
         and source.place(name) != source.place(original)
         and not same_bytes(source.read(name), source.read(original))
     ]

@@ -53,6 +53,7 @@ def embed(folder: str | Path, texts: Iterable[str], size: int) -> dict[str, Floa
         part = part + [part[-1]] * (_BATCH - len(part))  # one shape: one compilation
         ids, valid = (jnp.asarray(np.stack(x)) for x in zip(*part, strict=True))
         rows = np.asarray(run(ids, valid), np.float32)
+        # Not strict: the rows that pad the last batch belong to no text.
         vectors.update(zip(texts[start : start + _BATCH], rows, strict=False))
     return vectors
 

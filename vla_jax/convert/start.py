@@ -111,6 +111,7 @@ class Start:
         leaves = self._stored.leaves
         settings = self._stored.meta["config"].get("lora", {})
         if any(lora.is_factor(path) for path in leaves):
+            # A new run trains factors of its own; those of the old one become part of the kernels.
             leaves = lora.merged(leaves, settings["alpha"] / settings["rank"])
         vlm = _report(leaves, shapes, lambda path: path.startswith(_VLM))
         if vlm:

@@ -38,6 +38,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
             array = value.read()
             if (array.shape, array.dtype) != (value.shape, value.dtype):
                 raise ValueError(f"{info.name}: {array.shape} {array.dtype}, announced {value}")
+            # Waiting here bounds host memory: the next array is made when this one is on disk.
             for future in await super().serialize([array], [info], [arg]):
                 future.result()
             del array
@@ -79,6 +80,7 @@ def write(
         ),
         meta=ocp.args.JsonSave({"format": FORMAT, **meta}),  # type: ignore[call-arg]
     )
+    # Synchronous, so that a failed write raises here and not in a background thread.
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     folder = workdir.absolute() / checkpoint.FOLDER
     with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
@@ -101,6 +103,7 @@ class Stored:
             CheckpointError: nothing usable there.
         """
         with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+            # A step whose optimizer state is damaged still has usable weights.
             step = checkpoints.intact(checkpoint.POLICY_ITEMS) if step is None else step
             self.meta = checkpoints.meta(step)
             self.step = checkpoints.steps()[-1] if step is None else step

@@ -131,6 +131,7 @@ def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
     """Bitwise equality of two contiguous arrays; a NaN equals itself."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    # As bytes, because a NaN as a number differs from itself.
     left, right = a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)
     return all(
         np.array_equal(left[i : i + _BLOCK], right[i : i + _BLOCK])

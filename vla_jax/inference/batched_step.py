@@ -177,12 +177,15 @@ class BatchedStep:
 
         def one(pixels, text, mask, proprio, history, step):
             images = {
+                # A batch and a window of one, as the model's step takes them.
                 camera: normalize(x.astype(jnp.float32) / 255.0, image)[None, None]
                 for camera, x in pixels.items()
             }
+            # All cameras are there: `Policy.check` refuses an observation without one.
             present = {camera: jnp.ones((1, 1), bool) for camera in images}
             state = None if proprio is None else proprio[None, None]
             observation = Observation(images, present, text[None], mask[None], state)
+            # The noise depends on seed and step alone, so an episode can be repeated exactly.
             key = jax.random.fold_in(jax.random.key(seed), step)
             prediction, history = model.apply(
                 {"params": params}, observation, history, key, method="step"
@@ -192,6 +195,7 @@ class BatchedStep:
             if gripper is None:
                 return arm, history
             if not model.gripper_is_number:
+                # Above 0 is open, of logits and of values alike.
                 gripper = gripper > 0
             gripper = gripper[0, 0].astype(jnp.float32)
             return jnp.concatenate([arm, gripper[:, None]], axis=-1), history

@@ -180,6 +180,7 @@ class Policy:
                 _untrained(config) if untrained else lora.merge(saved.params(step), config.lora)
             )
             files = saved.directory / str(step)
+            # Of the files, so that a score file names exactly what lies on the disk.
             stored = provenance.hash_folders(*(files / item for item in checkpoint.POLICY_ITEMS))
         spec = ActionSpec.from_json(specs[dataset])
         if gripper and spec.gripper is None:
@@ -303,6 +304,7 @@ class Policy:
             state = self._states.normalize(np.asarray(obs[STATE_KEY]))
         images = {camera: obs[IMAGE_KEYS[camera]] for camera in self._structure.cameras}
         text, mask = self._encode(obs[PROMPT_KEY], state)
+        # The state may be a part of the prompt alone; the model then takes none beside it.
         if not self._structure.proprio:
             state = None
         elif state is not None:
@@ -319,6 +321,7 @@ class Policy:
     def _encode(
         self, instruction: str, state: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
+        # A text with the state in it is another one at every step: not worth keeping.
         if self._write.needs_state:
             return self._write(instruction, state)
         if instruction not in self._texts:

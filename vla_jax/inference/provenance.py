@@ -63,6 +63,7 @@ def hash_folders(*folders: Path) -> str:
         for path in folder.rglob("*")
         if path.is_file()
     ]
+    # The order of rglob depends on the file system.
     files.sort()
     with ThreadPoolExecutor() as pool:  # hashlib lets go of the lock
         contents = pool.map(checksum.file_digest, [path for _, path in files])

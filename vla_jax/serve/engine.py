@@ -114,6 +114,7 @@ class Engine:
             yield
         finally:
             dispatcher.cancel()
+            # The dispatcher must have ended before those that wait are told so.
             await asyncio.gather(dispatcher, return_exceptions=True)
             self.abandon()
 
@@ -137,6 +138,7 @@ class Engine:
             ShuttingDownError: the server ends before that.
         """
         prompt, arrived = obs.get(PROMPT_KEY), time.perf_counter()
+        # Another instruction begins another episode, see `Seat`.
         if isinstance(prompt, str):
             seat.session, seat.prompt = seat.session if prompt == seat.prompt else None, prompt
         seat.pause, seat.waiting = arrived - seat.replied, True
@@ -146,6 +148,7 @@ class Engine:
         try:
             reply = await ticket.outcome
         finally:
+            # Also after a failure: a seat that stays waiting is never due and never given back.
             seat.replied, seat.waiting = time.perf_counter(), False
         self.metrics.request_seconds.add(seat.replied - arrived)
         return reply
@@ -155,7 +158,9 @@ class Engine:
             await self._arrival.wait()
             await self._gather()
             batch, self._queue = self._queue[: self._limit], self._queue[self._limit :]
+            # `abandon` must reach the requests that are being computed, too.
             self._batch = batch
+            # Those beyond the limit must not wait for one more arrival.
             if not self._queue:
                 self._arrival.clear()
             else:
@@ -194,6 +199,7 @@ class Engine:
         if isinstance(outcome, Exception):
             ticket.outcome.set_exception(outcome)
             return
+        # Only an answer moves the episode on; after an error the client may ask again.
         reply, ticket.seat.session = outcome
         ticket.outcome.set_result({**reply, TIMING_KEY: timing})
 
@@ -203,6 +209,7 @@ class Engine:
         ready: list[tuple[int, Any, dict[str, Any]]] = []
         for i, (session, obs) in enumerate(asked):
             try:
+                # A bad observation is refused here, before it can spoil the others' batch.
                 self._policy.check(obs)
                 ready.append((i, self._policy.new_session() if session is None else session, obs))
             except Exception as error:
@@ -230,6 +237,7 @@ class Engine:
 def _checked(result: tuple[dict[str, Any], Any]) -> Any:
     reply, session = result
     actions = np.asarray(reply[ACTIONS_KEY])
+    # What a robot's driver makes of a NaN is anyone's guess.
     if not np.isfinite(actions).all():
         return PolicyFailedError("the actions are not finite; nothing was sent to the robot")
     return {**reply, ACTIONS_KEY: actions}, session

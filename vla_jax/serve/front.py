@@ -67,12 +67,14 @@ class Connection(asyncio.Protocol):
             return
         if self._inner is None:
             self._begin += data
+            # So few bytes could still become a POST.
             if len(self._begin) < len(_REST) and _REST.startswith(self._begin):
                 return
             self._choose()
             data, self._begin = self._begin, b""
         assert self._inner is not None
         self._inner.data_received(data)
+        # A client that sends pings and never reads would fill our memory.
         if self._transport.get_write_buffer_size() > MAX_UNREAD:
             self._door.metrics.errors["too_large"] += 1
             self._transport.abort()

@@ -137,6 +137,7 @@ class RestAdapter:
             if isinstance(head, HTTPError):
                 raise head
             body = await self._read_body(head, reader, writer)
+            # Only after a body is read to its end does the next request begin where we read on.
             keep = head.keeps_alive
             status, payload = http.HTTPStatus.OK, json_wire.pack(await self._act(body))
             self._engine.metrics.requests["rest"] += 1
@@ -171,12 +172,14 @@ class RestAdapter:
         if "transfer-encoding" in head.headers:
             raise HTTPError(status.LENGTH_REQUIRED, "send a Content-Length, not chunks")
         length = head.headers.get("content-length", "")
+        # isdigit alone takes digits of all scripts, which a proxy may read in another way.
         if not (length.isascii() and length.isdigit() and len(length) < 20):
             raise HTTPError(status.LENGTH_REQUIRED, f"Content-Length {length[:40]!r} is no number")
         size, limit = int(length), self._options.max_message_bytes
         if size > limit:
             text = f"message too large: {size} bytes, {limit} are allowed; send smaller images"
             raise HTTPError(status.REQUEST_ENTITY_TOO_LARGE, text, "too_large")
+        # curl waits for this before it sends a large body.
         if head.headers.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
@@ -190,6 +193,7 @@ class RestAdapter:
         status = http.HTTPStatus
         try:
             request = json_wire.unpack(body)
+            # OpenVLA's clients may send a JSON text inside JSON.
             encoded = isinstance(request, dict) and set(request) == {"encoded"}
             if encoded and isinstance(request["encoded"], str):
                 request = json_wire.unpack(request["encoded"])
@@ -215,6 +219,7 @@ class RestAdapter:
             raise HTTPError(status.SERVICE_UNAVAILABLE, str(error), "shutdown") from error
         finally:
             named.used = time.monotonic()
+        # OpenVLA's clients expect one action, not a chunk.
         action = reply[protocol.ACTIONS_KEY][0]
         return json_wire.pack(action).decode() if encoded else action
 
@@ -292,6 +297,7 @@ async def _read_head(reader: asyncio.StreamReader, patience: float) -> Head:
     except asyncio.LimitOverrunError:
         status = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         raise HTTPError(status, f"more than {MAX_HEADER_BYTES} bytes of headers") from None
+    # latin-1 decodes every byte, so no header makes this raise.
     first, *lines = raw.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or words[2] not in ("HTTP/1.0", "HTTP/1.1"):

@@ -107,11 +107,13 @@ class PolicyServer:
         if late:
             log.warning("%d requests are not computed in time; their clients are told", late)
             self._engine.abandon()
+            # Seconds for the refusals to be sent.
             await self._drain.finish(1.0)
 
     def _connect(self, default: ServerProtocol, *args: Any, **kwargs: Any) -> Connection:
         def websocket() -> ServerConnection:
             limit = self._options.max_message_bytes
+            # websockets cannot be told which protocol to make, so the one it made is replaced.
             return ServerConnection(
                 _Protocol(max_size=limit, logger=default.logger), *args, **kwargs
             )
@@ -129,6 +131,7 @@ class PolicyServer:
         if request.path == "/metrics":
             page = self._engine.metrics.render(self._gauges())
             response = connection.respond(http.HTTPStatus.OK, page)
+            # Assignment adds a header to those of the same name.
             del response.headers["Content-Type"]
             response.headers["Content-Type"] = metrics.CONTENT_TYPE
             return response
@@ -139,6 +142,7 @@ class PolicyServer:
 
     @property
     def _full(self) -> str:
+        # Seats of clients that went away must not keep a new one out.
         self._door.rest.forget_idle()
         limit = self._options.max_sessions
         taken = len(self._engine.seats) >= limit
@@ -273,6 +277,7 @@ def check_port(host: str, port: int) -> None:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As asyncio's own server does, else a port that was in use a minute ago seems taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -339,5 +344,6 @@ def background(policy: protocol.Policy, options: ServerOptions) -> Iterator[str]
     try:
         yield uri
     finally:
+        # An asyncio event is not to be set from another thread.
         loop.call_soon_threadsafe(stop.set)
         thread.join()

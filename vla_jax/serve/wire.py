@@ -86,6 +86,7 @@ class _Budget:
     def decode_map(self, pairs: list[tuple[Any, Any]]) -> Any:
         self.count(pairs)
         items = dict(pairs)
+        # Of a key sent twice this decoder keeps the last; another might keep the first.
         if len(items) != len(pairs):
             raise WireError("a map names the same key twice")
         if b"__ndarray__" in items:

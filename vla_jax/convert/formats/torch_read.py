@@ -101,6 +101,7 @@ class TorchFile:
         t = self._tensors[name]
         if 0 in t.shape:
             return np.empty(t.shape, t.dtype)
+        # Only what the strides reach is read: a small view of a large storage stays small.
         span = _span(t)
         start = self._starts[t.key] + t.offset * t.dtype.itemsize
         raw = np.fromfile(self.path, np.uint8, span * t.dtype.itemsize, offset=start)
@@ -142,6 +143,7 @@ def _unpickle(archive: zipfile.ZipFile, path: Path) -> Any:
     stem = pickles[0].filename.removesuffix("data.pkl")
     if stem + "byteorder" in archive.namelist():
         with archive.open(stem + "byteorder") as stream:
+            # One byte more than expected, so that a longer text does not pass.
             if stream.read(len(b"little") + 1) != b"little":
                 raise WeightError(f"{path}: written on a big-endian machine")
     data = archive.read(pickles[0])
@@ -194,6 +196,7 @@ class _Unpickler(pickle.Unpickler):
         if full == "torch._utils._rebuild_tensor_v2":
             return lambda *args: _rebuild(*args)
         if full == "torch._utils._rebuild_parameter":
+            # A parameter is its tensor; requires_grad and hooks mean nothing here.
             return lambda data, *_: data
         if module.split(".")[0] not in _METADATA and full not in _METADATA_NAMES:
             self.refused.add(full)
@@ -201,6 +204,7 @@ class _Unpickler(pickle.Unpickler):
         return type("Inert", (_Inert,), {})
 
     def persistent_load(self, pid: Any) -> Any:
+        # torch writes ("storage", class, key, device, number of elements).
         kind, dtype, key, _, numel = pid
         if kind != "storage" or not isinstance(dtype, np.dtype):
             self.refused.add(f"a storage of type {dtype!r}"[:80])
@@ -242,6 +246,7 @@ class _Inert:
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
     key, dtype, numel = storage
     t = _Tensor(key, dtype, numel, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
+    # A forged offset or stride would show bytes from outside the storage.
     if t.offset < 0 or min((*t.shape, *t.stride), default=0) < 0 or len(t.shape) != len(t.stride):
         raise ValueError(f"illegal tensor {t}")
     if 0 not in t.shape and t.offset + _span(t) > numel:
@@ -273,6 +278,7 @@ def _storages(
     starts, problems = {}, []
     size = path.stat().st_size
     entries = {info.filename: info for info in archive.infolist()}
+    # Tensors may share a storage, of which one look is enough.
     for t in {t.key: t for t in tensors.values()}.values():
         info = entries.get(t.key)
         if info is None:

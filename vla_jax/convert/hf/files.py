@@ -57,6 +57,7 @@ def place(source: Path | None, texts: Mapping[str, str], folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
         return
     for name, text in texts.items():
+        # The checkpoint may be a stranger's: only files of expected names are written.
         if any(fnmatch(name, pattern) for pattern in _CARRIED) and not _asks_for_code(text):
             (folder / name).write_text(text, encoding="utf-8")
 
@@ -72,6 +73,7 @@ def _asks_for_code(text: str) -> bool:
     except (ValueError, AttributeError):  # chat templates are no JSON
         return False
     classes = [x for entry in named for x in (entry if isinstance(entry, list) else [entry]) if x]
+    # `REPOSITORY--module.Class` is loaded from the hub, a plain name from a file beside it.
     return any("--" not in x for x in classes)
 
 
@@ -122,10 +124,12 @@ def write_tokenizer(tokenizer: str, original: Mapping[str, Any], folder: Path) -
 def _roles(tokenizer: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, str]:
     """Which token starts, ends and pads a text and stands for unknown pieces."""
     added = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens") or ()}
+    # Configs of VLMs keep the language model's ids one level down.
     text = {**(original.get("text_config") or {}), **original}
     roles = {}
     for role, key in _ROLES.items():
         ids = text.get(key)
+        # transformers allows a list of ids for one role.
         number = ids[0] if isinstance(ids, list) and ids else ids
         if isinstance(number, int) and number in added:
             roles[role] = added[number]
@@ -173,7 +177,9 @@ def write_processor(image: ImageSpec, tokens: int, config: Mapping[str, Any], fo
     # Only processors that count an image's tokens themselves have these settings.
     if not processor and strategy and patch:
         height, width = image.shape
+        # transformers' "default" drops the class token of the tower's output.
         dropped = 1 if strategy == "default" else 0
+        # What exceeds the patches are tokens the tower adds, such as the class token.
         extra = tokens + dropped - (height // patch) * (width // patch)
         counting = {"patch_size": patch, "vision_feature_select_strategy": strategy}
         write_json(path, {**counting, "num_additional_image_tokens": extra})

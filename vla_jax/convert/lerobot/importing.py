@@ -108,6 +108,7 @@ def _with_layers(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Confi
     except ValueError as error:
         raise WeightError(f"not SmolVLA's: no {vlm}* and {expert}*") from error
     arch = dict(config.model.backbone.arch)
+    # SmolVLA keeps only the first layers of its VLM, whose config.json names all of them.
     arch["text_config"] = {**arch.get("text_config", {}), "num_hidden_layers": text}
     model = dataclasses.replace(
         config.model,

@@ -40,6 +40,7 @@ def _expert(kinds: int) -> list[w.Weight]:
     weights = w.norm("norm", "norm", bias=False)
     for kind in range(kinds):
         target = "layers/block/" if kinds == 1 else f"layers/block{kind}/"
+        # Kinds alternate in the file: kind k is the layers k, k + kinds and so on.
         weights += [replace(row, first=kind, step=kinds) for row in _layer(target)]
     return weights
 

@@ -56,6 +56,7 @@ def to_openpi(
             _write_torch(folder / f"model{SUFFIX}", outgoing, model.config.expert.width, done)
         statistics = stored.meta.get("origin", {}).get("norm_stats")
         if statistics:
+            # openpi looks statistics up below the asset's name.
             asset = stored.meta["origin"].get("asset") or config.data.datasets[0].spec
             path = folder / "assets" / asset
             path.mkdir(parents=True)
@@ -69,6 +70,7 @@ def _write_params(folder: Path, outgoing: maps.Outgoing, done: Done) -> None:
     for name, value in outgoing.tensors():
         stacks.setdefault(name.split("[")[0], []).append(value)
         done(value.nbytes)
+    # A stack of one layer has a layer axis too, which the count of its parts does not show.
     layered = {name.split("[")[0] for name in outgoing.shapes if "[" in name}
     flat = {
         f"params/{name}": np.stack(parts) if name in layered else parts[0]

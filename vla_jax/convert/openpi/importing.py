@@ -99,12 +99,14 @@ def arch_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """PaliGemma's architecture, read off the shapes of its JAX parameters."""
     image, text = "PaliGemma/img/", "PaliGemma/llm/layers/"
     block = image + "Transformer/encoderblock/"
+    # Flax keeps a convolution's kernel as [height, width, in, out].
     side, _, _, wide = shapes[image + "embedding/kernel"]
     layers, _, heads, _ = shapes[block + "MultiHeadDotProductAttention_0/query/kernel"]
     patches = shapes[image + "pos_embedding"][1]
     vocab, width = shapes["PaliGemma/llm/embedder/input_embedding"]
     depth, hidden, _ = shapes[text + "mlp/linear"]
     _, text_heads, head, _ = shapes[text + "attn/attn_vec_einsum/w"]
+    # Without this tensor there is one fused qkv: as many key heads as heads.
     shared = shapes.get(text + "attn/kv_einsum/w")
     return {
         "hidden_size": width,
@@ -115,6 +117,7 @@ def arch_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "num_attention_heads": heads,
             "intermediate_size": shapes[block + "MlpBlock_0/Dense_0/bias"][1],
             "patch_size": side,
+            # Images are square, so the number of patches is a square number.
             "image_size": side * round(patches**0.5),
         },
         "text_config": {
@@ -131,6 +134,7 @@ def arch_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 def expert_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The expert's settings, likewise."""
+    # The actions of all robots are padded to one width, the input of this map.
     padded, width = shapes["action_in_proj/kernel"]
     adaptive = "time_mlp_in/kernel" in shapes
     return {

@@ -65,6 +65,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if not child.get("parent"):
         return child
     parent = Path(child["parent"])
+    # RoboVLMs reads a parent relative to its working folder; ours need not run there.
     beside = path.parent / parent
     place = beside if beside.is_file() else parent
     return merge(_read(place, (*children, path.resolve())), child)
@@ -155,6 +156,7 @@ def _model(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str]
     name, _ = _pick(BACKBONES, original["robovlm_name"], "robovlm_name", problems)
     folder = original.get("vlm", {}).get("pretrained_model_name_or_path", "")
     pattern, variant = VARIANTS.get(original["robovlm_name"], ("", ""))
+    # One class of theirs serves several models, which only the folder's name tells apart.
     if variant and re.search(pattern, folder):
         name = variant
     model["backbone"].update(name=name, hf_dir=folder)
@@ -177,6 +179,7 @@ def _model(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str]
         for foreign, ours, default in (
             ("n_bin", "bins", 256), ("min_action", "low", -1.0), ("max_action", "high", 1.0)
         ):  # fmt: skip
+            # JSON may say 1 where our option is a float.
             value = type(default)(head.get(foreign, default))
             _put(model["head"], ours, value, None, f"act_head.{foreign}", problems)
     space = head.get("action_space", "continuous")

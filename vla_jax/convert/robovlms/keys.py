@@ -249,6 +249,7 @@ def _paths(tree: Any, prefix: str = "") -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in tree.items():
         path = prefix + key
+        # `train_dataset` is one group or a list of them.
         groups = value if isinstance(value, list) else [value]
         if path not in key_paths and groups and all(isinstance(x, Mapping) for x in groups):
             for group in groups:

@@ -53,6 +53,7 @@ def action_specs(
         if name in statistics:
             specs[name] = ActionSpec.from_statistics(statistics[name], normalization, clip, env, hz)
         elif normalization == "none":
+            # With "none" actions stay as they are: the range only fills the fields.
             low, high = (-1.0,) * (dim - 1), (1.0,) * (dim - 1)
             specs[name] = ActionSpec(dim, normalization, clip, low, high, env, hz)
         elif normalization == "q99" and name in _QUANTILES and dim == 7:

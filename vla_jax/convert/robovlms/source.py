@@ -67,6 +67,7 @@ class Canonical:
         """
         self._source = source
         bare = {name: _unwrapped(name) for name in source.shapes}
+        # `model.` alone may belong to a backbone, so the start is compared with what follows it.
         lightning = any(
             name.startswith(("model.backbone.", "model.act_head.", "model.action_token"))
             for name in bare.values()
@@ -139,6 +140,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _canonical(name: str) -> str:
+    # Flamingo's and LoRA's models are registered under a second name, see the class.
     for twice in ("model.base_model.model.", "model."):
         if name.startswith(twice):
             name = "backbone." + name.removeprefix(twice)
