@@ -42,6 +42,7 @@ def enable(setting: str = "auto") -> Path | None:
 
     where = folder(setting)
     if where is None:
+        # The environment may have turned it on.
         jax.config.update("jax_enable_compilation_cache", False)
         return None
     if setting == "auto" and os.environ.get(VARIABLE):

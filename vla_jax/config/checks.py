@@ -61,6 +61,7 @@ def cross_checks(config: Config) -> list[str]:
     problems += _lora_checks(config) + _cotrain_checks(config) + _filter_checks(config)
     if config.train.profile and not re.fullmatch(r"[1-9]\d*:[1-9]\d*", config.train.profile):
         problems.append(f"train.profile: {config.train.profile!r} is not START:STEPS, as '20:3'")
+    # 0 turns each of these off, so only negative values are wrong.
     epochs = {
         "train.epochs": config.train.epochs,
         "train.check_epochs": config.train.check_epochs,
@@ -125,10 +126,12 @@ def _unit_checks(config: "Config") -> list[str]:
         unused = [name for name in ("relative", "robot") if getattr(data, name)]
         return [f"data.{name}: has no effect without data.units" for name in unused]
     problems = []
+    # These units treat the gripper as a plain number, as only this structure predicts it.
     if config.model.structure.kind != "expert" or expert.gripper != "number":
         problems.append(
             "data.units: only for model.structure.kind 'expert' with model.expert.gripper 'number'"
         )
+    # (6, -1) speaks of seven numbers: the sign only says which are relative.
     if data.relative and sum(map(abs, data.relative)) > config.model.action_dim:
         problems.append(f"data.relative: {data.relative} is longer than model.action_dim")
     return problems

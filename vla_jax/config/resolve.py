@@ -58,6 +58,7 @@ def _completed(config: Config) -> Config:
     model = dataclasses.replace(
         model,
         structure=structure,
+        # Three numbers of translation, three of rotation and the gripper.
         action_dim=model.action_dim or 7,
         gripper=model.gripper or "last",
     )

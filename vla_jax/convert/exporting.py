@@ -57,6 +57,7 @@ def to_hf(
     leaves, factors, settings = _without_lora(stored, adapter)
     backbone = {path: leaf for path, leaf in leaves.items() if path.startswith("backbone/")}
     policy_leaves = {path: leaf for path, leaf in leaves.items() if path not in backbone}
+    # All maps are checked before the first byte is written.
     vlm = maps.outgoing(rows, backbone, dtype)
     policy = maps.outgoing(maps.policy(config.model), policy_leaves, dtype)
     # The adapter of a fused module needs the shapes of all its kernels, with factors or without.

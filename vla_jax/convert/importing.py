@@ -184,6 +184,7 @@ def _settings(source: Path) -> dict[str, Any]:
     groups = [key for key in ("config", "action_specs") if not isinstance(settings.get(key), dict)]
     if groups:
         raise ConfigError(f"{source / SETTINGS}: {groups} missing or no groups of keys")
+    # The folder may come from an older version of this program.
     config = upgrade(settings["config"], settings.get("format"), str(source / SETTINGS))
     return {**settings, "config": config}
 
@@ -217,6 +218,7 @@ def _complete(
             f"{folder or 'the config'}: no model can be made of its architecture ({error!r})"
         ) from error
     config = with_complete_arch(config, model.arch)
+    # Absolute, as the next program may start in another folder.
     where = str(Path(folder).absolute()) if folder else ""
     backbone = dataclasses.replace(config.model.backbone, hf_dir=where)
     model_config = dataclasses.replace(config.model, backbone=backbone)
@@ -244,6 +246,7 @@ def _random(
     def values() -> dict[str, jax.Array]:
         return jax.jit(make)(jax.random.split(jax.random.key(seed))[0])  # as in train.state.create
 
+    # Training keeps its parameters in float32, whatever type it computes in.
     stored = dtype or np.dtype(np.float32)
     return {
         path: Lazy(shape, stored, lambda path=path: np.asarray(values()[path], stored))

@@ -91,6 +91,7 @@ class _Blocks(Weight):
                 that.
         """
         ends = list(itertools.accumulate(shape[0] for shape in shapes))
+        # B is laid out like a kernel with as many inputs as there are ranks.
         sizes = [(ends[-1], *s[1:]) for s in self.kernels]
         blocks = FUSED[self.kind][0](_as_linear(self.kind, x), sizes)
         factors = [
@@ -192,6 +193,7 @@ def adapter_config(
     stacked = {module: r for module, r in ranks.items() if r != rank}
     return {
         "peft_type": "LORA",
+        # PEFT's plain wrapper, which asks nothing of the model's class.
         "task_type": None,
         "base_model_name_or_path": base,
         "r": rank,

@@ -59,6 +59,7 @@ def whole(path: str | Path, overwrite: bool = False, folder: bool = True) -> Ite
                 os.replace(old, path)
             raise
     finally:
+        # After success `beside` is gone, after a failure `old` is back in its place.
         for left in (beside, old):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)

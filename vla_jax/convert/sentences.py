@@ -41,6 +41,7 @@ def embed(folder: str | Path, texts: Iterable[str], size: int) -> dict[str, Floa
     dim = config.get("projection_dim", 512)
     if dim != size:
         raise ConfigError(f"model.sentence.dim: {size}, but the vectors of {folder} have {dim}")
+    # A text tower on its own has its settings at the top.
     spec = clip_text.text_spec(config.get("text_config", config))
     tower, tokenizer = clip_text.ClipText(spec, size), Tokenizer.from_dir(folder)
     params = _load(tower, folder)
@@ -59,6 +60,7 @@ def embed(folder: str | Path, texts: Iterable[str], size: int) -> dict[str, Floa
 
 
 def _load(tower: clip_text.ClipText, folder: str | Path) -> dict:
+    # Any length will do, as no parameter's shape depends on it.
     ids = jnp.zeros((1, 2), jnp.int32)
     shapes = jax.eval_shape(lambda: tower.init(jax.random.key(0), ids, ids == 0))["params"]
     ours = {path: leaf.shape for path, leaf in flatten(shapes).items()}

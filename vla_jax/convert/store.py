@@ -27,6 +27,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
     """Makes, writes and drops one array after the other; on disk they are plain numpy arrays."""
 
     def __init__(self, done: Callable[[Lazy], None]):
+        # Each array is new and dropped after it is written: a copy would only take memory.
         super().__init__(deepcopy_host_arrays=False)
         self._done = done
 
@@ -57,7 +58,7 @@ def write(
     Args:
         workdir: exists; has no checkpoints.
         leaves: our path -> parameter.
-        meta: with the keys `checkpoint.META_KEYS`, JSON-serialisable.
+        meta: with the keys `checkpoint.META_KEYS`, JSON-serializable.
         done: called with each parameter written.
 
     Raises:
@@ -91,7 +92,7 @@ class Stored:
     """A checkpoint's parameters, to be read one at a time.
 
     Attributes:
-        step: which.
+        step: the step that is read.
         meta: see `Checkpoints.meta`.
         leaves: our path -> parameter; reading gives a numpy array.
     """
@@ -117,6 +118,7 @@ class Stored:
 
     def _reader(self, path: str) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
+            # A tree of this leaf alone, so that Orbax reads no other parameter.
             item = rules.unflatten({path: 0})
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             args = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)  # type: ignore[call-arg]

@@ -63,7 +63,7 @@ class Renamed:
     """Another source under other names; see `Source`."""
 
     def __init__(self, source: Source, renames: Iterable[tuple[str, str]]):
-        """Of the (pattern, replacement) pairs, the first that matches a name's start is applied."""
+        """Applies to each name the first (pattern, replacement) that matches its start."""
         self._source = source
         self._theirs = {renamed(name, tuple(renames)): name for name in source.shapes}
         self.shapes = {name: source.shapes[old] for name, old in self._theirs.items()}
@@ -118,6 +118,7 @@ def promote(dtypes: list[np.dtype]) -> np.dtype:
     """The narrowest type that holds all of them exactly."""
     widest = dtypes[0]
     for dtype in dtypes[1:]:
+        # By jax's rules, as numpy's do not know bfloat16.
         widest = np.dtype(jnp.promote_types(widest, dtype))
     return widest
 

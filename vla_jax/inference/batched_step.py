@@ -137,6 +137,7 @@ class BatchedStep:
             np.stack([row.text_mask for row in rows]),
             np.stack([np.asarray(row.proprio) for row in rows]) if has_state else None,
             tuple(row.history for row in rows),
+            # A fixed type, because programs compiled ahead of time take no other.
             np.array([row.step for row in rows], np.uint32),
         )
         program = self._programs.get((bucket, shapes))
@@ -147,7 +148,8 @@ class BatchedStep:
         return list(zip(np.asarray(chunks), histories, strict=True))[: len(inputs)]
 
     def _fitted(self, image: UInt8[np.ndarray, "h x 3"], shape: tuple[int, int]) -> Any:
-        """In the model's size; what has it already need not go to the device on its own."""
+        """The image in the model's size; one that needs no change is returned as it is."""
+        # Fits other than squash may cut or pad even an image of the right size.
         changes = self._image.fit != "squash" and (shape[0] != shape[1] or self._image.shortest > 0)
         if not changes and image.shape[:2] == shape:
             return image

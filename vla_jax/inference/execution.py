@@ -105,4 +105,5 @@ class Execution:
         # The oldest vote comes first and weighs most.
         weights = np.exp(-self.decay * np.arange(len(votes)))
         mean = np.einsum("n,na->a", weights / weights.sum(), votes)[None]
+        # The weights made float64 of it.
         return mean.astype(chunk.dtype), replace(plan, chunks=chunks)

@@ -50,6 +50,7 @@ def describe(
             "high": list(spec.high),
             "gripper_repeat": spec.gripper_repeat,
             "gripper_patience": spec.gripper_patience,
+            # The mean of commands 0 and 1 is the share of ones.
             "gripper_open": None if mean is None or spec.gripper is None else float(mean[-1]),
         },
     }

@@ -94,7 +94,7 @@ class Engine:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Of the policy."""
+        """The policy's metadata."""
         return self._policy.metadata
 
     @property
@@ -246,6 +246,7 @@ def _checked(result: tuple[dict[str, Any], Any]) -> Any:
 def _explained(error: Exception) -> Exception:
     if isinstance(error, ObservationError):
         return error
+    # The client gets one line, the traceback stays here.
     log.error("inference failed", exc_info=error)
     kind = type(error).__name__
     return PolicyFailedError(f"the policy failed: {kind}: {error} (see the server's log)")

@@ -59,10 +59,12 @@ class Connection(asyncio.Protocol):
             return
         self._door.connections.add(self)
         seconds = self._door.options.open_timeout
+        # A client that connects and stays silent must not hold a place.
         self._timer = asyncio.get_running_loop().call_later(seconds, self._give_up)
 
     def data_received(self, data: bytes) -> None:
         """Choose, once; then pass on."""
+        # These bytes were under way when the connection was given up.
         if self._transport.is_closing():
             return
         if self._inner is None:
@@ -110,6 +112,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._begin.startswith(_REST):
+            # Reading up to the end of the headers raises beyond this limit.
             reader = asyncio.StreamReader(limit=MAX_HEADER_BYTES)
             self._inner = asyncio.StreamReaderProtocol(reader, self._door.rest.serve)
         else:

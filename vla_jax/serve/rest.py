@@ -115,7 +115,7 @@ class RestAdapter:
     async def _answer(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float
     ) -> bool:
-        """One request; whether there may be another."""
+        """Answer one request; returns whether there may be another."""
         try:
             head = await _read_head(reader, patience)
         except _SilenceError:
@@ -131,7 +131,7 @@ class RestAdapter:
     async def _respond(
         self, head: Head | HTTPError, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
-        """Answer a request of which the head is there; whether the connection stays open."""
+        """Answer a request whose head was read; returns whether the connection stays open."""
         keep = False
         try:
             if isinstance(head, HTTPError):
@@ -153,6 +153,7 @@ class RestAdapter:
             f"Content-Length: {len(payload)}",
             f"Connection: {'keep-alive' if keep else 'close'}",
         ]
+        # RFC 9110 asks every 401 to name the scheme.
         if status is http.HTTPStatus.UNAUTHORIZED:
             lines.append("WWW-Authenticate: Api-Key")
         writer.write("\r\n".join([*lines, "", ""]).encode("ascii") + payload)
@@ -176,6 +177,7 @@ class RestAdapter:
         if not (length.isascii() and length.isdigit() and len(length) < 20):
             raise HTTPError(status.LENGTH_REQUIRED, f"Content-Length {length[:40]!r} is no number")
         size, limit = int(length), self._options.max_message_bytes
+        # The stated length is enough to refuse a body before any of it takes memory.
         if size > limit:
             text = f"message too large: {size} bytes, {limit} are allowed; send smaller images"
             raise HTTPError(status.REQUEST_ENTITY_TOO_LARGE, text, "too_large")
@@ -227,6 +229,7 @@ class RestAdapter:
         """The seat that the request names, or one for this request alone."""
         name, reset = request.pop("session_id", None), request.pop("reset", False)
         status = http.HTTPStatus
+        # Without a name nothing can be remembered: the seat ends with the reply.
         if name is None:
             window = self._engine.metadata.get("window", 1)
             if window > 1 and not self._warned:
@@ -248,6 +251,7 @@ class RestAdapter:
             self._named[name] = _Named()
             self._engine.seats.add(self._named[name].seat)
         named = self._named[name]
+        # With a request waiting the reply is a conflict, and its history must stay.
         if reset and not named.seat.waiting:
             named.seat.reset()
         return named
@@ -312,5 +316,6 @@ async def _read_head(reader: asyncio.StreamReader, patience: float) -> Head:
         if not colon or not name or name != name.strip() or (key in headers and key in _SINGLE):
             text = f"header {line[:60]!r} has no name, or stands there twice"
             raise HTTPError(http.HTTPStatus.BAD_REQUEST, text)
+        # Where a harmless header comes twice, the first counts.
         headers.setdefault(key, value.strip())
     return Head(words[0], words[1], words[2], headers)

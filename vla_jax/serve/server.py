@@ -164,6 +164,7 @@ class PolicyServer:
             await connection.send(self._metadata)
             await self._converse(connection, seat)
         except ConnectionClosed as closed:
+            # The close code is ours: `_Protocol.fail` has told the client why.
             if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
                 engine.metrics.errors["too_large"] += 1
         except TimeoutError:
@@ -210,6 +211,7 @@ class PolicyServer:
             return previous_total
         reply = await self._engine.act(seat, obs)
         if previous_total is not None:
+            # A reply cannot tell how long its own sending takes, so the next one does.
             reply[protocol.TIMING_KEY]["prev_total_ms"] = previous_total * 1e3
         await connection.send(wire.pack(reply))
         self._engine.metrics.requests["websocket"] += 1
@@ -249,7 +251,7 @@ def _parse(message: str | bytes) -> dict[str, Any]:
 
 
 def _header(request: Request, name: str) -> str | None:
-    """Its value; None where it is missing or stands there twice."""
+    """The header's value; None where it is missing or occurs twice."""
     values = request.headers.get_all(name)
     return values[0] if len(values) == 1 else None
 
@@ -331,10 +333,12 @@ def background(policy: protocol.Policy, options: ServerOptions) -> Iterator[str]
         try:
             asyncio.run(main())
         except Exception as error:  # raised again in the caller's thread
+            # In front, where the caller looks for it.
             started.insert(0, error)
         finally:
             up.set()
 
+    # A daemon thread cannot keep a process alive whose main thread has ended.
     thread = threading.Thread(target=target, name="policy-server", daemon=True)
     thread.start()
     up.wait()

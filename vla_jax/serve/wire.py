@@ -118,6 +118,7 @@ def _decode_array(items: dict[Any, Any]) -> np.ndarray:
 
 def check_numbers(dtype: np.dtype) -> None:
     """Raise TypeError for a dtype that is not sent: anything but plain numbers."""
+    # Wider types, such as longdouble, differ between platforms.
     if dtype.kind not in _KINDS or dtype.itemsize > 8:
         raise TypeError(f"numpy dtype {dtype} is not bool, int or float of 1-8 bytes")
 
@@ -138,6 +139,7 @@ def make_array(dtype_text: Any, shape: Any, data: Any) -> np.ndarray:
         raise WireError(
             f"array of dtype {dtype} and shape {shape} needs {expected} bytes, got {got}"
         )
+    # A view, because images are the bulk of a request and msgpack has copied them once.
     array = np.ndarray(shape, dtype, buffer=data)
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 

@@ -107,6 +107,7 @@ class Safetensors:
                 raise ValueError(f"{name}: {entry['shape']} at {entry['data_offsets']} cannot be")
             if stop - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name}: {stop - start} bytes cannot be {entry['shape']}")
+            # With one name in two shards the result would depend on their order.
             if name in self._entries:
                 raise ValueError(f"{name}: also in {self._entries[name].file.name}")
             used.append((start, stop))

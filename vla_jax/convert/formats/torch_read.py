@@ -117,6 +117,7 @@ class TorchFile:
 
 
 def _span(t: _Tensor) -> int:
+    # Elements from the first to the last that the strides reach.
     return 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride, strict=True))
 
 
@@ -151,6 +152,7 @@ def _unpickle(archive: zipfile.ZipFile, path: Path) -> Any:
     try:
         _check_memo(data)
         tree = unpickler.load()
+    # `unpickler.refused` has the reason; it is raised below.
     except _Refused:
         tree = None
     except Exception as error:  # a hostile or damaged pickle fails in any way
@@ -171,6 +173,7 @@ def _check_memo(data: bytes) -> None:
     for code, number, _ in pickletools.genops(data):
         if code.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             count += 1
+            # Picklers number their memos one after another; the slack is for those that skip some.
             if int(number or 0) > 2 * count + 1000:
                 raise ValueError(f"memo number {number} after {count}")
 
@@ -249,6 +252,7 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Ten
     # A forged offset or stride would show bytes from outside the storage.
     if t.offset < 0 or min((*t.shape, *t.stride), default=0) < 0 or len(t.shape) != len(t.stride):
         raise ValueError(f"illegal tensor {t}")
+    # An empty tensor touches no byte, whatever its offset.
     if 0 not in t.shape and t.offset + _span(t) > numel:
         raise ValueError(f"tensor outside its storage {t}")
     return t

@@ -55,6 +55,7 @@ def write(
             done(data.nbytes)
         if left:
             raise ValueError(f"{len(left)} tensors not written: {sorted(left)[:5]}")
+        # torch's reader refuses an archive without this entry.
         _entry(archive, "version", b"3\n")
 
 

@@ -96,6 +96,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         nested = isinstance(value, Mapping)
+        # A config.json may hold null in a group's place.
         merged[key] = _merge(base.get(key) or {}, value) if nested else value
     return merged
 
@@ -111,7 +112,9 @@ def write_tokenizer(tokenizer: str, original: Mapping[str, Any], folder: Path) -
     """
     definition = json.loads(Tokenizer.from_json(tokenizer).to_json())
     if not _matching(folder, ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*")):
+        # Padding and truncation were the training run's; transformers sets its own.
         write_json(folder / "tokenizer.json", {**definition, "padding": None, "truncation": None})
+    # One that was copied from the original names the special tokens itself.
     if (folder / "tokenizer_config.json").is_file():
         return
     roles = _roles(definition, original)
@@ -122,7 +125,7 @@ def write_tokenizer(tokenizer: str, original: Mapping[str, Any], folder: Path) -
 
 
 def _roles(tokenizer: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, str]:
-    """Which token starts, ends and pads a text and stands for unknown pieces."""
+    """The tokens that start, end and pad a text, and the one that stands for unknown pieces."""
     added = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens") or ()}
     # Configs of VLMs keep the language model's ids one level down.
     text = {**(original.get("text_config") or {}), **original}
@@ -186,13 +189,13 @@ def write_processor(image: ImageSpec, tokens: int, config: Mapping[str, Any], fo
 
 
 def _processor_class(config: Mapping[str, Any]) -> dict[str, str]:
-    """As transformers names it, after the model: PaliGemmaFor... -> PaliGemmaProcessor."""
+    """The class as transformers names it: PaliGemmaFor... -> PaliGemmaProcessor."""
     name, separator, _ = (config.get("architectures") or [""])[0].partition("For")
     return {"processor_class": f"{name}Processor"} if separator and "auto_map" not in config else {}
 
 
 def _cutting(image: ImageSpec, vision: Mapping[str, Any]) -> dict[str, Any]:
-    """Of processors that cut the patches themselves, for towers that merge neighbours.
+    """Settings of processors that cut the patches themselves, for towers that merge neighbors.
 
     They keep the aspect ratio and take the number of pixels: the same for square cameras.
     """

@@ -75,6 +75,7 @@ def tokenizer(folder: str | Path, config: ModelConfig) -> Tokenizer:
 def vocab_size(config: ModelConfig) -> int:
     """How many ids a backbone's embedding of words has rows for."""
     backbone = BACKBONES[config.backbone.name]
+    # parent=None keeps flax from attaching the module to one that is being built.
     return backbone(backbone.arch(config.backbone.arch), parent=None).vocab_size
 
 

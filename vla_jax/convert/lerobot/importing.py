@@ -59,6 +59,7 @@ def from_lerobot(
     config = with_complete_arch(config, model.arch)
     part = maps.incoming(names.rows(model), shapes_of(model), source, (), dtype)
     name, dim = config.data.datasets[0].spec, config.model.action_dim
+    # The units restore the actions; the spec only says how many numbers they have.
     spec = ActionSpec(dim, "none", 1.0, (-1.0,) * (dim - 1), (1.0,) * (dim - 1), (0.0, 1.0))
     meta = {
         "config": to_dict(config),

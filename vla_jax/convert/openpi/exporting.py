@@ -54,6 +54,7 @@ def to_openpi(
             _write_params(folder / "params", outgoing, done)
         else:
             _write_torch(folder / f"model{SUFFIX}", outgoing, model.config.expert.width, done)
+        # Only a model that came from openpi has statistics in openpi's form.
         statistics = stored.meta.get("origin", {}).get("norm_stats")
         if statistics:
             # openpi looks statistics up below the asset's name.
@@ -68,6 +69,7 @@ def _write_params(folder: Path, outgoing: maps.Outgoing, done: Done) -> None:
     """The layers of a stack together again, all below `params`."""
     stacks: dict[str, list[np.ndarray]] = {}
     for name, value in outgoing.tensors():
+        # The layers of a stack come in their order.
         stacks.setdefault(name.split("[")[0], []).append(value)
         done(value.nbytes)
     # A stack of one layer has a layer axis too, which the count of its parts does not show.

@@ -133,7 +133,7 @@ def arch_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def expert_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The expert's settings, likewise."""
+    """The expert's settings, read off the same shapes."""
     # The actions of all robots are padded to one width, the input of this map.
     padded, width = shapes["action_in_proj/kernel"]
     adaptive = "time_mlp_in/kernel" in shapes
@@ -157,6 +157,7 @@ def _open(root: Path, config: Config) -> tuple[Source, Any, tuple[str, ...], dic
         sizes = {"arch": arch_of(merged.shapes), "expert": expert_of(merged.shapes)}
     except (KeyError, IndexError, ValueError) as error:
         raise WeightError(f"{root}: not pi0's or pi0.5's parameters: no {error}") from error
+    # Merging comes first, as factors are stacked like their weights.
     return Unstacked(merged), names.jax_rows, (), sizes
 
 
@@ -165,6 +166,7 @@ def _with_sizes(config: Config, sizes: Mapping[str, Any]) -> Config:
     if not sizes:
         return config
     model, expert = config.model, sizes["expert"]
+    # These two make it another model; the sizes below only scale it.
     differs = [
         f"model.expert.{name}: {getattr(model.expert, name)!r}, the checkpoint has {expert[name]!r}"
         for name in ("adaptive", "state")
@@ -191,4 +193,5 @@ def _statistics(root: Path, asset: str) -> dict[str, Any]:
     if not by_asset:
         return {}
     raw = read_json(by_asset[asset] if asset else next(iter(by_asset.values())))
+    # openpi wraps the statistics in this key; a bare file is taken as well.
     return raw.get("norm_stats", raw)

@@ -41,6 +41,7 @@ class Merged:
     def read(self, name: str) -> np.ndarray:
         """The tensor, contiguous and owned by the caller."""
         weight = self._source.read(name)
+        # The factors of `x/w` are named `x/lora_a`, those of `x` are named `x_lora_a`.
         root = name.removesuffix("/w") + "/" if name.endswith("/w") else name + "_"
         first, second = (f"{root}lora_{letter}" for letter in "ab")
         if first not in self._source.shapes:

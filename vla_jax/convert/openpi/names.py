@@ -1,4 +1,4 @@
-"""Which of openpi's tensors is which of ours, of its JAX parameters and of its torch port.
+"""The names of openpi's tensors beside ours, for its JAX parameters and its torch port.
 
 A stacked tensor of the JAX parameters, `.../q_einsum/w`, stands here as its layers,
 `.../q_einsum/w[0]`, `[1]`, ...; see `source.Unstacked`.
@@ -31,6 +31,7 @@ def jax_rows(config: ModelConfig, arch: Mapping[str, Any]) -> list[w.Weight]:
     rows = [*_vision(), *_flax(_IMAGE + "head", "backbone/projection")]
     rows += _stack("", "backbone/text/", "layers/", shared, adaptive=False)
     rows.append(w.Weight(_TEXT + "embedder/input_embedding", "backbone/text/embedding"))
+    # pi0-FAST is the VLM alone.
     if config.structure.kind != "expert":
         return rows
     rows += _stack("_1", "expert/", "layers/block/", shared, config.expert.adaptive)
@@ -44,6 +45,7 @@ def torch_rows(config: ModelConfig, arch: Mapping[str, Any]) -> list[w.Weight]:
     rows = [
         row
         for row in PaliGemma(arch).weight_map()
+        # The port's lm_head holds the token table, see TORCH_IGNORE.
         if "embed_tokens" not in row.source and not row.alias
     ]
     rows = w.moved(rows, "vision_tower.", _TORCH + "model.vision_tower.")
@@ -73,6 +75,7 @@ def _torch_expert(config: ModelConfig) -> list[w.Weight]:
         "model.norm": "norm",
     }
     for foreign, ours in norms.items():
+        # An adaptive norm has no weight, but a linear map of the time.
         if config.expert.adaptive:
             rows += w.pair(foreign + ".dense", ours + "/modulation")
         else:

@@ -225,6 +225,7 @@ def notes(original: Mapping[str, Any]) -> list[str]:
         row = rows.get(path)
         if row is None:
             remarks.append(f"{path}: read by nothing")
+        # None is how their configs leave a key unset.
         elif row.fate == IGNORED and value is not None:
             remarks.append(f"{path}: {row.note}")
     return remarks

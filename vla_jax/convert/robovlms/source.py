@@ -163,6 +163,7 @@ def to_config(original: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str,
     raw, problems = robovlms_config.start(original, base)
     if original["robovlm_name"] == robovlms_config.FLAMINGO:  # its checkpoints hold all of CLIP
         raw["model"]["backbone"]["arch"].setdefault("clip_text_config", {"layers": 12})
+    # Only these keys change what the trained policy computes.
     groups = ("act_head.", "fwd_head", "regular_action", "use_mu_law", "tcp_rel")
     problems += [x for x in robovlms_keys.refusals(original) if x.startswith(groups)]
     return robovlms_config.finish(raw, problems)
