@@ -42,6 +42,7 @@ def enable(setting: str = "auto") -> Path | None:
 
     where = folder(setting)
     if where is None:
+        # The environment may have turned it on.
         jax.config.update("jax_enable_compilation_cache", False)
         return None
     if setting == "auto" and os.environ.get(VARIABLE):
@@ -60,5 +61,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         kind = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
+        # Other systems than Linux have no /proc.
         kind = platform.processor()
     return hashlib.sha256(f"{platform.machine()} {kind}".encode()).hexdigest()[:8]

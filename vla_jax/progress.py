@@ -19,5 +19,6 @@ def bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
     if sys.stderr.isatty():
         return tqdm(iterable, **options)
     lines = "{l_bar}{bar:10}{r_bar}\n"
+    # `delay` keeps work silent that is over before the first line is due.
     pace = {"delay": LOG_INTERVAL, "mininterval": LOG_INTERVAL, "bar_format": lines}
     return tqdm(iterable, **pace, **options)

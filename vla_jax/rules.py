@@ -61,11 +61,11 @@ def match_all(rules: Sequence[tuple[str, T]], paths: Sequence[str]) -> dict[str,
     Raises:
         UnmatchedPathError: naming every path no rule matches, at once.
     """
-    found: dict[str, T] = {}
+    matched: dict[str, T] = {}
     missed = []
     for path in paths:
         try:
-            found[path] = match(rules, path)
+            matched[path] = match(rules, path)
         except UnmatchedPathError:
             missed.append(path)
     if missed:
@@ -74,4 +74,4 @@ def match_all(rules: Sequence[tuple[str, T]], paths: Sequence[str]) -> dict[str,
             f"{len(missed)} of {len(paths)} paths match no rule:\n  {listing}\n"
             f"rules: {[p for p, _ in rules]}"
         )
-    return found
+    return matched

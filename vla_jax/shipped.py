@@ -36,12 +36,12 @@ def config_path(where: str) -> str:
 
 def with_config_path(argv: Sequence[str]) -> list[str]:
     """A command line whose `--config=NAME` names a file, as `ml_collections` wants it."""
-    found, result = False, []
+    is_value, result = False, []
     for word in argv:
-        if found:  # the word behind a lone --config
-            word, found = config_path(word), False
+        if is_value:  # the word behind a lone --config
+            word, is_value = config_path(word), False
         elif word in ("--config", "-config"):
-            found = True
+            is_value = True
         elif match := re.fullmatch(r"(--?config=)(.*)", word):
             word = match[1] + config_path(match[2])
         result.append(word)
@@ -54,14 +54,14 @@ def requirements() -> dict[str, list[str]]:
     Raises:
         PackageNotFoundError: the package is not installed, not even in editable form.
     """
-    found: dict[str, list[str]] = {"": []}
+    needed: dict[str, list[str]] = {"": []}
     for extra in importlib.metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or ():
-        found[extra] = []
+        needed[extra] = []
     for line in importlib.metadata.requires(DISTRIBUTION) or ():
         text, _, marker = (part.strip() for part in line.partition(";"))
         extra = re.search(r"extra == ['\"]([\w.-]+)['\"]", marker)
-        found[extra[1] if extra else ""].append(text)
-    return found
+        needed[extra[1] if extra else ""].append(text)
+    return needed
 
 
 def install_hint(extra: str) -> str:

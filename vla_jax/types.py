@@ -50,6 +50,7 @@ def pytree(cls: type[T]) -> type[T]:
     def rebuild(_: None, values: Any) -> T:
         x = object.__new__(cls)
         for name, value in zip(names, values, strict=True):
+            # The dataclass is frozen, and its own `__init__` is not to run.
             object.__setattr__(x, name, value)
         return x
 
@@ -70,7 +71,7 @@ class Observation:
             camera (black).
         text: int32 [b, t] token ids, padded on the right to a fixed t.
         text_mask: bool [b, t], True on real tokens.
-        proprio: float32 [b, w, p] normalised robot state, or None when the model takes none.
+        proprio: float32 [b, w, p] normalized robot state, or None when the model takes none.
         sentence: float32 [b, s] unit vector of the instruction from a text encoder, which training
             may ask the features to predict; else None.
     """
@@ -90,7 +91,7 @@ class Actions:
 
     Attributes:
         chunk: float32 [b, w, f, a]; element [i, j, k] is the action at frame j + k of the window.
-            Arm dimensions are normalised to [-1, 1]; a gripper is last, 1 = open, 0 = closed.
+            Arm dimensions are normalized to [-1, 1]; a gripper is last, 1 = open, 0 = closed.
         mask: bool [b, w, f]; False beyond the end of the trajectory and left of its start.
     """
 
@@ -145,7 +146,7 @@ class Prediction:
     """What a head returns.
 
     Attributes:
-        arm: float32 [b, w, f, a-1], normalised, in [-1, 1]; [b, w, f, a] without a gripper.
+        arm: float32 [b, w, f, a-1], normalized, in [-1, 1]; [b, w, f, a] without a gripper.
         gripper: float32 [b, w, f], above 0 is open: the logit of "open" from heads trained with
             cross-entropy, the predicted value itself from the others. None without a gripper.
     """

@@ -47,9 +47,9 @@ def cross_checks(config: Config) -> list[str]:
     if not 0 <= data.max_skipped <= 1:
         problems.append(f"data.max_skipped: must be in [0, 1], not {data.max_skipped}")
     problems += [
-        f"data.datasets[{i}].{name}: missing; {what}"
+        f"data.datasets[{i}].{name}: missing; {advice}"
         for i, d in enumerate(data.datasets)
-        for name, what in (("spec", "name its standardization"), ("dir", "name its folder"))
+        for name, advice in (("spec", "name its standardization"), ("dir", "name its folder"))
         if not getattr(d, name)
     ]
     problems += [
@@ -61,6 +61,7 @@ def cross_checks(config: Config) -> list[str]:
     problems += _lora_checks(config) + _cotrain_checks(config) + _filter_checks(config)
     if config.train.profile and not re.fullmatch(r"[1-9]\d*:[1-9]\d*", config.train.profile):
         problems.append(f"train.profile: {config.train.profile!r} is not START:STEPS, as '20:3'")
+    # 0 turns each of these off, so only negative values are wrong.
     epochs = {
         "train.epochs": config.train.epochs,
         "train.check_epochs": config.train.check_epochs,
@@ -69,6 +70,7 @@ def cross_checks(config: Config) -> list[str]:
     problems += [f"{name}: must not be negative, {v} is" for name, v in epochs.items() if v < 0]
     if not 0 <= config.optim.ema_decay < 1:
         problems.append(f"optim.ema_decay: must be in [0, 1), not {config.optim.ema_decay}")
+    # -1 takes the devices that are left, which one axis alone can do.
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         problems.append("mesh: only one axis may be -1")
     return problems
@@ -124,10 +126,12 @@ def _unit_checks(config: "Config") -> list[str]:
         unused = [name for name in ("relative", "robot") if getattr(data, name)]
         return [f"data.{name}: has no effect without data.units" for name in unused]
     problems = []
+    # These units treat the gripper as a plain number, as only this structure predicts it.
     if config.model.structure.kind != "expert" or expert.gripper != "number":
         problems.append(
             "data.units: only for model.structure.kind 'expert' with model.expert.gripper 'number'"
         )
+    # (6, -1) speaks of seven numbers: the sign only says which are relative.
     if data.relative and sum(map(abs, data.relative)) > config.model.action_dim:
         problems.append(f"data.relative: {data.relative} is longer than model.action_dim")
     return problems

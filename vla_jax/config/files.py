@@ -44,6 +44,7 @@ def load_config_file(where: str | Path, changes: Sequence[str] = ()) -> dict[str
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such file")
     arguments = ["", f"--config={where}", *(f"--config.{change}" for change in changes)]
+    # The global flags belong to the program that calls this.
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:

@@ -77,8 +77,8 @@ def upgrade(stored: Any, found_format: Any, where: str) -> dict[str, Any]:
     Raises:
         ConfigError: the format is none that this version reads, or the config is no dict.
     """
-    known = isinstance(found_format, int) and 1 <= found_format <= FORMAT
-    if not known:
+    is_readable = isinstance(found_format, int) and 1 <= found_format <= FORMAT
+    if not is_readable:
         newer = isinstance(found_format, int) and found_format > FORMAT
         why = "; a newer version wrote it: update vla_jax" if newer else ""
         raise ConfigError(
@@ -104,9 +104,11 @@ def _filled(cls: type, raw: Mapping[str, Any], prefix: str, added: list[str]) ->
     hints, defaults, result = typing.get_type_hints(cls), cls(), dict(raw)
     for field in dataclasses.fields(cls):
         name, hint = field.name, hints[field.name]
+        # The element type of a tuple of groups, such as data.datasets.
         (inner, *_) = typing.get_args(hint) or (None,)
         if name not in raw:
             value = getattr(defaults, name)
+            # A default may differ from what the code did before the field existed.
             older = field.metadata.get("older")
             value = value if older is None else older
             result[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(hint) else value

@@ -19,6 +19,7 @@ def option(default: Any, doc: str, *choices: str, older: Any = None) -> Any:
             None: the default, which then has to mean just that.
     """
     metadata = {"doc": doc, "choices": choices, "older": older}
+    # A dataclass refuses a mutable default.
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

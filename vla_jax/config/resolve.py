@@ -40,6 +40,7 @@ def resolve(raw: Any) -> Config:
         if moved:
             logger.warning("config keys that have moved: %s", ", ".join(moved))
     config = _build(Config, raw, "", problems)
+    # Cross checks read all groups, of which some are None after a problem.
     if not problems:
         config = _completed(config)
         problems += cross_checks(config)
@@ -57,6 +58,7 @@ def _completed(config: Config) -> Config:
     model = dataclasses.replace(
         model,
         structure=structure,
+        # Three numbers of translation, three of rotation and the gripper.
         action_dim=model.action_dim or 7,
         gripper=model.gripper or "last",
     )
@@ -72,6 +74,7 @@ def _build(cls: type, raw: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(raw, Mapping):
         problems.append(f"{path or 'config'}: expected a group of keys, not {raw!r}")
         return None
+    # A group with a problem is not built, while the others go on to report theirs.
     before = len(problems)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -136,7 +139,9 @@ def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
+        # The schema has no unions but X | None.
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    # Files and command lines say 1 for 1.0; True is an int in Python and no number here.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is not Any and (not isinstance(value, hint) or (hint is int and value is True)):

@@ -1,4 +1,4 @@
-"""Which shipped config a VLM's Hugging Face folder is imported with."""
+"""The shipped config that a VLM's Hugging Face folder is imported with."""
 
 from pathlib import Path
 
@@ -21,11 +21,14 @@ def default_config(hf_dir: str | Path) -> str:
     """
     described = read_json(Path(hf_dir) / "config.json")
     kind, problems = described.get("model_type"), []
-    known = {b.RELEASED["model_type"] for b in BACKBONES.values() if b.DEFAULT_CONFIG}
+    # A backbone without a shipped config cannot be chosen by a folder alone.
+    vlm_types = {b.RELEASED["model_type"] for b in BACKBONES.values() if b.DEFAULT_CONFIG}
+    # Backbones may share a model_type; then the one whose `arch` takes the file is meant.
     for backbone in BACKBONES.values():
         if backbone.RELEASED["model_type"] != kind or not backbone.DEFAULT_CONFIG:
             continue
         try:
+            # Not strict: a config.json has many keys that say nothing of the architecture.
             backbone.arch(described, strict=False)
         except ValueError as error:
             problems.append(str(error))
@@ -33,4 +36,6 @@ def default_config(hf_dir: str | Path) -> str:
             return backbone.DEFAULT_CONFIG
     if problems:
         raise ConfigError(f"{hf_dir}: " + "\n".join(problems))
-    raise ConfigError(f"{hf_dir}: no backbone is a VLM of type {kind!r}; they are {sorted(known)}")
+    raise ConfigError(
+        f"{hf_dir}: no backbone is a VLM of type {kind!r}; they are {sorted(vlm_types)}"
+    )

@@ -52,16 +52,21 @@ def to_hf(
     """
     config: Config = resolve(stored.meta["config"])
     model = vla.build(config.model)
+    # Names to pass over matter on the way in only.
     rows, _ = maps.hugging_face(config.model)
     leaves, factors, settings = _without_lora(stored, adapter)
     backbone = {path: leaf for path, leaf in leaves.items() if path.startswith("backbone/")}
-    rest = {path: leaf for path, leaf in leaves.items() if path not in backbone}
+    policy_leaves = {path: leaf for path, leaf in leaves.items() if path not in backbone}
+    # All maps are checked before the first byte is written.
     vlm = maps.outgoing(rows, backbone, dtype)
-    policy = maps.outgoing(maps.policy(config.model), rest, dtype)
+    policy = maps.outgoing(maps.policy(config.model), policy_leaves, dtype)
+    # The adapter of a fused module needs the shapes of all its kernels, with factors or without.
     kernels = {path: leaf.shape for path, leaf in backbone.items()}
     update = maps.outgoing(lora.adapter_rows(rows, factors, kernels), factors, dtype)
     remembered = source or config.model.backbone.hf_dir
+    # The folder may be gone by now; the copies inside the checkpoint serve then.
     files = Path(remembered) if remembered and Path(remembered).is_dir() else None
+    # An export that fails leaves nothing behind, and what was there before untouched.
     with output.whole(out, overwrite) as folder:
         _write(folder, vlm, limit, done)
         _write(folder / f"{POLICY}{SUFFIX}", policy, None, done)
@@ -86,13 +91,15 @@ def _without_lora(
         plain = {path: leaf for path, leaf in stored.leaves.items() if path not in factors}
         return plain, factors, settings
     scale = settings["lora"]["alpha"] / settings["lora"]["rank"]
+    # Rank 0 says that the weights are plain now, so an import looks for no adapter.
     settings = {**settings, "lora": {**settings["lora"], "rank": 0}}
     return lora.merged(stored.leaves, scale), {}, settings
 
 
-def _write(path: Path, what: maps.Outgoing, limit: int | None, done: Done) -> None:
-    with Writer(path, what.shapes, what.dtypes, limit) as writer:
-        for name, value in what.repeated():
+def _write(path: Path, outgoing: maps.Outgoing, limit: int | None, done: Done) -> None:
+    with Writer(path, outgoing.shapes, outgoing.dtypes, limit) as writer:
+        # Safetensors shares no bytes, so a tied tensor is written under each of its names.
+        for name, value in outgoing.repeated():
             writer.write(name, value)
             done(value.nbytes)
 
@@ -109,6 +116,7 @@ def _write_beside(
     origin = meta.get("origin", {})
     original = origin.get("vlm_config", {})
     hf_files.place(files, origin.get("files", {}), folder)
+    # The copy inside the checkpoint is for when the folder is gone.
     if files and (files / "config.json").is_file():
         original = read_json(files / "config.json")
     # One type for the folder: the widest, so that loading rounds nothing.
@@ -159,10 +167,12 @@ def to_robovlms(
     config = resolve(stored.meta["config"])
     rows, _ = maps.robovlms(config.model, prefix="" if bare else "model.")
     leaves, _, _ = _without_lora(stored, adapter=False)
-    what = maps.outgoing(rows, leaves, dtype)
+    outgoing = maps.outgoing(rows, leaves, dtype)
     with output.whole(out, overwrite, folder=False) as file:
         if out.suffix == SUFFIX:
-            _write(file, what, None, done)
+            _write(file, outgoing, None, done)
         else:
-            torch_write.write(file, what.shapes, what.dtypes, what.aliases, what.tensors, done)
-    return what
+            torch_write.write(
+                file, outgoing.shapes, outgoing.dtypes, outgoing.aliases, outgoing.tensors, done
+            )
+    return outgoing

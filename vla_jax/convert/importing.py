@@ -85,24 +85,27 @@ def from_hf(
     if not (source / "config.json").is_file():
         raise WeightError(f"{source}: holds no config.json")
     # In our own folders the exact numbers are in our config; elsewhere in config.json.
-    own = bool(settings) and raw is None
-    arch = None if own else hf.read_arch(source, config.model)
+    is_ours = bool(settings) and raw is None
+    arch = None if is_ours else hf.read_arch(source, config.model)
     model, config, shapes = _complete(config, arch, source)
     rows, ignore = maps.hugging_face(config.model)
     vlm = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
-    rest = {path: shape for path, shape in shapes.items() if path not in vlm}
+    fresh = {path: shape for path, shape in shapes.items() if path not in vlm}
+    # Every part is checked before the first error is raised, so one report names all that is wrong.
     steps = {
         "the VLM": lambda: maps.incoming(
             rows, vlm, hf.open_source(source, config.model), ignore, dtype
         )
     }
-    if own and rest:
-        fill, path = rest, source / f"{POLICY}{SUFFIX}"
+    if is_ours and fresh:
+        # The lambda runs later, when `fresh` is already empty.
+        fill, path = fresh, source / f"{POLICY}{SUFFIX}"
         steps[path.name] = lambda: maps.incoming(
             maps.policy(config.model), fill, Safetensors(path), (), dtype
         )
-        rest = {}
-    if own and config.lora.rank:
+        fresh = {}
+    # A merged export says rank 0: a rank here means that an adapter was written.
+    if is_ours and config.lora.rank:
         factors = factor_shapes(shapes, config.lora)
         file = source / lora.FOLDER / lora.WEIGHTS
         steps[f"{lora.FOLDER}/{file.name}"] = lambda: maps.incoming(
@@ -112,12 +115,12 @@ def from_hf(
     statistics = source / STATISTICS
     meta = {
         "config": to_dict(config),
-        "statistics": read_json(statistics) if own and statistics.is_file() else {},
-        "action_specs": settings.get("action_specs", {}) if own else {},
+        "statistics": read_json(statistics) if is_ours and statistics.is_file() else {},
+        "action_specs": settings.get("action_specs", {}) if is_ours else {},
         "tokenizer": _tokenizer(source, config),
         "origin": {"kind": "hf", **hf.origin(source)},
     }
-    return _join(config, parts, meta, _random(model, config.seed, rest, dtype))
+    return _join(config, parts, meta, _random(model, config.seed, fresh, dtype))
 
 
 def from_robovlms(
@@ -146,22 +149,23 @@ def from_robovlms(
     """
     config = resolve(robovlms.to_config(original, base))
     names = tuple(dataset.spec for dataset in config.data.datasets)
-    given = statistics or {}
-    if isinstance(given, str | Path):
-        given = read_statistics(given, names)
+    entries = statistics or {}
+    if isinstance(entries, str | Path):
+        entries = read_statistics(entries, names)
     specs = released.action_specs(
-        names, config.data.normalization, config.data.clip, config.model.action_dim, given
+        names, config.data.normalization, config.data.clip, config.model.action_dim, entries
     )
     alpha = original.get("train_setup", {}).get("lora_alpha")
     source = robovlms.open_source(checkpoint, alpha)
-    found = {name.removeprefix("backbone."): shape for name, shape in source.shapes.items()}
-    _, config, shapes = _complete(config, hf.read_arch(vlm, config.model, found), vlm)
+    # Some backbones' config.json lacks sizes, which are then read off these shapes.
+    tensor_shapes = {name.removeprefix("backbone."): shape for name, shape in source.shapes.items()}
+    _, config, shapes = _complete(config, hf.read_arch(vlm, config.model, tensor_shapes), vlm)
     rows, ignore = maps.robovlms(config.model, prefix="")
     ignore = (*ignore, *robovlms.IGNORE)
     part = maps.incoming(rows, shapes, source, ignore, dtype, source.unequal())
     meta = {
         "config": to_dict(config),
-        "statistics": {name: given[name] for name in names if name in given},
+        "statistics": {name: entries[name] for name in names if name in entries},
         "action_specs": {name: spec.to_json() for name, spec in specs.items()},
         "tokenizer": _tokenizer(vlm, config) if vlm else "",
         "origin": {
@@ -170,30 +174,32 @@ def from_robovlms(
             **(hf.origin(vlm) if vlm else {}),
         },
     }
+    # Nothing starts at random: their file holds the whole policy.
     return _join(config, [part], meta, {})
 
 
 def _settings(source: Path) -> dict[str, Any]:
     """What `exporting.to_hf` wrote beside the VLM."""
-    found = read_json(source / SETTINGS)
-    groups = [key for key in ("config", "action_specs") if not isinstance(found.get(key), dict)]
+    settings = read_json(source / SETTINGS)
+    groups = [key for key in ("config", "action_specs") if not isinstance(settings.get(key), dict)]
     if groups:
         raise ConfigError(f"{source / SETTINGS}: {groups} missing or no groups of keys")
-    config = upgrade(found["config"], found.get("format"), str(source / SETTINGS))
-    return {**found, "config": config}
+    # The folder may come from an older version of this program.
+    config = upgrade(settings["config"], settings.get("format"), str(source / SETTINGS))
+    return {**settings, "config": config}
 
 
 def _all(steps: Mapping[str, Callable[[], maps.Incoming]]) -> list[maps.Incoming]:
     """Every part of a checkpoint, or what is wrong with any of them."""
-    found, problems = [], []
+    parts, problems = [], []
     for name, step in steps.items():
         try:
-            found.append(step())
+            parts.append(step())
         except WeightError as error:
             problems.append(f"{name}:\n{error}")
     if problems:
         raise WeightError("\n".join(problems))
-    return found
+    return parts
 
 
 def _complete(
@@ -206,11 +212,13 @@ def _complete(
     try:
         model = vla.build(config.model, arch)
         shapes = shapes_of(model)
+    # A foreign config.json can break the model's code in many ways, all with one meaning.
     except (TypeError, ArithmeticError, LookupError, AttributeError) as error:
         raise ConfigError(
             f"{folder or 'the config'}: no model can be made of its architecture ({error!r})"
         ) from error
     config = with_complete_arch(config, model.arch)
+    # Absolute, as the next program may start in another folder.
     where = str(Path(folder).absolute()) if folder else ""
     backbone = dataclasses.replace(config.model.backbone, hf_dir=where)
     model_config = dataclasses.replace(config.model, backbone=backbone)
@@ -219,6 +227,7 @@ def _complete(
 
 def shapes_of(model: vla.VLA) -> dict[str, tuple[int, ...]]:
     """Our path -> shape of every parameter; makes none of them."""
+    # Traced only: billions of parameters are described, none is allocated.
     tree = jax.eval_shape(functools.partial(vla.initial_params, model), jax.random.key(0))
     return {path: tuple(leaf.shape) for path, leaf in rules.flatten(tree).items()}
 
@@ -230,12 +239,14 @@ def _random(
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
         flat = rules.flatten(vla.initial_params(model, key))
+        # XLA drops what is not returned, so the VLM's random weights are never computed.
         return {path: flat[path] for path in shapes}
 
     @functools.cache
     def values() -> dict[str, jax.Array]:
         return jax.jit(make)(jax.random.split(jax.random.key(seed))[0])  # as in train.state.create
 
+    # Training keeps its parameters in float32, whatever type it computes in.
     stored = dtype or np.dtype(np.float32)
     return {
         path: Lazy(shape, stored, lambda path=path: np.asarray(values()[path], stored))
@@ -245,21 +256,22 @@ def _random(
 
 def _tokenizer(folder: str | Path, config: Config) -> str:
     try:
-        found = hf.tokenizer(folder, config.model)
+        tokenizer = hf.tokenizer(folder, config.model)
     except (FileNotFoundError, ImportError) as error:
+        # Weights without a tokenizer are still worth having; only serving needs one.
         logger.warning("%s; the checkpoint can be converted and trained, not served", error)
         return ""
     except ValueError as error:
         raise WeightError(f"the tokenizer cannot be read: {error}") from error
     rows = hf.vocab_size(config.model)
-    beyond = found.beyond(rows)
+    beyond = tokenizer.beyond(rows)
     if beyond:
         logger.warning(
             "%s: the tokenizer has %d tokens beyond the %d rows of the model's vocabulary, such as "
             "%s: prompts that hold one are refused. Is it this model's tokenizer?",
             folder, len(beyond), rows, beyond[:5],
         )  # fmt: skip
-    return found.to_json()
+    return tokenizer.to_json()
 
 
 def _join(

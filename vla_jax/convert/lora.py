@@ -39,12 +39,14 @@ def merged(leaves: Mapping[str, Lazy], scale: float) -> dict[str, Lazy]:
         folder = path.removesuffix("lora_a")
         kernel = folder + "kernel"
         read = _adder(leaves[kernel], leaves[path], leaves[folder + "lora_b"], scale)
+        # A small update could vanish in the rounding of a bfloat16 kernel.
         plain[kernel] = Lazy(leaves[kernel].shape, np.dtype(np.float32), read)
     return plain
 
 
 def _adder(kernel: Lazy, a: Lazy, b: Lazy, scale: float) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
+        # A copy, since the sum is made in place.
         total = np.array(kernel.read(), np.float32)
         down, up = a.read().astype(np.float32), b.read().astype(np.float32)
         # With or without a layer axis in front; a view, so that the sum lands in `total`.
@@ -89,17 +91,19 @@ class _Blocks(Weight):
                 that.
         """
         ends = list(itertools.accumulate(shape[0] for shape in shapes))
+        # B is laid out like a kernel with as many inputs as there are ranks.
         sizes = [(ends[-1], *s[1:]) for s in self.kernels]
         blocks = FUSED[self.kind][0](_as_linear(self.kind, x), sizes)
-        found = [
+        factors = [
             blocks[i][end - shape[0] : end].reshape(shape)
             for i, end, shape in zip(self.chosen, ends, shapes, strict=True)
         ]
-        if not np.array_equal(self.join(found), x):
+        # Off the diagonal B couples kernels, and our factors have no place for that.
+        if not np.array_equal(self.join(factors), x):
             raise WeightError(
                 f"{self.source}: not block-diagonal, as after training in PEFT; merge it there"
             )
-        return found
+        return factors
 
 
 def _as_linear(kind: str, x: np.ndarray) -> np.ndarray:
@@ -120,8 +124,9 @@ def adapter_rows(
     Raises:
         WeightError: naming the kernels that are no module's matrix under their names.
     """
+    # A dict keeps the tree's order for the message, a set would not.
     left = {path.rpartition("/")[0]: None for path in factors}
-    found: list[Weight] = []
+    adapter: list[Weight] = []
     for row in rows:
         folders = [target.removesuffix("/kernel") for target in row.targets]
         chosen = tuple(i for i, folder in enumerate(folders) if folder in left)
@@ -131,28 +136,30 @@ def adapter_rows(
             del left[folders[i]]
         folder = _only(row.target.removesuffix("/kernel"), chosen)
         module = "base_model.model." + row.source.removesuffix(".weight")
-        found.append(
+        adapter.append(
             replace(row, source=f"{module}.lora_A.weight", target=f"{folder}/lora_a", kind="linear")
         )
+        # B keeps the row's kind: its outputs lie as the kernel's do.
         up = replace(row, source=f"{module}.lora_B.weight", target=f"{folder}/lora_b")
+        # A fused module, such as qkv, has one B for several kernels of ours.
         if len(folders) > 1:
             shapes = tuple(tuple(kernels[target])[row.stacked :] for target in row.targets)
-            found.append(_Blocks(**vars(up), kernels=shapes, chosen=chosen))
+            adapter.append(_Blocks(**vars(up), kernels=shapes, chosen=chosen))
         else:
-            found.append(replace(up, kind="linear"))
+            adapter.append(replace(up, kind="linear"))
     if left:
         raise WeightError(
             "no linear layer of the Hugging Face model has this matrix, so no adapter can stand "
             "beside it (use --lora=merge): " + ", ".join(f"{folder}/kernel" for folder in left)
         )
-    return found
+    return adapter
 
 
 def _only(target: str, chosen: Sequence[int]) -> str:
     """Some of a target's paths: `attn/{q,k,v}`, (0, 2) -> `attn/{q,v}`."""
 
-    def pick(found: re.Match[str]) -> str:
-        choices = found[1].split(",")
+    def pick(match: re.Match[str]) -> str:
+        choices = match[1].split(",")
         return "{" + ",".join(choices[i] for i in chosen) + "}"
 
     return re.sub(r"\{(.*)\}", pick, target)
@@ -182,9 +189,11 @@ def adapter_config(
         if name.endswith(suffix)
     }
     rank, alpha = settings["rank"], settings["alpha"]
+    # A fused module's factors lie one below the other, so its rank is a multiple of ours.
     stacked = {module: r for module, r in ranks.items() if r != rank}
     return {
         "peft_type": "LORA",
+        # PEFT's plain wrapper, which asks nothing of the model's class.
         "task_type": None,
         "base_model_name_or_path": base,
         "r": rank,

@@ -91,19 +91,22 @@ def incoming(
         WeightError: with the whole key report.
     """
     rows, ignore, unequal = list(rows), tuple(ignore), tuple(unequal)
-    theirs = source.shapes
+    foreign_shapes = source.shapes
     report = _compare(rows, ours, source, ignore)
     leaves, changed = {}, []
     for row in rows:
+        # An alias only repeats what another row fills.
         if row.alias or any(path not in ours for path in row.targets):
             continue
-        types = [source.dtypes[name] for name in _names(row, ours) if name in theirs]
+        # The layers of one stack may have different types.
+        types = [source.dtypes[name] for name in _names(row, ours) if name in foreign_shapes]
         stored = dtype or promote(types or [np.dtype(np.float32)])
         changed += [_change(row.source, old, stored) for old in set(types) if old != stored]
-        made = _Row(row, ours, source, stored)
+        row_reader = _Row(row, ours, source, stored)
         for path in row.targets:
-            leaves[path] = Lazy(ours[path], stored, functools.partial(made.take, path))
-    unused = [n for n in theirs if w.ignored(n, ignore)]
+            leaves[path] = Lazy(ours[path], stored, functools.partial(row_reader.take, path))
+    unused = [n for n in foreign_shapes if w.ignored(n, ignore)]
+    # Changed types and unused names complete a report; alone they are no error.
     if report or unequal:
         report = dataclasses.replace(
             report,
@@ -193,16 +196,19 @@ def outgoing(
     shapes, dtypes, aliases, changed = {}, {}, {}, []
     for row in rows:
         leaves = [ours[path] for path in row.targets]
-        kept = promote([leaf.dtype for leaf in leaves])
-        ones = [leaf.shape[1:] if row.stacked else leaf.shape for leaf in leaves]
-        shape = _joined(row, [np.broadcast_to(np.int8(0), one) for one in ones]).shape
+        widest = promote([leaf.dtype for leaf in leaves])
+        layer_shapes = [leaf.shape[1:] if row.stacked else leaf.shape for leaf in leaves]
+        # Stand-ins of one byte an element give the joined shape before any weight is read.
+        shape = _joined(
+            row, [np.broadcast_to(np.int8(0), layer_shape) for layer_shape in layer_shapes]
+        ).shape
         names = _names(row, sizes)
         for name, original in zip(names, _names(originals[row.targets], sizes), strict=True):
-            shapes[name], dtypes[name] = shape, dtype or kept
+            shapes[name], dtypes[name] = shape, dtype or widest
             if row.alias:
                 aliases[name] = original
-        if not row.alias and dtype and dtype != kept:
-            changed.append(_change(row.source, kept, dtype))
+        if not row.alias and dtype and dtype != widest:
+            changed.append(_change(row.source, widest, dtype))
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for targets, row in originals.items():
@@ -216,34 +222,35 @@ def outgoing(
 
 
 def _joined(row: w.Weight, parts: list[np.ndarray]) -> np.ndarray:
-    found = np.ascontiguousarray(row.join(parts))
-    return found if parts[0].ndim else found.reshape(())  # numpy's contiguous scalars are vectors
+    joined = np.ascontiguousarray(row.join(parts))
+    return joined if parts[0].ndim else joined.reshape(())  # numpy's contiguous scalars are vectors
 
 
 def _compare(
     rows: list[w.Weight], ours: Shapes, source: Source, ignore: Iterable[str]
 ) -> w.KeyReport:
     """All that is wrong with foreign tensors; reads aliases (tied weights) and their originals."""
-    theirs = source.shapes
-    known = [row for row in rows if all(path in ours for path in row.targets)]
-    originals = {row.targets: row for row in known if not row.alias}
+    foreign_shapes = source.shapes
+    applicable = [row for row in rows if all(path in ours for path in row.targets)]
+    originals = {row.targets: row for row in applicable if not row.alias}
     pairs = [
         pair
-        for row in known
+        for row in applicable
         if row.alias and row.targets in originals
         for pair in zip(_names(row, ours), _names(originals[row.targets], ours), strict=True)
     ]
     unequal = [
         f"{name} (of {original})"
         for name, original in pairs
-        if name in theirs
-        and theirs[name] == theirs.get(original)
+        if name in foreign_shapes
+        and foreign_shapes[name] == foreign_shapes.get(original)
+        # Tied tensors that share their bytes are equal without a look.
         and source.place(name) != source.place(original)
         and not same_bytes(source.read(name), source.read(original))
     ]
-    used = {name for row in known for name in _names(row, ours)}
+    used = {name for row in applicable for name in _names(row, ours)}
     mistyped = [f"{n}: {t}" for n, t in source.dtypes.items() if n in used and not floating(t)]
-    report = w.check(rows, ours, theirs, ignore)
+    report = w.check(rows, ours, foreign_shapes, ignore)
     return dataclasses.replace(report, unequal=tuple(unequal), mistyped=tuple(mistyped))
 
 

@@ -41,6 +41,7 @@ def whole(path: str | Path, overwrite: bool = False, folder: bool = True) -> Ite
     check_free(path, overwrite)
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, as a rename is atomic only within one file system.
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
@@ -48,14 +49,17 @@ def whole(path: str | Path, overwrite: bool = False, folder: bool = True) -> Ite
             beside.mkdir()
         yield beside
         if path.exists():
+            # No folder can be renamed over one that is not empty, so the old one steps aside.
             os.replace(path, old)
         try:
             os.replace(beside, path)
         except OSError:
+            # The new output failed to take the place that the old one has just left.
             if old.exists():
                 os.replace(old, path)
             raise
     finally:
+        # After success `beside` is gone, after a failure `old` is back in its place.
         for left in (beside, old):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
@@ -66,6 +70,7 @@ def whole(path: str | Path, overwrite: bool = False, folder: bool = True) -> Ite
 def peak_rss_bytes() -> int:
     """Most memory this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # ru_maxrss counts bytes on macOS and KiB on Linux.
     return peak if sys.platform == "darwin" else peak * 1024
 
 

@@ -38,9 +38,10 @@ def embed(folder: str | Path, texts: Iterable[str], size: int) -> dict[str, Floa
     config = json.loads(path.read_text(encoding="utf-8"))
     if "text_config" not in config and not config.get("model_type", "").startswith("clip"):
         raise ConfigError(f"model.sentence.dir: {path} is of no CLIP: {config.get('model_type')!r}")
-    found = config.get("projection_dim", 512)
-    if found != size:
-        raise ConfigError(f"model.sentence.dim: {size}, but the vectors of {folder} have {found}")
+    dim = config.get("projection_dim", 512)
+    if dim != size:
+        raise ConfigError(f"model.sentence.dim: {size}, but the vectors of {folder} have {dim}")
+    # A text tower on its own has its settings at the top.
     spec = clip_text.text_spec(config.get("text_config", config))
     tower, tokenizer = clip_text.ClipText(spec, size), Tokenizer.from_dir(folder)
     params = _load(tower, folder)
@@ -53,11 +54,13 @@ def embed(folder: str | Path, texts: Iterable[str], size: int) -> dict[str, Floa
         part = part + [part[-1]] * (_BATCH - len(part))  # one shape: one compilation
         ids, valid = (jnp.asarray(np.stack(x)) for x in zip(*part, strict=True))
         rows = np.asarray(run(ids, valid), np.float32)
+        # Not strict: the rows that pad the last batch belong to no text.
         vectors.update(zip(texts[start : start + _BATCH], rows, strict=False))
     return vectors
 
 
 def _load(tower: clip_text.ClipText, folder: str | Path) -> dict:
+    # Any length will do, as no parameter's shape depends on it.
     ids = jnp.zeros((1, 2), jnp.int32)
     shapes = jax.eval_shape(lambda: tower.init(jax.random.key(0), ids, ids == 0))["params"]
     ours = {path: leaf.shape for path, leaf in flatten(shapes).items()}

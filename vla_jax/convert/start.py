@@ -78,7 +78,7 @@ class Start:
         return {"kind": "hf", **hf.origin(self._where)} if self._where else {}
 
     def tokenizer(self) -> Tokenizer | None:
-        """The one the weights were trained with; None if there are no weights.
+        """The tokenizer the weights were trained with; None if there are no weights.
 
         Raises:
             ConfigError: the checkpoint was imported without one.
@@ -111,15 +111,18 @@ class Start:
         leaves = self._stored.leaves
         settings = self._stored.meta["config"].get("lora", {})
         if any(lora.is_factor(path) for path in leaves):
+            # A new run trains factors of its own; those of the old one become part of the kernels.
             leaves = lora.merged(leaves, settings["alpha"] / settings["rank"])
+        # The VLM has to fit as a whole: a part of it left random would go unnoticed.
         vlm = _report(leaves, shapes, lambda path: path.startswith(_VLM))
         if vlm:
             raise WeightError(f"{self._where}:\n{vlm}")
-        rest = _report(leaves, shapes, lambda path: not path.startswith(_VLM))
-        if rest:
+        mismatches = _report(leaves, shapes, lambda path: not path.startswith(_VLM))
+        # No error: another robot or head is what such weights are often wanted for.
+        if mismatches:
             logger.warning(
                 "%s is of another robot, structure or head. What is missing or of another shape "
-                "starts anew, what is unexpected is left out:\n%s", self._where, rest,
+                "starts anew, what is unexpected is left out:\n%s", self._where, mismatches,
             )  # fmt: skip
         fit = {p: x for p, x in leaves.items() if p in shapes and x.shape == tuple(shapes[p])}
         return {path: place(path, leaf.read()) for path, leaf in fit.items()}
@@ -128,7 +131,7 @@ class Start:
 def _report(
     leaves: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], counts: Callable[[str], bool]
 ) -> KeyReport:
-    """What of some stored parameters does not fit the model's."""
+    """The stored parameters that do not fit the model's, and those it lacks."""
     return KeyReport(
         missing=tuple(path for path in shapes if counts(path) and path not in leaves),
         unexpected=tuple(path for path in leaves if counts(path) and path not in shapes),

@@ -27,6 +27,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
     """Makes, writes and drops one array after the other; on disk they are plain numpy arrays."""
 
     def __init__(self, done: Callable[[Lazy], None]):
+        # Each array is new and dropped after it is written: a copy would only take memory.
         super().__init__(deepcopy_host_arrays=False)
         self._done = done
 
@@ -38,6 +39,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
             array = value.read()
             if (array.shape, array.dtype) != (value.shape, value.dtype):
                 raise ValueError(f"{info.name}: {array.shape} {array.dtype}, announced {value}")
+            # Waiting here bounds host memory: the next array is made when this one is on disk.
             for future in await super().serialize([array], [info], [arg]):
                 future.result()
             del array
@@ -56,7 +58,7 @@ def write(
     Args:
         workdir: exists; has no checkpoints.
         leaves: our path -> parameter.
-        meta: with the keys `checkpoint.META_KEYS`, JSON-serialisable.
+        meta: with the keys `checkpoint.META_KEYS`, JSON-serializable.
         done: called with each parameter written.
 
     Raises:
@@ -79,6 +81,7 @@ def write(
         ),
         meta=ocp.args.JsonSave({"format": FORMAT, **meta}),  # type: ignore[call-arg]
     )
+    # Synchronous, so that a failed write raises here and not in a background thread.
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     folder = workdir.absolute() / checkpoint.FOLDER
     with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
@@ -89,7 +92,7 @@ class Stored:
     """A checkpoint's parameters, to be read one at a time.
 
     Attributes:
-        step: which.
+        step: the step that is read.
         meta: see `Checkpoints.meta`.
         leaves: our path -> parameter; reading gives a numpy array.
     """
@@ -100,11 +103,12 @@ class Stored:
         Raises:
             CheckpointError: nothing usable there.
         """
-        with checkpoint.Checkpoints(workdir, read_only=True) as found:
-            step = found.intact(checkpoint.POLICY_ITEMS) if step is None else step
-            self.meta = found.meta(step)
-            self.step = found.steps()[-1] if step is None else step
-            self._folder = found.directory / str(self.step) / "params"
+        with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+            # A step whose optimizer state is damaged still has usable weights.
+            step = checkpoints.intact(checkpoint.POLICY_ITEMS) if step is None else step
+            self.meta = checkpoints.meta(step)
+            self.step = checkpoints.steps()[-1] if step is None else step
+            self._folder = checkpoints.directory / str(self.step) / "params"
         self._handler = ocp.PyTreeCheckpointHandler()
         stored = rules.flatten(self._handler.metadata(self._folder).tree)  # type: ignore[arg-type]
         self.leaves = {
@@ -114,10 +118,11 @@ class Stored:
 
     def _reader(self, path: str) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
+            # A tree of this leaf alone, so that Orbax reads no other parameter.
             item = rules.unflatten({path: 0})
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             args = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)  # type: ignore[call-arg]
-            found = self._handler.restore(self._folder, args=args)  # type: ignore[arg-type]
-            return rules.flatten(found)[path]
+            restored = self._handler.restore(self._folder, args=args)  # type: ignore[arg-type]
+            return rules.flatten(restored)[path]
 
         return read

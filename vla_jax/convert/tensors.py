@@ -63,7 +63,7 @@ class Renamed:
     """Another source under other names; see `Source`."""
 
     def __init__(self, source: Source, renames: Iterable[tuple[str, str]]):
-        """Of the (pattern, replacement) pairs, the first that matches a name's start is applied."""
+        """Applies to each name the first (pattern, replacement) that matches its start."""
         self._source = source
         self._theirs = {renamed(name, tuple(renames)): name for name in source.shapes}
         self.shapes = {name: source.shapes[old] for name, old in self._theirs.items()}
@@ -116,10 +116,11 @@ def floating(dtype: np.dtype) -> bool:
 
 def promote(dtypes: list[np.dtype]) -> np.dtype:
     """The narrowest type that holds all of them exactly."""
-    found = dtypes[0]
+    widest = dtypes[0]
     for dtype in dtypes[1:]:
-        found = np.dtype(jnp.promote_types(found, dtype))
-    return found
+        # By jax's rules, as numpy's do not know bfloat16.
+        widest = np.dtype(jnp.promote_types(widest, dtype))
+    return widest
 
 
 def holds(wide: np.dtype, narrow: np.dtype) -> bool:
@@ -131,6 +132,7 @@ def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
     """Bitwise equality of two contiguous arrays; a NaN equals itself."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    # As bytes, because a NaN as a number differs from itself.
     left, right = a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)
     return all(
         np.array_equal(left[i : i + _BLOCK], right[i : i + _BLOCK])

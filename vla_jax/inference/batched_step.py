@@ -103,17 +103,17 @@ class BatchedStep:
             For each input the predicted chunk (arm normalized; a gripper 1 = open, 0 = closed, or
             where the model's is a number that number) and the history after the step.
         """
-        found: dict[int, tuple[np.ndarray, History]] = {}
+        results: dict[int, tuple[np.ndarray, History]] = {}
         for shapes, members in self._parts(inputs):
             part = [inputs[i] for i in members]
-            found.update(zip(members, self._run_part(part, shapes), strict=True))
-        return [found[i] for i in range(len(inputs))]
+            results.update(zip(members, self._run_part(part, shapes), strict=True))
+        return [results[i] for i in range(len(inputs))]
 
     def _parts(self, inputs: Sequence[StepInput]) -> Iterator[tuple[Shapes, list[int]]]:
         """Rows that fit one program; some towers take large images in another size."""
         groups: dict[Shapes, list[int]] = {}
-        for i, one in enumerate(inputs):
-            shapes = {c: self._image.shape_for(*x.shape[:2]) for c, x in one.images.items()}
+        for i, step_input in enumerate(inputs):
+            shapes = {c: self._image.shape_for(*x.shape[:2]) for c, x in step_input.images.items()}
             groups.setdefault(tuple(sorted(shapes.items())), []).append(i)
         for shapes, members in groups.items():
             for start in range(0, len(members), self.buckets[-1]):
@@ -137,6 +137,7 @@ class BatchedStep:
             np.stack([row.text_mask for row in rows]),
             np.stack([np.asarray(row.proprio) for row in rows]) if has_state else None,
             tuple(row.history for row in rows),
+            # A fixed type, because programs compiled ahead of time take no other.
             np.array([row.step for row in rows], np.uint32),
         )
         program = self._programs.get((bucket, shapes))
@@ -147,7 +148,8 @@ class BatchedStep:
         return list(zip(np.asarray(chunks), histories, strict=True))[: len(inputs)]
 
     def _fitted(self, image: UInt8[np.ndarray, "h x 3"], shape: tuple[int, int]) -> Any:
-        """In the model's size; what has it already need not go to the device on its own."""
+        """The image in the model's size; one that needs no change is returned as it is."""
+        # Fits other than squash may cut or pad even an image of the right size.
         changes = self._image.fit != "squash" and (shape[0] != shape[1] or self._image.shortest > 0)
         if not changes and image.shape[:2] == shape:
             return image
@@ -177,12 +179,15 @@ class BatchedStep:
 
         def one(pixels, text, mask, proprio, history, step):
             images = {
+                # A batch and a window of one, as the model's step takes them.
                 camera: normalize(x.astype(jnp.float32) / 255.0, image)[None, None]
                 for camera, x in pixels.items()
             }
+            # All cameras are there: `Policy.check` refuses an observation without one.
             present = {camera: jnp.ones((1, 1), bool) for camera in images}
             state = None if proprio is None else proprio[None, None]
             observation = Observation(images, present, text[None], mask[None], state)
+            # The noise depends on seed and step alone, so an episode can be repeated exactly.
             key = jax.random.fold_in(jax.random.key(seed), step)
             prediction, history = model.apply(
                 {"params": params}, observation, history, key, method="step"
@@ -192,6 +197,7 @@ class BatchedStep:
             if gripper is None:
                 return arm, history
             if not model.gripper_is_number:
+                # Above 0 is open, of logits and of values alike.
                 gripper = gripper > 0
             gripper = gripper[0, 0].astype(jnp.float32)
             return jnp.concatenate([arm, gripper[:, None]], axis=-1), history

@@ -98,9 +98,12 @@ class Execution:
             return chunk[:1], plan
         if self.mode == "receding":
             return chunk[:1], replace(plan, pending=chunk[1:used])
+        # A chunk older than its own length says nothing of this step.
         chunks = (*plan.chunks, chunk)[-len(chunk) :]
         # The newest chunk speaks of this step first, the one before second, and so on.
-        votes = np.stack([made[age] for age, made in enumerate(reversed(chunks))])[::-1]
+        votes = np.stack([predicted[age] for age, predicted in enumerate(reversed(chunks))])[::-1]
+        # The oldest vote comes first and weighs most.
         weights = np.exp(-self.decay * np.arange(len(votes)))
         mean = np.einsum("n,na->a", weights / weights.sum(), votes)[None]
+        # The weights made float64 of it.
         return mean.astype(chunk.dtype), replace(plan, chunks=chunks)

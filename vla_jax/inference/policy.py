@@ -102,6 +102,7 @@ class Policy:
         self._structure = config.model.structure
         self._spec, self._states, self._units = spec, states, units
         self._state_dim = self._structure.proprio
+        # Relative actions count from the state, even where the model takes none.
         if units is not None and (self._state_dim or units.relative):
             self._state_dim = len(units.state.first)
         self._execution = execution or Execution()
@@ -154,7 +155,7 @@ class Policy:
 
         Args:
             directory: the run's workdir, or its folder of checkpoints.
-            step: which; None is the newest that is not damaged.
+            step: the checkpoint's step; None is the newest that is not damaged.
             dataset: whose statistics to use; may be left out when there is only one.
             untrained: fresh random weights, as a baseline.
             execution: see `Policy`.
@@ -180,6 +181,7 @@ class Policy:
                 _untrained(config) if untrained else lora.merge(saved.params(step), config.lora)
             )
             files = saved.directory / str(step)
+            # Of the files, so that a score file names exactly what lies on the disk.
             stored = provenance.hash_folders(*(files / item for item in checkpoint.POLICY_ITEMS))
         spec = ActionSpec.from_json(specs[dataset])
         if gripper and spec.gripper is None:
@@ -195,6 +197,7 @@ class Policy:
             dataset=dataset,
             step=0 if untrained else step,
             execution=execution,
+            # Such units cover the state as well.
             states=None if units else _states(config, statistics),
             max_batch=max_batch,
             units=PolicyUnits.from_json(units) if units else None,
@@ -234,6 +237,7 @@ class Policy:
                 problems.append(
                     f"{STATE_KEY}: expected {dim} numbers, got shape {list(state.shape)}"
                 )
+            # A NaN would stay in the history for the rest of the episode.
             elif not np.isfinite(state).all():
                 problems.append(f"{STATE_KEY}: {np.round(state, 3).tolist()} are not all finite")
         prompt = obs.get(PROMPT_KEY)
@@ -243,6 +247,7 @@ class Policy:
             problems.append(f"{PROMPT_KEY}: {len(prompt)} characters, at most {MAX_PROMPT}")
         else:
             try:
+                # Encoding tells whether the text fits; zeros stand in for the state.
                 self._encode(prompt, np.zeros(self._state_dim))
             except TextLengthError as error:
                 problems.append(f"{PROMPT_KEY}: {error}")
@@ -289,6 +294,7 @@ class Policy:
                 chunk = self._units.restore(chunk, _state(observations[i])).astype(np.float32)
             actions, plan = self._execution.select(chunk, session.plan)
             gripper = session.gripper
+            # Else `restore` has already brought the gripper into the robot's units.
             if self._units is None:
                 actions, gripper = self._spec.to_env(actions, gripper)
             following = Session(history, session.steps + 1, plan, gripper)
@@ -303,6 +309,7 @@ class Policy:
             state = self._states.normalize(np.asarray(obs[STATE_KEY]))
         images = {camera: obs[IMAGE_KEYS[camera]] for camera in self._structure.cameras}
         text, mask = self._encode(obs[PROMPT_KEY], state)
+        # The state may be a part of the prompt alone; the model then takes none beside it.
         if not self._structure.proprio:
             state = None
         elif state is not None:
@@ -319,6 +326,7 @@ class Policy:
     def _encode(
         self, instruction: str, state: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
+        # A text with the state in it is another one at every step: not worth keeping.
         if self._write.needs_state:
             return self._write(instruction, state)
         if instruction not in self._texts:

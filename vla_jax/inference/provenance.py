@@ -50,6 +50,7 @@ def describe(
             "high": list(spec.high),
             "gripper_repeat": spec.gripper_repeat,
             "gripper_patience": spec.gripper_patience,
+            # The mean of commands 0 and 1 is the share of ones.
             "gripper_open": None if mean is None or spec.gripper is None else float(mean[-1]),
         },
     }
@@ -63,6 +64,7 @@ def hash_folders(*folders: Path) -> str:
         for path in folder.rglob("*")
         if path.is_file()
     ]
+    # The order of rglob depends on the file system.
     files.sort()
     with ThreadPoolExecutor() as pool:  # hashlib lets go of the lock
         contents = pool.map(checksum.file_digest, [path for _, path in files])

@@ -94,7 +94,7 @@ class Engine:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Of the policy."""
+        """The policy's metadata."""
         return self._policy.metadata
 
     @property
@@ -114,6 +114,7 @@ class Engine:
             yield
         finally:
             dispatcher.cancel()
+            # The dispatcher must have ended before those that wait are told so.
             await asyncio.gather(dispatcher, return_exceptions=True)
             self.abandon()
 
@@ -136,18 +137,20 @@ class Engine:
             PolicyFailedError: the policy failed on it.
             ShuttingDownError: the server ends before that.
         """
-        told, now = obs.get(PROMPT_KEY), time.perf_counter()
-        if isinstance(told, str):
-            seat.session, seat.prompt = seat.session if told == seat.prompt else None, told
-        seat.pause, seat.waiting = now - seat.replied, True
-        ticket = _Ticket(seat, obs, now, asyncio.get_running_loop().create_future())
+        prompt, arrived = obs.get(PROMPT_KEY), time.perf_counter()
+        # Another instruction begins another episode, see `Seat`.
+        if isinstance(prompt, str):
+            seat.session, seat.prompt = seat.session if prompt == seat.prompt else None, prompt
+        seat.pause, seat.waiting = arrived - seat.replied, True
+        ticket = _Ticket(seat, obs, arrived, asyncio.get_running_loop().create_future())
         self._queue.append(ticket)
         self._arrival.set()
         try:
             reply = await ticket.outcome
         finally:
+            # Also after a failure: a seat that stays waiting is never due and never given back.
             seat.replied, seat.waiting = time.perf_counter(), False
-        self.metrics.request_seconds.add(seat.replied - now)
+        self.metrics.request_seconds.add(seat.replied - arrived)
         return reply
 
     async def _dispatch(self) -> None:
@@ -155,7 +158,9 @@ class Engine:
             await self._arrival.wait()
             await self._gather()
             batch, self._queue = self._queue[: self._limit], self._queue[self._limit :]
+            # `abandon` must reach the requests that are being computed, too.
             self._batch = batch
+            # Those beyond the limit must not wait for one more arrival.
             if not self._queue:
                 self._arrival.clear()
             else:
@@ -178,15 +183,15 @@ class Engine:
         """Return when the batch is full, nobody else is due, or the first has waited enough."""
         deadline = self._queue[0].arrived + self._max_wait
         while len(self._queue) < self._limit:
-            now = time.perf_counter()
+            clock = time.perf_counter()
             # One that is late is given as long again as it may be early.
-            if now >= deadline or not any(
-                seat.due(now - self._max_wait, deadline) for seat in self.seats
+            if clock >= deadline or not any(
+                seat.due(clock - self._max_wait, deadline) for seat in self.seats
             ):
                 return
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrival.wait(), deadline - now)
+                await asyncio.wait_for(self._arrival.wait(), deadline - clock)
 
     def _settle(self, ticket: _Ticket, outcome: Any, timing: dict[str, Any]) -> None:
         if ticket.outcome.done():  # the client's task was cancelled
@@ -194,6 +199,7 @@ class Engine:
         if isinstance(outcome, Exception):
             ticket.outcome.set_exception(outcome)
             return
+        # Only an answer moves the episode on; after an error the client may ask again.
         reply, ticket.seat.session = outcome
         ticket.outcome.set_result({**reply, TIMING_KEY: timing})
 
@@ -203,6 +209,7 @@ class Engine:
         ready: list[tuple[int, Any, dict[str, Any]]] = []
         for i, (session, obs) in enumerate(asked):
             try:
+                # A bad observation is refused here, before it can spoil the others' batch.
                 self._policy.check(obs)
                 ready.append((i, self._policy.new_session() if session is None else session, obs))
             except Exception as error:
@@ -230,6 +237,7 @@ class Engine:
 def _checked(result: tuple[dict[str, Any], Any]) -> Any:
     reply, session = result
     actions = np.asarray(reply[ACTIONS_KEY])
+    # What a robot's driver makes of a NaN is anyone's guess.
     if not np.isfinite(actions).all():
         return PolicyFailedError("the actions are not finite; nothing was sent to the robot")
     return {**reply, ACTIONS_KEY: actions}, session
@@ -238,6 +246,7 @@ def _checked(result: tuple[dict[str, Any], Any]) -> Any:
 def _explained(error: Exception) -> Exception:
     if isinstance(error, ObservationError):
         return error
+    # The client gets one line, the traceback stays here.
     log.error("inference failed", exc_info=error)
     kind = type(error).__name__
     return PolicyFailedError(f"the policy failed: {kind}: {error} (see the server's log)")

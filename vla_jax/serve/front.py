@@ -25,9 +25,9 @@ class FrontDoor:
         connections: open ones.
     """
 
-    def __init__(self, rest: RestAdapter, options: ServerOptions, metrics: Metrics) -> None:
+    def __init__(self, adapter: RestAdapter, options: ServerOptions, metrics: Metrics) -> None:
         self.connections: set[Connection] = set()
-        self.rest, self.options, self.metrics = rest, options, metrics
+        self.rest, self.options, self.metrics = adapter, options, metrics
 
     @property
     def full(self) -> bool:
@@ -59,20 +59,24 @@ class Connection(asyncio.Protocol):
             return
         self._door.connections.add(self)
         seconds = self._door.options.open_timeout
+        # A client that connects and stays silent must not hold a place.
         self._timer = asyncio.get_running_loop().call_later(seconds, self._give_up)
 
     def data_received(self, data: bytes) -> None:
         """Choose, once; then pass on."""
+        # These bytes were under way when the connection was given up.
         if self._transport.is_closing():
             return
         if self._inner is None:
             self._begin += data
+            # So few bytes could still become a POST.
             if len(self._begin) < len(_REST) and _REST.startswith(self._begin):
                 return
             self._choose()
             data, self._begin = self._begin, b""
         assert self._inner is not None
         self._inner.data_received(data)
+        # A client that sends pings and never reads would fill our memory.
         if self._transport.get_write_buffer_size() > MAX_UNREAD:
             self._door.metrics.errors["too_large"] += 1
             self._transport.abort()
@@ -108,6 +112,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._begin.startswith(_REST):
+            # Reading up to the end of the headers raises beyond this limit.
             reader = asyncio.StreamReader(limit=MAX_HEADER_BYTES)
             self._inner = asyncio.StreamReaderProtocol(reader, self._door.rest.serve)
         else:

@@ -52,6 +52,7 @@ def unpack(data: bytes | str) -> Any:
         detail = str(error).replace("\n", " ")[:200]
         raise WireError(f"not a JSON document ({len(raw)} bytes): {detail}") from error
     wire.check_depth(value)
+    # Only an escape can spell half a pair, UTF-8 cannot.
     if b"\\u" in raw:
         _check_text(value)
     return value
@@ -78,6 +79,7 @@ def _decode(pairs: list[tuple[str, Any]]) -> Any:
     except (binascii.Error, ValueError) as error:
         raise WireError(f"an array's bytes are not base64: {error}") from error
     array = wire.make_array(items["dtype"], items["shape"], data)
+    # A shape of [] stands for a numpy scalar.
     return array if array.ndim else array[()]
 
 

@@ -16,6 +16,7 @@ class Histogram:
 
     def __init__(self, bounds: Iterable[float]) -> None:
         self._bounds = tuple(bounds)
+        # The last one counts what lies above every bound.
         self._counts = [0] * (len(self._bounds) + 1)
         self._sum = 0.0
 
@@ -33,6 +34,7 @@ class Histogram:
         """Samples of a metric of this name."""
         lines, total = [], 0
         for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
+            # Prometheus' buckets are cumulative.
             total += count
             label = "+Inf" if bound == float("inf") else f"{bound:g}"
             lines.append(f'{name}_bucket{{le="{label}"}} {total}')

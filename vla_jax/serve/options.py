@@ -62,6 +62,6 @@ class ServerOptions:
         """Whether a request with this Authorization header, or none, may go on."""
         if not self.api_key:
             return True
-        given, wanted = authorization or "", _SCHEME + self.api_key
+        received, wanted = authorization or "", _SCHEME + self.api_key
         # In constant time, so that answers do not tell how much of a guess is right.
-        return hmac.compare_digest(given.encode("utf-8", "replace"), wanted.encode())
+        return hmac.compare_digest(received.encode("utf-8", "replace"), wanted.encode())

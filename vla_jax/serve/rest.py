@@ -79,8 +79,10 @@ class Head:
     @property
     def keeps_alive(self) -> bool:
         """Whether the client wants to go on with this connection."""
-        told = self.headers.get("connection", "").lower()
-        return "close" not in told and (self.version == "HTTP/1.1" or "keep-alive" in told)
+        connection = self.headers.get("connection", "").lower()
+        return "close" not in connection and (
+            self.version == "HTTP/1.1" or "keep-alive" in connection
+        )
 
 
 @dataclass(eq=False)
@@ -113,7 +115,7 @@ class RestAdapter:
     async def _answer(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float
     ) -> bool:
-        """One request; whether there may be another."""
+        """Answer one request; returns whether there may be another."""
         try:
             head = await _read_head(reader, patience)
         except _SilenceError:
@@ -129,12 +131,13 @@ class RestAdapter:
     async def _respond(
         self, head: Head | HTTPError, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
-        """Answer a request of which the head is there; whether the connection stays open."""
+        """Answer a request whose head was read; returns whether the connection stays open."""
         keep = False
         try:
             if isinstance(head, HTTPError):
                 raise head
             body = await self._read_body(head, reader, writer)
+            # Only after a body is read to its end does the next request begin where we read on.
             keep = head.keeps_alive
             status, payload = http.HTTPStatus.OK, json_wire.pack(await self._act(body))
             self._engine.metrics.requests["rest"] += 1
@@ -150,6 +153,7 @@ class RestAdapter:
             f"Content-Length: {len(payload)}",
             f"Connection: {'keep-alive' if keep else 'close'}",
         ]
+        # RFC 9110 asks every 401 to name the scheme.
         if status is http.HTTPStatus.UNAUTHORIZED:
             lines.append("WWW-Authenticate: Api-Key")
         writer.write("\r\n".join([*lines, "", ""]).encode("ascii") + payload)
@@ -169,12 +173,15 @@ class RestAdapter:
         if "transfer-encoding" in head.headers:
             raise HTTPError(status.LENGTH_REQUIRED, "send a Content-Length, not chunks")
         length = head.headers.get("content-length", "")
+        # isdigit alone takes digits of all scripts, which a proxy may read in another way.
         if not (length.isascii() and length.isdigit() and len(length) < 20):
             raise HTTPError(status.LENGTH_REQUIRED, f"Content-Length {length[:40]!r} is no number")
         size, limit = int(length), self._options.max_message_bytes
+        # The stated length is enough to refuse a body before any of it takes memory.
         if size > limit:
             text = f"message too large: {size} bytes, {limit} are allowed; send smaller images"
             raise HTTPError(status.REQUEST_ENTITY_TOO_LARGE, text, "too_large")
+        # curl waits for this before it sends a large body.
         if head.headers.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
@@ -188,6 +195,7 @@ class RestAdapter:
         status = http.HTTPStatus
         try:
             request = json_wire.unpack(body)
+            # OpenVLA's clients may send a JSON text inside JSON.
             encoded = isinstance(request, dict) and set(request) == {"encoded"}
             if encoded and isinstance(request["encoded"], str):
                 request = json_wire.unpack(request["encoded"])
@@ -213,6 +221,7 @@ class RestAdapter:
             raise HTTPError(status.SERVICE_UNAVAILABLE, str(error), "shutdown") from error
         finally:
             named.used = time.monotonic()
+        # OpenVLA's clients expect one action, not a chunk.
         action = reply[protocol.ACTIONS_KEY][0]
         return json_wire.pack(action).decode() if encoded else action
 
@@ -220,6 +229,7 @@ class RestAdapter:
         """The seat that the request names, or one for this request alone."""
         name, reset = request.pop("session_id", None), request.pop("reset", False)
         status = http.HTTPStatus
+        # Without a name nothing can be remembered: the seat ends with the reply.
         if name is None:
             window = self._engine.metadata.get("window", 1)
             if window > 1 and not self._warned:
@@ -241,6 +251,7 @@ class RestAdapter:
             self._named[name] = _Named()
             self._engine.seats.add(self._named[name].seat)
         named = self._named[name]
+        # With a request waiting the reply is a conflict, and its history must stay.
         if reset and not named.seat.waiting:
             named.seat.reset()
         return named
@@ -290,7 +301,8 @@ async def _read_head(reader: asyncio.StreamReader, patience: float) -> Head:
     except asyncio.LimitOverrunError:
         status = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         raise HTTPError(status, f"more than {MAX_HEADER_BYTES} bytes of headers") from None
-    first, *rest = raw.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    # latin-1 decodes every byte, so no header makes this raise.
+    first, *lines = raw.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or words[2] not in ("HTTP/1.0", "HTTP/1.1"):
         raise HTTPError(http.HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
@@ -298,11 +310,12 @@ async def _read_head(reader: asyncio.StreamReader, patience: float) -> Head:
         text = f"{words[0][:20]!r} on a connection that began with POST"
         raise HTTPError(http.HTTPStatus.METHOD_NOT_ALLOWED, text)
     headers: dict[str, str] = {}
-    for line in rest:
+    for line in lines:
         name, colon, value = line.partition(":")
         key = name.lower()
         if not colon or not name or name != name.strip() or (key in headers and key in _SINGLE):
             text = f"header {line[:60]!r} has no name, or stands there twice"
             raise HTTPError(http.HTTPStatus.BAD_REQUEST, text)
+        # Where a harmless header comes twice, the first counts.
         headers.setdefault(key, value.strip())
     return Head(words[0], words[1], words[2], headers)

@@ -107,12 +107,16 @@ class PolicyServer:
         if late:
             log.warning("%d requests are not computed in time; their clients are told", late)
             self._engine.abandon()
+            # Seconds for the refusals to be sent.
             await self._drain.finish(1.0)
 
-    def _connect(self, given: ServerProtocol, *args: Any, **kwargs: Any) -> Connection:
+    def _connect(self, default: ServerProtocol, *args: Any, **kwargs: Any) -> Connection:
         def websocket() -> ServerConnection:
             limit = self._options.max_message_bytes
-            return ServerConnection(_Protocol(max_size=limit, logger=given.logger), *args, **kwargs)
+            # websockets cannot be told which protocol to make, so the one it made is replaced.
+            return ServerConnection(
+                _Protocol(max_size=limit, logger=default.logger), *args, **kwargs
+            )
 
         return Connection(self._door, websocket)
 
@@ -127,6 +131,7 @@ class PolicyServer:
         if request.path == "/metrics":
             page = self._engine.metrics.render(self._gauges())
             response = connection.respond(http.HTTPStatus.OK, page)
+            # Assignment adds a header to those of the same name.
             del response.headers["Content-Type"]
             response.headers["Content-Type"] = metrics.CONTENT_TYPE
             return response
@@ -137,6 +142,7 @@ class PolicyServer:
 
     @property
     def _full(self) -> str:
+        # Seats of clients that went away must not keep a new one out.
         self._door.rest.forget_idle()
         limit = self._options.max_sessions
         taken = len(self._engine.seats) >= limit
@@ -158,6 +164,7 @@ class PolicyServer:
             await connection.send(self._metadata)
             await self._converse(connection, seat)
         except ConnectionClosed as closed:
+            # The close code is ours: `_Protocol.fail` has told the client why.
             if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
                 engine.metrics.errors["too_large"] += 1
         except TimeoutError:
@@ -204,6 +211,7 @@ class PolicyServer:
             return previous_total
         reply = await self._engine.act(seat, obs)
         if previous_total is not None:
+            # A reply cannot tell how long its own sending takes, so the next one does.
             reply[protocol.TIMING_KEY]["prev_total_ms"] = previous_total * 1e3
         await connection.send(wire.pack(reply))
         self._engine.metrics.requests["websocket"] += 1
@@ -243,7 +251,7 @@ def _parse(message: str | bytes) -> dict[str, Any]:
 
 
 def _header(request: Request, name: str) -> str | None:
-    """Its value; None where it is missing or stands there twice."""
+    """The header's value; None where it is missing or occurs twice."""
     values = request.headers.get_all(name)
     return values[0] if len(values) == 1 else None
 
@@ -271,6 +279,7 @@ def check_port(host: str, port: int) -> None:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As asyncio's own server does, else a port that was in use a minute ago seems taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -324,10 +333,12 @@ def background(policy: protocol.Policy, options: ServerOptions) -> Iterator[str]
         try:
             asyncio.run(main())
         except Exception as error:  # raised again in the caller's thread
+            # In front, where the caller looks for it.
             started.insert(0, error)
         finally:
             up.set()
 
+    # A daemon thread cannot keep a process alive whose main thread has ended.
     thread = threading.Thread(target=target, name="policy-server", daemon=True)
     thread.start()
     up.wait()
@@ -337,5 +348,6 @@ def background(policy: protocol.Policy, options: ServerOptions) -> Iterator[str]
     try:
         yield uri
     finally:
+        # An asyncio event is not to be set from another thread.
         loop.call_soon_threadsafe(stop.set)
         thread.join()

@@ -49,14 +49,14 @@ def unpack(data: bytes) -> Any:
     """
     budget = _Budget()
     # Every entry takes a byte at least: a list makes room for what it claims before it is read.
-    most = min(MAX_ITEMS, len(data))
+    max_entries = min(MAX_ITEMS, len(data))
     try:
         value = msgpack.unpackb(
             data,
             raw=False,
             strict_map_key=True,
-            max_array_len=most,
-            max_map_len=most,
+            max_array_len=max_entries,
+            max_map_len=max_entries,
             max_ext_len=0,
             ext_hook=_refuse_ext,
             object_pairs_hook=budget.decode_map,
@@ -86,6 +86,7 @@ class _Budget:
     def decode_map(self, pairs: list[tuple[Any, Any]]) -> Any:
         self.count(pairs)
         items = dict(pairs)
+        # Of a key sent twice this decoder keeps the last; another might keep the first.
         if len(items) != len(pairs):
             raise WireError("a map names the same key twice")
         if b"__ndarray__" in items:
@@ -117,6 +118,7 @@ def _decode_array(items: dict[Any, Any]) -> np.ndarray:
 
 def check_numbers(dtype: np.dtype) -> None:
     """Raise TypeError for a dtype that is not sent: anything but plain numbers."""
+    # Wider types, such as longdouble, differ between platforms.
     if dtype.kind not in _KINDS or dtype.itemsize > 8:
         raise TypeError(f"numpy dtype {dtype} is not bool, int or float of 1-8 bytes")
 
@@ -137,6 +139,7 @@ def make_array(dtype_text: Any, shape: Any, data: Any) -> np.ndarray:
         raise WireError(
             f"array of dtype {dtype} and shape {shape} needs {expected} bytes, got {got}"
         )
+    # A view, because images are the bulk of a request and msgpack has copied them once.
     array = np.ndarray(shape, dtype, buffer=data)
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 

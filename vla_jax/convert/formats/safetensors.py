@@ -91,6 +91,7 @@ class Safetensors:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
+            # Checked before it is read, as the first bytes of another format give a huge length.
             if size < 8 or length > min(size - 8, _MAX_HEADER):
                 raise ValueError("truncated, or of another format")
             header = json.loads(stream.read(length))
@@ -101,10 +102,12 @@ class Safetensors:
             if dtype is None:
                 raise ValueError(f"{name}: type {entry['dtype']} is none of {sorted(DTYPES)}")
             shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+            # Not isinstance, for which JSON's true is the int 1.
             if not all(type(x) is int and x >= 0 for x in (*shape, start, stop)):
                 raise ValueError(f"{name}: {entry['shape']} at {entry['data_offsets']} cannot be")
             if stop - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name}: {stop - start} bytes cannot be {entry['shape']}")
+            # With one name in two shards the result would depend on their order.
             if name in self._entries:
                 raise ValueError(f"{name}: also in {self._entries[name].file.name}")
             used.append((start, stop))
@@ -115,8 +118,8 @@ class Safetensors:
             raise ValueError(f"truncated: {size} bytes of {8 + length + end}")
         # As the reference implementation: every byte belongs to one tensor.
         edges = sorted(used)
-        whole = [0, *(stop for _, stop in edges)] == [*(start for start, _ in edges), end]
-        if not whole or size != 8 + length + end:
+        is_gapless = [0, *(stop for _, stop in edges)] == [*(start for start, _ in edges), end]
+        if not is_gapless or size != 8 + length + end:
             raise ValueError("its tensors overlap, or leave bytes between or behind them")
 
     def read(self, name: str) -> np.ndarray:
@@ -145,6 +148,7 @@ def _files(path: Path) -> tuple[list[Path], dict[str, str], list[str]]:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             other = explain_file(index)
             return [], {}, [f"{index}: {other or f'not an index of shards ({error!r})'}"]
+        # A path in a stranger's index could otherwise name any file of this machine.
         outside = sorted({name for name in promised.values() if Path(name).name != name})
         if outside:
             return [], {}, [f"{index}: names files outside its folder: {outside[:3]}"]
@@ -220,10 +224,12 @@ class Writer:
             }
             offset += sizes[name]
         text = json.dumps(header, separators=(",", ":")).encode()
+        # Spaces after the JSON are legal and make the data start at a multiple of eight.
         text += b" " * (-len(text) % 8)
         stream = file.open("wb")
         self._streams.append(stream)
         stream.write(len(text).to_bytes(8, "little") + text)
+        # At full size, tensors can be written in any order, each at its own offset.
         stream.truncate(8 + len(text) + offset)
         for name in names:
             self._where[name] = stream, 8 + len(text) + header[name]["data_offsets"][0]
@@ -254,6 +260,7 @@ class Writer:
         for stream in self._streams:
             if kind is None:
                 stream.flush()
+                # The rename that follows must not reach the disk before the data.
                 os.fsync(stream.fileno())
             stream.close()
         if kind is None and self._left:

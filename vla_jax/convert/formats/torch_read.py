@@ -101,6 +101,7 @@ class TorchFile:
         t = self._tensors[name]
         if 0 in t.shape:
             return np.empty(t.shape, t.dtype)
+        # Only what the strides reach is read: a small view of a large storage stays small.
         span = _span(t)
         start = self._starts[t.key] + t.offset * t.dtype.itemsize
         raw = np.fromfile(self.path, np.uint8, span * t.dtype.itemsize, offset=start)
@@ -116,6 +117,7 @@ class TorchFile:
 
 
 def _span(t: _Tensor) -> int:
+    # Elements from the first to the last that the strides reach.
     return 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride, strict=True))
 
 
@@ -133,22 +135,24 @@ def _why_not_zip(path: Path) -> str:
 
 
 def _unpickle(archive: zipfile.ZipFile, path: Path) -> Any:
-    found = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
-    if len(found) != 1 or found[0].file_size > _MAX_PICKLE:
+    pickles = [i for i in archive.infolist() if i.filename.endswith("/data.pkl")]
+    if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE:
         raise WeightError(f"{path}: a zip file, but not one torch.save wrote")
-    if found[0].compress_type != zipfile.ZIP_STORED:
+    if pickles[0].compress_type != zipfile.ZIP_STORED:
         # Nor may a small file become a large one while it is read.
         raise WeightError(f"{path}: its pickle is compressed, which torch.save never does")
-    stem = found[0].filename.removesuffix("data.pkl")
+    stem = pickles[0].filename.removesuffix("data.pkl")
     if stem + "byteorder" in archive.namelist():
         with archive.open(stem + "byteorder") as stream:
+            # One byte more than expected, so that a longer text does not pass.
             if stream.read(len(b"little") + 1) != b"little":
                 raise WeightError(f"{path}: written on a big-endian machine")
-    data = archive.read(found[0])
+    data = archive.read(pickles[0])
     unpickler = _Unpickler(io.BytesIO(data), stem)
     try:
         _check_memo(data)
         tree = unpickler.load()
+    # `unpickler.refused` has the reason; it is raised below.
     except _Refused:
         tree = None
     except Exception as error:  # a hostile or damaged pickle fails in any way
@@ -169,6 +173,7 @@ def _check_memo(data: bytes) -> None:
     for code, number, _ in pickletools.genops(data):
         if code.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             count += 1
+            # Picklers number their memos one after another; the slack is for those that skip some.
             if int(number or 0) > 2 * count + 1000:
                 raise ValueError(f"memo number {number} after {count}")
 
@@ -194,6 +199,7 @@ class _Unpickler(pickle.Unpickler):
         if full == "torch._utils._rebuild_tensor_v2":
             return lambda *args: _rebuild(*args)
         if full == "torch._utils._rebuild_parameter":
+            # A parameter is its tensor; requires_grad and hooks mean nothing here.
             return lambda data, *_: data
         if module.split(".")[0] not in _METADATA and full not in _METADATA_NAMES:
             self.refused.add(full)
@@ -201,6 +207,7 @@ class _Unpickler(pickle.Unpickler):
         return type("Inert", (_Inert,), {})
 
     def persistent_load(self, pid: Any) -> Any:
+        # torch writes ("storage", class, key, device, number of elements).
         kind, dtype, key, _, numel = pid
         if kind != "storage" or not isinstance(dtype, np.dtype):
             self.refused.add(f"a storage of type {dtype!r}"[:80])
@@ -242,8 +249,10 @@ class _Inert:
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
     key, dtype, numel = storage
     t = _Tensor(key, dtype, numel, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
+    # A forged offset or stride would show bytes from outside the storage.
     if t.offset < 0 or min((*t.shape, *t.stride), default=0) < 0 or len(t.shape) != len(t.stride):
         raise ValueError(f"illegal tensor {t}")
+    # An empty tensor touches no byte, whatever its offset.
     if 0 not in t.shape and t.offset + _span(t) > numel:
         raise ValueError(f"tensor outside its storage {t}")
     return t
@@ -258,8 +267,8 @@ def _state_dict(tree: Any, path: Path) -> tuple[str, dict[str, _Tensor]]:
         if len(tensors) == len(part) and all(isinstance(name, str) for name in part):
             return wrapper, tensors
         if tensors and (wrapper or not any(w in part for w in WRAPPERS)):
-            others = [str(name) for name in part if name not in tensors]
-            raise WeightError(f"{path}: not tensors, in its state dict: {others}")
+            other_names = [str(name) for name in part if name not in tensors]
+            raise WeightError(f"{path}: not tensors, in its state dict: {other_names}")
     keys = sorted(map(str, tree))[:10] if isinstance(tree, Mapping) else type(tree).__name__
     raise WeightError(
         f"{path}: no state dict; looked at the top and under {list(WRAPPERS)}, found {keys}"
@@ -273,6 +282,7 @@ def _storages(
     starts, problems = {}, []
     size = path.stat().st_size
     entries = {info.filename: info for info in archive.infolist()}
+    # Tensors may share a storage, of which one look is enough.
     for t in {t.key: t for t in tensors.values()}.values():
         info = entries.get(t.key)
         if info is None:

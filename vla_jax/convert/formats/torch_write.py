@@ -55,11 +55,13 @@ def write(
             done(data.nbytes)
         if left:
             raise ValueError(f"{len(left)} tensors not written: {sorted(left)[:5]}")
+        # torch's reader refuses an archive without this entry.
         _entry(archive, "version", b"3\n")
 
 
 def _entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     info = zipfile.ZipInfo(f"{_STEM}/{name}")
+    # A local header is 30 bytes and the name, the extra field's own header 4.
     start = archive.start_dir + 30 + len(info.filename) + 4
     padding = -start % _ALIGN
     info.extra = struct.pack("<HH", 0x4246, padding) + b"Z" * padding  # "FB", as torch pads
@@ -76,6 +78,7 @@ def _pickle(
 ) -> bytes:
     """What pickle protocol 2 makes of {wrapper: OrderedDict of tensors}."""
     out = io.BytesIO()
+    # Protocol 2, the one that torch.save uses.
     out.write(b"\x80\x02")
     if wrapper:
         out.write(b"}(" + _text(wrapper))
@@ -86,6 +89,7 @@ def _pickle(
         out.write(_text("storage") + f"ctorch\n{_NAMES[dtypes[name]]}\n".encode())
         out.write(_text(keys[aliases.get(name, name)]) + _text("cpu"))
         out.write(_integer(math.prod(shape)) + b"tQ" + _integer(0))
+        # 0x89 is pickle's False, for requires_grad.
         out.write(_integers(shape) + _integers(stride) + b"\x89" + _ORDERED_DICT + b"tR")
     out.write(b"u" + (b"u" if wrapper else b"") + b".")
     return out.getvalue()
@@ -102,6 +106,7 @@ def _text(value: str) -> bytes:
 def _integer(value: int) -> bytes:
     if value < 2**31:
         return b"J" + struct.pack("<i", value)
+    # LONG1 with eight bytes, because BININT ends at 31 bits.
     return b"\x8a\x08" + struct.pack("<q", value)
 
 

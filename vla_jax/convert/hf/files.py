@@ -36,11 +36,11 @@ _ROLES = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "pad_token":
 
 def carried(folder: str | Path) -> dict[str, str]:
     """Name -> text of the files that travel inside a checkpoint."""
-    found = {}
+    texts = {}
     for path in _matching(Path(folder), _CARRIED):
         if path.stat().st_size <= _MAX_CARRIED:
-            found[path.name] = path.read_text(encoding="utf-8", errors="replace")
-    return found
+            texts[path.name] = path.read_text(encoding="utf-8", errors="replace")
+    return texts
 
 
 def place(source: Path | None, texts: Mapping[str, str], folder: Path) -> None:
@@ -57,6 +57,7 @@ def place(source: Path | None, texts: Mapping[str, str], folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
         return
     for name, text in texts.items():
+        # The checkpoint may be a stranger's: only files of expected names are written.
         if any(fnmatch(name, pattern) for pattern in _CARRIED) and not _asks_for_code(text):
             (folder / name).write_text(text, encoding="utf-8")
 
@@ -72,6 +73,7 @@ def _asks_for_code(text: str) -> bool:
     except (ValueError, AttributeError):  # chat templates are no JSON
         return False
     classes = [x for entry in named for x in (entry if isinstance(entry, list) else [entry]) if x]
+    # `REPOSITORY--module.Class` is loaded from the hub, a plain name from a file beside it.
     return any("--" not in x for x in classes)
 
 
@@ -94,6 +96,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         nested = isinstance(value, Mapping)
+        # A config.json may hold null in a group's place.
         merged[key] = _merge(base.get(key) or {}, value) if nested else value
     return merged
 
@@ -107,12 +110,14 @@ def write_tokenizer(tokenizer: str, original: Mapping[str, Any], folder: Path) -
             the tokenizer does not name itself.
         folder: to complete.
     """
-    own = json.loads(Tokenizer.from_json(tokenizer).to_json())
+    definition = json.loads(Tokenizer.from_json(tokenizer).to_json())
     if not _matching(folder, ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*")):
-        write_json(folder / "tokenizer.json", {**own, "padding": None, "truncation": None})
+        # Padding and truncation were the training run's; transformers sets its own.
+        write_json(folder / "tokenizer.json", {**definition, "padding": None, "truncation": None})
+    # One that was copied from the original names the special tokens itself.
     if (folder / "tokenizer_config.json").is_file():
         return
-    roles = _roles(own, original)
+    roles = _roles(definition, original)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     write_json(folder / "tokenizer_config.json", {**settings, **roles})
     if not (folder / "special_tokens_map.json").is_file():
@@ -120,23 +125,25 @@ def write_tokenizer(tokenizer: str, original: Mapping[str, Any], folder: Path) -
 
 
 def _roles(tokenizer: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, str]:
-    """Which token starts, ends and pads a text and stands for unknown pieces."""
+    """The tokens that start, end and pad a text, and the one that stands for unknown pieces."""
     added = {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens") or ()}
+    # Configs of VLMs keep the language model's ids one level down.
     text = {**(original.get("text_config") or {}), **original}
-    found = {}
+    roles = {}
     for role, key in _ROLES.items():
         ids = text.get(key)
+        # transformers allows a list of ids for one role.
         number = ids[0] if isinstance(ids, list) and ids else ids
         if isinstance(number, int) and number in added:
-            found[role] = added[number]
+            roles[role] = added[number]
     # What the tokenizer does comes before what a config says.
     before, after = _template(tokenizer.get("post_processor") or {})
-    found |= {"bos_token": before[0]} if before else {}
-    found |= {"eos_token": after[-1]} if after else {}
+    roles |= {"bos_token": before[0]} if before else {}
+    roles |= {"eos_token": after[-1]} if after else {}
     padding = (tokenizer.get("padding") or {}).get("pad_token")
-    found |= {"pad_token": padding} if padding in added.values() else {}
+    roles |= {"pad_token": padding} if padding in added.values() else {}
     unknown = tokenizer["model"].get("unk_token")
-    return found | ({"unk_token": unknown} if unknown else {})
+    return roles | ({"unk_token": unknown} if unknown else {})
 
 
 def _template(processor: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -163,29 +170,32 @@ def write_processor(image: ImageSpec, tokens: int, config: Mapping[str, Any], fo
         folder: to complete.
     """
     path = folder / "processor_config.json"
-    told = read_json(path) if path.is_file() else {}
-    if not (folder / "preprocessor_config.json").is_file() and "image_processor" not in told:
+    processor = read_json(path) if path.is_file() else {}
+    if not (folder / "preprocessor_config.json").is_file() and "image_processor" not in processor:
         settings = {**preprocessor(image), **_processor_class(config), "image_seq_length": tokens}
         settings |= _cutting(image, config.get("vision_config") or {})
         write_json(folder / "preprocessor_config.json", settings)
     strategy = config.get("vision_feature_select_strategy")
     patch = (config.get("vision_config") or {}).get("patch_size")
-    if not told and strategy and patch:  # of processors that count an image's tokens themselves
+    # Only processors that count an image's tokens themselves have these settings.
+    if not processor and strategy and patch:
         height, width = image.shape
+        # transformers' "default" drops the class token of the tower's output.
         dropped = 1 if strategy == "default" else 0
+        # What exceeds the patches are tokens the tower adds, such as the class token.
         extra = tokens + dropped - (height // patch) * (width // patch)
         counting = {"patch_size": patch, "vision_feature_select_strategy": strategy}
         write_json(path, {**counting, "num_additional_image_tokens": extra})
 
 
 def _processor_class(config: Mapping[str, Any]) -> dict[str, str]:
-    """As transformers names it, after the model: PaliGemmaFor... -> PaliGemmaProcessor."""
-    name, found, _ = (config.get("architectures") or [""])[0].partition("For")
-    return {"processor_class": f"{name}Processor"} if found and "auto_map" not in config else {}
+    """The class as transformers names it: PaliGemmaFor... -> PaliGemmaProcessor."""
+    name, separator, _ = (config.get("architectures") or [""])[0].partition("For")
+    return {"processor_class": f"{name}Processor"} if separator and "auto_map" not in config else {}
 
 
 def _cutting(image: ImageSpec, vision: Mapping[str, Any]) -> dict[str, Any]:
-    """Of processors that cut the patches themselves, for towers that merge neighbours.
+    """Settings of processors that cut the patches themselves, for towers that merge neighbors.
 
     They keep the aspect ratio and take the number of pixels: the same for square cameras.
     """

@@ -75,6 +75,7 @@ def tokenizer(folder: str | Path, config: ModelConfig) -> Tokenizer:
 def vocab_size(config: ModelConfig) -> int:
     """How many ids a backbone's embedding of words has rows for."""
     backbone = BACKBONES[config.backbone.name]
+    # parent=None keeps flax from attaching the module to one that is being built.
     return backbone(backbone.arch(config.backbone.arch), parent=None).vocab_size
 
 
@@ -91,6 +92,7 @@ def open_source(folder: str | Path, config: ModelConfig) -> Source:
         for path in paths
         if path.is_file()
     ]
+    # PARTS can be a whole release, or stand beside the ordinary files.
     if not parts or any(Path(folder).glob("model*" + SUFFIX)):
         parts += _torch_files(Path(folder)) or [Safetensors(folder)]
     renamed = [Renamed(part, backbone.RENAMES) for part in parts]
@@ -110,6 +112,7 @@ def _torch_files(folder: Path) -> list[TorchFile]:
         if not isinstance(weights, dict):
             raise WeightError(f"{index}: not an index of shards")
         names = sorted({str(name) for name in weights.values()})
+        # A path in a stranger's index could otherwise name any file of this machine.
         outside = [name for name in names if Path(name).name != name]
         if outside:
             raise WeightError(f"{index}: names files outside its folder: {outside[:3]}")

@@ -59,6 +59,7 @@ def from_lerobot(
     config = with_complete_arch(config, model.arch)
     part = maps.incoming(names.rows(model), shapes_of(model), source, (), dtype)
     name, dim = config.data.datasets[0].spec, config.model.action_dim
+    # The units restore the actions; the spec only says how many numbers they have.
     spec = ActionSpec(dim, "none", 1.0, (-1.0,) * (dim - 1), (1.0,) * (dim - 1), (0.0, 1.0))
     meta = {
         "config": to_dict(config),
@@ -89,39 +90,42 @@ def to_lerobot(
     c = model.config
     if (c.backbone.name, c.structure.kind, c.expert.state) != ("smolvlm", "expert", "prefix"):
         raise ConfigError("this is no SmolVLA: smolvlm, expert, model.expert.state 'prefix'")
-    what = maps.outgoing(names.rows(model), stored.leaves, dtype)
+    outgoing = maps.outgoing(names.rows(model), stored.leaves, dtype)
     with (
         output.whole(out, overwrite) as folder,
-        Writer(folder / _MODEL, what.shapes, what.dtypes, None) as writer,
+        Writer(folder / _MODEL, outgoing.shapes, outgoing.dtypes, None) as writer,
     ):
-        for name, value in what.repeated():
+        for name, value in outgoing.repeated():
             writer.write(name, value)
             done(value.nbytes)
-    return what
+    return outgoing
 
 
 def _with_layers(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Config:
     """The config with as many layers as the file has, of the VLM and of the expert."""
     vlm, expert = names.VLM_LAYERS, names.EXPERT_LAYERS
     try:
-        text, own = (count_layers(shapes, prefix) for prefix in (vlm, expert))
+        text, expert_layers = (count_layers(shapes, prefix) for prefix in (vlm, expert))
     except ValueError as error:
         raise WeightError(f"not SmolVLA's: no {vlm}* and {expert}*") from error
     arch = dict(config.model.backbone.arch)
+    # SmolVLA keeps only the first layers of its VLM, whose config.json names all of them.
     arch["text_config"] = {**arch.get("text_config", {}), "num_hidden_layers": text}
     model = dataclasses.replace(
         config.model,
         backbone=dataclasses.replace(config.model.backbone, arch=arch),
-        expert=dataclasses.replace(config.model.expert, layers=own if own != text else 0),
+        expert=dataclasses.replace(
+            config.model.expert, layers=expert_layers if expert_layers != text else 0
+        ),
     )
     return dataclasses.replace(config, model=model)
 
 
 def _units(config: Config, path: str | Path) -> PolicyUnits:
     raw = read_json(path)
-    found = {ours: raw.get(theirs, {}) for ours, theirs in _STATISTICS.items()}
+    statistics = {ours: raw.get(foreign, {}) for ours, foreign in _STATISTICS.items()}
     try:
-        units = PolicyUnits.from_statistics(found, config.data.units, config.data.relative)
+        units = PolicyUnits.from_statistics(statistics, config.data.units, config.data.relative)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     return dataclasses.replace(units, dim=config.model.action_dim)

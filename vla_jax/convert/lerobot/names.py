@@ -30,18 +30,19 @@ def rows(model: Expert) -> list[w.Weight]:
     """
     backbone = BACKBONES[model.config.backbone.name](model.arch)
     kinds = len(model.expert_spec(model.config, backbone).crosses)
-    found = w.prefixed(backbone.weight_map(), _VLM, "backbone/")
-    found += w.prefixed(_expert(kinds), _EXPERT, "expert/")
-    return found + [row for a, b in _PORTS.items() for row in w.pair("model." + a, b)]
+    weights = w.prefixed(backbone.weight_map(), _VLM, "backbone/")
+    weights += w.prefixed(_expert(kinds), _EXPERT, "expert/")
+    return weights + [row for a, b in _PORTS.items() for row in w.pair("model." + a, b)]
 
 
 def _expert(kinds: int) -> list[w.Weight]:
     """The layers, `kinds` stacks of them, and the last norm."""
-    found = w.norm("norm", "norm", bias=False)
+    weights = w.norm("norm", "norm", bias=False)
     for kind in range(kinds):
         target = "layers/block/" if kinds == 1 else f"layers/block{kind}/"
-        found += [replace(row, first=kind, step=kinds) for row in _layer(target)]
-    return found
+        # Kinds alternate in the file: kind k is the layers k, k + kinds and so on.
+        weights += [replace(row, first=kind, step=kinds) for row in _layer(target)]
+    return weights
 
 
 def _layer(target: str) -> list[w.Weight]:

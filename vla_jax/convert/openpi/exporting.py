@@ -48,28 +48,32 @@ def to_openpi(
     if model.config.structure.kind != "expert" or model.config.expert.joint_every != 1:
         raise ConfigError(f"openpi has no model like {model.config.structure.kind}: pi0 and pi0.5")
     rows = (names.jax_rows if kind == "jax" else names.torch_rows)(model.config, model.arch)
-    what = maps.outgoing(rows, stored.leaves, dtype)
+    outgoing = maps.outgoing(rows, stored.leaves, dtype)
     with output.whole(out, overwrite) as folder:
         if kind == "jax":
-            _write_params(folder / "params", what, done)
+            _write_params(folder / "params", outgoing, done)
         else:
-            _write_torch(folder / f"model{SUFFIX}", what, model.config.expert.width, done)
+            _write_torch(folder / f"model{SUFFIX}", outgoing, model.config.expert.width, done)
+        # Only a model that came from openpi has statistics in openpi's form.
         statistics = stored.meta.get("origin", {}).get("norm_stats")
         if statistics:
+            # openpi looks statistics up below the asset's name.
             asset = stored.meta["origin"].get("asset") or config.data.datasets[0].spec
             path = folder / "assets" / asset
             path.mkdir(parents=True)
             write_json(path / "norm_stats.json", {"norm_stats": statistics})
-    return what
+    return outgoing
 
 
-def _write_params(folder: Path, what: maps.Outgoing, done: Done) -> None:
+def _write_params(folder: Path, outgoing: maps.Outgoing, done: Done) -> None:
     """The layers of a stack together again, all below `params`."""
     stacks: dict[str, list[np.ndarray]] = {}
-    for name, value in what.tensors():
+    for name, value in outgoing.tensors():
+        # The layers of a stack come in their order.
         stacks.setdefault(name.split("[")[0], []).append(value)
         done(value.nbytes)
-    layered = {name.split("[")[0] for name in what.shapes if "[" in name}
+    # A stack of one layer has a layer axis too, which the count of its parts does not show.
+    layered = {name.split("[")[0] for name in outgoing.shapes if "[" in name}
     flat = {
         f"params/{name}": np.stack(parts) if name in layered else parts[0]
         for name, parts in stacks.items()
@@ -78,15 +82,15 @@ def _write_params(folder: Path, what: maps.Outgoing, done: Done) -> None:
         writer.save(folder.absolute(), rules.unflatten(flat))
 
 
-def _write_torch(path: Path, what: maps.Outgoing, width: int, done: Done) -> None:
+def _write_torch(path: Path, outgoing: maps.Outgoing, width: int, done: Done) -> None:
     """The port's file, with the expert's head, which it asks for and never uses, as zeros."""
     table = names.TORCH_TABLE
-    head, vocab = names.TORCH_UNUSED, what.shapes[table][0]
-    shapes = {**what.shapes, head: (vocab, width)}
-    dtypes = {**what.dtypes, head: what.dtypes[table]}
+    head, vocab = names.TORCH_UNUSED, outgoing.shapes[table][0]
+    shapes = {**outgoing.shapes, head: (vocab, width)}
+    dtypes = {**outgoing.dtypes, head: outgoing.dtypes[table]}
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        yield from what.repeated()
+        yield from outgoing.repeated()
         yield head, np.zeros(shapes[head], dtypes[head])
 
     with Writer(path, shapes, dtypes, None) as writer:

@@ -83,10 +83,10 @@ def units(config: Config, statistics: Mapping[str, Any]) -> PolicyUnits:
     """
     data = config.data
     try:
-        found = PolicyUnits.from_statistics(statistics, data.units, data.relative, data.robot)
+        robot_units = PolicyUnits.from_statistics(statistics, data.units, data.relative, data.robot)
     except ValueError as error:
         raise ConfigError(f"data.units: {error}") from error
-    return dataclasses.replace(found, dim=config.model.action_dim)
+    return dataclasses.replace(robot_units, dim=config.model.action_dim)
 
 
 def _spec(dim: int) -> ActionSpec:
@@ -99,12 +99,14 @@ def arch_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """PaliGemma's architecture, read off the shapes of its JAX parameters."""
     image, text = "PaliGemma/img/", "PaliGemma/llm/layers/"
     block = image + "Transformer/encoderblock/"
+    # Flax keeps a convolution's kernel as [height, width, in, out].
     side, _, _, wide = shapes[image + "embedding/kernel"]
     layers, _, heads, _ = shapes[block + "MultiHeadDotProductAttention_0/query/kernel"]
     patches = shapes[image + "pos_embedding"][1]
     vocab, width = shapes["PaliGemma/llm/embedder/input_embedding"]
     depth, hidden, _ = shapes[text + "mlp/linear"]
     _, text_heads, head, _ = shapes[text + "attn/attn_vec_einsum/w"]
+    # Without this tensor there is one fused qkv: as many key heads as heads.
     shared = shapes.get(text + "attn/kv_einsum/w")
     return {
         "hidden_size": width,
@@ -115,6 +117,7 @@ def arch_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "num_attention_heads": heads,
             "intermediate_size": shapes[block + "MlpBlock_0/Dense_0/bias"][1],
             "patch_size": side,
+            # Images are square, so the number of patches is a square number.
             "image_size": side * round(patches**0.5),
         },
         "text_config": {
@@ -130,7 +133,8 @@ def arch_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def expert_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The expert's settings, likewise."""
+    """The expert's settings, read off the same shapes."""
+    # The actions of all robots are padded to one width, the input of this map.
     padded, width = shapes["action_in_proj/kernel"]
     adaptive = "time_mlp_in/kernel" in shapes
     return {
@@ -148,23 +152,25 @@ def _open(root: Path, config: Config) -> tuple[Source, Any, tuple[str, ...], dic
         return Safetensors(root / f"model{SUFFIX}"), names.torch_rows, names.TORCH_IGNORE, {}
     if not (root / "params").is_dir():
         raise WeightError(f"{root}: neither params/ nor model{SUFFIX}")
-    whole = Merged(OrbaxParams(root / "params"))
+    merged = Merged(OrbaxParams(root / "params"))
     try:
-        sizes = {"arch": arch_of(whole.shapes), "expert": expert_of(whole.shapes)}
+        sizes = {"arch": arch_of(merged.shapes), "expert": expert_of(merged.shapes)}
     except (KeyError, IndexError, ValueError) as error:
         raise WeightError(f"{root}: not pi0's or pi0.5's parameters: no {error}") from error
-    return Unstacked(whole), names.jax_rows, (), sizes
+    # Merging comes first, as factors are stacked like their weights.
+    return Unstacked(merged), names.jax_rows, (), sizes
 
 
 def _with_sizes(config: Config, sizes: Mapping[str, Any]) -> Config:
     """The config with the checkpoint's sizes; what it is besides is the config's affair."""
     if not sizes:
         return config
-    model, told = config.model, sizes["expert"]
+    model, expert = config.model, sizes["expert"]
+    # These two make it another model; the sizes below only scale it.
     differs = [
-        f"model.expert.{name}: {getattr(model.expert, name)!r}, the checkpoint has {told[name]!r}"
+        f"model.expert.{name}: {getattr(model.expert, name)!r}, the checkpoint has {expert[name]!r}"
         for name in ("adaptive", "state")
-        if getattr(model.expert, name) != told[name]
+        if getattr(model.expert, name) != expert[name]
     ]
     if differs:
         raise ConfigError("this checkpoint is of another model:\n  " + "\n  ".join(differs))
@@ -172,19 +178,20 @@ def _with_sizes(config: Config, sizes: Mapping[str, Any]) -> Config:
     model = dataclasses.replace(
         model,
         backbone=dataclasses.replace(model.backbone, arch=arch),
-        expert=dataclasses.replace(model.expert, **told),
+        expert=dataclasses.replace(model.expert, **expert),
     )
     return dataclasses.replace(config, model=model)
 
 
 def _statistics(root: Path, asset: str) -> dict[str, Any]:
     """`norm_stats` of one asset; {} where the checkpoint has none."""
-    found = {path.parent.name: path for path in sorted(root.glob(f"assets/**/{STATISTICS}"))}
-    if asset and asset not in found:
-        raise ConfigError(f"{root}: no statistics of {asset!r}; there are {sorted(found)}")
-    if len(found) > 1 and not asset:
-        raise ConfigError(f"{root}: statistics of {sorted(found)}: choose one with --asset")
-    if not found:
+    by_asset = {path.parent.name: path for path in sorted(root.glob(f"assets/**/{STATISTICS}"))}
+    if asset and asset not in by_asset:
+        raise ConfigError(f"{root}: no statistics of {asset!r}; there are {sorted(by_asset)}")
+    if len(by_asset) > 1 and not asset:
+        raise ConfigError(f"{root}: statistics of {sorted(by_asset)}: choose one with --asset")
+    if not by_asset:
         return {}
-    raw = read_json(found[asset] if asset else next(iter(found.values())))
+    raw = read_json(by_asset[asset] if asset else next(iter(by_asset.values())))
+    # openpi wraps the statistics in this key; a bare file is taken as well.
     return raw.get("norm_stats", raw)

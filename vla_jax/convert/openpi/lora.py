@@ -34,13 +34,14 @@ class Merged:
                 that are shipped.
         """
         self._source, self._alpha = source, alpha
-        kept = [name for name in source.shapes if not _FACTOR.search(name)]
-        self.shapes = {name: source.shapes[name] for name in kept}
-        self.dtypes = {name: source.dtypes[name] for name in kept}
+        weights = [name for name in source.shapes if not _FACTOR.search(name)]
+        self.shapes = {name: source.shapes[name] for name in weights}
+        self.dtypes = {name: source.dtypes[name] for name in weights}
 
     def read(self, name: str) -> np.ndarray:
         """The tensor, contiguous and owned by the caller."""
         weight = self._source.read(name)
+        # The factors of `x/w` are named `x/lora_a`, those of `x` are named `x_lora_a`.
         root = name.removesuffix("/w") + "/" if name.endswith("/w") else name + "_"
         first, second = (f"{root}lora_{letter}" for letter in "ab")
         if first not in self._source.shapes:

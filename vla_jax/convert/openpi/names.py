@@ -1,4 +1,4 @@
-"""Which of openpi's tensors is which of ours, of its JAX parameters and of its torch port.
+"""The names of openpi's tensors beside ours, for its JAX parameters and its torch port.
 
 A stacked tensor of the JAX parameters, `.../q_einsum/w`, stands here as its layers,
 `.../q_einsum/w[0]`, `[1]`, ...; see `source.Unstacked`.
@@ -31,11 +31,12 @@ def jax_rows(config: ModelConfig, arch: Mapping[str, Any]) -> list[w.Weight]:
     rows = [*_vision(), *_flax(_IMAGE + "head", "backbone/projection")]
     rows += _stack("", "backbone/text/", "layers/", shared, adaptive=False)
     rows.append(w.Weight(_TEXT + "embedder/input_embedding", "backbone/text/embedding"))
+    # pi0-FAST is the VLM alone.
     if config.structure.kind != "expert":
         return rows
     rows += _stack("_1", "expert/", "layers/block/", shared, config.expert.adaptive)
-    for theirs, ours in _ports(config).items():
-        rows += _flax(theirs, ours)
+    for foreign, ours in _ports(config).items():
+        rows += _flax(foreign, ours)
     return rows
 
 
@@ -44,6 +45,7 @@ def torch_rows(config: ModelConfig, arch: Mapping[str, Any]) -> list[w.Weight]:
     rows = [
         row
         for row in PaliGemma(arch).weight_map()
+        # The port's lm_head holds the token table, see TORCH_IGNORE.
         if "embed_tokens" not in row.source and not row.alias
     ]
     rows = w.moved(rows, "vision_tower.", _TORCH + "model.vision_tower.")
@@ -59,7 +61,7 @@ def torch_rows(config: ModelConfig, arch: Mapping[str, Any]) -> list[w.Weight]:
 
 
 def _torch_ports(config: ModelConfig) -> list[w.Weight]:
-    return [row for theirs, ours in _ports(config).items() for row in w.pair(theirs, ours)]
+    return [row for foreign, ours in _ports(config).items() for row in w.pair(foreign, ours)]
 
 
 def _torch_expert(config: ModelConfig) -> list[w.Weight]:
@@ -72,28 +74,29 @@ def _torch_expert(config: ModelConfig) -> list[w.Weight]:
         layer + "post_attention_layernorm": target + "norm2",
         "model.norm": "norm",
     }
-    for theirs, ours in norms.items():
+    for foreign, ours in norms.items():
+        # An adaptive norm has no weight, but a linear map of the time.
         if config.expert.adaptive:
-            rows += w.pair(theirs + ".dense", ours + "/modulation")
+            rows += w.pair(foreign + ".dense", ours + "/modulation")
         else:
-            rows += w.norm(theirs, ours, bias=False)
+            rows += w.norm(foreign, ours, bias=False)
     return rows
 
 
 def _ports(config: ModelConfig) -> dict[str, str]:
     """What stands around the expert: their name -> ours."""
     time = "time_mlp" if config.expert.adaptive else "action_time_mlp"
-    found = {
+    ports = {
         "action_in_proj": "head/enter",
         "action_out_proj": "head/leave",
         f"{time}_in": "head/time1",
         f"{time}_out": "head/time2",
     }
-    return found | ({"state_proj": "head/state"} if config.expert.state == "expert" else {})
+    return ports | ({"state_proj": "head/state"} if config.expert.state == "expert" else {})
 
 
-def _flax(theirs: str, ours: str, layer: str = "") -> list[w.Weight]:
-    return [w.Weight(f"{theirs}/{x}{layer}", f"{ours}/{x}") for x in ("kernel", "bias")]
+def _flax(foreign: str, ours: str, layer: str = "") -> list[w.Weight]:
+    return [w.Weight(f"{foreign}/{x}{layer}", f"{ours}/{x}") for x in ("kernel", "bias")]
 
 
 def _vision() -> list[w.Weight]:
@@ -106,16 +109,16 @@ def _vision() -> list[w.Weight]:
     ]
     attention = block + "MultiHeadDotProductAttention_0/"
     names = {"query": "q", "key": "k", "value": "v", "out": "o"}
-    for theirs, ours in names.items():
-        rows += _flax(attention + theirs, f"{target}attn/{ours}", layer)
+    for foreign, ours in names.items():
+        rows += _flax(attention + foreign, f"{target}attn/{ours}", layer)
     for i in (0, 1):
         rows += _flax(f"{block}MlpBlock_0/Dense_{i}", f"{target}mlp/fc{i + 1}", layer)
         rows += _norm(f"{block}LayerNorm_{i}", f"{target}norm{i + 1}", layer)
     return rows + _norm(_IMAGE + "Transformer/encoder_norm", "backbone/vision/post_norm", "")
 
 
-def _norm(theirs: str, ours: str, layer: str) -> list[w.Weight]:
-    return [w.Weight(f"{theirs}/{x}{layer}", f"{ours}/{x}") for x in ("scale", "bias")]
+def _norm(foreign: str, ours: str, layer: str) -> list[w.Weight]:
+    return [w.Weight(f"{foreign}/{x}{layer}", f"{ours}/{x}") for x in ("scale", "bias")]
 
 
 def _stack(suffix: str, tower: str, layers: str, shared: bool, adaptive: bool) -> list[w.Weight]:
@@ -128,8 +131,8 @@ def _stack(suffix: str, tower: str, layers: str, shared: bool, adaptive: bool) -
         shared: query, key and value lie in one tensor (as many key heads as heads).
         adaptive: norms are maps of the time.
     """
-    theirs, ours, layer = _TEXT + "layers/", tower + layers, "[{}]"
-    attn, mlp = theirs + "attn/", f"{theirs}mlp{suffix}/"
+    source, ours, layer = _TEXT + "layers/", tower + layers, "[{}]"
+    attn, mlp = source + "attn/", f"{source}mlp{suffix}/"
     if shared:
         name = f"{attn}qkv_einsum{suffix}/w{layer}"
         rows = [w.Weight(name, ours + "attn/{q,k,v}/kernel", "parts_of_heads")]
@@ -146,8 +149,8 @@ def _stack(suffix: str, tower: str, layers: str, shared: bool, adaptive: bool) -
         w.Weight(f"{mlp}linear{layer}", ours + "mlp/down/kernel"),
     ]
     norms = {
-        f"{theirs}pre_attention_norm{suffix}": (ours + "norm1", layer),
-        f"{theirs}pre_ffw_norm{suffix}": (ours + "norm2", layer),
+        f"{source}pre_attention_norm{suffix}": (ours + "norm1", layer),
+        f"{source}pre_ffw_norm{suffix}": (ours + "norm2", layer),
         f"{_TEXT}final_norm{suffix}": (tower + "norm", ""),
     }
     for name, (target, which) in norms.items():

@@ -48,8 +48,10 @@ class Unstacked:
         old, layer = self._where[name]
         if layer is None:
             return self._source.read(old)
+        # Layers of one stack are asked for one after another, so one stack in memory is enough.
         if self._last is None or self._last[0] != old:
             self._last = old, self._source.read(old)
+        # A copy, as the caller owns it and the stack is used again.
         return np.array(self._last[1][layer])
 
     def place(self, name: str) -> Hashable:

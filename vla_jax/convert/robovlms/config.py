@@ -61,13 +61,14 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: is its own parent")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    found = read_json(path)
-    if not found.get("parent"):
-        return found
-    parent = Path(found["parent"])
+    child = read_json(path)
+    if not child.get("parent"):
+        return child
+    parent = Path(child["parent"])
+    # RoboVLMs reads a parent relative to its working folder; ours need not run there.
     beside = path.parent / parent
     place = beside if beside.is_file() else parent
-    return merge(_read(place, (*children, path.resolve())), found)
+    return merge(_read(place, (*children, path.resolve())), child)
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,13 +142,13 @@ def _pick(table: Mapping[str, Any], value: Any, path: str, problems: list[str]) 
 
 
 def _put(
-    group: dict[str, Any], key: str, value: Any, off: Any, theirs: str, problems: list[str]
+    group: dict[str, Any], key: str, value: Any, off: Any, path: str, problems: list[str]
 ) -> None:
     """Set a key of ours; where the config lacks it, only `off` can be done."""
     if key in group:
         group[key] = value
     elif value != off:
-        problems.append(f"{theirs}: {value!r} cannot be done: no counterpart here")
+        problems.append(f"{path}: {value!r} cannot be done: no counterpart here")
 
 
 def _model(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
@@ -155,6 +156,7 @@ def _model(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str]
     name, _ = _pick(BACKBONES, original["robovlm_name"], "robovlm_name", problems)
     folder = original.get("vlm", {}).get("pretrained_model_name_or_path", "")
     pattern, variant = VARIANTS.get(original["robovlm_name"], ("", ""))
+    # One class of theirs serves several models, which only the folder's name tells apart.
     if variant and re.search(pattern, folder):
         name = variant
     model["backbone"].update(name=name, hf_dir=folder)
@@ -174,11 +176,12 @@ def _model(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str]
         down_sample=head.get("down_sample", "none"),
     )
     if kind == "detokenizer":
-        for theirs, ours, default in (
+        for foreign, ours, default in (
             ("n_bin", "bins", 256), ("min_action", "low", -1.0), ("max_action", "high", 1.0)
         ):  # fmt: skip
-            value = type(default)(head.get(theirs, default))
-            _put(model["head"], ours, value, None, f"act_head.{theirs}", problems)
+            # JSON may say 1 where our option is a float.
+            value = type(default)(head.get(foreign, default))
+            _put(model["head"], ours, value, None, f"act_head.{foreign}", problems)
     space = head.get("action_space", "continuous")
     structure = _pick(
         HISTORIES, head.get("history_type", "post"), "act_head.history_type", problems
@@ -223,11 +226,11 @@ def _data(original: Mapping[str, Any], raw: dict[str, Any], problems: list[str])
     data["clip"] = float(high) if original.get("norm_action") else 1.0
     actions = [part for part in parts if part.get("type") in (CALVIN, OXE)]
     texts = [part for part in parts if part.get("type") == TEXTS]
-    known = (CALVIN, OXE, TEXTS)
+    kinds = (CALVIN, OXE, TEXTS)
     problems += [
-        f"train_dataset.type: {part.get('type')!r} is none of {list(known)}"
+        f"train_dataset.type: {part.get('type')!r} is none of {list(kinds)}"
         for part in parts
-        if part.get("type") not in known
+        if part.get("type") not in kinds
     ]
     if len(actions) != 1 or len(texts) > 1:
         problems.append(
@@ -279,9 +282,9 @@ def _cotrain(original: Mapping[str, Any], raw: dict[str, Any], problems: list[st
         problems.append(f"train_dataset.data_paths: {paths} cannot be done: one file of texts")
         return
     weights = original.get("train_weights") or [1.0, 1.0]
-    share = weights[place] / weights[1 - place]
+    ratio = weights[place] / weights[1 - place]
     # The original draws one kind of batch a step; here every step holds both, in that ratio.
-    rows = max(1, round(_batch(original) * share))
+    rows = max(1, round(_batch(original) * ratio))
     raw["data"]["cotrain"].update(path=paths[0], images=part.get("image_folder", ""), rows=rows)
 
 
@@ -307,8 +310,8 @@ def _steps(original: Mapping[str, Any], raw: dict[str, Any]) -> None:
     else:
         train["epochs"] = epochs
         optim["warmup_epochs"] = warmup
-    every = trainer.get("check_val_every_n_epoch")
-    train["check_epochs"] = float(every) if every and steps <= 0 else 0.0
+    check_interval = trainer.get("check_val_every_n_epoch")
+    train["check_epochs"] = float(check_interval) if check_interval and steps <= 0 else 0.0
     if trainer.get("val_check_interval"):
         train.update(eval_every=trainer["val_check_interval"])
         train.update(save_every=trainer["val_check_interval"])
@@ -353,14 +356,14 @@ def what_trains(
         name: `robovlm_name`.
         setup: the group `train_setup`.
     """
-    whole, vision, embedding = "^backbone/", "^backbone/vision", "^backbone/text/embedding$"
+    backbone, vision, embedding = "^backbone/", "^backbone/vision", "^backbone/text/embedding$"
     layers, last = "^backbone/text/layers/", setup.get("train_decoder_layers", -1)
     train_vision = bool(setup.get("train_vision"))
     words = bool(setup.get("train_text_embedding"))
     frozen: list[str] = []
     trained: list[tuple[str, int]] = []
     if name == FLAMINGO:  # all frozen but what is named
-        frozen = [whole, "^resampler/", "^action_token$"]
+        frozen = [backbone, "^resampler/", "^action_token$"]
         chosen = {
             vision: train_vision,
             "^backbone/text/": setup.get("train_full_decoder"),
@@ -385,6 +388,6 @@ def what_trains(
             trained = [rule for rule in trained if rule[0] != vision]
         elif not still and last > 0:
             trained.append((layers, last))
-        frozen.append("^backbone/text/" if outside else whole)
+        frozen.append("^backbone/text/" if outside else backbone)
         return tuple(frozen), tuple(trained)
     return tuple(frozen), ()

@@ -220,39 +220,41 @@ def table() -> str:
 def notes(original: Mapping[str, Any]) -> list[str]:
     """The keys a config sets and the original never uses, each with the reason."""
     rows = {key.path: key for key in KEYS}
-    found = []
+    remarks = []
     for path, value in _paths(original).items():
         row = rows.get(path)
         if row is None:
-            found.append(f"{path}: read by nothing")
+            remarks.append(f"{path}: read by nothing")
+        # None is how their configs leave a key unset.
         elif row.fate == IGNORED and value is not None:
-            found.append(f"{path}: {row.note}")
-    return found
+            remarks.append(f"{path}: {row.note}")
+    return remarks
 
 
 def refusals(original: Mapping[str, Any]) -> list[str]:
     """The keys that ask for what cannot be done, each with the reason."""
     rows = {key.path: key for key in KEYS if key.fate == REFUSED}
-    found = [
+    problems = [
         f"{path}: {value!r} cannot be done: {rows[path].note}"
         for path, value in _paths(original).items()
         if path in rows and value not in rows[path].fine
     ]
     if original.get("train_setup", {}).get("predict_action") is False:
-        found.append("train_setup.predict_action: False cannot be done: nothing would be learnt")
-    return found
+        problems.append("train_setup.predict_action: False cannot be done: nothing would be learnt")
+    return problems
 
 
 def _paths(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted path -> value; items of a list of groups share their list's path."""
-    known = {key.path for key in KEYS}
-    found: dict[str, Any] = {}
+    key_paths = {key.path for key in KEYS}
+    values: dict[str, Any] = {}
     for key, value in tree.items():
         path = prefix + key
+        # `train_dataset` is one group or a list of them.
         groups = value if isinstance(value, list) else [value]
-        if path not in known and groups and all(isinstance(x, Mapping) for x in groups):
+        if path not in key_paths and groups and all(isinstance(x, Mapping) for x in groups):
             for group in groups:
-                found |= _paths(group, path + ".")
+                values |= _paths(group, path + ".")
         else:
-            found[path] = value
-    return found
+            values[path] = value
+    return values

@@ -46,18 +46,19 @@ def action_specs(
     Raises:
         ConfigError: naming the datasets whose statistics are not known.
     """
-    found, unknown = {}, []
+    specs, unknown = {}, []
     for name in names:
         spec = SPECS.get(name)
         env, hz = (spec.gripper_env, spec.hz) if spec else ((0.0, 1.0), None)
         if name in statistics:
-            found[name] = ActionSpec.from_statistics(statistics[name], normalization, clip, env, hz)
+            specs[name] = ActionSpec.from_statistics(statistics[name], normalization, clip, env, hz)
         elif normalization == "none":
+            # With "none" actions stay as they are: the range only fills the fields.
             low, high = (-1.0,) * (dim - 1), (1.0,) * (dim - 1)
-            found[name] = ActionSpec(dim, normalization, clip, low, high, env, hz)
+            specs[name] = ActionSpec(dim, normalization, clip, low, high, env, hz)
         elif normalization == "q99" and name in _QUANTILES and dim == 7:
             low, high = _QUANTILES[name]
-            found[name] = ActionSpec(dim, normalization, clip, low, high, env, hz)
+            specs[name] = ActionSpec(dim, normalization, clip, low, high, env, hz)
         else:
             unknown.append(name)
     if unknown:
@@ -65,4 +66,4 @@ def action_specs(
             f"statistics of {unknown} are not known (known: {sorted(_QUANTILES)}); give the "
             "dataset_statistics.json the model was trained with, --statistics=FILE"
         )
-    return found
+    return specs

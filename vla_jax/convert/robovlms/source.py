@@ -67,6 +67,7 @@ class Canonical:
         """
         self._source = source
         bare = {name: _unwrapped(name) for name in source.shapes}
+        # `model.` alone may belong to a backbone, so the start is compared with what follows it.
         lightning = any(
             name.startswith(("model.backbone.", "model.act_head.", "model.action_token"))
             for name in bare.values()
@@ -108,12 +109,12 @@ class Canonical:
         """Names that repeat another tensor and differ from it; reads those that share no bytes."""
         source = self._source
         return tuple(
-            f"{name} (of {kept})"
-            for name, kept in self._twins
-            if source.place(name) != source.place(kept)
+            f"{name} (of {original})"
+            for name, original in self._twins
+            if source.place(name) != source.place(original)
             and not (
-                source.shapes[name] == source.shapes[kept]
-                and same_bytes(source.read(name), source.read(kept))
+                source.shapes[name] == source.shapes[original]
+                and same_bytes(source.read(name), source.read(original))
             )
         )
 
@@ -139,6 +140,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _canonical(name: str) -> str:
+    # Flamingo's and LoRA's models are registered under a second name, see the class.
     for twice in ("model.base_model.model.", "model."):
         if name.startswith(twice):
             name = "backbone." + name.removeprefix(twice)
@@ -161,6 +163,7 @@ def to_config(original: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str,
     raw, problems = robovlms_config.start(original, base)
     if original["robovlm_name"] == robovlms_config.FLAMINGO:  # its checkpoints hold all of CLIP
         raw["model"]["backbone"]["arch"].setdefault("clip_text_config", {"layers": 12})
+    # Only these keys change what the trained policy computes.
     groups = ("act_head.", "fwd_head", "regular_action", "use_mu_law", "tcp_rel")
     problems += [x for x in robovlms_keys.refusals(original) if x.startswith(groups)]
     return robovlms_config.finish(raw, problems)
