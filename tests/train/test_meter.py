@@ -58,12 +58,12 @@ def test_goodput_is_what_is_left_of_the_time(tmp_path, monkeypatch, caplog):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = Goodput()
+    clock.add("lost", 5.0)  # of another life: on top, and no part of this one's start
     now[0] = 10.0
     clock.started()
     with clock.spent("checkpoint"):
         now[0] = 15.0
     clock.add("data", 2.0)
-    clock.add("lost", 5.0)  # of another life: on top
     now[0] = 40.0
     found = clock.read()
     assert {part: found[part] for part in PARTS} == {

@@ -41,7 +41,9 @@ class Goodput:
 
     def started(self) -> None:
         """All time up to now was the start: reading the config, the data's index, the weights."""
-        self.add("start", time.perf_counter() - self._began - sum(self._seconds.values()))
+        # "lost" is time of an earlier process: none of this one's went into it.
+        counted = sum(seconds for part, seconds in self._seconds.items() if part != "lost")
+        self.add("start", time.perf_counter() - self._began - counted)
 
     def read(self) -> dict[str, float]:
         """Seconds of each part, of "steps" (the rest), in "total", and "goodput", steps / total."""
