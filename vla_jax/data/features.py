@@ -149,7 +149,7 @@ def _dict_node(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _leaf_node(feature: Feature) -> dict[str, Any]:
     shape = {"dimensions": [str(-1 if d is None else d) for d in feature.shape]}
-    shape = shape if feature.shape else {}
+    shape = shape if feature.shape else {}  # TFDS writes no dimensions for a scalar
     if feature.kind == "text":
         return {"pythonClassName": _CLASS + "text_feature.Text", "text": {}}
     if feature.kind == "image":

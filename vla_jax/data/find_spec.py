@@ -23,6 +23,7 @@ def find_spec(name: str, variant: str = "default") -> DatasetSpec:
     if not file:
         return get_spec(name, variant)
     path = Path(file).expanduser()
+    # By its path, so that the file needs to be in no package.
     loader = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
     if loader is None or loader.loader is None:
         raise KeyError(f"{name!r}: {path.absolute()} is no Python file")

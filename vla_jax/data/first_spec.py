@@ -82,6 +82,7 @@ def guess(folder: str | Path) -> Guess:
     # The name of an action may look like that of a state.
     state = _first(_STATE, {p: f for p, f in numbers.items() if p not in action})
     text = _first(_TEXT, texts)
+    # An action may have parts; of a state or a text one is taken.
     first_state, first_text = ("".join(paths[:1]) for paths in (state, text))
     return Guess(action, first_state, first_text, images, unassigned, _rate(folder))
 

@@ -105,6 +105,7 @@ def find_reader(directory: str | Path, kind: str = "index", check_crc: bool = Fa
     folder = Path(folder)
     for reader in READERS.values():
         if any((folder / mark).exists() for mark in reader.marks):
+            # The other readers take no such argument: they check whatever has checksums.
             if reader is rlds and check_crc:
                 return replace(rlds, open=functools.partial(_open_rlds, check_crc=True))
             return reader

@@ -74,6 +74,7 @@ class _Columns:
         self._features: dict[str, Feature] = {}
         for number, raw in enumerate(_steps(trajectories)):
             flat = _flat(raw)
+            # The first sound look decides; the others are held against it.
             self._features = self._features or _features(flat)
             try:
                 length = self._length(flat, number)

@@ -250,7 +250,7 @@ class Loader(Iterator[Batch]):
         sentence = None if self._sentences is None else self._sentences[codes]
         return Batch(
             observation=Observation(images, present, ids, id_mask, proprio, sentence),
-            # Such rows train nothing but keep the shape of the batch.
+            # Padding and unsound rows train nothing but keep the shape of the batch.
             actions=Actions(chunk, mask & (real & sound)[:, None, None]),
             # As two halves: jax cuts a uint64 to 32 bits unless x64 is on.
             sample=np.stack([numbers >> np.uint64(32), numbers], axis=1).astype(np.uint32),

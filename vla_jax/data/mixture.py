@@ -138,6 +138,7 @@ def open_datasets(
         raise ConfigError(f"trajectories are given for {unknown}; the datasets are {names}")
     filters = {part: make_filters(config.filters, names, part == "train") for part in _PARTS}
     specs = _specs(config.datasets, config.parity.variant)
+    # Statistics from the caller come first: they are those the model was trained with.
     if statistics is None and config.statistics:
         statistics = read_statistics(config.statistics, names)
     if split == "train":
@@ -190,6 +191,7 @@ def open_datasets(
         else:
             parts: list[Dataset] = [dataset]
             held_out = config.val_fraction or sources["val"][1] == "all"
+            # Some projects measure over what they hold out, too.
             if config.parity.stats_split == "all" and held_out:
                 parts.append(opened["val"]())
             # Trajectories in memory have no folder that a cache could lie beside.
@@ -216,7 +218,7 @@ def open_datasets(
             continue
         dataset.normalize(action_specs[name])
         if spec.has_gripper:
-            gripper = dataset.actions[:, -1]
+            gripper = dataset.actions[:, -1]  # a view: what follows changes the actions
             gripper[:] = targets(gripper, spec.gripper_binary, config.parity.gripper)
             if config.parity.constant_to_zero and _is_constant(measured[name]["action"]):
                 gripper[:] = 0
@@ -269,6 +271,7 @@ def _fitted(name: str, entry: Mapping[str, Any], action_dim: int, states: int) -
     Raises:
         ConfigError: they are of actions of another size.
     """
+    # openpi pads its statistics with zeros.
     fitted = {**entry, "action": unpadded(entry["action"], action_dim)}
     if states and entry.get("proprio"):
         fitted["proprio"] = unpadded(entry["proprio"], states)

@@ -34,6 +34,7 @@ def limit() -> int:
     return _MOST if soft == resource.RLIM_INFINITY else max(4, min(_MOST, soft // 4))
 
 
+# Evicting only drops a reference: whoever reads the file meanwhile holds its own.
 @functools.lru_cache(maxsize=limit())
 def shared_file(path: PurePath, owner: int) -> OpenFile:
     """An opened file, kept for the next read while there is room.

@@ -22,7 +22,9 @@ def binarise_gripper(position: Float[np.ndarray, "t"]) -> Float32[np.ndarray, "t
     steps = len(position)
     definite = (position > 0.95) | (position < 0.05)
     target = np.where(definite, np.arange(steps), steps)
+    # The next definite step at or after each one; `steps` where there is none.
     target = np.minimum.accumulate(target[::-1])[::-1]
+    # The element added at the end serves the steps after the last definite one.
     values = np.append(position > 0.95, position[-1:]).astype(np.float32)
     return values[target]
 
@@ -39,6 +41,7 @@ def absolute_gripper(change: Float[np.ndarray, "t"]) -> Float32[np.ndarray, "t"]
     if not is_command.any():
         return np.ones(len(change), np.float32)
     opens = change < 0
+    # The last command so far; -1 before the first.
     latest = np.maximum.accumulate(np.where(is_command, np.arange(len(change)), -1))
     before = not opens[np.argmax(is_command)]
     return np.where(latest < 0, before, opens[latest]).astype(np.float32)
@@ -61,10 +64,13 @@ def euler_from_quaternion(quaternion: Float[np.ndarray, "t 4"]) -> Float32[np.nd
     The rotation is Rz Ry Rx. Where y is a quarter turn only a sum of the other two is determined,
     and z is set to 0. Source of the convention: tensorflow_graphics `euler.from_quaternion`.
     """
+    # In float64, as the arcsine near a quarter turn loses half of the digits.
     x, y, z, w = np.asarray(quaternion, np.float64).T
+    # Rounding can carry it past 1, where the arcsine is not a number.
     sine = np.clip(2 * (y * w - x * z), -1, 1)
     about_x = np.arctan2(2 * (x * w + y * z), 1 - 2 * (x * x + y * y))
     about_z = np.arctan2(2 * (z * w + x * y), 1 - 2 * (y * y + z * z))
+    # Gimbal lock: x and z turn about the same axis.
     locked = np.abs(np.abs(sine) - 1) < 1e-6
     side = np.sign(sine)
     alone = np.arctan2(side * 2 * (x * y - z * w), side * 2 * (x * z + y * w))
@@ -97,6 +103,7 @@ def inflate(values: Shaped[np.ndarray, "t *d"]) -> Shaped[np.ndarray, "t *e"]:
 
     Numbers come back as they are.
     """
+    # A reader that knows the encoding has inflated them already.
     if values.dtype != object:
         return values
     rows = [zlib.decompress(blob) for blob in values.ravel()]

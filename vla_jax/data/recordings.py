@@ -166,6 +166,7 @@ def _read(path: Path) -> Recording:
             for camera in CAMERAS:
                 data, ends = file[camera].tobytes(), file[camera + "_ends"]
                 starts = np.concatenate([[0], ends[:-1]])
+                # The pictures of a camera lie back to back, and `_ends` tells where each one stops.
                 images[camera] = [data[a:b] for a, b in zip(starts, ends, strict=True)]
             return Recording(
                 str(file["task"]),

@@ -159,6 +159,7 @@ def _agreed(key: str, configured: Any, of: Mapping[str, Any], skip: bool) -> Any
     values = list(dict.fromkeys(stated.values()))
     if configured:
         fits = [value == configured for value in stated.values()]
+        # Where unfit datasets may be skipped, one that fits is enough.
         if all(fits) or (skip and any(fits)):
             return configured
         advice = f"leave it out, or set it to {values[0]!r}" if len(values) == 1 else "choose one"

@@ -99,6 +99,6 @@ def find_place(starts: Int64[np.ndarray, "starts"], frame: int) -> tuple[int, in
 
 def text_codes(values: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
     """Texts as int32 codes and the table of the distinct ones, in order of appearance."""
-    table: dict[str, int] = {}
+    table: dict[str, int] = {}  # dicts keep the order of insertion
     codes = [table.setdefault(str(value), len(table)) for value in values]
     return np.array(codes, np.int32), list(table)

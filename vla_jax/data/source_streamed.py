@@ -46,7 +46,7 @@ class StreamSource:
     def __init__(self, columns: Source, passes: Passes):
         """Joins numbers and images of the same episodes."""
         self.columns, self.passes = columns, passes
-        self.held: dict[int, Frames] = {}
+        self.held: dict[int, Frames] = {}  # encoded, as decoded images would not fit
         self.name, self.digest, self.root = columns.name, columns.digest, columns.root
         self.starts, self.skipped = columns.starts, columns.skipped
         self.numbers, self.every, self.content = columns.numbers, columns.every, columns.content

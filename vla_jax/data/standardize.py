@@ -64,7 +64,7 @@ def standardise(
 
 
 def _numbers(title: str, values: Any) -> np.ndarray:
-    """As float32; what that cannot hold becomes infinite, which is noticed later."""
+    """Numbers as float32; one too large for it becomes infinite, which is noticed later."""
     if values.dtype.kind not in "fiub":
         raise TypeError(f"{title} are {values.dtype} {values.shape}, not numbers")
     with np.errstate(over="ignore"):

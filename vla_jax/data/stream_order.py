@@ -175,6 +175,7 @@ class _Shuffled:
             number, frames = next(self._coming, (-1, {}))
             if number < 0:
                 return
+            # Numbers ascend, as a dataset keeps the order of its source.
             trajectory = int(np.searchsorted(episodes.numbers, number))
             count, first = int(episodes.counts[trajectory]), int(episodes.first_window[trajectory])
             self._source.held[number] = frames

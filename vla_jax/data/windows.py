@@ -110,6 +110,7 @@ def spans(
         future: how many frames beyond the window's end.
         hidden: steps at the window's start that do not count.
     """
+    # Relative to the last frame of the window.
     rows = np.arange(1 - window, future + 1)
     frames = ends[:, None] + rows
     first = np.maximum(ends - window + 1 + hidden, 0)[:, None]
@@ -131,6 +132,7 @@ def history(
     """
     frames = ends[:, None] + np.arange(1 - window, 1)
     first = np.maximum(ends - window + 1 + hidden, 0)[:, None]
+    # A clamped frame repeats the first one that is shown.
     return np.maximum(frames, first), frames >= first
 
 

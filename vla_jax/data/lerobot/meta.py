@@ -74,6 +74,7 @@ class Info:
             self.version, self.fps = str(self.raw["codebase_version"]), float(self.raw["fps"])
             if self.version not in VERSIONS:
                 raise DataError(f"is of version {self.version}; read are {list(VERSIONS)}", path)
+            # The time between two frames is 1 / fps.
             if not (math.isfinite(self.fps) and self.fps > 0):
                 raise DataError(f"says {self.fps} frames a second", path)
             described: dict[str, Any] = dict(self.raw["features"])
@@ -93,6 +94,7 @@ class Info:
             described = dict(self.raw.get("splits") or {"train": f"0:{total}"})
         ranges = {}
         for name, text in described.items():
+            # As in Python's slices, either end may be left out.
             first, _, stop = str(text).partition(":")
             with understood(self._path, f"FIRST:STOP, the split {name!r} is {text!r}"):
                 ranges[str(name)] = range(int(first or 0), int(stop or total))
@@ -173,9 +175,11 @@ class Info:
 
     def _v3(self) -> list[Episode]:
         paths = sorted((self.folder / "meta" / "episodes").glob("*/*.parquet"))
+        # macOS leaves a hidden `._name` beside a file that it copies.
         paths = [path for path in paths if not is_foreign(path)]
         if not paths:
             raise DataError("no */*.parquet", self.folder / "meta" / "episodes")
+        # Only these: the table also holds statistics of every feature, which are large.
         columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
         for key in self._video_keys():
             columns += [
@@ -230,6 +234,7 @@ def _task_column(path: Path, columns: list[str]) -> str:
 
     LeRobot writes a pandas table whose index is the text, called "task" or nothing.
     """
+    # The table's own columns do not tell which one pandas took for its index.
     with opened_parquet(path) as file:
         pandas = file.schema_arrow.pandas_metadata or {}
     named = [name for name in pandas.get("index_columns", ()) if name in columns]

@@ -282,7 +282,7 @@ class ImagePages:
 
 
 def _split(data: bytes, page: _Page, nested: int) -> tuple[np.ndarray, bytes, int]:
-    """Of an unpacked page: which values are there, the values, and how these are encoded."""
+    """Splits an unpacked page into its levels, its values and the encoding of these."""
     levels = np.zeros(0, np.int64)
     if nested:
         # Pages v1 put the length of the levels in front of them.
@@ -295,7 +295,7 @@ def _split(data: bytes, page: _Page, nested: int) -> tuple[np.ndarray, bytes, in
 def _split_v2(
     body: bytes, page: _Page, nested: int, codec: str | None
 ) -> tuple[np.ndarray, bytes, int]:
-    """The same of a page of the second version, in which the values alone are packed."""
+    """Splits a page of the second version, in which the values alone are packed."""
     about = page.header[8]
     # 5 and 6 are the bytes of definition and of repetition levels, which come first.
     cut = about[5] + about[6]

@@ -158,7 +158,7 @@ def _copy(job: tuple[Path, Sequence[Episode], Wanted]) -> Part:
     # Stable: rows of one episode keep the order they lie in.
     order = np.argsort(owner, kind="stable")
     sorted_owner = owner[order]
-    picked = [np.zeros(0, np.int64)]
+    picked = [np.zeros(0, np.int64)]  # so that there is something to join where no episode is sound
     for episode in episodes:
         first, stop = np.searchsorted(sorted_owner, [episode.number, episode.number + 1])
         rows, note = order[first:stop], ""
@@ -203,6 +203,7 @@ def _in_order(
             raise CorruptRecordError(problem, path, episode.number)
         if (jumps == 1).all():
             return rows, "are not in the order of frame_index and are put in order"
+    # One step throughout is a dataset of fewer frames a second, which is sound.
     if (jumps != jumps[0]).any():
         return rows, "have gaps: numbers of frame_index are left out"
     return rows, ""
@@ -256,6 +257,7 @@ def numbers(column: Any, feature: Feature) -> np.ndarray:
         array = array.storage
     depth, sizes = 0, list(shape)
     while hasattr(array, "flatten") and hasattr(array.type, "value_type"):
+        # A null has no number: numpy would make it NaN or 0.
         if array.null_count:
             raise FeatureError("has empty places")
         lengths = np.unique(np.asarray(array.value_lengths())) if len(array) else np.zeros(0)

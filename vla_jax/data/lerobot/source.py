@@ -97,11 +97,12 @@ class LeRobotSource:
         columns = {p: (info.keys[p], info.features[p]) for p in low if p in info.keys}
         if LANGUAGE in low and LANGUAGE not in info.keys:
             columns[LANGUAGE] = ("task_index", SCALAR)
+        # Frames of a video are found by their time.
         if info.videos:
             columns[TIME] = ("timestamp", SCALAR)
         # Sorted, as the order in which they are asked for must not change the digest.
         columns = dict(sorted(columns.items()))
-        sound, self.skipped = info.episodes(split)
+        sound, self.skipped = info.episodes(split)  # by meta alone; files are opened later
         if self.skipped and not (skip and sound):
             raise self.skipped[0][0]
         self.every: range | None = info.splits()[split]
@@ -113,6 +114,7 @@ class LeRobotSource:
         stems = {path: f"low_{i}" for i, path in enumerate(columns)} | {ROW: "row"}
 
         def build(folder: Path) -> dict[str, Any]:
+            # Only this finds the episodes whose rows are wrong.
             return self._copy(folder, sound, wanted, stems, skip)
 
         def renew(meta: dict[str, Any]) -> dict[str, Any] | None:
@@ -126,6 +128,7 @@ class LeRobotSource:
         self._tables: dict[str, list[str]] = meta["tables"]
         for where, kind, problem, episode, count in meta[SKIPPED]:
             self.skipped.append((KINDS[kind](problem, info.folder / where, episode), count))
+        # The copy has the episodes in the order of their files, some without unsound ones.
         by_number = {episode.number: episode for episode in sound}
         self._episodes = [
             by_number[number]._replace(data=info.folder / name) for number, name in meta[_EPISODES]
@@ -253,6 +256,7 @@ def _relative(path: str | Path, folder: Path) -> str:
 
 def _code_tasks(path: Path, tasks: Mapping[int, str]) -> dict[str, int]:
     """Turns the task numbers in a file into codes of a table."""
+    # Only the tasks that occur, so that the table holds no text without a frame.
     used, places = np.unique(np.load(path), return_inverse=True)
     codes, table = text_codes([tasks[number] for number in used.tolist()])
     np.save(path, codes[places])

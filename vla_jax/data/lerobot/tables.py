@@ -101,7 +101,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
         return CorruptRecordError(other, path)
     with contextlib.suppress(OSError), open(path, "rb") as file:
         head = file.read(4)
-        file.seek(max(path.stat().st_size - 4, 0))
+        file.seek(max(path.stat().st_size - 4, 0))  # the magic stands at both ends
         if head == _MAGIC != file.read(4):
             return TruncatedShardError("cannot be read: its end is missing", path)
     return CorruptRecordError(f"cannot be read: {error}", path)

@@ -60,9 +60,11 @@ class LeRobotWriter:
             raise FileExistsError(f"{self._target} exists")
         self._fps, self._robot = fps, robot
         self._numbers, self._cameras = dict(numbers), dict(cameras)
+        # Beside the target, so that the dataset appears by one rename.
         self._work = self._target.with_name(f".{self._target.name}.{os.getpid()}")
         shutil.rmtree(self._work, ignore_errors=True)
         picture = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        # Lists of one fixed length, as LeRobot declares them.
         types = {name: pa.list_(pa.float32(), int(np.prod(s))) for name, s in numbers.items()}
         types |= dict.fromkeys(cameras, picture)
         types |= {name: pa.type_for_alias(dtype) for name, dtype in _COUNTERS.items()}
@@ -119,6 +121,7 @@ class LeRobotWriter:
         columns |= {"episode_index": np.full(steps, number), "task_index": [task_number] * steps}
         # One call makes one row group, so that an episode can be read by itself.
         self._next_file(size).write_table(pa.table(columns, self._schema))
+        # All files are in one chunk, as their numbers may go past three digits.
         place = {"data/chunk_index": 0, "data/file_index": self._files - 1}
         place |= {"dataset_from_index": at, "dataset_to_index": at + steps}
         place |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
@@ -145,6 +148,7 @@ class LeRobotWriter:
     def _next_file(self, size: int) -> Any:
         import pyarrow.parquet as pq
 
+        # A new one begins before an episode that does not fit, so that none is cut in two.
         if self._file is None or self._bytes + size > _FILE_BYTES:
             if self._file is not None:
                 self._file.close()

@@ -141,6 +141,7 @@ def _index_shard(job: tuple) -> _Shard:
         for episode, (offset, record, sound) in enumerate(read(path, check_crc)):
             num_read = episode + 1
             try:
+                # The framing was sound, so only this record is lost.
                 if not sound:
                     raise CorruptRecordError(records.DIFFERS)
                 arrays = _index_episode(offset, record, cameras, lows, wanted, tables)
@@ -151,6 +152,7 @@ def _index_shard(job: tuple) -> _Shard:
                 # Without its CRC being checked, a record may be wrong anywhere inside.
                 fail(CorruptRecordError(f"cannot be taken apart: {error}"), episode)
                 continue
+            # Its number in the shard, as left out episodes count too.
             arrays["number"] = np.array([episode], np.int32)
             for stem, array in arrays.items():
                 lists.setdefault(stem, []).append(array)

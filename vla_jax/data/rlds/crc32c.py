@@ -40,7 +40,7 @@ def crc32c(data: bytes) -> int:
 
 
 def numpy_crc32c(data: bytes) -> int:
-    """The same without google-crc32c."""
+    """CRC-32C of `data` without google-crc32c."""
     if len(data) < 2 * _LANE_BYTES:
         table, crc = _table_list(), 0xFFFFFFFF
         for byte in data:

@@ -71,7 +71,7 @@ class RLDSIndex:
             for entry in (Skipped(*values) for values in meta[SKIPPED])
         ]
         # As recorded: what was left out counts.
-        before = np.cumsum([0, *meta["lengths"]])
+        before = np.cumsum([0, *meta["lengths"]])  # episodes in the shards before each one
         self.numbers: np.ndarray = before[self.shard] + self.number
         self.every: range | None = range(int(before[-1]))
         self._meta, self._folder = meta, folder
@@ -169,6 +169,7 @@ def open_index(
     missing = [path for path in low if path not in features]
     if missing:
         raise FeatureError(f"no such feature: {missing}; it has {sorted(features)}", directory)
+    # The order and repeats of a request must not change the digest.
     low = sorted(set(low))
     digest = _digest(directory, info, split, shards, features, low)
     name = f"{info['name']}-{info['version']}-{split}-{digest[:16]}"
@@ -183,6 +184,7 @@ def open_index(
 
     def renew(meta: dict) -> dict | None:
         stamps = {}
+        # dataset_info.json may have been corrected since.
         if meta["lengths"] != list(shards.values()):
             return None
         for path, (then, content) in meta[_FILES].items():
@@ -218,6 +220,7 @@ def _dataset_info(directory: Path) -> dict:
         ]
         described = {"name": str(info["name"]), "version": str(info["version"]), "splits": splits}
         return described | {"format": str(info.get("fileFormat", "tfrecord"))}
+    # Most likely the folder above the version was named.
     except FileNotFoundError:
         below = sorted(str(p.parent) for p in directory.glob("*/dataset_info.json"))
         below += sorted(str(p.parent) for p in directory.glob("*/*/dataset_info.json"))

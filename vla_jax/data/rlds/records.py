@@ -51,7 +51,7 @@ def read_records(path: Path, check_crc: bool = False) -> Iterator[tuple[int, byt
 
 
 def scan_records(path: Path, check_crc: bool = False) -> Iterator[tuple[int, bytes, bool]]:
-    """The same, and whether the payload's checksum matches; the next record can be read anyway."""
+    """Yields what `read_records` does, and whether the checksum of each payload matches."""
     size, position, episode = os.path.getsize(path), 0, 0
     with open(path, "rb") as file:
         while position < size:

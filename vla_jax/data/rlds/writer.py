@@ -59,6 +59,7 @@ class RLDSWriter:
             raise FeatureError("an RLDS dataset needs features under 'steps'", self._target)
         self._info = {"name": name, "version": version, "description": description}
         self._shard_bytes = shard_bytes
+        # Beside the target, so that closing is one rename.
         self._work = self._target.with_name(f".{self._target.name}.{os.getpid()}")
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
@@ -90,6 +91,7 @@ class RLDSWriter:
         if missing or unknown:
             problem = f"missing features {sorted(missing)}, unknown features {sorted(unknown)}"
             raise FeatureError(problem, self._target)
+        # A text that is one str serves all steps and has no length of its own.
         lengths = {
             path: len(values[path])
             for path in self._features
@@ -109,6 +111,7 @@ class RLDSWriter:
             raise FeatureError("\n  ".join(["cannot be written:", *problems]), self._target)
         if split not in self._splits:
             self._splits[split] = _Split(self._work, split, self._shard_bytes)
+        # Encoded in full before anything is written, so a faulty episode leaves no trace.
         self._splits[split].append(records.build_example(fields))
 
     def close(self) -> None:
@@ -143,7 +146,7 @@ class _Split:
 
     def append(self, record: bytes) -> None:
         if self._file is None or self._file.tell() >= self._limit:
-            self.abort()
+            self.abort()  # closes the shard before
             path = self._folder / f"{self._name}.{len(self._lengths)}"
             self._file = open(path, "wb")  # noqa: SIM115 - closed by the next shard or the end
             self._lengths.append(0)
@@ -156,7 +159,7 @@ class _Split:
             self._file.close()
 
     def close(self, dataset: str) -> dict[str, Any]:
-        self.abort()
+        self.abort()  # closes the last shard
         for i in range(len(self._lengths)):
             final = f"{dataset}-{self._name}.tfrecord-{i:05d}-of-{len(self._lengths):05d}"
             os.replace(self._folder / f"{self._name}.{i}", self._folder / final)
@@ -170,6 +173,7 @@ class _Split:
 
 def _encode(value: Any, feature: Feature, steps: int | None) -> tuple[int, Any]:
     """One feature of one episode as (kind, values) of `records.build_example`."""
+    # What is recorded once an episode is one row.
     rows = 1 if steps is None else steps
     if feature.kind == "text":
         texts = [value] * rows if isinstance(value, (str, bytes)) else list(value)
