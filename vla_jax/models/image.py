@@ -159,6 +159,7 @@ def taps(
         # Pillow cuts the filter off at the edges and divides by what is left of its sum.
         first = max(int(centre - support + 0.5), 0)
         last = min(int(centre + support + 0.5), source)
+        # The center of a pixel lies at i + 0.5.
         row = [kernel((i - centre + 0.5) * (1.0 / stretch)) for i in range(first, last)]
         total = 0.0
         for value in row:
@@ -191,8 +192,10 @@ def _pass(images: UInt8[Array, "..."], target: int, resample: str, axis: int) ->
         for tap in zip(weights, index, strict=True):
             total, _ = add(total, tap)
     else:
+        # The carry of a scan has its full shape from the start.
         sides = [target if i == axis else side for i, side in enumerate(images.shape)]
         total, _ = jax.lax.scan(add, jnp.full(sides, total), (weights, index))
+    # The half that the sum began with makes the shift round.
     return jnp.clip(total >> _PRECISION, 0, 255).astype(jnp.uint8)
 
 

@@ -68,6 +68,7 @@ def _judge(config: ModelConfig, arch: Mapping[str, Any] | None) -> tuple[list[st
         issues.append(f"{name} + {s.kind}: {reason}; {name} takes {legal}")
     issues += HEADS[head.kind].refusals(head, s)
     try:
+        # A checkpoint brings its own architecture, which the config's changes are part of already.
         complete = backbone.arch(config.backbone.arch) if arch is None else dict(arch)
     except ValueError as error:
         # Without an architecture no backbone can be built that the structure could judge.

@@ -137,6 +137,7 @@ def pool_tokens(
     ceil((i + 1) n / latents). A step without tokens gives zeros.
     """
     rank = jnp.cumsum(read, axis=-1) - 1
+    # Steps may hold different numbers of tokens, so every step has its own spans.
     n = read.sum(-1, keepdims=True)
     spans = []
     for i in range(latents):

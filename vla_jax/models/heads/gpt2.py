@@ -42,6 +42,7 @@ class GPT2Head(Head):
         x = Dropout(DROPOUT)(x.astype(self.dtype) + table[place])
         layers = stack(
             h.layers,
+            # The layers are few and small, so nothing is recomputed.
             "none",
             "layers",
             self.dtype,

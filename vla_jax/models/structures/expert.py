@@ -275,7 +275,7 @@ class Expert(Structure):
         return self(observation, key), history
 
     def _padded_state(self, observation: Observation) -> Float[Array, "b 1 w"]:
-        # The proprioception of a robot is narrower than what the projection was trained on.
+        # A robot may have fewer numbers of state than the projection was trained on.
         padding = self.config.expert.padded - self.config.structure.proprio
         assert observation.proprio is not None
         return jnp.pad(observation.proprio, [(0, 0), (0, 0), (0, padding)])

@@ -91,6 +91,7 @@ class Interleaved(Structure):
             s.readout, s.text_len, self.step_tokens, self.layout
         )
         dtype = jnp.dtype(c.dtype)
+        # A cache cannot grow, so it has room for the longest window.
         slots = s.window * (self.step_tokens + s.text_len + inserted)
         reading = Reading(
             cache=self.vlm.apply({}, batch, slots, method="empty_cache"),
@@ -126,6 +127,7 @@ class Interleaved(Structure):
 
         def read(sequence: Sequence, cache: Any) -> tuple[Any, Array]:
             hidden, cache = backbone.apply(variables, sequence.tokens, cache, method="extend")
+            # Both branches of the `cond` must give the history's types.
             picked = splicing.take(hidden, sequence.columns).astype(old.picked.dtype)
             return cache, picked.reshape(b, -1, *old.picked.shape[2:])
 

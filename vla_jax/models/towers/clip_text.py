@@ -84,5 +84,6 @@ def open_clip_weights() -> list[w.Weight]:
         *w.pair(layer + "mlp.c_fc", "text/layers/mlp/fc1"),
         *w.pair(layer + "mlp.c_proj", "text/layers/mlp/fc2"),
         *w.norm("ln_final", "text/norm"),
+        # A bare parameter [in, out], not a Linear, so nothing is transposed.
         w.Weight("text_projection", "projection/kernel"),
     ]

@@ -120,7 +120,11 @@ class Encoder(nn.Module):
         x = [
             self.drop(norm(part * s.embed_scale + kind))
             for norm, part, kind in zip(
-                (self.image_norm, self.text_norm), (images, prompt), self.types[::-1], strict=True
+                # Types are stored text first, while the sequence has its images first.
+                (self.image_norm, self.text_norm),
+                (images, prompt),
+                self.types[::-1],
+                strict=True,
             )
         ]
         valid = jnp.concatenate([seen, prompt_valid], axis=1)
@@ -233,6 +237,7 @@ class Decoder(nn.Module):
             # Padding on the right takes no slots, so that the next token overwrites it.
             end = cache.written.length + jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
             written = decoder.Cache(out["keys"], out["values"], slot_valid, end)
+            # The first call has made keys and values of the source, which later calls read.
             if source is None:
                 source = Source(out["source_keys"], out["source_values"], places, source_valid)
             cache = Cache(written, source)

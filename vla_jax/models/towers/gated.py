@@ -70,8 +70,10 @@ def weight_map() -> list[w.Weight]:
         w.Weight("ff_gate", "ff_gate"),
         *w.norm("attn.norm", "norm"),
         w.Weight("attn.to_q.weight", "attn/q/kernel", "linear"),
+        # One matrix of theirs makes keys and values.
         w.Weight("attn.to_kv.weight", "attn/{k,v}/kernel", "linear"),
         w.Weight("attn.to_out.weight", "attn/o/kernel", "linear_from_heads"),
+        # Their MLP is a Sequential: norm, linear, GELU, linear.
         *w.norm("ff.0", "mlp_norm"),
         w.Weight("ff.1.weight", "mlp/fc1/kernel", "linear"),
         w.Weight("ff.3.weight", "mlp/fc2/kernel", "linear"),

@@ -147,6 +147,7 @@ class Layer(nn.Module):
         x = sharding.rows(x)
         s, out = self.spec, {"state": x} if shared.collect else {}
         zeros, shapes = nn.initializers.zeros, [(rows, self.stack.heads) for rows in s.relative]
+        # Joined below, so that one gather reads the numbers of text and images.
         tables = [
             self.param(f"{name}_bias", zeros, shape)
             for name, shape in zip(("token", "image"), shapes, strict=True)
@@ -162,6 +163,7 @@ class Layer(nn.Module):
         def recall(k: Array, v: Array) -> tuple[Array, Array]:
             if "source_keys" in per_layer:
                 return per_layer["source_keys"], per_layer["source_values"]
+            # The first call with a cache stores the source's keys and values for those that follow.
             if shared.slots is not None:
                 out["source_keys"], out["source_values"] = k, v
             return k, v

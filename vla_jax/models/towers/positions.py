@@ -118,6 +118,7 @@ def from_windows(x: Float[Array, "m k d"], grid: Grid, side: int) -> Float[Array
 def window_mask(grid: Grid, side: int) -> Bool[np.ndarray, "n n"]:
     """True between patches of the same square window; windows at the far edges may be smaller."""
     rows, columns = coordinates(grid)
+    # A row of windows has fewer of them than the grid has columns, so numbers are unique.
     window = rows // side * grid[1] + columns // side
     return window[:, None] == window[None]
 

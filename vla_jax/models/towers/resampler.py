@@ -281,6 +281,7 @@ class AttentionPool(nn.Module):
 def attention_pool_weights() -> list[w.Weight]:
     """SigLIP's head under Hugging Face's names."""
     return [
+        # Theirs has a batch axis of 1 in front.
         w.Weight("probe", "queries", "leading_1"),
         *w.multihead("attention", "attn"),
         *w.norm("layernorm", "norm"),
@@ -313,8 +314,10 @@ def perceiver_weights() -> list[w.Weight]:
         *w.norm(attention + "norm_media", "layers/image_norm"),
         *w.norm(attention + "norm_latents", "layers/latent_norm"),
         w.Weight(attention + "to_q.weight", "layers/attn/q/kernel", "linear"),
+        # One matrix of theirs makes keys and values.
         w.Weight(attention + "to_kv.weight", "layers/attn/{k,v}/kernel", "linear"),
         w.Weight(attention + "to_out.weight", "layers/attn/o/kernel", "linear_from_heads"),
+        # Their MLP is a Sequential: norm, linear, GELU, linear.
         *w.norm(mlp + "0", "layers/mlp_norm"),
         w.Weight(mlp + "1.weight", "layers/mlp/fc1/kernel", "linear"),
         w.Weight(mlp + "3.weight", "layers/mlp/fc2/kernel", "linear"),
@@ -325,6 +328,7 @@ def perceiver_weights() -> list[w.Weight]:
 def latent_decoder_weights() -> list[w.Weight]:
     """UForm-Gen's pooler, either generation."""
     rows = [
+        # Theirs has a batch axis of 1 in front.
         w.Weight("image_latents", "queries", "leading_1"),
         *w.pair("projection", "dense"),
         *w.pair("pooler.linear1", "fc1"),

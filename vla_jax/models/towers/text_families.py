@@ -95,6 +95,7 @@ def _local(c: Config, window: int | None, default: Callable[[int], bool]) -> dic
     kinds = c.get("layer_types")
     flags = [k == "sliding_attention" for k in kinds] if kinds else map(default, range(layers))
     local = tuple(flags)
+    # A window without a local layer is refused by the spec.
     return {"window": window, "local": local} if window and any(local) else {}
 
 
@@ -167,6 +168,7 @@ def _gemma_facts(c: Config) -> tuple[dict[str, Any], dict[str, Any]]:
         "rope": rope(c, c.get("head_dim", 256)),
         "tied": c.get("tie_word_embeddings", True),
         "embed_scale": math.sqrt(c["hidden_size"]),
+        # The reference rounds the factor to the type of the activations.
         "round_scale": True,
     }
     return block, facts

@@ -122,6 +122,7 @@ def opt(spec: DecoderSpec) -> list[w.Weight]:
         w.Weight(top + "embed_positions.weight", "positions"),
         *w.norm(top + "final_layer_norm", "norm"),
         *w.norm(layer + "self_attn_layer_norm", "layers/norm1"),
+        # In each layer of OPT "final" names the norm before the MLP.
         *w.norm(layer + "final_layer_norm", "layers/norm2"),
         *w.attention(layer + "self_attn", "layers/attn", bias=bias, out_bias=bias),
         *w.pair(layer + "fc1", "layers/mlp/fc1", bias=bias),

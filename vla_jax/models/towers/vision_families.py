@@ -67,6 +67,7 @@ def hugging_face_weights(spec: VisionSpec, source: str, target: str) -> list[w.W
         "patch": "embeddings.patch_embedding",
         "positions": "embeddings.position_embedding.weight",
         "class_token": "embeddings.class_embedding",
+        # Spelled so by Hugging Face.
         "pre_norm": "pre_layrnorm",
         "post_norm": "post_layernorm",
     }
@@ -78,6 +79,7 @@ def open_clip(
 ) -> VisionSpec:
     """open_clip's and OpenAI's own CLIP towers; `side` is of the image, pixels."""
     grid = (side // patch, side // patch)
+    # The defaults are those of OpenAI's CLIP.
     facts = {"activation": "quick_gelu", "eps": 1e-5, "table": grid} | facts
     block = BlockSpec(heads, hidden, facts.pop("activation"), eps=facts.pop("eps"))
     return VisionSpec(
@@ -266,6 +268,7 @@ def _qwen2(
         grid=grid,
         frames=config["temporal_patch_size"],
         patch_bias=patch_bias,
+        # A constant of the original's code, which no config holds.
         rope_theta=10000.0,
         **facts,
     )

@@ -185,10 +185,11 @@ class VisionTransformer(nn.Module):
         segments = s.segments()
         # Slices need parameters that exist, so the first pass runs all layers as one.
         if self.is_initializing() or segments == [(0, s.layers, False)]:
+            # Tokens that are added for the kernels are cut off again.
             count = x.shape[1]
             x, mask, rope = fused.padded(x, rope)
             x = everything(x, mask, rope)[0][:, :count]
-            # While parameters are made, only the shapes of the taps matter.
+            # Here the last layer is the only tap, or parameters are made and shapes are enough.
             return x, (x,) * len(s.taps)
         taps = []
         for first, end, windowed in segments:
