@@ -4,6 +4,7 @@ Both must be set before jax is imported, which is why they stand at module level
 """
 
 import gc
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -19,6 +20,9 @@ _FLAGS = {
     "--xla_cpu_use_fusion_emitters": "false",
     "--xla_cpu_parallel_codegen_split_count": 1,
 }
+# An unknown flag ends the process: jaxlib 0.12 has the newer emitters alone.
+if int(importlib.metadata.version("jaxlib").split(".")[1]) >= 12:
+    del _FLAGS["--xla_cpu_use_fusion_emitters"]
 for _flag, _value in _FLAGS.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
