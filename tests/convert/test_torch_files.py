@@ -229,3 +229,19 @@ def test_written_files_read_back(tmp_path):
     assert all(file.read(name).tobytes() == value.tobytes() for name, value in pairs)
     assert file.place("tied") == file.place("w")
     assert sum(sizes) == sum(x.nbytes for x in tensors.values())
+
+
+def test_a_tensor_of_more_than_two_gigabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)  # as if these few numbers were as many
+    values = {"big": np.arange(400, dtype=np.float32), "small": np.arange(3, dtype=np.float32)}
+    path = tmp_path / "model.pt"
+    shapes = {name: value.shape for name, value in values.items()}
+    dtypes = {name: value.dtype for name, value in values.items()}
+    torch_write.write(path, shapes, dtypes, {}, lambda: iter(values.items()))
+    read = TorchFile(path)
+    for name, value in values.items():
+        np.testing.assert_array_equal(read.read(name), value)
+    # Mapped files stay aligned, with the further field of the header as without.
+    content = path.read_bytes()
+    for value in values.values():
+        assert content.index(value.tobytes()) % 64 == 0

@@ -61,11 +61,13 @@ def write(
 
 def _entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     info = zipfile.ZipInfo(f"{_STEM}/{name}")
+    # Beyond 2 GiB, with zipfile's own margin, sizes stand in a further extra field of 20 bytes.
+    is_large = memoryview(data).nbytes * 1.05 > zipfile.ZIP64_LIMIT
     # A local header is 30 bytes and the name, the extra field's own header 4.
-    start = archive.start_dir + 30 + len(info.filename) + 4
+    start = archive.start_dir + 30 + len(info.filename) + 4 + 20 * is_large
     padding = -start % _ALIGN
     info.extra = struct.pack("<HH", 0x4246, padding) + b"Z" * padding  # "FB", as torch pads
-    with archive.open(info, "w", force_zip64=False) as stream:
+    with archive.open(info, "w", force_zip64=is_large) as stream:
         stream.write(data)
 
 
