@@ -369,10 +369,11 @@ def test_one_left_open_is_closed_when_the_interpreter_ends(mixture, monkeypatch)
     monkeypatch.setattr(atexit, "register", at_exit.append)
     before = set(threading.enumerate())
     next(Loader(mixture, encode, 8, 3))
-    assert set(threading.enumerate()) > before
+    started = set(threading.enumerate()) - before
+    assert started
     for function in at_exit:
         function()
-    assert set(threading.enumerate()) <= before
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_batch_that_does_not_divide(mixture):
