@@ -7,13 +7,16 @@ of the protocol, not something to sample anew.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
+import numpy as np
+
 from eval_servers import rollout
-from eval_servers.calvin.initial import State, seed_of
+from eval_servers.calvin.initial import State, initial_state, redrawn_state, seed_of
 
 _FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "chains.json")
 CHAIN = "chain"  # `task` of an episode that has several
@@ -27,11 +30,14 @@ class Chain(rollout.Episode):
         state: where it starts.
         tasks: to be solved one after another; the first failure ends the chain.
         instructions: what the policy is told, one a task; `instruction` is the first.
+        redrawn: the scene whose surfaces the blocks are laid on anew, by `seed`; "" = they lie
+            where CALVIN's rule has them.
     """
 
     state: State
     tasks: Tuple[str, ...]
     instructions: Tuple[str, ...]
+    redrawn: str = ""
 
 
 class Protocol(NamedTuple):
@@ -130,6 +136,28 @@ def episodes_of_tasks(
         state = starts[task][index // len(tasks) % len(starts[task])]
         episodes.append(_chain(index, task, state, (task,), instructions))
     return episodes
+
+
+def start_of(chain: Chain) -> Tuple[np.ndarray, np.ndarray]:
+    """What the simulator is reset to: robot_obs float64 [15] and scene_obs float64 [24]."""
+    if chain.redrawn:
+        return redrawn_state(chain.state, chain.seed, chain.redrawn)
+    return initial_state(chain.state)
+
+
+def redraw(episodes: Sequence[Chain], scene: str, seed: int) -> List[Chain]:
+    """The same episodes with their blocks laid elsewhere, see `initial.redrawn_state`.
+
+    Args:
+        episodes: of either kind.
+        scene: A, B, C or D, whose surfaces are meant.
+        seed: another one gives other places; at least 1.
+    """
+    return [
+        # Each episode has a draw of its own, even where starts are of the same description.
+        dataclasses.replace(episode, seed=1_000_000 * seed + episode.index, redrawn=scene)
+        for episode in episodes
+    ]
 
 
 def _told(protocol: Protocol, swap_instructions: bool) -> Dict[str, str]:

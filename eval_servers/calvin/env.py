@@ -9,8 +9,7 @@ import numpy as np
 
 from eval_servers import rollout
 from eval_servers.calvin import oracle
-from eval_servers.calvin.chains import Chain
-from eval_servers.calvin.initial import initial_state
+from eval_servers.calvin.chains import Chain, start_of
 from eval_servers.calvin.simulator import Settings, Simulator
 from eval_servers.client import ActionChunks
 from eval_servers.video import film, jpeg
@@ -48,7 +47,7 @@ class CalvinEnv(rollout.Env):
     def reset(self, episode: Any) -> Dict[str, Any]:
         """The chain's initial state, and its first task begun."""
         # The world is reset once a chain: each later task starts where the one before it ended.
-        self._obs = self._simulator.reset(*initial_state(episode.state))
+        self._obs = self._simulator.reset(*start_of(episode))
         self._info = self._simulator.info()
         self.begin(episode.tasks[0])
         return self.observe()

@@ -29,6 +29,34 @@ _TABLE = (
     (0.229995412, -0.11999514, 0.45999001),
 )
 _YAW = (math.pi / 2 - math.pi / 8, math.pi / 2 + math.pi / 8)
+# Where calvin_env lays blocks in each scene when nobody says where, as it did when its data were
+# recorded: lowest and highest x and y (m). Source: calvin_env 797142c `conf/scene/`.
+_BEHIND = ((-0.12, 0.05), (0.06, 0.12))
+SURFACES = {
+    "A": {
+        "table": ((-0.2, -0.15), (0.35, -0.03)),
+        "slider_left": ((-0.32, 0.05), (-0.16, 0.12)),
+        "slider_right": ((-0.05, 0.05), (0.13, 0.12)),
+    },
+    "B": {
+        "table": ((-0.35, -0.15), (0.15, -0.03)),
+        "slider_left": _BEHIND,
+        "slider_right": ((0.15, 0.05), (0.33, 0.12)),
+    },
+    "C": {
+        "table": ((0.0, -0.15), (0.35, -0.03)),
+        "slider_left": _BEHIND,
+        "slider_right": ((0.15, 0.05), (0.3, 0.12)),
+    },
+    "D": {
+        "table": ((0.0, -0.15), (0.35, -0.03)),
+        "slider_left": ((-0.32, 0.05), (-0.16, 0.12)),
+        "slider_right": ((-0.05, 0.05), (0.13, 0.12)),
+    },
+}
+_HEIGHT = 0.46  # of all three surfaces (m)
+# Between the centers of two blocks (m); the longest is 0.1 m long, so none touches another.
+CLEARANCE = 0.11
 
 # Fields of a scene observation, float [24].
 SLIDER, DRAWER, BUTTON, SWITCH, LIGHTBULB, LED = range(6)
@@ -95,3 +123,37 @@ def initial_state(state: State) -> Tuple[np.ndarray, np.ndarray]:
         pose[:3] = _SLIDER[place] if place in _SLIDER else _TABLE[places[table[name]]]
         pose[5] = rng.uniform(*_YAW)
     return np.array(ROBOT), scene
+
+
+def redrawn_state(state: State, seed: int, scene: str = "D") -> Tuple[np.ndarray, np.ndarray]:
+    """A start of the same description whose blocks lie elsewhere on their surfaces.
+
+    CALVIN's own rule has two places on the table and one in each half of the slider, so a policy
+    may score without looking where a block is. Here places and yaws are drawn from all that the
+    training data were drawn from.
+
+    Args:
+        state: what is on, open and where; as in `initial_state`.
+        seed: of the draw.
+        scene: A, B, C or D.
+
+    Returns:
+        As `initial_state`.
+
+    Raises:
+        ValueError: as `initial_state`.
+    """
+    robot, obs = initial_state(state)
+    rng = np.random.RandomState(seed)
+    names = list(BLOCKS)
+    while True:
+        corners = np.array([SURFACES[scene][state.places[name]] for name in names])
+        places = rng.uniform(corners[:, 0], corners[:, 1])
+        apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
+        # Drawn all again, so that no block is likelier in a corner than another.
+        if apart[np.triu_indices(len(names), 1)].min() >= CLEARANCE:
+            break
+    for i, name in enumerate(names):
+        pose = obs[BLOCKS[name]]
+        pose[:2], pose[2], pose[5] = places[i], _HEIGHT, rng.uniform(-math.pi, math.pi)
+    return robot, obs

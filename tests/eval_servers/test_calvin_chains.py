@@ -8,7 +8,16 @@ import yaml
 
 from eval_servers import rollout
 from eval_servers.calvin import chains
-from eval_servers.calvin.initial import State, fnv0_utf16, initial_state, seed_of
+from eval_servers.calvin.initial import (
+    BLOCKS,
+    CLEARANCE,
+    SURFACES,
+    State,
+    fnv0_utf16,
+    initial_state,
+    redrawn_state,
+    seed_of,
+)
 
 GOLDEN = Path(__file__).with_name("calvin_golden")
 # Of RoboVLMs' configs/data/calvin/eval_sequences.json, which is json.dump(..., indent=4).
@@ -123,3 +132,40 @@ def test_swapped_instructions_are_other_tasks_ones(protocol):
         for task, instruction in zip(episode.tasks, episode.instructions, strict=True):
             assert instruction == protocol.instructions[told[task]]
             assert instruction != protocol.instructions[task]
+
+
+def test_redrawn_blocks_lie_anywhere_on_their_own_surface(protocol):
+    episodes = chains.episodes_of_chains(protocol, 0, 200)
+    redrawn = chains.redraw(episodes, "D", 1)
+    assert [x.tasks for x in redrawn] == [x.tasks for x in episodes]
+    on_table = []
+    for official, chain in zip(episodes, redrawn, strict=True):
+        robot, scene = chains.start_of(chain)
+        expected_robot, expected = chains.start_of(official)
+        np.testing.assert_array_equal(robot, expected_robot)
+        # Slider, drawer and lamps are as the chain says.
+        np.testing.assert_array_equal(scene[:6], expected[:6])
+        poses = np.array([scene[fields] for fields in BLOCKS.values()])
+        for pose, place in zip(poses, chain.state.places.values(), strict=True):
+            low, high = SURFACES["D"][place]
+            np.testing.assert_array_equal(pose[:2], np.clip(pose[:2], low, high))
+            assert pose[2] == 0.46
+            on_table += [pose[0]] if place == "table" else []
+        apart = [np.linalg.norm(poses[i, :2] - poses[j, :2]) for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert min(apart) >= CLEARANCE
+    # The official rule has two places on the table; here they cover its whole length.
+    assert np.histogram(on_table, bins=7, range=(0.0, 0.35))[0].min() > 10
+
+
+def test_a_draw_is_the_seeds_and_the_episodes(protocol):
+    episodes = chains.episodes_of_tasks(protocol, ["lift_red_block_table"], 4)
+
+    def scenes(seed: int) -> list[np.ndarray]:
+        return [chains.start_of(x)[1] for x in chains.redraw(episodes, "D", seed)]
+
+    np.testing.assert_array_equal(scenes(1), scenes(1))
+    distinct = {x.tobytes() for seed in (1, 2) for x in scenes(seed)}
+    assert len(distinct) == 8
+    # Scenes differ in where their surfaces are.
+    state = protocol.states[0]
+    assert (redrawn_state(state, 1, "A")[1] != redrawn_state(state, 1, "B")[1]).any()
