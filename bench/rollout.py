@@ -121,10 +121,10 @@ def _work(flags: argparse.Namespace) -> None:
             seconds, waiting = time.perf_counter() - start, 0.0
         else:
             row = run_episode(env, client, episode, flags.steps, attempt=attempt)
-            if row["steps"] != flags.steps:
-                sys.exit(f"bench: the episode ended after {row['steps']} steps")
-            seconds = sum(stage["seconds"] for stage in row["stages"])
-            waiting = sum(row["round_trip_ms"]) / 1000
+            if row.steps != flags.steps:
+                sys.exit(f"bench: the episode ended after {row.steps} steps")
+            seconds = sum(stage.seconds for stage in row.stages)
+            waiting = sum(row.round_trip_ms) / 1000
         print(json.dumps({"seconds": seconds, "waiting": waiting}), flush=True)
     client.close()
     env.close()

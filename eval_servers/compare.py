@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from eval_servers.intervals import paired_difference
+from eval_servers.row import Row
 
 # What runs that are compared may differ in: the policy, how many episodes there are (those that
 # both made are compared) and versions of libraries, which matter only if the first frames differ.
@@ -86,20 +87,18 @@ def require_same(
         raise ProtocolError("cannot {}: {}".format(purpose, ". ".join(listings)))
 
 
-def differences(
-    rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]
-) -> Dict[Optional[str], Difference]:
+def differences(rows: Sequence[Row], base: Sequence[Row]) -> Dict[Optional[str], Difference]:
     """Per task, and under None over all, how much more a run solves than a base run.
 
     Episodes count when both runs made them to the end: same index, seed and task. Of chains the
     "tasks" are how many were solved in a row.
     """
-    base_rows = {_key(row): row for row in base if not row.get("error")}
+    base_rows = {row.key: row for row in base if not row.error}
     cells: Dict[Optional[str], List[int]] = {None: [0, 0, 0, 0]}
     for row in rows:
         # Pairing by episode removes the luck of the draw, which narrows the interval.
-        other = base_rows.get(_key(row))
-        if other is None or row.get("error"):
+        other = base_rows.get(row.key)
+        if other is None or row.error:
             continue
         base_outcomes = _outcomes(other)
         for name, solved in _outcomes(row).items():
@@ -118,35 +117,24 @@ def differences(
     return result
 
 
-def solved_in_a_row(row: Mapping[str, Any]) -> int:
-    """Tasks of a chain that were solved before the first failure."""
-    return sum(1 for stage in row.get("stages", ()) if stage["success"])
-
-
-def _outcomes(row: Mapping[str, Any]) -> Dict[Optional[str], bool]:
-    length = len(row.get("tasks", ()))
+def _outcomes(row: Row) -> Dict[Optional[str], bool]:
+    length = len(row.tasks)
     # A single task has one outcome; a chain is judged by how far it got.
     if length < 2:
-        return {None: row["success"], row["task"]: row["success"]}
-    solved = solved_in_a_row(row)
+        return {None: row.success, row.task: row.success}
+    solved = row.solved_in_a_row
     # Defined for every k, also for chains that ended before their k-th task was begun.
     in_a_row = {"{} in a row".format(k): solved >= k for k in range(1, length + 1)}
-    return {None: row["success"], **in_a_row}
+    return {None: row.success, **in_a_row}
 
 
-def other_starts(
-    rows: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]
-) -> Tuple[int, int]:
+def other_starts(rows: Sequence[Row], base: Sequence[Row]) -> Tuple[int, int]:
     """(episodes whose first frames differ, episodes of both runs that have a first frame).
 
     The same episode must start with the same pixels: otherwise the renderer, the scene or the
     initial state is not what it was, whatever the protocols say.
     """
-    base_frames = {_key(row): row.get("first_frame") for row in base}
-    pairs = [(row.get("first_frame"), base_frames.get(_key(row))) for row in rows]
+    base_frames = {row.key: row.first_frame for row in base}
+    pairs = [(row.first_frame, base_frames.get(row.key)) for row in rows]
     shared = [(frame, base_frame) for frame, base_frame in pairs if frame and base_frame]
     return sum(1 for frame, base_frame in shared if frame != base_frame), len(shared)
-
-
-def _key(row: Mapping[str, Any]) -> Tuple[Any, ...]:
-    return row["index"], row["seed"], row["task"]

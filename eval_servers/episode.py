@@ -7,19 +7,20 @@ import contextlib
 import hashlib
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 
 from eval_servers.client import ActionChunks, PolicyServerError, SessionLostError
+from eval_servers.row import Outcome, Row
 
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3  # of one episode whose connection dropped
 
-# (env, client, chunks, episode, max_steps, frames) -> success, steps and what else its row holds.
-Attempt = Callable[[Any, Any, ActionChunks, Any, int, Optional[List[Any]]], Dict[str, Any]]
+# (env, client, chunks, episode, max_steps, frames) -> how it ended; the env is reset already.
+Attempt = Callable[[Any, Any, ActionChunks, Any, int, Optional[List[Any]]], Outcome]
 
 
 class ActionError(ValueError):
@@ -93,7 +94,7 @@ def run_episode(
     execute_steps: int = 1,
     frames: Optional[List[Any]] = None,
     attempt: Optional[Attempt] = None,
-) -> Dict[str, Any]:
+) -> Row:
     """Run one episode to success or `max_steps`; starts over if the connection drops.
 
     Args:
@@ -105,10 +106,6 @@ def run_episode(
         frames: filled with `env.frame()` of every step, if given.
         attempt: one try at the episode, of simulators whose episodes are more than one task.
 
-    Returns:
-        Row: index, seed, task, instruction, success, steps, seconds, first_frame (hash of the first
-        observation's images), round_trip_ms, server_ms (one per request), restarts, error (None).
-
     Raises:
         PolicyServerError: the server refuses the observation or stays away.
     """
@@ -117,6 +114,10 @@ def run_episode(
     while True:
         # Made anew at every try, so that actions and timings of a broken one do not count.
         chunks = ActionChunks(client, execute_steps)
+        watched.reset(episode)
+        if frames is not None:
+            # Replaced in place: the caller holds the list, and a restart must not keep old frames.
+            frames[:] = [watched.frame()]
         try:
             outcome = (attempt or _attempt)(watched, client, chunks, episode, max_steps, frames)
             break
@@ -130,13 +131,16 @@ def run_episode(
                     )
                 ) from None
             log.warning("episode %d starts over: %s", episode.index, error)
-    latencies = {"round_trip_ms": chunks.round_trip_ms, "server_ms": chunks.server_ms}
-    row = dict(asdict(episode), **outcome)
-    # Microseconds are enough, and full floats would bloat the rows' file.
-    row.update((key, [round(ms, 3) for ms in values]) for key, values in latencies.items())
-    seconds = round(time.monotonic() - start, 3)
-    row.update(seconds=seconds, first_frame=watched.first_frame, restarts=restarts, error=None)
-    return row
+    return Row.of(
+        episode,
+        outcome,
+        seconds=round(time.monotonic() - start, 3),
+        first_frame=watched.first_frame,
+        # Microseconds are enough, and full floats would bloat the rows' file.
+        round_trip_ms=[round(ms, 3) for ms in chunks.round_trip_ms],
+        server_ms=[round(ms, 3) for ms in chunks.server_ms],
+        restarts=restarts,
+    )
 
 
 def control_steps(
@@ -191,16 +195,12 @@ def _attempt(
     episode: Episode,
     max_steps: int,
     frames: Optional[List[Any]],
-) -> Dict[str, Any]:
-    env.reset(episode)
-    if frames is not None:
-        # Replaced in place: the caller holds the list, and a restart must not keep old frames.
-        frames[:] = [env.frame()]
+) -> Outcome:
+    """One task, judged after every step."""
     for step in control_steps(env, client, chunks, env.told(episode), max_steps, frames):
         if env.success():
-            return {"success": True, "steps": step}
-    # Judged after every step, so that reaching here means it was never solved.
-    return {"success": False, "steps": max_steps}
+            return Outcome(success=True, steps=step)
+    return Outcome(success=False, steps=max_steps)
 
 
 class _Watched:

@@ -9,6 +9,7 @@ import os
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from eval_servers import compare, comparison, plots, results
+from eval_servers.row import Row
 
 MAX_VIDEOS = 12  # embedded per run; the page stays of a size that mails
 
@@ -146,7 +147,7 @@ class Run(NamedTuple):
     folder: str
     colour: str
     score: Dict[str, Any]
-    rows: List[Dict[str, Any]]
+    rows: List[Row]
 
     def counts(self, task: Optional[str]) -> Optional[Dict[str, Any]]:
         """Counts of one task (None if the run lacks it) or, without a task, of all."""
@@ -233,41 +234,40 @@ def _cell(counts: Optional[Mapping[str, Any]], colour: str) -> str:
 
 
 def _films(run: Run) -> str:
-    films = sorted((row for row in run.rows if row.get("video")), key=lambda row: row["index"])
+    paths = {row.index: os.path.join(run.folder, row.video) for row in run.rows if row.video}
+    films = sorted((row for row in run.rows if row.video), key=lambda row: row.index)
     # A score copied without its folder has rows that name videos but no videos.
-    films = [row for row in films if os.path.exists(os.path.join(run.folder, row["video"]))]
+    films = [row for row in films if os.path.exists(paths[row.index])]
     # Failures teach more, but at most half the places: the page must also show success.
-    failures = [row for row in films if not row["success"]][: MAX_VIDEOS // 2]
-    successes = [row for row in films if row["success"]][: MAX_VIDEOS - len(failures)]
-    chosen = sorted(successes + failures, key=lambda row: row["index"])
-    shown = [_film(row, os.path.join(run.folder, row["video"])) for row in chosen]
+    failures = [row for row in films if not row.success][: MAX_VIDEOS // 2]
+    successes = [row for row in films if row.success][: MAX_VIDEOS - len(failures)]
+    chosen = sorted(successes + failures, key=lambda row: row.index)
+    shown = [_film(row, paths[row.index]) for row in chosen]
     if not shown:
         return ""
     heading = "<h3>{}</h3>".format(html.escape(run.name))
     return '{}<div class="films">{}</div>'.format(heading, "".join(shown))
 
 
-def _film(row: Mapping[str, Any], path: str) -> str:
+def _film(row: Row, path: str) -> str:
     with open(path, "rb") as file:
         # Embedded, so that the page stays whole when it is mailed or moved.
         data = base64.b64encode(file.read()).decode("ascii")
     kind = "gif" if path.endswith(".gif") else "webp"
-    outcome = (
-        '<span class="ok">solved</span>' if row["success"] else '<span class="no">failed</span>'
-    )
+    outcome = '<span class="ok">solved</span>' if row.success else '<span class="no">failed</span>'
     return (
         '<figure><img alt="video of episode {}" src="data:image/{};base64,{}">'
         "<figcaption>&ldquo;{}&rdquo;<br>{} in {} steps <em>&middot; task {} &middot; seed {}</em>"
         "</figcaption></figure>"
     ).format(
-        row["index"],
+        row.index,
         kind,
         data,
-        html.escape(row["instruction"]),
+        html.escape(row.instruction),
         outcome,
-        row["steps"],
-        html.escape(row["task"].replace("_", " ")),
-        row["seed"],
+        row.steps,
+        html.escape(row.task.replace("_", " ")),
+        row.seed,
     )
 
 

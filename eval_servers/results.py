@@ -14,12 +14,14 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from eval_servers import compare
 from eval_servers.intervals import Z95, wilson
+from eval_servers.row import Row
 
 EPISODES, SCORE, PROTOCOL = "episodes.jsonl", "score.json", "protocol.json"
 FORMAT = 2  # of score.json; 1 counted crashes of the simulator as failures of the policy
@@ -30,7 +32,7 @@ class ResultsError(ValueError):
 
 
 def summarize(
-    rows: Sequence[Dict[str, Any]],
+    rows: Sequence[Row],
     protocol: Dict[str, Any],
     conditions: Optional[Dict[str, Any]] = None,
 ) -> Dict[str, Any]:
@@ -47,11 +49,11 @@ def summarize(
         conditions: what may differ between runs of one protocol: machine, versions, times.
     """
     # Rates are over episodes that ran; counting crashes would blame the policy for the simulator.
-    ran = [row for row in rows if not row.get("error")]
+    ran = [row for row in rows if not row.error]
     tried: Dict[str, List[bool]] = {}
-    for task, success in (pair for row in ran for pair in _tried(row)):
-        tried.setdefault(task, []).append(success)
-    total = _counts([row["success"] for row in ran])
+    for stage in (stage for row in ran for stage in row.tried):
+        tried.setdefault(stage.task, []).append(stage.success)
+    total = _counts([row.success for row in ran])
     return {
         "format": FORMAT,
         "success_rate": total["rate"],
@@ -62,13 +64,13 @@ def summarize(
         "wilson_low": total["wilson_low"],
         "wilson_high": total["wilson_high"],
         "per_task": {task: _counts(tried[task]) for task in sorted(tried)},
-        "restarts": sum(row.get("restarts", 0) for row in rows),
-        "steps_of_successes": _mean([row["steps"] for row in ran if row["success"]]),
-        "requests": sum(len(row.get("round_trip_ms", ())) for row in ran),
-        "seconds": round(sum(row.get("seconds", 0.0) for row in rows), 3),
+        "restarts": sum(row.restarts for row in rows),
+        "steps_of_successes": _mean([row.steps for row in ran if row.success]),
+        "requests": sum(len(row.round_trip_ms) for row in ran),
+        "seconds": round(sum(row.seconds for row in rows), 3),
         "latency_ms": {
-            "round_trip": _percentiles(ran, "round_trip_ms"),
-            "server": _percentiles(ran, "server_ms"),
+            "round_trip": _percentiles([row.round_trip_ms for row in ran]),
+            "server": _percentiles([row.server_ms for row in ran]),
         },
         **_chains(ran),
         "protocol": protocol,
@@ -102,7 +104,7 @@ def write_score(path: str, score: Dict[str, Any]) -> None:
             os.remove(beside)
 
 
-def load_rows(path: str) -> List[Dict[str, Any]]:
+def load_rows(path: str) -> List[Row]:
     """Rows of an episodes.jsonl; half a last line, left by a killed run, is ignored.
 
     Raises:
@@ -115,33 +117,27 @@ def load_rows(path: str) -> List[Dict[str, Any]]:
             if not line.endswith("\n"):
                 break
             try:
-                row = json.loads(line)
-                missing = {"index", "task", "seed", "instruction", "success", "steps"} - set(row)
-            except (ValueError, TypeError) as error:
+                rows.append(Row.from_json(json.loads(line)))
+            except (ValueError, TypeError, KeyError) as error:
                 raise ResultsError("{} line {}: {}".format(path, number, error)) from None
-            if missing:
-                raise ResultsError(
-                    "{} line {}: no {}".format(path, number, ", ".join(sorted(missing)))
-                )
-            rows.append(row)
     return rows
 
 
-def merge_rows(shards: Iterable[Sequence[Dict[str, Any]]]) -> List[Dict[str, Any]]:
+def merge_rows(shards: Iterable[Sequence[Row]]) -> List[Row]:
     """Rows of all shards by index, each episode once: one without an error before one with.
 
     Raises:
         ResultsError: listing indices that stand for different episodes.
     """
-    merged: Dict[int, Dict[str, Any]] = {}
+    merged: Dict[int, Row] = {}
     conflicts = set()
     for row in (row for shard in shards for row in shard):
-        earlier = merged.setdefault(row["index"], row)
+        earlier = merged.setdefault(row.index, row)
         # One index that stands for two episodes means shards of different runs.
-        if any(earlier[key] != row[key] for key in ("seed", "task", "instruction")):
-            conflicts.add(row["index"])
-        elif earlier.get("error") and not row.get("error"):
-            merged[row["index"]] = row
+        if (earlier.key, earlier.instruction) != (row.key, row.instruction):
+            conflicts.add(row.index)
+        elif earlier.error and not row.error:
+            merged[row.index] = row
     if conflicts:
         raise ResultsError(
             "these shards are not of one run: episodes {} differ in seed, task or"
@@ -150,7 +146,7 @@ def merge_rows(shards: Iterable[Sequence[Dict[str, Any]]]) -> List[Dict[str, Any
     return [merged[index] for index in sorted(merged)]
 
 
-def open_run(out_dir: str, protocol: Dict[str, Any], resume: bool) -> List[Dict[str, Any]]:
+def open_run(out_dir: str, protocol: Dict[str, Any], resume: bool) -> List[Row]:
     """Make `out_dir` ready for a run; returns the rows of an interrupted one.
 
     Raises:
@@ -206,7 +202,7 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda v: v.tolist()))
 
 
-def load_run(path: str) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
+def load_run(path: str) -> Tuple[Dict[str, Any], List[Row]]:
     """(score, rows) of a run's folder or of a score.json.
 
     Raises:
@@ -231,12 +227,6 @@ def load_run(path: str) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
     return score, load_rows(episodes) if os.path.exists(episodes) else []
 
 
-def _tried(row: Dict[str, Any]) -> List[Tuple[str, bool]]:
-    """(task, success) of a row: its own, or of each task begun in a chain."""
-    stages = row.get("stages") or [row]
-    return [(stage["task"], stage["success"]) for stage in stages]
-
-
 def _counts(outcomes: Sequence[bool]) -> Dict[str, Any]:
     successes = sum(1 for success in outcomes if success)
     low, high = wilson(successes, len(outcomes))
@@ -249,12 +239,12 @@ def _counts(outcomes: Sequence[bool]) -> Dict[str, Any]:
     }
 
 
-def _chains(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+def _chains(rows: Sequence[Row]) -> Dict[str, Any]:
     """Summarize how far episodes with several `tasks` in a row get."""
-    length = max((len(row.get("tasks", ())) for row in rows), default=0)
+    length = max((len(row.tasks) for row in rows), default=0)
     if length < 2:
         return {}
-    solved = [compare.solved_in_a_row(row) for row in rows]
+    solved = [row.solved_in_a_row for row in rows]
     mean = sum(solved) / len(solved)
     # Standard deviation of the sample (n - 1), for a normal interval of the mean.
     spread = math.sqrt(sum((n - mean) ** 2 for n in solved) / max(len(solved) - 1, 1))
@@ -272,9 +262,9 @@ def _chains(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     }
 
 
-def _percentiles(rows: Sequence[Dict[str, Any]], key: str) -> Dict[str, Any]:
+def _percentiles(latencies: Sequence[Sequence[float]]) -> Dict[str, Any]:
     # Pooled over requests, so that long episodes count for more.
-    values = [ms for row in rows for ms in row.get(key, ())]
+    values = [ms for episode in latencies for ms in episode]
     if not values:
         return {"count": 0, "p50": None, "p99": None}
     p50, p99 = np.percentile(values, [50, 99])
@@ -312,20 +302,20 @@ def merge(folders: Sequence[str], out_dir: str) -> Dict[str, Any]:
     return score
 
 
-def replace_rows(path: str, rows: Sequence[Dict[str, Any]]) -> None:
+def replace_rows(path: str, rows: Sequence[Row]) -> None:
     """Write rows beside `path`, then rename."""
     beside = "{}.{}.tmp".format(path, os.getpid())
     with open(beside, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.writelines(json.dumps(row.to_json()) + "\n" for row in rows)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
 
 
-def _moved(row: Dict[str, Any], folder: str, out_dir: str) -> Dict[str, Any]:
-    if not row.get("video"):
+def _moved(row: Row, folder: str, out_dir: str) -> Row:
+    if not row.video:
         return row
-    return dict(row, video=os.path.relpath(os.path.join(folder, row["video"]), out_dir))
+    return replace(row, video=os.path.relpath(os.path.join(folder, row.video), out_dir))
 
 
 def _conditions(folder: str) -> Dict[str, Any]:

@@ -22,7 +22,7 @@ import platform
 import random
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -39,6 +39,7 @@ from eval_servers.episode import (
     select,
 )
 from eval_servers.progress import Progress
+from eval_servers.row import Outcome, Row, Stage
 
 __all__ = [
     "ActionError",
@@ -46,6 +47,9 @@ __all__ = [
     "Env",
     "Episode",
     "Options",
+    "Outcome",
+    "Row",
+    "Stage",
     "check_imports",
     "control_steps",
     "evaluate",
@@ -184,14 +188,14 @@ def _evaluate(
     """`evaluate` in a folder that is ours."""
     earlier = results.open_run(out_dir, record, options.resume)
     # Crashed episodes are dropped, so a resumed run tries them again.
-    rows = [row for row in earlier if not row.get("error")]
-    done = {row["index"] for row in rows}
+    rows = [row for row in earlier if not row.error]
+    done = {row.index for row in rows}
     assigned = episodes[shard[0] :: shard[1]]
     todo = [episode for episode in assigned if episode.index not in done]
     # The file must hold one row an episode before new rows are appended.
     results.replace_rows(os.path.join(out_dir, results.EPISODES), rows)
     wanted = films.Films(out_dir, films_per_task, rows)
-    progress = Progress(len(assigned), len(rows), sum(row["success"] for row in rows))
+    progress = Progress(len(assigned), len(rows), sum(row.success for row in rows))
     started = _utc()
 
     def prepare(episode: Episode) -> _Job:
@@ -209,9 +213,10 @@ def _evaluate(
             fatal=(PolicyServerError, ActionError, ImportError),
         ):
             if isinstance(outcome, pool.Crash):
-                outcome = _crashed_row(episode, outcome.reason)
+                died = "the simulator's process died on {} tries: {}"
+                outcome = Row.crashed(episode, died.format(pool.MAX_TRIES, outcome.reason))
             row = wanted.settle(outcome)
-            log_file.write(json.dumps(row) + "\n")
+            log_file.write(json.dumps(row.to_json()) + "\n")
             # A killed run then loses the episodes in flight, not those that are done.
             log_file.flush()
             # Rows in a file that has no name any more are lost: better to stop than to go on.
@@ -221,7 +226,7 @@ def _evaluate(
                     "done".format(out_dir, len(rows) + 1, len(assigned))
                 )
             rows.append(row)
-            progress.add(row["success"], bool(row["error"]))
+            progress.add(row.success, bool(row.error))
     ours = dict(_machine(), workers=options.workers, started=started, finished=_utc())
     if shard[1] > 1:
         ours["shard"] = "{}/{}".format(*shard)
@@ -294,7 +299,7 @@ class _Handler:
             raise PolicyServerError("{} changed its policy during the evaluation".format(uri))
         self._env = make_env()
 
-    def __call__(self, job: _Job) -> Dict[str, Any]:
+    def __call__(self, job: _Job) -> Row:
         options = self._options
         # Frames take memory and time, so they are kept only where a film is still wanted.
         frames: Optional[List[Any]] = [] if job.wanted else None
@@ -307,11 +312,11 @@ class _Handler:
             frames,
             self._attempt,
         )
-        if self._save_video and frames and films.outcome(row) in job.wanted:
+        if self._save_video and frames and row.result in job.wanted:
             try:
                 os.makedirs(os.path.dirname(job.video_path), exist_ok=True)
                 self._save_video(job.video_path, frames)
-                row["video"] = job.video_path
+                row = replace(row, video=job.video_path)
             except OSError as error:  # a film is no reason to lose the episode
                 log.warning("no video of episode %d: %s", job.episode.index, error)
         return row
@@ -320,18 +325,3 @@ class _Handler:
         self._client.close()
         self._env.close()
         check_imports()
-
-
-def _crashed_row(episode: Episode, reason: str) -> Dict[str, Any]:
-    error = "the simulator's process died on {} tries: {}".format(pool.MAX_TRIES, reason)
-    return dict(
-        asdict(episode),
-        success=False,
-        steps=0,
-        seconds=0.0,
-        first_frame="",
-        round_trip_ms=[],
-        server_ms=[],
-        restarts=0,
-        error=error,
-    )

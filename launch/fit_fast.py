@@ -59,7 +59,7 @@ def draw_chunks(mixture: Mixture, count: int, seed: int) -> Float[np.ndarray, "n
         place = windows.locate(rng.integers(0, len(windows), number))
         lengths = dataset.lengths[place.trajectory]
         frames, _ = chunks(place.end, lengths, 1, mixture.chunk)
-        drawn.append(dataset.actions_at(place.trajectory, frames)[:, 0])
+        drawn.append(dataset.numbers(place.trajectory, frames, place.end[:, None])[0][:, 0])
     actions = np.concatenate(drawn).astype(np.float64)
     # The data have the gripper in 0 .. 1, all other numbers in -1 .. 1.
     actions[..., -1] = 2 * actions[..., -1] - 1

@@ -117,7 +117,7 @@ def action_plot(findings: Findings, path: Path) -> None:
 
 def report(findings: Findings, more: list[str]) -> str:
     """The text that is printed."""
-    lines = [f"{findings.dataset.name} in {findings.dataset.index.root}", *findings.summary]
+    lines = [f"{findings.dataset.name} in {findings.dataset.source.root}", *findings.summary]
     if findings.gripper:
         bars = " ".join(f"{fraction:4.0%}" for fraction in findings.gripper)
         lines.append(f"gripper, from 0 = closed to 1 = open in tenths: {bars}")

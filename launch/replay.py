@@ -162,8 +162,8 @@ def run(flags: argparse.Namespace) -> None:
         ValueError, DataError, CheckpointError: what is wrong with flags, data or checkpoint.
     """
     from vla_jax.config import resolve
-    from vla_jax.data.dataset import open_dataset
     from vla_jax.data.find_spec import find_spec, short_name
+    from vla_jax.data.open_dataset import open_dataset
     from vla_jax.inference.execution import Execution
     from vla_jax.inference.policy import Policy
     from vla_jax.train import checkpoint

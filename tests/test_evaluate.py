@@ -38,7 +38,7 @@ def test_a_running_server_gives_rows_score_and_page(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "fail  instruction" in again.stderr  # it holds its hand open, whatever it is told
     score, rows = results.load_run(str(tmp_path / "two"))
-    assert [row["index"] for row in sorted(rows, key=lambda row: row["index"])] == list(range(6))
+    assert [row.index for row in sorted(rows, key=lambda row: row.index)] == list(range(6))
     assert score["protocol"]["environment"] == "tabletop"
     assert score["protocol"]["simulator"]["driver"]
     page = (tmp_path / "two" / "report" / "index.html").read_text()

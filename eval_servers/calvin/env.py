@@ -108,18 +108,12 @@ def attempt(
     episode: Chain,
     max_steps: int,
     frames: Optional[List[Any]],
-) -> Dict[str, Any]:
+) -> rollout.Outcome:
     """One try at a chain: each task a fresh session and `max_steps`, until one fails.
 
-    Returns:
-        success (of all tasks), steps (of all), stages: one a task begun, with its task, success,
-        steps and seconds.
+    Also run when a dropped connection makes the episode start over: all tasks are tried anew.
     """
-    # Also run when a dropped connection makes the episode start over: all stages are tried anew.
-    env.reset(episode)
-    if frames is not None:
-        frames[:] = [env.frame()]
-    stages: List[Dict[str, Any]] = []
+    stages: List[rollout.Stage] = []
     for number, task in enumerate(episode.tasks):
         instruction = episode.instructions[number]
         env.begin(task)
@@ -130,11 +124,8 @@ def attempt(
             if solved:
                 break
         seconds = round(time.monotonic() - since, 3)
-        stages.append({"task": task, "success": solved, "steps": steps, "seconds": seconds})
+        stages.append(rollout.Stage(task, solved, steps, seconds))
         if not solved:
             break
-    return {
-        "success": len(stages) == len(episode.tasks) and stages[-1]["success"],
-        "steps": sum(stage["steps"] for stage in stages),
-        "stages": stages,
-    }
+    solved = len(stages) == len(episode.tasks) and stages[-1].success
+    return rollout.Outcome(solved, sum(stage.steps for stage in stages), tuple(stages))

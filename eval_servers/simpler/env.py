@@ -130,14 +130,14 @@ def attempt(
     episode: Trial,
     max_steps: int,
     frames: Optional[List[Any]],
-) -> Dict[str, Any]:
+) -> rollout.Outcome:
     """One try at a trial: all its steps, judged at the last, unless the profile stops at success.
 
     When the simulator's instruction changes, the policy and the gripper start afresh.
 
     Returns:
-        success, steps, solved_at (the first step after which the task was done, None if never),
-        told (the instructions), stats.
+        The outcome with solved_at (the first step after which the task was done, None if never),
+        told (the instructions) and stats.
     """
     # Two memories in a row would hold and delay the gripper twice.
     spec = client.metadata.get("action") or {}
@@ -146,9 +146,6 @@ def attempt(
             "the server gives its gripper a memory of its own, which is the profile's business"
             " here: serve without --gripper-repeat and --gripper-patience"
         )
-    env.reset(episode)
-    if frames is not None:
-        frames[:] = [env.frame()]
     instructions: List[str] = []
     taken, limit, solved_at, ended = 0, min(episode.steps, max_steps), None, False
     while taken < limit and not ended:
@@ -165,13 +162,9 @@ def attempt(
             # With swapped instructions the policy is told one sentence throughout.
             if ended or (env.instruction() != instruction and not episode.swapped):
                 break
-    return {
-        "success": env.success(),
-        "steps": taken,
-        "solved_at": solved_at,
-        "told": instructions,
-        "stats": {key: _plain(value) for key, value in env.stats().items()},
-    }
+    stats = {key: _plain(value) for key, value in env.stats().items()}
+    more = {"solved_at": solved_at, "told": instructions, "stats": stats}
+    return rollout.Outcome(success=env.success(), steps=taken, more=more)
 
 
 def _plain(value: Any) -> Any:

@@ -22,8 +22,8 @@ import numpy as np
 
 from tests.data import look_alikes
 from vla_jax.data import features
-from vla_jax.data.dataset import open_dataset
 from vla_jax.data.errors import DataError, Skips
+from vla_jax.data.open_dataset import open_dataset
 from vla_jax.data.rlds.writer import RLDSWriter
 from vla_jax.data.spec import DatasetSpec, Trajectory
 
@@ -118,7 +118,7 @@ def read(name, folder, cache, skip):
             skips.add(error)
             continue
         rows = slice(int(dataset.starts[episode]), int(dataset.starts[episode + 1]))
-        number = int(dataset.index.numbers[places[episode]])
+        number = int(dataset.source.numbers[places[episode]])
         found[number] = (dataset.actions[rows].copy(), out, present)
     return found
 

@@ -97,7 +97,7 @@ def test_spans_of_segments_train_like_windows(tmp_path, data_config, structure):
     for name in ("actions", "starts", "text", "text_starts"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     assert a.instructions == b.instructions == TEXTS
-    assert a.index.num_episodes == b.index.num_episodes == 3
+    assert a.source.num_episodes == b.source.num_episodes == 3
     for path in ("episode_metadata/start", "episode_metadata/end"):
         index = open_index(tmp_path / "windows" / "1.0.0", "val", [path])
         spans = find_reader(tmp_path / "segments" / "1.0.0").open(
@@ -109,8 +109,8 @@ def test_spans_of_segments_train_like_windows(tmp_path, data_config, structure):
         for dataset, pixels in ((a, out[0]), (b, out[1])):
             assert dataset.images("primary", trajectory, np.array([5, 6, 7]), pixels).all()
         np.testing.assert_array_equal(out[0], out[1])
-    written: Any = a.index
-    joined: Any = b.index
+    written: Any = a.source
+    joined: Any = b.source
     assert joined.place(20) == (joined._source.root / written.shards[0].name, 0, 15)
 
 

@@ -14,12 +14,12 @@ from vla_jax.config import ConfigError
 from vla_jax.data import errors, features, oxe
 from vla_jax.data.calvin.frames import Files
 from vla_jax.data.calvin.frames import load as load_frame
-from vla_jax.data.dataset import open_dataset
 from vla_jax.data.decode import decode
 from vla_jax.data.errors import Skips
 from vla_jax.data.features import cast
 from vla_jax.data.filters import Filters
 from vla_jax.data.loader import Loader, open_datasets
+from vla_jax.data.open_dataset import open_dataset
 from vla_jax.data.rlds.writer import RLDSWriter
 from vla_jax.data.spec import DatasetSpec, Trajectory
 from vla_jax.files import explain_content

@@ -52,8 +52,8 @@ def test_validation_split_of_the_builder_and_train_statistics(tmp_path, data_con
     val = open_datasets(config, structure(), 7, "val", statistics=train.statistics)
     assert train.num_windows == val.num_windows == 10
     for split, mixture in (("train", train), ("val", val)):
-        index: Any = mixture.datasets[0].index
-        assert index.split == split
+        source: Any = mixture.datasets[0].source
+        assert source.split == split
     assert val.action_specs == train.action_specs
     assert open_datasets(config, structure(), 7, "val").statistics == train.statistics
     with pytest.raises(ConfigError, match=r"lack \['calvin'\]; they have \['bridge'\]"):

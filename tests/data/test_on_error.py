@@ -174,9 +174,9 @@ def _check(mixture, case):
                     found = batch.actions.chunk[row, -1, 0, :2] * 100
                     np.testing.assert_allclose(found, [episode, step], atol=1e-4)
     source = mixture.datasets[0]
-    last = int(source.index.starts[-1]) - 1
+    last = int(source.source.starts[-1]) - 1
     length = sorted(_left(case))[-1]
-    assert source.index.place(last) == (source.index.shards[0], LENGTHS.index(length), length - 1)
+    assert source.source.place(last) == (source.source.shards[0], LENGTHS.index(length), length - 1)
 
 
 @pytest.mark.parametrize("reader", ["index", "stream"])

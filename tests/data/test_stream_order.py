@@ -10,10 +10,10 @@ import pytest
 from tests.data.conftest import write_calvin
 from vla_jax.config import ConfigError
 from vla_jax.data import errors
-from vla_jax.data.dataset import open_dataset
 from vla_jax.data.decode import decode
 from vla_jax.data.formats import find_reader
 from vla_jax.data.loader import Loader, open_datasets
+from vla_jax.data.open_dataset import open_dataset
 from vla_jax.data.oxe import get_spec
 from vla_jax.data.rlds import stream as stream_records
 from vla_jax.data.rlds.index import open_index
@@ -127,7 +127,7 @@ def test_a_pool_holds_no_more_than_it_says(tmp_path, both):
     folder = write_calvin(tmp_path / "c" / "1.0.0", LENGTHS)
     _, stream = both("calvin", folder, pool=2, val_fraction=0.0)
     with Loader(stream, encode, 1, 0, prefetch=1) as loader:
-        source: Any = loader._datasets[0].index
+        source: Any = loader._datasets[0].source
         held = source.held
         for _ in range(60):
             next(loader)

@@ -46,21 +46,21 @@ def test_a_chain_is_five_fresh_sessions(uri, policy):
     frames = []
     chain = make_chain(4, GOOD)
     row = run_one(uri, chain, frames)
-    assert (row["success"], row["steps"], row["error"], row["index"]) == (True, 15, None, 4)
-    assert [stage["task"] for stage in row["stages"]] == list(GOOD)
+    assert (row.success, row.steps, row.error, row.index) == (True, 15, None, 4)
+    assert [stage.task for stage in row.stages] == list(GOOD)
     # Three steps each: the policy's own count starts anew, so its history did.
-    assert [stage["steps"] for stage in row["stages"]] == [3] * 5
+    assert [stage.steps for stage in row.stages] == [3] * 5
     assert policy.sessions == 5
     assert policy.prompts == [text for text in chain.instructions for _ in range(3)]
-    assert len(row["round_trip_ms"]) == len(row["server_ms"]) == 15
+    assert len(row.round_trip_ms) == len(row.server_ms) == 15
     assert len(frames) == 16
-    assert json.loads(json.dumps(row))["state"] == list(DARK)
+    assert json.loads(json.dumps(row.to_json()))["state"] == list(DARK)
 
 
 def test_the_first_failure_ends_a_chain(uri, policy):
     row = run_one(uri, make_chain(0, BAD))
-    assert (row["success"], row["steps"]) == (False, 3 + 3 + 6)
-    assert [(s["success"], s["steps"]) for s in row["stages"]] == [(True, 3), (True, 3), (False, 6)]
+    assert (row.success, row.steps) == (False, 3 + 3 + 6)
+    assert [(s.success, s.steps) for s in row.stages] == [(True, 3), (True, 3), (False, 6)]
     assert len(policy.prompts) == 12
 
 
@@ -69,10 +69,10 @@ def test_the_chunk_of_one_task_is_not_executed_in_the_next(uri):
         row = rollout.run_episode(
             make_fake(), client, make_chain(0, GOOD), 20, execute_steps=4, attempt=attempt
         )
-    assert row["success"]
+    assert row.success
     # Requests 1 and 2 replay four actions each; the first action of the third ends the task.
-    assert [stage["steps"] for stage in row["stages"]] == [9] * 5
-    assert len(row["round_trip_ms"]) == 15
+    assert [stage.steps for stage in row.stages] == [9] * 5
+    assert len(row.round_trip_ms) == 15
 
 
 def test_a_lost_session_starts_the_chain_over():
@@ -93,14 +93,14 @@ def test_a_lost_session_starts_the_chain_over():
     chain = make_chain(0, (LAMPS[0], LAMPS[3]))
     row = rollout.run_episode(make_fake(), Client(), chain, 1, attempt=attempt)
     # Once more from the start: the LED was on already, and turning it on counts again.
-    assert (row["restarts"], row["stages"][0]["success"], row["stages"][1]["success"]) == (
+    assert (row.restarts, row.stages[0].success, row.stages[1].success) == (
         1, True, False
     )  # fmt: skip
 
 
 def test_success_counts_from_the_tasks_beginning(uri):
     row = run_one(uri, make_chain(0, (LAMPS[0], LAMPS[0])))
-    assert [stage["success"] for stage in row["stages"]] == [True, False]
+    assert [stage.success for stage in row.stages] == [True, False]
 
 
 def test_an_evaluation_of_chains(uri, tmp_path):
@@ -116,7 +116,7 @@ def test_an_evaluation_of_chains(uri, tmp_path):
     assert score["per_task"]["turn_off_lightbulb"]["rate"] == 0
     assert score["per_task"]["turn_on_led"]["episodes"] == 5 + 2
     assert score["latency_ms"]["server"]["count"] == sum(
-        row["steps"] for row in results.load_rows(str(out / "episodes.jsonl"))
+        row.steps for row in results.load_rows(str(out / "episodes.jsonl"))
     )
     text = table(score)
     assert "in a row  1: 100.0%  2: 100.0%  3: 40.0%" in text
@@ -141,7 +141,7 @@ def test_shards_of_chains_make_the_whole(uri, tmp_path):
 
 
 def test_single_tasks_have_no_chain_section():
-    rows = [{"task": "turn_on_led", "tasks": ["turn_on_led"], "success": True, "steps": 3}]
+    rows = [rollout.Row(0, 1, "turn_on_led", "", True, 3, tasks=("turn_on_led",))]
     score = results.summarize(rows, {})
     assert "chains" not in score
     assert score["per_task"]["turn_on_led"]["successes"] == 1

@@ -88,12 +88,12 @@ def test_the_last_shard_puts_all_of_them_together(uri, tmp_path, capsys):
     assert run(uri, tmp_path, "--shard=2/3") == 0
     assert "(8/12" in capsys.readouterr().out
     score, rows = results.load_run(str(tmp_path))
-    assert [row["index"] for row in rows] == list(range(12))
+    assert [row.index for row in rows] == list(range(12))
     assert (score["episodes"], score["missing"]) == (12, 0)
     shard, part = results.load_run(str(tmp_path / "shard-1-of-3"))
-    assert [row["index"] for row in part] == [1, 4, 7, 10]
+    assert [row.index for row in part] == [1, 4, 7, 10]
     assert (shard["missing"], shard["conditions"]["shard"]) == (8, "1/3")
-    assert (tmp_path / next(row["video"] for row in rows if row.get("video"))).exists()
+    assert (tmp_path / next(row.video for row in rows if row.video)).exists()
 
 
 def test_workers_are_spread_over_several_servers(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from eval_servers import compare
 from eval_servers.intervals import difference, paired_difference, wilson
+from eval_servers.row import Row, Stage
 
 
 # Reference: statsmodels 0.14 proportion_confint(method="wilson"), and Newcombe 1998 (Stat. Med. 17,
@@ -91,14 +92,8 @@ def test_paired_interval_covers_the_truth(chances):
 
 
 def row(index, success, task="lift", **changes):
-    return {
-        "index": index,
-        "seed": index,
-        "task": task,
-        "success": success,
-        "error": None,
-        **changes,
-    }
+    values: dict = {"seed": index, **changes}
+    return Row(index=index, task=task, instruction="", success=success, steps=1, **values)
 
 
 def test_differences_are_of_the_episodes_that_both_made():
@@ -113,8 +108,8 @@ def test_differences_are_of_the_episodes_that_both_made():
 
 def test_differences_of_chains_are_of_tasks_in_a_row():
     def chain(index, solved):
-        stages = [{"task": "t", "success": True}] * solved + [{"task": "t", "success": False}]
-        return row(index, solved == 3, "chain", tasks=["t"] * 3, stages=stages)
+        stages = (Stage("t", success=True),) * solved + (Stage("t", success=False),)
+        return row(index, solved == 3, "chain", tasks=("t",) * 3, stages=stages)
 
     found = compare.differences([chain(0, 2), chain(1, 1)], [chain(0, 1), chain(1, 0)])
     assert {name: d.change for name, d in found.items()} == {

@@ -44,7 +44,7 @@ def check_rows(out, count=12):
     assert sorted(json.loads(line)["index"] for line in written) == list(range(count))
     assert (score["episodes"], score["crashes"], score["missing"]) == (count, 0, 0)
     for row in rows:
-        assert row["success"] == (row["task"] != "down")
+        assert row.success == (row.task != "down")
     return score
 
 

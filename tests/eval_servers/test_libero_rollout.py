@@ -86,7 +86,7 @@ def test_an_episode_is_reset_as_its_profile_says_and_drawn_when_asked(uri, polic
     simulated = env._simulator
     assert simulated.resets == [("goal", "put_the_bowl_on_top_of_the_cabinet", 7, 2, 10)]
     assert simulated.drawn == ["image", "wrist_image"] * 4  # at steps 0, 5, 10, 15
-    assert (row["steps"], row["success"], row["suite"], row["number"]) == (20, False, "goal", 4)
+    assert (row.steps, row.success, row.more["suite"], row.more["number"]) == (20, False, "goal", 4)
     assert [int(obs["observation/image"][1, 0, 0]) for obs in policy.asked] == [20, 25, 30, 35]
     assert {o["prompt"] for o in policy.asked} == {"put the bowl on top of the cabinet"}
     assert policy.asked[0]["observation/state"].shape == (8,)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from eval_servers import report, results, video
+from eval_servers.row import Row, Stage
 
 
 def make_run(folder, successes, per_task=4, tasks=("lift", "place"), name="fake", **changes):
@@ -14,19 +16,29 @@ def make_run(folder, successes, per_task=4, tasks=("lift", "place"), name="fake"
     for index in range(per_task * len(tasks)):
         task = tasks[index % len(tasks)]
         success = index // len(tasks) < successes
-        row = {"index": index, "seed": index, "task": task, "instruction": f"<b>{task}</b> & go"}
-        row.update(success=success, steps=9, seconds=1.0, error=None, restarts=0, video=None)
-        row.update(round_trip_ms=[1.0, 2.0], server_ms=[0.5], first_frame=f"{name}{index}")
+        row = Row(
+            index,
+            index,
+            task,
+            f"<b>{task}</b> & go",
+            success,
+            steps=9,
+            seconds=1.0,
+            first_frame=f"{name}{index}",
+            round_trip_ms=(1.0, 2.0),
+            server_ms=(0.5,),
+        )
         if index < 2:
-            row["video"] = f"videos/{index}.webp"
+            film = f"videos/{index}.webp"
+            row = dataclasses.replace(row, video=film)
             (folder / "videos").mkdir(parents=True, exist_ok=True)
             frames = [np.full((16, 32, 3), 9 * i, np.uint8) for i in range(5)]
-            video.save_video(str(folder / row["video"]), frames)
+            video.save_video(str(folder / film), frames)
         rows.append(row)
     protocol = {"environment": name, "server": {"model": "m", "chunk": 4}, "seeds": "0-7"}
     protocol.update(changes)
     sanity = [{"name": "image", "level": "warn", "text": "moves <little>", "advice": "look"}]
-    (folder / "episodes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(r.to_json()) + "\n" for r in rows))
     score = results.summarize(rows, protocol, {"sanity": sanity, "cpus": 2})
     results.write_score(str(folder / "score.json"), score)
     return str(folder)
@@ -136,14 +148,13 @@ def test_other_first_frames_are_told(tmp_path):
 
 
 def test_crashes_missing_episodes_and_chains_are_on_the_page(tmp_path):
-    tasks = ["t0", "t1"]
+    first, second = (Stage("t0", success=False), Stage("t0", success=True))
+    stages = [(first,), (second,), (second, Stage("t1", success=True))]
     rows = [
-        {"index": i, "seed": i, "task": "chain", "instruction": "", "success": i > 1, "steps": 4}
-        | {"tasks": tasks, "stages": [{"task": "t0", "success": i > 0}], "error": None}
+        Row(i, i, "chain", "", success=i > 1, steps=4, tasks=("t0", "t1"), stages=stages[i])
         for i in range(3)
     ]
-    rows[2]["stages"].append({"task": "t1", "success": True})
-    rows.append({**rows[0], "index": 3, "error": "died", "stages": []})
+    rows.append(dataclasses.replace(rows[0], index=3, error="died", stages=()))
     score = results.summarize(rows, {"environment": "calvin", "episodes": 6})
     results.write_score(str(tmp_path / "score.json"), score)
     report.report({"run": str(tmp_path)}, str(tmp_path / "page"))

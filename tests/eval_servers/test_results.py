@@ -7,28 +7,18 @@ import pytest
 
 from eval_servers import results
 from eval_servers.intervals import wilson
+from eval_servers.row import Row, Stage
 
 
 def row(index, success=True, task="lift", **changes):
-    return {
-        "index": index,
-        "seed": 100 + index,
-        "task": task,
-        "instruction": task,
-        "success": success,
-        "steps": 5,
-        "seconds": 0.5,
-        "round_trip_ms": [1.0, 3.0],
-        "server_ms": [0.5],
-        "restarts": 0,
-        "error": None,
-        **changes,
-    }
+    values: dict = {"seconds": 0.5, "round_trip_ms": (1.0, 3.0), "server_ms": (0.5,), "steps": 5}
+    values |= {"seed": 100 + index, **changes}
+    return Row(index=index, task=task, instruction=task, success=success, **values)
 
 
 def test_summary():
     rows = [row(0), row(1, False), row(2, task="place"), row(3, False, "place", error="died")]
-    rows.append(row(4, task="place", steps=9, restarts=2, round_trip_ms=[101.0]))
+    rows.append(row(4, task="place", steps=9, restarts=2, round_trip_ms=(101.0,)))
     score = results.summarize(rows, {"environment": "x", "episodes": 7}, {"workers": 2})
     assert (score["successes"], score["episodes"], score["success_rate"]) == (3, 4, 0.75)
     assert (score["wilson_low"], score["wilson_high"]) == wilson(3, 4)
@@ -68,9 +58,9 @@ def test_score_is_written_beside_then_renamed(tmp_path, monkeypatch):
 
 def test_rows_of_a_killed_run_and_of_a_broken_file(tmp_path):
     path = tmp_path / "episodes.jsonl"
-    whole = json.dumps(row(0)) + "\n"
-    path.write_text(whole + json.dumps(row(1))[:30])
-    assert [r["index"] for r in results.load_rows(str(path))] == [0]
+    whole = json.dumps(row(0).to_json()) + "\n"
+    path.write_text(whole + json.dumps(row(1).to_json())[:30])
+    assert [r.index for r in results.load_rows(str(path))] == [0]
     path.write_text(whole + "{}\n")
     with pytest.raises(results.ResultsError, match="line 2: no index"):
         results.load_rows(str(path))
@@ -83,7 +73,7 @@ def test_shards_merge_and_every_episode_counts_once():
     first = [row(0), row(2, False, error="died")]
     second = [row(1), row(2), row(0)]
     merged = results.merge_rows([first, second])
-    assert [(r["index"], r["success"], r["error"]) for r in merged] == [
+    assert [(r.index, r.success, r.error) for r in merged] == [
         (0, True, None), (1, True, None), (2, True, None)
     ]  # fmt: skip
     with pytest.raises(results.ResultsError, match=r"episodes \[0\] differ"):
@@ -94,7 +84,7 @@ def make_run(folder, rows, **protocol):
     protocol = {"environment": "fake", "episodes": 5, "seeds": "100-104", **protocol}
     results.open_run(str(folder), protocol, resume=False)
     with open(folder / "episodes.jsonl", "a") as file:
-        file.writelines(json.dumps(r) + "\n" for r in rows)
+        file.writelines(json.dumps(r.to_json()) + "\n" for r in rows)
     results.write_score(str(folder / "score.json"), results.summarize(rows, protocol))
 
 
@@ -106,8 +96,8 @@ def test_merge_command(tmp_path, capsys):
     told = capsys.readouterr().out
     assert told.startswith("success 75.0 % (3/4, 95 % interval 30.1 to 95.4 %); 1 episodes are")
     score, rows = results.load_run(str(tmp_path / "all"))
-    assert [r["index"] for r in rows] == [0, 1, 2, 3]
-    assert rows[0]["video"] == os.path.join("..", "a", "videos", "0.webp")
+    assert [r.index for r in rows] == [0, 1, 2, 3]
+    assert rows[0].video == os.path.join("..", "a", "videos", "0.webp")
     assert score["missing"] == 1
     # What has come since is added; what is there stays.
     make_run(tmp_path / "late", [row(4)])
@@ -128,12 +118,12 @@ def test_shards_of_other_protocols_are_refused_with_what_differs(tmp_path, capsy
 
 def test_chains(tmp_path):
     def chain(index, *solved):
-        stages = [{"task": f"t{i}", "success": s, "steps": 2} for i, s in enumerate(solved)]
-        tasks = [f"t{i}" for i in range(3)]
+        stages = tuple(Stage(f"t{i}", success, 2) for i, success in enumerate(solved))
+        tasks = ("t0", "t1", "t2")
         return row(index, all(solved) and len(solved) == 3, "chain", tasks=tasks, stages=stages)
 
     rows = [chain(0, True, True, True), chain(1, True, False), chain(2, False)]
-    rows.append(row(3, False, "chain", tasks=["t0", "t1", "t2"], error="died"))
+    rows.append(row(3, False, "chain", tasks=("t0", "t1", "t2"), error="died"))
     score = results.summarize(rows, {})
     found = score["chains"]
     assert [c["successes"] for c in found["solved_in_a_row"].values()] == [2, 1, 1]

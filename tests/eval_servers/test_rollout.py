@@ -48,7 +48,7 @@ def evaluate(uri, out, count=12, make_env: Any = FakeEnv, save=None, instruction
 
 
 def rows_of(out):
-    return sorted(results.load_rows(str(out / "episodes.jsonl")), key=lambda row: row["index"])
+    return sorted(results.load_rows(str(out / "episodes.jsonl")), key=lambda row: row.index)
 
 
 def test_one_episode(uri):
@@ -57,13 +57,13 @@ def test_one_episode(uri):
     with PolicyClient(uri) as client:
         row = rollout.run_episode(FakeEnv(), client, episode, max_steps=6, frames=frames)
         again = rollout.run_episode(FakeEnv(), client, episode, max_steps=2, execute_steps=2)
-    assert (row["index"], row["seed"], row["task"]) == (3, 2, "up")
-    assert row["instruction"] == "raise it"
-    assert (row["success"], row["steps"], row["error"], row["restarts"]) == (True, 3, None, 0)
-    assert len(row["round_trip_ms"]) == len(row["server_ms"]) == 3
+    assert (row.index, row.seed, row.task) == (3, 2, "up")
+    assert row.instruction == "raise it"
+    assert (row.success, row.steps, row.error, row.restarts) == (True, 3, None, 0)
+    assert len(row.round_trip_ms) == len(row.server_ms) == 3
     assert [frame[0, 0, 0] for frame in frames] == [0, 1, 2, 3]
-    assert (again["success"], again["steps"]) == (False, 2)
-    assert len(again["round_trip_ms"]) == 1
+    assert (again.success, again.steps) == (False, 2)
+    assert len(again.round_trip_ms) == 1
 
 
 def test_only_what_the_policy_takes_is_sent():
@@ -98,8 +98,8 @@ def test_a_lost_session_starts_the_episode_over():
     client = Unreliable({2, 4})
     episode = rollout.Episode(0, 2, "up", "go")
     row = rollout.run_episode(FakeEnv(), client, episode, max_steps=6)
-    assert (row["success"], row["steps"], row["restarts"]) == (True, 3, 2)
-    assert len(row["round_trip_ms"]) == 3
+    assert (row.success, row.steps, row.restarts) == (True, 3, 2)
+    assert len(row.round_trip_ms) == 3
     with pytest.raises(PolicyServerError, match="lost its connection 4 times"):
         rollout.run_episode(FakeEnv(), Unreliable(range(100)), episode, max_steps=6)
 
@@ -119,37 +119,37 @@ def test_the_simulator_draws_only_when_the_policy_is_asked(uri):
     with PolicyClient(uri) as client:
         episode = rollout.Episode(0, 4, "down", "go")
         row = rollout.run_episode(Drawing(), client, episode, 10, execute_steps=4)
-    assert row["steps"] == 10
+    assert row.steps == 10
     assert drawn == [0, 4, 8]  # the first by `reset`, and not once more
     assert wanted == [{"observation/image"}] * 2
-    assert len(row["round_trip_ms"]) == len(row["server_ms"]) == 3
+    assert len(row.round_trip_ms) == len(row.server_ms) == 3
 
 
 def test_two_workers_end_to_end(uri, tmp_path):
     out = tmp_path / "run"
     score = evaluate(uri, out, save=save_text)
     rows = rows_of(out)
-    assert [row["index"] for row in rows] == list(range(12))
+    assert [row.index for row in rows] == list(range(12))
     for row in rows:
-        assert row["success"] == (row["task"] != "down")
-        assert row["steps"] == (row["seed"] % 5 + 1 if row["success"] else 6)
+        assert row.success == (row.task != "down")
+        assert row.steps == (row.seed % 5 + 1 if row.success else 6)
     assert score == json.loads((out / "score.json").read_text())
     assert (score["successes"], score["episodes"], score["crashes"]) == (8, 12, 0)
     assert score["per_task"]["down"]["rate"] == 0
     assert score["protocol"]["server"]["model"] == "counting"
     assert score["protocol"]["seeds"] == "100-111"
     assert score["conditions"]["workers"] == 2
-    frames = {row["first_frame"] for row in rows}
+    frames = {row.first_frame for row in rows}
     assert len(frames) == 1  # this world starts every episode with the same pixels
     assert len(frames.pop()) == 16
-    assert score["latency_ms"]["round_trip"]["count"] == sum(r["steps"] for r in rows)
-    videos = {row["video"]: row for row in rows if row.get("video")}
-    assert sorted((r["task"], r["success"]) for r in videos.values()) == [
+    assert score["latency_ms"]["round_trip"]["count"] == sum(r.steps for r in rows)
+    videos = {row.video: row for row in rows if row.video}
+    assert sorted((r.task, r.success) for r in videos.values()) == [
         ("down", False), ("still", True), ("up", True)
     ]  # fmt: skip
     assert {str(p.relative_to(out)) for p in out.glob("videos/*")} == set(videos)
     for path, row in videos.items():
-        assert (out / path).read_text() == f"{row['steps'] + 1} {row['steps']}"
+        assert (out / path).read_text() == f"{row.steps + 1} {row.steps}"
 
 
 def test_a_crashed_workers_episode_is_retried_once_and_counted_once(uri, tmp_path):
@@ -157,12 +157,12 @@ def test_a_crashed_workers_episode_is_retried_once_and_counted_once(uri, tmp_pat
     make_env = functools.partial(FakeEnv, str(tmp_path), trouble)
     score = evaluate(uri, tmp_path / "run", make_env=make_env)
     rows = rows_of(tmp_path / "run")
-    assert [row["index"] for row in rows] == list(range(12))
-    assert [row["index"] for row in rows if row["error"]] == [6, 9]
-    assert "exit code -11" in rows[6]["error"]
-    assert "told to raise" in rows[9]["error"]
-    assert not rows[6]["success"]
-    assert rows[4]["steps"] == 6
+    assert [row.index for row in rows] == list(range(12))
+    assert [row.index for row in rows if row.error] == [6, 9]
+    assert "exit code -11" in str(rows[6].error)
+    assert "told to raise" in str(rows[9].error)
+    assert not rows[6].success
+    assert rows[4].steps == 6
     assert (score["crashes"], score["episodes"], score["successes"]) == (2, 10, 6)
     assert (score["success_rate"], score["missing"]) == (0.6, 0)
     for index, times in {1: 1, 4: 1, 6: 2, 9: 2}.items():
@@ -174,7 +174,7 @@ def test_a_hung_worker_is_replaced(uri, tmp_path):
     make_env = functools.partial(FakeEnv, str(tmp_path), {1: ("hang", 1)})
     out = tmp_path / "run"
     evaluate(uri, out, count=4, make_env=make_env, episode_timeout=3.0, connect_timeout=1.0)
-    assert [row["error"] for row in rows_of(tmp_path / "run")] == [None] * 4
+    assert [row.error for row in rows_of(tmp_path / "run")] == [None] * 4
 
 
 def test_workers_that_only_crash_end_the_run(uri, tmp_path):
@@ -212,7 +212,7 @@ def test_an_interrupted_run_is_finished_by_resume(uri, tmp_path):
     with pytest.raises(results.ResultsError, match="max_steps: 6 then, 7 now"):
         evaluate(uri, out, resume=True, max_steps=7)
     score = evaluate(uri, out, resume=True)
-    assert [row["index"] for row in rows_of(out)] == list(range(12))
+    assert [row.index for row in rows_of(out)] == list(range(12))
     kept = (out / "episodes.jsonl").read_text().splitlines(keepends=True)[:5]
     assert sorted(kept) == sorted(lines[:5])
     assert score["per_task"] == full["per_task"]
@@ -256,7 +256,7 @@ class _Removed:
 def test_a_film_that_cannot_be_written_costs_no_episode(uri, tmp_path):
     score = evaluate(uri, tmp_path, count=4, save=no_room)
     assert (score["episodes"], score["crashes"], score["restarts"]) == (4, 0, 0)
-    assert all("video" not in row for row in rows_of(tmp_path))
+    assert all(row.video is None for row in rows_of(tmp_path))
 
 
 def no_room(path, frames):

@@ -54,32 +54,32 @@ def run_one(uri, trial, env=None, max_steps=200, frames=None, **options):
 def test_an_episode_goes_to_its_end(uri, policy):
     frames = []
     row = run_one(uri, make_trials()[1], frames=frames)
-    assert (row["success"], row["steps"], row["solved_at"]) == (True, 60, 4)
-    assert row["told"] == ["stack the green block on the yellow block"]
-    assert set(policy.prompts) == set(row["told"])
-    assert row["stats"] == {"moved": True, "is_drawer_open": True, "qpos": pytest.approx(1.8)}
-    assert len(row["round_trip_ms"]) == len(row["server_ms"]) == 60
+    assert (row.success, row.steps, row.more["solved_at"]) == (True, 60, 4)
+    assert row.more["told"] == ["stack the green block on the yellow block"]
+    assert set(policy.prompts) == set(row.more["told"])
+    assert row.more["stats"] == {"moved": True, "is_drawer_open": True, "qpos": pytest.approx(1.8)}
+    assert len(row.round_trip_ms) == len(row.server_ms) == 60
     assert len(frames) == 61
     assert np.asarray(Image.open(io.BytesIO(frames[0]))).shape == (48, 64, 3)
-    assert json.loads(json.dumps(row))["variant"] == "base"
+    assert json.loads(json.dumps(row.to_json()))["variant"] == "base"
 
 
 def test_a_success_may_be_lost_again(uri, policy):
     policy.back = 31
     row = run_one(uri, make_trials()[0])
-    assert (row["success"], row["steps"], row["solved_at"]) == (False, 60, 4)
+    assert (row.success, row.steps, row.more["solved_at"]) == (False, 60, 4)
 
 
 def test_a_profile_may_stop_at_success(uri, policy):
     policy.back = 31
     profile = Profile("mine", {WIDOWX: Gripper(False)}, stops=True)
     row = run_one(uri, make_trials()[0], make_env(profile))
-    assert (row["success"], row["steps"], row["solved_at"]) == (True, 4, 4)
+    assert (row.success, row.steps, row.more["solved_at"]) == (True, 4, 4)
 
 
 def test_fewer_steps_than_the_task_has(uri):
     row = run_one(uri, make_trials()[0], max_steps=3)
-    assert (row["success"], row["steps"]) == (False, 3)
+    assert (row.success, row.steps) == (False, 3)
 
 
 @pytest.mark.parametrize(("name", "switched"), [("robovlms", True), ("official", False)])
@@ -89,8 +89,8 @@ def test_the_second_half_of_a_task(uri, policy, name, switched):
     env = SimplerEnv(simulator, GOOGLE, PROFILES[name])
     row = run_one(uri, make_trials(1, [APPLE])[0], env, max_steps=20)
     halves = ["open top drawer", "place apple into top drawer"]
-    assert row["told"] == (halves if switched else halves[:1])
-    assert (row["steps"], len(row["round_trip_ms"])) == (20, 20)
+    assert row.more["told"] == (halves if switched else halves[:1])
+    assert (row.steps, len(row.round_trip_ms)) == (20, 20)
     assert policy.sessions == 1 + switched  # history starts afresh
     # It knows how to open only: 7 pushes.
     assert sum(action[0] > 0 for action in simulator.told) == (7 if switched else 20)
@@ -124,7 +124,7 @@ def test_a_connection_lost_while_a_world_is_built_costs_nothing():
     client = Client()
     env = make_env()
     row = rollout.run_episode(env, client, make_trials()[0], 3, attempt=attempt)
-    assert (row["restarts"], row["steps"], row["success"], client.resets) == (0, 3, True, 1)
+    assert (row.restarts, row.steps, row.success, client.resets) == (0, 3, True, 1)
 
 
 def test_swapped_instructions_stay(uri, policy):
@@ -132,8 +132,8 @@ def test_swapped_instructions_stay(uri, policy):
 
     first = trials([STACK, CARROT], "visual_matching", 1, swap=True)[0]
     row = run_one(uri, first)
-    assert row["told"] == ["put carrot on plate"]
-    assert not row["success"]
+    assert row.more["told"] == ["put carrot on plate"]
+    assert not row.success
 
 
 def test_another_version_of_the_simulator_is_noticed(uri):
@@ -211,7 +211,7 @@ def test_an_evaluation_and_its_scores(uri, tmp_path):
 def fake_run(folder, per_task, setting="visual_matching", robot=GOOGLE, **protocol):
     folder.mkdir()
     rows = [
-        {"index": i, "task": task, "success": i < solved, "steps": 1}
+        rollout.Row(i, i, task, "", success=i < solved, steps=1)
         for task, (solved, tried) in per_task.items()
         for i in range(tried)
     ]
@@ -345,8 +345,8 @@ def test_rows_survive_workers(uri, tmp_path):
     score = rollout.evaluate(make, episodes, str(tmp_path / "run"), options, {}, None, attempt)
     assert (score["episodes"], score["success_rate"]) == (3, 1)
     rows = results.load_rows(str(tmp_path / "run" / "episodes.jsonl"))
-    assert sorted(row["start"][2] for row in rows) == [0, 8, 16]
-    assert len({row["first_frame"] for row in rows}) == 3
+    assert sorted(row.more["start"][2] for row in rows) == [0, 8, 16]
+    assert len({row.first_frame for row in rows}) == 3
 
 
 def test_launch_evaluate_knows_it(tmp_path):

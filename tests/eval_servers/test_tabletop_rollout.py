@@ -90,12 +90,12 @@ def test_the_script_end_to_end_with_swapped_instructions(tmp_path):
     assert sorted(score["per_task"]) == sorted(chosen)
     assert score["protocol"]["swap_instructions"] is True
     rows = results.load_rows(str(out / "episodes.jsonl"))
-    assert {(r["task"], r["instruction"]) for r in rows} == {
+    assert {(r.task, r.instruction) for r in rows} == {
         ("lift_red_block", "turn on the light"),
         ("turn_on_led", "lift the red block"),
     }
     assert policy.prompts == {"turn on the light", "lift the red block"}
-    assert sorted(r["video"] is not None for r in rows if "video" in r).count(True) == 2
+    assert sum(r.video is not None for r in rows) == 2
     assert len(list((out / "videos").glob("*.webp"))) == 2
 
 

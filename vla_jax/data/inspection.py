@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.data.dataset import Dataset, open_dataset
+from vla_jax.data.dataset import Dataset
 from vla_jax.data.errors import DataError, FeatureError, Skips
 from vla_jax.data.filters import moving
 from vla_jax.data.formats import find_reader
+from vla_jax.data.open_dataset import column_reader, open_dataset
 from vla_jax.data.requested import find_feature
 from vla_jax.data.spec import ACTION_ENCODINGS, DatasetSpec
 from vla_jax.data.units.statistics import statistics
@@ -107,7 +108,7 @@ def action_dim(spec: DatasetSpec, folder: Path, split: str, cache_dir: str = "")
         raise FeatureError(f"no feature {missing}. It has {sorted(features)}", folder)
     present = {short: path for short, path in paths.items() if path}
     source = reader.open(folder, split, sorted(set(present.values())), cache_dir, False, skip=True)
-    columns = {short: Dataset.column(source, path) for short, path in present.items()}
+    columns = {short: column_reader(source, path) for short, path in present.items()}
     last: Exception | None = None
     # One sound episode is enough; those before it may be broken.
     for episode in range(source.num_episodes):

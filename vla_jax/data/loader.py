@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.data import windows as trajectories
+from vla_jax.data import windows
 from vla_jax.data.buffers import BufferPool
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.mixture import Mixture, open_datasets
@@ -146,9 +146,9 @@ class Loader(Iterator[Batch]):
         """Stops the threads; no more batches come."""
         atexit.unregister(self.close)
         if not self._closed.is_set():
-            for source in self._mixture.datasets:
-                if source.skips.counts:
-                    log.warning("%s", source.skips)
+            for dataset in self._mixture.datasets:
+                if dataset.skips.counts:
+                    log.warning("%s", dataset.skips)
         self._closed.set()
         # The feeder may wait for a slot; it has to see that it shall stop.
         self._slots.release()
@@ -221,30 +221,23 @@ class Loader(Iterator[Batch]):
         if mixture.proprio:
             proprio = np.zeros((rows, window, mixture.proprio), np.float32)
         for d in np.unique(dataset):
-            members, source = np.flatnonzero(dataset == d), mixture.datasets[d]
+            members, prepared = np.flatnonzero(dataset == d), mixture.datasets[d]
             place = mixture.windows[d].locate(element[members])
             trajectory[members], ends[members], hidden[members] = place
-            until = source.starts[place.trajectory + 1] - source.starts[place.trajectory]
+            until = prepared.starts[place.trajectory + 1] - prepared.starts[place.trajectory]
             # Counted as a length: one more than the last frame that may be supervised.
             reach = self._goals(numbers[members], place.end, until) + 1
-            frames, mask[members] = trajectories.chunks(
+            frames, mask[members] = windows.chunks(
                 place.end, reach, window, mixture.chunk, place.hidden, mixture.padded_rows
             )
-            chunk[members] = source.actions_at(place.trajectory, frames)
-            units = mixture.units.get(source.name)
-            # Relative units subtract the state even where the model does not take it.
-            if proprio is not None or units is not None:
-                frames, _ = trajectories.history(place.end, window, place.hidden)
-                states = source.states(place.trajectory, frames)
-                if units is not None:
-                    chunk[members] = units.prepare_actions(chunk[members], states)
-                    states = units.prepare_state(states)
-                if proprio is not None:
-                    proprio[members] = states
+            seen, _ = windows.history(place.end, window, place.hidden)
+            chunk[members], states = prepared.numbers(place.trajectory, frames, seen)
+            if proprio is not None:
+                proprio[members] = states
             codes[members] = mixture.language.choose(
                 int(d), place.trajectory, numbers[members], self._seed
             )
-        frames, visible = trajectories.history(ends, window, hidden)
+        frames, visible = windows.history(ends, window, hidden)
         images, present, sound = self._decode(dataset, trajectory, frames, visible)
         ids, id_mask = self._written(codes, proprio)
         sentence = None if self._sentences is None else self._sentences[codes]
@@ -295,15 +288,15 @@ class Loader(Iterator[Batch]):
 
         def work(part: np.ndarray) -> None:
             for row in part.tolist():
-                source = self._datasets[dataset[row]]
+                views = self._datasets[dataset[row]]
                 place = int(trajectory[row]), frames[row]
                 try:
                     for camera, out in images.items():
-                        present[camera][row] &= source.images(camera, *place, out[row])
-                    source.skips.drew(sound=True)
+                        present[camera][row] &= views.images(camera, *place, out[row])
+                    views.skips.drew(sound=True)
                 except DataError as error:
-                    source.skips.add(error)
-                    source.skips.drew(sound=False)
+                    views.skips.add(error)
+                    views.skips.drew(sound=False)
                     sound[row] = False
                     for camera, out in images.items():
                         out[row], present[camera][row] = 0, wanted[row]

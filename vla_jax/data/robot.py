@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from vla_jax.config import Config, ConfigError, DatasetConfig, resolve
-from vla_jax.data.dataset import find_feature
 from vla_jax.data.errors import DataError
 from vla_jax.data.features import Feature
 from vla_jax.data.find_spec import find_spec, short_name
 from vla_jax.data.formats import find_reader, to_folder
 from vla_jax.data.inspection import action_dim
+from vla_jax.data.requested import find_feature
 from vla_jax.data.spec import ACTION_ENCODINGS, DatasetSpec
 from vla_jax.types import CAMERAS
 

@@ -12,13 +12,13 @@ resumed sees other windows next than it would have seen.
 Axis letters: e trajectories, k some of them, n windows.
 """
 
-import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from vla_jax.data.dataset import Dataset
+from vla_jax.data.dataset import Prepared
 from vla_jax.data.errors import DataError
 from vla_jax.data.mixture import Mixture
 from vla_jax.data.sampler import MixtureOrder, SequentialOrder
@@ -56,7 +56,7 @@ def streamed(
     start: int,
     process_index: int,
     process_count: int,
-) -> tuple[MixtureOrder | SequentialOrder | StreamedOrder, list[Dataset]]:
+) -> tuple[MixtureOrder | SequentialOrder | StreamedOrder, list[Prepared]]:
     """What a loader draws from: its order, and datasets whose images can be read.
 
     Nothing changes where no dataset of the mixture is a stream.
@@ -76,12 +76,11 @@ def streamed(
     streams: dict[int, _Ascending | _Shuffled] = {}
     datasets = list(mixture.datasets)
     for number, dataset in enumerate(mixture.datasets):
-        if not isinstance(dataset.index, StreamSource):
+        if not isinstance(dataset.source, StreamSource):
             continue
         # Loaders of one mixture must not drop each other's images.
-        source = dataset.index.holding()
-        datasets[number] = copy.copy(dataset)
-        datasets[number].index = source
+        source = dataset.source.holding()
+        datasets[number] = dataclasses.replace(dataset, source=source)
         episodes = _Episodes(dataset, mixture.windows[number])
         if isinstance(order, SequentialOrder):
             streams[number] = _Ascending(source, episodes)
@@ -102,7 +101,7 @@ def streamed(
 class _Episodes:
     """The windows of each trajectory, and the episode of the source that it is."""
 
-    def __init__(self, dataset: Dataset, windows: Windows):
+    def __init__(self, dataset: Prepared, windows: Windows):
         self.windows = windows
         self.cameras, self.numbers = dataset.in_source()
         counts = np.zeros(len(self.numbers), np.int64)

@@ -17,10 +17,10 @@ from tests.data.look_alikes import (
     write_lerobot,
 )
 from vla_jax.data import errors
-from vla_jax.data.dataset import open_dataset
 from vla_jax.data.filters import Filters
 from vla_jax.data.lerobot.meta import Info
 from vla_jax.data.lerobot.source import features, open_lerobot
+from vla_jax.data.open_dataset import open_dataset
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -98,7 +98,7 @@ def test_rows_are_put_in_order(tmp_path, version, caplog):
     assert "its rows are not in the order of frame_index and are put in order" in caplog.text
     number = 2 if version == V3 else 1
     for step in (0, 3, 4):
-        assert found.index.read(
+        assert found.source.read(
             CAMERA, int(found.starts[number]) + step, int(found.starts[number]) + step
         ) == [encoded(lerobot_pixels(number, step + 1)[step])]
 
@@ -135,7 +135,7 @@ def test_a_file_table_that_is_out_of_date(tmp_path, caplog):
     change(path, column("data/file_index", lambda rows: [0] * len(rows)))
     found = opened(folder)
     np.testing.assert_array_equal(found.actions, expected.actions)
-    assert found.index.read(CAMERA, 23, 23) == expected.index.read(CAMERA, 23, 23)
+    assert found.source.read(CAMERA, 23, 23) == expected.source.read(CAMERA, 23, 23)
     assert "episode 2: its rows lie in another file than meta names" in caplog.text
     # Rows that are whole in two other files are nobody's.
     data = folder / "data/chunk-000"
@@ -253,8 +253,8 @@ def test_numbers_of_episodes_are_the_recordings(tmp_path, caplog):
     skips = errors.Skips("robot", "skip")
     kept = opened(folder, filters=Filters(episodes=frozenset([1, 0])), skips=skips)
     assert np.unique(kept.actions[:, 0]).tolist() == [1]
-    assert kept.index.numbers.tolist() == [1, 2]
-    assert kept.index.place(0)[1] == 1
+    assert kept.source.numbers.tolist() == [1, 2]
+    assert kept.source.place(0)[1] == 1
     with pytest.raises(errors.DataError, match=r"names \[3, 17\], which are no episodes .* 0 to 2"):
         opened(folder, filters=Filters(episodes=frozenset([1, 3, 17])), skips=skips)
 

@@ -8,9 +8,9 @@ import pytest
 from tests.data.lerobot.test_source import CAMERA, SPEC, TEXT
 from tests.data.look_alikes import KEY, LENGTHS, TOLD, write_lerobot, write_video
 from vla_jax.data import errors
-from vla_jax.data.dataset import open_dataset
 from vla_jax.data.errors import Skips
 from vla_jax.data.lerobot.source import open_lerobot
+from vla_jax.data.open_dataset import open_dataset
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -15,9 +15,9 @@ from tests.data.look_alikes import (
     write_video,
 )
 from vla_jax.data import errors
-from vla_jax.data.dataset import open_dataset
 from vla_jax.data.lerobot.source import features, open_lerobot
 from vla_jax.data.lerobot.video import VideoFrames
+from vla_jax.data.open_dataset import open_dataset
 from vla_jax.data.spec import DatasetSpec, Trajectory
 
 pytest.importorskip("pyarrow")

@@ -21,11 +21,16 @@ _WHICH, _WHETHER, _PARAPHRASE, _DROPOUT, _COUNT = range(5)
 
 @runtime_checkable
 class Texts(Protocol):
-    """The texts of a dataset; see `vla_jax.data.dataset.Dataset`."""
+    """The texts of a dataset; see `vla_jax.data.dataset.Trajectories`."""
 
-    instructions: list[str]
-    text: Int32[np.ndarray, "m"]
-    text_starts: Int64[np.ndarray, "e+1"]
+    @property
+    def instructions(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def text(self) -> Int32[np.ndarray, "m"]: ...  # noqa: D102
+
+    @property
+    def text_starts(self) -> Int64[np.ndarray, "e+1"]: ...  # noqa: D102
 
 
 class _Lists(NamedTuple):

@@ -1,15 +1,65 @@
 """Motion that was recorded and does not reach the model, because of statistics or clipping.
 
-Axis letters: n frames, d dimensions.
+One owner judges it: what `data.clip` takes away is refused where it leaves a constant, and told
+where it is much; what the statistics take away is told.
+
+Axis letters: n frames, a action dimension, d dimensions.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Collection
 
 import numpy as np
 from jaxtyping import Float
 
+from vla_jax.config import ConfigError, DataConfig
+from vla_jax.data.dataset import Dataset
+from vla_jax.data.units.normalize import ActionSpec
+from vla_jax.data.units.prepare import Units
+
+log = logging.getLogger(__name__)
 _CUT = 0.1  # share of the frames that may lie beyond what the model is shown; q99 alone cuts 2 %
+_CUT_NORMAL = 0.5  # likewise of `normal`, where a third lies beyond one deviation
+_CLIPPED = 0.05  # share of a dimension's frames that `data.clip` may change without a word
+_REFUSED = 0.5  # a dimension that is cut in most frames is a constant to the model
 _SPAN = 0.02  # of the model's [-1, 1] that a dimension which moves should cover
+_FRAMES = 100_000  # looked at for clipping, evenly over the dataset
+
+
+def warn_of_options(config: DataConfig) -> None:
+    """Tells of choices that are legal and seldom meant, before any data are read."""
+    if config.normalization == "q99" and config.clip < 1:
+        log.warning(
+            "data.clip = %s cuts actions that q99 has already cut at its quantiles", config.clip
+        )
+    if config.normalization == "normal" and config.clip < 2:
+        log.warning(
+            "data.normalization = normal with data.clip = %s cuts actions that lie further than "
+            "that many standard deviations from the mean", config.clip,
+        )  # fmt: skip
+
+
+def check_motion(recorded: Dataset, units: Units) -> None:
+    """Tells of recorded motion that the model is not shown; refuses what becomes a constant.
+
+    Args:
+        recorded: the training part of a dataset.
+        units: of that dataset.
+
+    Raises:
+        ConfigError: `data.clip` cuts most frames of a dimension; with the shares, and the way out.
+    """
+    name, spec, lines = recorded.name, units.action, []
+    clipped = check_clipping(name, recorded.actions, spec)
+    if spec.normalization != "none":
+        cut = _CUT_NORMAL if spec.normalization == "normal" else _CUT
+        both = spec.normalize, spec.unnormalize
+        lines += lost_motion(recorded.actions, *both, "action", cut, clipped)
+    if units.state is not None and recorded.proprio is not None:
+        both = units.state.normalize, units.state.unnormalize
+        lines += lost_motion(recorded.proprio, *both, "state")
+    for line in lines:
+        log.warning("%s: %s", name, line)
 
 
 def lost_motion(
@@ -18,6 +68,7 @@ def lost_motion(
     unnormalize: Callable[[np.ndarray], np.ndarray],
     label: str = "dimension",
     cut: float = _CUT,
+    clipped: Collection[int] = (),
 ) -> list[str]:
     """One line for each dimension whose recorded motion is lost on the way to the model.
 
@@ -26,7 +77,8 @@ def lost_motion(
         normalize: robot units -> model units.
         unnormalize: its inverse within the range that is kept.
         label: what a dimension is called, in the lines.
-        cut: share of the frames that may be clipped.
+        cut: share of the frames that may be cut off.
+        clipped: dimensions whose frames are known to be cut off.
     """
     if not len(recorded):
         return []
@@ -51,11 +103,12 @@ def lost_motion(
         column = recorded[:, i]
         outside = (column < shown[0, i] - slack[i]) | (column > shown[1, i] + slack[i])
         if outside.mean() > cut:
-            lines.append(
-                f"{label} {i} {span}, and the model is shown {shown[0, i]:.4g} to "
-                f"{shown[1, i]:.4g}: {outside.mean():.0%} of the frames are cut off. Are the "
-                "statistics of these data?"
-            )
+            if i not in clipped:
+                lines.append(
+                    f"{label} {i} {span}, and the model is shown {shown[0, i]:.4g} to "
+                    f"{shown[1, i]:.4g}: {outside.mean():.0%} of the frames are cut off. Are the "
+                    "statistics of these data?"
+                )
         elif abs(ends[1, i] - ends[0, i]) < _SPAN:
             lines.append(
                 f"{label} {i} {span}, which is {ends[0, i]:.3g} to {ends[1, i]:.3g} of -1 to 1 for "
@@ -64,13 +117,52 @@ def lost_motion(
     return lines
 
 
-def unpadded(columns: dict[str, list], size: int) -> dict[str, list]:
-    """Statistics without the zeros that openpi pads them with, where they are longer than `size`.
+def clipped_shares(actions: Float[np.ndarray, "n a"], spec: ActionSpec) -> list[float]:
+    """The share of the frames that clipping changes, for each arm dimension.
 
-    Whatever is of another length and no padding stays as it is.
+    Args:
+        actions: in robot units.
+        spec: how they are normalized.
     """
-    numbers: Sequence[Sequence[float]] = [v for k, v in columns.items() if k != "mask"]
-    # A number other than 0 behind `size` is no padding.
-    if not numbers or len(numbers[0]) <= size or any(any(v[size:]) for v in numbers):
-        return columns
-    return {key: list(values)[:size] for key, values in columns.items()}
+    # The step is rounded up; `or 1` is for a dataset without frames.
+    sample = np.asarray(actions[:: -(-len(actions) // _FRAMES) or 1, : len(spec.low)], np.float64)
+    low, high = np.asarray(spec.low), np.asarray(spec.high)
+    # In units of half the range, so that constant dimensions need no exception.
+    outside = np.abs(2 * sample - low - high) > (spec.clip + 1e-6) * (high - low) + 1e-9
+    return np.where(high > low, outside.mean(axis=0), 0.0).tolist()
+
+
+def check_clipping(
+    name: str, actions: Float[np.ndarray, "n a"], spec: ActionSpec
+) -> dict[int, str]:
+    """Tells of clipping that changes many actions; refuses what leaves a dimension constant.
+
+    Args:
+        name: of the dataset.
+        actions: of its training part, in robot units.
+        spec: how they are normalized.
+
+    Returns:
+        The dimensions of which `data.clip` cuts much, with the share of the frames.
+
+    Raises:
+        ConfigError: most frames of a dimension are cut; with the shares, and the way out.
+    """
+    if spec.normalization != "none" and spec.clip >= 1:
+        return {}  # what lies beyond the statistics is cut, not by `data.clip`
+    shares = clipped_shares(actions, spec)
+    notable = {i: f"{fraction:.0%}" for i, fraction in enumerate(shares) if fraction > _CLIPPED}
+    if not notable:
+        return {}
+    listing = ", ".join(f"{i}: {fraction}" for i, fraction in notable.items())
+    problem = (
+        f"data.normalization = {spec.normalization} with data.clip = {spec.clip:g} cuts off "
+        f"actions of {name!r}, by dimension: {listing} of the frames"
+    )
+    if max(shares) > _REFUSED:
+        raise ConfigError(
+            f"{problem}. The model would never see these move: set data.normalization to q99 or "
+            "bounds and data.clip to 1, or for numbers as recorded data.clip to the largest one"
+        )
+    log.warning("%s; data.normalization = q99 with data.clip = 1 keeps them", problem)
+    return notable

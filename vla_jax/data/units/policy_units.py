@@ -136,7 +136,7 @@ class PolicyUnits:
         robot: str = "",
         gripper: tuple[float, float] | None = None,
     ) -> "PolicyUnits":
-        """Makes the units from what `measure` gives, or from a norm_stats.json.
+        """Makes the units from what `chunk_statistics` gives, or from a norm_stats.json.
 
         Args:
             statistics: of "state" and "actions".
@@ -159,7 +159,7 @@ class PolicyUnits:
         return cls(state, actions, dim, relative.mask_of(*counts), robot, gripper)
 
 
-def measure(
+def chunk_statistics(
     actions: Float[np.ndarray, "n a"],
     states: Float[np.ndarray, "n s"],
     starts: Int[np.ndarray, "e"],

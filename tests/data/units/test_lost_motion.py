@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vla_jax.config import ConfigError
-from vla_jax.data.units.clipping import check_clipping, clipped_shares
+from vla_jax.data.units.lost_motion import check_clipping, clipped_shares, lost_motion
 from vla_jax.data.units.normalize import ActionSpec
 
 
@@ -48,3 +48,13 @@ def test_some_is_told_and_a_little_is_not(caplog):
         assert not caplog.records
         check_clipping("mine", actions(0.3), spec())
     assert "1: 30% of the frames" in caplog.text
+
+
+def test_what_clipping_cuts_is_told_once(caplog):
+    recorded = actions(0.3)
+    both = spec("bounds").normalize, spec("bounds").unnormalize
+    assert len(lost_motion(recorded, *both)) == 1
+    with caplog.at_level(logging.WARNING):
+        clipped = check_clipping("mine", recorded, spec("bounds"))
+    assert clipped == {1: "30%"}
+    assert lost_motion(recorded, *both, clipped=clipped) == []
