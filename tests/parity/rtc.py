@@ -13,8 +13,9 @@ import numpy as np
 
 from tests.parity import golden
 from tests.parity.table import Row, compare
+from vla_jax.inference.realtime import SCHEDULES, prefix_weights
 from vla_jax.models.heads.expert_flow import time_embedding
-from vla_jax.models.heads.guidance import SCHEDULES, guided_velocity, prefix_weights
+from vla_jax.models.heads.guidance import guided_velocity
 from vla_jax.types import Guide
 
 TOLERANCE = 1e-4

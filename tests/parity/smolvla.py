@@ -14,9 +14,9 @@ from tests.parity import golden, names, original, pi0
 from tests.parity.table import Row, compare
 from vla_jax.config import ExpertConfig, ModelConfig
 from vla_jax.convert.lerobot import names as lerobot
+from vla_jax.inference.realtime import prefix_weights
 from vla_jax.models import image, vla
 from vla_jax.models.backbones.smolvlm import SmolVLM
-from vla_jax.models.heads.guidance import prefix_weights
 from vla_jax.rules import flatten
 from vla_jax.types import Actions, Guide, Observation
 

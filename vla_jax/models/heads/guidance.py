@@ -17,53 +17,16 @@ Sources: real-time-chunking-kinetix cc6c5f5 `model.py`, lerobot 7427f31 `modelin
 Legend: b batch · f chunk · w denoised width
 """
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from vla_jax.types import Guide
 
-SCHEDULES = ("linear", "exp", "ones", "zeros")
 # Denoised values, clean estimate = function(values).
 Estimate = Callable[[Array], Array]
-
-
-def prefix_weights(
-    start: int, end: int, chunk: int, schedule: str = "exp"
-) -> Float[np.ndarray, "f"]:
-    """How strongly each action of a new chunk is held to the last chunk's.
-
-    Args:
-        start: actions that will have been executed when the new chunk arrives: weight 1.
-        end: the first action that the last chunk says nothing of, or is not to bind: weight 0.
-        chunk: f
-        schedule: between the two: linear, exp (falls faster than linear), ones (all 1), zeros (all
-            0).
-
-    Raises:
-        ValueError: the schedule is none of `SCHEDULES`.
-    """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule {schedule!r} is none of {list(SCHEDULES)}")
-    # An end beyond the chunk squeezes the ramp into it, as LeRobot does; kinetix never has one.
-    end = min(end, chunk)
-    # More delay than there is of the last chunk: all that there is binds.
-    start = min(start, end)
-    place = np.arange(chunk)
-    weights = {
-        "ones": np.ones(chunk),
-        "zeros": (place < start).astype(float),
-    }.get(schedule)
-    if weights is None:
-        # Falls in equal steps: 1 before `start`, and would be 0 at `end`.
-        weights = np.clip(1 - (place - start + 1) / (end - start + 1), 0.0, 1.0)
-        if schedule == "exp":
-            weights = weights * np.expm1(weights) / (math.e - 1)
-    return np.where(place < end, weights, 0.0).astype(np.float32)
 
 
 def guided_velocity(
@@ -97,7 +60,12 @@ def guided_clean(
     """
     if guide is None:
         return clean(noisy)
-    return _corrected(lambda x: (clean(x),) * 2, noisy, 1.0, guide)
+
+    def twice(x: Array) -> tuple[Array, Array]:
+        estimate = clean(x)
+        return estimate, estimate
+
+    return _corrected(twice, noisy, 1.0, guide)
 
 
 def _corrected(
