@@ -1,6 +1,7 @@
 """Chunks that agree with what is still executed of the last one."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from vla_jax.inference.realtime import DELAY_KEY, EXECUTED_KEY, RealTime, prefix
 CHUNK = 8
 
 
-def observation(seed: int = 0, **timing: int) -> dict:
+def observation(seed: int = 0, **timing: float) -> dict:
     pixels = np.random.default_rng(seed).integers(0, 255, (2, 48, 48, 3), np.uint8)
     obs = {
         "observation/image": pixels[0],
@@ -26,7 +27,7 @@ def observation(seed: int = 0, **timing: int) -> dict:
 
 
 def policy(head: str, guidance: str = "jacobian", mode: str = "rtc"):
-    changes = {"structure.chunk": CHUNK, "head.sampling_steps": 10}
+    changes: dict[str, Any] = {"structure.chunk": CHUNK, "head.sampling_steps": 10}
     return make("one_step", head, Execution(mode, guidance=guidance), **changes)
 
 
