@@ -33,6 +33,18 @@ MODES = ("rtc", "plain")
 _REMEMBERED = 10
 
 
+class Overlap(NamedTuple):
+    """How an evaluation overlaps computing and executing; see `AsyncChunks`.
+
+    Attributes:
+        mode: of `MODES`.
+        delay: control steps that every answer takes.
+    """
+
+    mode: str
+    delay: int
+
+
 class _Request(NamedTuple):
     """A request on its way: the actions that the robot goes on with, and the answer to come."""
 

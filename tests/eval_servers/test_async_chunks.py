@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval_servers.async_chunks import AsyncChunks, blend
+from eval_servers.async_chunks import AsyncChunks, Overlap, blend
+from eval_servers.episode import Episode, jerk, run_episode
+from tests.eval_servers.fake_env import FakeEnv
 
 CHUNK = 10
 RTC = {"guidance": "jacobian", "executed": "rtc/executed", "delay": "rtc/delay"}
@@ -152,3 +154,39 @@ def test_a_new_episode_forgets_the_answer_to_come():
 def test_settings_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
         AsyncChunks(FakeClient(), **{"execute_steps": 5, **arguments})
+
+
+def test_jerk_of_commands():
+    commands = [np.array([x, 0.0, grip]) for x, grip in ((0, 1), (1, -1), (4, 1), (9, -1))]
+    # Second differences 2 and 2; the gripper's jumps do not count.
+    assert jerk(commands, gripper=True) == 2.0
+    assert jerk(commands, gripper=False) == pytest.approx(np.hypot(2, 4))
+    assert jerk(commands[:2], gripper=True) is None
+
+
+class Server(FakeClient):
+    """With what an episode needs of a client."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metadata |= {"cameras": {}, "gripper": {"closed": -1, "open": 1}}
+        self.control_step = 0
+
+    def reset(self) -> None:
+        self.control_step = 0
+
+    def infer(self, obs: dict) -> dict:
+        reply = super().infer({"step": 0})
+        actions = np.zeros((len(reply["actions"]), 7), np.float32)
+        actions[:, 6] = 1
+        return {"actions": actions}
+
+
+def test_an_episode_with_an_overlap_asks_as_often_and_says_how_smooth_it_was():
+    episode = Episode(0, 1, "down", "do it")  # a task that is never solved
+    client, waiting = Server(), Server()
+    row = run_episode(FakeEnv(), client, episode, 9, 3, overlap=Overlap("plain", 2))
+    again = run_episode(FakeEnv(), waiting, episode, 9, 3)
+    assert (row.success, row.steps) == (again.success, again.steps)
+    assert row.jerk == again.jerk == 0.0
+    assert row.to_json()["jerk"] == 0.0
