@@ -61,7 +61,7 @@ def _run(flags: argparse.Namespace, folder: Path, serve: str, overlap: list[str]
 def _row(name: str, delay: str, folder: Path) -> str:
     score, rows = results.load_run(str(folder))
     jerks = [row.jerk for row in rows if row.jerk is not None]
-    low, high = score["interval95"]
+    low, high = score["wilson_low"], score["wilson_high"]
     steps = sum(row.steps for row in rows) / len(rows)
     count = f"{score['successes']} of {score['episodes']}"
     rate = f"{count}, {score['success_rate']:.0%} ({low:.0%} to {high:.0%})"
