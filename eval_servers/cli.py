@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from eval_servers import findings, pool, results, rollout, sanity
+from eval_servers.async_chunks import MODES, Overlap
 from eval_servers.client import PolicyClient, PolicyServerError
 
 LONG = 50  # episodes before which the sanity suite runs by itself
@@ -79,6 +80,20 @@ def make_parser(
         default=1,
         metavar="K",
         help="actions of a chunk to execute before asking again (default: 1, re-plan every step)",
+    )
+    add(
+        "--overlap",
+        choices=MODES,
+        help="ask for the next chunk while the last one is executed, --execute-steps actions after"
+        " the request before: rtc makes the two meet (launch/serve.py --execute=rtc, else they are"
+        " blended), plain does not (default: the simulator waits for every chunk)",
+    )
+    add(
+        "--delay",
+        type=int,
+        metavar="K",
+        help="with --overlap, control steps from an observation to its chunk, of a simulator that"
+        " stands still while the policy computes (default: 0)",
     )
     add(
         "--videos",
@@ -169,10 +184,13 @@ def main(
 
 
 def _options(flags: argparse.Namespace) -> rollout.Options:
+    if flags.delay is not None and not flags.overlap:
+        raise ValueError("--delay goes with --overlap; without it the simulator waits")
     return rollout.Options(
         server=flags.server,
         max_steps=flags.max_steps,
         execute_steps=flags.execute_steps,
+        overlap=Overlap(flags.overlap, flags.delay or 0) if flags.overlap else None,
         workers=flags.workers,
         videos=flags.videos,
         episode_timeout=flags.episode_timeout,

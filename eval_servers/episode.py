@@ -8,10 +8,11 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
+from eval_servers.async_chunks import AsyncChunks, Overlap
 from eval_servers.client import ActionChunks, PolicyServerError, SessionLostError
 from eval_servers.row import Outcome, Row
 
@@ -19,8 +20,10 @@ log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3  # of one episode whose connection dropped
 
+# What replays a policy's chunks.
+Chunks = Union[ActionChunks, AsyncChunks]
 # (env, client, chunks, episode, max_steps, frames) -> how it ended; the env is reset already.
-Attempt = Callable[[Any, Any, ActionChunks, Any, int, Optional[List[Any]]], Outcome]
+Attempt = Callable[[Any, Any, Chunks, Any, int, Optional[List[Any]]], Outcome]
 
 
 class ActionError(ValueError):
@@ -94,6 +97,7 @@ def run_episode(
     execute_steps: int = 1,
     frames: Optional[List[Any]] = None,
     attempt: Optional[Attempt] = None,
+    overlap: Optional[Overlap] = None,
 ) -> Row:
     """Run one episode to success or `max_steps`; starts over if the connection drops.
 
@@ -105,6 +109,8 @@ def run_episode(
         execute_steps: actions of a chunk to execute before asking again.
         frames: filled with `env.frame()` of every step, if given.
         attempt: one try at the episode, of simulators whose episodes are more than one task.
+        overlap: ask for the next chunk while the last one is executed, `execute_steps` actions
+            after the request before.
 
     Raises:
         PolicyServerError: the server refuses the observation or stays away.
@@ -113,7 +119,7 @@ def run_episode(
     start, restarts = time.monotonic(), 0
     while True:
         # Made anew at every try, so that actions and timings of a broken one do not count.
-        chunks = ActionChunks(client, execute_steps)
+        chunks = make_chunks(client, execute_steps, overlap)
         watched.reset(episode)
         if frames is not None:
             # Replaced in place: the caller holds the list, and a restart must not keep old frames.
@@ -139,14 +145,39 @@ def run_episode(
         # Microseconds are enough, and full floats would bloat the rows' file.
         round_trip_ms=[round(ms, 3) for ms in chunks.round_trip_ms],
         server_ms=[round(ms, 3) for ms in chunks.server_ms],
+        jerk=jerk(watched.commands, bool(client.metadata.get("gripper"))),
         restarts=restarts,
     )
+
+
+def make_chunks(client: Any, execute_steps: int, overlap: Optional[Overlap] = None) -> Chunks:
+    """What replays a policy's chunks in an evaluation.
+
+    Raises:
+        ValueError: the settings do not fit the policy's chunk, see `AsyncChunks`.
+    """
+    if overlap is None:
+        return ActionChunks(client, execute_steps)
+    return AsyncChunks(client, execute_steps, overlap.mode, overlap.delay)
+
+
+def jerk(commands: Sequence[np.ndarray], gripper: bool) -> Optional[float]:
+    """Mean length of the second difference of commands [a]; None of fewer than three.
+
+    Args:
+        commands: of an episode, in order.
+        gripper: whether the last number is a gripper's, which may jump.
+    """
+    if len(commands) < 3:
+        return None
+    arm = np.asarray(commands, np.float64)[:, : -1 if gripper else None]
+    return float(np.linalg.norm(np.diff(arm, n=2, axis=0), axis=1).mean().round(6))
 
 
 def control_steps(
     env: Any,
     client: Any,
-    chunks: ActionChunks,
+    chunks: Chunks,
     instruction: str,
     max_steps: int,
     frames: Optional[List[Any]] = None,
@@ -191,7 +222,7 @@ def control_steps(
 def _attempt(
     env: Any,
     client: Any,
-    chunks: ActionChunks,
+    chunks: Chunks,
     episode: Episode,
     max_steps: int,
     frames: Optional[List[Any]],
@@ -208,6 +239,7 @@ class _Watched:
 
     def __init__(self, env: Any) -> None:
         self._env, self.first_frame = env, ""
+        self.commands: List[np.ndarray] = []
         self._first: Optional[Dict[str, Any]] = None
 
     def __getattr__(self, name: str) -> Any:
@@ -216,6 +248,7 @@ class _Watched:
     def reset(self, episode: Episode) -> Dict[str, Any]:
         obs = self._env.reset(episode)
         self.first_frame, self._first = hash_images(obs), obs
+        self.commands = []
         return obs
 
     def observe(self, keys: Optional[Set[str]] = None) -> Dict[str, Any]:
@@ -225,6 +258,7 @@ class _Watched:
     def step(self, action: np.ndarray) -> None:
         self._first = None
         self._env.step(action)
+        self.commands.append(np.array(action))
 
 
 def hash_images(obs: Dict[str, Any]) -> str:

@@ -28,13 +28,15 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 import numpy as np
 
 from eval_servers import films, lock, pool, results
-from eval_servers.client import ActionChunks, PolicyClient, PolicyServerError
+from eval_servers.async_chunks import Overlap
+from eval_servers.client import PolicyClient, PolicyServerError
 from eval_servers.episode import (
     ActionError,
     Attempt,
     Env,
     Episode,
     control_steps,
+    make_chunks,
     run_episode,
     select,
 )
@@ -74,6 +76,7 @@ class Options:
             same policy: workers are spread over them.
         max_steps: actions before an episode counts as failed.
         execute_steps: actions of a chunk to execute before asking again; 1 = re-plan every step.
+        overlap: ask for the next chunk while the last one is executed; None waits for each.
         workers: simulator processes.
         videos: at most this many per task: the first success and the first failure.
         episode_timeout: seconds before a worker counts as hung.
@@ -85,6 +88,7 @@ class Options:
     server: str
     max_steps: int
     execute_steps: int = 1
+    overlap: Optional[Overlap] = None
     workers: int = 1
     videos: int = 2
     episode_timeout: float = 600.0
@@ -169,6 +173,9 @@ def evaluate(
     )
     make_handler = functools.partial(_Handler, make_env, options, metadata, save_video, attempt)
     films_per_task = options.videos if save_video else 0
+    # Only where it was asked for: runs of earlier versions have no such key.
+    if options.overlap:
+        record["overlap"] = dict(options.overlap._asdict())
     with lock.held(out_dir, results.ResultsError):
         return _evaluate(
             make_handler, episodes, out_dir, options, record, films_per_task, conditions, shard
@@ -246,7 +253,7 @@ def common_metadata(options: Options) -> Dict[str, Any]:
     for uri in options.servers:
         with PolicyClient(uri, options.connect_timeout) as client:
             # Built only for its check of `execute_steps` against the chunk, before workers start.
-            ActionChunks(client, options.execute_steps)
+            make_chunks(client, options.execute_steps, options.overlap)
             metadata = results.plain(client.metadata)
         if common and metadata != common:
             raise PolicyServerError(
@@ -311,6 +318,7 @@ class _Handler:
             options.execute_steps,
             frames,
             self._attempt,
+            options.overlap,
         )
         if self._save_video and frames and row.result in job.wanted:
             try:

@@ -64,6 +64,9 @@ class Row:
         first_frame: hash of the first observation's images; "" where there is none.
         round_trip_ms: of each request, as the client saw it.
         server_ms: of each request, inside the server.
+        jerk: mean length of the second difference of the arm's commands, in robot units a control
+            step squared: where commands are motions, of the third difference of the position; None
+            of fewer than three commands.
         restarts: how often the connection dropped and the episode started over.
         error: why there is no outcome, of an episode lost to a crash of the simulator.
         video: path of its film, relative to the run's folder once it is stored.
@@ -82,6 +85,7 @@ class Row:
     first_frame: str = ""
     round_trip_ms: Tuple[float, ...] = ()
     server_ms: Tuple[float, ...] = ()
+    jerk: Optional[float] = None
     restarts: int = 0
     error: Optional[str] = None
     video: Optional[str] = None
@@ -136,6 +140,8 @@ class Row:
         for key in ("video", "tasks", "stages"):
             if not values[key]:
                 del values[key]
+        if self.jerk is None:
+            del values["jerk"]
         return {**values, **more}
 
     @property

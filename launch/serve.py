@@ -57,7 +57,7 @@ def main() -> int:
             step=flags.step,
             dataset=flags.dataset,
             untrained=flags.untrained,
-            execution=Execution(flags.execute, flags.horizon, flags.ensemble_decay),
+            execution=Execution(flags.execute, flags.horizon, flags.ensemble_decay, flags.rtc),
             # None leaves the checkpoint's own setting.
             gripper={f"gripper_{k}": v for k, v in overrides.items() if v is not None},
             max_batch=min(flags.max_batch, flags.max_sessions),
@@ -111,10 +111,12 @@ def _parse_flags() -> argparse.Namespace:
     add(
         "--execute",
         default="chunk",
-        choices=("chunk", "first", "ensemble", "receding"),
+        choices=("chunk", "first", "ensemble", "receding", "rtc"),
         help="chunk: reply whole chunks, which the client replays; the others reply one action a"
         " step: first: the newest chunk's; ensemble: the mean of all chunks that reach this step;"
-        " receding: --horizon actions of a chunk, then a new one (default: chunk)",
+        " receding: --horizon actions of a chunk, then a new one; rtc: whole chunks that agree with"
+        " what the client still executes of the last one, for clients that ask for the next chunk"
+        " meanwhile (default: chunk)",
     )
     add(
         "--horizon",
@@ -129,6 +131,14 @@ def _parse_flags() -> argparse.Namespace:
         default=0.01,
         metavar="M",
         help="weight exp(-M i) of the chunk i steps younger than the oldest (default: 0.01)",
+    )
+    add(
+        "--rtc",
+        default="jacobian",
+        choices=("jacobian", "direct"),
+        help="with --execute=rtc, how chunks are made to agree: jacobian, as real-time chunking was"
+        " published, takes a backward pass a denoising step; direct, as LeRobot does it, takes none"
+        " and gives other actions (default: jacobian)",
     )
     add(
         "--gripper-repeat",

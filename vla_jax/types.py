@@ -32,30 +32,58 @@ T = TypeVar("T")
 
 
 def pytree(cls: type[T]) -> type[T]:
-    """Registers a dataclass as a pytree, each field a child.
+    """Registers a dataclass as a pytree, each field a child but those declared by `static`.
 
     Unlike `jax.tree_util.register_dataclass` it rebuilds an instance without `__init__`: what jax
     puts into the fields on its way (shardings, axes, arrays with another leading dimension, None)
     has not the types they declare, and is not to be checked against them.
     """
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    names = [field.name for field in fields if not field.metadata.get("static")]
+    fixed = [field.name for field in fields if field.metadata.get("static")]
     keys = [jax.tree_util.GetAttrKey(name) for name in names]
 
-    def children(x: Any) -> tuple[tuple[Any, ...], None]:
-        return tuple(getattr(x, name) for name in names), None
+    def children(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return tuple(getattr(x, name) for name in names), tuple(getattr(x, name) for name in fixed)
 
-    def named(x: Any) -> tuple[tuple[Any, ...], None]:
-        return tuple(zip(keys, children(x)[0], strict=True)), None
+    def named(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        values, settings = children(x)
+        return tuple(zip(keys, values, strict=True)), settings
 
-    def rebuild(_: None, values: Any) -> T:
+    def rebuild(settings: tuple[Any, ...], values: Any) -> T:
         x = object.__new__(cls)
-        for name, value in zip(names, values, strict=True):
+        for name, value in zip((*names, *fixed), (*values, *settings), strict=True):
             # The dataclass is frozen, and its own `__init__` is not to run.
             object.__setattr__(x, name, value)
         return x
 
     jax.tree_util.register_pytree_with_keys(cls, named, rebuild, children)
     return cls
+
+
+def static(default: Any) -> Any:
+    """A field of a pytree that is no array: programs are compiled for its value."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@pytree
+@dataclass(frozen=True)
+class Guide:
+    """What a sampled chunk is to agree with: the part of the last chunk that is still executed.
+
+    Attributes:
+        previous: float32 [b, f, v] that part in the model's values, beginning at the present;
+            zeros behind its end. v may be less than the width a model denoises, whose padding is
+            then guided to 0.
+        weights: float32 [b, f], 1 = as before, 0 = free.
+        limit: the strongest correction.
+        jacobian: whether the error goes back through the network, see `heads.guidance`.
+    """
+
+    previous: Float[ArrayT, "*b f v"]
+    weights: Float[ArrayT, "*b f"]
+    limit: float = static(5.0)
+    jacobian: bool = static(True)
 
 
 @pytree
@@ -74,6 +102,7 @@ class Observation:
         proprio: float32 [b, w, p] normalized robot state, or None when the model takes none.
         sentence: float32 [b, s] unit vector of the instruction from a text encoder, which training
             may ask the features to predict; else None.
+        guide: in serving, what sampled actions are to agree with; else None.
     """
 
     images: dict[str, UInt8[ArrayT, "*b w _ _ 3"] | Float[ArrayT, "*b w _ _ 3"]]
@@ -82,6 +111,7 @@ class Observation:
     text_mask: Bool[ArrayT, "*b t"]
     proprio: Float[ArrayT, "*b w p"] | None = None
     sentence: Float[ArrayT, "*b s"] | None = None
+    guide: Guide | None = None
 
 
 @pytree

@@ -11,7 +11,7 @@ from eval_servers import rollout
 from eval_servers.calvin import oracle
 from eval_servers.calvin.chains import Chain, start_of
 from eval_servers.calvin.simulator import Settings, Simulator
-from eval_servers.client import ActionChunks
+from eval_servers.episode import Chunks
 from eval_servers.video import film, jpeg
 
 __all__ = ["SCENE_KEY", "CalvinEnv", "attempt", "film", "make_env"]
@@ -104,7 +104,7 @@ def make_env(settings: Settings, privileged: bool = False) -> CalvinEnv:
 def attempt(
     env: Any,
     client: Any,
-    chunks: ActionChunks,
+    chunks: Chunks,
     episode: Chain,
     max_steps: int,
     frames: Optional[List[Any]],

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Set
 import numpy as np
 
 from eval_servers import rollout
-from eval_servers.client import ActionChunks
+from eval_servers.episode import Chunks
 from eval_servers.simpler.profiles import COMMANDS, REACH, GripperState, Profile, convert
 from eval_servers.simpler.simulator import Settings, Simulator
 from eval_servers.simpler.trials import Trial
@@ -126,7 +126,7 @@ def make_env(
 def attempt(
     env: Any,
     client: Any,
-    chunks: ActionChunks,
+    chunks: Chunks,
     episode: Trial,
     max_steps: int,
     frames: Optional[List[Any]],

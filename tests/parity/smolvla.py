@@ -14,10 +14,11 @@ from tests.parity import golden, names, original, pi0
 from tests.parity.table import Row, compare
 from vla_jax.config import ExpertConfig, ModelConfig
 from vla_jax.convert.lerobot import names as lerobot
+from vla_jax.inference.realtime import prefix_weights
 from vla_jax.models import image, vla
 from vla_jax.models.backbones.smolvlm import SmolVLM
 from vla_jax.rules import flatten
-from vla_jax.types import Actions, Observation
+from vla_jax.types import Actions, Guide, Observation
 
 TOLERANCE, SAMPLE_TOLERANCE = 1e-4, 5e-4
 CAMERAS = ("primary", "wrist", "secondary")
@@ -91,6 +92,36 @@ def run(folder: Path) -> Iterator[Row]:
         found = jax.jit(lambda p, m=chosen: m.apply({"params": p}, seen, start, method="sample"))
         expected = io[f"sample/actions_{count}"]
         yield compare(f"actions, {count} steps", found(params), expected, SAMPLE_TOLERANCE)
+    if "rtc/prev" in io:
+        yield from _guided(model, params, io, config, seen)
+
+
+def _guided(
+    model: Any,
+    params: Any,
+    io: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    seen: Observation,
+) -> Iterator[Row]:
+    """Real-time chunking as LeRobot has it: no Jacobian, and a limit of 10."""
+    chunk = config["chunk_size"]
+    for name in sorted(k for k in io if k.startswith("rtc/weights/")):
+        schedule, start, end = name.removeprefix("rtc/weights/").rsplit("_", 2)
+        found = prefix_weights(int(start), int(end), chunk, schedule.lower())
+        yield compare(f"weights, {schedule} {start} to {end}", found, io[name], 1e-6)
+    previous = io["rtc/prev"]
+    aligned = jnp.pad(previous, ((0, 0), (0, chunk - previous.shape[1]), (0, 0)))
+    head = dataclasses.replace(model.config.head, sampling_steps=max(config["sample_steps"]))
+    chosen = vla.build(dataclasses.replace(model.config, head=head), model.arch)
+    start = jnp.asarray(io["sample/noise"])
+    for name in sorted(k for k in io if k.startswith("rtc/actions_")):
+        # The recording without gradients is of the same form: LeRobot's never needs them.
+        schedule = name.rsplit("_", 1)[1]
+        rows = jnp.broadcast_to(io[f"rtc/weights/{schedule}_2_4"], (len(previous), chunk))
+        guide = Guide(aligned, rows, limit=10.0, jacobian=False)
+        observation = dataclasses.replace(seen, guide=guide)
+        sample: Any = jax.jit(lambda p, o: chosen.apply({"params": p}, o, start, method="sample"))
+        yield compare(name, sample(params, observation), io[name], SAMPLE_TOLERANCE)
 
 
 def observation(io: Mapping[str, np.ndarray], cameras: int) -> Observation:

@@ -26,6 +26,7 @@ from tests.parity import (
     qwen_next,
     qwen_vl,
     robo,
+    rtc,
     simpler,
     smolvla,
     spliced,
@@ -55,7 +56,12 @@ MODELS: dict[str | None, Runner] = {
     "qwen3_vl": qwen_next.hf,
 }
 # kind of config.json -> what runs a whole policy of today
-KINDS: dict[str, Runner] = {"pi0": pi0.run, "pi05": pi0.run, "smolvla": smolvla.run}
+KINDS: dict[str, Runner] = {
+    "pi0": pi0.run,
+    "pi05": pi0.run,
+    "smolvla": smolvla.run,
+    "rtc_kinetix": rtc.run,
+}
 # End of an array's name that only one kind of folder has -> what runs the data side of it
 MODERN: dict[str, Runner] = {
     "delta/aloha_f64": openpi_data.transforms,
@@ -96,7 +102,7 @@ def find_runner(folder: Path) -> Runner | str:
         if (folder / "model.safetensors").is_file():
             return pi0.torch
         # A checkpoint without observations is read in tests/convert.
-        return runner if "obs/state" in names else "no case of this kind yet"
+        return runner if {"obs/state", "obs"} & set(names) else "no case of this kind yet"
     if {"dct_rounded", "bad/tokens"} <= set(names):
         return fast.run
     for ending, runner in MODERN.items():

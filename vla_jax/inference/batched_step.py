@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
+from vla_jax.inference.realtime import RealTime
 from vla_jax.models.image import ImageSpec, fit, normalize
 from vla_jax.models.structures.history import History
-from vla_jax.types import Observation
+from vla_jax.types import Guide, Observation
 
 # Sizes of cameras whose resizing is kept compiled; clients choose them, so there is a bound.
 MAX_SIZES = 64
@@ -50,6 +51,8 @@ class StepInput:
         proprio: float32 [p], model units, or None.
         history: of one session, on the device.
         step: how many steps came before; seeds the noise.
+        previous: float32 [f, a] what is left of the last chunk, as `run` gave it, or None.
+        weights: float32 [f] how strongly the new one is held to it, or None.
     """
 
     images: Mapping[str, UInt8[np.ndarray, "h x 3"]]
@@ -58,25 +61,36 @@ class StepInput:
     proprio: Float[np.ndarray, "p"] | None
     history: History
     step: int
+    previous: Float[np.ndarray, "f a"] | None = None
+    weights: Float[np.ndarray, "f"] | None = None
 
 
 class BatchedStep:
     """A `VLA`'s `step` with its parameters, for 1 to `buckets[-1]` sessions.
 
     Attributes:
+        action_dim: numbers of an action that `run` gives.
         buckets: batch sizes, rising.
         empty: history before the first step of an episode.
     """
 
     def __init__(
-        self, model: Any, params: Mapping[str, Any], image: ImageSpec, seed: int, max_batch: int
+        self,
+        model: Any,
+        params: Mapping[str, Any],
+        image: ImageSpec,
+        seed: int,
+        max_batch: int,
+        realtime: RealTime | None = None,
     ):
         """Puts the parameters on the first device; compiles nothing yet.
+
+        `realtime` says how a chunk is held to the one before, of inputs that bring that.
 
         Raises:
             ValueError: `max_batch` is not positive.
         """
-        self.buckets = buckets(max_batch)
+        self.buckets, self.action_dim = buckets(max_batch), model.config.action_dim
         self._model, self._image, self._seed = model, image, seed
         # One explicit device: programs compiled ahead of time take arrays of the placement they
         # were compiled for, and histories go in as they came out.
@@ -86,7 +100,7 @@ class BatchedStep:
         self._fit: Any = jax.jit(partial(fit, spec=image))
         self._sizes: set[tuple[int, ...]] = set()
         self._programs: dict[tuple[int, Shapes], Any] = {}
-        self._batch: Any = partial(self.program, model, image, seed)
+        self._batch: Any = partial(self.program, model, image, seed, realtime=realtime)
 
     def warmup(self, example: StepInput) -> None:
         """Compile every bucket for images of the example's size, and run each once.
@@ -129,7 +143,7 @@ class BatchedStep:
             camera: tuple(self._fitted(row.images[camera], shape) for row in rows)
             for camera, shape in shapes
         }
-        has_state = rows[0].proprio is not None
+        has_state, guided = rows[0].proprio is not None, rows[0].previous is not None
         arguments = (
             self._params,
             images,
@@ -139,6 +153,8 @@ class BatchedStep:
             tuple(row.history for row in rows),
             # A fixed type, because programs compiled ahead of time take no other.
             np.array([row.step for row in rows], np.uint32),
+            np.stack([np.asarray(row.previous) for row in rows]) if guided else None,
+            np.stack([np.asarray(row.weights) for row in rows]) if guided else None,
         )
         program = self._programs.get((bucket, shapes))
         if program is None:
@@ -171,13 +187,18 @@ class BatchedStep:
         proprio: Float[Array, "s p"] | None,
         histories: tuple[History, ...],
         steps: Array,
+        previous: Float[Array, "s f a"] | None = None,
+        weights: Float[Array, "s f"] | None = None,
+        realtime: RealTime | None = None,
     ) -> tuple[Float[Array, "s f a"], tuple[History, ...]]:
         """What a bucket compiles; it needs no parameters on a device to be traced.
 
         Stacking and unstacking are part of the program: one dispatch a batch, not one a row.
         """
+        # An arm's numbers and a gripper's command, as the head that denoises has them.
+        opens = model.config.has_gripper and not model.gripper_is_number
 
-        def one(pixels, text, mask, proprio, history, step):
+        def one(pixels, text, mask, proprio, history, step, previous, weights):
             images = {
                 # A batch and a window of one, as the model's step takes them.
                 camera: normalize(x.astype(jnp.float32) / 255.0, image)[None, None]
@@ -186,7 +207,14 @@ class BatchedStep:
             # All cameras are there: `Policy.check` refuses an observation without one.
             present = {camera: jnp.ones((1, 1), bool) for camera in images}
             state = None if proprio is None else proprio[None, None]
-            observation = Observation(images, present, text[None], mask[None], state)
+            guide = None
+            if previous is not None and realtime is not None:
+                if opens:
+                    previous = previous.at[:, -1].set(2.0 * previous[:, -1] - 1.0)
+                guide = Guide(previous[None], weights[None], realtime.limit, realtime.jacobian)
+            observation = Observation(
+                images, present, text[None], mask[None], state, sentence=None, guide=guide
+            )
             # The noise depends on seed and step alone, so an episode can be repeated exactly.
             key = jax.random.fold_in(jax.random.key(seed), step)
             prediction, history = model.apply(
@@ -205,11 +233,15 @@ class BatchedStep:
         if len(histories) == 1:
             # Not mapped over: under a map the branches of `lax.cond` are both taken.
             pixels = {camera: x[0] for camera, x in images.items()}
-            state = None if proprio is None else proprio[0]
-            chunk, history = one(pixels, text[0], mask[0], state, histories[0], steps[0])
+            state, last, held = (None if x is None else x[0] for x in (proprio, previous, weights))
+            chunk, history = one(
+                pixels, text[0], mask[0], state, histories[0], steps[0], last, held
+            )
             return chunk[None], (history,)
         pixels = {camera: jnp.stack(x) for camera, x in images.items()}
         history = jax.tree.map(lambda *x: jnp.stack(x), *histories)
-        chunks, history = jax.vmap(one)(pixels, text, mask, proprio, history, steps)
+        chunks, history = jax.vmap(one)(
+            pixels, text, mask, proprio, history, steps, previous, weights
+        )
         rows = range(len(histories))
         return chunks, tuple(jax.tree.map(lambda x, i=i: x[i], history) for i in rows)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-MODES = ("chunk", "first", "ensemble", "receding")
+from vla_jax.inference.realtime import FORMS, Last
+
+MODES = ("chunk", "first", "ensemble", "receding", "rtc")
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,12 @@ class Plan:
     Attributes:
         chunks: ensemble: those that still reach the present, oldest first.
         pending: receding: actions of the current chunk that are still to come.
+        last: rtc: the last chunk.
     """
 
     chunks: tuple[Float[np.ndarray, "f a"], ...] = ()
     pending: Float[np.ndarray, "n a"] | None = None
+    last: Last | None = None
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,11 @@ class Execution:
             first, as RoboVLMs does; ensemble: the mean of what all chunks so far say of this step,
             the chunk of age i (oldest 0) weighing exp(-decay i) (temporal ensembling, Zhao et al.
             2023); receding: the first `horizon` of a chunk one after another, then a new chunk.
+            rtc: whole chunks, each made to agree with what the client says it still executes of
+            the last one (real-time chunking).
         horizon: actions used of a chunk; 0 = all.
         decay: see above; 0 = plain mean.
+        guidance: rtc: how chunks are made to agree, a key of `realtime.FORMS`.
 
     Raises:
         ValueError: listing what is illegal.
@@ -44,6 +51,7 @@ class Execution:
     mode: str = "chunk"
     horizon: int = 0
     decay: float = 0.01
+    guidance: str = "jacobian"
 
     def __post_init__(self):
         problems = []
@@ -51,7 +59,9 @@ class Execution:
             problems.append(f"mode {self.mode!r} is none of {list(MODES)}")
         if self.horizon < 0:
             problems.append(f"horizon must not be negative, {self.horizon} is")
-        if self.horizon and self.mode in ("first", "ensemble"):
+        if self.guidance not in FORMS:
+            problems.append(f"guidance {self.guidance!r} is none of {list(FORMS)}")
+        if self.horizon and self.mode in ("first", "ensemble", "rtc"):
             problems.append(f"horizon {self.horizon} has no meaning with {self.mode!r}")
         if self.decay < 0:
             problems.append(f"decay must not be negative, {self.decay} is")
@@ -71,7 +81,7 @@ class Execution:
     def reply_length(self, chunk: int) -> int:
         """Actions of one reply; raises like `used`."""
         used = self.used(chunk)
-        return used if self.mode == "chunk" else 1
+        return used if self.mode in ("chunk", "rtc") else 1
 
     def needs_chunk(self, plan: Plan) -> bool:
         """Whether the next step cannot be answered from what is left."""
@@ -92,7 +102,7 @@ class Execution:
         if chunk is None:
             raise ValueError("execution: a new chunk is needed")
         used = self.used(len(chunk))
-        if self.mode == "chunk":
+        if self.mode in ("chunk", "rtc"):
             return chunk[:used], plan
         if self.mode == "first":
             return chunk[:1], plan

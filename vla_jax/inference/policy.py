@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.units.gripper import GripperState
 from vla_jax.data.units.normalize import ActionSpec, StateSpec
 from vla_jax.data.units.policy_units import PolicyUnits
-from vla_jax.inference import provenance
+from vla_jax.inference import provenance, realtime
 from vla_jax.inference.batched_step import BatchedStep, StepInput
 from vla_jax.inference.execution import Execution, Plan
 from vla_jax.inference.protocol import (
@@ -29,6 +29,7 @@ from vla_jax.inference.protocol import (
     ObservationError,
 )
 from vla_jax.models import vla
+from vla_jax.models.heads import HEADS
 from vla_jax.models.structures.history import History
 from vla_jax.train import checkpoint, lora
 
@@ -119,7 +120,13 @@ class Policy:
         # Parameters in the compute type: the cast would otherwise be paid at every step.
         dtype = jnp.dtype(config.model.dtype)
         params = jax.tree.map(lambda x: x.astype(dtype), dict(params))
-        self._steps = BatchedStep(model, params, self._image, config.seed, max_batch)
+        guidable = HEADS[config.model.head.kind].guidable
+        # Heads that draw no samples cannot be guided: their chunks are blended by the client.
+        guided = self._execution.mode == "rtc" and guidable
+        self._realtime = realtime.FORMS[self._execution.guidance] if guided else None
+        self._steps = BatchedStep(
+            model, params, self._image, config.seed, max_batch, self._realtime
+        )
         self.max_batch = max_batch
         self._texts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         choices = (config.model.backbone.name, self._structure.kind, config.model.head.kind)
@@ -139,6 +146,9 @@ class Policy:
             "needs_proprio": self._state_dim > 0,
             "proprio_dim": self._state_dim,
         }
+        if self._execution.mode == "rtc":
+            guidance = self._execution.guidance if self._realtime else None
+            self.metadata["rtc"] = realtime.describe(guidance, spec, units)
 
     @classmethod
     def from_checkpoint(
@@ -240,6 +250,8 @@ class Policy:
             # A NaN would stay in the history for the rest of the episode.
             elif not np.isfinite(state).all():
                 problems.append(f"{STATE_KEY}: {np.round(state, 3).tolist()} are not all finite")
+        if self._execution.mode == "rtc":
+            problems += realtime.timing_problems(obs)
         prompt = obs.get(PROMPT_KEY)
         if not isinstance(prompt, str) or not prompt.strip():
             problems.append(f"{PROMPT_KEY}: expected the instruction as a non-empty string")
@@ -289,10 +301,13 @@ class Policy:
         results = []
         for i, session in enumerate(sessions):
             chunk, history = predicted.get(i, (None, session.history))
+            values = chunk
             if chunk is not None and self._units is not None:
                 # Now, as relative actions count from the state that the chunk was asked for at.
                 chunk = self._units.restore(chunk, _state(observations[i])).astype(np.float32)
             actions, plan = self._execution.select(chunk, session.plan)
+            if self._execution.mode == "rtc" and values is not None:
+                plan = replace(plan, last=realtime.Last(values, _state(observations[i])))
             gripper = session.gripper
             # Else `restore` has already brought the gripper into the robot's units.
             if self._units is None:
@@ -314,7 +329,11 @@ class Policy:
             state = None
         elif state is not None:
             state = state.astype(np.float32)
-        return StepInput(images, text, mask, state, session.history, session.steps)
+        held = (None, None)
+        if self._realtime:
+            free = np.zeros((self._structure.chunk, self._steps.action_dim), np.float32)
+            held = self._realtime.held(session.plan.last, obs, free, self._units)
+        return StepInput(images, text, mask, state, session.history, session.steps, *held)
 
     def warmup(self) -> None:
         """Compile for 1 to `max_batch` sessions; images of another size add one small resize."""

@@ -102,6 +102,30 @@ class PolicyUnits:
         command = closed + (opened - closed) * np.clip(actions[..., -1:], 0.0, 1.0)
         return np.concatenate([actions[..., :-1], command], axis=-1)
 
+    def reanchor(
+        self,
+        actions: Float[np.ndarray, "*n f w"],
+        before: Float[np.ndarray, "*n s"],
+        now: Float[np.ndarray, "*n s"],
+    ) -> Float[np.ndarray, "*n f w"]:
+        """A predicted chunk as it would be predicted, for the same motion, from another state.
+
+        Args:
+            actions: of the model, padding included.
+            before: the state that the chunk was asked for at, as the robot gave it.
+            now: the state that it is to count from.
+        """
+        if not self.relative:
+            return actions
+        width = len(self.actions.first)
+        moved = relative.to_absolute(
+            self.actions.unnormalize(actions), self.adapt_state(before), self.relative
+        )
+        moved = relative.to_relative(moved, self.adapt_state(now), self.relative)
+        scaled = self.actions.normalize(moved[..., :width])
+        # What pads an action has no units.
+        return np.concatenate([scaled, actions[..., width:]], axis=-1)
+
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return {

@@ -16,7 +16,7 @@ from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.models import weights as w
 from vla_jax.models.losses import action_loss
 from vla_jax.models.towers.layers import Dense
-from vla_jax.types import Prediction
+from vla_jax.types import Guide, Prediction
 
 # Widths of both output trunks, fixed in the original whatever the head's own width.
 TRUNK = (1024, 512, 256)
@@ -62,6 +62,7 @@ class Head(nn.Module):
         reads_reason: why nothing else will do, for heads that do not read features.
         needs_steps: whether it remembers earlier steps, so that one step makes no sense.
         ignore: regexes of names in RoboVLMs' checkpoints that carry nothing.
+        guidable: whether its samples can be made to agree with an earlier chunk's.
     """
 
     head: HeadConfig
@@ -72,6 +73,7 @@ class Head(nn.Module):
     reads_reason: ClassVar[str] = ""
     needs_steps: ClassVar[bool] = False
     ignore: ClassVar[tuple[str, ...]] = ()
+    guidable: ClassVar[bool] = False
 
     @classmethod
     def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
@@ -111,9 +113,14 @@ class Head(nn.Module):
         valid: Bool[Array, "b w"],
         key: PRNGKeyArray | None = None,
         last: bool = False,
+        guide: Guide | None = None,
     ) -> Prediction:
-        """The chunk at every step, or with `last` at the newest alone."""
-        del key
+        """The chunk at every step, or with `last` at the newest alone.
+
+        `guide` says what a sample of the newest is to agree with; heads that are not `guidable`
+        draw no samples and leave it.
+        """
+        del key, guide
         prediction = self(features, valid)
         return newest(prediction) if last else prediction
 

@@ -14,7 +14,7 @@ from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.models.action_tokenizer import ActionTokenizer
 from vla_jax.models.heads.common import Head, newest
 from vla_jax.models.losses import NO_LABEL, token_loss
-from vla_jax.types import Actions, Prediction
+from vla_jax.types import Actions, Guide, Prediction
 
 
 class Detokenizer(Head):
@@ -87,9 +87,10 @@ class Detokenizer(Head):
         valid: Bool[Array, "b w"],
         key: PRNGKeyArray | None = None,
         last: bool = False,
+        guide: Guide | None = None,
     ) -> Prediction:
         """Best action tokens, each given the true ones before it (teacher forcing)."""
-        del valid, key
+        del valid, key, guide
         # The column behind the chunk predicts the stop, which is no action.
         prediction = self.decode(self.choose(features[:, :, : self.length]))
         return newest(prediction) if last else prediction

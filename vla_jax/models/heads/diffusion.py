@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.models.heads.common import Head, width_refusals
 from vla_jax.models.heads.denoiser import Denoiser, as_values
-from vla_jax.types import Actions, Prediction
+from vla_jax.models.heads.guidance import guided_clean
+from vla_jax.types import Actions, Guide, Prediction
 
 
 def signal_levels(levels: int) -> Float[np.ndarray, "levels"]:
@@ -33,6 +34,8 @@ def signal_levels(levels: int) -> Float[np.ndarray, "levels"]:
 
 class DiffusionHead(Head):
     """Predicts the noise in a chunk; actions are samples."""
+
+    guidable = True
 
     @classmethod
     def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
@@ -68,6 +71,7 @@ class DiffusionHead(Head):
         valid: Bool[Array, "b w"],
         key: PRNGKeyArray,
         last: bool = False,
+        guide: Guide | None = None,
     ) -> Prediction:
         """One sample a step; see `Denoiser.sample`."""
         count = self.head.sampling_steps
@@ -77,9 +81,13 @@ class DiffusionHead(Head):
         after = jnp.append(self._signal[levels[1:]], 1.0)
 
         def denoise(i: Array, x: Float[Array, "r f a"], estimate: Any) -> Float[Array, "r f a"]:
-            noise = estimate(x, self._time(levels[i]))
             signal = self._signal[levels[i]]
-            clean = (x - jnp.sqrt(1 - signal) * noise) / jnp.sqrt(signal)
+
+            def clean_estimate(y: Array) -> Array:
+                noise = estimate(y, self._time(levels[i]))
+                return (y - jnp.sqrt(1 - signal) * noise) / jnp.sqrt(signal)
+
+            clean = guided_clean(clean_estimate, x, guide)
             # The noise is then taken again from the clipped estimate, so that both still add up to
             # `x`.
             clean = jnp.clip(clean, -1.0, 1.0)

@@ -21,9 +21,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from vla_jax.config import ExpertConfig
 from vla_jax.models.heads.common import Head
 from vla_jax.models.heads.denoiser import as_prediction, as_values
+from vla_jax.models.heads.guidance import guided_velocity
 from vla_jax.models.losses import masked_mean, row_means
 from vla_jax.models.towers.layers import Dense
-from vla_jax.types import Actions, Prediction
+from vla_jax.types import Actions, Guide, Prediction
 
 # Shortest and longest period of the time's sines.
 _PERIODS = 4e-3, 4.0
@@ -54,6 +55,7 @@ class ExpertFlow(Head):
 
     expert: ExpertConfig = ExpertConfig()
 
+    guidable = True
     reads = "expert"
     reads_reason = "it needs an expert beside the VLM, which only the structure `expert` has"
 
@@ -135,19 +137,26 @@ class ExpertFlow(Head):
         self,
         start: Float[Array, "b f w"],
         velocity: Callable[[Array, Array], Any],
+        guide: Guide | None = None,
     ) -> Float[Array, "b f w"]:
         """Euler steps from noise to a chunk.
 
         Args:
             start: noise.
             velocity: (chunk, time [b]) -> velocity; a pure function.
+            guide: what the chunk is to agree with.
         """
         count = self.head.sampling_steps
 
         def move(i: Array, x: Float[Array, "b f w"]) -> Float[Array, "b f w"]:
             # Time runs from 1 (noise) down to 1 / count; the last step lands on 0.
-            time = jnp.full(x.shape[:1], 1.0 - i / count, jnp.float32)
-            return x - velocity(x, time) / count
+            time = 1.0 - i / count
+
+            def towards(y: Float[Array, "b f w"]) -> Float[Array, "b f w"]:
+                # Guidance counts time from the noise, and velocities towards the action.
+                return -velocity(y, jnp.full(y.shape[:1], time, jnp.float32))
+
+            return x + guided_velocity(towards, x, 1.0 - time, guide) / count
 
         return jax.lax.fori_loop(0, count, move, start)
 

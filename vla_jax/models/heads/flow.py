@@ -15,13 +15,16 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.models.heads.common import Head, width_refusals
 from vla_jax.models.heads.denoiser import Denoiser, as_values
-from vla_jax.types import Actions, Prediction
+from vla_jax.models.heads.guidance import guided_velocity
+from vla_jax.types import Actions, Guide, Prediction
 
 _LATEST = 0.999  # training times stay below; at 1 nothing is left to predict
 
 
 class FlowHead(Head):
     """Predicts the velocity from noise (time 0) to the chunk (time 1); actions are samples."""
+
+    guidable = True
 
     @classmethod
     def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
@@ -57,12 +60,14 @@ class FlowHead(Head):
         valid: Bool[Array, "b w"],
         key: PRNGKeyArray,
         last: bool = False,
+        guide: Guide | None = None,
     ) -> Prediction:
         """One sample a step; see `Denoiser.sample`."""
         count = self.head.sampling_steps
 
         def move(i: Array, x: Float[Array, "r f a"], velocity: Any) -> Float[Array, "r f a"]:
             # Euler's step from time i / count, where 1 is the clean chunk.
-            return x + velocity(x, i / count) / count
+            time = i / count
+            return x + guided_velocity(lambda y: velocity(y, time), x, time, guide) / count
 
         return self.net.sample(features, valid, key, last, move)

@@ -397,4 +397,4 @@ class Structure(nn.Module):
             history = history.append(features, valid)
             features = history.features  # the head sees the steps before, too
         valid = history.valid[:, -features.shape[1] :]
-        return self.head.predict(features, valid, key, last=True), history
+        return self.head.predict(features, valid, key, last=True, guide=observation.guide), history

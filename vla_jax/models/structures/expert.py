@@ -261,7 +261,7 @@ class Expert(Structure):
         def velocity(x: Array, time: Array) -> Any:
             return model.apply(variables, cache, state, x, time, method="velocity")
 
-        return self.head.integrate(start, velocity)
+        return self.head.integrate(start, velocity, observation.guide)
 
     def empty_history(self, batch: int) -> History:
         """An empty history, as no step is remembered."""

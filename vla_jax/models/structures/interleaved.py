@@ -108,7 +108,10 @@ class Interleaved(Structure):
             return super().step(observation, history, key)
         history = self._read_on(observation, history)
         features = self.pool(history.reading.picked, history.reading.read)
-        return self.head.predict(features, history.valid, key, last=True), history
+        prediction = self.head.predict(
+            features, history.valid, key, last=True, guide=observation.guide
+        )
+        return prediction, history
 
     def _read_on(self, observation: Observation, history: ReadHistory) -> ReadHistory:
         """The VLM reads the new step; where the window is full, it reads what is left anew."""
