@@ -222,7 +222,9 @@ class QwenFamily(Backbone):
         # Zeros, because the decoder adds deep features to its hidden states.
         return jnp.pad(self.text.embed(ids), ((0, 0), (0, 0), (0, deep)))
 
-    def __call__(self, tokens: Tokens, grid: Any = None) -> Float[Array, "b n d"]:
+    def __call__(
+        self, tokens: Tokens, for_head: bool = False, grid: Any = None
+    ) -> Float[Array, "b n d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
         return self._run(tokens, grid, 0, None)[0].hidden
 

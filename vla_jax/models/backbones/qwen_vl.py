@@ -160,7 +160,7 @@ class QwenVL(Backbone):
         marks = self.embed_text(jnp.broadcast_to(jnp.array([start, start + 1]), (len(x), 2)))
         return jnp.concatenate([marks[:, : self.MARKS], x, marks[:, self.MARKS :]], axis=1)
 
-    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
+    def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
         return self.run(tokens).hidden
 

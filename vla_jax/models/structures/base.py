@@ -347,13 +347,10 @@ class Structure(nn.Module):
         """Run the VLM and pick the features of u steps, as many as `valid` has."""
         if self.has_action_token(self.config) and not (self.joint or self.backbone.looks_ahead):
             sequence = splicing.shortened(sequence, self.layout)
-        picked = splicing.take(sharding.rows(self.hidden(sequence.tokens)), sequence.columns)
-        picked = sharding.rows(picked).reshape(*valid.shape, -1, picked.shape[-1])
+        hidden = sharding.rows(self.backbone(sequence.tokens, for_head=True))
+        picked = sharding.rows(splicing.take(hidden, sequence.columns))
+        picked = picked.reshape(*valid.shape, -1, picked.shape[-1])
         return self.pool(picked, sequence.read.reshape(picked.shape[:3]))
-
-    def hidden(self, tokens: Tokens) -> Float[Array, "r n d"]:
-        """The VLM's hidden states, those that heads read."""
-        return self.backbone.features(tokens)
 
     def pool(
         self, picked: Float[Array, "b u c d"], read: Bool[Array, "b u c"]
