@@ -20,7 +20,7 @@ from vla_jax.models.heads.common import Head, HeadSizes, pool_tokens
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.losses import sentence_loss
 from vla_jax.models.state_token import StateToken
-from vla_jax.models.structures import splicing
+from vla_jax.models.structures import settings, splicing
 from vla_jax.models.structures.history import History
 from vla_jax.models.structures.splicing import Sequence, is_padded, widen
 from vla_jax.models.towers.layers import Dense
@@ -77,21 +77,7 @@ class Structure(nn.Module):
     @classmethod
     def refusals(cls, config: ModelConfig, backbone: Backbone) -> list[str]:
         """Settings it cannot work with, one line each; `backbone` is the config's, complete."""
-        s, problems = config.structure, []
-        if not 1 <= s.slide <= s.window:
-            problems.append(f"structure.slide: {s.slide} is not within 1..window, 1..{s.window}")
-        legal = {"crossed": ("action", "text"), "encoded": ("action",)}.get(backbone.LAYOUT.images)
-        if legal and s.readout not in legal:
-            problems.append(
-                f"{config.backbone.name} + structure.readout {s.readout!r}: only what its sequence "
-                f"holds can be read: {', '.join(legal)}"
-            )
-        if s.readout != "action" and config.head.down_sample == "none":
-            problems.append(
-                f"structure.readout {s.readout!r} gives a step many tokens: head.down_sample must "
-                "be 'pooling' or 'resampler'"
-            )
-        return problems
+        return settings.problems(config, backbone)
 
     @classmethod
     def complete(cls, config: ModelConfig, backbone: Backbone) -> ModelConfig:
