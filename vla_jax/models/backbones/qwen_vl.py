@@ -100,12 +100,7 @@ class QwenVL(Backbone):
     @property
     def image_spec(self) -> ImageSpec:
         """OpenAI-CLIP preprocessing: squash to a square, bicubic, CLIP mean and deviation."""
-        return ImageSpec(
-            size=self.config["visual"]["image_size"],
-            mean=(0.48145466, 0.4578275, 0.40821073),
-            std=(0.26862954, 0.26130258, 0.27577711),
-            resample="bicubic",
-        )
+        return ImageSpec.clip(self.config["visual"]["image_size"])
 
     @property
     def width(self) -> int:
