@@ -15,6 +15,11 @@ T = TypeVar("T")
 STACKED = re.compile(r"(^|/)layers/")
 
 
+# How many of a kernel's axes are inputs, behind a stack's: `Dense`'s `contract`. Attention's output
+# projection alone has two, heads and head width. What is no kernel has none.
+INPUT_AXES = ((r"/o/kernel$", 2), (r"/kernel$", 1), ("", 0))
+
+
 class UnmatchedPathError(ValueError):
     """Raised with every path that no rule covers."""
 

@@ -27,11 +27,6 @@ def solved(task: str, start: Info, end: Info) -> bool:
     return bool(check(start, end, *arguments))
 
 
-def achieved(start: Info, end: Info) -> Set[str]:
-    """All tasks solved between two infos."""
-    return {task for task in TASKS if solved(task, start, end)}
-
-
 def _rotated(start: Info, end: Info, block: str, degrees: float) -> bool:
     """Turned about the vertical by more than `degrees` (+ left), staying flat, within 0.1 m."""
     before, after = _block(start, block), _block(end, block)

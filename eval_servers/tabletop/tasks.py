@@ -6,7 +6,7 @@ passes for another (`LIFT_HEIGHT` is well above the height at which blocks are c
 """
 
 import difflib
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -137,32 +137,6 @@ def solved(task: str, start_info: Dict[str, Any], info: Dict[str, Any]) -> bool:
     ends = [s if words[0] == "left" else 1.0 - s for s in (start["slider"], end["slider"])]
     # It must come from the other half, or a slider that already stood there would count.
     return ends[0] > 0.5 and ends[1] <= SLIDER_END
-
-
-def solved_tasks(start_info: Dict[str, Any], info: Dict[str, Any]) -> List[str]:
-    """Names of all tasks done between the two infos."""
-    return [task for task in TASKS if solved(task, start_info, info)]
-
-
-def startable(task: str, info: Dict[str, Any]) -> bool:
-    """Whether the task makes sense in this state: it can be done and is not done already.
-
-    For choosing the next task of a chain that goes on without a reset.
-
-    Raises:
-        ValueError: if there is no such task.
-    """
-    kind, words = parse(task)
-    scene = info["scene_info"]
-    if kind == "lift":
-        return bool(scene["blocks"][words[0]]["pos"][2] <= LIFT_HEIGHT)
-    if kind == "place":
-        block = scene["blocks"][words[0]]
-        # A held block may be placed on the pad it hangs over.
-        return block["held"] or not on_pad(block["pos"], words[1])
-    if kind == "led":
-        return scene["led"] != (words[0] == "on")
-    return bool(scene["slider"] > 0.5) == (words[0] == "left")
 
 
 def initial_conditions(task: Optional[str], rng: Any) -> Dict[str, Any]:

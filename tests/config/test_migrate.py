@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vla_jax.config import FORMAT, Config, ConfigError, migrate, resolve, to_dict, upgrade
+from vla_jax.config.config_dict import default_config
 
 STORED = "tests/fixtures/checkpoint_format_1/checkpoints/4/meta/metadata"
 
@@ -78,3 +79,19 @@ def test_what_is_no_config_is_refused():
         resolve(upgrade(broken, 1, "here"))
     for key in ("data", "augment.parity", "model.structure"):
         assert f"{key}: expected a group of keys" in str(error.value)
+
+
+def test_a_renamed_key_is_read_in_every_format_and_file(stored, caplog):
+    newest = to_dict(resolve(upgrade(stored["config"], 1, "here")))
+    for number, config in ((1, stored["config"]), (FORMAT, newest)):
+        config["data"].pop("max_skipped_share", None)
+        config["data"]["max_skipped"] = 0.25
+        read = resolve(upgrade(config, number, "here"))
+        assert read.data.max_skipped_share == 0.25
+        assert read.train.max_skipped == 10
+    raw = default_config()
+    raw.data.max_skipped = 0.125
+    raw.train.max_skipped = 3
+    assert "config key max_skipped is now max_skipped_share in the same group" in caplog.text
+    assert (raw.data.max_skipped, raw.data.max_skipped_share) == (0.125, 0.125)
+    assert raw.train.max_skipped == 3

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from launch import convert
 from tests.parity import golden, kosmos
+from tests.train.stored import load_params
 from vla_jax.convert import store
 from vla_jax.convert.formats import torch_write
 from vla_jax.convert.formats.torch_read import TorchFile
@@ -180,7 +181,7 @@ def test_robovlms_round_trip(folder, tmp_path):
 def test_trained_checkpoints_read_back_into_training(imported):
     """What an import wrote is what `Checkpoints.params` restores onto any mesh."""
     stored = store.Stored(imported)
-    params = checkpoint.load_params(imported)
+    params = load_params(imported)
     flat = {"/".join(str(k.key) for k in path): x for path, x in jax.tree.leaves_with_path(params)}
     same_bytes({k: np.asarray(v) for k, v in flat.items()},
                {p: leaf.read() for p, leaf in stored.leaves.items()})  # fmt: skip

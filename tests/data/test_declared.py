@@ -257,7 +257,7 @@ def test_too_much_to_skip(tmp_path):
     for shard in sorted(folder.glob("*.tfrecord*"))[:5]:
         shard.write_bytes(shard.read_bytes()[:-30])
     with pytest.raises(
-        errors.DataError, match=r"5 8 parts|5 of 8|: 5 8|5 .*data.max_skipped = 0.5"
+        errors.DataError, match=r"5 8 parts|5 of 8|: 5 8|5 .*data.max_skipped_share = 0.5"
     ):
         opened(folder, skips=Skips("my", "skip"))
     assert len(opened(folder, skips=Skips("my", "skip", 0.7)).lengths) == 3

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from eval_servers.calvin import oracle
+from tests.eval_servers.solved import achieved
 
 GOLDEN = Path(__file__).with_name("calvin_golden")
 ROBOT, RED, BLUE, PINK, TABLE, FLOOR = range(6)
@@ -84,7 +85,7 @@ def test_the_table_is_calvins():
 
 
 def test_nothing_happened(start, end):
-    assert oracle.achieved(start, end) == set()
+    assert achieved(start, end) == set()
     with pytest.raises(KeyError):
         oracle.solved("fly", start, end)
 
@@ -104,22 +105,22 @@ def test_rotate(start, end, orn, pos, touched, solved):
     block(end)["current_orn"] = orn
     block(end)["current_pos"] = (0.1 * RED + pos, -0.1, 0.46)
     block(end)["contacts"] = [contact(TABLE), contact(ROBOT)] if touched else [contact(ROBOT)]
-    assert oracle.achieved(start, end) == solved
+    assert achieved(start, end) == solved
 
 
 def test_rotation_is_relative_to_the_start_and_about_fixed_axes(start, end):
     block(start)["current_orn"] = turned("z", 150)
     block(end)["current_orn"] = turned("z", -149)  # 61 degrees on, across the seam
-    assert oracle.achieved(start, end) == {"rotate_red_block_left"}
+    assert achieved(start, end) == {"rotate_red_block_left"}
 
 
 def test_push(start, end):
     block(end)["current_pos"] = (0.1 * RED - 0.11, -0.1, 0.46)
-    assert oracle.achieved(start, end) == {"push_red_block_left"}
+    assert achieved(start, end) == {"push_red_block_left"}
     block(end)["contacts"] = [contact(TABLE, LINKS["plank_link"])]  # another surface
-    assert oracle.achieved(start, end) == set()
+    assert achieved(start, end) == set()
     block(end)["contacts"] = [contact(TABLE), contact(BLUE), contact(ROBOT)]
-    assert oracle.achieved(start, end) == {"push_red_block_left"}
+    assert achieved(start, end) == {"push_red_block_left"}
 
 
 @pytest.mark.parametrize(
@@ -134,12 +135,12 @@ def test_lift(start, end, link, height, task):
     block(start)["contacts"] = [contact(TABLE, LINKS[link])]
     block(end)["contacts"] = [contact(ROBOT, 9), contact(ROBOT, 11)]
     block(end)["current_pos"] = (0.1 * RED, -0.1, 0.46 + height)
-    assert oracle.achieved(start, end) == {task}
+    assert achieved(start, end) == {task}
     block(end)["contacts"].append(contact(BLUE))
-    assert oracle.achieved(start, end) == set()
+    assert achieved(start, end) == set()
     block(end)["contacts"] = [contact(ROBOT)]
     block(end)["current_pos"] = (0.1 * RED, -0.1, 0.46 + height - 0.002)
-    assert oracle.achieved(start, end) == set()
+    assert achieved(start, end) == set()
 
 
 @pytest.mark.parametrize(
@@ -149,19 +150,19 @@ def test_place(start, end, link, task):
     start["robot_info"]["contacts"] = [contact(RED), contact(RED)]
     block(start)["contacts"] = [contact(ROBOT)]
     block(end)["contacts"] = [contact(TABLE, LINKS[link])]
-    assert oracle.achieved(start, end) == {task}
+    assert achieved(start, end) == {task}
     end["robot_info"]["contacts"] = [contact(RED)]  # not let go
-    assert oracle.achieved(start, end) == set()
+    assert achieved(start, end) == set()
     end["robot_info"]["contacts"] = []
     block(start)["contacts"].append(contact(TABLE))  # was not lifted
-    assert oracle.achieved(start, end) == set()
+    assert achieved(start, end) == set()
 
 
 def test_push_into_drawer(start, end):
     block(end, "pink")["contacts"] = [contact(TABLE, LINKS["drawer_link"]), contact(ROBOT)]
-    assert oracle.achieved(start, end) == {"push_into_drawer"}
+    assert achieved(start, end) == {"push_into_drawer"}
     block(start, "pink")["contacts"].append(contact(ROBOT))
-    assert oracle.achieved(start, end) == set()
+    assert achieved(start, end) == set()
 
 
 @pytest.mark.parametrize(
@@ -175,26 +176,26 @@ def test_push_into_drawer(start, end):
 )
 def test_doors(start, end, joint, state, task):
     end["scene_info"]["doors"][joint]["current_state"] = state
-    assert oracle.achieved(start, end) == {task}
+    assert achieved(start, end) == {task}
     end["scene_info"]["doors"][joint]["current_state"] = state - math.copysign(0.002, state - 0.1)
-    assert oracle.achieved(start, end) == set()
+    assert achieved(start, end) == set()
 
 
 @pytest.mark.parametrize("lamp", ["lightbulb", "led"])
 def test_lamps(start, end, lamp):
     end["scene_info"]["lights"][lamp]["logical_state"] = 1
-    assert oracle.achieved(start, end) == {"turn_on_" + lamp}
-    assert oracle.achieved(end, start) == {"turn_off_" + lamp}
-    assert oracle.achieved(end, copy.deepcopy(end)) == set()
+    assert achieved(start, end) == {"turn_on_" + lamp}
+    assert achieved(end, start) == {"turn_off_" + lamp}
+    assert achieved(end, copy.deepcopy(end)) == set()
 
 
 def test_stack_and_unstack(start, end):
     block(end)["contacts"] = [contact(BLUE)]
     block(end, "blue")["contacts"] = [contact(RED), contact(TABLE)]
-    assert oracle.achieved(start, end) == {"stack_block"}
-    assert oracle.achieved(end, start) == {"unstack_block"}
+    assert achieved(start, end) == {"stack_block"}
+    assert achieved(end, start) == {"unstack_block"}
     block(end)["current_ang_vel"] = (0.0, -1.5, 0.0)  # still falling
-    assert oracle.achieved(start, end) == oracle.achieved(end, start) == set()
+    assert achieved(start, end) == achieved(end, start) == set()
     block(end)["current_ang_vel"] = (0.0, 0.0, 0.0)
     block(end)["contacts"].append(contact(ROBOT))
-    assert oracle.achieved(start, end) == set()
+    assert achieved(start, end) == set()

@@ -4,6 +4,7 @@ import pytest
 from eval_servers.tabletop import layout, tasks
 from eval_servers.tabletop.expert import Expert, demonstrations
 from eval_servers.tabletop.world import World
+from tests.eval_servers.solved import solved_tasks, startable
 
 
 def fresh(task, seed):
@@ -18,7 +19,7 @@ def attempt(world, task, noise=0.0, rng=None):
         if rng is not None:
             action[[0, 1, 2, 5]] += noise * rng.normal(size=4)
         world.step(action)
-        solved = tasks.solved_tasks(start, world.get_info())
+        solved = solved_tasks(start, world.get_info())
         seen.update(solved)
         if task in solved:
             return step, seen
@@ -37,8 +38,8 @@ def test_instructions_tell_the_tasks_apart():
 def test_nothing_is_solved_at_the_start(task):
     for seed in range(50):
         info = fresh(task, seed).get_info()
-        assert tasks.solved_tasks(info, info) == []
-        assert tasks.startable(task, info)
+        assert solved_tasks(info, info) == []
+        assert startable(task, info)
         spots = np.array([b["pos"][:2] for b in info["scene_info"]["blocks"].values()])
         gaps = np.linalg.norm(spots[:, None] - spots[None], axis=-1)[np.triu_indices(3, 1)]
         assert gaps.min() >= layout.SPAWN_GAP
@@ -85,7 +86,7 @@ def test_expert_goes_on_from_where_the_last_task_ended():
         rng = np.random.RandomState(seed)
         world = fresh(None, seed)
         for _ in range(5):
-            options = [t for t in tasks.TASKS if tasks.startable(t, world.get_info())]
+            options = [t for t in tasks.TASKS if startable(t, world.get_info())]
             steps, _ = attempt(world, options[rng.randint(len(options))])
             solved += steps is not None
     assert solved >= 98
@@ -94,7 +95,7 @@ def test_expert_goes_on_from_where_the_last_task_ended():
 def test_another_tasks_expert_does_not_solve_this_task():
     for task in tasks.TASKS:
         for other in tasks.TASKS:
-            if other == task or not tasks.startable(other, fresh(task, 3).get_info()):
+            if other == task or not startable(other, fresh(task, 3).get_info()):
                 continue
             _, seen = attempt(fresh(task, 3), other)
             assert task not in seen, (task, other)
@@ -105,7 +106,7 @@ def test_an_idle_hand_solves_nothing():
     start = world.get_info()
     for _ in range(tasks.HORIZON):
         world.step([0, 0, 0, 0, 0, 0, 1])
-    assert tasks.solved_tasks(start, world.get_info()) == []
+    assert solved_tasks(start, world.get_info()) == []
 
 
 def test_a_block_pushed_onto_the_pad_is_not_placed():
@@ -128,7 +129,7 @@ def test_a_block_low_in_the_hand_is_not_lifted():
     block["held"], block["pos"][2] = True, tasks.LIFT_HEIGHT - 0.01
     assert not tasks.solved("lift_red_block", start, now)
     block["pos"][2] = tasks.LIFT_HEIGHT + 0.01
-    assert tasks.solved_tasks(start, now) == ["lift_red_block"]
+    assert solved_tasks(start, now) == ["lift_red_block"]
     assert not tasks.solved("lift_red_block", now, now)
 
 

@@ -356,13 +356,14 @@ def test_columns_that_nothing_sees_are_left_out_and_change_nothing(monkeypatch, 
     arch = {**small.backbone.arch, "mask": mask}
     small = dataclasses.replace(small, backbone=dataclasses.replace(small.backbone, arch=arch))
     model, params = tiny.build(small)
-    lengths, hidden = [], type(model).hidden
+    lengths, backbone = [], type(model.vlm)
+    run = backbone.__call__
 
-    def counted(self, tokens):
+    def counted(self, tokens, for_head=False):
         lengths.append(tokens.valid.shape[1])
-        return hidden(self, tokens)
+        return run(self, tokens, for_head)
 
-    monkeypatch.setattr(type(model), "hidden", counted)
+    monkeypatch.setattr(backbone, "__call__", counted)
     observation = tiny.observe(size=28)
 
     def features() -> jax.Array:

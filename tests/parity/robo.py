@@ -73,7 +73,7 @@ def _sequence(
         logits = None
         if "fwd/lm0_logits" in io:
             logits = m.backbone.logits(m.backbone(sequence.tokens))
-        return tokens, sequence, m.hidden(sequence.tokens), logits
+        return tokens, sequence, m.backbone(sequence.tokens, for_head=True), logits
 
     found: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
     tokens, sequence, hidden, logits = found

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vla_jax.plan import compiled, hlo, hlo_bytes, hlo_flops, hlo_wire
-from vla_jax.plan.chips import CHIPS
+from vla_jax.train.chips import CHIPS
 
 ROWS, WIDTH, LAYERS = 64, 32, 5
 

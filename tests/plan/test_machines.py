@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vla_jax.plan import machines
-from vla_jax.plan.chips import CHIPS
+from vla_jax.train.chips import CHIPS
 
 
 @pytest.mark.parametrize(

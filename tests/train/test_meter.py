@@ -5,8 +5,8 @@ import pytest
 
 from tests.train.test_step import Toy, set_up
 from tests.train.toy import CHUNK, DIM, HIDDEN, LAYERS, SIZE, WINDOW, make_batch
-from vla_jax.plan.chips import CHIPS
 from vla_jax.train import flops, meter
+from vla_jax.train.chips import CHIPS
 from vla_jax.train.goodput import FILE, PARTS, Goodput
 from vla_jax.train.meter import Meter
 

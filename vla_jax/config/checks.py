@@ -44,8 +44,8 @@ def cross_checks(config: Config) -> list[str]:
         "data.pool": data.pool,
     }
     problems += [f"{name}: must be positive, not {v}" for name, v in positive.items() if v <= 0]
-    if not 0 <= data.max_skipped <= 1:
-        problems.append(f"data.max_skipped: must be in [0, 1], not {data.max_skipped}")
+    if not 0 <= data.max_skipped_share <= 1:
+        problems.append(f"data.max_skipped_share: must be in [0, 1], not {data.max_skipped_share}")
     problems += [
         f"data.datasets[{i}].{name}: missing; {advice}"
         for i, d in enumerate(data.datasets)

@@ -6,38 +6,47 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vla_jax.config.migrate import RENAMED
 from vla_jax.config.schema import Config
 
 logger = logging.getLogger(__name__)
 
+_RENAMED = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
 # Groups that take any key: the VLM's own config.json, and cameras.
 OPEN = ("model.backbone.arch", "augment.shift")
 
 
 class Group(ConfigDict):
-    """A group of options in which those of its `parity` group go by their old names too."""
+    """A group of options which go by their old names too, if they have been renamed or moved."""
 
     def __getitem__(self, key: str) -> Any:
         """A key's value, wherever it is now."""
-        return super().__getitem__(f"parity.{key}" if self._has_moved(key) else key)
+        group, name = self._place(key)
+        return ConfigDict.__getitem__(group, name)
 
     def __setitem__(self, key: str, value: Any) -> None:
         """Changes a key's value, with a warning if the key has moved."""
-        if self._has_moved(key):
-            logger.warning("config key %s is now parity.%s in the same group", key, key)
-            self["parity"][key] = value
-        else:
-            super().__setitem__(key, value)
+        group, name = self._place(key)
+        if (group, name) != (self, key):
+            now = name if group is self else f"parity.{name}"
+            logger.warning("config key %s is now %s in the same group", key, now)
+        ConfigDict.__setitem__(group, name, value)
 
     def get_type(self, key: str) -> type:
         """Type of a key's value, by which absl reads it from the command line."""
-        return self["parity"].get_type(key) if self._has_moved(key) else super().get_type(key)
+        group, name = self._place(key)
+        return ConfigDict.get_type(group, name)
 
-    def _has_moved(self, key: str) -> bool:
-        if key in self or "parity" not in self:
-            return False
-        parity: Any = super().__getitem__("parity")
-        return key in parity
+    def _place(self, key: str) -> tuple[ConfigDict, str]:
+        """The group that holds a key now, and its name there."""
+        if key in self:
+            return self, key
+        if "parity" in self:
+            parity: Any = super().__getitem__("parity")
+            if key in parity:
+                return parity, key
+        name = _RENAMED.get(key)
+        return (self, name) if name is not None and name in self else (self, key)
 
 
 def default_config() -> Any:

@@ -161,7 +161,7 @@ class DataConfig:
         "error",
         "skip",
     )
-    max_skipped: float = option(
+    max_skipped_share: float = option(
         0.5,
         "Of on_error = skip: share of a dataset's episodes, or of the windows lately drawn, that "
         "may be left out; beyond that the run stops, as what is wrong is not single parts.",

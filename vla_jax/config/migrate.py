@@ -1,8 +1,9 @@
 """Configs of earlier versions, as checkpoints store them, brought to this version's fields.
 
 A new field needs nothing here: a stored config that lacks it takes the default, or what `option`
-says of older configs. A field that is
-renamed, moved or means something else gets a step from format n to n + 1, and `FORMAT` grows.
+says of older configs. A field that is renamed and means what it meant is a line of `RENAMED`, read
+at its old place in any format. One that is moved in a body or means something else gets a step from
+format n to n + 1, and `FORMAT` grows.
 """
 
 import dataclasses
@@ -34,6 +35,10 @@ PARITY = {
     for key in keys
 }  # fmt: skip
 
+# Names that two groups had for different things.
+RENAMED = {"data.max_skipped": "data.max_skipped_share"}
+MOVED = PARITY | RENAMED
+
 
 def move_old_keys(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A raw config with every key that has moved at its new place.
@@ -43,7 +48,7 @@ def move_old_keys(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     moved = []
     result = _copied(raw)
-    for old, new in PARITY.items():
+    for old, new in MOVED.items():
         *path, name = old.split(".")
         holder = _group(result, path)
         if holder is None or name not in holder:
@@ -89,6 +94,7 @@ def upgrade(stored: Any, found_format: Any, where: str) -> dict[str, Any]:
     raw: Mapping[str, Any] = stored
     for number in range(found_format, FORMAT):
         raw = STEPS[number](raw)
+    raw, _ = move_old_keys(raw)
     added: list[str] = []
     complete = _filled(Config, raw, "", added)
     if added:

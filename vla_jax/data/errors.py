@@ -79,7 +79,7 @@ class Skips:
     Attributes:
         name: of the dataset, for messages.
         on_error: "error" or "skip", see `data.on_error`.
-        most: share of the parts that may be left out, see `data.max_skipped`.
+        most: share of the parts that may be left out, see `data.max_skipped_share`.
         counts: kind of error -> parts left out.
         examples: kind of error -> the first ones, each with the parts it concerns.
     """
@@ -152,7 +152,7 @@ class Skips:
         listing = "\n  ".join(self.causes())
         return (
             f"{self.name}: {lost} of {total} parts would be skipped, more than "
-            f"data.max_skipped = {self.most:g} allows. What is wrong with them:\n  {listing}"
+            f"data.max_skipped_share = {self.most:g} allows. What is wrong with them:\n  {listing}"
         )
 
     def __str__(self) -> str:

@@ -168,7 +168,7 @@ def open_datasets(
                 cache_dir=config.cache_dir,
                 rebuild=config.index != "auto",
                 filters=filters[which][name],
-                skips=Skips(name, config.on_error, config.max_skipped),
+                skips=Skips(name, config.on_error, config.max_skipped_share),
                 reader=reader,
                 fast_dct=config.parity.dct == "fast",
             )

@@ -114,6 +114,12 @@ class ImageSpec:
         if problems:
             raise ValueError("image: " + "; ".join(problems))
 
+    @classmethod
+    def clip(cls, size: int, resample: str = "bicubic", fit: str = "squash") -> "ImageSpec":
+        """OpenAI-CLIP's preprocessing, with its mean and deviation."""
+        mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+        return cls(size, mean, std, resample, fit)
+
     @property
     def _filters(self) -> tuple[str, ...]:
         floating = letterbox.FLOATING if self.fit == "letterbox" else ()

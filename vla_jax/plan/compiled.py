@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_jax.plan import hlo, hlo_bytes, hlo_flops, hlo_wire
-from vla_jax.plan.chips import Chip
 from vla_jax.plan.hlo_wire import Collective
+from vla_jax.train.chips import Chip
 
 # Share of the roofline that a real step reaches.
 EFFICIENCY = 0.75

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from vla_jax.plan.chips import CHIPS, Chip
+from vla_jax.train.chips import CHIPS, Chip
 
 _NAME = re.compile(r"(?:(\d+)\*)?([\w-]+):(\d+(?:x\d+)*)")
 

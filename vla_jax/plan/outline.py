@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 from vla_jax.config import Config
-from vla_jax.plan import compilers, loops, programs, trace
+from vla_jax.plan import compilers, loops, programs
 from vla_jax.plan.machines import Machine, stand_ins
 from vla_jax.train import mesh as meshes
-from vla_jax.train import propagation
+from vla_jax.train import propagation, trace
 
 # Windows of a row block whose loops are looked at, whatever the batch: what they keep grows with
 # the rows, and a prime factor that no width has tells rows from widths.

@@ -4,11 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from vla_jax.plan.chips import Chip
 from vla_jax.plan.compiled import EFFICIENCY, Work
 from vla_jax.plan.machines import Machine
 from vla_jax.plan.measured import Control, Measured, largest_batch
 from vla_jax.plan.outline import Outline
+from vla_jax.train.chips import Chip
 
 _GIB = 2**30
 CONVENTION = (

@@ -14,10 +14,10 @@ import jax
 from vla_jax.config import Config
 from vla_jax.models.caption_loss import caption_loss
 from vla_jax.models.image import preprocess
-from vla_jax.plan.chips import CHIPS
-from vla_jax.plan.trace import count
 from vla_jax.train import lora
+from vla_jax.train.chips import CHIPS
 from vla_jax.train.state import TrainState
+from vla_jax.train.trace import count
 from vla_jax.types import Batch
 
 TRAINING = 3  # a training step's products, in forward passes

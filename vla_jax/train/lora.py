@@ -25,9 +25,6 @@ Init = Callable[[jax.Array], Mapping[str, Any]]
 
 FACTORS = r"/lora_[ab]$"
 VLM = r"^backbone/"
-# How many dimensions of a kernel are inputs: Dense's `contract`. Only attention outputs
-# [heads, head width, d] have two.
-_INPUTS = ((r"/o/kernel$", 2), (r"/kernel$", 1))
 
 
 def train_rules(config: Config) -> list[tuple[str, int]]:
@@ -86,7 +83,7 @@ def factor_shapes(
     for path in chosen:
         # Every layer of a stack has factors of its own.
         lead = 1 if rules.STACKED.search(path) else 0
-        inputs = rules.match([*_INPUTS, ("", 0)], path)
+        inputs = rules.match(rules.INPUT_AXES, path)
         # A kernel has at least one output axis behind its inputs.
         if not inputs or len(shapes[path]) <= lead + inputs:
             problems.append(f"lora.targets: {path} is no kernel of a linear map")

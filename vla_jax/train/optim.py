@@ -106,7 +106,7 @@ def _matrices(params: Any) -> dict[str, Any]:
     """Which axes of each kernel are a matrix's rows (inputs) and columns (outputs).
 
     Kernels are [*in, *out], in a stack of layers [layers, *in, *out], each layer a matrix of its
-    own. Only attention's output projection has two input axes (heads, head width).
+    own; `rules.INPUT_AXES` says how many of the axes are inputs.
 
     Raises:
         ConfigError: naming the parameters that are no matrices.
@@ -114,7 +114,8 @@ def _matrices(params: Any) -> dict[str, Any]:
     dimensions, problems = {}, []
     for path, x in params.items():
         first = 1 if rules.STACKED.search(path) else 0
-        inputs = 2 if path.endswith("/o/kernel") else 1
+        # Muon takes whatever is named, kernels or not, as a matrix of one input axis.
+        inputs = rules.match(rules.INPUT_AXES, path) or 1
         axes = range(first, x.ndim)
         if len(axes) <= inputs:
             problems.append(f"optim.muon: {path!r} of shape {tuple(x.shape)} is no matrix")

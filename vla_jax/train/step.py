@@ -77,44 +77,37 @@ def make_train_step(
     schedule = make_schedule(config.optim, config.train.steps)
     parts_of = config.train.accumulate
 
-    def gradients(
-        state: TrainState, batch: Batch, key: Array, fractions: Array
-    ) -> tuple[dict[str, Any], Metrics, Array]:
-        """Gradients of a part of a batch; `fractions` [2] is its part of all actions and tokens."""
+    def objective(
+        trainable: Any, state: TrainState, batch: Batch, key: Array, fractions: Array
+    ) -> tuple[Array, tuple[Metrics, Array]]:
+        """Loss of a part of a batch; `fractions` [2] is its part of all actions and tokens."""
         rngs, noise = {"dropout": key} if config.model.dropout else None, jax.random.fold_in(key, 1)
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=True
         )
+        params = merge(trainable, state.frozen)
+        variables = {"params": lora.active(params, config.lora, train=True)}
+        args = (observation, batch.actions, noise, config.optim.gripper_weight)
+        total, parts = model.apply(variables, *args, method="loss", rngs=rngs)
+        # A copy, since "rows" is taken out.
+        parts = dict(parts)
+        rows = parts.pop("rows", None)
+        actions = model.supervised(batch.actions)
+        parts = {name: fractions[0] * x for name, x in parts.items()}
+        total = fractions[0] * total
+        if batch.captions is not None:
+            images = preprocess(batch.captions.images, model.image)
+            args = (variables, images, batch.captions)
+            caption, more = model.apply(*args, method=caption_loss, rngs=rngs)
+            parts |= {name: fractions[1] * x for name, x in more.items()}
+            total += fractions[1] * config.optim.caption_weight * caption
+        sums = by_dataset(rows, actions, batch.dataset, len(names))
+        return total, ({**parts, "loss": total}, sums)
 
-        def objective(trainable: Any) -> tuple[Array, tuple[Metrics, Array]]:
-            params = merge(trainable, state.frozen)
-            variables = {"params": lora.active(params, config.lora, train=True)}
-            args = (observation, batch.actions, noise, config.optim.gripper_weight)
-            total, parts = model.apply(variables, *args, method="loss", rngs=rngs)
-            # A copy, since "rows" is taken out.
-            parts = dict(parts)
-            rows = parts.pop("rows", None)
-            actions = model.supervised(batch.actions)
-            parts = {name: fractions[0] * x for name, x in parts.items()}
-            total = fractions[0] * total
-            if batch.captions is not None:
-                images = preprocess(batch.captions.images, model.image)
-                args = (variables, images, batch.captions)
-                caption, more = model.apply(*args, method=caption_loss, rngs=rngs)
-                parts |= {name: fractions[1] * x for name, x in more.items()}
-                total += fractions[1] * config.optim.caption_weight * caption
-            sums = by_dataset(rows, actions, batch.dataset, len(names))
-            return total, ({**parts, "loss": total}, sums)
+    gradients = jax.value_and_grad(objective, has_aux=True)
 
-        result = jax.value_and_grad(objective, has_aux=True)(state.trainable)
-        (_, (parts, sums)), grads = result
-        return grads, parts, sums
-
-    def accumulated(state: TrainState, batch: Batch) -> tuple[dict[str, Any], Metrics, Array]:
-        # From the step number, so that a resumed run draws what it would have drawn.
-        key = jax.random.fold_in(state.rng, state.step)
-        if parts_of == 1:
-            return gradients(state, batch, key, jnp.ones(2))
+    def accumulated(state: TrainState, batch: Batch, key: Array) -> Any:
+        """What `gradients` gives for a batch that goes through in parts."""
         micro = split_rows(batch, parts_of, mesh)
         mask = jax.vmap(model.supervised)(micro.actions).mask
         actions = mask.sum((1, 2, 3), dtype=jnp.float32)
@@ -127,10 +120,11 @@ def make_train_step(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts_of))
 
         def add(total: Any, part: tuple[Batch, Array, Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(state, *part)), None
+            new = gradients(state.trainable, state, *part)
+            return jax.tree.map(jnp.add, total, new), None
 
         first = (jax.tree.map(lambda x: x[0], micro), keys[0], shares[0])
-        shapes = jax.eval_shape(gradients, state, *first)
+        shapes = jax.eval_shape(gradients, state.trainable, state, *first)
         # The scan's carry must have the types of what is added to it.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, (micro, keys, shares))[0]
@@ -138,7 +132,13 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # The model pins its rows to the axes of this mesh; see `models.sharding`.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            grads, metrics, sums = accumulated(state, batch)
+            # From the step number, so that a resumed run draws what it would have drawn.
+            key = jax.random.fold_in(state.rng, state.step)
+            (_, (metrics, sums)), grads = (
+                gradients(state.trainable, state, batch, key, jnp.ones(2))
+                if parts_of == 1
+                else accumulated(state, batch, key)
+            )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         metrics |= {"grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
         is_finite = all_finite((metrics["loss"], grads))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vla_jax.models.towers import decoder as tower
+from vla_jax.models.towers import positions
 from vla_jax.models.towers.block import Block, BlockSpec
 from vla_jax.models.towers.decoder import Decoder
 from vla_jax.models.towers.decoder_spec import DecoderSpec, Insert
@@ -178,8 +179,8 @@ def test_local_layers_by_hand():
 
 def test_alibi():
     """Slopes of 4 and 6 heads as printed in the paper's code, and the bias by hand."""
-    assert tower.alibi_slopes(4, 8.0) == (2**-2, 2**-4, 2**-6, 2**-8)
-    assert tower.alibi_slopes(6, 8.0) == (2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3)
+    assert positions.alibi_slopes(4, 8.0) == (2**-2, 2**-4, 2**-6, 2**-8)
+    assert positions.alibi_slopes(6, 8.0) == (2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3)
     spec = dataclasses.replace(SPEC, layers=1, rope=None, alibi=8.0)
     params = random_params(Decoder(spec), embeds(), VALID)
     distance = jnp.arange(N) - jnp.arange(N)[:, None]

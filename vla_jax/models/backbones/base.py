@@ -225,13 +225,14 @@ class Backbone(nn.Module):
         # torch's padding_idx stops the gradient of that row; its value still counts.
         return jnp.where((ids == self.padding_id)[..., None], jax.lax.stop_gradient(x), x)
 
-    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
-        """Spliced embeddings -> last hidden states, those that `logits` takes."""
-        return self.text(tokens.embeds, tokens.valid)
+    def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
+        """Spliced embeddings -> last hidden states.
 
-    def features(self, tokens: Tokens) -> Float[Array, "b n d"]:
-        """Spliced embeddings -> the hidden states that heads read."""
-        return self(tokens)
+        Args:
+            tokens: the sequence.
+            for_head: the states that heads read, where these are others than `logits` takes.
+        """
+        return self.text.run(tokens.embeds, tokens.valid).hidden
 
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
         """Hidden states -> vocabulary scores."""

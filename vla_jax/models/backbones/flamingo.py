@@ -214,12 +214,7 @@ class Flamingo(Backbone):
     @property
     def image_spec(self) -> ImageSpec:
         """OpenAI-CLIP preprocessing: squash to a square, bicubic, CLIP mean and deviation."""
-        return ImageSpec(
-            size=self.config["vision_config"]["image_size"],
-            mean=(0.48145466, 0.4578275, 0.40821073),
-            std=(0.26862954, 0.26130258, 0.27577711),
-            resample="bicubic",
-        )
+        return ImageSpec.clip(self.config["vision_config"]["image_size"])
 
     @property
     def width(self) -> int:
@@ -277,14 +272,9 @@ class Flamingo(Backbone):
         # `Tokens` carries no ids, so the mark travels as one more channel of the embedding.
         return jnp.concatenate([x, mark[..., None].astype(x.dtype)], axis=-1)
 
-    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
-        """Text and the images beside it -> last hidden states (after the final norm)."""
-        x, context, _ = self._look(tokens, Memory(None))
-        return self.text(x, tokens.valid, context=context)
-
-    def features(self, tokens: Tokens) -> Float[Array, "b n d"]:
-        """The hidden states RoboVLMs' heads read; see self.RAW_FEATURES."""
-        raw = self.config["text_config"]["model_type"] in self.RAW_FEATURES
+    def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
+        """Text and the images beside it -> last hidden states; RoboVLMs' heads read raw ones."""
+        raw = for_head and self.config["text_config"]["model_type"] in self.RAW_FEATURES
         x, context, _ = self._look(tokens, Memory(None))
         return self.text.run(x, tokens.valid, context=context, skip_last=raw).hidden
 

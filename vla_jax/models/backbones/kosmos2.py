@@ -64,12 +64,7 @@ class Kosmos2(Backbone):
     @property
     def image_spec(self) -> ImageSpec:
         """OpenAI-CLIP preprocessing: squash to a square, bicubic, CLIP mean and deviation."""
-        return ImageSpec(
-            size=self.config["vision_config"]["image_size"],
-            mean=(0.48145466, 0.4578275, 0.40821073),
-            std=(0.26862954, 0.26130258, 0.27577711),
-            resample="bicubic",
-        )
+        return ImageSpec.clip(self.config["vision_config"]["image_size"])
 
     @property
     def width(self) -> int:

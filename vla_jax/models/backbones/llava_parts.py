@@ -152,12 +152,7 @@ class LlavaFamily(Backbone):
 
         LLaVA itself pads to a square (its package) or crops (Hugging Face).
         """
-        return ImageSpec(
-            size=self.config["vision_config"]["image_size"],
-            mean=(0.48145466, 0.4578275, 0.40821073),
-            std=(0.26862954, 0.26130258, 0.27577711),
-            resample="bicubic",
-        )
+        return ImageSpec.clip(self.config["vision_config"]["image_size"])
 
     @property
     def image_tokens(self) -> int:

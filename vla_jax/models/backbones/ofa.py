@@ -168,7 +168,7 @@ class OFA(Backbone):
         images, prompt = (tokens.images, tokens.seen), (tokens.prompt, tokens.prompt_valid)
         return self.text.encoder(*images, tokens.image_place, *prompt, collect)
 
-    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
+    def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
         """Images, prompt and what is written -> the decoder's last hidden states."""
         return self.text.decoder(tokens.embeds, tokens.valid, self.encode(tokens)).hidden
 

@@ -164,7 +164,7 @@ class PaliGemma(Backbone):
         # The decoder multiplies all embeddings by the root of its width.
         return self.projection(self.vision(images)) / math.sqrt(self.config["hidden_size"])
 
-    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
+    def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
         mask = bidirectional_mask(tokens.valid) if self.config["mask"] == "full" else None
         return self.text.run(

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from vla_jax.models import weights as w
 from vla_jax.models.backbones.qwen_family import QwenFamily
-from vla_jax.models.image import ImageSpec
 
 # config.json of the released model, reduced to what shapes and numbers depend on, and
 # `image_size`: pixels of a side of our images, which are square; the original takes any shape.
@@ -58,19 +56,3 @@ class Qwen25VL(QwenFamily):
 
     RELEASED = ARCH
     DEFAULT_CONFIG = "qwen2_5_vl_ph"
-    # As current transformers names things; the released files have the earlier names.
-    RENAMES = ((r"model\.visual\.", "visual."), (r"model\.language_model\.", "model."))
-
-    @property
-    def image_spec(self) -> ImageSpec:
-        """Squash to a square, bicubic, CLIP mean and deviation."""
-        return ImageSpec(
-            size=self.config["image_size"],
-            mean=(0.48145466, 0.4578275, 0.40821073),
-            std=(0.26862954, 0.26130258, 0.27577711),
-            resample="bicubic",
-        )
-
-    def weight_map(self) -> list[w.Weight]:
-        """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
-        return self.rows(visual="visual.", model="model.")

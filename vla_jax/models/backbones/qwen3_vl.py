@@ -57,6 +57,7 @@ class Qwen3VL(QwenFamily):
 
     RELEASED = ARCH
     DEFAULT_CONFIG = "qwen3_vl_ph"
+    RENAMES = ()
 
     @property
     def image_spec(self) -> ImageSpec:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Backbone, Layout, Tokens, merge_arch
+from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers import vision_families
 from vla_jax.models.towers.decoder import Cache, Decoder, Result, empty_cache
 from vla_jax.models.towers.decoder_spec import DecoderSpec
@@ -150,6 +151,8 @@ class QwenFamily(Backbone):
     ACTION_TOKEN_END = 151643
     # Buffers older dumps contain; they carry nothing.
     IGNORE = (r"rotary(_pos)?_emb\.inv_freq$",)
+    # As current transformers names things; the released files of the first two have earlier names.
+    RENAMES = ((r"model\.visual\.", "visual."), (r"model\.language_model\.", "model."))
 
     @classmethod
     def arch(cls, overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
@@ -179,6 +182,15 @@ class QwenFamily(Backbone):
         if problems:
             raise ValueError("backbone architecture:\n  " + "\n  ".join(problems))
         return config
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Squash to a square, bicubic, CLIP mean and deviation."""
+        return ImageSpec.clip(self.config["image_size"])
+
+    def weight_map(self) -> list[w.Weight]:
+        """Every parameter of the Hugging Face model; targets are relative to `backbone/`."""
+        return self.rows(visual="visual.", model="model.")
 
     @property
     def token_width(self) -> int:
@@ -222,7 +234,9 @@ class QwenFamily(Backbone):
         # Zeros, because the decoder adds deep features to its hidden states.
         return jnp.pad(self.text.embed(ids), ((0, 0), (0, 0), (0, deep)))
 
-    def __call__(self, tokens: Tokens, grid: Any = None) -> Float[Array, "b n d"]:
+    def __call__(
+        self, tokens: Tokens, for_head: bool = False, grid: Any = None
+    ) -> Float[Array, "b n d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
         return self._run(tokens, grid, 0, None)[0].hidden
 

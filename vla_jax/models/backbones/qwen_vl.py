@@ -100,12 +100,7 @@ class QwenVL(Backbone):
     @property
     def image_spec(self) -> ImageSpec:
         """OpenAI-CLIP preprocessing: squash to a square, bicubic, CLIP mean and deviation."""
-        return ImageSpec(
-            size=self.config["visual"]["image_size"],
-            mean=(0.48145466, 0.4578275, 0.40821073),
-            std=(0.26862954, 0.26130258, 0.27577711),
-            resample="bicubic",
-        )
+        return ImageSpec.clip(self.config["visual"]["image_size"])
 
     @property
     def width(self) -> int:
@@ -160,7 +155,7 @@ class QwenVL(Backbone):
         marks = self.embed_text(jnp.broadcast_to(jnp.array([start, start + 1]), (len(x), 2)))
         return jnp.concatenate([marks[:, : self.MARKS], x, marks[:, self.MARKS :]], axis=1)
 
-    def __call__(self, tokens: Tokens) -> Float[Array, "b n d"]:
+    def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
         return self.run(tokens).hidden
 

@@ -147,13 +147,7 @@ class UForm(Backbone):
                 shortest=max(256, self.config["image_size"]),
                 crop_rounding="half_even",
             )
-        return ImageSpec(
-            size=self.config["image_size"],
-            mean=(0.48145466, 0.4578275, 0.40821073),
-            std=(0.26862954, 0.26130258, 0.27577711),
-            resample="bilinear",
-            fit="pad",
-        )
+        return ImageSpec.clip(self.config["image_size"], resample="bilinear", fit="pad")
 
     @property
     def vision_spec(self) -> VisionSpec:

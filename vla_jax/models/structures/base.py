@@ -20,7 +20,7 @@ from vla_jax.models.heads.common import Head, HeadSizes, pool_tokens
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.losses import sentence_loss
 from vla_jax.models.state_token import StateToken
-from vla_jax.models.structures import splicing
+from vla_jax.models.structures import settings, splicing
 from vla_jax.models.structures.history import History
 from vla_jax.models.structures.splicing import Sequence, is_padded, widen
 from vla_jax.models.towers.layers import Dense
@@ -77,21 +77,7 @@ class Structure(nn.Module):
     @classmethod
     def refusals(cls, config: ModelConfig, backbone: Backbone) -> list[str]:
         """Settings it cannot work with, one line each; `backbone` is the config's, complete."""
-        s, problems = config.structure, []
-        if not 1 <= s.slide <= s.window:
-            problems.append(f"structure.slide: {s.slide} is not within 1..window, 1..{s.window}")
-        legal = {"crossed": ("action", "text"), "encoded": ("action",)}.get(backbone.LAYOUT.images)
-        if legal and s.readout not in legal:
-            problems.append(
-                f"{config.backbone.name} + structure.readout {s.readout!r}: only what its sequence "
-                f"holds can be read: {', '.join(legal)}"
-            )
-        if s.readout != "action" and config.head.down_sample == "none":
-            problems.append(
-                f"structure.readout {s.readout!r} gives a step many tokens: head.down_sample must "
-                "be 'pooling' or 'resampler'"
-            )
-        return problems
+        return settings.problems(config, backbone)
 
     @classmethod
     def complete(cls, config: ModelConfig, backbone: Backbone) -> ModelConfig:
@@ -347,13 +333,10 @@ class Structure(nn.Module):
         """Run the VLM and pick the features of u steps, as many as `valid` has."""
         if self.has_action_token(self.config) and not (self.joint or self.backbone.looks_ahead):
             sequence = splicing.shortened(sequence, self.layout)
-        picked = splicing.take(sharding.rows(self.hidden(sequence.tokens)), sequence.columns)
-        picked = sharding.rows(picked).reshape(*valid.shape, -1, picked.shape[-1])
+        hidden = sharding.rows(self.backbone(sequence.tokens, for_head=True))
+        picked = sharding.rows(splicing.take(hidden, sequence.columns))
+        picked = picked.reshape(*valid.shape, -1, picked.shape[-1])
         return self.pool(picked, sequence.read.reshape(picked.shape[:3]))
-
-    def hidden(self, tokens: Tokens) -> Float[Array, "r n d"]:
-        """The VLM's hidden states, those that heads read."""
-        return self.backbone.features(tokens)
 
     def pool(
         self, picked: Float[Array, "b u c d"], read: Bool[Array, "b u c"]

@@ -195,16 +195,12 @@ class Discrete(Structure):
 
     def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b w c v"]:
         """Scores of next tokens."""
-        hidden = sharding.rows(self.hidden(sequence.tokens))
+        hidden = sharding.rows(self.backbone(sequence.tokens))
         picked = sharding.rows(splicing.take(hidden, sequence.columns))
         picked = picked.reshape(*valid.shape, -1, picked.shape[-1])
         # Dimension 0 must stay the rows of the batch, which the devices split.
         flat = picked.reshape(len(valid), -1, picked.shape[-1])
         return sharding.rows(self.backbone.logits(flat)).reshape(*picked.shape[:3], -1)
-
-    def hidden(self, tokens: Tokens) -> Float[Array, "r n d"]:
-        """The VLM's hidden states, those that make scores of tokens."""
-        return self.backbone(tokens)
 
     def empty_history(self, batch: int) -> Written:
         """The history before the first step of an episode."""

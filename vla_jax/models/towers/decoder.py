@@ -4,7 +4,7 @@ Legend: b batch · n tokens of this call · s slots, the tokens that can be atte
 cache's) · d width · h query heads · g key heads · k head width · l layers · v vocabulary
 """
 
-import math
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models import sharding
+from vla_jax.models.towers import positions as tables
 from vla_jax.models.towers.block import Block, BlockSpec, remat
 from vla_jax.models.towers.decoder_spec import DecoderSpec, Insert
 from vla_jax.models.towers.fused import Mask, Rule
@@ -69,24 +70,6 @@ class Result:
     hidden: Any
     states: Any = None
     cache: Any = None
-
-
-def sinusoid(positions: Int[Array, "*b n"], width: int, pad: int) -> Float[Array, "*b n d"]:
-    """Fairseq's sinusoidal positions: sines then cosines; the row of `pad` is zero."""
-    half = width // 2  # fairseq divides by half - 1, so that the last frequency is 1 / 10000
-    frequency = jnp.exp(jnp.arange(half) * -(math.log(10000.0) / (half - 1)))
-    angle = positions[..., None].astype(jnp.float32) * frequency
-    table = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-    return jnp.where((positions == pad)[..., None], 0.0, table)
-
-
-def alibi_slopes(heads: int, largest: float) -> tuple[float, ...]:
-    """MPT's slopes: powers of two down to 2^-largest, odd ones first where heads is no power."""
-    power = 2 ** math.ceil(math.log2(heads))
-    slopes = [2.0 ** (-largest * (i + 1) / power) for i in range(power)]
-    if power != heads:
-        slopes = (slopes[1::2] + slopes[::2])[:heads]
-    return tuple(slopes)
 
 
 def causal_mask(valid: Bool[Array, "b n"]) -> Bool[Array, "b n n"]:
@@ -190,6 +173,18 @@ def _group(
         )
         outs.append(out)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
+def _grouped(per_layer: Any, insert: Insert | None) -> Any:
+    """[l, ...] -> [groups, layers of a group, ...] where the layers are scanned in groups."""
+    if insert is None:
+        return per_layer
+    return jax.tree.map(lambda x: x.reshape(-1, insert.every, *x.shape[1:]), per_layer)
+
+
+def _ungrouped(out: Any, insert: Insert | None) -> Any:
+    """Inverse of `_grouped`."""
+    return out if insert is None else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
 
 class Decoder(nn.Module):
@@ -299,7 +294,7 @@ class Decoder(nn.Module):
             rope = s.rope(positions)
         bias = None
         if s.alibi is not None:
-            slopes = jnp.array(alibi_slopes(s.block.heads, s.alibi))
+            slopes = jnp.array(tables.alibi_slopes(s.block.heads, s.alibi))
             bias = -slopes[:, None, None] * behind[:, None]  # 0 at the token itself
         rule: Mask = mask
         if mask is None:
@@ -327,7 +322,9 @@ class Decoder(nn.Module):
             per_layer["skip"] = jnp.arange(s.layers) == s.layers - 1
         if cache is not None:
             per_layer |= {"keys": cache.keys, "values": cache.values}
-        x, out = self._scan(self._enter(embeds, positions), per_layer, shared)
+        entered, apart = self._enter(embeds, positions), _grouped(per_layer, self.insert)
+        x, out = self._scanned(shared)(self.layers, entered, apart)
+        out = _ungrouped(out, self.insert)
         if cache is not None:
             # Padding on the right takes no slots, so that the next token overwrites it.
             end = jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
@@ -349,23 +346,15 @@ class Decoder(nn.Module):
             scores = scores + self.head_bias.astype(self.dtype)
         return scores if s.logit_cap is None else s.logit_cap * jnp.tanh(scores / s.logit_cap)
 
-    def _scan(self, x: Array, per_layer: dict[str, Any], shared: _Shared) -> tuple[Array, Any]:
-        """All layers, one scan step a layer or a group."""
-        group_size = 1 if self.insert is None else self.insert.every
-        step = _layer if self.insert is None else _group
-        scan = nn.scan(
-            remat(lambda stage, x, per_layer: step(stage, x, per_layer, shared), self.remat),
+    def _scanned(self, shared: _Shared) -> Any:
+        """All layers as one function of (module, x, what differs between the layers)."""
+        step, group_size = (_layer, 1) if self.insert is None else (_group, self.insert.every)
+        return nn.scan(
+            remat(functools.partial(step, shared=shared), self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             length=self.spec.layers // group_size,
         )
-        if self.insert is None:
-            return scan(self.layers, x, per_layer)
-        per_layer = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, group_size, *leaf.shape[1:]), per_layer
-        )
-        x, out = scan(self.layers, x, per_layer)
-        return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
 
     def _default_positions(
         self, slot_valid: Bool[Array, "b s"], valid: Bool[Array, "b n"], columns: Int[Array, "#b n"]
@@ -388,7 +377,7 @@ class Decoder(nn.Module):
         elif s.embed_scale != 1.0:
             x = (x.astype(jnp.float32) * s.embed_scale).astype(self.dtype)
         if s.positions == "sinusoid":
-            x = x + sinusoid(positions, s.width, s.first_position - 1).astype(self.dtype)
+            x = x + tables.sinusoid(positions, s.width, s.first_position - 1).astype(self.dtype)
         elif s.positions == "learned":
             x = x + jnp.take(self.positions, positions, axis=0).astype(self.dtype)
         for drop in self.drops:

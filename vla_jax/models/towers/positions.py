@@ -5,6 +5,8 @@ Legend: n patches of a grid, row by row · m of a stored table · d width · k i
 What depends on static shapes alone is made in numpy.
 """
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -169,3 +171,21 @@ def image_buckets(place: Int[Array, " k"], side: int, count: int) -> Int[Array, 
     across = span * span + jnp.where(order[:, None] < order, 0, 1)
     across = jnp.where(has_place[:, None] | has_place, across, span * span + 2)
     return jnp.where((image == 0) & has_place[:, None] & has_place, within, across)
+
+
+def sinusoid(positions: Int[Array, "*b n"], width: int, pad: int) -> Float[Array, "*b n d"]:
+    """Fairseq's sinusoidal positions: sines then cosines; the row of `pad` is zero."""
+    half = width // 2  # fairseq divides by half - 1, so that the last frequency is 1 / 10000
+    frequency = jnp.exp(jnp.arange(half) * -(math.log(10000.0) / (half - 1)))
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    table = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return jnp.where((positions == pad)[..., None], 0.0, table)
+
+
+def alibi_slopes(heads: int, largest: float) -> tuple[float, ...]:
+    """MPT's slopes: powers of two down to 2^-largest, odd ones first where heads is no power."""
+    power = 2 ** math.ceil(math.log2(heads))
+    slopes = [2.0 ** (-largest * (i + 1) / power) for i in range(power)]
+    if power != heads:
+        slopes = (slopes[1::2] + slopes[::2])[:heads]
+    return tuple(slopes)

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vla_jax.plan import compilers, loops, trace
+from vla_jax.plan import compilers, loops
 from vla_jax.plan.machines import parse, stand_ins
+from vla_jax.train import trace
 
 ROWS, TOKENS, WIDTH, LAYERS = 26, 5, 16, 3
 
