@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = _parse_flags(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every phase of every save
+    logging.getLogger("jax").setLevel(logging.WARNING)  # and jax every device that is not here
     from vla_jax.convert import output  # after the flags: --help need not wait for jax
 
     watch = output.Stopwatch()
