@@ -229,12 +229,6 @@ def test_your_structure(tmp_path, one_device):
     assert reason == "the window becomes its mean, so there are no steps to remember"
 
 
-def test_a_dataset_takes_fifteen_lines():
-    (spec,) = [text for _, text in blocks("docs/your_dataset.md") if "DatasetSpec(" in text]
-    lines = [line for line in spec.splitlines() if line.strip() and not line.startswith("#")]
-    assert len(lines) <= 15
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_name_files_that_exist(page):
     text = (ROOT / page).read_text()
