@@ -196,6 +196,14 @@ def test_lora_from_an_imported_vlm_on_a_real_robot(tmp_path, one_device):
     assert "resumed at step 4" in done.stderr
     serve = ["python", "launch/serve.py", "--checkpoint=runs/mine"]
     assert answered(serve, tmp_path, one_device).shape == (10, 26)
+    # Out again, the factors merged, and without a folder to copy from.
+    command = [sys.executable, str(ROOT / "launch/convert.py"), "export-hf", "runs/mine", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    from transformers import AutoConfig  # seconds to import
+
+    assert type(AutoConfig.from_pretrained(tmp_path / "out")).__name__ == "Kosmos2Config"
+    assert "| my_robot | q99 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def answered(words, folder, environment):
