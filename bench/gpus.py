@@ -2,8 +2,9 @@
 
     python bench/gpus.py --out=runs/bench/gpus --write=docs/scale.md
 
-Every row is one `launch/plan.py --compile`: with the extra [plan] a minute or two of a core and no
-GPU. Rows whose file is in OUT already are not planned again.
+Every row is one `launch/plan.py --compile`: with the extra [plan] a few minutes of a core, and no
+GPU. With --traced it is planned without a compiler, in seconds: memory is the least that it can be
+then, and the time that of the operations alone. Rows whose file is in OUT are not planned again.
 """
 
 import argparse
@@ -14,9 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+if __package__ in (None, ""):  # run as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vla_jax.plan import machines
+from vla_jax.plan.compiled import EFFICIENCY
+
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = ("<!-- gpus -->", "<!-- /gpus -->")
 STEPS = 10_000  # that the hours are of
+TRACED = "-traced"
 
 
 class Row(NamedTuple):
@@ -68,17 +76,18 @@ def main() -> None:
     out = Path(flags.out)
     out.mkdir(parents=True, exist_ok=True)
     for row in ROWS:
-        file = out / f"{row.file}.json"
+        file = out / f"{row.file}{TRACED if flags.traced else ''}.json"
         if file.exists() or flags.only not in row.file:
             continue
         print(row.file, file=sys.stderr, flush=True)
         command = [
             sys.executable, str(ROOT / "launch" / "plan.py"), f"--config={row.config}",
-            f"--topology={row.topology}", f"--config.train.batch_size={row.batch}", "--compile",
+            f"--topology={row.topology}", f"--config.train.batch_size={row.batch}",
             f"--json={file}", *(f"--config.{flag}" for flag in row.flags),
+            *(() if flags.traced else ("--compile",)),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
-        (out / f"{row.file}.log").write_text(done.stdout + done.stderr)
+        file.with_suffix(".log").write_text(done.stdout + done.stderr)
         if done.returncode:
             print(done.stderr.strip().splitlines()[-1:], file=sys.stderr)
     table = "\n".join(lines(out))
@@ -95,20 +104,26 @@ def lines(out: Path) -> Iterator[str]:
     yield "| what | config and what is changed | GPU | batch | GiB a device | s a step | hours |"
     yield "|---" * 7 + "|"
     for row in ROWS:
-        file = out / f"{row.file}.json"
-        if file.exists():
-            yield _line(row, json.loads(file.read_text()))
+        for name in (f"{row.file}.json", f"{row.file}{TRACED}.json"):
+            if (out / name).exists():
+                yield _line(row, json.loads((out / name).read_text()))
+                break
 
 
 def _line(row: Row, plan: dict[str, Any]) -> str:
-    gib = f"{plan['bytes_per_device']['total'] / 2**30:.1f}"
-    largest = plan.get("largest_batch")
-    if not plan["fits"]:
-        gib = f"**does not fit**: {gib}" + (f"; {largest} would" if largest else "")
-    seconds = plan["step_seconds"]
-    time = (f"{seconds:.2f}", f"{seconds * STEPS / 3600:.0f}") if seconds else ("–", "–")
+    gib, seconds, least = plan["bytes_per_device"]["total"] / 2**30, plan["step_seconds"], ""
+    if plan["fits"] is None:
+        # Without a compiler all figures are bounds: nothing but the operations is counted.
+        least, chip = "≥ ", machines.parse(row.topology).chip
+        seconds = plan["flops"] / chip.flops / EFFICIENCY
+    memory, time = f"{least}{gib:.1f}", ["–", "–"]
+    if plan["fits"] is False:
+        largest = plan["largest_batch"]
+        memory = f"**does not fit**: {gib:.1f}" + (f"; a batch of {largest} would" * bool(largest))
+    elif seconds:
+        time = [f"{least}{seconds:.2f}", f"{least}{seconds * STEPS / 3600:.0f}"]
     what = " ".join([f"`{row.config}`", *(f"`{flag}`" for flag in row.flags)])
-    return f"| {' | '.join([row.about, what, row.topology, str(row.batch), gib, *time])} |"
+    return f"| {' | '.join([row.about, what, row.topology, str(row.batch), memory, *time])} |"
 
 
 def _parse_flags() -> argparse.Namespace:
@@ -117,6 +132,7 @@ def _parse_flags() -> argparse.Namespace:
     )
     parser.add_argument("--out", default="runs/bench/gpus", help="folder of the plans")
     parser.add_argument("--only", default="", help="rows whose file's name has this in it")
+    parser.add_argument("--traced", action="store_true", help="without a compiler")
     parser.add_argument("--write", help="page to write the table into")
     return parser.parse_args()
 

@@ -93,7 +93,7 @@ def test_every_dataset_that_cannot_be_opened_is_named_at_once(robot, tmp_path):
     with pytest.raises(ConfigError) as error:
         resolve_with_data(raw)
     told = str(error.value)
-    assert "data.datasets[0] (mine.py:mine): nowhere: holds none of the known formats" in told
+    assert "data.datasets[0] (mine.py:mine): nowhere: is no folder" in told
     assert "data.datasets[1].spec: 'mine.py:other': no DatasetSpec 'other'" in told
     assert "data.datasets[2].spec: " in told
 
