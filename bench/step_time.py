@@ -100,18 +100,19 @@ def main() -> None:
                 runs.append(Run(checkout, Path(folder) / name, flags.config, flags.train))
                 # One after the other: compiling beside a run would only slow both.
                 runs[-1].warm_up()
-            rounds = [_round(*runs, flags.seconds, i % 2 == 1) for i in range(flags.rounds)]
+            here, other = runs
+            rounds = [_round(here, other, flags.seconds, i % 2 == 1) for i in range(flags.rounds)]
         finally:
             for run in runs:
                 run.end()
-    here, other = ([pair[i] for pair in rounds] for i in (0, 1))
+    own_times, other_times = ([pair[i] for pair in rounds] for i in (0, 1))
     ratios = sorted(a / b for a, b in rounds)
     quarter, half, three_quarters = (
         statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     )
     result = {
         "config": flags.config, "rounds": len(rounds), "seconds": flags.seconds,
-        "step_s": statistics.median(here), "other_step_s": statistics.median(other),
+        "step_s": statistics.median(own_times), "other_step_s": statistics.median(other_times),
         "ratio": half, "quarter": quarter, "three_quarters": three_quarters, "ratios": ratios,
     }  # fmt: skip
     print(

@@ -28,7 +28,7 @@ def front_matter(text):
 class Hub(types.ModuleType):
     """A stand-in for huggingface_hub."""
 
-    def __init__(self, token="secret", fault=None):
+    def __init__(self, token: str | None = "secret", fault: Exception | None = None):
         super().__init__("huggingface_hub")
         self.token, self.fault, self.calls = token, fault, []
 

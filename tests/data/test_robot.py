@@ -22,14 +22,14 @@ from vla_jax.data import ops
 from vla_jax.data.spec import DatasetSpec, Trajectory
 
 
-def standardise(episode):
+def standardize(episode):
     return Trajectory(ops.cat(episode["action"])[:, :{dim}], episode["text"])
 
 
 {name} = DatasetSpec(
     images={images},
     features={{"action": "rel_actions", "text": "language_instruction"}},
-    standardise=standardise,
+    standardize=standardize,
     gripper_env={gripper},
 )
 """
@@ -203,7 +203,7 @@ def test_roles_and_parts_are_guessed_by_name(tmp_path):
     (tmp_path / "two_arms.py").write_text(code)
     spec = runpy.run_path(str(tmp_path / "two_arms.py"))["two_arms"]
     raw = {"action_0": np.zeros((3, 7)), "action_1": np.ones((3, 7)), "state": np.zeros((3, 14))}
-    made = spec.standardise(raw)
+    made = spec.standardize(raw)
     assert made.action.shape == (3, 14)
     assert made.language == "do the task"
     assert "No text was recorded" in code
