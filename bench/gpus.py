@@ -94,8 +94,8 @@ def main() -> None:
     print(table)
     if flags.write:
         page = Path(flags.write)
-        before, rest = page.read_text().split(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
+        before, table_and_after = page.read_text().split(MARKS[0])
+        after = table_and_after.partition(MARKS[1])[2]
         page.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
 
 
@@ -122,8 +122,8 @@ def _line(row: Row, plan: dict[str, Any]) -> str:
         memory = f"**does not fit**: {gib:.1f}" + (f"; a batch of {largest} would" * bool(largest))
     elif seconds:
         time = [f"{least}{seconds:.2f}", f"{least}{seconds * STEPS / 3600:.0f}"]
-    what = " ".join([f"`{row.config}`", *(f"`{flag}`" for flag in row.flags)])
-    return f"| {' | '.join([row.about, what, row.topology, str(row.batch), memory, *time])} |"
+    recipe = " ".join([f"`{row.config}`", *(f"`{flag}`" for flag in row.flags)])
+    return f"| {' | '.join([row.about, recipe, row.topology, str(row.batch), memory, *time])} |"
 
 
 def _parse_flags() -> argparse.Namespace:

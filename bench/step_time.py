@@ -100,8 +100,8 @@ def main() -> None:
                 runs.append(Run(checkout, Path(folder) / name, flags.config, flags.train))
                 # One after the other: compiling beside a run would only slow both.
                 runs[-1].warm_up()
-            here, other = runs
-            rounds = [_round(here, other, flags.seconds, i % 2 == 1) for i in range(flags.rounds)]
+            own, other = runs
+            rounds = [_round(own, other, flags.seconds, i % 2 == 1) for i in range(flags.rounds)]
         finally:
             for run in runs:
                 run.end()
@@ -124,11 +124,11 @@ def main() -> None:
         Path(flags.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def _round(here: Run, other: Run, seconds: float, swapped: bool) -> tuple[float, float]:
+def _round(own: Run, other: Run, seconds: float, swapped: bool) -> tuple[float, float]:
     if swapped:
-        later, first = other.turn(seconds), here.turn(seconds)
+        later, first = other.turn(seconds), own.turn(seconds)
         return first, later
-    return here.turn(seconds), other.turn(seconds)
+    return own.turn(seconds), other.turn(seconds)
 
 
 def _parse_flags() -> argparse.Namespace:

@@ -241,14 +241,14 @@ def run_steps(
             began = time.perf_counter()
             try:
                 texts = next(captions)
-                local = with_captions(next(batches), texts)
+                host_batch = with_captions(next(batches), texts)
             except Exception:
                 save_before_error(run, done - 1, start, train_state, run.inputs.position(batches))
                 raise
             meter.waited(time.perf_counter() - began)
             clock.add("data", time.perf_counter() - began)
 
-            batch = meshes.shard_batch(local, run.mesh)
+            batch = meshes.shard_batch(host_batch, run.mesh)
             began = time.perf_counter()
             profile.before(done)
             with compilations.step(done, done - start):
