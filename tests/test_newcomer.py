@@ -90,6 +90,12 @@ def test_the_machine_is_ready(vla):
     assert "[dev]" not in printed
 
 
+def test_the_demo_says_first_what_it_will_need_last(vla):
+    done = vla.run("vla", "demo")
+    assert done.returncode == 1
+    assert done.stderr.startswith("demo: the report needs matplotlib; pip install ")
+
+
 @pytest.mark.parametrize("command", HELP)
 def test_every_command_explains_itself(vla, command):
     printed = vla.check("vla", *command.split(), "--help")
