@@ -121,7 +121,7 @@ def _line(row: Row, plan: dict[str, Any]) -> str:
         largest = plan["largest_batch"]
         memory = f"**does not fit**: {gib:.1f}" + (f"; a batch of {largest} would" * bool(largest))
     elif seconds:
-        time = [f"{least}{seconds:.2f}", f"{least}{seconds * STEPS / 3600:.0f}"]
+        time = [f"{least}{seconds:.2f}", f"{least}{seconds * STEPS / 3600:.1f}"]
     recipe = " ".join([f"`{row.config}`", *(f"`{flag}`" for flag in row.flags)])
     return f"| {' | '.join([row.about, recipe, row.topology, str(row.batch), memory, *time])} |"
 
