@@ -7,7 +7,7 @@ own too, and they take turns. Samples per CPU-second (user + system time of the 
 the figure of merit: wall time depends on what else the machine does.
 
 The reference does on the host what the published RLDS pipelines do there: TFDS builder, steps left
-encoded, standardise, normalise, window and chunk, flatten, shuffle buffer, decode, Lanczos resize
+encoded, standardize, normalize, window and chunk, flatten, shuffle buffer, decode, Lanczos resize
 to 224 with antialiasing, crop, brightness, contrast, saturation, hue, batch. octo and openvla, as
 they come, also draw a goal image from the rest of the trajectory and treat it like the others: the
 second reference does that too. The third is octo itself, where `octo` and `dlimp` can be imported
@@ -225,7 +225,7 @@ def _reference(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:
         read_config=tfds.ReadConfig(skip_prefetch=True, interleave_cycle_length=2),
     ).repeat()
 
-    def standardise(episode):
+    def standardize(episode):
         steps = episode["steps"]
         state, gripper = steps["observation"]["state"], steps["action"][:, 6]
         definite = tf.logical_or(gripper > 0.95, gripper < 0.05)
@@ -265,7 +265,7 @@ def _reference(args: argparse.Namespace, window: int) -> Iterator[np.ndarray]:
             sample["goal"] = _augment(_resize(sample["goal"]), seed)
         return sample
 
-    dataset = episodes.map(standardise, num_parallel_calls=args.threads)
+    dataset = episodes.map(standardize, num_parallel_calls=args.threads)
     dataset = dataset.filter(lambda t: tf.reduce_any(t["text"] != ""))
     dataset = dataset.map(windows, num_parallel_calls=args.threads)
     dataset = dataset.flat_map(tf.data.Dataset.from_tensor_slices).shuffle(args.shuffle)

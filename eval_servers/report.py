@@ -8,7 +8,7 @@ import json
 import os
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from eval_servers import compare, comparison, plots, results
+from eval_servers import compare, plots, report_comparison, results
 from eval_servers.row import Row
 
 MAX_VIDEOS = 12  # embedded per run; the page stays of a size that mails
@@ -36,7 +36,7 @@ tr.total td{font-weight:600;background:var(--back)}
 td small{color:var(--soft);font-weight:400;margin-left:6px;white-space:nowrap}
 .bar{height:5px;border-radius:3px;background:var(--line);margin-top:3px;min-width:90px}
 .bar i{display:block;height:5px;border-radius:3px}
-.films{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:16px}
+.videos{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:16px}
 figure{margin:0;border:1px solid var(--line);border-radius:8px;overflow:hidden;background:#fff}
 figure img{display:block;width:100%;image-rendering:auto}
 figcaption{padding:8px 12px;font-size:13px} figcaption em{color:var(--soft)}
@@ -85,17 +85,19 @@ def report(
         chains = [run for run in loaded if "chains" in run.score]
         picture = plots.picture(plots.chains(chains), "tasks solved in a row")
         # Right behind the tiles: for chains this is the number that papers compare.
-        parts.insert(2, _section("Tasks solved in a row", picture + comparison.chains(chains)))
+        parts.insert(
+            2, _section("Tasks solved in a row", picture + report_comparison.chains(chains))
+        )
     if any(run.score["protocol"].get("perturbation") for run in loaded):
-        parts.append(_section("Plain beside perturbed", comparison.perturbed(loaded)))
+        parts.append(_section("Plain beside perturbed", report_comparison.perturbed(loaded)))
     if len(loaded) > 1:
-        parts.append(_section("Against " + loaded[0].name, comparison.differences(loaded)))
+        parts.append(_section("Against " + loaded[0].name, report_comparison.differences(loaded)))
     if losses:
         figure = plots.losses(losses)
         parts.append(_section("Training loss", plots.picture(figure, "loss over steps")))
-    films = "".join(_films(run) for run in loaded)
-    if films:
-        parts.append(_section("Episodes", films))
+    videos = "".join(_videos(run) for run in loaded)
+    if videos:
+        parts.append(_section("Episodes", videos))
     parts.append(_section("Speed", _speed(loaded)))
     if any(run.score["conditions"].get("sanity") for run in loaded):
         parts.append(_section("Checked before", _sanity(loaded)))
@@ -233,20 +235,20 @@ def _cell(counts: Optional[Mapping[str, Any]], colour: str) -> str:
     )
 
 
-def _films(run: Run) -> str:
+def _videos(run: Run) -> str:
     paths = {row.index: os.path.join(run.folder, row.video) for row in run.rows if row.video}
-    films = sorted((row for row in run.rows if row.video), key=lambda row: row.index)
+    videos = sorted((row for row in run.rows if row.video), key=lambda row: row.index)
     # A score copied without its folder has rows that name videos but no videos.
-    films = [row for row in films if os.path.exists(paths[row.index])]
+    videos = [row for row in videos if os.path.exists(paths[row.index])]
     # Failures teach more, but at most half the places: the page must also show success.
-    failures = [row for row in films if not row.success][: MAX_VIDEOS // 2]
-    successes = [row for row in films if row.success][: MAX_VIDEOS - len(failures)]
+    failures = [row for row in videos if not row.success][: MAX_VIDEOS // 2]
+    successes = [row for row in videos if row.success][: MAX_VIDEOS - len(failures)]
     chosen = sorted(successes + failures, key=lambda row: row.index)
     shown = [_film(row, paths[row.index]) for row in chosen]
     if not shown:
         return ""
     heading = "<h3>{}</h3>".format(html.escape(run.name))
-    return '{}<div class="films">{}</div>'.format(heading, "".join(shown))
+    return '{}<div class="videos">{}</div>'.format(heading, "".join(shown))
 
 
 def _film(row: Row, path: str) -> str:

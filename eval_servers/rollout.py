@@ -27,7 +27,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 
-from eval_servers import films, lock, pool, results
+from eval_servers import lock, pool, results, wanted_videos
 from eval_servers.async_chunks import Overlap
 from eval_servers.client import PolicyClient, PolicyServerError
 from eval_servers.episode import (
@@ -172,13 +172,13 @@ def evaluate(
         )
     )
     make_handler = functools.partial(_Handler, make_env, options, metadata, save_video, attempt)
-    films_per_task = options.videos if save_video else 0
+    videos_per_task = options.videos if save_video else 0
     # Only where it was asked for: runs of earlier versions have no such key.
     if options.overlap:
         record["overlap"] = dict(options.overlap._asdict())
     with lock.held(out_dir, results.ResultsError):
         return _evaluate(
-            make_handler, episodes, out_dir, options, record, films_per_task, conditions, shard
+            make_handler, episodes, out_dir, options, record, videos_per_task, conditions, shard
         )
 
 
@@ -188,7 +188,7 @@ def _evaluate(
     out_dir: str,
     options: Options,
     record: Dict[str, Any],
-    films_per_task: int,
+    videos_per_task: int,
     conditions: Optional[Dict[str, Any]],
     shard: Tuple[int, int],
 ) -> Dict[str, Any]:
@@ -201,7 +201,7 @@ def _evaluate(
     todo = [episode for episode in assigned if episode.index not in done]
     # The file must hold one row an episode before new rows are appended.
     results.replace_rows(os.path.join(out_dir, results.EPISODES), rows)
-    wanted = films.Films(out_dir, films_per_task, rows)
+    wanted = wanted_videos.WantedVideos(out_dir, videos_per_task, rows)
     progress = Progress(len(assigned), len(rows), sum(row.success for row in rows))
     started = _utc()
 

@@ -220,7 +220,7 @@ def _range(actions: np.ndarray, metadata: Dict[str, Any]) -> Finding:
             "action range",
             "fail",
             "{} (dimension {})".format(text, dimension),
-            "un-normalised twice, or the weights answer in robot units already: look at"
+            "un-normalized twice, or the weights answer in robot units already: look at"
             " data.normalization and at the dataset whose statistics are used",
         )
     if stuck > 0.9:
@@ -229,7 +229,7 @@ def _range(actions: np.ndarray, metadata: Dict[str, Any]) -> Finding:
             "fail",
             "{:.0%} of the arm's numbers lie at the ends of their range".format(stuck),
             "the network's output is far outside [-1, 1]: a head trained on numbers that were not"
-            " normalised, or diverged",
+            " normalized, or diverged",
         )
     # Un-normalizing maps [-1, 1] to [low, high]; a second time, [low, high] to a part of itself.
     reach, inside = np.abs(scaled).max(axis=0), np.maximum(np.abs(low), np.abs(high))
@@ -238,8 +238,8 @@ def _range(actions: np.ndarray, metadata: Dict[str, Any]) -> Finding:
             "action range",
             "warn" if _untrained(metadata) else "fail",
             text + ", and no dimension beyond what its own units allow",
-            "un-normalised twice, or the policy hardly moves: look at data.normalization, and at"
-            " whether the head's output is un-normalised elsewhere as well",
+            "un-normalized twice, or the policy hardly moves: look at data.normalization, and at"
+            " whether the head's output is un-normalized elsewhere as well",
         )
     if largest > 1.1:
         return Finding("action range", "warn", text, "the head answers outside what it was taught")
@@ -261,13 +261,13 @@ def _units(
     reach = float(np.abs(np.append(low, high)).max()) / max(abs(bound) for bound in arm_range)
     text = "the arm's largest number is {:.2f} times the largest the simulator takes".format(reach)
     if not 0.02 <= reach <= 2:
-        wrong = "still normalised" if reach < 1 else "un-normalised twice"
+        wrong = "still normalized" if reach < 1 else "un-normalized twice"
         return Finding(
             "simulator's units",
             "fail",
             text,
             "{}, or in other units than the simulator's (metres, radians, or a unit of its own):"
-            " look at the dataset's standardisation".format(wrong),
+            " look at the dataset's standardization".format(wrong),
         )
     return Finding("simulator's units", "ok", text)
 
@@ -310,7 +310,7 @@ def _grip(rolled: Sequence[np.ndarray], metadata: Dict[str, Any]) -> Finding:
     sure = (recorded >= 0.6 and open_rate <= 0.05) or (recorded <= 0.25 and open_rate >= 0.95)
     if sure or (recorded >= 0.4 and open_rate <= 0.05) or (recorded <= 0.4 and open_rate >= 0.95):
         advice = (
-            "open and closed are the wrong way round somewhere (the dataset's standardisation, the"
+            "open and closed are the wrong way round somewhere (the dataset's standardization, the"
             " imported weights), or the policy never moves its gripper"
         )
         # Random weights answer either way at all times.

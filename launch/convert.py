@@ -7,13 +7,14 @@
     python launch/convert.py export-hf runs/kosmos_ph exported
     python launch/convert.py export-robovlms runs/kosmos_ph kosmos_ph.pt
     python launch/convert.py export-openpi runs/pi05 exported
+    python launch/convert.py push runs/kosmos_ph exported --repo=USER/NAME
 
 An import writes a workdir as launch/train.py does, an export reads one. Every name and shape is
 checked first, with one report of all that is missing, unexpected, of the wrong shape or type, or a
 copy that differs from its original; then tensors stream one at a time, so that a 6.8 GB model
 takes less than 4 GB of memory. Nothing is half-written: the output appears when it is whole. No
 command needs PyTorch, and .pt files are read without running what is pickled in them.
-COMMAND --help says more.
+An export has a model card beside it. COMMAND --help says more.
 """
 
 import argparse
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = _parse_flags(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every phase of every save
+    logging.getLogger("jax").setLevel(logging.WARNING)  # and jax every device that is not here
     from vla_jax.convert import output  # after the flags: --help need not wait for jax
 
     watch = output.Stopwatch()
@@ -148,6 +150,25 @@ def export_robovlms(flags: argparse.Namespace) -> None:
     _summary(stored.leaves, exported.changed, flags.out)
 
 
+def push(flags: argparse.Namespace) -> None:
+    """Workdir -> folder for a model hub, with a model card; sent there if --repo is named."""
+    from vla_jax.convert.push import upload, write_checkpoint
+
+    if flags.layout == "checkpoint":
+        from vla_jax.convert import store
+
+        stored = store.Stored(flags.ckpt, flags.step)
+        with _bar(stored.leaves) as bar:
+            write_checkpoint(stored, flags.out, _dtype(flags), flags.overwrite, bar.update)
+        _summary(stored.leaves, (), flags.out)
+    else:
+        {"hf": export_hf, "openpi": export_openpi, "lerobot": export_lerobot}[flags.layout](flags)
+    if flags.repo:
+        print(f"sent to {upload(flags.out, flags.repo, private=not flags.public)}")
+    else:
+        print(f"ready: read {flags.out}/README.md, then hf upload USER/NAME {flags.out} .")
+
+
 def _save(imported: Any, flags: argparse.Namespace) -> None:
     if not flags.check:
         with _bar(imported.leaves) as bar:
@@ -245,6 +266,15 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
     file = {"OUT": "new file, .pt or .safetensors"}
     add = command(export_robovlms, "export-robovlms", False, source | file)
     add("--bare", action="store_true", help="names without Lightning's leading 'model.'")
+    add = command(push, "push", False, source | {"OUT": "new folder, which is what the hub gets"})
+    add("--repo", metavar="USER/NAME", help="send OUT to this repository, and make that if need be")
+    add("--public", action="store_true", help="let all see a repository that is made (default: no)")
+    add("--layout", default="hf", choices=("hf", "checkpoint", "openpi", "lerobot"), help="as"
+        " export-hf writes it (default), our checkpoint without the optimizer's state, or as the"
+        " exports of these names")  # fmt: skip
+    # What the exports of other names ask for, as they have it by default.
+    parser_defaults = {"source": None, "lora": "merge", "max_shard_gb": 5.0, "format": "jax"}
+    commands.choices["push"].set_defaults(**parser_defaults)
     return parser.parse_args(argv)
 
 

@@ -9,6 +9,7 @@ starts over. Flags after -- go to launch/train.py.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval_servers import local_server
+from vla_jax.shipped import install_hint
 
 RUNS = ("trained", "untrained", "swapped")
 SIZE = 32  # pixels of both cameras: what configs/quickstart.py's vision tower takes, unresized
@@ -32,6 +34,9 @@ BASELINE = 52  # episodes at most of the two runs that are expected to fail
 def main() -> None:
     """Run the five stages."""
     flags = _parse_flags()
+    if importlib.util.find_spec("matplotlib") is None:
+        # Said now, and not by the last stage a quarter of an hour later.
+        sys.exit(f"demo: the report needs matplotlib; {install_hint('demo')}")
     start = time.monotonic()
     run = Path(flags.workdir)
     if flags.fresh:

@@ -76,11 +76,14 @@ def versions() -> Iterator[Finding]:
         yield Finding("python", "ok", f"{current}, tested {window}")
     else:
         yield Finding(
-            "python", "fail", f"{current}, tested {window}", "make PYTHON=python3.11 demo"
+            "python", "fail", f"{current}, tested {window}", "take another Python, such as 3.11"
         )
     # A package that several extras need is reported once.
     checked: set[str] = set()
     for extra, needed in extras.items():
+        # An installed wheel has no tests, whose linters would only be in the way here.
+        if extra == "dev" and not (ROOT / "tests").is_dir():
+            continue
         good, absent = [], []
         for line in needed:
             each = Requirement(line)
@@ -162,7 +165,7 @@ def machine() -> Iterator[Finding]:
         yield Finding("jax devices", "ok", text)
     yield compiled_programs()
     if shutil.which("nvidia-smi") and probe["devices"][0]["platform"] == "cpu":
-        advice = "pip install -e '.[cuda]', and look at the driver with nvidia-smi"
+        advice = f"{shipped.install_hint('cuda')}, and look at the driver with nvidia-smi"
         yield Finding("GPU", "warn", "there is one, and jax does not use it", advice)
 
 
@@ -211,7 +214,8 @@ def simulators(
                 text = (
                     f"{python} has no {need}" if absent else f"{python} -c 'import {need}': {err}"
                 )
-                advice = f"eval_servers/{name}/setup.sh makes it; --python {name}=PATH names it"
+                setup = ROOT / "eval_servers" / name / "setup.sh"
+                advice = f"{setup} makes it; --python {name}=PATH names it"
                 yield Finding(name, "skip" if absent else "fail", text, advice)
                 continue
             script = str(ROOT / "eval_servers" / name / "rollout.py")

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vla_jax import cli
 from vla_jax.config import ConfigError, resolve
 from vla_jax.data.errors import DataError
 from vla_jax.data.mixture import Mixture, open_datasets
@@ -113,4 +114,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run_with_flags(main)

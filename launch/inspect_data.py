@@ -52,7 +52,7 @@ def contact_sheet(findings: Findings, images: dict[str, np.ndarray]) -> Image.Im
         draw.text((left, _MARGIN), f"{camera}, {height} x {width}", _INK, font)
         for r, trajectory in enumerate(shown):
             top = gap + _LINE + r * row
-            code = dataset.text[dataset.text_starts[trajectory]]
+            code = int(dataset.text[dataset.text_starts[trajectory]])
             text = f"{trajectory}: {dataset.instructions[code]}"
             draw.text((left, top), _cut(text, block, font), _INK, font)
             for c, pixels in enumerate(tiles[r]):

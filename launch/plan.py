@@ -18,15 +18,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vla_jax import cli
 from vla_jax.config import ConfigError, resolve
 from vla_jax.plan import compilers, machines, measured, outline, report, sweep
-from vla_jax.shipped import config_names, with_config_path
+from vla_jax.shipped import config_names
 
 CONFIG = config_flags.DEFINE_config_file("config")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Machine: v5e:8x8, 2*v5e:8x8, h100:8, ...")
@@ -86,4 +87,4 @@ def main(_: Any) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=with_config_path(sys.argv))
+    cli.run_with_flags(main)

@@ -30,7 +30,8 @@ def main() -> int:
         datefmt="%H:%M:%S",
     )
     if not flags.verbose:
-        for chatty in ("websockets", "absl"):  # absl: orbax's account of every restore
+        # Orbax's account of every restore, and jax's of every device that is not here.
+        for chatty in ("websockets", "absl", "jax"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         options = server.ServerOptions(

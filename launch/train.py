@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vla_jax import compilation_cache, progress
+from vla_jax import cli, compilation_cache, progress
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert.start import Start
 from vla_jax.data.errors import DataError, TextLengthError
@@ -35,7 +35,7 @@ from vla_jax.data.robot import resolve_with_data
 from vla_jax.inference.policy import with_complete_arch
 from vla_jax.models import legality, vla
 from vla_jax.models.weights import WeightError
-from vla_jax.shipped import config_names, with_config_path
+from vla_jax.shipped import config_names
 from vla_jax.train import evaluate, flops, lock, log, lora, resume, runtime, state
 from vla_jax.train import mesh as meshes
 from vla_jax.train.checkpoint import CheckpointError, Checkpoints
@@ -241,14 +241,14 @@ def run_steps(
             began = time.perf_counter()
             try:
                 texts = next(captions)
-                local = with_captions(next(batches), texts)
+                host_batch = with_captions(next(batches), texts)
             except Exception:
                 save_before_error(run, done - 1, start, train_state, run.inputs.position(batches))
                 raise
             meter.waited(time.perf_counter() - began)
             clock.add("data", time.perf_counter() - began)
 
-            batch = meshes.shard_batch(local, run.mesh)
+            batch = meshes.shard_batch(host_batch, run.mesh)
             began = time.perf_counter()
             profile.before(done)
             with compilations.step(done, done - start):
@@ -369,4 +369,4 @@ def main(_: Any) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, argv=with_config_path(sys.argv))
+    cli.run_with_flags(main)

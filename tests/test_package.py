@@ -70,8 +70,20 @@ def test_the_commands_run_from_any_folder_without_a_checkout(wheel, tmp_path):
     wrong = run_in(wheel, tmp_path, "-m", "vla_jax.cli", "trian")
     assert wrong.returncode == 1
     assert "no command 'trian'" in wrong.stderr
-    served = run_in(wheel, tmp_path, "-m", "vla_jax.cli", "serve", "--help")
-    assert "--checkpoint" in served.stdout
+    several = run_in(wheel, tmp_path, "-m", "vla_jax.cli", "data", "--help")
+    assert several.returncode == 0
+    assert [line.split()[:2] for line in several.stdout.splitlines()[2:]] == [
+        ["data", name] for name in ("inspect", "convert", "fast", "record")
+    ]
+    for program, words in (("serve", "--checkpoint DIR"), ("train", "Train a VLA.")):
+        help_text = run_in(wheel, tmp_path, "-m", "vla_jax.cli", program, "--help")
+        assert help_text.returncode == 0
+        assert words in help_text.stdout
+    # Its worker processes have to find the program's own functions.
+    flags = ("--out=data/1.0.0", "--episodes=2", "--size=8", "--workers=1")
+    recorded = run_in(wheel, tmp_path, "-m", "vla_jax.cli", "data", "record", *flags)
+    assert recorded.returncode == 0, recorded.stderr
+    assert "2 train and 0 val episodes" in recorded.stdout
     found = run_in(
         wheel, tmp_path, "-c", "import vla_jax.launch as l, sys; sys.stdout.write(l.__file__)"
     )

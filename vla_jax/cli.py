@@ -8,8 +8,16 @@
 `vla NAME ...` is `python launch/NAME.py ...` of a checkout, flag for flag.
 """
 
-import runpy
+import importlib.util
 import sys
+import types
+from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
+from typing import Any
+
+from vla_jax.shipped import with_config_path
+
+_HELP = ("-h", "--help", "help")
 
 # Words of the command line -> module of `vla_jax.launch`, and what it does.
 COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
@@ -36,15 +44,49 @@ def main() -> None:
         if tuple(words[: len(command)]) == command:
             name = " ".join(("vla", *command))
             sys.argv = [name, *words[len(command) :]]
-            runpy.run_module(f"vla_jax.launch.{module}", run_name="__main__")
+            _run_as_main(f"vla_jax.launch.{module}")
             return
-    print(_usage())
-    if words and words[0] not in ("-h", "--help", "help"):
+    wants_help = not words or words[-1] in _HELP
+    group = () if words and words[0] in _HELP else tuple(words[:1])
+    # `vla data` stands for several programs.
+    rows = {key: text for key, (_, text) in COMMANDS.items() if key[: len(group)] == group}
+    print(_usage(rows or {key: text for key, (_, text) in COMMANDS.items()}))
+    if not rows or not (wants_help or tuple(words) == group):
         sys.exit(f"vla: no command {' '.join(words[:2])!r}")
 
 
-def _usage() -> str:
-    rows = [f"  {' '.join(command):<14}{text}" for command, (_, text) in COMMANDS.items()]
+def run_with_flags(main: Callable[[Sequence[str]], Any]) -> None:
+    """Run a launcher whose flags are absl's: `--config` takes names of shipped configs.
+
+    absl's own --help ends with status 1, as if something were wrong.
+    """
+    from absl import app  # not for the launchers that read their flags otherwise
+
+    argv = with_config_path(sys.argv)
+    if any(word in ("-h", "-help", "--help") for word in argv[1:]):
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+    app.run(main, argv=argv)
+
+
+def _run_as_main(name: str) -> None:
+    """Run a module as `python -m` does, under the command line that is set.
+
+    It has to be the process's `__main__`: worker processes import that again to find the functions
+    they are sent, and help texts are its docstring. `runpy` would put a file into `sys.argv[0]`.
+    """
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert isinstance(spec.loader, SourceFileLoader)
+    module = types.ModuleType("__main__")
+    module.__spec__, module.__file__, module.__package__ = spec, spec.origin, spec.parent
+    code = spec.loader.get_code(name)
+    assert code is not None
+    sys.modules["__main__"] = module
+    exec(code, module.__dict__)
+
+
+def _usage(programs: dict[tuple[str, ...], str]) -> str:
+    rows = [f"  {' '.join(command):<14}{text}" for command, text in programs.items()]
     return "\n".join(["usage: vla COMMAND [FLAGS]; vla COMMAND --help says more", "", *rows])
 
 

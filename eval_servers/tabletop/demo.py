@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{task:20s} {tasks.instruction(task)}")
         return 0
     frames, solved = film(args.seed, args.task, args.size)
-    # Slower than other films, so that the hand can be followed.
+    # Slower than other videos, so that the hand can be followed.
     save_video(args.out, frames, fps=8.0)
     outcome = "solved" if solved else "NOT solved"
     print(f"{args.out}: {tasks.instruction(args.task)!r}, {len(frames) - 1} steps, {outcome}")

@@ -163,6 +163,7 @@ def test_robovlms_round_trip(folder, tmp_path):
     config, run_dir = folder / "config.json", tmp_path / "run"
     assert run("import-robovlms", pt, config, run_dir, "--vlm", vlm) == 0
     assert run("export-robovlms", run_dir, tmp_path / "out.pt") == 0
+    assert "import-robovlms out.pt CONFIG.json" in (tmp_path / "out.pt.md").read_text()
     file = TorchFile(tmp_path / "out.pt")
     assert file.wrapper == "state_dict"
     same_bytes({name: file.read(name) for name in file.shapes}, tensors)

@@ -51,6 +51,7 @@ def test_round_trip(folder, tmp_path):
     found = from_lerobot(folder, raw_config(), statistics=tmp_path / "stats.json")
     found.save(tmp_path / "run", overwrite=False)
     to_lerobot(Stored(tmp_path / "run"), tmp_path / "out")
+    assert "import-lerobot" in (tmp_path / "out/README.md").read_text()
     one, two = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "out"))
     assert one.keys() == two.keys()
     for name in one:

@@ -67,6 +67,7 @@ def test_out_again_to_the_bit(imported, tmp_path):
     _, run = imported
     to_openpi(Stored(run), tmp_path / "out")
     assert same(tmp_path / "out/params", TRAINED / "params")
+    assert "import-openpi" in (tmp_path / "out/README.md").read_text()
     paths = [f / "assets/tiny_asset/norm_stats.json" for f in (TRAINED,)]
     written = next((tmp_path / "out/assets").glob("*/norm_stats.json"))
     assert json.loads(written.read_text()) == json.loads(paths[0].read_text())

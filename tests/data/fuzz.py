@@ -32,7 +32,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 _CHECKSUMS = (".npz", ".parquet")
 
 
-def _standardise(e):
+def _standardize(e):
     return Trajectory(e["action"], e["text"])
 
 
@@ -40,7 +40,7 @@ def _spec(camera, action):
     return DatasetSpec(
         images={"primary": camera},
         features={"action": action, "text": "language_instruction"},
-        standardise=_standardise,
+        standardize=_standardize,
         gripper_env=(0.0, 1.0),
     )
 

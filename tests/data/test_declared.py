@@ -28,7 +28,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
 SPEC = DatasetSpec(
     images={"primary": "observation/front"},
     features={"action": "action", "text": "instruction"},
-    standardise=lambda e: Trajectory(e["action"], e["text"]),
+    standardize=lambda e: Trajectory(e["action"], e["text"]),
     gripper_env=(0.0, 1.0),
 )
 
@@ -224,10 +224,10 @@ RETURNED = {
 
 @pytest.mark.parametrize("name", RETURNED)
 def test_what_a_spec_returns(tmp_path, name):
-    standardise, expected, length = RETURNED[name]
+    standardize, expected, length = RETURNED[name]
     folder = write(tmp_path / "a" / "1.0.0", features.image(8, 12, "png"),
                    lambda n: np.zeros((n, 8, 12, 3), np.uint8), lengths=(8,))  # fmt: skip
-    spec = dataclasses.replace(SPEC, standardise=standardise)
+    spec = dataclasses.replace(SPEC, standardize=standardize)
     if length:
         found = open_dataset("my", spec, folder, "train", ["primary"], 7)
         assert (found.instructions, len(found)) == (expected, length)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def spec(change=lambda action: action, **changes):
     """A spec over `write_calvin`'s data that spoils the actions."""
 
-    def standardise(episode):
+    def standardize(episode):
         action = episode["action"].astype(np.float32).copy()
         action[:, 6] = (action[:, 6] + 1) / 2
         return Trajectory(change(action), episode["text"], episode["state"])
@@ -33,7 +33,7 @@ def spec(change=lambda action: action, **changes):
             "state": "observation/robot_obs",
             "text": "language_instruction",
         },
-        "standardise": standardise,
+        "standardize": standardize,
         "gripper_env": (-1.0, 1.0),
     }
     return DatasetSpec(**{**found, **changes})

@@ -324,12 +324,12 @@ def test_a_wrong_feature_name_leaves_the_dataset_out(
 def test_a_spec_that_fails_names_the_episode(folder, opened, monkeypatch):
     spec = oxe.SPECS["calvin"]
 
-    def standardise(episode):
+    def standardize(episode):
         if len(episode["action"]) == 6:
             raise ValueError("six steps are too many for me")
-        return spec.standardise(episode)
+        return spec.standardize(episode)
 
-    changed = dataclasses.replace(spec, standardise=standardise)
+    changed = dataclasses.replace(spec, standardize=standardize)
     monkeypatch.setitem(oxe.SPECS, "calvin", changed)
     with pytest.raises(errors.FeatureError, match=r"episode 2: calvin: cannot be .*six steps"):
         opened(folder)

@@ -56,7 +56,7 @@ def test_columns(name, variant):
     octo = variant == "octo"
     episode = make_episode(row)
     assert set(spec.features) <= set(episode)
-    found = spec.standardise({short: episode[short] for short in spec.features})
+    found = spec.standardize({short: episode[short] for short in spec.features})
     convention = row.octo_gripper if octo and row.octo_gripper else row.gripper[0]
     np.testing.assert_allclose(found.action[:, :-1], columns(row.arm, row), rtol=0, atol=2e-7)
     np.testing.assert_array_equal(found.action[:, -1], np.float32(TRACKS[convention][1]))
@@ -84,7 +84,7 @@ def test_the_table_is_complete():
     blank = [name for name, row in ROWS.items() if row.blank]
     assert len(blank) == 12
     for name in blank:
-        assert get_spec(name, "octo").standardise.language == ""
+        assert get_spec(name, "octo").standardize.language == ""
         assert get_spec(name).features[ROWS[name].text] == ROWS[name].text
 
 

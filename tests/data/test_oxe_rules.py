@@ -18,7 +18,7 @@ def state_of(found: Trajectory) -> np.ndarray:
     return found.proprio
 
 
-def binarise_by_loop(position):
+def binarize_by_loop(position):
     out = np.empty(len(position), np.float32)
     carry = position[-1]
     for t in range(len(position) - 1, -1, -1):
@@ -31,15 +31,15 @@ def binarise_by_loop(position):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_binarise_gripper_equals_a_backward_scan(seed):
+def test_binarize_gripper_equals_a_backward_scan(seed):
     rng = np.random.default_rng(seed)
     position = rng.choice([0, 0.01, 0.05, 0.3, 0.7, 0.95, 0.96, 1], 40).astype(np.float32)
-    np.testing.assert_array_equal(ops.binarise_gripper(position), binarise_by_loop(position))
+    np.testing.assert_array_equal(ops.binarize_gripper(position), binarize_by_loop(position))
 
 
-def test_binarise_gripper_worked_example():
+def test_binarize_gripper_worked_example():
     position = np.array([0.5, 1.0, 0.6, 0.02, 0.4, 0.99, 0.3], np.float32)
-    found = ops.binarise_gripper(position)
+    found = ops.binarize_gripper(position)
     np.testing.assert_array_equal(found, np.array([1, 1, 0, 0, 1, 1, 0.3], np.float32))
 
 
@@ -99,7 +99,7 @@ def bridge_episode():
     ],
 )
 def test_bridge(bridge_episode, name, variant, kept):
-    found = get_spec(name, variant).standardise(bridge_episode)
+    found = get_spec(name, variant).standardize(bridge_episode)
     state = bridge_episode["state"]
     assert np.arange(6)[found.keep].tolist() == kept
     for t in kept:
@@ -113,7 +113,7 @@ def test_bridge(bridge_episode, name, variant, kept):
 def test_bridge_oxe():
     state = np.cumsum(np.arange(28, dtype=np.float32).reshape(4, 7), axis=0)
     opened = np.array([False, True, True, False])
-    found = get_spec("bridge_oxe").standardise(
+    found = get_spec("bridge_oxe").standardize(
         {"state": state, "open": opened, "language": np.array(["go"] * 4, object)}
     )
     kept = found.action[found.keep]
@@ -124,7 +124,7 @@ def test_bridge_oxe():
 def test_calvin_gripper_and_arm():
     action = np.array([[0.5, -1, 1, 0, 0.25, -0.5, -1], [0, 0, 0, 0, 0, 0, 1]], np.float32)
     episode = {"action": action, "robot_obs": np.zeros((2, 15)), "language": "x"}
-    found = get_spec("calvin").standardise(episode)
+    found = get_spec("calvin").standardize(episode)
     np.testing.assert_array_equal(found.action[:, :6], action[:, :6])
     np.testing.assert_array_equal(found.action[:, 6], [0, 1])
     assert get_spec("calvin").gripper_env == (-1, 1)
@@ -145,8 +145,8 @@ def test_kuka_states_may_come_compressed():
         name: np.array([zlib.compress(row.tobytes()) for row in values], object)
         for name, values in zip(names, (pose, closed), strict=True)
     }
-    plain = spec.standardise(episode | dict(zip(names, (pose, closed), strict=True)))
-    found = spec.standardise(episode | packed)
+    plain = spec.standardize(episode | dict(zip(names, (pose, closed), strict=True)))
+    found = spec.standardize(episode | packed)
     np.testing.assert_array_equal(state_of(found), np.concatenate([pose, closed], axis=1))
     np.testing.assert_array_equal(state_of(found), state_of(plain))
     assert found.action[:, 6].tolist() == [0, 1]
@@ -157,7 +157,7 @@ def test_language_table(variant):
     codes = np.zeros((3, 12), np.int32)
     codes[:, :7] = [ord(letter) for letter in "go → é"] + [0]
     codes[:, 8] = ord("x")  # what follows the end does not count
-    found = get_spec("language_table", variant).standardise(
+    found = get_spec("language_table", variant).standardize(
         {
             "action": np.array([[0.1, -0.2]] * 3, np.float32),
             "observation/effector_translation": np.array([[0.5, 0.25]] * 3, np.float32),
@@ -188,7 +188,7 @@ def test_droid_in_both_its_forms():
     }
     for name in ("droid", "droid_wipe"):
         spec = get_spec(name)
-        found = spec.standardise(episode)
+        found = spec.standardize(episode)
         np.testing.assert_array_equal(found.action[:, :6], velocity)
         assert found.action[:, 6].tolist() == [1, 0.75, 0]
         assert state_of(found).shape == (3, 7)
@@ -217,7 +217,7 @@ def test_berkeley_rpt_by_octo_goes_at_a_third_of_the_rate():
         "action": action,
         "language": np.array(["go"] * 8, object),
     }
-    found = get_spec(f"berkeley_rpt{X}", "octo").standardise(episode)
+    found = get_spec(f"berkeley_rpt{X}", "octo").standardize(episode)
     # Steps 0, 3, 6 of which the last has no next: 9 - 0 and 36 - 9.
     kept = found.action[found.keep]
     assert kept[:, 0].tolist() == [9, 27]
@@ -230,7 +230,7 @@ def test_berkeley_rpt_by_octo_goes_at_a_third_of_the_rate():
 
 @pytest.mark.parametrize(("steps", "kept"), [(1, 0), (3, 0), (4, 1), (6, 1), (7, 2)])
 def test_strides_leave_out_the_last_of_what_is_left(steps, kept):
-    found = get_spec(f"berkeley_rpt{X}", "octo").standardise(
+    found = get_spec(f"berkeley_rpt{X}", "octo").standardize(
         {
             "joints": np.zeros((steps, 7), np.float32),
             "gripper": np.zeros(steps, bool),
@@ -257,7 +257,7 @@ def gnm_episode(position, yaw, first_action=(0.5, 0.0)):
 def test_gnm_by_octo():
     # Turned a quarter to the left, so that the world's y is ahead and its x to the right.
     position = [[0, 0], [0, 1], [0, 2], [0, 3], [1, 4], [2, 5], [3, 6]]
-    found = get_spec("gnm_dataset").standardise(gnm_episode(position, [np.pi / 2] * 7))
+    found = get_spec("gnm_dataset").standardize(gnm_episode(position, [np.pi / 2] * 7))
     # The first action is half the first step long, so everything is halved.
     expected = [[1.5, 0], [1.5, -1.5]]
     np.testing.assert_allclose(found.action[found.keep], expected, atol=1e-6)
@@ -266,7 +266,7 @@ def test_gnm_by_octo():
 
 @pytest.mark.parametrize("position", [[[1, 1]], [[1, 1], [1, 1], [2, 2], [3, 3]]])
 def test_gnm_without_a_first_step_has_no_scale(position):
-    found = get_spec("gnm_dataset").standardise(gnm_episode(position, [0.0] * len(position)))
+    found = get_spec("gnm_dataset").standardize(gnm_episode(position, [0.0] * len(position)))
     assert len(found.action[found.keep]) == 0
     assert np.isfinite(found.action).all()
 
@@ -281,7 +281,7 @@ def test_aloha_goes_at_a_fifth_of_the_rate(robot, numbers):
         "observation/state": state,
         "language_instruction": np.array(["go"] * 11, object),
     }
-    found = spec.standardise(episode)
+    found = spec.standardize(episode)
     np.testing.assert_array_equal(found.action[found.keep], action[[0, 5, 10]])
     np.testing.assert_array_equal(state_of(found)[found.keep], state[[0, 5, 10]])
     assert spec.hz == 10

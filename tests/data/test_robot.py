@@ -22,14 +22,14 @@ from vla_jax.data import ops
 from vla_jax.data.spec import DatasetSpec, Trajectory
 
 
-def standardise(episode):
+def standardize(episode):
     return Trajectory(ops.cat(episode["action"])[:, :{dim}], episode["text"])
 
 
 {name} = DatasetSpec(
     images={images},
     features={{"action": "rel_actions", "text": "language_instruction"}},
-    standardise=standardise,
+    standardize=standardize,
     gripper_env={gripper},
 )
 """
@@ -93,7 +93,7 @@ def test_every_dataset_that_cannot_be_opened_is_named_at_once(robot, tmp_path):
     with pytest.raises(ConfigError) as error:
         resolve_with_data(raw)
     told = str(error.value)
-    assert "data.datasets[0] (mine.py:mine): nowhere: holds none of the known formats" in told
+    assert "data.datasets[0] (mine.py:mine): nowhere: is no folder" in told
     assert "data.datasets[1].spec: 'mine.py:other': no DatasetSpec 'other'" in told
     assert "data.datasets[2].spec: " in told
 
@@ -203,7 +203,7 @@ def test_roles_and_parts_are_guessed_by_name(tmp_path):
     (tmp_path / "two_arms.py").write_text(code)
     spec = runpy.run_path(str(tmp_path / "two_arms.py"))["two_arms"]
     raw = {"action_0": np.zeros((3, 7)), "action_1": np.ones((3, 7)), "state": np.zeros((3, 14))}
-    made = spec.standardise(raw)
+    made = spec.standardize(raw)
     assert made.action.shape == (3, 14)
     assert made.language == "do the task"
     assert "No text was recorded" in code

@@ -1,12 +1,13 @@
 """Specs of users, and what is wrong with them."""
 
+import dataclasses
 import logging
 
 import numpy as np
 import pytest
 
 from tests.data.conftest import write_calvin
-from vla_jax.data import errors, features, oxe
+from vla_jax.data import errors, features, ops, oxe
 from vla_jax.data.loader import Loader, open_datasets
 from vla_jax.data.rlds.writer import RLDSWriter
 from vla_jax.data.spec import DatasetSpec, Trajectory
@@ -21,8 +22,8 @@ FEATURES = {
 
 @pytest.fixture
 def opened(tmp_path, data_config, structure, monkeypatch):
-    def run(standardise, folder=None, camera="rgb_static", used=FEATURES, **changes):
-        spec = DatasetSpec({"primary": f"observation/{camera}"}, used, standardise, (0.0, 1.0))
+    def run(standardize, folder=None, camera="rgb_static", used=FEATURES, **changes):
+        spec = DatasetSpec({"primary": f"observation/{camera}"}, used, standardize, (0.0, 1.0))
         monkeypatch.setitem(oxe.SPECS, "calvin", spec)
         folder = folder or tmp_path / "c" / "1.0.0"
         if not folder.exists():
@@ -73,21 +74,21 @@ def divided(e):
 
 
 @pytest.mark.parametrize(
-    ("standardise", "episode", "message"),
+    ("standardize", "episode", "message"),
     [
         (without_first, 0, r"actions have 3 rows, the episode 4 steps; Trajectory\.keep leaves"),
         (states_beyond, 0, "the robot's states have 5 rows, the episode 4 steps"),
         (states_of_some, 2, "the robot's state has 0 numbers, in the episodes before 15"),
         (states_that_grow, 1, "the robot's state has 5 numbers, in the episodes before 4"),
         (one_number, 0, r"actions are float32 \(4,\), not numbers"),
-        (a_list, 0, "cannot be standardised: AttributeError"),
-        (a_dict, 0, "cannot be standardised: TypeError: the spec makes a dict"),
-        (divided, 1, "cannot be standardised: ZeroDivisionError"),
+        (a_list, 0, "cannot be standardized: AttributeError"),
+        (a_dict, 0, "cannot be standardized: TypeError: the spec makes a dict"),
+        (divided, 1, "cannot be standardized: ZeroDivisionError"),
     ],
 )
-def test_what_does_not_fit_is_named(opened, standardise, episode, message):
+def test_what_does_not_fit_is_named(opened, standardize, episode, message):
     with pytest.raises(errors.FeatureError, match=rf"episode {episode}: calvin: {message}"):
-        opened(standardise)
+        opened(standardize)
 
 
 def test_what_does_not_fit_can_be_left_out(opened):
@@ -110,11 +111,11 @@ def test_a_text_of_the_episode_survives_keep(tmp_path, opened):
             }
             out.write("train", {"steps": steps, "episode_metadata": {"text": f"task {number}"}})
 
-    def standardise(e):
+    def standardize(e):
         return Trajectory(e["action"], e["text"], keep=slice(1, -1))
 
     used = {"action": "action", "text": "episode_metadata/text"}
-    (dataset,) = opened(standardise, folder, "rgb", used).datasets
+    (dataset,) = opened(standardize, folder, "rgb", used).datasets
     assert dataset.lengths.tolist() == [2, 3, 4]
     assert [dataset.instructions[code] for code in dataset.text] == ["task 0", "task 1", "task 2"]
 
@@ -140,14 +141,14 @@ def test_a_first_image_that_is_corrupt(tmp_path, opened):
             out.write("train", {"steps/observation/rgb": images, "steps/action": action,
                                 "steps/text": "go"})  # fmt: skip
 
-    def standardise(e):
+    def standardize(e):
         return Trajectory(e["action"], e["text"])
 
     used = {"action": "action", "text": "text"}
     message = r"episode 0, frame 0: 'steps/observation/rgb': not an image"
     with pytest.raises(errors.ImageDecodeError, match=message):
-        opened(standardise, folder, "rgb", used)
-    mixture = opened(standardise, folder, "rgb", used, on_error="skip")
+        opened(standardize, folder, "rgb", used)
+    mixture = opened(standardize, folder, "rgb", used, on_error="skip")
     assert mixture.image_sizes == {"primary": (8, 16)}
     ids = np.zeros(2, np.int32), np.ones(2, bool)
     with Loader(mixture, lambda _: ids, 5, 0, shuffle=False) as batches:
@@ -158,11 +159,22 @@ def test_a_first_image_that_is_corrupt(tmp_path, opened):
 
 
 def test_scaling_by_deviations_warns_of_cutting(opened, caplog):
-    def standardise(e):
+    def standardize(e):
         return Trajectory(e["action"], e["language"])
 
     with caplog.at_level(logging.WARNING):
-        opened(standardise, normalization="normal", clip=5.0)
+        opened(standardize, normalization="normal", clip=5.0)
         assert "standard deviations" not in caplog.text
-        opened(standardise, normalization="normal")
+        opened(standardize, normalization="normal")
     assert "data.clip = 1.0 cuts actions that lie further than" in caplog.text
+
+
+def test_specs_of_version_0_1_are_read():
+    def spec(episode):
+        return made(ops.binarise_gripper(episode["action"]), "lift")
+
+    old = DatasetSpec(images={}, features={}, standardise=spec, gripper_env=(0.0, 1.0))
+    assert old.standardize is dataclasses.replace(old, hz=5.0).standardize is spec
+    assert old == DatasetSpec({}, {}, spec, (0.0, 1.0))
+    with pytest.raises(TypeError, match="needs `standardize`"):
+        DatasetSpec(images={}, features={})

@@ -91,7 +91,7 @@ def test_bridge_trajectories_are_those_of_tfds(bridge, tmp_path):
             "action": np.stack([s["action"] for s in steps]),
             "language": np.array([s["language_instruction"].decode() for s in steps], object),
         }
-        expected = spec.standardise(columns)
+        expected = spec.standardize(columns)
         first, stop = dataset.starts[number : number + 2]
         np.testing.assert_array_equal(dataset.actions[first:stop], expected.action[expected.keep])
 

@@ -83,7 +83,7 @@ def test_the_collater_of_the_original():
         length = int(golden[f"in{i}/mask"].sum())
         raw = golden[f"in{i}/actions"][:length]
         episode = {"action": raw, "robot_obs": np.zeros((length, 15)), "language": "x"}
-        actions = spec.normalize(get_spec("calvin").standardise(episode).action)
+        actions = spec.normalize(get_spec("calvin").standardize(episode).action)
         targets, mask = windows.chunks(np.array([3]), np.array([length]), 4, 3)
         np.testing.assert_array_equal(mask[0], golden["disc0/chunck_mask"][i])
         found, expected = actions[targets[0]], golden["disc0/action_chunck"][i]

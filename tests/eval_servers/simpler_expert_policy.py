@@ -1,4 +1,4 @@
-"""The scripted expert as a policy: its actions go through normalisation and back, as a model's."""
+"""The scripted expert as a policy: its actions go through normalization and back, as a model's."""
 
 import json
 from typing import Any
@@ -19,7 +19,7 @@ HIGH = (0.02831, 0.040855, 0.040162, 0.08192, 0.077929, 0.203826)
 class ExpertPolicy:
     """Knows where things are from the observation, which takes rollout's --privileged.
 
-    What a model would predict is made of the expert's action by the dataset's normalisation, with
+    What a model would predict is made of the expert's action by the dataset's normalization, with
     the gripper as 1 = open, 0 = closed; from there it is `Policy`'s own way: units
     and gripper commands by the `ActionSpec` that a checkpoint carries as JSON.
     """

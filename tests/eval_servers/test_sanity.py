@@ -107,7 +107,7 @@ def test_actions_outside_their_statistics(scale, level):
     found = check(Policy(scale=scale, hear=0.13))["action range"]
     assert found.level == level
     if level == "fail":
-        assert "un-normalised twice" in found.advice
+        assert "un-normalized twice" in found.advice
 
 
 def test_actions_stuck_at_the_ends():
@@ -123,7 +123,7 @@ def test_actions_stuck_at_the_ends():
 
 
 @pytest.mark.parametrize(
-    ("arm_range", "word"), [((-20.0, 20.0), "still normalised"), ((-0.01, 0.01), "twice")]
+    ("arm_range", "word"), [((-20.0, 20.0), "still normalized"), ((-0.01, 0.01), "twice")]
 )
 def test_units_of_another_simulator(arm_range, word):
     env = Robot()
@@ -217,7 +217,7 @@ def test_an_instruction_that_only_the_simulator_knows():
 
 
 @pytest.mark.parametrize(("untrained", "level"), [(False, "fail"), (True, "warn")])
-def test_actions_unnormalised_twice_where_that_makes_them_small(untrained, level):
+def test_actions_unnormalized_twice_where_that_makes_them_small(untrained, level):
     class Twice(Policy):
         def infer(self, obs):
             reply = super().infer(obs)
@@ -227,7 +227,7 @@ def test_actions_unnormalised_twice_where_that_makes_them_small(untrained, level
 
     found = check(Twice({**METADATA, "untrained": untrained}))["action range"]
     assert found.level == level
-    assert "un-normalised twice" in found.advice
+    assert "un-normalized twice" in found.advice
 
 
 def test_lines_say_what_to_do():

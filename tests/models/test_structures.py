@@ -369,7 +369,8 @@ def test_columns_that_nothing_sees_are_left_out_and_change_nothing(monkeypatch, 
     def features() -> jax.Array:
         return model.apply({"params": params}, observation, method="features")[0]
 
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",))):
+    # A mesh of devices, as operations outside a jitted function want to know where they run.
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))):
         short = features()
     monkeypatch.setattr(splicing, "shortened", lambda sequence, _: sequence)
     np.testing.assert_allclose(short, features(), atol=1e-5)

@@ -1,19 +1,19 @@
 """Our checkpoints -> foreign ones, one parameter in memory at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vla_jax.config import Config, read_json, resolve
-from vla_jax.convert import lora, maps, output
+from vla_jax.convert import card, lora, maps, output
 from vla_jax.convert.formats import torch_write
 from vla_jax.convert.formats.safetensors import SUFFIX, Writer
 from vla_jax.convert.hf import files as hf_files
 from vla_jax.convert.importing import POLICY, SETTINGS, STATISTICS
 from vla_jax.convert.store import Stored
-from vla_jax.convert.tensors import Lazy, parameters, promote
+from vla_jax.convert.tensors import Lazy, promote
 from vla_jax.models import vla
 
 Done = Callable[[int], Any]  # takes the bytes just written
@@ -126,17 +126,26 @@ def _write_beside(
     if meta["tokenizer"]:
         hf_files.write_tokenizer(meta["tokenizer"], original, folder)
     hf_files.write_processor(model.image, model.vlm.image_tokens, described, folder)
+    write_settings(folder, stored, config)
+    card.write(folder / card.FILE, stored, card.HUGGING_FACE)
+
+
+def write_settings(folder: Path, stored: Stored, config: Mapping[str, Any]) -> None:
+    """The configuration, action units and statistics of a policy, to be read without its weights.
+
+    Args:
+        folder: where to.
+        stored: the checkpoint.
+        config: of what is written, as it is stored.
+    """
     settings = {
-        "format": meta["format"],
+        "format": stored.meta["format"],
         "step": stored.step,
         "config": config,
-        "action_specs": meta["action_specs"],
+        "action_specs": stored.meta["action_specs"],
     }
     hf_files.write_json(folder / SETTINGS, settings)
-    hf_files.write_json(folder / STATISTICS, meta["statistics"])
-    count = parameters({path: leaf.shape for path, leaf in stored.leaves.items()})
-    text = hf_files.card(resolve(config), meta, stored.step, count, model)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    hf_files.write_json(folder / STATISTICS, stored.meta["statistics"])
 
 
 def to_robovlms(
@@ -147,7 +156,7 @@ def to_robovlms(
     overwrite: bool = False,
     done: Done = lambda count: None,
 ) -> maps.Outgoing:
-    """One file in RoboVLMs' key layout; LoRA factors are added to the weights.
+    """One file in RoboVLMs' key layout, with its card beside it; LoRA factors are merged.
 
     Args:
         stored: the checkpoint.
@@ -159,9 +168,11 @@ def to_robovlms(
 
     Raises:
         WeightError: the model has parts RoboVLMs has no names for.
-        OutputError: `out` is taken, or of another ending.
+        OutputError: `out` or its card (OUT.md) is taken, or `out` of another ending.
     """
     out = Path(out)
+    beside = out.with_name(f"{out.name}.md")
+    output.check_free(beside, overwrite)
     if out.suffix not in (SUFFIX, torch_write.SUFFIX):
         raise output.OutputError(f"{out}: must end in {torch_write.SUFFIX} or {SUFFIX}")
     config = resolve(stored.meta["config"])
@@ -175,4 +186,6 @@ def to_robovlms(
             torch_write.write(
                 file, outgoing.shapes, outgoing.dtypes, outgoing.aliases, outgoing.tensors, done
             )
+    with output.whole(beside, overwrite, folder=False) as file:
+        card.write(file, stored, card.ROBOVLMS, out.name)
     return outgoing

@@ -119,7 +119,7 @@ from vla_jax.data import ops
 from vla_jax.data.spec import DatasetSpec, Trajectory
 
 
-def standardise(episode):
+def standardize(episode):
     """One episode as recorded -> its actions, its instruction and the robot's states."""
 {note}    return Trajectory(ops.cat({actions}), {text}{state})
 
@@ -127,7 +127,7 @@ def standardise(episode):
 {name} = DatasetSpec(
     images={_dict(g.images)},
     features={_dict(features)},
-    standardise=standardise,
+    standardize=standardize,
     # All numbers of an action are scaled alike. If the last one opens and closes a gripper, make
     # it 1 = open, 0 = closed above, and set this to what the robot takes for (closed, open).
     gripper_env=None,

@@ -113,5 +113,7 @@ def find_reader(directory: str | Path, kind: str = "index", check_crc: bool = Fa
     near = [folder.parent, *folder.glob("*/"), *folder.glob("*/*/")]
     marked = [p for p in near if any((p / m).exists() for r in READERS.values() for m in r.marks)]
     hint = f"; did you mean one of {sorted(map(str, marked))[:5]}?" if marked else ""
+    if not folder.is_dir():
+        raise DataError(f"is no folder{hint}", folder)
     formats = ", ".join(f"{name} ({r.marks[0]})" for name, r in READERS.items())
     raise DataError(f"holds none of the known formats: {formats}{hint}", folder)

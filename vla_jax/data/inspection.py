@@ -114,11 +114,11 @@ def action_dim(spec: DatasetSpec, folder: Path, split: str, cache_dir: str = "")
     for episode in range(source.num_episodes):
         first, stop = int(source.starts[episode]), int(source.starts[episode + 1])
         try:
-            trajectory = spec.standardise({k: c(episode, first, stop) for k, c in columns.items()})
+            trajectory = spec.standardize({k: c(episode, first, stop) for k, c in columns.items()})
             return trajectory.action.shape[1]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             last = error
-    raise FeatureError(f"no episode can be standardised: {last!r}", folder) from last
+    raise FeatureError(f"no episode can be standardized: {last!r}", folder) from last
 
 
 def _summary(dataset: Dataset, measured: Mapping[str, Any]) -> list[str]:
@@ -153,7 +153,7 @@ def _about_gripper(dataset: Dataset) -> list[str]:
     if between > _BETWEEN:
         warnings.append(
             f"the gripper is not binary: {between:.1%} of its values lie between open and closed; "
-            "ops.binarise_gripper turns them into what they lead to"
+            "ops.binarize_gripper turns them into what they lead to"
         )
     if gripper.min() == gripper.max():
         warnings.append(f"the gripper never moves: always {gripper[0]:g}")

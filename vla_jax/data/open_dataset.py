@@ -28,7 +28,7 @@ from vla_jax.data.requested import (
 )
 from vla_jax.data.source import Source
 from vla_jax.data.spec import DatasetSpec, Trajectory
-from vla_jax.data.standardize import instructions, standardise
+from vla_jax.data.standardize import instructions, standardize
 
 Part = Literal["all", "head", "tail"]
 # (episode, its first frame, the next episode's) -> array of one feature.
@@ -164,7 +164,7 @@ def _read(
             unused["are not listed in data.filters.episodes"] += 1
             continue
         try:
-            trajectory = _standardise(name, spec, source, columns, first, stop, action_dim, rows)
+            trajectory = _standardize(name, spec, source, columns, first, stop, action_dim, rows)
         except DataError as error:
             if isinstance(error, FeatureError):
                 mistake = mistake or error
@@ -231,7 +231,7 @@ def _read(
     )
 
 
-def _standardise(
+def _standardize(
     name: str,
     spec: DatasetSpec,
     source: Source,
@@ -243,7 +243,7 @@ def _standardise(
 ) -> Trajectory:
     """One episode, checked; `first` is its first frame, `stop` the next one's."""
     try:
-        return standardise(spec, columns, stop - first, action_dim, rows.state_dim)
+        return standardize(spec, columns, stop - first, action_dim, rows.state_dim)
     except DataError as error:
         # The check knows the frame within the episode, the source its file.
         file, number, _ = source.place(first + max(error.frame, 0))

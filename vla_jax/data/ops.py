@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Integer, Shaped
 
 
-def binarise_gripper(position: Float[np.ndarray, "t"]) -> Float32[np.ndarray, "t"]:
+def binarize_gripper(position: Float[np.ndarray, "t"]) -> Float32[np.ndarray, "t"]:
     """Continuous gripper position in 0..1 -> 0 or 1: > 0.95 is open, < 0.05 is closed.
 
     A value in between is a movement under way and takes the next definite value; after the last
@@ -27,6 +27,9 @@ def binarise_gripper(position: Float[np.ndarray, "t"]) -> Float32[np.ndarray, "t
     # The element added at the end serves the steps after the last definite one.
     values = np.append(position > 0.95, position[-1:]).astype(np.float32)
     return values[target]
+
+
+binarise_gripper = binarize_gripper  # as specs of version 0.1 call it, which are users' own files
 
 
 def absolute_gripper(change: Float[np.ndarray, "t"]) -> Float32[np.ndarray, "t"]:

@@ -123,7 +123,7 @@ def _from_zeros(spec: DatasetSpec, features: Mapping[str, Feature]) -> int | Non
         shape = (2, *(size or 0 for size in feature.shape))
         columns[short] = np.array([""] * 2, object) if is_text else np.zeros(shape, feature.dtype)
     try:
-        return spec.standardise(columns).action.shape[1]
+        return spec.standardize(columns).action.shape[1]
     except Exception:  # a person's own code, which expects real numbers
         return None
 

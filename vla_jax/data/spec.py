@@ -1,7 +1,7 @@
 """What a dataset has to say about itself, so that every dataset afterwards looks the same."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -78,14 +78,18 @@ STATE_ENCODINGS: dict[str, str] = {
 }
 
 
+def _missing(episode: Episode) -> Trajectory:
+    raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """How one dataset is read.
 
     Attributes:
         images: camera role (`vla_jax.types.CAMERAS`) -> image feature.
-        features: short name -> the numeric and text features that `standardise` reads.
-        standardise: one raw episode -> one `Trajectory`.
+        features: short name -> the numeric and text features that `standardize` reads.
+        standardize: one raw episode -> one `Trajectory`.
         gripper_env: the environment's gripper command for (closed, open), of a robot whose actions
             end in a gripper. None: all numbers of an action are joints or motions alike, scaled by
             their statistics; so are the fingers of a hand, and the grippers of a robot with two.
@@ -100,7 +104,7 @@ class DatasetSpec:
 
     images: Mapping[str, Path]
     features: Mapping[str, Path]
-    standardise: Callable[[Episode], Trajectory]
+    standardize: Callable[[Episode], Trajectory] = _missing
     gripper_env: tuple[float, float] | None = None
     hz: float | None = None
     action: str = ""
@@ -109,6 +113,15 @@ class DatasetSpec:
     depth: Mapping[str, Path] = field(default_factory=dict)
     swap: tuple[str, str] | None = None
     noop: float = 0.0
+    # So specs were written for version 0.1, and their files are the users' own.
+    standardise: InitVar[Callable[[Episode], Trajectory] | None] = None
+
+    def __post_init__(self, standardise: Callable[[Episode], Trajectory] | None) -> None:
+        """Takes `standardize` by its older name, too."""
+        if standardise is not None:
+            object.__setattr__(self, "standardize", standardise)
+        if self.standardize is _missing:
+            raise TypeError("a DatasetSpec needs `standardize`, from an episode to a Trajectory")
 
     def mask(self, dim: int) -> list[bool]:
         """True for those of an action's `dim` numbers that normalization scales.

@@ -17,7 +17,7 @@ _MISTAKES = (
 )  # fmt: skip
 
 
-def standardise(
+def standardize(
     spec: DatasetSpec, episode: Episode, steps: int, action_dim: int, state_dim: int | None
 ) -> Trajectory:
     """Standardizes an episode.
@@ -34,7 +34,7 @@ def standardise(
         ActionError: a number that is used is not finite; with its frame in the episode.
     """
     try:
-        trajectory = spec.standardise(episode)
+        trajectory = spec.standardize(episode)
         if not isinstance(trajectory, Trajectory):
             raise TypeError(f"the spec makes a {type(trajectory).__name__}, not a Trajectory")
         action = _numbers("actions", trajectory.action)
@@ -47,7 +47,7 @@ def standardise(
         if not problem:
             language, keep = _language(trajectory.language), _kept(trajectory.keep, steps)
     except _MISTAKES as error:
-        raise FeatureError(f"cannot be standardised: {type(error).__name__}: {error}") from error
+        raise FeatureError(f"cannot be standardized: {type(error).__name__}: {error}") from error
     # Raised out here, as the clause above would take it for a mistake of the spec's code.
     if problem:
         raise FeatureError(problem)

@@ -43,6 +43,8 @@ class _Die:
     cache: int
     clock: float
     fpus: int
+    minor: int = 0
+    threads: int = 2048
 
 
 _HOPPER = _Die(9, 132, 233472, 232448, 52428800, 1.98, 128)
@@ -50,6 +52,8 @@ _DIES = {
     "a100": _Die(8, 108, 167936, 166912, 41943040, 1.41, 64),
     "h100": _HOPPER,
     "h200": _Die(9, 132, 233472, 232448, 62914560, 1.98, 128),
+    "rtx4090": _Die(8, 128, 102400, 101376, 75497472, 2.52, 128, 9, 1536),
+    "l4": _Die(8, 58, 102400, 101376, 50331648, 2.04, 128, 9, 1536),
 }
 _CUDNN, _CUDA = (9, 20, 0), (13, 0, 0)
 
@@ -121,7 +125,7 @@ def answering_for(machine: Machine) -> Iterator[None]:
         yield
         return
     # jax compares capabilities as (major, minor).
-    has, (major, minor, patch) = (die.major, 0), _CUDNN
+    has, (major, minor, patch) = (die.major, die.minor), _CUDNN
 
     def at_least(wanted: str) -> bool:
         return has >= tuple(map(int, wanted.split(".")))
@@ -154,7 +158,7 @@ def _target(machine: Machine) -> str:
         "threads_per_warp": 32,
         "shared_memory_per_block": 49152,
         "shared_memory_per_core": die.shared,
-        "threads_per_core_limit": 2048,
+        "threads_per_core_limit": die.threads,
         "core_count": die.cores,
         "fpus_per_core": die.fpus,
         "block_dim_limit_x": 2147483647,
@@ -169,7 +173,7 @@ def _target(machine: Machine) -> str:
         "registers_per_block_limit": 65536,
     }
     listing = " ".join(f"{name}: {value}" for name, value in fields.items())
-    capability = f"cuda_compute_capability {{ major: {die.major} minor: 0 }}"
+    capability = f"cuda_compute_capability {{ major: {die.major} minor: {die.minor} }}"
     return (
         f"gpu_device_info {{ {listing} {capability} }} "
         f'platform_name: "CUDA" dnn_version_info {dnn} runtime_version {runtime} '

@@ -69,4 +69,7 @@ CHIPS = {
     "a100": _gpu("NVIDIA A100-SXM4-80GB", (312.0, 2039.0, 79.0, 300.0)),
     "h100": _gpu("NVIDIA H100 80GB HBM3", (989.0, 3352.0, 79.0, 450.0)),
     "h200": _gpu("NVIDIA H200", (989.0, 4814.0, 139.0, 450.0)),
+    # The two of 24 GB that most labs have; they exchange over PCIe.
+    "rtx4090": _gpu("NVIDIA GeForce RTX 4090", (165.2, 1008.0, 23.5, 32.0)),
+    "l4": _gpu("NVIDIA L4", (121.0, 300.0, 22.0, 32.0)),
 }

@@ -211,7 +211,7 @@ class Pending:
     Args:
         rows: where to.
         meter: supplies the times.
-        bar: a tqdm bar to show the loss on.
+        bar: a tqdm bar to show the loss and the speed on.
     """
 
     def __init__(self, rows: RunLog, meter: Meter, bar: Any):
@@ -234,5 +234,8 @@ class Pending:
         # A dataset that the step had no window of has no loss.
         absent = [k for k, v in values.items() if k.startswith("loss/") and math.isnan(v)]
         values = {k: v for k, v in values.items() if k not in absent}
-        self._rows.write(step, "train", {**values, **self._meter.read(step)})
-        self._bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
+        speed = self._meter.read(step)
+        self._rows.write(step, "train", {**values, **speed})
+        # Behind the steps and the time that is left, which the bar knows by itself.
+        shown = {"loss": f"{values['loss']:.4g}", "samples/s": f"{speed['samples_per_s']:.4g}"}
+        self._bar.set_postfix(shown, refresh=False)

@@ -72,6 +72,8 @@ def _directions(config: OptimConfig) -> optax.GradientTransformation:
     muon = optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices)
     table = [(pattern, True) for pattern in config.muon] + [("", False)]
 
+    # optax.partition gives the same steps to the bit and stores another state: to read runs that
+    # hold this one would take as many lines as it saves.
     def parts(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         chosen = rules.match_all(table, list(tree))
         return (

@@ -61,6 +61,8 @@ def initialize() -> None:
 
     The first process logs from INFO on, the others from WARNING on.
     """
+    # absl logs from INFO on, where jax tells of every kind of device that is not in this machine.
+    logging.getLogger("jax").setLevel("WARNING")
     if multi_process():
         _join()
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -33,7 +33,7 @@ COLUMNS = {
 SPEC = DatasetSpec(
     images={"primary": "observation/images/front"},
     features={"action": "action", "language": "language_instruction"},
-    standardise=lambda e: Trajectory(action=e["action"], language=e["language"]),
+    standardize=lambda e: Trajectory(action=e["action"], language=e["language"]),
     gripper_env=(0.0, 1.0),
 )
 

@@ -1,4 +1,4 @@
-"""What stands beside the weights in a Hugging Face folder: config, tokenizer, processor, card.
+"""What stands beside the weights in a Hugging Face folder: config, tokenizer and processor.
 
 Files of the folder a model came from are copied; the small ones travel inside its checkpoint, so
 that they are there when the folder is gone. What neither has is written from the model itself.
@@ -11,9 +11,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from vla_jax.config import Config, read_json
+from vla_jax.config import read_json
 from vla_jax.data.language.tokenizer import Tokenizer
-from vla_jax.models import vla
 from vla_jax.models.image import ImageSpec
 
 # Settings that do not change with the weights; the tokenizer itself has a place of its own.
@@ -243,72 +242,3 @@ def preprocessor(image: ImageSpec) -> dict[str, Any]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Indented JSON."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def card(
-    config: Config, meta: Mapping[str, Any], step: int, parameters: int, model: vla.VLA
-) -> str:
-    """README.md of the folder: what the model is, what it takes and gives, how to use it."""
-    m, s = config.model, config.model.structure
-    rows = {
-        "backbone": m.backbone.name,
-        "structure": s.kind,
-        "head": f"{m.head.kind} ({m.head.layers} x {m.head.hidden})",
-        "parameters": f"{parameters:,}",
-        "trained for": f"{step} steps" if step else "no step here: imported weights",
-        "cameras": ", ".join(s.cameras),
-        "history": f"{s.window} steps",
-        "actions": f"chunks of {s.chunk}, {m.action_dim} dimensions"
-        + ", gripper last" * m.has_gripper,
-        "image size": " x ".join(map(str, model.image.shape)),
-    }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    units = "\n".join(
-        f"| {name} | {spec['normalization']} | {spec['clip']} | {spec['hz']} | "
-        + (" / ".join(f"{x:g}" for x in spec["gripper_env"]) if spec["gripper_env"] else "none")
-        + " |"
-        for name, spec in meta["action_specs"].items()
-    )
-    units = units or "| none: the head is untrained | | | | |"
-    return f"""---
-library_name: vla_jax
-pipeline_tag: robotics
-tags: [robotics, vla, {m.backbone.name}]
----
-
-# {m.backbone.name} / {s.kind} / {m.head.kind}
-
-A vision-language-action policy, written by vla_jax.
-
-| | |
-|---|---|
-{table}
-
-Action units:
-
-| dataset | scaling | clip | Hz | gripper closed / open |
-|---|---|---|---|---|
-{units}
-
-| file | what |
-|---|---|
-| `config.json`, `model*.safetensors`, tokenizer and processor files | the VLM, for `transformers` |
-| `policy_head.safetensors` | all else the policy has, under RoboVLMs' names |
-| `vla_config.json` | the whole configuration and the action units |
-| `dataset_statistics.json` | statistics of the training data's actions, openvla's schema |
-
-As a policy:
-
-```bash
-python launch/convert.py import-hf THIS_FOLDER RUN
-python launch/serve.py --checkpoint=RUN
-```
-
-The fine-tuned VLM alone:
-
-```python
-from transformers import AutoModelForImageTextToText
-
-vlm = AutoModelForImageTextToText.from_pretrained("THIS_FOLDER")
-```
-"""

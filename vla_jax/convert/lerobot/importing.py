@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vla_jax.config import Config, ConfigError, read_json, resolve, to_dict
-from vla_jax.convert import maps, output
+from vla_jax.convert import card, maps, output
 from vla_jax.convert.formats.safetensors import SUFFIX, Safetensors, Writer
 from vla_jax.convert.importing import Import, shapes_of
 from vla_jax.convert.lerobot import names
@@ -91,13 +91,12 @@ def to_lerobot(
     if (c.backbone.name, c.structure.kind, c.expert.state) != ("smolvlm", "expert", "prefix"):
         raise ConfigError("this is no SmolVLA: smolvlm, expert, model.expert.state 'prefix'")
     outgoing = maps.outgoing(names.rows(model), stored.leaves, dtype)
-    with (
-        output.whole(out, overwrite) as folder,
-        Writer(folder / _MODEL, outgoing.shapes, outgoing.dtypes, None) as writer,
-    ):
-        for name, value in outgoing.repeated():
-            writer.write(name, value)
-            done(value.nbytes)
+    with output.whole(out, overwrite) as folder:
+        with Writer(folder / _MODEL, outgoing.shapes, outgoing.dtypes, None) as writer:
+            for name, value in outgoing.repeated():
+                writer.write(name, value)
+                done(value.nbytes)
+        card.write(folder / card.FILE, stored, card.LEROBOT)
     return outgoing
 
 

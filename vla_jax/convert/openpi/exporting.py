@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 
 from vla_jax import rules
 from vla_jax.config import ConfigError, resolve
-from vla_jax.convert import maps, output
+from vla_jax.convert import card, maps, output
 from vla_jax.convert.formats.safetensors import SUFFIX, Writer
 from vla_jax.convert.hf.files import write_json
 from vla_jax.convert.openpi import names
@@ -62,6 +62,8 @@ def to_openpi(
             path = folder / "assets" / asset
             path.mkdir(parents=True)
             write_json(path / "norm_stats.json", {"norm_stats": statistics})
+        layout = card.OPENPI if kind == "jax" else card.OPENPI_TORCH
+        card.write(folder / card.FILE, stored, layout)
     return outgoing
 
 

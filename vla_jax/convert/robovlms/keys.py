@@ -157,11 +157,11 @@ KEYS: tuple[Key, ...] = (
     _ours("train_dataset.gripper_pad", "augment.shift"),
     _ours("train_dataset.image_aug", "augment"),
     _ours("train_weights", "data.cotrain.rows"),
-    _refused("regular_action", "standardising after normalisation; data.normalization = 'normal'"),
+    _refused("regular_action", "standardizing after normalization; data.normalization = 'normal'"),
     *_ignored("used with regular_action only", "x_mean", "x_std"),
     _refused("use_mu_law", "the mu-law of actions"),
     *_ignored("used with use_mu_law only", "mu_val"),
-    _refused("tcp_rel", "the frame of the tool, which the original applies to normalised actions"),
+    _refused("tcp_rel", "the frame of the tool, which the original applies to normalized actions"),
     _ours("train_dataset.organize_type", "data.parity.windows, left_pad, padded_rows"),
     *(_refused(f"{p}discrete", "model.structure.kind decides", True) for p in _TRAIN),
     *_elsewhere(

@@ -70,7 +70,7 @@ def specs(openvla: Mapping[str, DatasetSpec]) -> dict[str, DatasetSpec]:
         # Octo predicts the motion over three recorded steps, hence 10 of the 30 Hz.
         rpt: replace(
             derived[rpt],
-            standardise=others.berkeley_rpt,
+            standardize=others.berkeley_rpt,
             features={
                 "joints": "observation/joint_pos",
                 "gripper": "observation/gripper",
@@ -85,16 +85,16 @@ def specs(openvla: Mapping[str, DatasetSpec]) -> dict[str, DatasetSpec]:
 
 def _octo(name: str, spec: DatasetSpec) -> DatasetSpec:
     # Functions have no parts that could be changed.
-    if not isinstance(spec.standardise, Recipe):
+    if not isinstance(spec.standardize, Recipe):
         return spec
     # Octo fills no state up to 8 numbers, so the padding goes.
-    bare = _changed(spec, state=spec.standardise.without_padding().state)
+    bare = _changed(spec, state=spec.standardize.without_padding().state)
     return _changed(bare, language="") if name in UNINFORMATIVE else bare
 
 
 def _changed(spec: DatasetSpec, **changes) -> DatasetSpec:
-    assert isinstance(spec.standardise, Recipe)
-    changed_recipe = replace(spec.standardise, **changes)
+    assert isinstance(spec.standardize, Recipe)
+    changed_recipe = replace(spec.standardize, **changes)
     features = {
         k: v
         for k, v in spec.features.items()
@@ -102,5 +102,5 @@ def _changed(spec: DatasetSpec, **changes) -> DatasetSpec:
         if k in changed_recipe.features or callable(changed_recipe.language)
     }
     return replace(
-        spec, standardise=changed_recipe, features={**features, **changed_recipe.features}
+        spec, standardize=changed_recipe, features={**features, **changed_recipe.features}
     )

@@ -17,7 +17,7 @@ def bridge(episode: Episode) -> Trajectory:
     """Bridge V2, octo's rule: executed motion as action; the last frame has none."""
     state, action = episode["state"], episode["action"]
     return Trajectory(
-        action=ops.cat(ops.state_delta(state[:, :6]), ops.binarise_gripper(action[:, 6])),
+        action=ops.cat(ops.state_delta(state[:, :6]), ops.binarize_gripper(action[:, 6])),
         proprio=state,
         language=episode["language"],
         keep=slice(0, -1),
@@ -91,7 +91,7 @@ CALVIN = DatasetSpec(
         "robot_obs": "observation/robot_obs",
         "language": STEP,
     },
-    standardise=calvin,
+    standardize=calvin,
     gripper_env=(-1.0, 1.0),
     hz=30.0,
     action="eef_pos",
@@ -190,7 +190,7 @@ SPECS: dict[str, DatasetSpec] = {
             "action": "action",
             "language": STEP,
         },
-        standardise=gnm,
+        standardize=gnm,
         gripper_env=(0.0, 1.0),
         action="nav_2d",
         state="pos_nav",

@@ -83,7 +83,7 @@ def pad(count: int = 1) -> Zeros:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`DatasetSpec.standardise` as data.
+    """`DatasetSpec.standardize` as data.
 
     Attributes:
         action: parts of the action; the last column is the gripper as it was recorded.
@@ -165,7 +165,7 @@ def recipe(
     return DatasetSpec(
         images={role: f"observation/{name}" for role, name in images.items()},
         features={**standardizer.features, **(features or {})},
-        standardise=standardizer,
+        standardize=standardizer,
         gripper_env=gripper_env or recorded.env,
         hz=hz,
         action=encoding[0],

@@ -36,8 +36,8 @@ RECORDINGS: dict[str, Recording] = {
     "as_recorded": Recording(lambda x: x, (0.0, 1.0), binary=False),
     "open_flag": Recording(lambda x: x, (0.0, 1.0), binary=True),
     "open_sign": Recording(lambda x: np.clip(x, 0, 1), (-1.0, 1.0), binary=True),
-    # Openness that moves through the middle; see `ops.binarise_gripper`.
-    "open_moving": Recording(ops.binarise_gripper, (0.0, 1.0), binary=True),
+    # Openness that moves through the middle; see `ops.binarize_gripper`.
+    "open_moving": Recording(ops.binarize_gripper, (0.0, 1.0), binary=True),
     "closed": Recording(lambda x: 1 - x, (1.0, 0.0), binary=False),
     "closed_flag": Recording(lambda x: 1 - x, (1.0, 0.0), binary=True),
     "closed_sign": Recording(lambda x: 1 - np.clip(x, 0, 1), (1.0, -1.0), binary=True),

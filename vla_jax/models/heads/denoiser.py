@@ -35,7 +35,7 @@ def time_embedding(time: Float[Array, "r"]) -> Float[Array, "r k"]:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def _normalise(x: Float[Array, "r n h"]) -> Float[Array, "r n h"]:
+def _normalize(x: Float[Array, "r n h"]) -> Float[Array, "r n h"]:
     # The norm has no parameters of its own: scale and shift come from the noise level.
     wide = x.astype(jnp.float32)
     wide = wide - wide.mean(-1, keepdims=True)
@@ -58,9 +58,9 @@ class Layer(nn.Module):
         # Zero weights make both gates 0, so that a fresh layer is the identity (adaLN-Zero).
         modulation = Dense((6 * width,), dtype=self.dtype, init=zeros, name="modulation")(level)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation[:, None], 6, axis=-1)
-        y = _normalise(x) * (1 + scale1) + shift1
+        y = _normalize(x) * (1 + scale1) + shift1
         x = x + gate1 * Attention(self.heads, dtype=self.dtype, name="attn")(y, y, mask)
-        y = _normalise(x) * (1 + scale2) + shift2
+        y = _normalize(x) * (1 + scale2) + shift2
         mlp = MLP(4 * width, "gelu_new", dtype=self.dtype, name="mlp")
         return sharding.rows(x + gate2 * mlp(y)), None
 
@@ -129,7 +129,7 @@ class Denoiser(nn.Module):
         mask = jnp.broadcast_to(exists[:, None], (*exists.shape, exists.shape[1]))
         x, _ = self.layers(x, level, mask)
         shift, scale = jnp.split(self.final(level)[:, None], 2, axis=-1)
-        return self.leave(_normalise(x[:, -chunk:]) * (1 + scale) + shift).astype(jnp.float32)
+        return self.leave(_normalize(x[:, -chunk:]) * (1 + scale) + shift).astype(jnp.float32)
 
     def loss(
         self,

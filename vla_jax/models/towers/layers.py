@@ -310,7 +310,7 @@ class Attention(nn.Module):
         k = self._clip(project((groups, k_width), name="k")(keys))
         v = self._clip(project((groups, k_width), name="v")(keys if values is None else values))
         if self.qk_norm:
-            q, k = self._normalise(q, "q_norm"), self._normalise(k, "k_norm")
+            q, k = self._normalize(q, "q_norm"), self._normalize(k, "k_norm")
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope) if values is None else k
         q = q * (k_width**-0.5 if self.scale is None else self.scale)
@@ -361,7 +361,7 @@ class Attention(nn.Module):
     def _clip(self, x: Array) -> Array:
         return x if self.clip is None else jnp.clip(x, -self.clip, self.clip)
 
-    def _normalise(self, x: Float[Array, "b n h k"], name: str) -> Float[Array, "b n h k"]:
+    def _normalize(self, x: Float[Array, "b n h k"], name: str) -> Float[Array, "b n h k"]:
         norm = NORMS[self.qk_norm or ""](self.eps, self.dtype, name=name)
         if self.qk_norm_over == "head":
             return norm(x)

@@ -11,7 +11,7 @@ from eval_servers.row import FAILURE, SUCCESS, Row
 OUTCOMES = (SUCCESS, FAILURE)
 
 
-class Films:
+class WantedVideos:
     """Asks workers for the videos still wanted; a second one of a kind, made meanwhile, goes."""
 
     def __init__(self, out_dir: str, per_task: int, rows: Iterable[Row]) -> None:
@@ -21,7 +21,7 @@ class Films:
 
     def wanted(self, task: str) -> Tuple[str, ...]:
         """Outcomes of the task that would be worth a video now."""
-        # Asked before an episode runs: its outcome is unknown, so several workers may film one
+        # Asked before an episode runs: its outcome is unknown, so several workers may record one
         # kind.
         have = [kind for name, kind in self._have if name == task]
         if len(have) >= self._per_task:
