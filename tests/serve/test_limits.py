@@ -14,7 +14,7 @@ from eval_servers.client import PolicyClient, PolicyServerError, SessionLostErro
 from tests.serve.clients import IMAGE, ask, close_code, connect, get, obs, post
 from tests.serve.fakes import CountingPolicy
 from vla_jax.inference.protocol import ObservationError
-from vla_jax.serve import front, rest, server, wire
+from vla_jax.serve import front, msgpack_numpy, rest, server
 from vla_jax.serve.options import ServerOptions
 
 KEY = "s3cret-key"
@@ -265,7 +265,7 @@ def test_endless_empty_fragments_end():
 
 
 def test_a_message_may_come_in_pieces():
-    data = wire.pack(obs())
+    data = msgpack_numpy.pack(obs())
     with server.background(CountingPolicy(), ServerOptions(port=0)) as uri, handshake(uri) as ws:
         pieces = [frame(0, data[i : i + 100], fin=False) for i in range(100, len(data), 100)]
         ws.sendall(frame(2, data[:100], fin=False) + frame(9).join(pieces) + frame(0))
@@ -304,7 +304,7 @@ def test_array_and_text_for_every_key():
             for value in values:
                 with connect(uri) as ws:
                     ws.recv()
-                    reply = ask(ws, wire.pack(obs(**{key: value})))
+                    reply = ask(ws, msgpack_numpy.pack(obs(**{key: value})))
                     assert isinstance(reply, (str, dict))
                     assert "see the server's log" not in str(reply)
 

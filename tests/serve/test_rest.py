@@ -20,7 +20,7 @@ from tests.serve.clients import (
     post,
 )
 from tests.serve.fakes import BatchCountingPolicy, CountingPolicy
-from vla_jax.serve import server, wire
+from vla_jax.serve import msgpack_numpy, server
 
 REQUEST = {"image": IMAGE, "instruction": "go"}
 
@@ -91,7 +91,7 @@ def test_both_protocols_share_batches():
         replies: list[Any] = []
         jobs = [threading.Thread(target=lambda: replies.append(post(uri, REQUEST)))]
         jobs += [threading.Thread(target=lambda: replies.append(post(uri, REQUEST)))]
-        ws.send(wire.pack(obs()))
+        ws.send(msgpack_numpy.pack(obs()))
         time.sleep(0.05)
         for job in jobs:
             job.start()

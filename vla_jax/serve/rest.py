@@ -26,11 +26,11 @@ from typing import Any
 
 from vla_jax.inference import protocol
 from vla_jax.inference.protocol import IMAGE_KEYS, PROMPT_KEY, STATE_KEY
-from vla_jax.serve import json_wire
+from vla_jax.serve import json_numpy
 from vla_jax.serve.drain import Drain
 from vla_jax.serve.engine import Engine, PolicyFailedError, Seat, ShuttingDownError
+from vla_jax.serve.msgpack_numpy import WireError
 from vla_jax.serve.options import ServerOptions
-from vla_jax.serve.wire import WireError
 
 log = logging.getLogger(__name__)
 
@@ -139,13 +139,13 @@ class RestAdapter:
             body = await self._read_body(head, reader, writer)
             # Only after a body is read to its end does the next request begin where we read on.
             keep = head.keeps_alive
-            status, payload = http.HTTPStatus.OK, json_wire.pack(await self._act(body))
+            status, payload = http.HTTPStatus.OK, json_numpy.pack(await self._act(body))
             self._engine.metrics.requests["rest"] += 1
         except HTTPError as error:
             text = brief(error)
             log.warning("%s: %s", writer.get_extra_info("peername"), text)
             self._engine.metrics.errors[error.reason] += 1
-            status, payload = error.status, json_wire.pack({"error": text})
+            status, payload = error.status, json_numpy.pack({"error": text})
         keep = keep and not self._drain.begun
         lines = [
             f"HTTP/1.1 {status.value} {status.phrase}",
@@ -194,11 +194,11 @@ class RestAdapter:
     async def _act(self, body: bytes) -> Any:
         status = http.HTTPStatus
         try:
-            request = json_wire.unpack(body)
+            request = json_numpy.unpack(body)
             # OpenVLA's clients may send a JSON text inside JSON.
             encoded = isinstance(request, dict) and set(request) == {"encoded"}
             if encoded and isinstance(request["encoded"], str):
-                request = json_wire.unpack(request["encoded"])
+                request = json_numpy.unpack(request["encoded"])
         except WireError as error:
             raise HTTPError(status.BAD_REQUEST, str(error)) from error
         if not isinstance(request, dict):
@@ -223,7 +223,7 @@ class RestAdapter:
             named.used = time.monotonic()
         # OpenVLA's clients expect one action, not a chunk.
         action = reply[protocol.ACTIONS_KEY][0]
-        return json_wire.pack(action).decode() if encoded else action
+        return json_numpy.pack(action).decode() if encoded else action
 
     def _seat(self, request: dict[str, Any]) -> _Named:
         """The seat that the request names, or one for this request alone."""

@@ -28,7 +28,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from vla_jax.inference import protocol
-from vla_jax.serve import metrics, rest, wire
+from vla_jax.serve import metrics, msgpack_numpy, rest
 from vla_jax.serve.drain import Drain
 from vla_jax.serve.engine import Engine, PolicyFailedError, Seat, ShuttingDownError
 from vla_jax.serve.front import Connection, FrontDoor
@@ -48,7 +48,7 @@ class RequestError(ValueError):
 # What goes to a client as a text frame, and how it is counted.
 _REASONS: dict[type[Exception], str] = {
     RequestError: "malformed",
-    wire.WireError: "malformed",
+    msgpack_numpy.WireError: "malformed",
     protocol.ObservationError: "observation",
     PolicyFailedError: "policy",
     ShuttingDownError: "shutdown",
@@ -64,7 +64,7 @@ class PolicyServer:
         self._drain = Drain()
         adapter = rest.RestAdapter(self._engine, options, self._drain)
         self._door = FrontDoor(adapter, options, self._engine.metrics)
-        self._metadata = wire.pack(policy.metadata)
+        self._metadata = msgpack_numpy.pack(policy.metadata)
 
     async def run(self, ready: Callable[[str], None], stop: asyncio.Event) -> None:
         """Warm up, listen, call `ready(uri)`, serve until `stop` is set, then leave in good order.
@@ -213,7 +213,7 @@ class PolicyServer:
         if previous_total is not None:
             # A reply cannot tell how long its own sending takes, so the next one does.
             reply[protocol.TIMING_KEY]["prev_total_ms"] = previous_total * 1e3
-        await connection.send(wire.pack(reply))
+        await connection.send(msgpack_numpy.pack(reply))
         self._engine.metrics.requests["websocket"] += 1
         return time.perf_counter() - start
 
@@ -241,7 +241,7 @@ class _Protocol(ServerProtocol):
 def _parse(message: str | bytes) -> dict[str, Any]:
     if isinstance(message, str):
         raise RequestError("expected a binary frame holding msgpack, got a text frame")
-    obs = wire.unpack(message)
+    obs = msgpack_numpy.unpack(message)
     if not isinstance(obs, dict) or not all(isinstance(key, str) for key in obs):
         raise RequestError(
             f"expected a map with string keys, as {protocol.PROMPT_KEY!r}, got "
