@@ -14,8 +14,9 @@ from eval_servers.client import PolicyClient, PolicyServerError, SessionLostErro
 from tests.serve.clients import IMAGE, ask, close_code, connect, get, obs, post
 from tests.serve.fakes import CountingPolicy
 from vla_jax.inference.protocol import ObservationError
-from vla_jax.serve import front, msgpack_numpy, rest, server
+from vla_jax.serve import front, msgpack_numpy, server, websocket
 from vla_jax.serve.options import ServerOptions
+from vla_jax.serve.transports.base import MAX_ERROR
 
 KEY = "s3cret-key"
 
@@ -260,7 +261,7 @@ def everything_from(connection):
 
 def test_endless_empty_fragments_end():
     with server.background(CountingPolicy(), ServerOptions(port=0)) as uri, handshake(uri) as ws:
-        ws.sendall(frame(2, fin=False) + (frame(0, fin=False) + frame(9)) * server.MAX_FRAGMENTS)
+        ws.sendall(frame(2, fin=False) + (frame(0, fin=False) + frame(9)) * websocket.MAX_FRAGMENTS)
         assert b"fragments" in everything_from(ws)
 
 
@@ -324,5 +325,5 @@ def test_a_refusal_does_not_give_back_all_it_was_sent(caplog):
     assert status == 422
     for text in (told, reply["error"]):
         assert text.startswith("got ['kkk")
-        assert len(text) <= rest.MAX_ERROR
+        assert len(text) <= MAX_ERROR
     assert all(len(record.getMessage()) < 3000 for record in caplog.records)

@@ -46,7 +46,7 @@ class Metrics:
     """The server's counts since it started.
 
     Attributes:
-        requests: answered with actions, by transport: websocket, rest.
+        requests: answered with actions, by the wire's name, see `transports`.
         errors: refused, by reason: malformed (not a message), observation (not one the policy
             takes), policy (it failed), unauthorized, full (no session or connection left),
             too_large, timeout (never completed), shutdown (not answered before the end).

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 # openpi's client sends its api_key so.
 _SCHEME = "Api-Key "
+UNAUTHORIZED = "send the server's API key as 'Authorization: Api-Key KEY'"
 
 
 @dataclass(frozen=True)
