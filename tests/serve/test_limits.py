@@ -100,7 +100,7 @@ def test_metrics_count_what_happened():
         assert reasons == {"malformed": 1, "observation": 1, "policy": 1}
         # Six asked something of the policy: of two it made nothing.
         assert found["vla_batch_size_count"] == 6
-        assert found['vla_batch_size_bucket{le="1"}'] == 6
+        assert found['vla_batch_size_bucket{le="1.0"}'] == 6
         assert found["vla_request_seconds_count"] == 4
         assert 0 < found["vla_request_seconds_sum"] < 5
         assert found["vla_queue"] == 0

@@ -150,7 +150,7 @@ class Engine:
         finally:
             # Also after a failure: a seat that stays waiting is never due and never given back.
             seat.replied, seat.waiting = time.perf_counter(), False
-        self.metrics.request_seconds.add(seat.replied - arrived)
+        self.metrics.request_seconds.observe(seat.replied - arrived)
         return reply
 
     async def _dispatch(self) -> None:
@@ -169,8 +169,8 @@ class Engine:
             begin = time.perf_counter()
             outcomes = await self._call(self._run, asked)
             seconds = time.perf_counter() - begin
-            self.metrics.batch_size.add(float(len(batch)))
-            self.metrics.infer_seconds.add(seconds)
+            self.metrics.batch_size.observe(float(len(batch)))
+            self.metrics.infer_seconds.observe(seconds)
             for ticket, outcome in zip(batch, outcomes, strict=True):
                 timing = {
                     "infer_ms": seconds * 1e3,

@@ -41,9 +41,13 @@ class PolicyServer:
         posts = [wire for wire in wires if isinstance(wire, PostWire)]
         self._door = FrontDoor(rest.RestAdapter(*parts, posts), options, self._engine.metrics)
         lasting = [wire for wire in wires if isinstance(wire, WebsocketWire)]
-        connections = self._door.connections
-        self._websockets = websocket.WebsocketAdapter(
-            *parts, lasting, self._full, lambda: len(connections)
+        self._websockets = websocket.WebsocketAdapter(*parts, lasting, self._full)
+        self._engine.metrics.watch(
+            {
+                "sessions": lambda: len(self._engine.seats),
+                "connections": lambda: len(self._door.connections),
+                "queue": lambda: self._engine.waiting,
+            }
         )
 
     async def run(self, ready: Callable[[str], None], stop: asyncio.Event) -> None:

@@ -59,7 +59,6 @@ class WebsocketAdapter:
         drain: Drain,
         wires: Sequence[WebsocketWire],
         full: Callable[[], str],
-        connections: Callable[[], int],
     ) -> None:
         """Serves `wires`; the first answers every path that no other one has.
 
@@ -69,31 +68,30 @@ class WebsocketAdapter:
             drain: of the server.
             wires: at least one.
             full: says why there is no seat left, "" while there is one.
-            connections: how many are open, for `/metrics`.
         """
         self._engine, self._options, self._drain = engine, options, drain
         self._wires = {wire.path: wire for wire in wires}
         self._first = wires[0]
-        self._full, self._connections = full, connections
+        self._full = full
 
     def handshake(self, connection: ServerConnection, request: Handshake) -> Response | None:
         """Answer plain GET requests, and who cannot be let in; None goes on with the handshake."""
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if not self._options.admits(_header(request, "Authorization")):
-            self._engine.metrics.errors["unauthorized"] += 1
+            self._engine.metrics.refused("unauthorized")
             response = connection.respond(http.HTTPStatus.UNAUTHORIZED, UNAUTHORIZED + "\n")
             response.headers["WWW-Authenticate"] = "Api-Key"
             return response
         if request.path == "/metrics":
-            page = self._engine.metrics.render(self._gauges())
+            page = self._engine.metrics.render()
             response = connection.respond(http.HTTPStatus.OK, page)
             # Assignment adds a header to those of the same name.
             del response.headers["Content-Type"]
             response.headers["Content-Type"] = metrics.CONTENT_TYPE
             return response
         if full := self._full():
-            self._engine.metrics.errors["full"] += 1
+            self._engine.metrics.refused("full")
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, full + "\n")
         return None
 
@@ -102,7 +100,7 @@ class WebsocketAdapter:
         peer, engine, seat = connection.remote_address, self._engine, Seat()
         wire = self._wire(connection)
         if full := self._full():  # several shook hands for the last seat
-            engine.metrics.errors["full"] += 1
+            engine.metrics.refused("full")
             return await _end(connection, wire.refuse(None, RequestError(full)))
         engine.seats.add(seat)
         log.info("%s connected (%s); %d session(s)", peer, wire.name, len(engine.seats))
@@ -113,10 +111,10 @@ class WebsocketAdapter:
         except ConnectionClosed as closed:
             # The close code is ours: `Protocol.fail` has told the client why.
             if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
-                engine.metrics.errors["too_large"] += 1
+                engine.metrics.refused("too_large")
         except TimeoutError:
             # No message: the client need not fail, it may connect again and start over.
-            engine.metrics.errors["timeout"] += 1
+            engine.metrics.refused("timeout")
             idle = f"no request in {self._options.idle_timeout:g} s"
             await connection.close(CloseCode.GOING_AWAY, idle)
         finally:
@@ -142,7 +140,7 @@ class WebsocketAdapter:
                         previous_total = time.perf_counter() - start
             except tuple(_REASONS) as error:
                 log.warning("%s: %s", connection.remote_address, brief(error))
-                self._engine.metrics.errors[_REASONS[type(error)]] += 1
+                self._engine.metrics.refused(_REASONS[type(error)])
                 return await _end(connection, wire.refuse(request, error))
             if self._drain.begun:
                 return await connection.close(CloseCode.GOING_AWAY, "the server is shutting down")
@@ -159,17 +157,12 @@ class WebsocketAdapter:
         if previous_total is not None:
             # A reply cannot tell how long its own sending takes, so the next one does.
             reply[protocol.TIMING_KEY]["prev_total_ms"] = previous_total * 1e3
-        self._engine.metrics.requests[wire.name] += 1
+        self._engine.metrics.answered(wire.name)
         return wire.write(request, reply)
 
     def _wire(self, connection: ServerConnection) -> WebsocketWire:
         path = connection.request.path if connection.request else ""
         return self._wires.get(path.partition("?")[0], self._first)
-
-    def _gauges(self) -> dict[str, int]:
-        engine = self._engine
-        sessions, connections = len(engine.seats), self._connections()
-        return {"sessions": sessions, "connections": connections, "queue": engine.waiting}
 
 
 class Protocol(ServerProtocol):
