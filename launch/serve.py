@@ -47,6 +47,7 @@ def main() -> int:
         if not options.api_key and flags.host not in ("127.0.0.1", "::1", "localhost"):
             logging.warning("--host=%s without an API key: anyone may connect", flags.host)
         from vla_jax import compilation_cache
+        from vla_jax.inference import robot_keys
         from vla_jax.inference.execution import Execution
         from vla_jax.inference.policy import Policy  # after the flags: --help need not wait for jax
 
@@ -61,7 +62,10 @@ def main() -> int:
             # None leaves the checkpoint's own setting.
             gripper={f"gripper_{k}": v for k, v in overrides.items() if v is not None},
             max_batch=min(flags.max_batch, flags.max_sessions),
+            observation=robot_keys.load(flags.observation) if flags.observation else None,
         )
+        if flags.unnorm_keys:
+            policy.metadata["observation"]["aliases"] += flags.unnorm_keys.split(",")
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
     except (OSError, ValueError, CheckpointError) as error:
         logging.debug("traceback of the error below", exc_info=True)
@@ -102,6 +106,18 @@ def _parse_flags() -> argparse.Namespace:
         metavar="KEY",
         help="dataset whose statistics turn the network's output into robot units; needed when"
         " the checkpoint was trained on several",
+    )
+    add(
+        "--observation",
+        metavar="NAME|FILE",
+        help="keys under which the robot sends its observations: openpi, libero, droid, roboarena,"
+        " aloha, openvla, or a JSON file, see docs/your_robot.md (default: the checkpoint's)",
+    )
+    add(
+        "--unnorm-keys",
+        default="",
+        metavar="NAMES",
+        help="further names of the dataset, with commas between, that OpenVLA's clients may send",
     )
     add(
         "--untrained",

@@ -134,6 +134,33 @@ def test_a_bad_request_is_told_why(uri, name):
     assert post(uri, REQUEST)[0] == 200
 
 
+def test_the_status_line_says_why(uri):
+    """`raise_for_status` of requests shows nothing else."""
+    connection = http_connection(uri)
+    body = json.dumps({**REQUEST, "unnorm_key": "brid\r\nge \u00fc"}, default=numpy_json)
+    connection.request("POST", "/act", body)
+    response = connection.getresponse()
+    assert response.status == 422
+    assert response.reason.startswith("unnorm_key 'brid\\r\\nge ?': this server's actions are")
+    connection = http_connection(uri)
+    connection.request("POST", "/act", json.dumps({"image": {"__numpy__": "", "dtype": "|O"}}))
+    response = connection.getresponse()
+    assert response.reason.startswith("'image': array with the keys ['__numpy__', 'dtype']")
+
+
+def test_datasets_go_by_several_names(policy):
+    policy.metadata |= {"dataset": "bridge_dataset", "observation": {"aliases": ["mine"]}}
+    with server.background(policy, server.ServerOptions(port=0)) as uri:
+        for name in ("bridge_dataset", "bridge_orig", "mine"):
+            assert post(uri, {**REQUEST, "unnorm_key": name})[0] == 200
+        status, reply = post(uri, {**REQUEST, "unnorm_key": "fractal20220817_data"})
+        assert status == 422
+        assert "also known as ['mine']" in reply["error"]
+    policy.metadata |= {"dataset": "libero_spatial_no_noops"}
+    with server.background(policy, server.ServerOptions(port=0)) as uri:
+        assert post(uri, {**REQUEST, "unnorm_key": "libero_spatial"})[0] == 200
+
+
 def test_other_paths(uri):
     assert post(uri, REQUEST, path="/predict")[0] == 404
     assert post(uri, REQUEST, path="/act?x=1")[0] == 200

@@ -5,6 +5,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -90,6 +91,12 @@ BAD = {
     "wrong dtype": (msgpack_numpy.pack(obs(**{"observation/image": IMAGE / 255})), ["float64"]),
     "array prompt": (msgpack_numpy.pack(obs(prompt=np.zeros(2))), ["prompt: missing"]),
     "endpoint": (msgpack_numpy.pack(obs(endpoint="step")), ["'step'", "infer", "reset"]),
+    "text array": (
+        msgpack.packb(
+            {"a": {"b": {b"__ndarray__": True, b"data": b"", b"dtype": "<U1", b"shape": [0]}}}
+        ),
+        ["'a.b': dtype '<U1' is not bool"],
+    ),
     "array endpoint": (msgpack_numpy.pack(obs(endpoint=np.zeros(2))), ["infer", "reset"]),
     "list endpoint": (msgpack_numpy.pack(obs(endpoint=["infer"])), ["infer", "reset"]),
     "huge": (
@@ -116,6 +123,7 @@ def test_a_bad_request_ends_only_its_own_connection(uri, name):
         with pytest.raises(ConnectionClosed) as closed:
             bad.recv(timeout=5)
         assert close_code(closed) == (1009 if "huge" in name else 1011)
+        assert "huge" in name or message.startswith(closed.value.rcvd.reason.removesuffix("..."))
         assert ask(good, obs())["actions"][0, 1] == 2
 
 

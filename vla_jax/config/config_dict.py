@@ -11,7 +11,7 @@ from vla_jax.config.schema import Config
 logger = logging.getLogger(__name__)
 
 # Groups that take any key: the VLM's own config.json, and cameras.
-OPEN = ("model.backbone.arch", "augment.shift")
+OPEN = ("model.backbone.arch", "augment.shift", "observation.images")
 
 
 class Group(ConfigDict):

@@ -51,7 +51,7 @@ def unpack(data: bytes | str) -> Any:
     except (ValueError, RecursionError) as error:
         detail = str(error).replace("\n", " ")[:200]
         raise WireError(f"not a JSON document ({len(raw)} bytes): {detail}") from error
-    msgpack_numpy.check_depth(value)
+    msgpack_numpy.check_tree(value)
     # Only an escape can spell half a pair, UTF-8 cannot.
     if b"\\u" in raw:
         _check_text(value)
@@ -70,8 +70,10 @@ def _decode(pairs: list[tuple[str, Any]]) -> Any:
     items = dict(pairs)
     if len(items) != len(pairs):
         raise WireError("a map names the same key twice")
-    if "__numpy__" not in items:
-        return items
+    return msgpack_numpy.kept(_decode_array, items) if "__numpy__" in items else items
+
+
+def _decode_array(items: dict[str, Any]) -> Any:
     if items.keys() != _KEYS or not isinstance(items["__numpy__"], str):
         raise WireError(f"array with the keys {sorted(items)[:8]}, not text and dtype and shape")
     try:

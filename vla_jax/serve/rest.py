@@ -26,6 +26,7 @@ from vla_jax.serve.transports.base import Message, PostWire, Request, RequestErr
 log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 16 * 1024
+MAX_PHRASE = 160  # characters of a reason in the status line
 KEEP_ALIVE = 75.0  # seconds an unused connection is kept
 
 
@@ -122,7 +123,7 @@ class RestAdapter:
         self, head: Head | HTTPError, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         """Answer a request whose head was read; returns whether the connection stays open."""
-        keep, wire, request = False, None, None
+        keep, wire, request, phrase = False, None, None, http.HTTPStatus.OK.phrase
         try:
             if isinstance(head, HTTPError):
                 raise head
@@ -138,13 +139,14 @@ class RestAdapter:
             if isinstance(error, HTTPError):
                 status, reason = error.status, error.reason
             self._engine.metrics.refused(reason)
+            phrase = _phrase(error)
             told = json_numpy.pack({"error": brief(error)})
             payload = wire.refuse(request, error) if wire else told
         if isinstance(payload, str):
             payload = payload.encode()
         keep = keep and not self._drain.begun
         lines = [
-            f"HTTP/1.1 {status.value} {status.phrase}",
+            f"HTTP/1.1 {status.value} {phrase}",
             f"Content-Type: {wire.content_type if wire else 'application/json'}",
             f"Content-Length: {len(payload)}",
             f"Connection: {'keep-alive' if keep else 'close'}",
@@ -242,6 +244,11 @@ class RestAdapter:
             if (empty or (limit and named.used < oldest)) and not named.seat.waiting:
                 self._engine.seats.discard(named.seat)
                 del self._named[name]
+
+
+def _phrase(error: Exception) -> str:
+    """The reason in the status line: all of it that clients of `requests` show their users."""
+    return brief(error, MAX_PHRASE).encode("ascii", "replace").decode()
 
 
 # Given twice, these would mean one thing to a proxy and another to this server.

@@ -36,6 +36,7 @@ from vla_jax.serve.transports.base import (
 
 log = logging.getLogger(__name__)
 
+MAX_REASON = 120  # characters of a reason in a close frame
 MAX_FRAGMENTS = 1024  # of one message; no client of these wires makes more than one
 
 
@@ -101,7 +102,8 @@ class WebsocketAdapter:
         wire = self._wire(connection)
         if full := self._full():  # several shook hands for the last seat
             engine.metrics.refused("full")
-            return await _end(connection, wire.refuse(None, RequestError(full)))
+            error = RequestError(full)
+            return await _end(connection, wire.refuse(None, error), error)
         engine.seats.add(seat)
         log.info("%s connected (%s); %d session(s)", peer, wire.name, len(engine.seats))
         try:
@@ -141,7 +143,7 @@ class WebsocketAdapter:
             except tuple(_REASONS) as error:
                 log.warning("%s: %s", connection.remote_address, brief(error))
                 self._engine.metrics.refused(_REASONS[type(error)])
-                return await _end(connection, wire.refuse(request, error))
+                return await _end(connection, wire.refuse(request, error), error)
             if self._drain.begun:
                 return await connection.close(CloseCode.GOING_AWAY, "the server is shutting down")
 
@@ -193,7 +195,9 @@ def _header(request: Handshake, name: str) -> str | None:
     return values[0] if len(values) == 1 else None
 
 
-async def _end(connection: ServerConnection, refusal: Message) -> None:
+async def _end(connection: ServerConnection, refusal: Message, error: Exception) -> None:
+    # A close frame has room for 123 bytes; the message before it says all.
+    reason = brief(error, MAX_REASON).encode("ascii", "replace").decode()
     with contextlib.suppress(ConnectionClosed):
         await connection.send(refusal)
-        await connection.close(CloseCode.INTERNAL_ERROR, "the frame before this one says why")
+        await connection.close(CloseCode.INTERNAL_ERROR, reason)

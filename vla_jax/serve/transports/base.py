@@ -16,7 +16,9 @@ MAX_ERROR = 2000  # characters
 
 def brief(error: Exception | str, limit: int = MAX_ERROR) -> str:
     """One line for a client and the log: an error may quote megabytes that the client sent."""
-    text = " ".join(str(error).split())
+    # Also what no line may hold: a control character in a status line would end it.
+    text = "".join(c if c.isprintable() else " " for c in str(error)[: 2 * MAX_ERROR])
+    text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

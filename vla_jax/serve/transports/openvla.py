@@ -13,13 +13,9 @@ it goes on with the same prompt and starts over with "reset": true.
 
 from typing import Any
 
-from vla_jax.inference.protocol import (
-    ACTIONS_KEY,
-    IMAGE_KEYS,
-    PROMPT_KEY,
-    STATE_KEY,
-    ObservationError,
-)
+from vla_jax.config.observation import ObservationConfig
+from vla_jax.inference.protocol import ACTIONS_KEY, ObservationError
+from vla_jax.inference.robot_keys import RobotKeys
 from vla_jax.serve import json_numpy
 from vla_jax.serve.transports.base import (
     Message,
@@ -29,16 +25,10 @@ from vla_jax.serve.transports.base import (
     brief,
 )
 
-# OpenVLA's and OpenVLA-OFT's names -> ours; our own names are taken as well.
-NAMES = {
-    "image": IMAGE_KEYS["primary"],
-    "full_image": IMAGE_KEYS["primary"],
-    "image_secondary": IMAGE_KEYS["secondary"],
-    "wrist_image": IMAGE_KEYS["wrist"],
-    "state": STATE_KEY,
-    "instruction": PROMPT_KEY,
-}
 MAX_NAME = 200  # characters of a session's name
+# What OpenVLA's releases call datasets that go by another name elsewhere.
+_OPENVLA_NAMES = {"bridge_orig": "bridge_dataset", "rt_1": "fractal20220817_data"}
+_KEYS = RobotKeys(ObservationConfig("openvla"))
 
 
 class OpenVLAWire(PostWire):
@@ -62,8 +52,8 @@ class OpenVLAWire(PostWire):
             raise RequestError(
                 f"session_id: expected a string of 1 to {MAX_NAME} characters; reset: true or false"
             )
-        obs = {NAMES[key] if key in NAMES else key: x for key, x in request.items()}  # noqa: SIM401
-        return Request(obs, reset, session, note=encoded)
+        # A robot's own keys are still there, for the policy's own profile.
+        return Request(_KEYS.standardize(request), reset, session, note=encoded)
 
     def write(self, request: Request, reply: dict[str, Any]) -> Message:
         """The first action: OpenVLA's clients expect one, not a chunk."""
@@ -74,12 +64,18 @@ class OpenVLAWire(PostWire):
         """See `Wire`."""
         # A key that is missing under our name is known to the client under another.
         named = request is not None and isinstance(error, ObservationError)
-        names = f". Names of POST {self.path}: {NAMES}" if named else ""
+        names = f". Names of POST {self.path}: {_KEYS.to_json()}" if named else ""
         return json_numpy.pack({"error": brief(f"{error}{names}")})
 
     def _check_dataset(self, key: Any) -> None:
         """Refuse to answer in the units of another dataset than the client asks for."""
         served = self.metadata.get("dataset")
-        if key is not None and served is not None and str(key) != served:
-            text = f"unnorm_key {str(key)[:80]!r}: this server's actions are those of {served!r}"
-            raise ObservationError(text)
+        if key is None or served is None:
+            return
+        names = [served, *self.metadata.get("observation", {}).get("aliases", ())]
+        # OpenVLA's own client appends the ending where the bare name is not there.
+        asked = str(key)
+        if not {asked, asked + "_no_noops", _OPENVLA_NAMES.get(asked)} & set(names):
+            text = f"unnorm_key {asked[:80]!r}: this server's actions are those of {served!r}"
+            aliases = f" (also known as {names[1:]})" if names[1:] else ""
+            raise ObservationError(f"{text}{aliases}; --unnorm-keys adds names")
