@@ -40,6 +40,7 @@ def main() -> int:
             max_sessions=flags.max_sessions,
             max_wait=flags.max_wait_ms / 1e3,
             idle_timeout=flags.idle_timeout,
+            new_episode=flags.new_episode,
             api_key=_api_key(flags.api_key_file),
         )
         # A port in use is reported now, not after minutes of loading.
@@ -182,6 +183,14 @@ def _parse_flags() -> argparse.Namespace:
         default=64,
         metavar="N",
         help="clients at a time; each holds its own history (default: 64)",
+    )
+    add(
+        "--new-episode",
+        default="auto",
+        metavar="auto|off|S",
+        help="what begins an episode of a client that does not say so: auto: a long pause after"
+        " which the robot is back where it began; S: that many seconds without a request; off:"
+        " nothing (default: auto; docs/your_robot.md)",
     )
     add(
         "--idle-timeout",

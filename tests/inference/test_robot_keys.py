@@ -171,7 +171,7 @@ def test_a_policy_answers_its_robot():
     ours = {"prompt": "lift the red block", "observation/image": DROID[next(iter(DROID))]}
     ours["observation/wrist_image"] = DROID["observation/wrist_image_left"]
     ours["observation/state"] = np.array([0, 1, 2, 3, 4, 5, 6, 0.5])
-    policy._keys = RobotKeys(ObservationConfig("droid"))
+    policy.keys = RobotKeys(ObservationConfig("droid"))
     theirs = {**DROID, "prompt": ours["prompt"]}
     policy.check(theirs)
     replies = [policy.infer(policy.new_session(), obs)[0]["actions"] for obs in (ours, theirs)]

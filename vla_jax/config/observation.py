@@ -19,7 +19,7 @@ class Profile:
     """What one kind of robot or client calls the parts of an observation.
 
     Attributes:
-        images: camera role (`vla_jax.types.CAMERAS`) -> keys.
+        images: camera role (`vla_jax.cameras.CAMERAS`) -> keys.
         state: parts of the state in their order: keys, of which KEY[a:b] takes some numbers only,
             constant numbers, and `ZEROS`.
         prompt: keys of the instruction.

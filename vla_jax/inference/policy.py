@@ -66,6 +66,7 @@ class Policy:
         metadata: what a client needs to know: cameras and their observation keys, chunk length,
             action dimension, control rate, gripper commands (None without a gripper).
         max_batch: how many sessions one pass of the model takes.
+        keys: under which the robot sends its observations.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Policy:
             ValueError: the keys are no keys, the execution does not fit the chunk or the gripper,
                 or `max_batch` is not positive.
         """
-        self._keys = RobotKeys(observation or config.observation)
+        self.keys = RobotKeys(observation or config.observation)
         model = vla.build(config.model)
         self._structure = config.model.structure
         self._spec, self._states, self._units = spec, states, units
@@ -141,7 +142,7 @@ class Policy:
             "step": step,
             "dataset": dataset,
             "cameras": {camera: IMAGE_KEYS[camera] for camera in self._structure.cameras},
-            "observation": self._keys.to_json(),
+            "observation": self.keys.to_json(),
             "image_size": self._image.size,
             "window": self._structure.window,
             "chunk": chunk,
@@ -238,9 +239,9 @@ class Policy:
             ObservationError: listing every problem.
         """
         problems, sent = [], sorted(obs)
-        obs = self._keys.standardize(obs, self._state_dim)
+        obs = self.keys.standardize(obs, self._state_dim)
         for camera in self._structure.cameras:
-            key, image = self._keys.image_names(camera), obs.get(IMAGE_KEYS[camera])
+            key, image = self.keys.image_names(camera), obs.get(IMAGE_KEYS[camera])
             if image is None:
                 problems.append(f"{key}: missing ({camera} camera)")
             elif not isinstance(image, np.ndarray) or image.dtype != np.uint8:
@@ -254,7 +255,7 @@ class Policy:
         if self._state_dim:
             dim, state = self._state_dim, _numbers(obs.get(STATE_KEY, ()))
             if state.shape != (dim,) or state.dtype.kind not in "fiu":
-                names = self._keys.state_names()
+                names = self.keys.state_names()
                 problems.append(f"{names}: expected {dim} numbers, got shape {list(state.shape)}")
             # A NaN would stay in the history for the rest of the episode.
             elif not np.isfinite(state).all():
@@ -273,8 +274,8 @@ class Policy:
             except TextLengthError as error:
                 problems.append(f"{PROMPT_KEY}: {error}")
         if problems:
-            keys = [self._keys.image_names(camera) for camera in self._structure.cameras]
-            keys += [PROMPT_KEY, *([self._keys.state_names()] if self._state_dim else [])]
+            keys = [self.keys.image_names(camera) for camera in self._structure.cameras]
+            keys += [PROMPT_KEY, *([self.keys.state_names()] if self._state_dim else [])]
             listing = "; ".join(problems)
             raise ObservationError(f"{listing}. This policy takes {keys}, got {sent}")
 
@@ -299,7 +300,7 @@ class Policy:
         Who shares a pass changes an action by rounding alone: each row has its own history and
         its own noise.
         """
-        observations = [self._keys.standardize(obs, self._state_dim) for obs in observations]
+        observations = [self.keys.standardize(obs, self._state_dim) for obs in observations]
         # While a chunk is being executed the model runs for its history's sake alone.
         looking = [
             i

@@ -7,7 +7,7 @@ takes. `inference.policy.Policy` is the implementation; any object with these fi
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-IMAGE_KEYS = {  # camera role (vla_jax.types.CAMERAS) -> observation key, uint8 [h, x, 3] RGB
+IMAGE_KEYS = {  # camera role (vla_jax.cameras.CAMERAS) -> observation key, uint8 [h, x, 3] RGB
     "primary": "observation/image",
     "secondary": "observation/image_secondary",
     "wrist": "observation/wrist_image",

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from vla_jax.cameras import CAMERAS
 from vla_jax.config import ConfigError
 from vla_jax.config.observation import PROFILES, ZEROS, ObservationConfig, Profile
 from vla_jax.inference.protocol import IMAGE_KEYS, PROMPT_KEY, STATE_KEY
-from vla_jax.types import CAMERAS
 
 _MISSING = object()
 _SLICE = re.compile(r"(.+)\[(-?\d*):(-?\d*)\]")

@@ -206,7 +206,7 @@ class RestAdapter:
         if request.obs is None:
             return request.answer or b""
         try:
-            reply = await self._engine.act(named.seat, request.obs)
+            reply = await self._engine.act(named.seat, request.obs, request.episode)
         finally:
             named.used = time.monotonic()
         self._engine.metrics.answered(wire.name)

@@ -34,9 +34,10 @@ class PolicyServer:
 
     def __init__(self, policy: protocol.Policy, options: ServerOptions) -> None:
         self._options = options
-        self._engine = Engine(policy, options.max_wait)
+        self._engine = Engine(policy, options.max_wait, options.new_episode)
         self._drain = Drain()
-        wires = [wire(policy.metadata) for wire in transports.WIRES]
+        metadata = {**policy.metadata, "episodes": self._engine.episodes.to_json()}
+        wires = [wire(metadata) for wire in transports.WIRES]
         parts = (self._engine, options, self._drain)
         posts = [wire for wire in wires if isinstance(wire, PostWire)]
         self._door = FrontDoor(rest.RestAdapter(*parts, posts), options, self._engine.metrics)

@@ -155,7 +155,7 @@ class WebsocketAdapter:
             seat.reset()
         if request.obs is None:
             return request.answer
-        reply = await self._engine.act(seat, request.obs)
+        reply = await self._engine.act(seat, request.obs, request.episode)
         if previous_total is not None:
             # A reply cannot tell how long its own sending takes, so the next one does.
             reply[protocol.TIMING_KEY]["prev_total_ms"] = previous_total * 1e3

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 Message = bytes | str  # what travels in one websocket frame; POST bodies are bytes
 MAX_ERROR = 2000  # characters
+MAX_NAME = 200  # characters of a session's or an episode's name
 
 
 def brief(error: Exception | str, limit: int = MAX_ERROR) -> str:
@@ -33,6 +36,7 @@ class Request:
     Attributes:
         obs: what the policy is asked about; None where it is not asked anything.
         reset: whether an episode begins here.
+        episode: name of the episode, where the client gives one: another name begins another.
         session: of wires without a lasting connection: the client's name for its history; None is
             a request that has none.
         answer: sent when the policy is not asked; None sends nothing.
@@ -41,9 +45,21 @@ class Request:
 
     obs: dict[str, Any] | None = None
     reset: bool = False
+    episode: str | None = None
     session: str | None = None
     answer: Message | None = None
     note: Any = None
+
+
+def episode_name(obs: dict[str, Any], *keys: str) -> str | None:
+    """Take the episode's name out of an observation: any text or number under one of `keys`."""
+    names = [obs.pop(key, None) for key in keys]
+    name = next((name for name in names if name is not None), None)
+    if isinstance(name, np.ndarray) and name.size == 1:
+        name = name.item()
+    if name is not None and not isinstance(name, (str, int, float, np.generic)):
+        raise RequestError(f"{keys[0]}: expected a text or a number, got {type(name).__name__}")
+    return None if name is None else str(name)[:MAX_NAME]
 
 
 class Wire(abc.ABC):

@@ -2,7 +2,9 @@
 
 The server speaks first, with the policy's metadata; after that every observation gets its actions.
 A problem is a text frame, since actions always come as bytes. RoboArena's clients add an
-"endpoint": "infer", which is also what none means, or "reset", which begins an episode.
+"endpoint": "infer", which is also what none means, or "reset", which begins an episode; some forks
+of openpi's client send {"__ctrl__": "episode_start"} instead and get an empty map. An "episode_id"
+(RoboArena says "session_id") beside an observation begins an episode when it changes.
 """
 
 from typing import Any
@@ -15,7 +17,11 @@ from vla_jax.serve.transports.base import (
     RequestError,
     WebsocketWire,
     brief,
+    episode_name,
 )
+
+CONTROL_KEY = "__ctrl__"
+CONTROLS = ["episode_start", "episode_end", "reset"]  # the end of one is the beginning of another
 
 
 class OpenpiWire(WebsocketWire):
@@ -37,13 +43,18 @@ class OpenpiWire(WebsocketWire):
                 f"expected a map with string keys, as {protocol.PROMPT_KEY!r}, got "
                 + (f"the keys {list(obs)[:8]}" if isinstance(obs, dict) else type(obs).__name__)
             )
+        if CONTROL_KEY in obs:
+            word = obs[CONTROL_KEY]
+            if not isinstance(word, str) or word not in CONTROLS:
+                raise RequestError(f"{CONTROL_KEY} {brief(repr(word), 40)}: legal: {CONTROLS}")
+            return Request(reset=True, answer=msgpack_numpy.pack({}))
         endpoint = obs.pop(protocol.ENDPOINT_KEY, "infer")
         if not isinstance(endpoint, str) or endpoint not in protocol.ENDPOINTS:
             legal = list(protocol.ENDPOINTS)
             raise RequestError(f"endpoint {str(endpoint)[:40]!r} does not exist; legal: {legal}")
         if endpoint == "reset":
             return Request(reset=True, answer=protocol.RESET_REPLY)
-        return Request(obs)
+        return Request(obs, episode=episode_name(obs, "episode_id", "session_id"))
 
     def write(self, request: Request, reply: dict[str, Any]) -> Message:
         """See `Wire`."""

@@ -18,14 +18,15 @@ from vla_jax.inference.protocol import ACTIONS_KEY, ObservationError
 from vla_jax.inference.robot_keys import RobotKeys
 from vla_jax.serve import json_numpy
 from vla_jax.serve.transports.base import (
+    MAX_NAME,
     Message,
     PostWire,
     Request,
     RequestError,
     brief,
+    episode_name,
 )
 
-MAX_NAME = 200  # characters of a session's name
 # What OpenVLA's releases call datasets that go by another name elsewhere.
 _OPENVLA_NAMES = {"bridge_orig": "bridge_dataset", "rt_1": "fractal20220817_data"}
 _KEYS = RobotKeys(ObservationConfig("openvla"))
@@ -52,8 +53,9 @@ class OpenVLAWire(PostWire):
             raise RequestError(
                 f"session_id: expected a string of 1 to {MAX_NAME} characters; reset: true or false"
             )
+        episode = episode_name(request, "episode_id")
         # A robot's own keys are still there, for the policy's own profile.
-        return Request(_KEYS.standardize(request), reset, session, note=encoded)
+        return Request(_KEYS.standardize(request), reset, episode, session, note=encoded)
 
     def write(self, request: Request, reply: dict[str, Any]) -> Message:
         """The first action: OpenVLA's clients expect one, not a chunk."""
