@@ -18,6 +18,8 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_jax.serve import server
+from vla_jax.serve.transports import WIRES
+from vla_jax.serve.transports.base import WebsocketWire
 from vla_jax.train.checkpoint_folder import CheckpointError
 
 
@@ -40,6 +42,7 @@ def main() -> int:
             max_sessions=flags.max_sessions,
             max_wait=flags.max_wait_ms / 1e3,
             idle_timeout=flags.idle_timeout,
+            wire=flags.wire,
             new_episode=flags.new_episode,
             api_key=_api_key(flags.api_key_file),
         )
@@ -67,6 +70,8 @@ def main() -> int:
         )
         if flags.unnorm_keys:
             policy.metadata["observation"]["aliases"] += flags.unnorm_keys.split(",")
+        if flags.action_space:
+            policy.metadata["observation"]["action_space"] = flags.action_space
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
     except (OSError, ValueError, CheckpointError) as error:
         logging.debug("traceback of the error below", exc_info=True)
@@ -183,6 +188,18 @@ def _parse_flags() -> argparse.Namespace:
         default=64,
         metavar="N",
         help="clients at a time; each holds its own history (default: 64)",
+    )
+    add(
+        "--wire",
+        default="websocket",
+        choices=[wire.name for wire in WIRES if issubclass(wire, WebsocketWire)],
+        help="websocket clients that ask for no path of their own speak this: websocket is openpi's"
+        " (default: websocket)",
+    )
+    add(
+        "--action-space",
+        choices=("joint_position", "joint_velocity", "cartesian_position", "cartesian_velocity"),
+        help="what the numbers of an action are, for RoboArena's clients, which ask",
     )
     add(
         "--new-episode",

@@ -3,6 +3,7 @@
 import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,7 +160,8 @@ def test_what_cannot_be_known_is_said_once(episodes, caplog):
 
 def test_the_second_episode_starts_like_the_first_over_one_connection(episodes):
     """A policy with a window, asked as openpi's loop asks: nothing but observations and time."""
-    policy = make(**{"structure.window": 4})
+    changes: Any = {"structure.window": 4}
+    policy = make(**changes)
     with server.background(policy, ServerOptions(port=0)) as uri:
         with connect(uri) as ws:
             ws.recv()

@@ -97,6 +97,15 @@ class ObservationConfig:
         "constant numbers, and 'zeros' for what the policy takes beyond them.",
     )
     prompt: tuple[str, ...] = option((), "Keys of the instruction.")
+    action_space: str = option(
+        "",
+        "What the numbers of an action are, for RoboArena's clients, which ask.",
+        "",
+        "joint_position",
+        "joint_velocity",
+        "cartesian_position",
+        "cartesian_velocity",
+    )
     aliases: tuple[str, ...] = option(
         (), "Further names of the dataset, by which OpenVLA's clients may ask for its units."
     )

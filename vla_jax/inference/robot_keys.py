@@ -30,6 +30,7 @@ class RobotKeys:
         profile: the complete one.
         name: of the known robot or client that it starts from.
         aliases: further names of the dataset.
+        action_space: what the numbers of an action are; "" where nobody has said it.
     """
 
     def __init__(self, config: ObservationConfig | None = None) -> None:
@@ -42,6 +43,7 @@ class RobotKeys:
         base = PROFILES[config.profile]
         images = {**base.images, **{role: _listed(k) for role, k in config.images.items()}}
         self.name, self.aliases = config.profile, config.aliases
+        self.action_space = config.action_space
         self.profile = Profile(images, config.state or base.state, config.prompt or base.prompt)
         problems = [
             f"observation.images: {role!r} is none of {list(CAMERAS)}"
@@ -73,6 +75,7 @@ class RobotKeys:
             "state": list(self.profile.state),
             "prompt": [*self.profile.prompt, *_fallback(PROMPT_KEY, self.profile.prompt)],
             "aliases": list(self.aliases),
+            "action_space": self.action_space,
         }
 
     def image_names(self, role: str) -> str:
@@ -138,8 +141,11 @@ def load(choice: str) -> ObservationConfig:
     profile, images = content.get("profile", "openpi"), content.get("images", {})
     if profile not in PROFILES or not isinstance(images, dict):
         raise ConfigError(f"{path}: profile: one of {list(PROFILES)}; images: role -> key")
-    listed = (_listed(content.get(name, ())) for name in ("state", "prompt", "aliases"))
-    config = ObservationConfig(profile, images, *listed)
+    listed = (_listed(content.get(name, ())) for name in ("state", "prompt"))
+    aliases = _listed(content.get("aliases", ()))
+    config = ObservationConfig(profile, images, *listed, aliases=aliases)
+    if space := content.get("action_space"):
+        config = dataclasses.replace(config, action_space=str(space))
     RobotKeys(config)
     return config
 

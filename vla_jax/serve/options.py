@@ -28,6 +28,7 @@ class ServerOptions:
             what an HTTP request says it will.
         drain_timeout: seconds that requests have to be answered when the server is told to end;
             what starts and stops servers often kills after 30.
+        wire: name of the websocket wire whose clients ask for no path of their own.
         new_episode: what begins an episode of a client that does not say so: auto, off or a number
             of seconds without a request, see `episodes`.
         api_key: what clients must send as "Authorization: Api-Key KEY"; "" lets everyone in.
@@ -46,6 +47,7 @@ class ServerOptions:
     idle_timeout: float = 1800.0
     open_timeout: float = 10.0
     drain_timeout: float = 20.0
+    wire: str = "websocket"
     new_episode: str = AUTO
     api_key: str = field(default="", repr=False)
 

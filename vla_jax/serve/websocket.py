@@ -61,18 +61,24 @@ class WebsocketAdapter:
         wires: Sequence[WebsocketWire],
         full: Callable[[], str],
     ) -> None:
-        """Serves `wires`; the first answers every path that no other one has.
+        """Serves `wires`; that of the options answers every path that none has.
 
         Args:
             engine: asks the policy.
             options: of the server.
             drain: of the server.
-            wires: at least one.
+            wires: all of this kind.
             full: says why there is no seat left, "" while there is one.
+
+        Raises:
+            ValueError: there is no such wire.
         """
         self._engine, self._options, self._drain = engine, options, drain
         self._wires = {wire.path: wire for wire in wires}
-        self._first = wires[0]
+        by_name = {wire.name: wire for wire in wires}
+        if options.wire not in by_name:
+            raise ValueError(f"wire: {options.wire!r} is none of {list(by_name)}")
+        self._usual = by_name[options.wire]
         self._full = full
 
     def handshake(self, connection: ServerConnection, request: Handshake) -> Response | None:
@@ -107,8 +113,7 @@ class WebsocketAdapter:
         engine.seats.add(seat)
         log.info("%s connected (%s); %d session(s)", peer, wire.name, len(engine.seats))
         try:
-            if (greeting := wire.greet()) is not None:
-                await connection.send(greeting)
+            await self._greet(connection, wire)
             await self._converse(connection, wire, seat)
         except ConnectionClosed as closed:
             # The close code is ours: `Protocol.fail` has told the client why.
@@ -122,6 +127,16 @@ class WebsocketAdapter:
         finally:
             engine.seats.discard(seat)
             log.info("%s left; %d session(s)", peer, len(engine.seats))
+
+    async def _greet(self, connection: ServerConnection, wire: WebsocketWire) -> None:
+        try:
+            greeting = wire.greet()
+        except RequestError as error:
+            log.warning("%s: %s", connection.remote_address, error)
+            await _end(connection, wire.refuse(None, error), error)
+            return
+        if greeting is not None:
+            await connection.send(greeting)
 
     async def _converse(
         self, connection: ServerConnection, wire: WebsocketWire, seat: Seat
@@ -164,7 +179,7 @@ class WebsocketAdapter:
 
     def _wire(self, connection: ServerConnection) -> WebsocketWire:
         path = connection.request.path if connection.request else ""
-        return self._wires.get(path.partition("?")[0], self._first)
+        return self._wires.get(path.partition("?")[0], self._usual)
 
 
 class Protocol(ServerProtocol):

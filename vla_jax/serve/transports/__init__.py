@@ -3,9 +3,12 @@
 from vla_jax.serve.transports.base import Wire
 from vla_jax.serve.transports.openpi import OpenpiWire
 from vla_jax.serve.transports.openvla import OpenVLAWire
+from vla_jax.serve.transports.roboarena import RoboArenaWire
+from vla_jax.serve.transports.vla_eval import VlaEvalWire
 
-# Websocket clients that ask for another path than any of these get the first websocket wire.
 WIRES: tuple[type[Wire], ...] = (
     OpenpiWire,
     OpenVLAWire,
+    RoboArenaWire,
+    VlaEvalWire,
 )

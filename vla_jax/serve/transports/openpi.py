@@ -27,7 +27,7 @@ CONTROLS = ["episode_start", "episode_end", "reset"]  # the end of one is the be
 class OpenpiWire(WebsocketWire):
     """See the module."""
 
-    name, path = "websocket", "/"
+    name, path = "websocket", "/openpi"
 
     def greet(self) -> Message:
         """The policy's metadata."""

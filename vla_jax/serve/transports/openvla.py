@@ -7,7 +7,11 @@ chunk, since the client asks at every step. {"encoded": TEXT} with the request a
 its reply as text inside, as there. What cannot be answered is an HTTP error with {"error": WHY}
 (OpenVLA's server sends the word "error" and status 200).
 
-OpenVLA's requests have no history. "session_id" (a string of the client's choice) gives them one:
+OpenVLA-OFT's server has the same address: a request with "full_image" is for it and gets the whole
+chunk, a list of actions, which its clients replay. Its images are full_image, wrist_image (or, with
+two arms, left_wrist_image and right_wrist_image), its numbers state.
+
+These requests have no history. "session_id" (a string of the client's choice) gives them one:
 it goes on with the same prompt and starts over with "reset": true.
 """
 
@@ -54,13 +58,16 @@ class OpenVLAWire(PostWire):
                 f"session_id: expected a string of 1 to {MAX_NAME} characters; reset: true or false"
             )
         episode = episode_name(request, "episode_id")
+        chunked = "full_image" in request
         # A robot's own keys are still there, for the policy's own profile.
-        return Request(_KEYS.standardize(request), reset, episode, session, note=encoded)
+        return Request(_KEYS.standardize(request), reset, episode, session, note=(encoded, chunked))
 
     def write(self, request: Request, reply: dict[str, Any]) -> Message:
-        """The first action: OpenVLA's clients expect one, not a chunk."""
-        action = json_numpy.pack(reply[ACTIONS_KEY][0])
-        return json_numpy.pack(action.decode()) if request.note else action
+        """The first action for OpenVLA's clients, the list of all for OpenVLA-OFT's."""
+        encoded, chunked = request.note
+        actions = reply[ACTIONS_KEY]
+        packed = json_numpy.pack(list(actions) if chunked else actions[0])
+        return json_numpy.pack(packed.decode()) if encoded else packed
 
     def refuse(self, request: Request | None, error: Exception) -> Message:
         """See `Wire`."""
