@@ -53,9 +53,19 @@ def test_a_request_encoded_twice_gets_a_reply_encoded_twice(uri):
     assert json.loads(text, object_hook=from_numpy_json)[3] == 7
 
 
-def test_openvla_oft_and_our_own_names(uri):
-    for name in ("full_image", "observation/image"):
-        assert post(uri, {name: IMAGE, "prompt": "go"})[0] == 200
+def test_openvla_oft_gets_the_whole_chunk(uri):
+    """A list of actions, as its clients put into their queue."""
+    request = {"full_image": IMAGE, "state": np.zeros(8), "instruction": "go"}
+    status, actions = post(uri, request)
+    assert status == 200
+    assert isinstance(actions, list)
+    assert [action.tolist()[:3] for action in actions] == [[1, 1, i] for i in range(4)]
+    status, text = post(uri, {"encoded": json.dumps(request, default=numpy_json)})
+    assert len(json.loads(text, object_hook=from_numpy_json)) == 4
+
+
+def test_our_own_names(uri):
+    assert post(uri, {"observation/image": IMAGE, "prompt": "go"})[1].shape == (7,)
 
 
 def test_history_belongs_to_the_session_id(uri):

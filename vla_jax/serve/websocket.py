@@ -100,12 +100,15 @@ class WebsocketAdapter:
         if full := self._full():
             self._engine.metrics.refused("full")
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, full + "\n")
+        if not self._wire(request.path).answers_pings:
+            # Read when the keep-alive of this connection begins, after the handshake.
+            connection.ping_timeout = None
         return None
 
     async def serve(self, connection: ServerConnection) -> None:
         """Hold one conversation, from the greeting to the end of the connection."""
         peer, engine, seat = connection.remote_address, self._engine, Seat()
-        wire = self._wire(connection)
+        wire = self._wire(connection.request.path if connection.request else "")
         if full := self._full():  # several shook hands for the last seat
             engine.metrics.refused("full")
             error = RequestError(full)
@@ -177,8 +180,7 @@ class WebsocketAdapter:
         self._engine.metrics.answered(wire.name)
         return wire.write(request, reply)
 
-    def _wire(self, connection: ServerConnection) -> WebsocketWire:
-        path = connection.request.path if connection.request else ""
+    def _wire(self, path: str) -> WebsocketWire:
         return self._wires.get(path.partition("?")[0], self._usual)
 
 

@@ -97,7 +97,14 @@ class Wire(abc.ABC):
 
 
 class WebsocketWire(Wire):
-    """Messages on a connection that lasts: it owns one history."""
+    """Messages on a connection that lasts: it owns one history.
+
+    Attributes:
+        answers_pings: whether its clients do, also while their simulator computes; of others that
+            went away the session ends with the connection or by `idle_timeout`.
+    """
+
+    answers_pings: ClassVar[bool] = True
 
     @abc.abstractmethod
     def greet(self) -> Message | None:

@@ -39,6 +39,7 @@ class VlaEvalWire(WebsocketWire):
     """See the module."""
 
     name, path = "vla-eval", "/vla-eval"
+    answers_pings = False  # a simulator's reset holds up its event loop, for a minute perhaps
 
     def greet(self) -> Message | None:
         """Nothing: the client speaks first."""
