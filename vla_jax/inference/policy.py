@@ -153,6 +153,8 @@ class Policy:
             and {"closed": spec.gripper.closed, "open": spec.gripper.opened},
             "needs_proprio": self._state_dim > 0,
             "proprio_dim": self._state_dim,
+            "max_batch": max_batch,
+            "device": jax.local_devices()[0].platform,
         }
         if self._execution.mode == "rtc":
             guidance = self._execution.guidance if self._realtime else None
@@ -262,22 +264,26 @@ class Policy:
                 problems.append(f"{STATE_KEY}: {np.round(state, 3).tolist()} are not all finite")
         if self._execution.mode == "rtc":
             problems += realtime.timing_problems(obs)
-        prompt = obs.get(PROMPT_KEY)
-        if not isinstance(prompt, str) or not prompt.strip():
-            problems.append(f"{PROMPT_KEY}: expected the instruction as a non-empty string")
-        elif len(prompt) > MAX_PROMPT:
-            problems.append(f"{PROMPT_KEY}: {len(prompt)} characters, at most {MAX_PROMPT}")
-        else:
-            try:
-                # Encoding tells whether the text fits; zeros stand in for the state.
-                self._encode(prompt, np.zeros(self._state_dim))
-            except TextLengthError as error:
-                problems.append(f"{PROMPT_KEY}: {error}")
+        if reason := self.check_instruction(obs.get(PROMPT_KEY)):
+            problems.append(f"{PROMPT_KEY}: {reason}")
         if problems:
             keys = [self.keys.image_names(camera) for camera in self._structure.cameras]
             keys += [PROMPT_KEY, *([self.keys.state_names()] if self._state_dim else [])]
             listing = "; ".join(problems)
             raise ObservationError(f"{listing}. This policy takes {keys}, got {sent}")
+
+    def check_instruction(self, instruction: Any) -> str:
+        """Why the model cannot be told this, "" where it can: an evaluation asks before it runs."""
+        if not isinstance(instruction, str) or not instruction.strip():
+            return "expected the instruction as a non-empty string"
+        if len(instruction) > MAX_PROMPT:
+            return f"{len(instruction)} characters, at most {MAX_PROMPT}"
+        try:
+            # Encoding tells whether the text fits; zeros stand in for the state.
+            self._encode(instruction, np.zeros(self._state_dim))
+        except TextLengthError as error:
+            return str(error)
+        return ""
 
     def infer(self, session: Session, obs: Mapping[str, Any]) -> tuple[dict[str, Any], Session]:
         """One control step.

@@ -19,7 +19,9 @@ TIMING_KEY = "server_timing"  # reply: {"infer_ms": float, ...}
 
 # RoboArena's addition to openpi's wire: a request may carry an endpoint; none means "infer".
 ENDPOINT_KEY = "endpoint"
-ENDPOINTS = ("infer", "reset")
+ENDPOINTS = ("infer", "reset", "check")  # check is ours: which instructions the policy takes
+INSTRUCTIONS_KEY = "instructions"  # of a request to check: a list of texts
+UNFIT_KEY = "unfit"  # of its reply: instruction -> why the policy cannot be told it
 RESET_REPLY = "reset successful"  # a text frame, as RoboArena's server answers
 
 

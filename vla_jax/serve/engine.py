@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,6 +166,15 @@ class Engine:
             seat.replied, seat.waiting = time.perf_counter(), False
         self.metrics.request_seconds.observe(seat.replied - arrived)
         return reply
+
+    async def unfit(self, instructions: Sequence[str]) -> dict[str, str]:
+        """Those of some instructions that the policy cannot be told, each with the reason."""
+        check = getattr(self._policy, "check_instruction", None)
+        # A policy that cannot say so takes any, or refuses at its first request.
+        if check is None:
+            return {}
+        reasons = await self._call(lambda: [check(text) for text in instructions])
+        return {text: why for text, why in zip(instructions, reasons, strict=True) if why}
 
     async def _dispatch(self) -> None:
         while True:

@@ -36,7 +36,11 @@ class PolicyServer:
         self._options = options
         self._engine = Engine(policy, options.max_wait, options.new_episode)
         self._drain = Drain()
-        metadata = {**policy.metadata, "episodes": self._engine.episodes.to_json()}
+        metadata = {
+            **policy.metadata,
+            "episodes": self._engine.episodes.to_json(),
+            "endpoints": list(protocol.ENDPOINTS),
+        }
         wires = [wire(metadata) for wire in transports.WIRES]
         parts = (self._engine, options, self._drain)
         posts = [wire for wire in wires if isinstance(wire, PostWire)]

@@ -171,6 +171,9 @@ class WebsocketAdapter:
         """What to send for one request; `previous_total` is how many seconds the last one took."""
         if request.reset:
             seat.reset()
+        if request.instructions is not None:
+            unfit = await self._engine.unfit(request.instructions)
+            return wire.write(request, {protocol.UNFIT_KEY: unfit})
         if request.obs is None:
             return request.answer
         reply = await self._engine.act(seat, request.obs, request.episode)

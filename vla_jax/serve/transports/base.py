@@ -39,6 +39,7 @@ class Request:
         episode: name of the episode, where the client gives one: another name begins another.
         session: of wires without a lasting connection: the client's name for its history; None is
             a request that has none.
+        instructions: to be checked by the policy; the reply holds `protocol.UNFIT_KEY` alone.
         answer: sent when the policy is not asked; None sends nothing.
         note: what the wire wants back when it writes the reply, such as a sequence number.
     """
@@ -47,6 +48,7 @@ class Request:
     reset: bool = False
     episode: str | None = None
     session: str | None = None
+    instructions: tuple[str, ...] | None = None
     answer: Message | None = None
     note: Any = None
 

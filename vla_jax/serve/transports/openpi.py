@@ -4,7 +4,8 @@ The server speaks first, with the policy's metadata; after that every observatio
 A problem is a text frame, since actions always come as bytes. RoboArena's clients add an
 "endpoint": "infer", which is also what none means, or "reset", which begins an episode; some forks
 of openpi's client send {"__ctrl__": "episode_start"} instead and get an empty map. An "episode_id"
-(RoboArena says "session_id") beside an observation begins an episode when it changes.
+(RoboArena says "session_id") beside an observation begins an episode when it changes. "check" is
+this project's own: it asks which of some instructions the policy can be told, see `Engine.unfit`.
 """
 
 from typing import Any
@@ -52,6 +53,11 @@ class OpenpiWire(WebsocketWire):
         if not isinstance(endpoint, str) or endpoint not in protocol.ENDPOINTS:
             legal = list(protocol.ENDPOINTS)
             raise RequestError(f"endpoint {str(endpoint)[:40]!r} does not exist; legal: {legal}")
+        if endpoint == "check":
+            texts = obs.get(protocol.INSTRUCTIONS_KEY)
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise RequestError(f"{protocol.INSTRUCTIONS_KEY}: expected a list of texts")
+            return Request(instructions=tuple(texts))
         if endpoint == "reset":
             return Request(reset=True, answer=protocol.RESET_REPLY)
         return Request(obs, episode=episode_name(obs, "episode_id", "session_id"))
