@@ -83,7 +83,8 @@ broker = ActionChunkBroker(client, action_horizon=4)
 obs = {"observation/image": np.full((8, 8, 3), 7, np.uint8), "prompt": "go"}
 steps = [broker.infer(obs)["actions"][1:3].tolist() for _ in range(6)]
 assert steps == [[1, 0], [1, 1], [1, 2], [1, 3], [2, 0], [2, 1]], steps
-print("served")
+print("served", flush=True)
+client.close()  # its __del__ would wait for a thread that has ended by then
 """
 
 WIDOWX = """
@@ -96,12 +97,12 @@ from inspect_robots_widowx.policy import OpenpiPolicy, OpenVLAPolicy
 
 port = int(sys.argv[1])
 seen = Observation(images={"external_cam": np.full((64, 64, 3), 7, np.uint8)})
-url = "http://127.0.0.1:%d/act" % port
-for policy in (OpenpiPolicy(port=port), OpenVLAPolicy(url=url, jpeg_roundtrip=False)):
+url = "http://127.0.0.1:%d" % port
+for policy in (OpenpiPolicy(port=port), OpenVLAPolicy(server_url=url)):
     policy.reset(Scene("a", "put the spoon on the towel"))
     chunk = policy.act(seen)
     assert chunk.actions[0].data.shape == (7,) and chunk.actions[0].data[3] == 7, chunk
-wrong = OpenVLAPolicy(url=url, unnorm_key="viola")
+wrong = OpenVLAPolicy(server_url=url, unnorm_key="viola")
 try:
     wrong.act(seen)
 except requests.HTTPError as error:
