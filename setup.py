@@ -26,6 +26,7 @@ CORE = [
     "orbax-checkpoint>=0.12.8,<0.13",
     "packaging>=23",
     "pillow>=11",
+    "prometheus-client>=0.20",  # orbax needs it as well
     "simplejpeg>=1.8,<2",
     "tokenizers>=0.22,<0.24",
     "tqdm>=4.66",

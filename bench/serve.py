@@ -79,7 +79,7 @@ def clients(pipe: Connection, uri: str, expected: np.ndarray, think: float) -> N
 async def _clients(uri: str, expected: np.ndarray, think: float) -> tuple[Any, Any]:
     from websockets.asyncio.client import connect
 
-    from vla_jax.serve import wire
+    from vla_jax.serve import msgpack_numpy
 
     sessions, steps = expected.shape[:2]
     milliseconds, errors = np.full((2, sessions, steps), np.inf)
@@ -88,7 +88,7 @@ async def _clients(uri: str, expected: np.ndarray, think: float) -> tuple[Any, A
     async def session(i: int) -> None:
         async with connect(uri, compression=None, max_size=None, proxy=None) as ws:
             await ws.recv()
-            messages = [wire.pack(observe(i, step)) for step in range(steps)]
+            messages = [msgpack_numpy.pack(observe(i, step)) for step in range(steps)]
             await ready.wait()
             for step, message in enumerate(messages):
                 begin = time.perf_counter()
@@ -97,7 +97,7 @@ async def _clients(uri: str, expected: np.ndarray, think: float) -> tuple[Any, A
                 milliseconds[i, step] = (time.perf_counter() - begin) * 1e3
                 if isinstance(answer, str):
                     raise RuntimeError(f"session {i}, step {step}: {answer}")
-                actions = wire.unpack(answer)["actions"]
+                actions = msgpack_numpy.unpack(answer)["actions"]
                 errors[i, step] = np.abs(actions - expected[i, step]).max()
                 await asyncio.sleep(think)
 

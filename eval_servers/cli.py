@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
 import numpy as np
 from PIL import Image
 
-from eval_servers import findings, pool, results, rollout, sanity
+from eval_servers import findings, pool, repeats, results, rollout, sanity
 from eval_servers.async_chunks import MODES, Overlap
 from eval_servers.client import PolicyClient, PolicyServerError
 
@@ -41,6 +41,8 @@ class Evaluation:
             and its driver.
         save_video: None for a simulator without pictures.
         attempt: None for one task an episode.
+        varies: why the simulator alone may give other results in another run of the same; "" where
+            runs were seen to be equal to the bit.
         table: score -> text to print at the end; by default one line.
     """
 
@@ -49,6 +51,7 @@ class Evaluation:
     protocol: Dict[str, Any]
     save_video: Optional[rollout.SaveVideo] = None
     attempt: Optional[rollout.Attempt] = None
+    varies: str = ""
     table: Callable[[Dict[str, Any]], str] = results.one_line
 
 
@@ -183,6 +186,28 @@ def main(
         return 130
 
 
+def check_instructions(flags: argparse.Namespace, episodes: Sequence[rollout.Episode]) -> None:
+    """Ask the policy whether it can be told all that the episodes will tell it.
+
+    Every rollout asks this before it starts its simulator, even for a look at the driver.
+
+    Raises:
+        ValueError: naming every instruction that does not fit, with the reason.
+        PolicyServerError: the server is away.
+    """
+    # A picture of the first frame needs no server.
+    if flags.frame or not flags.server:
+        return
+    unfit = rollout.unfit_instructions(_options(flags), episodes)
+    if unfit:
+        lines = ["  {!r}: {}".format(text, why) for text, why in sorted(unfit.items())]
+        raise ValueError(
+            "{} instruction(s) do not fit the policy, so nothing was started:\n{}".format(
+                len(unfit), "\n".join(lines)
+            )
+        )
+
+
 def _options(flags: argparse.Namespace) -> rollout.Options:
     if flags.delay is not None and not flags.overlap:
         raise ValueError("--delay goes with --overlap; without it the simulator waits")
@@ -201,7 +226,8 @@ def _options(flags: argparse.Namespace) -> rollout.Options:
 
 def _evaluate(evaluation: Evaluation, flags: argparse.Namespace, options: rollout.Options) -> int:
     checks: List[findings.Finding] = []
-    rollout.common_metadata(options)  # an absent server, or a wrong one, before anything is spawned
+    # An absent server, or a wrong one, is found before anything is spawned.
+    metadata = rollout.common_metadata(options)
     wanted = flags.sanity in ("on", "warn", "only")
     if wanted or (flags.sanity == "auto" and len(evaluation.episodes) >= LONG):
         checks = check(evaluation, options)
@@ -226,7 +252,10 @@ def _evaluate(evaluation: Evaluation, flags: argparse.Namespace, options: rollou
         evaluation.protocol,
         evaluation.save_video,
         evaluation.attempt,
-        {"sanity": [finding.to_json() for finding in checks]},
+        {
+            "sanity": [finding.to_json() for finding in checks],
+            "repeats": repeats.statement(metadata, options, evaluation.varies),
+        },
         flags.shard,
     )
     # Workers check themselves as they leave; this checks the parent.

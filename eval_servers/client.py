@@ -19,7 +19,7 @@ import socket as sockets
 import time
 import urllib.request
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Optional
+from typing import Any, Callable, Deque, Dict, Iterable, Optional
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -119,6 +119,22 @@ class PolicyClient:
             self.close()
             text = reply if isinstance(reply, str) else "{} bytes".format(len(reply))
             raise PolicyServerError("the server does not know 'reset': {}".format(text))
+
+    def unfit(self, instructions: Iterable[str]) -> Dict[str, str]:
+        """Return those instructions that the policy cannot be told, each with the reason.
+
+        {} from a server that does not offer to check them.
+
+        Raises:
+            SessionLostError, PolicyServerError: as `infer`.
+        """
+        if "check" not in self.metadata.get("endpoints", ()):
+            return {}
+        reply = self._request({"endpoint": "check", "instructions": sorted(set(instructions))})
+        if isinstance(reply, str):
+            self.close()
+            raise PolicyServerError("the policy server refused: {}".format(reply))
+        return dict(wire.unpack(reply)["unfit"])
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""

@@ -265,6 +265,20 @@ def common_metadata(options: Options) -> Dict[str, Any]:
     return common
 
 
+def unfit_instructions(options: Options, episodes: Sequence[Episode]) -> Dict[str, str]:
+    """Return the instructions of these episodes that do not fit the policy, each with the reason.
+
+    What a simulator alone knows before its episode begins cannot be checked.
+
+    Raises:
+        PolicyServerError: as `common_metadata`.
+    """
+    common_metadata(options)
+    told = {text for e in episodes for text in (e.instruction, *getattr(e, "instructions", ()))}
+    with PolicyClient(options.servers[0], options.connect_timeout) as client:
+        return client.unfit(told - {""})
+
+
 def _utc() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 

@@ -18,6 +18,8 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_jax.serve import server
+from vla_jax.serve.transports import WIRES
+from vla_jax.serve.transports.base import WebsocketWire
 from vla_jax.train.checkpoint_folder import CheckpointError
 
 
@@ -41,6 +43,8 @@ def main() -> int:
             max_sessions=flags.max_sessions,
             max_wait=flags.max_wait_ms / 1e3,
             idle_timeout=flags.idle_timeout,
+            wire=flags.wire,
+            new_episode=flags.new_episode,
             api_key=_api_key(flags.api_key_file),
         )
         # A port in use is reported now, not after minutes of loading.
@@ -48,6 +52,7 @@ def main() -> int:
         if not options.api_key and flags.host not in ("127.0.0.1", "::1", "localhost"):
             logging.warning("--host=%s without an API key: anyone may connect", flags.host)
         from vla_jax import compilation_cache
+        from vla_jax.inference import robot_keys
         from vla_jax.inference.execution import Execution
         from vla_jax.inference.policy import Policy  # after the flags: --help need not wait for jax
 
@@ -62,7 +67,12 @@ def main() -> int:
             # None leaves the checkpoint's own setting.
             gripper={f"gripper_{k}": v for k, v in overrides.items() if v is not None},
             max_batch=min(flags.max_batch, flags.max_sessions),
+            observation=robot_keys.load(flags.observation) if flags.observation else None,
         )
+        if flags.unnorm_keys:
+            policy.metadata["observation"]["aliases"] += flags.unnorm_keys.split(",")
+        if flags.action_space:
+            policy.metadata["observation"]["action_space"] = flags.action_space
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
     except (OSError, ValueError, CheckpointError) as error:
         logging.debug("traceback of the error below", exc_info=True)
@@ -103,6 +113,18 @@ def _parse_flags() -> argparse.Namespace:
         metavar="KEY",
         help="dataset whose statistics turn the network's output into robot units; needed when"
         " the checkpoint was trained on several",
+    )
+    add(
+        "--observation",
+        metavar="NAME|FILE",
+        help="keys under which the robot sends its observations: openpi, libero, droid, roboarena,"
+        " aloha, openvla, or a JSON file, see docs/your_robot.md (default: the checkpoint's)",
+    )
+    add(
+        "--unnorm-keys",
+        default="",
+        metavar="NAMES",
+        help="further names of the dataset, with commas between, that OpenVLA's clients may send",
     )
     add(
         "--untrained",
@@ -167,6 +189,26 @@ def _parse_flags() -> argparse.Namespace:
         default=64,
         metavar="N",
         help="clients at a time; each holds its own history (default: 64)",
+    )
+    add(
+        "--wire",
+        default="websocket",
+        choices=[wire.name for wire in WIRES if issubclass(wire, WebsocketWire)],
+        help="websocket clients that ask for no path of their own speak this: websocket is openpi's"
+        " (default: websocket)",
+    )
+    add(
+        "--action-space",
+        choices=("joint_position", "joint_velocity", "cartesian_position", "cartesian_velocity"),
+        help="what the numbers of an action are, for RoboArena's clients, which ask",
+    )
+    add(
+        "--new-episode",
+        default="auto",
+        metavar="auto|off|S",
+        help="what begins an episode of a client that does not say so: auto: a long pause after"
+        " which the robot is back where it began; S: that many seconds without a request; off:"
+        " nothing (default: auto; docs/your_robot.md)",
     )
     add(
         "--idle-timeout",

@@ -17,10 +17,6 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8, UInt32
 
-# Camera roles. A dataset or a robot maps its own camera names onto these.
-CAMERAS = ("primary", "secondary", "wrist")
-
-
 # What a field may hold. Type checkers see Any: numpy's and jax's arrays share no type that has
 # arithmetic, and shape structs, which have none at all, occur under tracing alone.
 if TYPE_CHECKING:

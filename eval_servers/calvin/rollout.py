@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
     settings = settings_of(flags)
     episodes = _episodes(flags)
+    cli.check_instructions(flags, episodes)
     protocol = {
         "environment": "calvin",
         "profile": _profile(flags),
@@ -58,7 +59,7 @@ def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
     if flags.redraw:
         protocol["redraw"] = flags.redraw
     make = functools.partial(make_env, settings, flags.privileged)
-    return cli.Evaluation(make, episodes, protocol, film, attempt, table)
+    return cli.Evaluation(make, episodes, protocol, film, attempt, table=table)
 
 
 def _profile(flags: argparse.Namespace) -> str:

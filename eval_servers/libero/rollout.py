@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
     settings, profile = settings_of(flags), PROFILES[flags.profile]
     episodes = suites.trials(flags.suite, flags.tasks, flags.episodes, flags.swap_instructions)
+    cli.check_instructions(flags, episodes)
     protocol = {
         "environment": "libero",
         "profile": flags.profile if _is_published(flags) else "custom",

@@ -26,7 +26,7 @@ from typing import Any, Dict, Sequence
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from eval_servers import cli, results
+from eval_servers import cli, repeats, results
 from eval_servers.simpler import simulator
 from eval_servers.simpler.env import attempt, film, make_env
 from eval_servers.simpler.probe import add_flags, probe, settings_of_flags
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
     settings, profile = settings_of_flags(flags), profile_of(flags)
     episodes = trials(flags.tasks, flags.setting, flags.episodes, flags.swap_instructions)
+    cli.check_instructions(flags, episodes)
     parts = list(dict.fromkeys(episode.task for episode in episodes))
     used = {episode.variant: None for episode in episodes}
     needed = [
@@ -71,7 +72,8 @@ def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
         "simulator": description,
     }
     make = functools.partial(make_env, settings, robot, profile, flags.privileged)
-    return cli.Evaluation(make, episodes, protocol, film, attempt, table)
+    varies = repeats.NOT_COMPARED
+    return cli.Evaluation(make, episodes, protocol, film, attempt, varies, table)
 
 
 def profile_of(flags: argparse.Namespace) -> Profile:

@@ -114,6 +114,7 @@ def main(arguments: Sequence[str]) -> int:
 def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
     names = flags.tasks or list(tasks.TASKS)
     episodes = make_episodes(names, flags.episodes, flags.seed0, flags.swap_instructions)
+    cli.check_instructions(flags, episodes)
     protocol = {
         "environment": "tabletop",
         "profile": "default",

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tests.data.oxe_table import ELSEWHERE, OBS, ROWS, STEP, TRACKS, Row
+from vla_jax.cameras import CAMERAS
 from vla_jax.data.oxe import MIXTURES, SPECS, get_spec
 from vla_jax.data.spec import ACTION_ENCODINGS, STATE_ENCODINGS
 from vla_jax.data.units.gripper import RECORDINGS
-from vla_jax.types import CAMERAS
 
 STEPS = 5
 HALF = np.sqrt(0.5)

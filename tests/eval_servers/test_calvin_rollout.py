@@ -16,6 +16,7 @@ from eval_servers.calvin.rollout import table
 from eval_servers.client import PolicyClient, SessionLostError
 from tests.eval_servers.fake_calvin import DARK, LAMPS, FakeSimulator, LampPolicy, make_chain
 from tests.eval_servers.fake_calvin import make_env as make_fake
+from tests.serve.fakes import CountingPolicy
 from vla_jax.serve import server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,8 +183,10 @@ def test_settings_are_checked_all_at_once(tmp_path):
 
 
 def test_no_simulator_is_one_clear_line(tmp_path):
-    flags = ["--server=ws://127.0.0.1:9", f"--out={tmp_path / 'run'}", f"--calvin-env={tmp_path}"]
-    done = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True)
+    flags = [f"--out={tmp_path / 'run'}", f"--calvin-env={tmp_path}"]
+    with server.background(CountingPolicy(), server.ServerOptions(port=0)) as uri:
+        command = [sys.executable, SCRIPT, f"--server={uri}", *flags]
+        done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("rollout: ")
     assert "no calvin_env source tree" in done.stderr

@@ -110,7 +110,7 @@ def test_any_camera_size(policy):
     [
         ({"observation/image": None}, "observation/image: missing"),
         ({"observation/image": np.zeros((4, 4, 3))}, "expected a uint8 array"),
-        ({"observation/image": np.zeros((3, 4, 4), np.uint8)}, r"got \[3, 4, 4\]"),
+        ({"observation/image": np.zeros((4, 4, 4), np.uint8)}, r"got \[4, 4, 4\]"),
         ({"prompt": ""}, "prompt: expected the instruction"),
         ({"prompt": "block " * 40}, "prompt: "),
         # Cheap to tokenize or not: such a text, kept, would be the client's way to our memory.

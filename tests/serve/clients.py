@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from websockets.sync.client import connect as _connect
 
-from vla_jax.serve import wire
+from vla_jax.serve import msgpack_numpy
 
 IMAGE: Any = np.full((8, 8, 3), 7, np.uint8)
 
@@ -30,9 +30,9 @@ def close_code(caught: Any) -> int:
 
 
 def ask(ws: Any, request: Any) -> Any:
-    ws.send(request if isinstance(request, (bytes, str)) else wire.pack(request))
+    ws.send(request if isinstance(request, (bytes, str)) else msgpack_numpy.pack(request))
     reply = ws.recv(timeout=10)
-    return reply if isinstance(reply, str) else wire.unpack(reply)
+    return reply if isinstance(reply, str) else msgpack_numpy.unpack(reply)
 
 
 def http_connection(uri: str, timeout: float = 10) -> http.client.HTTPConnection:

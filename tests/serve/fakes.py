@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.inference.protocol import ObservationError
+from vla_jax.config.observation import ObservationConfig
+from vla_jax.inference.protocol import IMAGE_KEYS, STATE_KEY, ObservationError
+from vla_jax.inference.robot_keys import RobotKeys
 
 CHUNK, ACTION_DIM = 4, 7
 
@@ -73,6 +75,34 @@ class CountingPolicy:
         if obs["prompt"] == "nan":
             actions[0, 0] = np.nan
         return {"actions": actions}, session
+
+
+class RobotPolicy(CountingPolicy):
+    """Looks for a robot's own keys, and for all cameras and numbers of state that it names."""
+
+    def __init__(self, profile: str, cameras: tuple[str, ...], state: int, actions: int = 7):
+        super().__init__()
+        self.keys = RobotKeys(ObservationConfig(profile))
+        self.cameras, self.state, self.actions = cameras, state, actions
+        self.metadata |= {"action_dim": actions, "observation": self.keys.to_json()}
+        self.metadata["cameras"] = {camera: IMAGE_KEYS[camera] for camera in cameras}
+
+    def check(self, obs: dict[str, Any]) -> None:
+        obs = self.keys.standardize(obs, self.state)
+        missing = [
+            f"{self.keys.image_names(camera)}: missing ({camera} camera)"
+            for camera in self.cameras
+            if IMAGE_KEYS[camera] not in obs
+        ]
+        if self.state and obs.get(STATE_KEY, np.zeros(0)).shape != (self.state,):
+            missing.append(f"{self.keys.state_names()}: expected {self.state} numbers")
+        if missing:
+            raise ObservationError("; ".join(missing))
+        super().check(obs)
+
+    def infer(self, session: dict[str, int], obs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        reply, session = super().infer(session, self.keys.standardize(obs, self.state))
+        return {"actions": np.resize(reply["actions"], (CHUNK, self.actions))}, session
 
 
 class BatchCountingPolicy(CountingPolicy):

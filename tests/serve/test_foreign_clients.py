@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.fakes import CountingPolicy
+from tests.serve.fakes import CountingPolicy, RobotPolicy
 from vla_jax.serve import server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +38,148 @@ else:
     raise SystemExit("a bad observation was not refused")
 print("served", np.__version__)
 """
+
+# What openpi's examples send for each robot: LIBERO's and DROID's are flat, ALOHA's is nested.
+OPENPI_ROBOTS = """
+import sys
+import numpy as np
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+image = np.full((224, 224, 3), 7, np.uint8)
+turned = np.ascontiguousarray(image.transpose(2, 0, 1))
+observations = {
+    "libero": {
+        "observation/image": image, "observation/wrist_image": image,
+        "observation/state": np.zeros(8),
+    },
+    "droid": {
+        "observation/exterior_image_1_left": image, "observation/wrist_image_left": image,
+        "observation/joint_position": np.zeros(7), "observation/gripper_position": np.zeros(1),
+    },
+    "aloha": {
+        "state": np.zeros(14),
+        "images": {
+            "cam_high": turned, "cam_low": turned,
+            "cam_left_wrist": turned, "cam_right_wrist": turned,
+        },
+    },
+}
+client = WebsocketClientPolicy(host="127.0.0.1", port=int(sys.argv[1]))
+for step in (1, 2):
+    actions = client.infer({**observations[sys.argv[2]], "prompt": "go"})["actions"]
+    assert actions.shape == (4, int(sys.argv[3])) and actions[0, 1] == step, actions
+    assert actions[0, 3] == 7, actions
+print("served", sys.argv[2])
+"""
+
+POLICY_WEBSOCKET = """
+import sys
+import numpy as np
+from policy_websocket import ActionChunkBroker, WebsocketClientPolicy
+
+client = WebsocketClientPolicy(host="127.0.0.1", port=int(sys.argv[1]))
+assert client.get_server_metadata()["model"] == "counting"
+broker = ActionChunkBroker(client, action_horizon=4)
+obs = {"observation/image": np.full((8, 8, 3), 7, np.uint8), "prompt": "go"}
+steps = [broker.infer(obs)["actions"][1:3].tolist() for _ in range(6)]
+assert steps == [[1, 0], [1, 1], [1, 2], [1, 3], [2, 0], [2, 1]], steps
+print("served", flush=True)
+client.close()  # its __del__ would wait for a thread that has ended by then
+"""
+
+WIDOWX = """
+import sys
+import numpy as np
+import requests
+from inspect_robots.scene import Scene
+from inspect_robots.types import Observation
+from inspect_robots_widowx.policy import OpenpiPolicy, OpenVLAPolicy
+
+port = int(sys.argv[1])
+seen = Observation(images={"external_cam": np.full((64, 64, 3), 7, np.uint8)})
+url = "http://127.0.0.1:%d" % port
+for policy in (OpenpiPolicy(port=port), OpenVLAPolicy(server_url=url)):
+    policy.reset(Scene("a", "put the spoon on the towel"))
+    chunk = policy.act(seen)
+    assert chunk.actions[0].data.shape == (7,) and chunk.actions[0].data[3] == 7, chunk
+wrong = OpenVLAPolicy(server_url=url, unnorm_key="viola")
+try:
+    wrong.act(seen)
+except requests.HTTPError as error:
+    assert "422 Client Error: unnorm_key 'viola': this server's actions are" in str(error), error
+print("served")
+"""
+
+FRANKA = """
+import sys
+import numpy as np
+from inspect_robots.scene import Scene
+from inspect_robots.types import Observation
+from inspect_robots_franka.policy import OpenpiPolicy
+
+image = np.full((64, 64, 3), 7, np.uint8)
+seen = Observation(
+    images={"exterior_cam": image, "wrist_cam": image}, state={"joint_pos": np.zeros(8)}
+)
+policy = OpenpiPolicy(port=int(sys.argv[1]))
+policy.reset(Scene("a", "put the spoon on the towel"))
+assert policy.act(seen).actions[0].data.shape == (8,)
+print("served")
+"""
+
+VLA_EVAL = """
+import asyncio
+import sys
+import numpy as np
+from vla_eval.connection import Connection
+
+async def main():
+    async with Connection("ws://127.0.0.1:%s/vla-eval" % sys.argv[1]) as connection:
+        image = np.full((64, 64, 3), 7, np.uint8)
+        obs = {"images": {"agentview": image}, "task_description": "go", "states": np.zeros(8)}
+        for _ in range(2):
+            await connection.start_episode({"task": {"name": "go"}})
+            steps = [(await connection.act(obs))["actions"][1] for _ in range(3)]
+            assert steps == [1, 2, 3], steps
+            await connection.end_episode({})
+        assert connection.server_info["model_server"].startswith("vla_jax")
+
+asyncio.run(main())
+print("served")
+"""
+
+OPENPI_PACKAGE = ("openpi-client==0.1.2", "typing_extensions", "numpy<2")
+BOTH = ("primary", "wrist")
+# Packages, script, its arguments, and the policy that it meets.
+CLIENTS = {
+    "openpi libero": (OPENPI_PACKAGE, OPENPI_ROBOTS, ("libero", "7"), ("libero", BOTH, 9)),
+    "openpi droid": (OPENPI_PACKAGE, OPENPI_ROBOTS, ("droid", "8"), ("droid", BOTH, 8, 8)),
+    "openpi aloha": (
+        OPENPI_PACKAGE,
+        OPENPI_ROBOTS,
+        ("aloha", "14"),
+        ("aloha", (*BOTH, "secondary"), 14, 14),
+    ),
+    "policy-websocket": (
+        ("policy-websocket==0.1.0",),
+        POLICY_WEBSOCKET,
+        (),
+        ("openpi", ("primary",), 0),
+    ),
+    "widowx": (
+        ("inspect-robots-widowx==0.1.0", "openpi-client==0.1.2", "typing_extensions"),
+        WIDOWX,
+        (),
+        ("openpi", ("primary",), 0),
+    ),
+    "franka": (
+        ("inspect-robots-franka==0.1.0", "openpi-client==0.1.2", "typing_extensions"),
+        FRANKA,
+        (),
+        ("droid", BOTH, 8, 8),
+    ),
+    "vla-eval": (("vla-eval==0.8.0",), VLA_EVAL, (), ("openpi", ("primary",), 8)),
+}
 
 OLD_PYTHON = """
 import sys
@@ -87,6 +229,18 @@ def test_stock_openpi_client(uri, tmp_path):
     binary = make_venv(sys.executable, tmp_path / "venv", *packages)
     out = run_script(binary, tmp_path, OPENPI, uri.rpartition(":")[2])
     assert out.startswith("served 1.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLIENTS)
+def test_clients_as_they_are_published(name, tmp_path):
+    packages, script, arguments, robot = CLIENTS[name]
+    policy = RobotPolicy(*robot)
+    policy.metadata["dataset"] = "bridge_dataset"
+    with server.background(policy, server.ServerOptions(port=0)) as uri:
+        binary = make_venv(sys.executable, tmp_path / "venv", *packages)
+        port = uri.rpartition(":")[2]
+        assert run_script(binary, tmp_path, script, port, *arguments).startswith("served")
 
 
 @pytest.mark.slow

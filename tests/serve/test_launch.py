@@ -83,10 +83,12 @@ def launch(monkeypatch):
             calls["checkpoint"] = (folder, choices)
             if folder == "broken":
                 raise ValueError("dataset 'x' is unknown; the checkpoint has ['tabletop']")
-            return cls()
+            policy = cls()
+            policy.metadata["observation"] = {"aliases": []}
+            return policy
 
     def run(policy, options, ready):
-        calls["options"] = options
+        calls.update(options=options, policy=policy)
         ready("ws://somewhere:1")
 
     monkeypatch.setitem(sys.modules, "vla_jax.inference.policy", SimpleNamespace(Policy=Policy))
@@ -105,13 +107,23 @@ def test_flags_reach_the_policy_and_the_server(launch, capsys):
     assert status == 0
     folder, choices = calls["checkpoint"]
     assert folder == "runs/a"
-    wanted = {"step": 300, "dataset": "tabletop", "untrained": True, "gripper": {}, "max_batch": 3}
+    wanted = {"step": 300, "dataset": "tabletop", "untrained": True, "gripper": {}}
+    wanted |= {"max_batch": 3, "observation": None}
     assert {k: v for k, v in choices.items() if k != "execution"} == wanted
     assert choices["execution"].mode == "chunk"
     options = calls["options"]
     assert (options.host, options.port, options.max_sessions) == ("0.0.0.0", 0, 3)
     assert options.max_message_bytes == 2 * 2**20
     assert capsys.readouterr().out == "listening on ws://somewhere:1\n"
+
+
+def test_a_robots_own_keys(launch, capsys):
+    flags = ["--checkpoint=a", "--port=0"]
+    _, calls = launch(*flags, "--observation=droid", "--unnorm-keys=droid_100,mine")
+    assert calls["checkpoint"][1]["observation"].profile == "droid"
+    assert calls["policy"].metadata["observation"]["aliases"] == ["droid_100", "mine"]
+    assert launch(*flags, "--observation=droids")[0] == 1
+    assert "neither one of ['openpi', 'libero', 'droid'" in capsys.readouterr().err
 
 
 def test_limits_and_the_key_reach_the_server(launch, tmp_path, monkeypatch, caplog):

@@ -14,8 +14,9 @@ from eval_servers.client import PolicyClient, PolicyServerError, SessionLostErro
 from tests.serve.clients import IMAGE, ask, close_code, connect, get, obs, post
 from tests.serve.fakes import CountingPolicy
 from vla_jax.inference.protocol import ObservationError
-from vla_jax.serve import front, rest, server, wire
+from vla_jax.serve import front, msgpack_numpy, server, websocket
 from vla_jax.serve.options import ServerOptions
+from vla_jax.serve.transports.base import MAX_ERROR
 
 KEY = "s3cret-key"
 
@@ -99,7 +100,7 @@ def test_metrics_count_what_happened():
         assert reasons == {"malformed": 1, "observation": 1, "policy": 1}
         # Six asked something of the policy: of two it made nothing.
         assert found["vla_batch_size_count"] == 6
-        assert found['vla_batch_size_bucket{le="1"}'] == 6
+        assert found['vla_batch_size_bucket{le="1.0"}'] == 6
         assert found["vla_request_seconds_count"] == 4
         assert 0 < found["vla_request_seconds_sum"] < 5
         assert found["vla_queue"] == 0
@@ -260,12 +261,12 @@ def everything_from(connection):
 
 def test_endless_empty_fragments_end():
     with server.background(CountingPolicy(), ServerOptions(port=0)) as uri, handshake(uri) as ws:
-        ws.sendall(frame(2, fin=False) + (frame(0, fin=False) + frame(9)) * server.MAX_FRAGMENTS)
+        ws.sendall(frame(2, fin=False) + (frame(0, fin=False) + frame(9)) * websocket.MAX_FRAGMENTS)
         assert b"fragments" in everything_from(ws)
 
 
 def test_a_message_may_come_in_pieces():
-    data = wire.pack(obs())
+    data = msgpack_numpy.pack(obs())
     with server.background(CountingPolicy(), ServerOptions(port=0)) as uri, handshake(uri) as ws:
         pieces = [frame(0, data[i : i + 100], fin=False) for i in range(100, len(data), 100)]
         ws.sendall(frame(2, data[:100], fin=False) + frame(9).join(pieces) + frame(0))
@@ -304,7 +305,7 @@ def test_array_and_text_for_every_key():
             for value in values:
                 with connect(uri) as ws:
                     ws.recv()
-                    reply = ask(ws, wire.pack(obs(**{key: value})))
+                    reply = ask(ws, msgpack_numpy.pack(obs(**{key: value})))
                     assert isinstance(reply, (str, dict))
                     assert "see the server's log" not in str(reply)
 
@@ -324,5 +325,5 @@ def test_a_refusal_does_not_give_back_all_it_was_sent(caplog):
     assert status == 422
     for text in (told, reply["error"]):
         assert text.startswith("got ['kkk")
-        assert len(text) <= rest.MAX_ERROR
+        assert len(text) <= MAX_ERROR
     assert all(len(record.getMessage()) < 3000 for record in caplog.records)

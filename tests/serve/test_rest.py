@@ -20,7 +20,7 @@ from tests.serve.clients import (
     post,
 )
 from tests.serve.fakes import BatchCountingPolicy, CountingPolicy
-from vla_jax.serve import server, wire
+from vla_jax.serve import msgpack_numpy, server
 
 REQUEST = {"image": IMAGE, "instruction": "go"}
 
@@ -53,9 +53,19 @@ def test_a_request_encoded_twice_gets_a_reply_encoded_twice(uri):
     assert json.loads(text, object_hook=from_numpy_json)[3] == 7
 
 
-def test_openvla_oft_and_our_own_names(uri):
-    for name in ("full_image", "observation/image"):
-        assert post(uri, {name: IMAGE, "prompt": "go"})[0] == 200
+def test_openvla_oft_gets_the_whole_chunk(uri):
+    """A list of actions, as its clients put into their queue."""
+    request = {"full_image": IMAGE, "state": np.zeros(8), "instruction": "go"}
+    status, actions = post(uri, request)
+    assert status == 200
+    assert isinstance(actions, list)
+    assert [action.tolist()[:3] for action in actions] == [[1, 1, i] for i in range(4)]
+    status, text = post(uri, {"encoded": json.dumps(request, default=numpy_json)})
+    assert len(json.loads(text, object_hook=from_numpy_json)) == 4
+
+
+def test_our_own_names(uri):
+    assert post(uri, {"observation/image": IMAGE, "prompt": "go"})[1].shape == (7,)
 
 
 def test_history_belongs_to_the_session_id(uri):
@@ -91,7 +101,7 @@ def test_both_protocols_share_batches():
         replies: list[Any] = []
         jobs = [threading.Thread(target=lambda: replies.append(post(uri, REQUEST)))]
         jobs += [threading.Thread(target=lambda: replies.append(post(uri, REQUEST)))]
-        ws.send(wire.pack(obs()))
+        ws.send(msgpack_numpy.pack(obs()))
         time.sleep(0.05)
         for job in jobs:
             job.start()
@@ -132,6 +142,33 @@ def test_a_bad_request_is_told_why(uri, name):
     assert set(reply) == {"error"}
     assert all(reason in reply["error"] for reason in reasons), reply
     assert post(uri, REQUEST)[0] == 200
+
+
+def test_the_status_line_says_why(uri):
+    """`raise_for_status` of requests shows nothing else."""
+    connection = http_connection(uri)
+    body = json.dumps({**REQUEST, "unnorm_key": "brid\r\nge \u00fc"}, default=numpy_json)
+    connection.request("POST", "/act", body)
+    response = connection.getresponse()
+    assert response.status == 422
+    assert response.reason.startswith("unnorm_key 'brid\\r\\nge ?': this server's actions are")
+    connection = http_connection(uri)
+    connection.request("POST", "/act", json.dumps({"image": {"__numpy__": "", "dtype": "|O"}}))
+    response = connection.getresponse()
+    assert response.reason.startswith("'image': array with the keys ['__numpy__', 'dtype']")
+
+
+def test_datasets_go_by_several_names(policy):
+    policy.metadata |= {"dataset": "bridge_dataset", "observation": {"aliases": ["mine"]}}
+    with server.background(policy, server.ServerOptions(port=0)) as uri:
+        for name in ("bridge_dataset", "bridge_orig", "mine"):
+            assert post(uri, {**REQUEST, "unnorm_key": name})[0] == 200
+        status, reply = post(uri, {**REQUEST, "unnorm_key": "fractal20220817_data"})
+        assert status == 422
+        assert "also known as ['mine']" in reply["error"]
+    policy.metadata |= {"dataset": "libero_spatial_no_noops"}
+    with server.background(policy, server.ServerOptions(port=0)) as uri:
+        assert post(uri, {**REQUEST, "unnorm_key": "libero_spatial"})[0] == 200
 
 
 def test_other_paths(uri):

@@ -5,13 +5,14 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.serve.clients import IMAGE, ask, close_code, connect, get, obs
 from tests.serve.fakes import CHUNK, CountingPolicy
-from vla_jax.serve import server, wire
+from vla_jax.serve import msgpack_numpy, server
 
 
 @pytest.fixture
@@ -27,7 +28,9 @@ def uri(policy):
 
 def test_metadata_then_actions(uri, policy):
     with connect(uri) as ws:
-        assert wire.unpack(ws.recv()) == policy.metadata
+        metadata: Any = msgpack_numpy.unpack(ws.recv())
+        assert "3 times as long as usual" in metadata.pop("episodes")["silent_clients"]
+        assert metadata == policy.metadata
         first, second = ask(ws, obs()), ask(ws, obs())
     assert first["actions"].shape == (CHUNK, 7)
     assert first["actions"].dtype == np.float32
@@ -82,20 +85,29 @@ def test_errors_of_warmup_and_binding_reach_the_caller(uri):
 BAD = {
     "garbage": (b"\xc1garbage", ["msgpack"]),
     "text frame": ("hello", ["binary frame"]),
-    "truncated": (wire.pack(obs())[:-20], ["msgpack"]),
-    "not a map": (wire.pack([1, 2]), ["map", "list"]),
-    "bytes keys": (wire.pack({b"prompt": "x"}), ["string keys", "prompt"]),
-    "empty map": (wire.pack({}), ["image: missing", "prompt: missing", "legal keys"]),
-    "wrong shape": (wire.pack(obs(**{"observation/image": IMAGE[0]})), ["(8, 3)"]),
-    "wrong dtype": (wire.pack(obs(**{"observation/image": IMAGE / 255})), ["float64"]),
-    "array prompt": (wire.pack(obs(prompt=np.zeros(2))), ["prompt: missing"]),
-    "endpoint": (wire.pack(obs(endpoint="step")), ["'step'", "infer", "reset"]),
-    "array endpoint": (wire.pack(obs(endpoint=np.zeros(2))), ["infer", "reset"]),
-    "list endpoint": (wire.pack(obs(endpoint=["infer"])), ["infer", "reset"]),
-    "huge": (wire.pack(obs(image=np.zeros(2**20 + 1, np.uint8))), ["too large", "1048576"]),
+    "truncated": (msgpack_numpy.pack(obs())[:-20], ["msgpack"]),
+    "not a map": (msgpack_numpy.pack([1, 2]), ["map", "list"]),
+    "bytes keys": (msgpack_numpy.pack({b"prompt": "x"}), ["string keys", "prompt"]),
+    "empty map": (msgpack_numpy.pack({}), ["image: missing", "prompt: missing", "legal keys"]),
+    "wrong shape": (msgpack_numpy.pack(obs(**{"observation/image": IMAGE[0]})), ["(8, 3)"]),
+    "wrong dtype": (msgpack_numpy.pack(obs(**{"observation/image": IMAGE / 255})), ["float64"]),
+    "array prompt": (msgpack_numpy.pack(obs(prompt=np.zeros(2))), ["prompt: missing"]),
+    "endpoint": (msgpack_numpy.pack(obs(endpoint="step")), ["'step'", "infer", "reset"]),
+    "text array": (
+        msgpack.packb(
+            {"a": {"b": {b"__ndarray__": True, b"data": b"", b"dtype": "<U1", b"shape": [0]}}}
+        ),
+        ["'a.b': dtype '<U1' is not bool"],
+    ),
+    "array endpoint": (msgpack_numpy.pack(obs(endpoint=np.zeros(2))), ["infer", "reset"]),
+    "list endpoint": (msgpack_numpy.pack(obs(endpoint=["infer"])), ["infer", "reset"]),
+    "huge": (
+        msgpack_numpy.pack(obs(image=np.zeros(2**20 + 1, np.uint8))),
+        ["too large", "1048576"],
+    ),
     "huge text": ("x" * (2**20 + 1), ["too large"]),
-    "policy bug": (wire.pack(obs("crash now")), ["ArithmeticError", "told to fail"]),
-    "not finite": (wire.pack(obs("nan")), ["finite"]),
+    "policy bug": (msgpack_numpy.pack(obs("crash now")), ["ArithmeticError", "told to fail"]),
+    "not finite": (msgpack_numpy.pack(obs("nan")), ["finite"]),
 }
 
 
@@ -113,6 +125,7 @@ def test_a_bad_request_ends_only_its_own_connection(uri, name):
         with pytest.raises(ConnectionClosed) as closed:
             bad.recv(timeout=5)
         assert close_code(closed) == (1009 if "huge" in name else 1011)
+        assert "huge" in name or message.startswith(closed.value.rcvd.reason.removesuffix("..."))
         assert ask(good, obs())["actions"][0, 1] == 2
 
 
@@ -159,11 +172,11 @@ def test_keep_alive_and_health_survive_a_blocking_inference():
         connect(uri, ping_interval=0.1, ping_timeout=0.2) as ws,
     ):
         ws.recv()
-        ws.send(wire.pack(obs()))
+        ws.send(msgpack_numpy.pack(obs()))
         time.sleep(0.3)
         assert get(uri, "/healthz")[0] == 200
         reply: Any = ws.recv(timeout=10)
-        assert wire.unpack(reply)["server_timing"]["infer_ms"] > 1400
+        assert msgpack_numpy.unpack(reply)["server_timing"]["infer_ms"] > 1400
 
 
 def test_more_clients_than_sessions_are_told_so(policy):
@@ -191,7 +204,7 @@ def test_a_client_that_vanishes_during_inference_harms_nobody():
     with server.background(policy, server.ServerOptions(port=0)) as uri:
         gone = connect(uri)
         gone.recv()
-        gone.send(wire.pack(obs()))
+        gone.send(msgpack_numpy.pack(obs()))
         gone.socket.shutdown(socket.SHUT_RDWR)
         with connect(uri) as ws:
             ws.recv()

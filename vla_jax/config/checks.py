@@ -2,8 +2,8 @@
 
 import re
 
+from vla_jax.cameras import CAMERAS
 from vla_jax.config.schema import Config
-from vla_jax.types import CAMERAS
 
 
 def cross_checks(config: Config) -> list[str]:

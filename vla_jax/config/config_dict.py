@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 _RENAMED = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
 # Groups that take any key: the VLM's own config.json, and cameras.
-OPEN = ("model.backbone.arch", "augment.shift")
+OPEN = ("model.backbone.arch", "augment.shift", "observation.images")
 
 
 class Group(ConfigDict):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from vla_jax.config.data import AugmentConfig, DataConfig
 from vla_jax.config.model import ModelConfig
+from vla_jax.config.observation import ObservationConfig
 from vla_jax.config.option import group, option
 from vla_jax.config.training import LoraConfig, MeshConfig, OptimConfig, TrainConfig
 
@@ -27,6 +28,7 @@ class Config:
     optim: OptimConfig = group(OptimConfig)
     mesh: MeshConfig = group(MeshConfig)
     train: TrainConfig = group(TrainConfig)
+    observation: ObservationConfig = group(ObservationConfig)
 
 
 def describe(cls: type = Config, prefix: str = "") -> str:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vla_jax.cameras import CAMERAS
 from vla_jax.data.errors import DataError
 from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.formats import find_reader, to_folder
 from vla_jax.data.lerobot.meta import Info
-from vla_jax.types import CAMERAS
 
 # Words in a camera's name that tell its role; without one it is the next role that is free.
 _ROLES = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_jax.cameras import CAMERAS
 from vla_jax.config import Config, ConfigError, DatasetConfig, resolve
 from vla_jax.data.errors import DataError
 from vla_jax.data.features import Feature
@@ -16,7 +17,6 @@ from vla_jax.data.formats import find_reader, to_folder
 from vla_jax.data.inspection import action_dim
 from vla_jax.data.requested import find_feature
 from vla_jax.data.spec import ACTION_ENCODINGS, DatasetSpec
-from vla_jax.types import CAMERAS
 
 log = logging.getLogger(__name__)
 

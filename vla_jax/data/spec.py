@@ -87,7 +87,7 @@ class DatasetSpec:
     """How one dataset is read.
 
     Attributes:
-        images: camera role (`vla_jax.types.CAMERAS`) -> image feature.
+        images: camera role (`vla_jax.cameras.CAMERAS`) -> image feature.
         features: short name -> the numeric and text features that `standardize` reads.
         standardize: one raw episode -> one `Trajectory`.
         gripper_env: the environment's gripper command for (closed, open), of a robot whose actions

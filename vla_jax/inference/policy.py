@@ -12,6 +12,7 @@ import numpy as np
 
 from vla_jax import config as configuration
 from vla_jax.config import Config
+from vla_jax.config.observation import ObservationConfig
 from vla_jax.data.errors import TextLengthError
 from vla_jax.data.language.prompts import Writer
 from vla_jax.data.language.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ from vla_jax.inference.protocol import (
     STATE_KEY,
     ObservationError,
 )
+from vla_jax.inference.robot_keys import RobotKeys
 from vla_jax.models import vla
 from vla_jax.models.heads import HEADS
 from vla_jax.models.structures.history import History
@@ -64,6 +66,7 @@ class Policy:
         metadata: what a client needs to know: cameras and their observation keys, chunk length,
             action dimension, control rate, gripper commands (None without a gripper).
         max_batch: how many sessions one pass of the model takes.
+        keys: under which the robot sends its observations.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Policy:
         states: StateSpec | None = None,
         max_batch: int = 1,
         units: PolicyUnits | None = None,
+        observation: ObservationConfig | None = None,
     ):
         """Wraps parameters.
 
@@ -94,11 +98,14 @@ class Policy:
                 and for each power of two below.
             units: of state and actions, in place of `spec` and `states`, where the model was
                 trained in another project's (`data.units`).
+            observation: the keys under which the robot sends its observations, in place of the
+                config's.
 
         Raises:
-            ValueError: the execution does not fit the chunk or the gripper, or `max_batch` is not
-                positive.
+            ValueError: the keys are no keys, the execution does not fit the chunk or the gripper,
+                or `max_batch` is not positive.
         """
+        self.keys = RobotKeys(observation or config.observation)
         model = vla.build(config.model)
         self._structure = config.model.structure
         self._spec, self._states, self._units = spec, states, units
@@ -135,6 +142,7 @@ class Policy:
             "step": step,
             "dataset": dataset,
             "cameras": {camera: IMAGE_KEYS[camera] for camera in self._structure.cameras},
+            "observation": self.keys.to_json(),
             "image_size": self._image.size,
             "window": self._structure.window,
             "chunk": chunk,
@@ -145,6 +153,8 @@ class Policy:
             and {"closed": spec.gripper.closed, "open": spec.gripper.opened},
             "needs_proprio": self._state_dim > 0,
             "proprio_dim": self._state_dim,
+            "max_batch": max_batch,
+            "device": jax.local_devices()[0].platform,
         }
         if self._execution.mode == "rtc":
             guidance = self._execution.guidance if self._realtime else None
@@ -160,6 +170,7 @@ class Policy:
         execution: Execution | None = None,
         gripper: Mapping[str, int] | None = None,
         max_batch: int = 1,
+        observation: ObservationConfig | None = None,
     ) -> "Policy":
         """Loads what `launch/train.py` wrote.
 
@@ -172,6 +183,7 @@ class Policy:
             gripper: fields of the dataset's `ActionSpec` that this environment wants otherwise:
                 gripper_repeat, gripper_patience.
             max_batch: see `Policy`.
+            observation: see `Policy`.
 
         Raises:
             CheckpointError: nothing usable there.
@@ -211,6 +223,7 @@ class Policy:
             states=None if units else _states(config, statistics),
             max_batch=max_batch,
             units=PolicyUnits.from_json(units) if units else None,
+            observation=observation,
         )
         policy.metadata |= provenance.describe(
             stored, spec, statistics, untrained, execution or Execution()
@@ -227,10 +240,10 @@ class Policy:
         Raises:
             ObservationError: listing every problem.
         """
-        problems = []
+        problems, sent = [], sorted(obs)
+        obs = self.keys.standardize(obs, self._state_dim)
         for camera in self._structure.cameras:
-            key = IMAGE_KEYS[camera]
-            image = obs.get(key)
+            key, image = self.keys.image_names(camera), obs.get(IMAGE_KEYS[camera])
             if image is None:
                 problems.append(f"{key}: missing ({camera} camera)")
             elif not isinstance(image, np.ndarray) or image.dtype != np.uint8:
@@ -244,30 +257,33 @@ class Policy:
         if self._state_dim:
             dim, state = self._state_dim, _numbers(obs.get(STATE_KEY, ()))
             if state.shape != (dim,) or state.dtype.kind not in "fiu":
-                problems.append(
-                    f"{STATE_KEY}: expected {dim} numbers, got shape {list(state.shape)}"
-                )
+                names = self.keys.state_names()
+                problems.append(f"{names}: expected {dim} numbers, got shape {list(state.shape)}")
             # A NaN would stay in the history for the rest of the episode.
             elif not np.isfinite(state).all():
                 problems.append(f"{STATE_KEY}: {np.round(state, 3).tolist()} are not all finite")
         if self._execution.mode == "rtc":
             problems += realtime.timing_problems(obs)
-        prompt = obs.get(PROMPT_KEY)
-        if not isinstance(prompt, str) or not prompt.strip():
-            problems.append(f"{PROMPT_KEY}: expected the instruction as a non-empty string")
-        elif len(prompt) > MAX_PROMPT:
-            problems.append(f"{PROMPT_KEY}: {len(prompt)} characters, at most {MAX_PROMPT}")
-        else:
-            try:
-                # Encoding tells whether the text fits; zeros stand in for the state.
-                self._encode(prompt, np.zeros(self._state_dim))
-            except TextLengthError as error:
-                problems.append(f"{PROMPT_KEY}: {error}")
+        if reason := self.check_instruction(obs.get(PROMPT_KEY)):
+            problems.append(f"{PROMPT_KEY}: {reason}")
         if problems:
-            keys = [*self.metadata["cameras"].values(), PROMPT_KEY]
-            keys += [STATE_KEY] if self._state_dim else []
+            keys = [self.keys.image_names(camera) for camera in self._structure.cameras]
+            keys += [PROMPT_KEY, *([self.keys.state_names()] if self._state_dim else [])]
             listing = "; ".join(problems)
-            raise ObservationError(f"{listing}. This policy takes {keys}, got {sorted(obs)}")
+            raise ObservationError(f"{listing}. This policy takes {keys}, got {sent}")
+
+    def check_instruction(self, instruction: Any) -> str:
+        """Why the model cannot be told this, "" where it can: an evaluation asks before it runs."""
+        if not isinstance(instruction, str) or not instruction.strip():
+            return "expected the instruction as a non-empty string"
+        if len(instruction) > MAX_PROMPT:
+            return f"{len(instruction)} characters, at most {MAX_PROMPT}"
+        try:
+            # Encoding tells whether the text fits; zeros stand in for the state.
+            self._encode(instruction, np.zeros(self._state_dim))
+        except TextLengthError as error:
+            return str(error)
+        return ""
 
     def infer(self, session: Session, obs: Mapping[str, Any]) -> tuple[dict[str, Any], Session]:
         """One control step.
@@ -290,6 +306,7 @@ class Policy:
         Who shares a pass changes an action by rounding alone: each row has its own history and
         its own noise.
         """
+        observations = [self.keys.standardize(obs, self._state_dim) for obs in observations]
         # While a chunk is being executed the model runs for its history's sake alone.
         looking = [
             i

@@ -7,7 +7,7 @@ takes. `inference.policy.Policy` is the implementation; any object with these fi
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-IMAGE_KEYS = {  # camera role (vla_jax.types.CAMERAS) -> observation key, uint8 [h, x, 3] RGB
+IMAGE_KEYS = {  # camera role (vla_jax.cameras.CAMERAS) -> observation key, uint8 [h, x, 3] RGB
     "primary": "observation/image",
     "secondary": "observation/image_secondary",
     "wrist": "observation/wrist_image",
@@ -19,7 +19,9 @@ TIMING_KEY = "server_timing"  # reply: {"infer_ms": float, ...}
 
 # RoboArena's addition to openpi's wire: a request may carry an endpoint; none means "infer".
 ENDPOINT_KEY = "endpoint"
-ENDPOINTS = ("infer", "reset")
+ENDPOINTS = ("infer", "reset", "check")  # check is ours: which instructions the policy takes
+INSTRUCTIONS_KEY = "instructions"  # of a request to check: a list of texts
+UNFIT_KEY = "unfit"  # of its reply: instruction -> why the policy cannot be told it
 RESET_REPLY = "reset successful"  # a text frame, as RoboArena's server answers
 
 

@@ -12,21 +12,22 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from vla_jax.inference.protocol import (
     ACTIONS_KEY,
-    PROMPT_KEY,
     TIMING_KEY,
     BatchPolicy,
     ObservationError,
     Policy,
 )
+from vla_jax.inference.robot_keys import RobotKeys
+from vla_jax.serve.episodes import AUTO, Course, Episodes
 from vla_jax.serve.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -42,22 +43,18 @@ class ShuttingDownError(RuntimeError):
 
 @dataclass(eq=False)
 class Seat:
-    """One client's episode, and its habit.
-
-    The episode starts anew with `reset` and whenever the prompt differs from the request before: a
-    history under another instruction is one no training episode has (one episode = one
-    instruction), and openpi's client has no other way to say that an episode ended.
-    """
+    """One client's episode, and its habit."""
 
     session: Any = None  # None: the policy is asked for a new one
-    prompt: str | None = None
+    course: Course = field(default_factory=Course)
     replied: float = -math.inf  # perf_counter() seconds
     pause: float = math.inf  # seconds between the last reply and the request after it
     waiting: bool = False
 
     def reset(self) -> None:
-        """Forget the episode."""
-        self.session = self.prompt = None
+        """Forget the episode, as the client asks."""
+        self.session, self.course.says = None, True
+        self.course.begin()
 
     def due(self, earliest: float, latest: float) -> bool:
         """Whether its next request is expected between these times."""
@@ -76,12 +73,21 @@ class Engine:
     """One policy and the queue before it; all methods belong to one event loop.
 
     Attributes:
+        episodes: says when one begins.
         metrics: counted here and by the transports.
         seats: of the clients that hold a history.
     """
 
-    def __init__(self, policy: Policy, max_wait: float) -> None:
-        """`max_wait` in seconds; see the module."""
+    def __init__(self, policy: Policy, max_wait: float, new_episode: str = AUTO) -> None:
+        """Serve `policy`.
+
+        Args:
+            policy: to ask.
+            max_wait: seconds, see the module.
+            new_episode: the rule for clients that do not say so, see `episodes.Episodes`.
+        """
+        self._keys = getattr(policy, "keys", None) or RobotKeys()
+        self.episodes = Episodes(new_episode, _remembers(policy.metadata))
         self.metrics = Metrics()
         self.seats: set[Seat] = set()
         self._policy, self._max_wait = policy, max_wait
@@ -129,19 +135,27 @@ class Engine:
         """Let go of the worker thread; what it computes is not waited for."""
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    async def act(self, seat: Seat, obs: dict[str, Any]) -> dict[str, Any]:
+    async def act(
+        self, seat: Seat, obs: dict[str, Any], episode: str | None = None
+    ) -> dict[str, Any]:
         """The policy's reply to one observation of this seat, which has no other one waiting.
+
+        Args:
+            seat: of the client.
+            obs: as the client sends it.
+            episode: name of the episode, where the client gives one.
 
         Raises:
             ObservationError: the policy does not take it; the seat keeps its history.
             PolicyFailedError: the policy failed on it.
             ShuttingDownError: the server ends before that.
         """
-        prompt, arrived = obs.get(PROMPT_KEY), time.perf_counter()
-        # Another instruction begins another episode, see `Seat`.
-        if isinstance(prompt, str):
-            seat.session, seat.prompt = seat.session if prompt == seat.prompt else None, prompt
+        arrived = time.perf_counter()
         seat.pause, seat.waiting = arrived - seat.replied, True
+        # State is looked at even where the policy takes none: it says where the robot is.
+        shown = self._keys.standardize(obs, state_dim=1)
+        if self.episodes.begins(seat.course, shown, episode, seat.pause):
+            seat.session = None
         ticket = _Ticket(seat, obs, arrived, asyncio.get_running_loop().create_future())
         self._queue.append(ticket)
         self._arrival.set()
@@ -150,8 +164,17 @@ class Engine:
         finally:
             # Also after a failure: a seat that stays waiting is never due and never given back.
             seat.replied, seat.waiting = time.perf_counter(), False
-        self.metrics.request_seconds.add(seat.replied - arrived)
+        self.metrics.request_seconds.observe(seat.replied - arrived)
         return reply
+
+    async def unfit(self, instructions: Sequence[str]) -> dict[str, str]:
+        """Those of some instructions that the policy cannot be told, each with the reason."""
+        check = getattr(self._policy, "check_instruction", None)
+        # A policy that cannot say so takes any, or refuses at its first request.
+        if check is None:
+            return {}
+        reasons = await self._call(lambda: [check(text) for text in instructions])
+        return {text: why for text, why in zip(instructions, reasons, strict=True) if why}
 
     async def _dispatch(self) -> None:
         while True:
@@ -169,8 +192,8 @@ class Engine:
             begin = time.perf_counter()
             outcomes = await self._call(self._run, asked)
             seconds = time.perf_counter() - begin
-            self.metrics.batch_size.add(float(len(batch)))
-            self.metrics.infer_seconds.add(seconds)
+            self.metrics.batch_size.observe(float(len(batch)))
+            self.metrics.infer_seconds.observe(seconds)
             for ticket, outcome in zip(batch, outcomes, strict=True):
                 timing = {
                     "infer_ms": seconds * 1e3,
@@ -232,6 +255,11 @@ class Engine:
 
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *args)
+
+
+def _remembers(metadata: Mapping[str, Any]) -> bool:
+    """Whether actions depend on earlier requests: those of another episode would spoil them."""
+    return metadata.get("window", 1) > 1 or metadata.get("execution") in ("ensemble", "receding")
 
 
 def _checked(result: tuple[dict[str, Any], Any]) -> Any:

@@ -54,7 +54,7 @@ class Connection(asyncio.Protocol):
         """Wait for the first bytes, but not for long."""
         self._transport = transport
         if self._door.full:
-            self._door.metrics.errors["full"] += 1
+            self._door.metrics.refused("full")
             self._transport.abort()
             return
         self._door.connections.add(self)
@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
         self._inner.data_received(data)
         # A client that sends pings and never reads would fill our memory.
         if self._transport.get_write_buffer_size() > MAX_UNREAD:
-            self._door.metrics.errors["too_large"] += 1
+            self._door.metrics.refused("too_large")
             self._transport.abort()
 
     def eof_received(self) -> bool | None:
@@ -120,5 +120,5 @@ class Connection(asyncio.Protocol):
         self._inner.connection_made(self._transport)
 
     def _give_up(self) -> None:
-        self._door.metrics.errors["timeout"] += 1
+        self._door.metrics.refused("timeout")
         self._transport.abort()

@@ -3,8 +3,11 @@
 import hmac
 from dataclasses import dataclass, field
 
+from vla_jax.serve.episodes import AUTO, seconds_of
+
 # openpi's client sends its api_key so.
 _SCHEME = "Api-Key "
+UNAUTHORIZED = "send the server's API key as 'Authorization: Api-Key KEY'"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class ServerOptions:
             what an HTTP request says it will.
         drain_timeout: seconds that requests have to be answered when the server is told to end;
             what starts and stops servers often kills after 30.
+        wire: name of the websocket wire whose clients ask for no path of their own.
+        new_episode: what begins an episode of a client that does not say so: auto, off or a number
+            of seconds without a request, see `episodes`.
         api_key: what clients must send as "Authorization: Api-Key KEY"; "" lets everyone in.
 
     Raises:
@@ -41,6 +47,8 @@ class ServerOptions:
     idle_timeout: float = 1800.0
     open_timeout: float = 10.0
     drain_timeout: float = 20.0
+    wire: str = "websocket"
+    new_episode: str = AUTO
     api_key: str = field(default="", repr=False)
 
     def __post_init__(self):
@@ -53,6 +61,10 @@ class ServerOptions:
         for name in ("max_wait", "idle_timeout", "drain_timeout"):
             if getattr(self, name) < 0:
                 problems.append(f"{name}: must not be negative, {getattr(self, name)} is")
+        try:
+            seconds_of(self.new_episode)
+        except ValueError as error:
+            problems.append(str(error))
         if not self.api_key.isascii() or self.api_key != "".join(self.api_key.split()):
             problems.append("api_key: must be ASCII without white space, as it travels in a header")
         if problems:

@@ -1,58 +1,32 @@
-"""Policy server: openpi's websocket + msgpack wire, so existing robot clients work unmodified.
+"""One policy behind one port, for every wire in `transports`.
 
-On connection the server sends the policy's metadata (one binary frame); after that every binary
-request (an observation) gets one binary reply (actions). A problem is a text frame with one
-paragraph, then close code 1011; other clients are not disturbed. A connection owns one seat, the
-policy's history for it; RoboArena's "reset" endpoint empties it, see `engine.Seat`.
-
-The same port answers `POST /act` (see `rest`), `GET /healthz` with 200 and `GET /metrics` in
-Prometheus' format. The policy is compiled before the port is bound.
+The port is bound after the policy is compiled. What a client sends first decides who answers:
+`POST` goes to `rest`, all else to `websocket`, which answers plain GET requests as well.
 """
 
 import asyncio
 import contextlib
-import http
 import logging
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.exceptions import ConnectionClosed, ProtocolError
-from websockets.frames import CloseCode, Frame, Opcode
-from websockets.http11 import Request, Response
-from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from vla_jax.inference import protocol
-from vla_jax.serve import metrics, rest, wire
+from vla_jax.serve import rest, transports, websocket
 from vla_jax.serve.drain import Drain
-from vla_jax.serve.engine import Engine, PolicyFailedError, Seat, ShuttingDownError
+from vla_jax.serve.engine import Engine
 from vla_jax.serve.front import Connection, FrontDoor
 from vla_jax.serve.options import ServerOptions
+from vla_jax.serve.transports.base import PostWire, WebsocketWire
 
 __all__ = ["PolicyServer", "ServerOptions", "background", "check_port", "run", "uri_of"]
 
 log = logging.getLogger(__name__)
-
-MAX_FRAGMENTS = 1024  # of one message; no client of this wire makes more than one
-
-
-class RequestError(ValueError):
-    """A request the server cannot act on; the message goes to the client."""
-
-
-# What goes to a client as a text frame, and how it is counted.
-_REASONS: dict[type[Exception], str] = {
-    RequestError: "malformed",
-    wire.WireError: "malformed",
-    protocol.ObservationError: "observation",
-    PolicyFailedError: "policy",
-    ShuttingDownError: "shutdown",
-}
 
 
 class PolicyServer:
@@ -60,11 +34,26 @@ class PolicyServer:
 
     def __init__(self, policy: protocol.Policy, options: ServerOptions) -> None:
         self._options = options
-        self._engine = Engine(policy, options.max_wait)
+        self._engine = Engine(policy, options.max_wait, options.new_episode)
         self._drain = Drain()
-        adapter = rest.RestAdapter(self._engine, options, self._drain)
-        self._door = FrontDoor(adapter, options, self._engine.metrics)
-        self._metadata = wire.pack(policy.metadata)
+        metadata = {
+            **policy.metadata,
+            "episodes": self._engine.episodes.to_json(),
+            "endpoints": list(protocol.ENDPOINTS),
+        }
+        wires = [wire(metadata) for wire in transports.WIRES]
+        parts = (self._engine, options, self._drain)
+        posts = [wire for wire in wires if isinstance(wire, PostWire)]
+        self._door = FrontDoor(rest.RestAdapter(*parts, posts), options, self._engine.metrics)
+        lasting = [wire for wire in wires if isinstance(wire, WebsocketWire)]
+        self._websockets = websocket.WebsocketAdapter(*parts, lasting, self._full)
+        self._engine.metrics.watch(
+            {
+                "sessions": lambda: len(self._engine.seats),
+                "connections": lambda: len(self._door.connections),
+                "queue": lambda: self._engine.waiting,
+            }
+        )
 
     async def run(self, ready: Callable[[str], None], stop: asyncio.Event) -> None:
         """Warm up, listen, call `ready(uri)`, serve until `stop` is set, then leave in good order.
@@ -80,7 +69,7 @@ class PolicyServer:
             async with (
                 self._engine.running(),
                 serve(
-                    self._handle,
+                    self._websockets.serve,
                     options.host,
                     options.port,
                     compression=None,  # images barely shrink and every request would wait for it
@@ -90,7 +79,7 @@ class PolicyServer:
                     close_timeout=options.open_timeout,
                     ping_interval=options.ping_interval,
                     ping_timeout=options.ping_timeout,
-                    process_request=self._process_request,
+                    process_request=self._websockets.handshake,
                     create_connection=self._connect,  # type: ignore[arg-type]
                 ) as server,
             ):
@@ -111,155 +100,20 @@ class PolicyServer:
             await self._drain.finish(1.0)
 
     def _connect(self, default: ServerProtocol, *args: Any, **kwargs: Any) -> Connection:
-        def websocket() -> ServerConnection:
+        def new_websocket() -> ServerConnection:
             limit = self._options.max_message_bytes
             # websockets cannot be told which protocol to make, so the one it made is replaced.
-            return ServerConnection(
-                _Protocol(max_size=limit, logger=default.logger), *args, **kwargs
-            )
+            made = websocket.Protocol(max_size=limit, logger=default.logger)
+            return ServerConnection(made, *args, **kwargs)
 
-        return Connection(self._door, websocket)
+        return Connection(self._door, new_websocket)
 
-    def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
-        if request.path == "/healthz":
-            return connection.respond(http.HTTPStatus.OK, "OK\n")
-        if not self._options.admits(_header(request, "Authorization")):
-            self._engine.metrics.errors["unauthorized"] += 1
-            response = connection.respond(http.HTTPStatus.UNAUTHORIZED, rest.UNAUTHORIZED + "\n")
-            response.headers["WWW-Authenticate"] = "Api-Key"
-            return response
-        if request.path == "/metrics":
-            page = self._engine.metrics.render(self._gauges())
-            response = connection.respond(http.HTTPStatus.OK, page)
-            # Assignment adds a header to those of the same name.
-            del response.headers["Content-Type"]
-            response.headers["Content-Type"] = metrics.CONTENT_TYPE
-            return response
-        if self._full:
-            self._engine.metrics.errors["full"] += 1
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, self._full + "\n")
-        return None
-
-    @property
     def _full(self) -> str:
         # Seats of clients that went away must not keep a new one out.
         self._door.rest.forget_idle()
         limit = self._options.max_sessions
         taken = len(self._engine.seats) >= limit
         return f"all {limit} sessions of this policy server are in use" if taken else ""
-
-    def _gauges(self) -> dict[str, int]:
-        engine = self._engine
-        connections = len(self._door.connections)
-        return {"sessions": len(engine.seats), "connections": connections, "queue": engine.waiting}
-
-    async def _handle(self, connection: ServerConnection) -> None:
-        peer, engine, seat = connection.remote_address, self._engine, Seat()
-        if self._full:  # several shook hands for the last seat
-            engine.metrics.errors["full"] += 1
-            return await _refuse(connection, self._full)
-        engine.seats.add(seat)
-        log.info("%s connected; %d session(s)", peer, len(engine.seats))
-        try:
-            await connection.send(self._metadata)
-            await self._converse(connection, seat)
-        except ConnectionClosed as closed:
-            # The close code is ours: `_Protocol.fail` has told the client why.
-            if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
-                engine.metrics.errors["too_large"] += 1
-        except TimeoutError:
-            # No text frame: the client need not fail, it may connect again and start over.
-            engine.metrics.errors["timeout"] += 1
-            idle = f"no request in {self._options.idle_timeout:g} s"
-            await connection.close(CloseCode.GOING_AWAY, idle)
-        except tuple(_REASONS) as error:
-            text = rest.brief(error)
-            log.warning("%s: %s", peer, text)
-            engine.metrics.errors[_REASONS[type(error)]] += 1
-            await _refuse(connection, text)
-        finally:
-            engine.seats.discard(seat)
-            log.info("%s left; %d session(s)", peer, len(engine.seats))
-
-    async def _converse(self, connection: ServerConnection, seat: Seat) -> None:
-        previous_total: float | None = None
-        while True:
-            async with asyncio.timeout(self._options.idle_timeout or None):
-                message = await connection.recv()
-            with self._drain.answering():
-                previous_total = await self._reply(connection, seat, message, previous_total)
-            if self._drain.begun:
-                return await connection.close(CloseCode.GOING_AWAY, "the server is shutting down")
-
-    async def _reply(
-        self,
-        connection: ServerConnection,
-        seat: Seat,
-        message: str | bytes,
-        previous_total: float | None,
-    ) -> float | None:
-        """Answer one request; returns the seconds it took, which the next reply tells."""
-        start = time.perf_counter()
-        obs = _parse(message)
-        endpoint = obs.pop(protocol.ENDPOINT_KEY, "infer")
-        if not isinstance(endpoint, str) or endpoint not in protocol.ENDPOINTS:
-            legal = list(protocol.ENDPOINTS)
-            raise RequestError(f"endpoint {str(endpoint)[:40]!r} does not exist; legal: {legal}")
-        if endpoint == "reset":
-            seat.reset()
-            await connection.send(protocol.RESET_REPLY)
-            return previous_total
-        reply = await self._engine.act(seat, obs)
-        if previous_total is not None:
-            # A reply cannot tell how long its own sending takes, so the next one does.
-            reply[protocol.TIMING_KEY]["prev_total_ms"] = previous_total * 1e3
-        await connection.send(wire.pack(reply))
-        self._engine.metrics.requests["websocket"] += 1
-        return time.perf_counter() - start
-
-
-class _Protocol(ServerProtocol):
-    """Says in a text frame, which every client shows, why a huge message ends the connection."""
-
-    _fragments = 0
-
-    def recv_frame(self, frame: Frame) -> None:
-        # Empty fragments count for nothing in `max_size` and are held until the last one comes.
-        if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            self._fragments = 0 if frame.fin else self._fragments + 1
-        if self._fragments > MAX_FRAGMENTS:
-            raise ProtocolError(f"a message in more than {MAX_FRAGMENTS} fragments")
-        super().recv_frame(frame)
-
-    def fail(self, code: CloseCode | int, reason: str = "") -> None:
-        if code == CloseCode.MESSAGE_TOO_BIG and self.state is State.OPEN:
-            text = f"message too large: {reason}; send smaller images or raise --max-message-mb"
-            self.send_text(text.encode())
-        super().fail(code, reason)
-
-
-def _parse(message: str | bytes) -> dict[str, Any]:
-    if isinstance(message, str):
-        raise RequestError("expected a binary frame holding msgpack, got a text frame")
-    obs = wire.unpack(message)
-    if not isinstance(obs, dict) or not all(isinstance(key, str) for key in obs):
-        raise RequestError(
-            f"expected a map with string keys, as {protocol.PROMPT_KEY!r}, got "
-            + (f"the keys {list(obs)[:8]}" if isinstance(obs, dict) else type(obs).__name__)
-        )
-    return obs
-
-
-def _header(request: Request, name: str) -> str | None:
-    """The header's value; None where it is missing or occurs twice."""
-    values = request.headers.get_all(name)
-    return values[0] if len(values) == 1 else None
-
-
-async def _refuse(connection: ServerConnection, message: str) -> None:
-    with contextlib.suppress(ConnectionClosed):
-        await connection.send(" ".join(message.split()))
-        await connection.close(CloseCode.INTERNAL_ERROR, "the frame before this one says why")
 
 
 def _port_of(server: Server) -> int:

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, UInt8, UInt32
 
+from vla_jax.cameras import CAMERAS
 from vla_jax.config import AugmentConfig
 from vla_jax.models.image import ImageSpec, fit, normalize, preprocess
-from vla_jax.types import CAMERAS, Observation
+from vla_jax.types import Observation
 
 # Every frame draws one row of uniform numbers, whatever is on: crop top, crop left, brightness,
 # contrast, saturation, hue, shift of rows and of columns. So switching one change on moves no

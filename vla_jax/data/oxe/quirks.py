@@ -49,7 +49,7 @@ QUIRKS: tuple[Quirk, ...] = (
     Quirk("octo never draws the last of several instructions", "all are equally likely"),
     Quirk(
         "octo's and openvla's draws of a camera depend on Python's hash seed",
-        "on the camera's number in vla_jax.types.CAMERAS",
+        "on the camera's number in vla_jax.cameras.CAMERAS",
     ),
     Quirk(
         "RoboVLMs cuts at +-0.65 what q99 has cut already",

@@ -2,7 +2,7 @@
 
 An array or numpy scalar is {"__numpy__": base64 of its bytes, "dtype": "|u1", "shape": [...]}; a
 scalar's shape is []. Decoding yields None, bool, int, float, str, list, dict and arrays of plain
-numbers and nothing else, under the same limits as `wire`.
+numbers and nothing else, under the same limits as `msgpack_numpy`.
 """
 
 import base64
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.serve import wire
-from vla_jax.serve.wire import MAX_CONTAINERS, MAX_ITEMS, WireError
+from vla_jax.serve import msgpack_numpy
+from vla_jax.serve.msgpack_numpy import MAX_CONTAINERS, MAX_ITEMS, WireError
 
 _KEYS = {"__numpy__", "dtype", "shape"}
 
@@ -51,7 +51,7 @@ def unpack(data: bytes | str) -> Any:
     except (ValueError, RecursionError) as error:
         detail = str(error).replace("\n", " ")[:200]
         raise WireError(f"not a JSON document ({len(raw)} bytes): {detail}") from error
-    wire.check_depth(value)
+    msgpack_numpy.check_tree(value)
     # Only an escape can spell half a pair, UTF-8 cannot.
     if b"\\u" in raw:
         _check_text(value)
@@ -60,7 +60,7 @@ def unpack(data: bytes | str) -> Any:
 
 def _encode(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
-        wire.check_numbers(value.dtype)
+        msgpack_numpy.check_numbers(value.dtype)
         data = base64.b64encode(value.tobytes()).decode("ascii")
         return {"__numpy__": data, "dtype": value.dtype.str, "shape": list(value.shape)}
     raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} has no JSON form")
@@ -70,15 +70,17 @@ def _decode(pairs: list[tuple[str, Any]]) -> Any:
     items = dict(pairs)
     if len(items) != len(pairs):
         raise WireError("a map names the same key twice")
-    if "__numpy__" not in items:
-        return items
+    return msgpack_numpy.kept(_decode_array, items) if "__numpy__" in items else items
+
+
+def _decode_array(items: dict[str, Any]) -> Any:
     if items.keys() != _KEYS or not isinstance(items["__numpy__"], str):
         raise WireError(f"array with the keys {sorted(items)[:8]}, not text and dtype and shape")
     try:
         data = base64.b64decode(items["__numpy__"], validate=True)
     except (binascii.Error, ValueError) as error:
         raise WireError(f"an array's bytes are not base64: {error}") from error
-    array = wire.make_array(items["dtype"], items["shape"], data)
+    array = msgpack_numpy.make_array(items["dtype"], items["shape"], data)
     # A shape of [] stands for a numpy scalar.
     return array if array.ndim else array[()]
 

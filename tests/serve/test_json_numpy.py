@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.serve.clients import from_numpy_json, numpy_json
-from vla_jax.serve import json_wire
-from vla_jax.serve.wire import MAX_CONTAINERS, MAX_DEPTH, MAX_ITEMS, WireError
+from vla_jax.serve import json_numpy
+from vla_jax.serve.msgpack_numpy import MAX_CONTAINERS, MAX_DEPTH, MAX_ITEMS, WireError
 
 
 @pytest.mark.parametrize("dtype", ["?", "i1", "i4", "i8", "u1", "u2", "f2", "f4", "f8", ">f4"])
@@ -13,18 +13,18 @@ from vla_jax.serve.wire import MAX_CONTAINERS, MAX_DEPTH, MAX_ITEMS, WireError
 def test_arrays_survive_both_ways(dtype, shape):
     array = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
     theirs = json.dumps({"a": array}, default=numpy_json)
-    back = json_wire.unpack(theirs)["a"]
+    back = json_numpy.unpack(theirs)["a"]
     assert back.dtype == array.dtype.newbyteorder("=")
     np.testing.assert_array_equal(back, array)
-    again = json.loads(json_wire.pack({"a": array}), object_hook=from_numpy_json)["a"]
+    again = json.loads(json_numpy.pack({"a": array}), object_hook=from_numpy_json)["a"]
     assert again.dtype.itemsize == array.dtype.itemsize
     np.testing.assert_array_equal(again, array)
 
 
 def test_everything_else_survives():
     value = {"none": None, "flag": True, "n": [1, 2.5, {"text": "große Tasse 杯 🍵"}]}
-    assert json_wire.unpack(json_wire.pack(value)) == value
-    assert json_wire.unpack(json_wire.pack(np.float32(0.5))) == np.float32(0.5)
+    assert json_numpy.unpack(json_numpy.pack(value)) == value
+    assert json_numpy.unpack(json_numpy.pack(np.float32(0.5))) == np.float32(0.5)
 
 
 def array(**changes):
@@ -66,7 +66,7 @@ BAD = {
 def test_bad_documents_are_refused_with_a_reason(name):
     text, reason = BAD[name]
     with pytest.raises(WireError) as caught:
-        json_wire.unpack(text)
+        json_numpy.unpack(text)
     assert reason in str(caught.value)
     assert len(str(caught.value)) < 300
 
@@ -80,7 +80,7 @@ def test_random_changes_never_escape_as_another_error():
         for _ in range(rng.integers(1, 4)):
             data[rng.integers(len(data))] = rng.integers(256)
         try:
-            json_wire.unpack(bytes(data))
+            json_numpy.unpack(bytes(data))
         except WireError:
             continue
 
@@ -88,4 +88,4 @@ def test_random_changes_never_escape_as_another_error():
 @pytest.mark.parametrize("value", [object(), 1j, np.array(["a"]), np.array([None]), float("nan")])
 def test_values_without_a_form_are_refused(value):
     with pytest.raises(WireError, match="cannot send"):
-        json_wire.pack({"a": value})
+        json_numpy.pack({"a": value})

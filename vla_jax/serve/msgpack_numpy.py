@@ -9,6 +9,8 @@ the client's side; the tests have each decode the other.
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -67,7 +69,7 @@ def unpack(data: bytes) -> Any:
     except (ValueError, TypeError, OverflowError, msgpack.exceptions.UnpackException) as error:
         detail = str(error) or type(error).__name__
         raise WireError(f"not a msgpack message ({len(data)} bytes): {detail}") from error
-    check_depth(value)
+    check_tree(value)
     return value
 
 
@@ -90,9 +92,9 @@ class _Budget:
         if len(items) != len(pairs):
             raise WireError("a map names the same key twice")
         if b"__ndarray__" in items:
-            return _decode_array(items)
+            return kept(_decode_array, items)
         if b"__npgeneric__" in items:
-            return _decode_scalar(items)
+            return kept(_decode_scalar, items)
         return items
 
 
@@ -166,14 +168,32 @@ def _refuse_ext(code: int, data: bytes) -> Any:
     raise WireError(f"msgpack extension type {code} ({len(data)} bytes) is not allowed")
 
 
-def check_depth(value: Any, depth: int = 1) -> None:
-    """Raise WireError for a tree nested more than `MAX_DEPTH` deep."""
+@dataclass(frozen=True)
+class Refused:
+    """Stands in a message where an array cannot be: only the map around it knows its key."""
+
+    reason: str
+
+
+def kept(decode: Callable[[dict[Any, Any]], Any], items: dict[Any, Any]) -> Any:
+    """An array that `decode` makes of a map, or why it does not; `check_tree` says where."""
+    try:
+        return decode(items)
+    except WireError as error:
+        return Refused(str(error))
+
+
+def check_tree(value: Any, path: str = "", depth: int = 1) -> None:
+    """Raise WireError for a tree with a refused array, or nested more than `MAX_DEPTH` deep."""
+    if isinstance(value, Refused):
+        raise WireError(f"{_short(path)}: {value.reason}" if path else value.reason)
     if not isinstance(value, (dict, list)):
         return
     if depth > MAX_DEPTH:
         raise WireError(f"maps and lists nested more than {MAX_DEPTH} deep")
-    for item in value.values() if isinstance(value, dict) else value:
-        check_depth(item, depth + 1)
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(item, (dict, list, Refused)):
+            check_tree(item, f"{path}.{key}" if path else str(key), depth + 1)
 
 
 def _short(value: Any) -> str:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from eval_servers import wire as client_wire
-from vla_jax.serve import wire
+from vla_jax.serve import msgpack_numpy
 
 DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", ">f4", ">i2"]
 CODECS = [
-    pytest.param(wire, wire, id="server-server"),
-    pytest.param(wire, client_wire, id="server-client"),
-    pytest.param(client_wire, wire, id="client-server"),
+    pytest.param(msgpack_numpy, msgpack_numpy, id="server-server"),
+    pytest.param(msgpack_numpy, client_wire, id="server-client"),
+    pytest.param(client_wire, msgpack_numpy, id="client-server"),
 ]
 
 
@@ -52,14 +52,14 @@ def test_everything_else_survives(encoder, decoder):
 
 
 def test_native_byte_order_after_decoding():
-    back = wire.unpack(wire.pack(np.array([1.5, 2.5], ">f4")))
+    back = msgpack_numpy.unpack(msgpack_numpy.pack(np.array([1.5, 2.5], ">f4")))
     assert back.dtype.isnative
     assert back.tolist() == [1.5, 2.5]
 
 
 def test_arrays_are_read_only():
     with pytest.raises(ValueError, match="read-only"):
-        wire.unpack(wire.pack(np.zeros(3)))[0] = 1
+        msgpack_numpy.unpack(msgpack_numpy.pack(np.zeros(3)))[0] = 1
 
 
 def array(**changes) -> Any:
@@ -74,8 +74,8 @@ def nested(depth):
 BAD = {
     "empty": (b"", "msgpack"),
     "garbage": (b"\xc1\xc1\xc1", "msgpack"),
-    "truncated": (wire.pack({"a": np.zeros(100)})[:-5], "incomplete"),
-    "trailing": (wire.pack(1) + b"\x00", "extra"),
+    "truncated": (msgpack_numpy.pack({"a": np.zeros(100)})[:-5], "incomplete"),
+    "trailing": (msgpack_numpy.pack(1) + b"\x00", "extra"),
     "invalid utf-8": (b"\xa2\xff\xfe", "utf-8"),
     "extension": (msgpack.packb(msgpack.ExtType(4, b"abc")), "ext"),
     "empty extension": (b"\xc7\x00\x04", "extension type 4"),
@@ -109,7 +109,7 @@ BAD = {
         msgpack.packb({b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}),
         "out of bounds",
     ),
-    "deep": (nested(wire.MAX_DEPTH + 1), "deep"),
+    "deep": (nested(msgpack_numpy.MAX_DEPTH + 1), "deep"),
     "very deep": (nested(100_000), "msgpack"),
     "wide list": (b"\xdd\x7f\xff\xff\xff", "msgpack"),
     "many containers": (b"\xdc\xff\xff" + b"\x80" * 65535, "maps and lists"),
@@ -120,33 +120,34 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_bytes_are_refused_with_a_reason(name):
     data, reason = BAD[name]
-    with pytest.raises(wire.WireError) as caught:
-        wire.unpack(data)
+    with pytest.raises(msgpack_numpy.WireError) as caught:
+        msgpack_numpy.unpack(data)
     assert reason in str(caught.value).lower() or reason in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
 def test_depth_limit_is_exact():
-    wire.unpack(nested(wire.MAX_DEPTH))
+    msgpack_numpy.unpack(nested(msgpack_numpy.MAX_DEPTH))
 
 
 def test_random_bytes_never_escape_as_another_error():
     rng = np.random.default_rng(1)
-    good = bytearray(wire.pack({"image": np.zeros((4, 4, 3), np.uint8), "prompt": "x", "l": [1.0]}))
+    message = {"image": np.zeros((4, 4, 3), np.uint8), "prompt": "x", "l": [1.0]}
+    good = bytearray(msgpack_numpy.pack(message))
     for _ in range(3000):
         data = bytearray(good)
         for _ in range(rng.integers(1, 4)):
             data[rng.integers(len(data))] = rng.integers(256)
         try:
-            wire.unpack(bytes(data))
-        except wire.WireError:
+            msgpack_numpy.unpack(bytes(data))
+        except msgpack_numpy.WireError:
             continue
 
 
 @pytest.mark.parametrize("value", [object(), 1j, {1, 2}, np.array(["a"]), np.array([None]), 2**70])
 def test_values_without_a_form_are_refused(value):
-    with pytest.raises(wire.WireError, match="cannot send"):
-        wire.pack({"a": value})
+    with pytest.raises(msgpack_numpy.WireError, match="cannot send"):
+        msgpack_numpy.pack({"a": value})
 
 
 @pytest.mark.parametrize("dtype", ["|O", "<U1", "|V4", "<c8"])
@@ -159,8 +160,8 @@ def test_nested_claims_get_no_more_room_than_the_message_has_bytes():
     data = b"\xdd\x00\x00\xff\xff" * 1000  # a list of 65535 in a list of 65535 in ...
     tracemalloc.start()
     try:
-        with pytest.raises(wire.WireError):
-            wire.unpack(data)
+        with pytest.raises(msgpack_numpy.WireError):
+            msgpack_numpy.unpack(data)
         assert tracemalloc.get_traced_memory()[1] < 2e6
     finally:
         tracemalloc.stop()
