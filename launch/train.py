@@ -26,7 +26,7 @@ from ml_collections import config_flags
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vla_jax import compilation_cache, progress
+from vla_jax import compilation_cache, progress, refusal
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert.start import Start
 from vla_jax.data.errors import DataError, TextLengthError
@@ -53,11 +53,12 @@ from vla_jax.train.watch import Profile, Recompilations
 
 CONFIG = config_flags.DEFINE_config_file("config")
 INIT = flags.DEFINE_string("init", None, "Checkpoint whose weights a new run starts from.")
+DEBUG = flags.DEFINE_boolean("debug", False, refusal.HELP)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 # What a person, a disk or the data has caused: the message says all, a traceback would hide it.
 USER_ERRORS = (
     ConfigError, DataError, TextLengthError, WeightError, CheckpointError, DivergedError,
-    lock.WorkdirError, log.LogError, OSError,
+    lock.WorkdirError, log.LogError, refusal.DeviceError, OSError,
 )  # fmt: skip
 
 logger = logging.getLogger("train")
@@ -362,10 +363,9 @@ def main(_: Any) -> None:
             # Data that do not fit are found before there is a folder of the run.
             train(resolve_with_data(CONFIG.value), workdir, INIT.value, peers)
 
-        runtime.run(run, peers, USER_ERRORS)
+        runtime.run(run, peers, () if DEBUG.value else USER_ERRORS)
     except USER_ERRORS as error:
-        logging.debug("traceback of the error below", exc_info=True)
-        sys.exit(f"train.py: {error}")
+        sys.exit(refusal.tell("train.py", error, DEBUG.value))
 
 
 if __name__ == "__main__":

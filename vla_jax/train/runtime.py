@@ -13,6 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from vla_jax import refusal
 from vla_jax.config import ConfigError
 from vla_jax.train.peers import Peers
 
@@ -43,8 +44,8 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
         missing = [name for name in _EXPLICIT if name not in present]
         raise ConfigError(f"environment: {present} set, but {missing} missing; set all or none")
     workers = [name for name in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
-    tasks = int(env.get("SLURM_NTASKS") or 1)
-    is_multi_worker = int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1 or len(workers) > 1
+    tasks = _number(env, "SLURM_NTASKS")
+    is_multi_worker = _number(env, "OMPI_COMM_WORLD_SIZE") > 1 or len(workers) > 1
     # SLURM_PROCID: a task, not an interactive shell around them; SLURM_STEP_NODELIST: of srun's.
     if present or is_multi_worker or "SLURM_PROCID" not in env or tasks == 1:
         return bool(present) or is_multi_worker
@@ -56,13 +57,25 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
     return True
 
 
+def _number(env: Mapping[str, str], name: str) -> int:
+    try:
+        return int(env.get(name) or 1)
+    except ValueError:
+        raise ConfigError(f"environment: {name}={env[name]} is not a number") from None
+
+
 def initialize() -> None:
     """Join the other processes, if the environment says that there are any; set up logging.
 
     The first process logs from INFO on, the others from WARNING on.
+
+    Raises:
+        ConfigError: the environment describes no run of several processes.
+        DeviceError: there is no device of the kind that it asks for.
     """
     if multi_process():
         _join()
+    refusal.check_devices()
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     level = "INFO" if jax.process_index() == 0 else "WARNING"
     # Libraries may have set up logging before; without force this would do nothing.
@@ -82,21 +95,26 @@ def _join() -> None:
     if os.environ.get(_EXPLICIT[0]):
         explicit = {
             "coordinator_address": os.environ[_EXPLICIT[0]],
-            "num_processes": int(os.environ[_EXPLICIT[1]]),
-            "process_id": int(os.environ[_EXPLICIT[2]]),
+            "num_processes": _number(os.environ, _EXPLICIT[1]),
+            "process_id": _number(os.environ, _EXPLICIT[2]),
         }
     # jax itself ends with a stack in C++, which no handler in Python sees; so we do before it.
     late = threading.Timer(_INITIALIZATION, _alone, [explicit])
     late.daemon = True
     late.start()
-    jax.distributed.initialize(
-        **explicit,
-        # Later than our own timer, so that our sentence comes first.
-        initialization_timeout=_INITIALIZATION + 30,
-        heartbeat_timeout_seconds=_HEARTBEAT,
-        shutdown_timeout_seconds=_SHUTDOWN,
-    )
-    late.cancel()
+    try:
+        jax.distributed.initialize(
+            **explicit,
+            # Later than our own timer, so that our sentence comes first.
+            initialization_timeout=_INITIALIZATION + 30,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_SHUTDOWN,
+        )
+    except (RuntimeError, ValueError) as error:
+        problem = f"environment: the processes of this run cannot be joined: {error}"
+        raise ConfigError(problem) from error
+    finally:
+        late.cancel()
 
 
 def _alone(explicit: Mapping[str, Any]) -> None:
