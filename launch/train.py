@@ -42,7 +42,7 @@ from vla_jax.train.checkpoint import CheckpointError, Checkpoints
 from vla_jax.train.epochs import with_steps
 from vla_jax.train.finite import DivergedError, SkippedSteps
 from vla_jax.train.goodput import Goodput
-from vla_jax.train.inputs import Inputs, open_inputs, with_captions
+from vla_jax.train.inputs import Inputs, open_inputs, with_captions, without_supervision
 from vla_jax.train.meter import Meter
 from vla_jax.train.optim import make_optimizer
 from vla_jax.train.peers import Peers
@@ -229,6 +229,8 @@ def run_steps(
         Recompilations(),
     )
     profile = Profile(c.profile, run.workdir / "profile")
+    broken: Exception | None = None  # what keeps this process from giving its rows of a batch
+    local, culprit = None, None
     clock.started()
     with (
         bar,
@@ -238,14 +240,20 @@ def run_steps(
     ):
         for done in range(start + 1, c.steps + 1):
             run.peers.at(done)
-            # What is wrong with the data must not cost the steps that are done.
+            # What is wrong with the data must not cost the steps that are done. Saving takes all
+            # processes: of several this one gives rows without supervision until they have agreed.
             began = time.perf_counter()
             try:
-                texts = next(captions)
-                local = with_captions(next(batches), texts)
-            except Exception:
-                save_before_error(run, done - 1, start, train_state, run.inputs.position(batches))
-                raise
+                if broken is None:
+                    texts = next(captions)
+                    local = with_captions(next(batches), texts)
+            except Exception as error:
+                if run.peers.count == 1 or done == start + 1:
+                    save_before_error(run, done - 1, start, train_state, batches)
+                    raise
+                logger.warning("an error in the data of this process; saving, then exiting")
+                broken, local = error, without_supervision(local)
+                run.stop.ask()
             meter.waited(time.perf_counter() - began)
             clock.add("data", time.perf_counter() - began)
 
@@ -275,6 +283,9 @@ def run_steps(
 
             # Asked at every step: the processes agree on a point by counting these questions.
             leave, where = run.stop.asked(), run.inputs.position(batches)
+            if leave:
+                # A process that lacked data has not come as far; nothing of it must be left out.
+                where["samples"], culprit = runtime.agree(where["samples"], broken is not None)
             if leave or due(done, c.save_every, c.steps):
                 # A state is saved only when all steps that led to it are known to be finite.
                 for step, values, sample in in_flight.drain():
@@ -291,12 +302,20 @@ def run_steps(
             if not leave and done < c.steps and due(done, c.eval_every, c.steps):
                 pending.flush()
                 # An evaluation that was cut short is the sign to leave.
-                leave = not evaluated(run, train_state, done)
+                try:
+                    leave = not evaluated(run, train_state, done)
+                except DataError:
+                    save_before_error(run, done, start, train_state, batches)
+                    raise
                 meter.pause(done)
             if leave or done == c.steps:
                 pending.flush()
                 with clock.spent("checkpoint"):
                     run.saver.finish(done, train_state, where)
+                if broken is not None:
+                    raise broken
+                if culprit is not None:
+                    raise DataError(f"process {culprit} lacks data and ends; step {done} is saved")
                 return done, train_state
     return start, train_state  # there was nothing left to do
 
@@ -319,14 +338,14 @@ def evaluated(run: Run, train_state: TrainState, done: int) -> dict[str, Any]:
 
 
 def save_before_error(
-    run: Run, done: int, start: int, train_state: TrainState, position: Any
+    run: Run, done: int, start: int, train_state: TrainState, batches: Any
 ) -> None:
     """Save the steps of this process before an error in the data ends it.
 
     One process of several cannot: saving takes all of them, and the others have not seen the error.
     """
-    if done > start and jax.process_count() == 1:
-        run.saver.finish(done, train_state, position)
+    if done > start and run.peers.count == 1:
+        run.saver.finish(done, train_state, run.inputs.position(batches))
         logger.warning("an error in the data; step %d is saved", done)
 
 

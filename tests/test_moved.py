@@ -15,6 +15,7 @@ NAMES = [
     ("vla_jax.convert.hf", "open_source", "vla_jax.convert.hf.source"),
     ("vla_jax.convert.robovlms", "open_source", "vla_jax.convert.robovlms.source"),
     ("vla_jax.data.calvin", "open_calvin", "vla_jax.data.calvin.source"),
+    ("vla_jax.data.dataset", "open_dataset", "vla_jax.data.open_dataset"),
     ("vla_jax.data.lerobot", "open_lerobot", "vla_jax.data.lerobot.source"),
     ("vla_jax.data.rlds.records", "_fields", "vla_jax.data.rlds.records:message_fields"),
     ("vla_jax.models.backbones.llava", "RENAMES", "vla_jax.models.backbones.llava:Llava"),

@@ -79,6 +79,7 @@ NAMES = {
     "convert.hf": "convert.hf.source",
     "convert.robovlms": "convert.robovlms.source",
     "data.calvin": "data.calvin.source",
+    "data.dataset": "data.open_dataset",
     "data.lerobot": "data.lerobot.source",
     "data.rlds.records": "data.rlds.records",
     "models.backbones.llava": "models.backbones.llava:Llava",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
@@ -153,6 +154,27 @@ def together(function: Any, name: str) -> Callable[..., Any]:
     return call
 
 
+def agree(sample: int, failed: bool) -> tuple[int, int | None]:
+    """What all processes of a run that is about to leave know together.
+
+    All of them have to ask at the same point.
+
+    Args:
+        sample: number of the sample where this process would go on.
+        failed: whether it leaves because of an error.
+
+    Returns:
+        The least of these numbers, and the first process that has failed, None without one.
+    """
+    if jax.process_count() == 1:
+        return sample, 0 if failed else None
+    # As two words: jax has integers of 32 bits.
+    words = np.array([sample >> 31, sample & (2**31 - 1), failed], np.int32)
+    found = np.asarray(multihost_utils.process_allgather(words)).reshape(-1, 3).tolist()
+    culprits = [process for process, (_, _, wrong) in enumerate(found) if wrong]
+    return min((high << 31) + low for high, low, _ in found), min(culprits, default=None)
+
+
 class StopSignal:
     """SIGTERM and SIGINT as a question that all processes answer alike at the same point of a run.
 
@@ -184,6 +206,10 @@ class StopSignal:
         if self.received:
             return
         logger.warning("%s: saving, then exiting", signal.Signals(number).name)
+        self.ask()
+
+    def ask(self) -> None:
+        """Ask from within, as a signal would: to save and leave."""
         if self._shared:
             os.kill(os.getpid(), signal.SIGTERM)  # to the service, which tells the others
         else:
