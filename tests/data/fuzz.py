@@ -6,8 +6,9 @@ Every mutation is of one of these kinds: bytes of a file (cut, flipped, zeroed, 
 file (removed, exchanged with another, replaced by a pointer of Git LFS or a web page, foreign ones
 beside it), a value of JSON metadata, a column or the rows of a table, a value of an array; every
 third dataset has two of them. Bytes are flipped where the format keeps a checksum of them:
-TFRecord, zip, parquet pages, PNG. What no file says twice is not changed: actions and pixels themselves, the
-order of records without numbers. A text has no checksum: instructions are not compared.
+TFRecord, zip, parquet pages, PNG. What no file says twice is not changed: actions and pixels
+themselves, the order of records without numbers. A text has no checksum: instructions are not
+compared.
 """
 
 import argparse
@@ -158,7 +159,7 @@ def mutate(folder, rng):
     """Damages one file of a dataset; says how."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     path = files[rng.integers(len(files))]
-    checked = path.suffix in _CHECKSUMS or ".tfrecord" in path.name
+    checked = path.suffix in _CHECKSUMS or ".tfrecord" in path.name or "array_rec" in path.name
     ways = [_cut, _empty, _remove, _exchange, _point, _web, _beside, _grow]
     ways += [_flip] * 3 + [_zero] * 2 if checked else []
     ways += [_json] * 12 if path.suffix in (".json", ".jsonl") else []
@@ -183,7 +184,7 @@ def _remove(path, rng, files):
 
 def _exchange(path, rng, files):
     # Two frames, or two shards of as many episodes, cannot be told apart when they change places.
-    twins = path.suffix == ".npz" or ".tfrecord" in path.name
+    twins = path.suffix == ".npz" or path.name.startswith("my_robot-train.")
     kind = {path.suffix, path.name[:9]}
     others = [p for p in files if not twins or not {p.suffix, p.name[:9]} & kind]
     other = others[rng.integers(len(others))]
