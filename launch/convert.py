@@ -29,6 +29,8 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vla_jax import refusal
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parse flags, convert, print a summary; returns the exit status."""
@@ -41,11 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     watch = output.Stopwatch()
     try:
         output.check_free(flags.out, flags.overwrite)  # before the work, not after
+        refusal.check_devices()
         flags.command(flags)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        logging.debug("traceback of the error below", exc_info=True)
-        print(f"convert.py: {error}", file=sys.stderr)
-        return 1
+    except refusal.CAUSED as error:
+        return refusal.tell("convert.py", error, flags.debug)
     print(watch)
     return 0
 
@@ -225,6 +226,7 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
                 help="change the config: --set=data.clip=0.65 (repeatable)")  # fmt: skip
         else:
             add("--step", type=int, metavar="N", help="checkpoint of this step (default: newest)")
+        refusal.add_flag(sub)
         sub.set_defaults(command=function)
         return add
 

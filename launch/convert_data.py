@@ -22,6 +22,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vla_jax import refusal
 from vla_jax.data import recordings
 from vla_jax.data.calvin import source as calvin
 from vla_jax.data.errors import DataError
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument(
         "--cache", default="", help="where copied numbers live; default: beside SRC"
     )
+    refusal.add_flag(parser)
     flags = parser.parse_args()
     if flags.depth and flags.kind != "calvin":
         parser.error("--depth is for calvin; of others all is converted")
@@ -104,9 +106,8 @@ def main() -> None:
             return
         sources = open_sources(flags.kind, folder, flags.episodes, flags.cache, flags.depth)
         counts = write_rlds(sources, flags.out, name, flags.images, description)
-    except (DataError, FileExistsError) as error:
-        logging.debug("traceback of the error below", exc_info=True)
-        sys.exit(f"convert_data.py: {error}")
+    except refusal.CAUSED as error:
+        sys.exit(refusal.tell("convert_data.py", error, flags.debug))
     # Trajectories lie one behind the other, so the last start is the number of frames.
     frames = sum(int(source.starts[-1]) for source in sources.values())
     print(f"{flags.out}: {counts} episodes, {frames} frames")

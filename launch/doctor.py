@@ -33,7 +33,7 @@ from packaging.specifiers import SpecifierSet
 
 from eval_servers import local_server
 from eval_servers.findings import Finding, lines, worst
-from vla_jax import compilation_cache, shipped
+from vla_jax import compilation_cache, refusal, shipped
 
 ROOT = local_server.ROOT  # the checkout, or where the packages are installed
 SIMULATORS = sorted(path.parent.name for path in (ROOT / "eval_servers").glob("*/rollout.py"))
@@ -46,6 +46,14 @@ MEMORY_GIB = 4.0  # below it not even the demo trains
 def main() -> int:
     """Run every check; returns the exit status."""
     flags = _parse_flags()
+    try:
+        return check(flags)
+    except refusal.CAUSED as error:
+        return refusal.tell("doctor.py", error, flags.debug)
+
+
+def check(flags: argparse.Namespace) -> int:
+    """The checks one after another, each with what it finds; 1 if something has to be mended."""
     all_findings: list[Finding] = []
     for title, findings in (
         ("versions", versions()),
@@ -360,6 +368,7 @@ def _parse_flags() -> argparse.Namespace:
     )
     add("--frames", metavar="DIR", help="keep the frames that were drawn")
     add("--checkpoint", metavar="DIR", help="serve this instead of a stand-in policy")
+    refusal.add_flag(parser)
     flags = parser.parse_args()
     for name in ("python", "simulator_flags"):
         pairs = [item.partition("=") for item in getattr(flags, name)]

@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval_servers import local_server, results
+from vla_jax import refusal
 
 ROOT = local_server.ROOT
 # Simulator -> the script that evaluates in it, with that simulator's own Python.
@@ -40,9 +41,8 @@ def main() -> int:
     try:
         with _server(flags) as uri:
             status = _rollout(flags, uri)
-    except local_server.ServerError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return 1
+    except (local_server.ServerError, OSError) as error:
+        return refusal.tell("evaluate.py", error, flags.debug)
     except KeyboardInterrupt:
         return 130
     if status == 0 and flags.report and (Path(flags.out) / results.SCORE).exists():
@@ -58,7 +58,8 @@ def _server(flags: argparse.Namespace) -> Iterator[str]:
     if "--help" in flags.rollout or "-h" in flags.rollout:
         yield "ws://127.0.0.1:0"  # nobody will connect
         return
-    serve = ["--checkpoint", flags.checkpoint, *shlex.split(flags.serve)]
+    debug = ["--debug"] * flags.debug
+    serve = ["--checkpoint", flags.checkpoint, *debug, *shlex.split(flags.serve)]
     with local_server.running(serve) as server:
         yield server.uri
 
@@ -129,6 +130,7 @@ def _parse_flags() -> argparse.Namespace:
     )
     add("--name", default="", help="of this run in the report (default: the name of OUT)")
     add("--report", action=argparse.BooleanOptionalAction, default=True, help="write OUT/report")
+    refusal.add_flag(parser)
     arguments = sys.argv[1:]
     # Cut here, because argparse would read the rollout's flags as its own.
     end = arguments.index("--") if "--" in arguments else len(arguments)

@@ -23,9 +23,8 @@ from ml_collections import config_flags
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vla_jax import cli
-from vla_jax.config import ConfigError, resolve
-from vla_jax.data.errors import DataError
+from vla_jax import cli, refusal
+from vla_jax.config import resolve
 from vla_jax.data.mixture import Mixture, open_datasets
 from vla_jax.data.units.fast import FastTokenizer
 from vla_jax.data.windows import chunks
@@ -36,6 +35,7 @@ TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder of one to try instead
 VOCAB = flags.DEFINE_integer("vocab", 1024, "Tokens at most.")
 SCALE = flags.DEFINE_float("scale", 10.0, "Finer with larger numbers, and longer.")
 CHUNKS = flags.DEFINE_integer("chunks", 20_000, "Chunks that are drawn.")
+DEBUG = flags.DEFINE_boolean("debug", False, refusal.HELP)
 LONGEST = flags.DEFINE_integer("longest", 10_000, "Characters of a token at most.")
 
 
@@ -106,11 +106,11 @@ def main(argv: Sequence[str]) -> None:
         else:
             tokenizer = FastTokenizer.fit(actions, VOCAB.value, SCALE.value, LONGEST.value)
         print(report(tokenizer, actions))
-    except (ConfigError, DataError, OSError, ValueError) as error:
-        sys.exit(f"fit_fast.py: {error}")
-    if OUT.value:
-        tokenizer.save(OUT.value)
-        print(f"wrote {OUT.value}")
+        if OUT.value:
+            tokenizer.save(OUT.value)
+            print(f"wrote {OUT.value}")
+    except refusal.CAUSED as error:
+        sys.exit(refusal.tell("fit_fast.py", error, DEBUG.value))
 
 
 if __name__ == "__main__":

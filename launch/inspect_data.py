@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vla_jax import refusal
 from vla_jax.data.errors import DataError
 from vla_jax.data.find_spec import find_spec, short_name
 from vla_jax.data.first_spec import list_features, source_code
@@ -205,21 +206,26 @@ def main() -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--out", type=Path, help="default: runs/inspect/NAME")
     parser.add_argument("--cache", default="", help="where its index lives; default: beside it")
+    refusal.add_flag(parser)
     flags = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
-        if flags.write_spec:
-            print(write_spec(flags.write_spec, flags.data))
-            return
-        if not flags.spec and not flags.root and is_unknown(flags.data):
-            print("\n".join(describe(flags.data)))
-            return
-        folder, named = locate(flags.data, flags.root, flags.spec)
-        name = short_name(named)
-        findings = inspect(name, find_spec(named, flags.variant), folder, flags.split, flags.cache)
-    except (DataError, KeyError) as error:
-        logging.debug("traceback of the error below", exc_info=True)
-        sys.exit(f"inspect_data.py: {error.args[0] if isinstance(error, KeyError) else error}")
+        run(flags)
+    except refusal.CAUSED as error:
+        sys.exit(refusal.tell("inspect_data.py", error, flags.debug))
+
+
+def run(flags: argparse.Namespace) -> None:
+    """What the flags ask for."""
+    if flags.write_spec:
+        print(write_spec(flags.write_spec, flags.data))
+        return
+    if not flags.spec and not flags.root and is_unknown(flags.data):
+        print("\n".join(describe(flags.data)))
+        return
+    folder, named = locate(flags.data, flags.root, flags.spec)
+    name = short_name(named)
+    findings = inspect(name, find_spec(named, flags.variant), folder, flags.split, flags.cache)
     images, more = check_images(findings.dataset)
     print(report(findings, more))
     out = flags.out or Path("runs/inspect") / name

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vla_jax import cli
+from vla_jax import cli, refusal
 from vla_jax.config import ConfigError, resolve
 from vla_jax.plan import compilers, machines, measured, outline, report, sweep
 from vla_jax.shipped import config_names
@@ -35,6 +35,7 @@ WINDOWS = flags.DEFINE_integer("windows", 0, "Windows of a row block instead of 
 SESSIONS = flags.DEFINE_integer("sessions", 1, "Sessions of the control step.")
 COMPILE = flags.DEFINE_boolean("compile", False, "Compile both steps for the machine.")
 SWEEP = flags.DEFINE_boolean("sweep", False, "Try meshes, remat and batches, and recommend.")
+DEBUG = flags.DEFINE_boolean("debug", False, refusal.HELP)
 JSON = flags.DEFINE_string("json", None, "File for the numbers.")
 
 
@@ -82,8 +83,7 @@ def main(_: Any) -> None:
         if JSON.value:
             Path(JSON.value).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     except (ConfigError, machines.PlanError, OSError) as error:
-        logging.debug("traceback of the error below", exc_info=True)
-        sys.exit(f"plan.py: {error}")
+        sys.exit(refusal.tell("plan.py", error, DEBUG.value))
 
 
 if __name__ == "__main__":

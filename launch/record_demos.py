@@ -22,7 +22,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from eval_servers.tabletop import tasks
 from eval_servers.tabletop.expert import demonstrations
-from vla_jax import progress
+from vla_jax import progress, refusal
 from vla_jax.data import features
 from vla_jax.data.rlds.writer import RLDSWriter
 
@@ -105,9 +105,13 @@ def main() -> None:
         "--noise", type=float, default=0.25, help="of the executed actions, in action units"
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    refusal.add_flag(parser)
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    counts = record(flags.out, flags.episodes, flags.size, flags.noise, flags.workers)
+    try:
+        counts = record(flags.out, flags.episodes, flags.size, flags.noise, flags.workers)
+    except refusal.CAUSED as error:
+        sys.exit(refusal.tell("record_demos.py", error, flags.debug))
     print(
         f"{flags.out}: {counts['train']} train and {counts['val']} val episodes, "
         f"{counts['steps']} steps"

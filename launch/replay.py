@@ -25,6 +25,7 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vla_jax import refusal
 from vla_jax.shipped import install_hint
 
 
@@ -213,14 +214,15 @@ def main() -> None:
     add("--split", default="train", help="of the dataset's own splits (default: train)")
     add("--episodes", type=int, default=4, metavar="N", help="episodes at most (default: 4)")
     add("--out", type=Path, default=Path("runs/replay"), help="default: %(default)s")
+    refusal.add_flag(parser)
     flags = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every phase of a restore
     try:
+        refusal.check_devices()
         run(flags)
-    except (OSError, ValueError, RuntimeError) as error:
-        logging.debug("traceback of the error below", exc_info=True)
-        sys.exit(f"replay.py: {error}")
+    except refusal.CAUSED as error:
+        sys.exit(refusal.tell("replay.py", error, flags.debug))
 
 
 if __name__ == "__main__":

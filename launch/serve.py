@@ -17,6 +17,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vla_jax import refusal
 from vla_jax.serve import server
 from vla_jax.serve.transports import WIRES
 from vla_jax.serve.transports.base import WebsocketWire
@@ -51,6 +52,7 @@ def main() -> int:
         server.check_port(options.host, options.port)
         if not options.api_key and flags.host not in ("127.0.0.1", "::1", "localhost"):
             logging.warning("--host=%s without an API key: anyone may connect", flags.host)
+        refusal.check_devices()
         from vla_jax import compilation_cache
         from vla_jax.inference import robot_keys
         from vla_jax.inference.execution import Execution
@@ -74,11 +76,8 @@ def main() -> int:
         if flags.action_space:
             policy.metadata["observation"]["action_space"] = flags.action_space
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
-    except (OSError, ValueError, CheckpointError) as error:
-        logging.debug("traceback of the error below", exc_info=True)
-        text = error.strerror if isinstance(error, OSError) and not error.filename else None
-        print(f"serve.py: {text or error}", file=sys.stderr)
-        return 1
+    except (OSError, ValueError, CheckpointError, refusal.DeviceError) as error:
+        return refusal.tell("serve.py", error, flags.debug)
     return 0
 
 
@@ -240,7 +239,8 @@ def _parse_flags() -> argparse.Namespace:
         help="where compiled programs are kept for the next start: auto (JAX_COMPILATION_CACHE_DIR,"
         " else ~/.cache/vla_jax/xla), a folder, or off (default: auto)",
     )
-    add("--verbose", action="store_true", help="log every frame, and tracebacks of errors")
+    add("--verbose", action="store_true", help="log every frame")
+    refusal.add_flag(parser)
     flags = parser.parse_args()
     if not 0 <= flags.port < 65536:
         parser.error(f"--port: {flags.port} is not in 0..65535")

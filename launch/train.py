@@ -26,7 +26,7 @@ from ml_collections import config_flags
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vla_jax import cli, compilation_cache, progress
+from vla_jax import cli, compilation_cache, progress, refusal
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert.start import Start
 from vla_jax.data.errors import DataError, TextLengthError
@@ -42,7 +42,7 @@ from vla_jax.train.checkpoint import CheckpointError, Checkpoints
 from vla_jax.train.epochs import with_steps
 from vla_jax.train.finite import DivergedError, SkippedSteps
 from vla_jax.train.goodput import Goodput
-from vla_jax.train.inputs import Inputs, open_inputs, with_captions
+from vla_jax.train.inputs import Inputs, open_inputs, with_captions, without_supervision
 from vla_jax.train.meter import Meter
 from vla_jax.train.optim import make_optimizer
 from vla_jax.train.peers import Peers
@@ -53,11 +53,12 @@ from vla_jax.train.watch import Profile, Recompilations
 
 CONFIG = config_flags.DEFINE_config_file("config")
 INIT = flags.DEFINE_string("init", None, "Checkpoint whose weights a new run starts from.")
+DEBUG = flags.DEFINE_boolean("debug", False, refusal.HELP)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 # What a person, a disk or the data has caused: the message says all, a traceback would hide it.
 USER_ERRORS = (
     ConfigError, DataError, TextLengthError, WeightError, CheckpointError, DivergedError,
-    lock.WorkdirError, log.LogError, OSError,
+    lock.WorkdirError, log.LogError, refusal.DeviceError, OSError,
 )  # fmt: skip
 
 logger = logging.getLogger("train")
@@ -228,6 +229,8 @@ def run_steps(
         Recompilations(),
     )
     profile = Profile(c.profile, run.workdir / "profile")
+    broken: Exception | None = None  # what keeps this process from giving its rows of a batch
+    host_batch, culprit = None, None
     clock.started()
     with (
         bar,
@@ -237,14 +240,20 @@ def run_steps(
     ):
         for done in range(start + 1, c.steps + 1):
             run.peers.at(done)
-            # What is wrong with the data must not cost the steps that are done.
+            # What is wrong with the data must not cost the steps that are done. Saving takes all
+            # processes: of several this one gives rows without supervision until they have agreed.
             began = time.perf_counter()
             try:
-                texts = next(captions)
-                host_batch = with_captions(next(batches), texts)
-            except Exception:
-                save_before_error(run, done - 1, start, train_state, run.inputs.position(batches))
-                raise
+                if broken is None:
+                    texts = next(captions)
+                    host_batch = with_captions(next(batches), texts)
+            except Exception as error:
+                if run.peers.count == 1 or done == start + 1:
+                    save_before_error(run, done - 1, start, train_state, batches)
+                    raise
+                logger.warning("an error in the data of this process; saving, then exiting")
+                broken, host_batch = error, without_supervision(host_batch)
+                run.stop.ask()
             meter.waited(time.perf_counter() - began)
             clock.add("data", time.perf_counter() - began)
 
@@ -274,6 +283,9 @@ def run_steps(
 
             # Asked at every step: the processes agree on a point by counting these questions.
             leave, where = run.stop.asked(), run.inputs.position(batches)
+            if leave:
+                # A process that lacked data has not come as far; nothing of it must be left out.
+                where["samples"], culprit = runtime.agree(where["samples"], broken is not None)
             if leave or due(done, c.save_every, c.steps):
                 # A state is saved only when all steps that led to it are known to be finite.
                 for step, values, sample in in_flight.drain():
@@ -290,12 +302,20 @@ def run_steps(
             if not leave and done < c.steps and due(done, c.eval_every, c.steps):
                 pending.flush()
                 # An evaluation that was cut short is the sign to leave.
-                leave = not evaluated(run, train_state, done)
+                try:
+                    leave = not evaluated(run, train_state, done)
+                except DataError:
+                    save_before_error(run, done, start, train_state, batches)
+                    raise
                 meter.pause(done)
             if leave or done == c.steps:
                 pending.flush()
                 with clock.spent("checkpoint"):
                     run.saver.finish(done, train_state, where)
+                if broken is not None:
+                    raise broken
+                if culprit is not None:
+                    raise DataError(f"process {culprit} lacks data and ends; step {done} is saved")
                 return done, train_state
     return start, train_state  # there was nothing left to do
 
@@ -318,14 +338,14 @@ def evaluated(run: Run, train_state: TrainState, done: int) -> dict[str, Any]:
 
 
 def save_before_error(
-    run: Run, done: int, start: int, train_state: TrainState, position: Any
+    run: Run, done: int, start: int, train_state: TrainState, batches: Any
 ) -> None:
     """Save the steps of this process before an error in the data ends it.
 
     One process of several cannot: saving takes all of them, and the others have not seen the error.
     """
-    if done > start and jax.process_count() == 1:
-        run.saver.finish(done, train_state, position)
+    if done > start and run.peers.count == 1:
+        run.saver.finish(done, train_state, run.inputs.position(batches))
         logger.warning("an error in the data; step %d is saved", done)
 
 
@@ -362,10 +382,9 @@ def main(_: Any) -> None:
             # Data that do not fit are found before there is a folder of the run.
             train(resolve_with_data(CONFIG.value), workdir, INIT.value, peers)
 
-        runtime.run(run, peers, USER_ERRORS)
+        runtime.run(run, peers, () if DEBUG.value else USER_ERRORS)
     except USER_ERRORS as error:
-        logging.debug("traceback of the error below", exc_info=True)
-        sys.exit(f"train.py: {error}")
+        sys.exit(refusal.tell("train.py", error, DEBUG.value))
 
 
 if __name__ == "__main__":

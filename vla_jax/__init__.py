@@ -10,6 +10,8 @@ The names below are what most programs need; they are imported when they are fir
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vla_jax import moved
+
 __version__ = "0.2.0"
 
 # Public name -> the module that has it, and its name there.
@@ -71,6 +73,9 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors
     from vla_jax.train.mesh import make_mesh as make_mesh
     from vla_jax.types import Batch as Batch
     from vla_jax.types import Observation as Observation
+
+
+moved.register()
 
 
 def __getattr__(name: str) -> Any:

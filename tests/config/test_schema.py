@@ -5,10 +5,11 @@ import runpy
 import typing
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 from configs import base
-from vla_jax.config import Config, describe, to_dict
+from vla_jax.config import Config, DataConfig, describe, to_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,3 +65,13 @@ def test_all_options_are_listed(capsys):
     assert "data.parity.dct = 'fast'  (fast | accurate)\n    How JPEGs are decoded" in text
     runpy.run_path(str(ROOT / "configs/base.py"), run_name="__main__")
     assert capsys.readouterr().out.strip() == text.strip()
+
+
+def test_a_program_may_give_groups_as_dicts(monkeypatch):
+    # The hook of the tests asks for what the fields say, before they are made so.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    raw = base.get_config().to_dict()["data"] | {"val_fraction": 0.25}
+    made = DataConfig(**raw)
+    assert made == dataclasses.replace(Config().data, val_fraction=0.25)
+    with pytest.raises(TypeError, match="no_such_option"):
+        DataConfig(**raw | {"parity": {"no_such_option": 1}})

@@ -62,7 +62,7 @@ def test_weights_of_torch_in_shards(tmp_path, model):
 def test_a_sentencepiece_model_names_what_is_missing(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     shutil.copyfile(SOURCE / "config.json", tmp_path / "config.json")
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
     present = importlib.util.find_spec
 

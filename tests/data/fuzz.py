@@ -4,12 +4,16 @@
 
 Every mutation is of one of these kinds: bytes of a file (cut, flipped, zeroed, added, emptied), a
 file (removed, exchanged with another, replaced by a pointer of Git LFS or a web page, foreign ones
-beside it), a value of JSON metadata. Bytes are flipped where the format keeps a checksum of them:
-TFRecord, zip, parquet pages, PNG. A text has none: instructions are not compared.
+beside it), a value of JSON metadata, a column or the rows of a table, a value of an array; every
+third dataset has two of them. Bytes are flipped where the format keeps a checksum of them:
+TFRecord, zip, parquet pages, PNG. What no file says twice is not changed: actions and pixels
+themselves, the order of records without numbers. A text has no checksum: instructions are not
+compared.
 """
 
 import argparse
 import collections
+import contextlib
 import json
 import logging
 import shutil
@@ -21,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.data import look_alikes
+from tests.data.rlds.test_containers import convert
 from vla_jax.data import features
 from vla_jax.data.errors import DataError, Skips
 from vla_jax.data.open_dataset import open_dataset
@@ -64,11 +69,17 @@ def write_rlds(folder):
             out.write("train", {"steps": steps})
 
 
-def write_lerobot(folder, version):
-    """The look-alike with images in parquet, with checksums of its pages."""
+def write_container(folder, kind):
+    """The RLDS dataset in files of another format."""
+    write_rlds(folder)
+    convert(folder, kind)
+
+
+def write_lerobot(folder, version, images="image"):
+    """The look-alike with images in parquet or in videos, with checksums of the tables' pages."""
     import pyarrow.parquet as parquet
 
-    look_alikes.write_lerobot(folder, version, "image")
+    look_alikes.write_lerobot(folder, version, images)
     for path in folder.rglob("*.parquet"):
         parquet.write_table(parquet.read_table(path), path, write_page_checksum=True)
 
@@ -87,6 +98,20 @@ def write_calvin(folder):
 FORMATS = {
     "rlds": (write_rlds, _spec("observation/front", "action"), "index"),
     "stream": (write_rlds, _spec("observation/front", "action"), "stream"),
+    "array_record": (
+        lambda f: write_container(f, "array_record"), _spec("observation/front", "action"), "index"
+    ),
+    "parquet": (
+        lambda f: write_container(f, "parquet"), _spec("observation/front", "action"), "index"
+    ),
+    "lerobot video v2.1": (
+        lambda f: write_lerobot(f, "v2.1", "video"),
+        _spec("observation/images/front", "action"), "index",
+    ),
+    "lerobot video v3.0": (
+        lambda f: write_lerobot(f, "v3.0", "video"),
+        _spec("observation/images/front", "action"), "index",
+    ),
     "lerobot v2.1": (
         lambda f: write_lerobot(f, "v2.1"), _spec("observation/images/front", "action"), "index"
     ),
@@ -134,10 +159,12 @@ def mutate(folder, rng):
     """Damages one file of a dataset; says how."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     path = files[rng.integers(len(files))]
-    checked = path.suffix in _CHECKSUMS or ".tfrecord" in path.name
+    checked = path.suffix in _CHECKSUMS or ".tfrecord" in path.name or "array_rec" in path.name
     ways = [_cut, _empty, _remove, _exchange, _point, _web, _beside, _grow]
     ways += [_flip] * 3 + [_zero] * 2 if checked else []
     ways += [_json] * 12 if path.suffix in (".json", ".jsonl") else []
+    ways += [_table] * 6 if path.suffix == ".parquet" else []
+    ways += [_array] * 6 if path.suffix == ".npy" else []
     way = ways[rng.integers(len(ways))]
     return f"{way.__name__} {path.relative_to(folder)} {way(path, rng, files) or ''}"
 
@@ -157,7 +184,7 @@ def _remove(path, rng, files):
 
 def _exchange(path, rng, files):
     # Two frames, or two shards of as many episodes, cannot be told apart when they change places.
-    twins = path.suffix == ".npz" or ".tfrecord" in path.name
+    twins = path.suffix == ".npz" or path.name.startswith("my_robot-train.")
     kind = {path.suffix, path.name[:9]}
     others = [p for p in files if not twins or not {p.suffix, p.name[:9]} & kind]
     other = others[rng.integers(len(others))]
@@ -196,6 +223,71 @@ def _zero(path, rng, files):
     at, size = int(rng.integers(len(data))), int(rng.integers(1, 200))
     data[at : at + size] = bytes(len(data[at : at + size]))
     path.write_bytes(data)
+
+
+def _table(path, rng, files):
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(path)
+    # An action is written once, and so is what a task is called: nothing could tell another.
+    names = [n for n in table.column_names if n not in ("action", "task", "tasks", "note", "data")]
+    name = names[rng.integers(len(names))] if names else "data"
+    number, row = table.column_names.index(name), int(rng.integers(len(table)))
+    values = table[name].to_pylist()
+    ways = ["drop", "rename", "cut", "null", "repeat"]
+    ways += ["shuffle"] * (name != "data")
+    ways += ["change", "text", "float"] * (not isinstance(values[0], list | dict | bytes))
+    way = ways[rng.integers(len(ways))]
+    if way == "drop":
+        table = table.drop_columns([name])
+    elif way == "rename":
+        table = table.rename_columns(["x" if n == name else n for n in table.column_names])
+    elif way == "cut":
+        table = table.slice(0, row)
+    elif way == "repeat":
+        table = arrow.concat_tables([table, table.slice(row, 1)])
+    elif way == "shuffle":
+        table = table.take(rng.permutation(len(table)))
+    else:
+        kinds = {"text": arrow.string(), "float": arrow.float64()}
+        kind = kinds.get(way, table.schema[number].type)
+        if way == "text":
+            values = [str(value) for value in values]
+        elif way == "float":
+            values = [float(value) if not isinstance(value, str) else None for value in values]
+        elif way == "change" and not isinstance(values[row], str):
+            values[row] = [-1, 0, 1, 7, 10**9, values[row] + 1][rng.integers(6)]
+        else:
+            values[row] = None
+        try:
+            table = table.set_column(number, name, arrow.array(values, kind))
+        except arrow.ArrowException:
+            return "nothing: no such value"
+    parquet.write_table(table, path, write_page_checksum=True)
+    return f"{way} {name!r} row {row}"
+
+
+def _array(path, rng, files):
+    values = np.load(path, allow_pickle=True)
+    way = ["cut", "type", "change", "shape"][rng.integers(4)]
+    if values.dtype == object and way in ("change", "type"):
+        tree = values.item() if not values.ndim else values
+        holder, key = list(_places(tree))[rng.integers(len(list(_places(tree))))]
+        old = holder[key]
+        holder[key] = [None, [], {}, "word", -1, [[0, 1]], 10**9][rng.integers(7)]
+        np.save(path, np.array(tree, object), allow_pickle=True)
+        return f"{way} {key!r}: {str(old)[:30]}"
+    if way == "type":
+        values = values.astype([np.float64, np.int8, str][rng.integers(3)])
+    elif way == "change" and values.size:
+        values.flat[rng.integers(values.size)] = [-1, 0, 10**6, 358485][rng.integers(4)]
+    elif way == "cut" and values.ndim:
+        values = values[: rng.integers(len(values) + 1)]
+    else:
+        values = values.reshape(-1)
+    np.save(path, values, allow_pickle=True)
+    return way
 
 
 def _json(path, rng, files):
@@ -255,6 +347,10 @@ def run(count, seed, names=tuple(FORMATS)):
             shutil.rmtree(work / "cache", ignore_errors=True)
             shutil.copytree(work / "sound" / name / "1.0.0", folder)
             how = f"{name} {seed}/{number}: {mutate(folder, rng)}"
+            if number % 3 == 0:
+                # What is damaged already may be beyond being changed once more.
+                with contextlib.suppress(Exception):
+                    how += f" and {mutate(folder, rng)}"
             heard.lines.clear()
             began = time.monotonic()
             try:

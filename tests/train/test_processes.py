@@ -1,5 +1,6 @@
 """Two processes of four virtual devices each: resumed on other meshes, and one of them lost."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -11,6 +12,20 @@ from launch.record_demos import record
 from tests.train.mini import Processes, rows
 
 pytestmark = pytest.mark.slow
+# Read by Python at its start: the twelfth batch of process 1 cannot be made.
+BREAKS_IN_PROCESS_1 = """
+import os
+if os.environ.get("JAX_PROCESS_ID") == "1":
+    import vla_jax.data.loader as loader
+    from vla_jax.data.errors import DataError
+    following, count = loader.Loader.__next__, [0]
+    def broken(self):
+        count[0] += 1
+        if count[0] == 12:
+            raise DataError("the shard is gone", "x.tfrecord", 3)
+        return following(self)
+    loader.Loader.__next__ = broken
+"""
 FOREVER = {"train__steps": 100000, "train__eval_every": 0}
 
 
@@ -86,3 +101,26 @@ def test_an_error_in_one_is_told_by_the_other(data, tmp_path):
     assert all(status == 1 for status, _ in results), said[0][-3000:] + said[1][-3000:]
     assert any("Error: " in text for text in said)
     assert "Traceback" not in said[0] + said[1]
+    # Nothing that was learned is lost, and the data go on where the error was.
+    last = rows(tmp_path / "run")[-1]["step"]
+    folder = tmp_path / "run" / "checkpoints" / str(last)
+    position = json.loads((folder / "data" / "metadata").read_text(encoding="utf-8"))
+    assert last - 5 < position["samples"] / 8 <= last
+
+
+def test_an_error_in_one_alone_saves_with_all(data, tmp_path, monkeypatch):
+    """Only process 1 cannot read: the steps are saved, as SIGTERM would have them."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(BREAKS_IN_PROCESS_1)
+    monkeypatch.setenv("PYTHONPATH", f"{site}:{Path(__file__).parents[2]}")
+    with Processes(data, tmp_path / "run", 2, 4, **FOREVER, train__save_every=100000) as run:
+        statuses = [run.wait(i, seconds=300)[0] for i in range(2)]
+        said = [run.said(0), run.said(1)]
+    assert statuses == [1, 1], said[0][-3000:] + said[1][-3000:]
+    assert "the shard is gone" in said[1]
+    assert "process 1" in said[0]
+    assert "Traceback" not in said[0] + said[1]
+    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert saved == [rows(tmp_path / "run")[-1]["step"]]
+    assert saved[0] >= 12

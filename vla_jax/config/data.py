@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vla_jax.config.option import group, option
+from vla_jax.config.option import Options, group, option
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class DataParity:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Options):
     """The mixture and how trajectories become samples."""
 
     datasets: tuple[DatasetConfig, ...] = option((), "The mixture: a tuple of dicts.")
@@ -214,7 +214,7 @@ class AugmentParity:
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Options):
     """Random changes of the images, drawn on the device from the sample number."""
 
     shift: dict[str, int] = option({}, "Camera -> pixels of random shift (CALVIN: 10, wrist 4).")

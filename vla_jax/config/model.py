@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_jax.config.expert import ExpertConfig
-from vla_jax.config.option import group, option
+from vla_jax.config.option import Options, group, option
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class StructureParity:
 
 
 @dataclass(frozen=True)
-class StructureConfig:
+class StructureConfig(Options):
     """How history and action meet the VLM."""
 
     kind: str = option(
@@ -90,7 +90,7 @@ class HeadParity:
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(Options):
     """How features become actions; each kind of head reads the options that say so."""
 
     kind: str = option(
@@ -135,7 +135,7 @@ class SentenceConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Options):
     """Backbone x structure x head, and how they are computed."""
 
     backbone: BackboneConfig = group(BackboneConfig)

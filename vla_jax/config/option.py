@@ -1,6 +1,7 @@
 """How a field of a config states its default, its meaning and its legal values."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -26,5 +27,20 @@ def option(default: Any, doc: str, *choices: str, older: Any = None) -> Any:
 
 
 def group(cls: type) -> Any:
-    """A dataclass field that holds a group of options, each with its own default."""
-    return dataclasses.field(default_factory=cls)
+    """A dataclass field of an `Options` that holds a group of options with their defaults."""
+    return dataclasses.field(default_factory=cls, metadata={"group": cls})
+
+
+class Options:
+    """What a dataclass with groups derives from: a program may give a group as a plain dict."""
+
+    def __post_init__(self) -> None:
+        """Turns the dicts of groups into the groups' own dataclasses.
+
+        Raises:
+            TypeError: a group has no such option.
+        """
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            cls, value = field.metadata.get("group"), getattr(self, field.name)
+            if cls and isinstance(value, Mapping):
+                object.__setattr__(self, field.name, cls(**value))

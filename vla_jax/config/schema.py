@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from vla_jax.config.data import AugmentConfig, DataConfig
 from vla_jax.config.model import ModelConfig
 from vla_jax.config.observation import ObservationConfig
-from vla_jax.config.option import group, option
+from vla_jax.config.option import Options, group, option
 from vla_jax.config.training import LoraConfig, MeshConfig, OptimConfig, TrainConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """All of a run."""
 
     seed: int = option(123, "Seed of initial weights, sample order, dropout and augmentation.")

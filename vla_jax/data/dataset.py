@@ -24,6 +24,7 @@ from vla_jax.data.source import Source
 from vla_jax.data.spec import DatasetSpec
 from vla_jax.data.units.policy_units import PolicyUnits
 from vla_jax.data.windows import Windows
+from vla_jax.moved import names_of
 
 log = logging.getLogger(__name__)
 
@@ -223,3 +224,6 @@ class Prepared(Trajectories):
             return chunks, states
         scaled = self.chunk_units.prepare_actions(chunks, states).astype(np.float32)
         return scaled, self.chunk_units.prepare_state(states).astype(np.float32)
+
+
+__getattr__ = names_of(__name__)

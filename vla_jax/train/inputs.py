@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from vla_jax.config import Config, ModelConfig
 from vla_jax.convert.sentences import embed as embed_sentences
@@ -156,6 +157,15 @@ def open_inputs(config: Config, model: Any, origin: Any, meta: Mapping[str, Any]
 def with_captions(batch: Batch, captions: Any) -> Batch:
     """A batch with the texts that are trained on beside it."""
     return dataclasses.replace(batch, captions=captions)
+
+
+def without_supervision(batch: Batch) -> Batch:
+    """A batch that no loss counts: as in place of one that could not be read."""
+    actions = dataclasses.replace(batch.actions, mask=np.zeros_like(batch.actions.mask))
+    captions = batch.captions
+    if captions is not None:
+        captions = dataclasses.replace(captions, target=np.zeros_like(captions.target))
+    return dataclasses.replace(batch, actions=actions, captions=captions)
 
 
 def _writer(config: ModelConfig, tokenizer: Tokenizer) -> Writer:

@@ -108,10 +108,13 @@ class Peers:
             self._look(patience=3 * self._period, seconds=6 * self._period)
         self._tell(f"at step {self._step}: {kind}: {text}")
         self._over.set()
-        time.sleep(3 * self._period)  # so that all have read it: the store may be this process's
-        print(f"{os.path.basename(sys.argv[0])}: {kind}: {error}", file=sys.stderr)
+        print(f"{os.path.basename(sys.argv[0])}: {kind}: {error}", file=sys.stderr, flush=True)
         if not is_a_users:
             traceback.print_exception(error)
+        if self._me == 0:
+            # So that all have read it: the store is this process's. The others must not stay, as
+            # jax aborts them when it ends.
+            time.sleep(3 * self._period)
         _end()
 
     def _tell(self, text: str) -> None:

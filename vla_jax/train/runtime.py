@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from vla_jax import refusal
 from vla_jax.config import ConfigError
 from vla_jax.train.peers import Peers
 
@@ -43,8 +45,8 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
         missing = [name for name in _EXPLICIT if name not in present]
         raise ConfigError(f"environment: {present} set, but {missing} missing; set all or none")
     workers = [name for name in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
-    tasks = int(env.get("SLURM_NTASKS") or 1)
-    is_multi_worker = int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1 or len(workers) > 1
+    tasks = _number(env, "SLURM_NTASKS")
+    is_multi_worker = _number(env, "OMPI_COMM_WORLD_SIZE") > 1 or len(workers) > 1
     # SLURM_PROCID: a task, not an interactive shell around them; SLURM_STEP_NODELIST: of srun's.
     if present or is_multi_worker or "SLURM_PROCID" not in env or tasks == 1:
         return bool(present) or is_multi_worker
@@ -56,15 +58,27 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
     return True
 
 
+def _number(env: Mapping[str, str], name: str) -> int:
+    try:
+        return int(env.get(name) or 1)
+    except ValueError:
+        raise ConfigError(f"environment: {name}={env[name]} is not a number") from None
+
+
 def initialize() -> None:
     """Join the other processes, if the environment says that there are any; set up logging.
 
     The first process logs from INFO on, the others from WARNING on.
+
+    Raises:
+        ConfigError: the environment describes no run of several processes.
+        DeviceError: there is no device of the kind that it asks for.
     """
     # absl logs from INFO on, where jax tells of every kind of device that is not in this machine.
     logging.getLogger("jax").setLevel("WARNING")
     if multi_process():
         _join()
+    refusal.check_devices()
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     level = "INFO" if jax.process_index() == 0 else "WARNING"
     # Libraries may have set up logging before; without force this would do nothing.
@@ -84,21 +98,26 @@ def _join() -> None:
     if os.environ.get(_EXPLICIT[0]):
         explicit = {
             "coordinator_address": os.environ[_EXPLICIT[0]],
-            "num_processes": int(os.environ[_EXPLICIT[1]]),
-            "process_id": int(os.environ[_EXPLICIT[2]]),
+            "num_processes": _number(os.environ, _EXPLICIT[1]),
+            "process_id": _number(os.environ, _EXPLICIT[2]),
         }
     # jax itself ends with a stack in C++, which no handler in Python sees; so we do before it.
     late = threading.Timer(_INITIALIZATION, _alone, [explicit])
     late.daemon = True
     late.start()
-    jax.distributed.initialize(
-        **explicit,
-        # Later than our own timer, so that our sentence comes first.
-        initialization_timeout=_INITIALIZATION + 30,
-        heartbeat_timeout_seconds=_HEARTBEAT,
-        shutdown_timeout_seconds=_SHUTDOWN,
-    )
-    late.cancel()
+    try:
+        jax.distributed.initialize(
+            **explicit,
+            # Later than our own timer, so that our sentence comes first.
+            initialization_timeout=_INITIALIZATION + 30,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_SHUTDOWN,
+        )
+    except (RuntimeError, ValueError) as error:
+        problem = f"environment: the processes of this run cannot be joined: {error}"
+        raise ConfigError(problem) from error
+    finally:
+        late.cancel()
 
 
 def _alone(explicit: Mapping[str, Any]) -> None:
@@ -137,6 +156,27 @@ def together(function: Any, name: str) -> Callable[..., Any]:
     return call
 
 
+def agree(sample: int, failed: bool) -> tuple[int, int | None]:
+    """What all processes of a run that is about to leave know together.
+
+    All of them have to ask at the same point.
+
+    Args:
+        sample: number of the sample where this process would go on.
+        failed: whether it leaves because of an error.
+
+    Returns:
+        The least of these numbers, and the first process that has failed, None without one.
+    """
+    if jax.process_count() == 1:
+        return sample, 0 if failed else None
+    # As two words: jax has integers of 32 bits.
+    words = np.array([sample >> 31, sample & (2**31 - 1), failed], np.int32)
+    found = np.asarray(multihost_utils.process_allgather(words)).reshape(-1, 3).tolist()
+    culprits = [process for process, (_, _, wrong) in enumerate(found) if wrong]
+    return min((high << 31) + low for high, low, _ in found), min(culprits, default=None)
+
+
 class StopSignal:
     """SIGTERM and SIGINT as a question that all processes answer alike at the same point of a run.
 
@@ -168,6 +208,10 @@ class StopSignal:
         if self.received:
             return
         logger.warning("%s: saving, then exiting", signal.Signals(number).name)
+        self.ask()
+
+    def ask(self) -> None:
+        """Ask from within, as a signal would: to save and leave."""
         if self._shared:
             os.kill(os.getpid(), signal.SIGTERM)  # to the service, which tells the others
         else:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.conftest import write_calvin
 from vla_jax.data import errors, features, open_files
-from vla_jax.data.rlds import build_index, crc32c, records
+from vla_jax.data.rlds import build_index, containers, crc32c, records
 from vla_jax.data.rlds import index as rlds_index
 from vla_jax.data.rlds.index import open_index
 
@@ -193,7 +193,7 @@ def test_parallel_build_equals_the_serial_one(tmp_path, monkeypatch):
 
 def test_many_datasets_need_few_open_files(tmp_path, monkeypatch):
     few = functools.lru_cache(maxsize=3)(open_files.OpenFile)
-    monkeypatch.setattr(rlds_index, "shared_file", lambda path, _: few(path))
+    monkeypatch.setattr(containers, "shared_file", lambda path, _: few(path))
     folders = [
         write_calvin(tmp_path / name / "1.0.0", [2] * 6, shard_bytes=1) for name in ("c", "d")
     ]

@@ -1,1 +1,5 @@
 """Hugging Face model folders."""
+
+from vla_jax.moved import names_of
+
+__getattr__ = names_of(__name__)

@@ -1,1 +1,5 @@
 """CALVIN's download."""
+
+from vla_jax.moved import names_of
+
+__getattr__ = names_of(__name__)

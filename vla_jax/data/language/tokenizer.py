@@ -28,13 +28,11 @@ class Tokenizer:
     """A Hugging Face `tokenizers` pipeline with fixed-length, right-padded output."""
 
     def __init__(self, backend: _Backend):
-        """Wraps `backend`; its own padding and truncation are switched off."""
+        """Takes `backend` over; its own padding and truncation are switched off."""
         padding = backend.padding or {}
         self.pad_id = int(padding.get("pad_id", backend.token_to_id("<pad>") or 0))
-        pad_token = padding.get("pad_token", backend.id_to_token(self.pad_id) or "<pad>")
-        # The text keeps the padding, by which `from_json` finds the id again.
-        self._json = _with_padding(backend, self.pad_id, pad_token)
-        self._backend = _Backend.from_str(self._json)
+        self._pad_token = padding.get("pad_token", backend.id_to_token(self.pad_id) or "<pad>")
+        self._backend = backend
         # `encode` pads itself, to the length it is asked for.
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -46,8 +44,8 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Reads tokenizer.json of a Hugging Face folder, or converts the files it has instead.
 
-        Those are qwen.tiktoken, a sentencepiece file alone (openpi), vocab.json and merges.txt
-        alone (OFA), or what transformers reads.
+        Those are qwen.tiktoken, a sentencepiece file (openpi's alone, LLaMA's, Kosmos-2's),
+        vocab.json and merges.txt alone (OFA), or what transformers reads.
 
         Args:
             hf_dir: the folder.
@@ -75,11 +73,9 @@ class Tokenizer:
             return cls(_plain(_with_tokens(backend, added), plain))
         if (folder / qwen_tiktoken.FILE).is_file():
             return cls(qwen_tiktoken.read(folder / qwen_tiktoken.FILE))
-        # openpi's checkpoints have this file alone; with a config it is a Hugging Face folder.
-        models_here = sorted(folder.glob("*.model"))
-        if len(models_here) == 1 and not (folder / "tokenizer_config.json").exists():
-            backend = sentencepiece.read(models_here[0])
-            return cls(_with_tokens(backend, added))
+        pieces = sentencepiece.read_folder(folder)
+        if pieces is not None:
+            return cls(_plain(_with_tokens(pieces, added), plain))
         if not any(folder.glob("*token*")):
             if all((folder / name).is_file() for name in _PAIRS):
                 return cls(_byte_level(folder))
@@ -122,7 +118,12 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The whole tokenizer as text."""
-        return self._json
+        # With the padding, by which `from_json` finds the id again.
+        self._backend.enable_padding(pad_id=self.pad_id, pad_token=self._pad_token)
+        try:
+            return self._backend.to_str()
+        finally:
+            self._backend.no_padding()
 
     @classmethod
     def build(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -272,13 +273,6 @@ def _with_tokens(backend: _Backend, added: Iterable[str]) -> _Backend:
     return backend
 
 
-def _with_padding(backend: _Backend, pad_id: int, pad_token: str) -> str:
-    copy = _Backend.from_str(backend.to_str())
-    copy.no_truncation()
-    copy.enable_padding(pad_id=pad_id, pad_token=pad_token)
-    return copy.to_str()
-
-
 def _byte_level(folder: Path) -> _Backend:
     """Byte-level BPE as GPT-2's; texts are `<s> ... </s>` if the vocabulary has these (BART)."""
     files = (str(folder / name) for name in _PAIRS)
@@ -298,8 +292,9 @@ def _byte_level(folder: Path) -> _Backend:
 
 def _plain(backend: _Backend, plain: bool) -> _Backend:
     # The post-processor is what puts start and end tokens around a text.
-    bare = {**json.loads(backend.to_str()), "post_processor": None} if plain else None
-    return _Backend.from_str(json.dumps(bare)) if bare else backend
+    if plain:
+        backend.post_processor = None  # type: ignore[assignment]
+    return backend
 
 
 def _pad_token(folder: Path) -> str | None:

@@ -1,1 +1,5 @@
 """LeRobot datasets: parquet files and videos."""
+
+from vla_jax.moved import names_of
+
+__getattr__ = names_of(__name__)

@@ -12,7 +12,8 @@ usual ones. Source: lerobot/datasets of github.com/huggingface/lerobot.
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,6 +135,8 @@ class Info:
             log.warning(
                 "%s: info.json says %d frames, the episodes have %d", meta, stated_frames, frames
             )
+        for problem in _shared_frames(listed, self.fps):
+            log.warning("%s: %s", meta, problem)
         counts = Counter(episode.number for episode in listed)
         twice = sorted(number for number, count in counts.items() if count > 1)
         if twice:
@@ -212,6 +215,29 @@ class Info:
     def data_files(self) -> list[Path]:
         """Every parquet file of the data, whatever meta names."""
         return sorted(p for p in (self.folder / "data").rglob("*.parquet") if not is_foreign(p))
+
+
+def _shared_frames(episodes: Sequence[Episode], fps: float) -> list[str]:
+    """Videos of which two episodes claim the same frames; a sentence for each file.
+
+    A merge that forgot to move the second dataset's times leaves this; so may windows cut from one
+    recording on purpose, hence it is no error.
+    """
+    by_file: dict[Path, list[tuple[float, float, int]]] = {}
+    for episode in episodes:
+        for path, begin in episode.videos.values():
+            end = begin + episode.length / fps
+            by_file.setdefault(path, []).append((begin, end, episode.number))
+    problems = []
+    for path, spans in by_file.items():
+        spans.sort()
+        both = [(a[2], b[2]) for a, b in pairwise(spans) if b[0] < a[1] - 0.5 / fps]
+        if both:
+            problems.append(
+                f"episodes {both[0][0]} and {both[0][1]} share frames of {path.name}, which begin "
+                f"where the other has not ended ({len(both)} such pairs): their images may be wrong"
+            )
+    return problems
 
 
 def _unsound(episode: Episode) -> DataError | None:

@@ -61,6 +61,7 @@ def index_shards(
     check_crc: bool,
     skip: bool = False,
     read: Read = records.scan_records,
+    in_processes: bool = True,
 ) -> dict[str, Any]:
     """Writes the arrays into `folder` and returns what index.json says about them.
 
@@ -74,6 +75,7 @@ def index_shards(
         skip: leave episodes out that are wrong, and say so under `SKIPPED`, instead of raising.
         read: shard and `check_crc` -> its records, each with its offset in the file and whether
             its checksum matches.
+        in_processes: share the work of large datasets among processes.
     """
     images = sorted(p for p, f in features.items() if f.kind == "image" and p.startswith(STEPS))
     cameras = {path: f"camera_{i}" for i, path in enumerate(images)}
@@ -83,9 +85,8 @@ def index_shards(
         (directory / n, count, cameras, lows, wanted, check_crc or crc32c.FAST, skip, read)
         for n, count in shards.items()
     ]
-    # Shards on no disk have no size here, and TensorFlow reads with threads of its own.
-    local = read is records.scan_records
-    parallel = local and sum(os.path.getsize(job[0]) for job in jobs) >= _PARALLEL_BYTES
+    # TensorFlow reads ahead with threads of its own, and its shards may lie on no disk.
+    parallel = in_processes and sum(os.path.getsize(job[0]) for job in jobs) >= _PARALLEL_BYTES
     skipped: list[Skipped] = []
     tables: dict[str, dict[str, int]] = {p: {} for p in low if features[p].kind == "text"}
 

@@ -1,8 +1,8 @@
-"""A byte index over an RLDS dataset in TFRecord shards: random access without conversion.
+"""A byte index over the shards of an RLDS dataset: random access without conversion.
 
 One pass over the shards records where every encoded frame of every camera lies, and copies the
-low-dimensional features that are asked for. Afterwards a window of frames is one `pread`, and the
-low-dimensional data are memory-mapped arrays.
+low-dimensional features that are asked for. Afterwards a window of frames is one `pread` (of
+TFRecord; see `vla_jax.data.rlds.containers`), and low-dimensional data are memory-mapped arrays.
 
 On disk, in a folder beside the data or in a cache folder:
 
@@ -10,14 +10,13 @@ On disk, in a folder beside the data or in a cache folder:
     starts.npy          int64 [e+1]   first frame of each episode, and the total
     shard.npy           int32 [e]     shard of each episode
     number.npy          int32 [e]     number of each episode within its shard
-    camera_<i>_at.npy   int64 [n]     byte offset of each frame in its shard
+    camera_<i>_at.npy   int64 [n]     byte offset of each frame in its shard, or record
     camera_<i>_size.npy int32 [n]     its length in bytes; 0 = no image
     low_<i>.npy         [n, ...] or [e, ...]; text as int32 codes into a table in index.json
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
@@ -26,14 +25,12 @@ import numpy as np
 from vla_jax.data.cache import SKIPPED, cached_folder, content_of, map_array, stamp
 from vla_jax.data.errors import DataError, EmptyTrajectoryError, FeatureError
 from vla_jax.data.features import STEPS, Feature, load_features
-from vla_jax.data.open_files import new_owner, shared_file
-from vla_jax.data.rlds import records
 from vla_jax.data.rlds.build_index import Skipped, as_error, index_shards
+from vla_jax.data.rlds.containers import CONTAINERS, Container
 from vla_jax.data.source import find_place
 from vla_jax.files import problem_of
 
 FORMAT = 2  # of the meaning of the numbers; part of the digest
-_FORMATS = ("tfrecord",)
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # TFDS's default
 _FILES = "files"  # in index.json: shard -> its stamp, and a fingerprint of its content
 
@@ -79,7 +76,7 @@ class RLDSIndex:
             path: (map_array(folder / f"{stem}_at.npy"), map_array(folder / f"{stem}_size.npy"))
             for path, stem in meta["cameras"].items()
         }
-        self._owner = new_owner()
+        self._parts = CONTAINERS[meta.get("container", "tfrecord")].parts()
 
     @property
     def cameras(self) -> list[str]:
@@ -100,7 +97,7 @@ class RLDSIndex:
         return self.low(path), self._meta["tables"][path]
 
     def read(self, camera: str, first: int, last: int) -> list[memoryview]:
-        """Encoded images of frames `first`..`last` (inclusive, one episode) with one `pread`.
+        """Encoded images of frames `first`..`last` (inclusive, one episode) with one read.
 
         Frames are numbered over the whole split. An empty view means: no image.
         """
@@ -110,9 +107,10 @@ class RLDSIndex:
         episode = int(np.searchsorted(self.starts, first, side="right")) - 1
         path = self.shards[self.shard[episode]]
         try:
-            # pread needs no file position, so threads can share the descriptor.
-            file = shared_file(path, self._owner)
-            data = memoryview(os.pread(file.fd, end - begin, begin))
+            data = self._parts.read(path, int(self.number[episode]), begin, end)
+        except DataError as error:
+            path, number, frame = self.place(first)
+            raise type(error)(error.problem, path, number, frame) from error
         except OSError as error:
             path, number, frame = self.place(first)
             raise DataError(f"cannot be read: {error.strerror}", path, number, frame) from error
@@ -166,6 +164,7 @@ def open_index(
     directory = Path(directory).expanduser()
     info, features = _dataset_info(directory), load_features(directory / "features.json")
     shards = _shard_names(directory, info, split)
+    container = CONTAINERS[info["format"]]
     missing = [path for path in low if path not in features]
     if missing:
         raise FeatureError(f"no such feature: {missing}; it has {sorted(features)}", directory)
@@ -177,10 +176,14 @@ def open_index(
     # The stamps are taken before the pass, so a shard that changes meanwhile is noticed.
     def build(folder: Path) -> dict:
         stamps = {
-            path: [stamp(directory / path), _fingerprint(directory / path)] for path in shards
+            path: [stamp(directory / path), _fingerprint(container, directory / path)]
+            for path in shards
         }
-        meta = index_shards(folder, directory, shards, features, low, check_crc, skip)
-        return meta | {"name": info["name"], "split": split, "digest": digest, _FILES: stamps}
+        meta = index_shards(
+            folder, directory, shards, features, low, check_crc, skip, container.scan
+        )
+        origin = {"name": info["name"], "split": split, "container": info["format"]}
+        return meta | origin | {"digest": digest, _FILES: stamps}
 
     def renew(meta: dict) -> dict | None:
         stamps = {}
@@ -190,7 +193,7 @@ def open_index(
         for path, (then, content) in meta[_FILES].items():
             current = stamp(directory / path)
             # A copied or touched shard has another stamp and the same content.
-            if current != then and _fingerprint(directory / path) != content:
+            if current != then and _fingerprint(container, directory / path) != content:
                 return None
             stamps[path] = [current, content]
         return meta | {_FILES: stamps}
@@ -199,9 +202,9 @@ def open_index(
     return RLDSIndex(folder, directory, features)
 
 
-def _fingerprint(path: Path) -> str:
+def _fingerprint(container: Container, path: Path) -> str:
     try:
-        return records.fingerprint(path)
+        return container.fingerprint(path)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path) from error
 
@@ -240,9 +243,9 @@ def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
     splits = {s["name"]: s for s in info["splits"]}
     if split not in splits:
         raise DataError(f"no split {split!r}; it has {sorted(splits)}", directory)
-    if info["format"] not in _FORMATS:
-        readable = " and ".join(_FORMATS)
-        raise DataError(f"shards are {info['format']}; the index reads {readable} only", directory)
+    if info["format"] not in CONTAINERS:
+        problem = f"shards are {info['format']!r}; the index reads {', '.join(CONTAINERS)}"
+        raise DataError(problem, directory)
     lengths, names = splits[split]["lengths"], {}
     for i, length in enumerate(lengths):
         try:

@@ -20,6 +20,7 @@ from jaxtyping import Float32, Int64
 from vla_jax.data.errors import CorruptRecordError, TruncatedShardError
 from vla_jax.data.rlds.crc32c import masked_crc32c
 from vla_jax.files import explain_file
+from vla_jax.moved import names_of
 
 DIFFERS = "checksum of the record differs"
 EMPTY, BYTES, FLOAT, INT = 0, 1, 2, 3  # numbers of the oneof in tf.train.Feature
@@ -236,3 +237,6 @@ def _encode_varint(value: int) -> bytes:
 
 def _delimited(number: int, body: bytes) -> bytes:
     return _encode_varint(number << 3 | 2) + _encode_varint(len(body)) + body
+
+
+__getattr__ = names_of(__name__)

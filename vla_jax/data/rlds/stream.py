@@ -67,7 +67,8 @@ def open_stream(
         raise DataError(f"no split {split!r}; it has {sorted(builder.info.splits)}", str(folder))
     kind = builder.info.file_format
     if kind is not None and kind.value != "tfrecord":
-        raise DataError(f"shards are {kind.value}; the stream reads tfrecord only", str(folder))
+        problem = f"shards are {kind.value}, the stream reads tfrecord: set data.reader=index"
+        raise DataError(problem, str(folder))
     if ANNOTATIONS in described:
         problem = "recordings with annotated spans cannot be streamed; set data.reader=index"
         raise DataError(problem, str(folder))
@@ -94,7 +95,7 @@ def open_stream(
 
     def build(work: Path) -> dict[str, Any]:
         meta = index_shards(
-            work, builder.data_path, shards, described, low, False, skip, scan_records
+            work, builder.data_path, shards, described, low, False, skip, scan_records, False
         )
         origin = {"name": builder.name, "split": split, "digest": digest, "files": _stamps(paths)}
         return meta | origin

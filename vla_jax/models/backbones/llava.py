@@ -12,6 +12,7 @@ from vla_jax.models import weights as w
 from vla_jax.models.backbones import llava_parts as shared
 from vla_jax.models.backbones.base import Layout, merge_arch
 from vla_jax.models.towers.text_families import LANGUAGES
+from vla_jax.moved import names_of
 
 # config.json of the released model, reduced to what shapes and numbers depend on.
 ARCH: dict[str, Any] = {
@@ -141,3 +142,6 @@ class Llava(shared.LlavaFamily):
         tower = "model.vision_tower.vision_tower.vision_model."
         linear = shared.mm_projector(p.depth, "model.mm_projector")
         return shared.rows(p, tower, linear, LANGUAGES["llama"].weights(p.text))
+
+
+__getattr__ = names_of(__name__)

@@ -25,6 +25,7 @@ from vla_jax.models.towers.decoder_spec import DecoderSpec
 from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.vit import VisionTransformer
+from vla_jax.moved import names_of
 
 MASKS = ("causal", "prefix", "full")
 
@@ -202,3 +203,6 @@ class PaliGemma(Backbone):
             *w.pair("multi_modal_projector.linear", "projection"),
             *w.prefixed(language.weights(self.text_spec), "language_model.", "text/"),
         ]
+
+
+__getattr__ = names_of(__name__)

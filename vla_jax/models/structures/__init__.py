@@ -7,6 +7,7 @@ from vla_jax.models.structures.interleaved import Interleaved
 from vla_jax.models.structures.one_step import OneStep
 from vla_jax.models.structures.policy_head import PolicyHead
 from vla_jax.models.structures.video import Video
+from vla_jax.moved import names_of
 
 STRUCTURES: dict[str, type[Structure]] = {
     "one_step": OneStep,
@@ -16,3 +17,5 @@ STRUCTURES: dict[str, type[Structure]] = {
     "video": Video,
     "expert": Expert,
 }
+
+__getattr__ = names_of(__name__)

@@ -1,1 +1,5 @@
 """Transformer and convolution towers that backbones are made of."""
+
+from vla_jax.moved import names_of
+
+__getattr__ = names_of(__name__)

@@ -1,0 +1,98 @@
+"""What a person, a disk or a machine causes is one line; with --debug it is a traceback."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_jax import refusal
+from vla_jax.config import ConfigError
+from vla_jax.data.language.tokenizer import Tokenizer
+from vla_jax.train import runtime
+
+ROOT = Path(__file__).resolve().parents[1]
+# Launcher -> flags that cannot be fulfilled, and a part of what is said; {tmp} is an empty folder.
+REFUSED = {
+    "serve": (["--checkpoint={tmp}/none"], "{tmp}/none"),
+    "evaluate": (
+        ["tabletop", "--server=ws://127.0.0.1:1", "--out={tmp}/out", "--python={tmp}/python"],
+        "{tmp}/python: No such file or directory",
+    ),
+    "convert": (["import-hf", "{tmp}/none", "{tmp}/out"], "{tmp}/none"),
+    "convert_data": (["lerobot", "{tmp}/none", "{tmp}/out"], "{tmp}/none"),
+    "inspect_data": (["{tmp}/none"], "{tmp}/none"),
+    "replay": (["--checkpoint={tmp}/none"], "{tmp}/none"),
+    "record_demos": (["--out={tmp}/file/1.0.0", "--episodes=1", "--workers=1"], "{tmp}/file"),
+}
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way of a folder")
+
+    def call(name, *more):
+        flags, said = REFUSED[name]
+        flags = [flag.format(tmp=tmp_path) for flag in flags]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *flags, *more])
+        status = importlib.import_module(f"launch.{name}").main()
+        return status, said.format(tmp=tmp_path)
+
+    return call
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_mistake_is_one_line(launch, capsys, name):
+    try:
+        status, _ = launch(name)
+    except SystemExit as error:
+        status = error.code
+    expected = REFUSED[name][1].rpartition("{tmp}")[2]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert status == 1
+    assert lines[-1].startswith(f"{name}.py: ")
+    assert expected in lines[-1]
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_debug_lets_it_pass(launch, name):
+    with pytest.raises(refusal.CAUSED):
+        launch(name, "--debug")
+
+
+@pytest.mark.parametrize(("flags", "is_shown"), [([], False), (["--debug"], True)])
+def test_a_device_that_is_not_there(tmp_path, flags, is_shown):
+    command = [sys.executable, "launch/train.py", "--config=quickstart", f"--workdir={tmp_path}/a"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cuda"}
+    done = subprocess.run(
+        [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert ("Traceback" in done.stderr) == is_shown
+    assert "JAX_PLATFORMS=cuda asks for them; unset it, or install" in done.stderr
+    if not is_shown:
+        assert done.stderr.strip().splitlines()[-1].startswith("train.py: ")
+
+
+@pytest.mark.parametrize("name", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_a_number_of_processes_that_is_none(name):
+    with pytest.raises(ConfigError, match=f"{name}=many is not a number"):
+        runtime.multi_process({name: "many", "SLURM_PROCID": "0"})
+
+
+def test_words_of_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        (tmp_path / "none").read_text()
+    assert refusal.describe(caught.value) == f"{tmp_path}/none: No such file or directory"
+    assert refusal.describe(ConfigError("data.clip: 2 is wrong")) == "data.clip: 2 is wrong"
+    with pytest.raises(ValueError, match="vocab_size") as caught:
+        Tokenizer.build(["a"], 0)
+    assert refusal.describe(caught.value) == str(caught.value)
+    # Those of other code do not always say what they are about.
+    with pytest.raises(ValueError, match="reshape") as caught:
+        np.zeros(2).reshape(3)
+    assert refusal.describe(caught.value).endswith("(ValueError; --debug shows where)")
+    assert refusal.describe(MemoryError()) == "MemoryError; --debug shows where"

@@ -1,0 +1,84 @@
+"""How a program ends when a person, a disk or a machine has made it impossible: with one sentence.
+
+The message of such an error says what is wrong and what to do; a traceback would only hide it.
+`--debug` shows the traceback all the same, for whoever looks for the cause in the code.
+"""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+# What people, disks, machines and other libraries cause; a bug of ours may hide among them.
+CAUSED = (OSError, ValueError, RuntimeError, ImportError, LookupError, MemoryError)
+_OURS = ("vla_jax", "launch", "eval_servers", "configs", "__main__")
+HELP = "show the traceback of an error that is otherwise one line"
+
+
+class DeviceError(RuntimeError):
+    """The machine has no device of the kind that the environment asks for."""
+
+
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--debug`."""
+    parser.add_argument("--debug", action="store_true", help=HELP)
+
+
+def tell(program: str, error: Exception, debug: bool) -> int:
+    """Says in a line why a program ends; returns its exit status.
+
+    Args:
+        program: its name, which begins the line.
+        error: what has been raised.
+        debug: raise it again instead, so that Python shows where it comes from.
+    """
+    if debug:
+        raise error
+    print(f"{program}: {describe(error)}", file=sys.stderr)
+    return 1
+
+
+def describe(error: Exception) -> str:
+    """What to say of an error; one that is not ours gets its kind, and how to learn more."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    # KeyError puts its message in quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if _is_ours(error):
+        return text
+    kind = type(error).__name__
+    return f"{text} ({kind}; --debug shows where)" if text else f"{kind}; --debug shows where"
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether our own code has raised an error, and so has worded it."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    raised_in = place.tb_frame.f_globals["__name__"] if place else type(error).__module__
+    return raised_in.partition(".")[0] in _OURS
+
+
+def check_devices() -> list[Any]:
+    """The devices that jax finds, started here.
+
+    Raises:
+        DeviceError: none of the kind that JAX_PLATFORMS asks for, or their driver fails.
+    """
+    import jax
+
+    try:
+        return jax.devices()
+    # jax's own assertion fails where the plugin of the platform is not installed.
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        why = f": {error}" if str(error) else ""
+        way = (
+            f"JAX_PLATFORMS={asked} asks for them; unset it, or install what they need"
+            if asked
+            else "JAX_PLATFORMS=cpu goes without"
+        )
+        raise DeviceError(
+            f"jax cannot use the devices of this machine{why}. {way}; `vla doctor` says what is "
+            "missing"
+        ) from error
