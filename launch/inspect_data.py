@@ -6,8 +6,10 @@
 
 Without a spec it lists what the dataset holds; --write-spec writes a first spec, to be used as it
 is or edited. With one it prints shapes, the gripper's histogram, statistics and what is suspicious:
-a gripper that is not binary, constant dimensions, wrong polarity, missing texts. Writes a contact
-sheet of the cameras and a plot of the actions to OUT (default runs/inspect/NAME).
+a gripper that is not binary, constant dimensions, wrong polarity, missing or odd texts, jumps of
+the state, repeated episodes, a wrong control rate, and cameras that are frozen, black, doubled or
+out of step with the robot. Writes a contact sheet of the cameras and a plot of the actions to OUT
+(default runs/inspect/NAME); --report writes what is wrong as JSON, with the episodes' numbers.
 """
 
 import argparse
@@ -26,9 +28,10 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 from vla_jax import refusal
 from vla_jax.data.errors import DataError
 from vla_jax.data.find_spec import find_spec, short_name
-from vla_jax.data.first_spec import list_features, source_code
+from vla_jax.data.first_spec import list_features, recorded_hz, source_code
 from vla_jax.data.inspection import Findings, check_images, inspect, trajectories_shown
 from vla_jax.data.oxe.folders import find_folder
+from vla_jax.data.quality.check import Quality, check, write_report
 from vla_jax.shipped import install_hint
 
 _TILE, _MARGIN, _LINE = 112, 4, 16  # pixels
@@ -116,15 +119,16 @@ def action_plot(findings: Findings, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def report(findings: Findings, more: list[str]) -> str:
+def report(findings: Findings, quality: Quality, more: list[str]) -> str:
     """The text that is printed."""
     lines = [f"{findings.dataset.name} in {findings.dataset.source.root}", *findings.summary]
+    lines += quality.lines(len(findings.dataset.lengths))
     if findings.gripper:
         bars = " ".join(f"{fraction:4.0%}" for fraction in findings.gripper)
         lines.append(f"gripper, from 0 = closed to 1 = open in tenths: {bars}")
     else:
         lines.append("gripper: none (the spec has no gripper_env)")
-    warnings = [*findings.warnings, *more]
+    warnings = [*findings.warnings, *more, *(issue.line() for issue in quality.issues)]
     lines.append(f"{len(warnings)} warnings" + ":" * bool(warnings))
     return "\n".join([*lines, *(f"  - {warning}" for warning in warnings)])
 
@@ -207,6 +211,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: runs/inspect/NAME")
     parser.add_argument("--cache", default="", help="where its index lives; default: beside it")
     refusal.add_flag(parser)
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.json", help="also write what is wrong, for machines"
+    )
     flags = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
@@ -227,7 +234,11 @@ def run(flags: argparse.Namespace) -> None:
     name = short_name(named)
     findings = inspect(name, find_spec(named, flags.variant), folder, flags.split, flags.cache)
     images, more = check_images(findings.dataset)
-    print(report(findings, more))
+    quality = check(findings.dataset, recorded_hz(folder))
+    print(report(findings, quality, more))
+    if flags.report:
+        write_report(flags.report, findings.dataset, quality, [*findings.warnings, *more])
+        print(f"wrote {flags.report}")
     out = flags.out or Path("runs/inspect") / name
     out.mkdir(parents=True, exist_ok=True)
     if images:

@@ -122,7 +122,7 @@ def walk(page, folder, environment, changes=(), skip=()):
 
 def test_your_dataset(tmp_path, one_device):
     small = [f"--config.train.{key}=4" for key in ("steps", "batch_size", "eval_batches")]
-    _, listed, written, report, trained, replayed, gripper = walk(
+    _, listed, written, report, trained, replayed, checked, gripper = walk(
         "docs/your_dataset.md", tmp_path, one_device, small
     )
     assert "observation/hand   image   uint8 64 x 64 x 3" in listed
@@ -130,6 +130,8 @@ def test_your_dataset(tmp_path, one_device):
     assert "12 trajectories, 240 frames (unknown rate)" in report
     assert "gripper: none" in report
     assert "camera wrist: 64 x 64" in report
+    assert "pictures of camera wrist: 240 frames of 12 of 12 episodes looked at" in checked
+    assert (tmp_path / "runs" / "inspect" / "report.json").is_file()
     for name in ("cameras", "actions"):
         assert min(Image.open(tmp_path / "runs" / "inspect" / f"{name}.png").size) > 300
     assert "held-out action L1" in trained
@@ -146,7 +148,7 @@ def test_your_dataset_on_a_real_robot(tmp_path, one_device):
     """The page as it is written, on one episode of a humanoid: 26 joints, no gripper."""
     shutil.copytree(ROOT / "tests" / "fixtures" / "unitree_g1", tmp_path / "data" / "my_robot")
     others = ("record.py", "with_gripper")  # about another robot
-    *_, report, trained, replayed = walk("docs/your_dataset.md", tmp_path, one_device, skip=others)
+    *_, report, trained, replayed, _ = walk("docs/your_dataset.md", tmp_path, one_device, skip=others)
     assert "action: 26 numbers" in report
     assert "held-out action L1" in trained
     assert "1 episodes, 221 steps" in replayed

@@ -75,6 +75,21 @@ def run(describe: robo.Describe, folder: Path) -> Iterator[Row]:
         yield _written(model, params, io)
 
 
+def recorded(ids: np.ndarray, tokenizer: ActionTokenizer) -> np.ndarray:
+    """Actions [..., 7] that become these ids again, gripper from 0 to 1.
+
+    What the original's batches record as `action_chunck` are other actions than those of their
+    ids. An id stands for the middle of its bin, but for the last one: that bin holds the end of the
+    range alone, and shares its middle with the bin below.
+    """
+    values = np.where(
+        ids == tokenizer.end - tokenizer.bins, tokenizer.high, tokenizer.decode(ids)
+    ).reshape(*ids.shape[:-1], -1, 7)
+    span = tokenizer.high - tokenizer.low
+    values[..., -1] = (values[..., -1] - tokenizer.low) / span  # 1 = open, 0 = closed
+    return values
+
+
 def _from_actions(
     model: vla.VLA, params: Any, io: Mapping[str, np.ndarray], images: Any
 ) -> Iterator[Row]:
@@ -83,9 +98,7 @@ def _from_actions(
     h, count = model.config.head, model.config.structure.chunk * 7
     prompt = ids.shape[-1] - count - 1
     text = np.concatenate([ids[:, 0, :prompt], ids[:, 0, -1:]], axis=-1)
-    tokenizer = ActionTokenizer(h.token_end, h.bins, h.low, h.high)
-    values = tokenizer.decode(ids[..., prompt:-1]).reshape(*ids.shape[:2], -1, 7)
-    values[..., -1] = (values[..., -1] - h.low) / (h.high - h.low)  # 1 = open, 0 = closed
+    values = recorded(ids[..., prompt:-1], ActionTokenizer(h.token_end, h.bins, h.low, h.high))
     supervised = (labels[..., prompt:-1] != NO_LABEL).reshape(values.shape).all(-1)
     actions = Actions(jnp.asarray(values, jnp.float32), jnp.asarray(supervised))
     observation = original.observation(images, text, np.ones(text.shape, bool))

@@ -170,10 +170,9 @@ def decode(record: bytes, field: records.Field, feature: Feature) -> np.ndarray:
     """
     if feature.kind == "text":
         # A text that is not stored as bytes has no rows, which the caller notices.
-        spans = records.byte_spans(record, field) if field.kind == records.BYTES else []
+        spans = records.byte_spans(record, field).tolist() if field.kind == records.BYTES else []
         out = np.empty(len(spans), object)
-        for row, (start, stop) in enumerate(spans):
-            out[row] = record[start:stop].decode("utf-8", errors="replace")
+        out[:] = [record[a:b].decode("utf-8", errors="replace") for a, b in spans]
         return out
     # Values lie back to back: rows can be told apart only if their size is fixed.
     if feature.kind != "tensor" or None in feature.shape or 0 in feature.shape:

@@ -57,7 +57,7 @@ def list_features(folder: str | Path) -> list[str]:
     features = _features(folder)
     width = max(len(path) for path in features)
     lines = [_line(path, feature, width) for path, feature in sorted(features.items())]
-    rate = _rate(folder)
+    rate = recorded_hz(folder)
     return [f"{rate:g} frames a second" if rate else "frames a second: not said", *lines]
 
 
@@ -84,7 +84,7 @@ def guess(folder: str | Path) -> Guess:
     text = _first(_TEXT, texts)
     # An action may have parts; of a state or a text one is taken.
     first_state, first_text = ("".join(paths[:1]) for paths in (state, text))
-    return Guess(action, first_state, first_text, images, unassigned, _rate(folder))
+    return Guess(action, first_state, first_text, images, unassigned, recorded_hz(folder))
 
 
 def source_code(name: str, folder: str | Path) -> str:
@@ -147,7 +147,8 @@ def _line(path: str, feature: Feature, width: int) -> str:
     return f"  {path:{width}}  {feature.kind:7} {held}".rstrip()
 
 
-def _rate(folder: str | Path) -> float | None:
+def recorded_hz(folder: str | Path) -> float | None:
+    """Frames a second as the dataset's own files say it; None if they do not."""
     where = Path(folder).expanduser()
     return Info(where).fps if (where / "meta" / "info.json").is_file() else None
 

@@ -130,3 +130,27 @@ def test_a_tokenizer_of_bytes_adds_nothing(tmp_path):
     assert text[mask].tolist() == [256, *(pieces.index(c) for c in "go")]
     text, mask = ours.encode(uform.UForm.PROMPT.format(instruction="go"), 6)
     assert text[mask].tolist() == [257, *(pieces.index(c) for c in "Ġgo")]
+
+
+def test_kosmos_folder_with_sentencepiece_alone(tmp_path):
+    """Its class is XLM-RoBERTa's; ids are the pieces' own plus one, as fairseq has them."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("transformers")
+    texts = ["open the drawer", "push the red block to the left", "turn on the light bulb"]
+    (tmp_path / "corpus.txt").write_text("\n".join(texts * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"),
+        model_prefix=str(tmp_path / "sentencepiece.bpe"),
+        vocab_size=45,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "kosmos-2"}')
+    named = {"tokenizer_class": "XLMRobertaTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    model = sentencepiece.SentencePieceProcessor(str(tmp_path / "sentencepiece.bpe.model"))
+    tokenizer = Tokenizer.from_dir(tmp_path)
+    for text in texts:
+        ids, valid = tokenizer.encode(text, 40)
+        # fairseq has <s> <pad> </s> <unk> where sentencepiece has <unk> <s> </s>.
+        assert ids[valid].tolist() == [0, *(i + 1 for i in model.encode(text)), 2]

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -95,7 +96,7 @@ class Tokenizer:
                 f"{names}: {install_hint('convert')}"
             )
         try:
-            slow = AutoTokenizer.from_pretrained(str(folder))
+            slow = _class_of(folder, AutoTokenizer).from_pretrained(str(folder))
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             raise ValueError(f"{folder}: its tokenizer cannot be converted: {error}") from error
         backend = slow.backend_tokenizer
@@ -252,6 +253,21 @@ def _installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the package that holds it
         return False
+
+
+def _class_of(folder: Path, usual: Any) -> Any:
+    """The class that reads a folder: by its model type the usual one finds a wrong one at times.
+
+    Kosmos-2 comes with XLM-RoBERTa's tokenizer, and as no class is registered for its type, one is
+    taken that cannot convert a sentencepiece file.
+    """
+    import transformers
+
+    path = folder / "tokenizer_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if named.get("tokenizer_class", "").startswith("XLMRobertaTokenizer"):
+        return transformers.XLMRobertaTokenizer
+    return usual
 
 
 def _refuse_pointers(folder: Path) -> None:

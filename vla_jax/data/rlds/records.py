@@ -34,6 +34,9 @@ class Field(NamedTuple):
     stop: int
 
 
+_NO_FIELD = Field(EMPTY, 0, 0)  # made once: every entry of every record begins with it
+
+
 def read_records(path: Path, check_crc: bool = False) -> Iterator[tuple[int, bytes]]:
     """Yields (byte offset of the payload in the file, payload) for every record of a shard.
 
@@ -119,7 +122,7 @@ def walk_example(record: bytes) -> dict[str, Field]:
                 continue
             for _, entry_start, entry_stop in message_fields(record, start, stop):
                 # protobuf leaves out what is empty.
-                name, field = "", Field(EMPTY, 0, 0)
+                name, field = "", _NO_FIELD
                 for key, value_start, value_stop in message_fields(record, entry_start, entry_stop):
                     if key == 1:
                         name = record[value_start:value_stop].decode()
@@ -190,12 +193,17 @@ def build_example(features: Mapping[str, tuple[int, list[bytes] | np.ndarray]]) 
 def message_fields(record: bytes, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """(field number, start, stop) of the values in a message; fixed and varint values too."""
     while position < stop:
-        tag, position = _varint(record, position)
+        tag, position = record[position], position + 1
+        # Nearly every tag and most lengths are one byte: a call for each would cost the most here.
+        if tag > 127:
+            tag, position = _varint(record, position - 1)
         wire = tag & 7
         begin = position
         # protobuf's wire types: 0 varint, 1 eight bytes, 2 with a length, 5 four bytes.
         if wire == 2:
-            length, begin = _varint(record, position)
+            length, begin = record[position], position + 1
+            if length > 127:
+                length, begin = _varint(record, position)
             position = begin + length
         elif wire == 5:
             position += 4
