@@ -136,12 +136,11 @@ def training(model: Any, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[
     seen, actions = observation(io, model.image.size, prompts(io, "obs")), answers(io)
 
     def look(m: Any) -> Any:
-        tokens, first = m.spliced(seen, jnp.maximum(actions.written, 0))
-        return tokens, first, m.backbone(tokens), m.scores(seen, actions.written)
+        tokens, _ = m.spliced(seen, jnp.maximum(actions.written, 0))
+        return tokens, m.backbone(tokens), m.scores(seen, actions.written)
 
-    tokens, first, hidden, scores = jax.jit(lambda p: model.apply({"params": p}, method=look))(
-        params
-    )
+    run: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))
+    tokens, hidden, scores = run(params)
     valid, wanted = np.asarray(tokens.valid), io["inputs/mask"]
     count = min(valid.shape[1], wanted.shape[1])
     # Behind an answer ours has columns of padding that nothing sees, theirs are masked.
@@ -201,9 +200,7 @@ def gradients(
     yield pi0._norms("gradient norms", norms, rows, grads)
 
 
-def decoding(
-    config: Mapping[str, Any], params: Any, io: Mapping[str, np.ndarray]
-) -> Iterator[Row]:
+def decoding(config: Mapping[str, Any], params: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
     """Positions and scores of the prompt, and what is written, greedily and by chance."""
     columns = io["infer/tokenized_prompt"].shape[1]
     model = vla.build(model_config(config, columns))

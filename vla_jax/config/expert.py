@@ -74,6 +74,6 @@ class ExpertConfig:
     )
     fast_weight: float = option(
         0.0,
-        "Weight of the cross-entropy of the chunk's FAST tokens, which the VLM then learns to write "
-        "behind its prompt, unseen by the expert; see `fast`. 0 = off.",
+        "Weight of the cross-entropy of the chunk's FAST tokens, which the VLM then learns to "
+        "write behind its prompt, unseen by the expert; see `fast`. 0 = off.",
     )

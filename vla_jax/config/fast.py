@@ -48,8 +48,8 @@ class FastConfig:
     )
     images: str = option(
         "openpi",
-        "How images are resized. openpi: with black margins, by Pillow's bilinear filter; backbone: "
-        "as the VLM's own processor does.",
+        "How images are resized. openpi: with black margins, by Pillow's bilinear filter; "
+        "backbone: as the VLM's own processor does.",
         "openpi",
         "backbone",
     )

@@ -96,7 +96,8 @@ class HeadConfig:
 
     kind: str = option(
         "lstm",
-        "mlp | lstm | gpt2 | detokenizer | fast | diffusion | flow: a file in vla_jax/models/heads.",
+        "mlp | lstm | gpt2 | detokenizer | fast | diffusion | flow: a file in "
+        "vla_jax/models/heads.",
     )
     hidden: int = option(
         1024, "Width of the recurrent state (lstm) or of the transformer (gpt2, diffusion, flow)."

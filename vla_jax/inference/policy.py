@@ -49,12 +49,14 @@ class Session:
         steps: how many there have been; seeds the noise of heads that draw samples.
         plan: what is left of earlier chunks.
         gripper: what the gripper has been told.
+        last: action that was sent, in the robot's units; None before the first.
     """
 
     history: History
     steps: int = 0
     plan: Plan = field(default_factory=Plan)
     gripper: GripperState = field(default_factory=GripperState)
+    last: np.ndarray | None = None
 
 
 class Policy:
@@ -107,6 +109,7 @@ class Policy:
         if units is not None and (self._state_dim or units.relative):
             self._state_dim = len(units.state.first)
         self._execution = execution or Execution()
+        self._has_gripper = config.model.has_gripper
         chunk = self._execution.reply_length(self._structure.chunk)
         if chunk > 1 and spec.gripper and spec.gripper.has_memory:
             raise ValueError(
@@ -302,6 +305,15 @@ class Policy:
         for i, session in enumerate(sessions):
             chunk, history = predicted.get(i, (None, session.history))
             values = chunk
+            # A model that writes may have written no chunk; an error is the server's affair.
+            if self._holds(session, chunk):
+                length, has_gripper = self.metadata["chunk"], self._has_gripper
+                held = self._execution.hold(session.last, length, has_gripper)  # type: ignore[arg-type]
+                following = dataclasses.replace(
+                    session, history=history, steps=session.steps + 1, plan=Plan()
+                )
+                results.append(({ACTIONS_KEY: held}, following))
+                continue
             if chunk is not None and self._units is not None:
                 # Now, as relative actions count from the state that the chunk was asked for at.
                 chunk = self._units.restore(chunk, _state(observations[i])).astype(np.float32)
@@ -312,9 +324,14 @@ class Policy:
             # Else `restore` has already brought the gripper into the robot's units.
             if self._units is None:
                 actions, gripper = self._spec.to_env(actions, gripper)
-            following = Session(history, session.steps + 1, plan, gripper)
+            following = Session(history, session.steps + 1, plan, gripper, actions[-1])
             results.append(({ACTIONS_KEY: actions}, following))
         return results
+
+    def _holds(self, session: Session, chunk: np.ndarray | None) -> bool:
+        if self._execution.lost == "error" or session.last is None or chunk is None:
+            return False
+        return bool(np.isnan(chunk).any())
 
     def _input(self, session: Session, obs: Mapping[str, Any]) -> StepInput:
         state = None

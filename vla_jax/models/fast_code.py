@@ -105,9 +105,9 @@ class FastCode:
         facts = self._facts
         owed = progress.owed[:, None]
         # It pays what the last character lacks, all of it unless it holds nothing else.
-        pays = jnp.where(
-            facts["begins"] == 0, facts["pays"] <= owed, facts["pays"] == owed
-        ) & (facts["begins"] + facts["pays"] > 0)
+        pays = jnp.where(facts["begins"] == 0, facts["pays"] <= owed, facts["pays"] == owed) & (
+            facts["begins"] + facts["pays"] > 0
+        )
         return pays & facts["sound"] & (facts["begins"] <= progress.left[:, None])
 
     def follow(self, progress: Progress, tokens: Int[Array, "b"]) -> Progress:
@@ -170,7 +170,9 @@ class FastCode:
         number = jnp.cumsum(starts) - 1  # of the character that a byte belongs to
         columns = jnp.arange(len(text))
         begun = jax.lax.cummax(jnp.where(starts, columns, -1))
-        width = jnp.where(starts, sum((text >= low).astype(jnp.int32) for low in (0, 0xC0, 0xE0)), 0)
+        width = jnp.where(
+            starts, sum((text >= low).astype(jnp.int32) for low in (0, 0xC0, 0xE0)), 0
+        )
         width_here = width[jnp.maximum(begun, 0)]
         payload = jnp.where(starts, text & jnp.array([0, 0x7F, 0x1F, 0x0F])[width], text & 0x3F)
         behind = width_here - 1 - (columns - begun)

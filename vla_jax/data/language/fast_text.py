@@ -44,13 +44,21 @@ class FastText:
     stop: int
 
     @classmethod
-    def of(cls, fast: FastTokenizer, tokenizer: Tokenizer, token_end: int) -> "FastText":
+    def of(
+        cls, fast: FastTokenizer, tokenizer: Tokenizer, token_end: int, begun: bool = False
+    ) -> "FastText":
         """Of the tokenizers of the actions and of the language.
 
+        Args:
+            fast: of the actions.
+            tokenizer: of the language.
+            token_end: see `FastText`.
+            begun: whether the prompt ends with the first words of the answer.
+
         Raises:
-            ValueError: the words of an answer are not in the vocabulary.
+            ValueError: the language has no token that ends a text.
         """
-        parts = [tuple(tokenizer.ids(text)) for text in (OPENING, CLOSING)]
+        parts = [tuple(tokenizer.ids(text)) for text in ("" if begun else OPENING, CLOSING)]
         try:
             return cls(fast, token_end, *parts, tokenizer.stop_id)
         except KeyError as error:
@@ -82,9 +90,9 @@ class FastText:
         """The smallest id that may stand for an action."""
         return self.token_end - self.fast.size
 
-    def write(self, chunk: Float[np.ndarray, "f a"]) -> list[int]:
-        """A normalized chunk -> the ids of an answer."""
-        words = [self._swap(token) for token in self.fast.encode(chunk)]
+    def write(self, chunk: Float[np.ndarray, "f a"], clip: bool = False) -> list[int]:
+        """A normalized chunk -> the ids of an answer; `clip` as in `FastTokenizer.encode`."""
+        words = [self._swap(token) for token in self.fast.encode(chunk, clip)]
         return [*self.opening, *words, *self.closing, self.stop]
 
     def read(
@@ -125,16 +133,18 @@ class AnswerWriter:
         """A normalized chunk -> ids, `PADDING` behind the end.
 
         Raises:
-            DataError: the tokenizer was not fitted on such a chunk, or the answer is too long.
+            DataError: the tokenizer cannot write it, or the answer is too long.
         """
         if self.gripper:  # a chunk has it at -1 and 1, within the range of the other numbers
             chunk = np.concatenate([chunk[:, :-1], 2 * chunk[:, -1:] - 1], axis=1)
-        if not self.text.fast.keeps(chunk):
+        # What lies beyond the fitted range is clipped, as actions are; what is lost even so is a
+        # character that the tokenizer has never met.
+        if not self.text.fast.keeps(chunk, clip=True):
             raise DataError(
-                "model.fast: a chunk lies outside the range that the FAST tokenizer was fitted on; "
-                "fit one with launch/fit_fast.py"
+                "model.fast: the FAST tokenizer cannot write a chunk; fit one to these data with "
+                "launch/fit_fast.py"
             )
-        words = self.text.write(chunk)
+        words = self.text.write(chunk, clip=True)
         if len(words) > self.length:
             raise DataError(
                 f"model.fast.length: the FAST tokens of a chunk are {len(words)} with the words "

@@ -162,8 +162,13 @@ class FastTokenizer:
         """Number of tokens."""
         return self._bpe.get_vocab_size()
 
-    def encode(self, chunk: Float[np.ndarray, "t a"]) -> list[int]:
+    def encode(self, chunk: Float[np.ndarray, "t a"], clip: bool = False) -> list[int]:
         """Normalized actions -> token ids.
+
+        Args:
+            chunk: the actions.
+            clip: bring coefficients outside the range it was fitted on to its ends, which the
+                published code does at the lower end alone.
 
         Raises:
             ValueError: an action is not finite, or the chunk has another shape than it is for.
@@ -172,18 +177,18 @@ class FastTokenizer:
         wanted = (self.horizon or chunk.shape[0], self.dim or chunk.shape[-1])
         if chunk.shape != wanted:
             raise ValueError(f"FAST: a chunk of shape {chunk.shape}, not {wanted}")
-        text = _write(_coefficients(chunk, self.scale).reshape(-1), self.min_token)
+        text = _write(self._rounded(chunk, clip).reshape(-1), self.min_token)
         return self._bpe.encode(text, add_special_tokens=False).ids
 
-    def keeps(self, chunk: Float[np.ndarray, "t a"]) -> bool:
-        """Whether `encode` loses nothing of a chunk but the rounding.
+    def keeps(self, chunk: Float[np.ndarray, "t a"], clip: bool = False) -> bool:
+        """Whether `encode` loses nothing of a chunk but the rounding, and what it clips.
 
-        What lies outside the range it was fitted on is lost.
+        What lies outside the range it was fitted on is lost, unless it is clipped.
         """
-        coefficients = _coefficients(np.asarray(chunk), self.scale)
+        coefficients = self._rounded(np.asarray(chunk), clip)
         try:
             # Dropped characters change the count, which `_read` refuses.
-            decoded = self._read(self.encode(chunk), coefficients.size)
+            decoded = self._read(self.encode(chunk, clip), coefficients.size)
         except NotAChunkError:
             return False
         return bool((decoded == coefficients.reshape(-1)).all())
@@ -209,6 +214,12 @@ class FastTokenizer:
             raise ValueError("FAST: this tokenizer is for chunks of any shape: say which")
         coefficients = self._read(list(map(int, ids)), horizon * dim).reshape(horizon, dim)
         return np.asarray(scipy.fft.idct(coefficients / self.scale, axis=0, norm="ortho"))
+
+    def _rounded(self, chunk: Float[np.ndarray, "t a"], clip: bool) -> Int[np.ndarray, "t a"]:
+        coefficients = _coefficients(chunk, self.scale)
+        if not clip:
+            return coefficients
+        return np.clip(coefficients, self.min_token, self.min_token + self._largest)
 
     @cached_property
     def _bpe(self) -> Tokenizer:

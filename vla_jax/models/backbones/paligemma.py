@@ -182,9 +182,7 @@ class PaliGemma(Backbone):
         A step's prefix must come in one call. `shift` is added to the tokens' positions.
         """
         prefix = self._prefix(tokens)
-        result = self.text.run(
-            tokens.embeds, tokens.valid, cache=cache, prefix=prefix, shift=shift
-        )
+        result = self.text.run(tokens.embeds, tokens.valid, cache=cache, prefix=prefix, shift=shift)
         return result.hidden, result.cache
 
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:

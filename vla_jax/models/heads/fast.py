@@ -47,8 +47,8 @@ class Fast(Head):
         """
         if not self.fast.code:
             raise ConfigError(
-                "model.fast.code: no FAST tokenizer, without which nothing can be written: name its "
-                "folder in model.fast.dir when a run starts or a checkpoint is imported"
+                "model.fast.code: no FAST tokenizer, without which nothing can be written: name "
+                "its folder in model.fast.dir when a run starts or a checkpoint is imported"
             )
         return FastCode.from_json(self.fast.code, self.sizes.chunk, self.sizes.action_dim)
 

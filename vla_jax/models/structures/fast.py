@@ -215,9 +215,7 @@ class FastTokens(Structure):
         whole = jnp.broadcast_to(actions.mask.any(-1, keepdims=True), actions.mask.shape)
         return dataclasses.replace(actions, mask=whole)
 
-    def scores(
-        self, observation: Observation, written: Int[Array, "b n"]
-    ) -> Float[Array, "b n v"]:
+    def scores(self, observation: Observation, written: Int[Array, "b n"]) -> Float[Array, "b n v"]:
         """Scores of every word of the answers, given those before it (teacher forcing)."""
         tokens, first = self.spliced(observation, jnp.maximum(written, 0))
         # The column before each word predicts it.
