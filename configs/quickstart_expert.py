@@ -44,5 +44,5 @@ def get_config(data: str = "runs/quickstart/data/tabletop/1.0.0") -> Any:
     c.model.expert.update({"width": WIDTH, "hidden": 128, "padded": 15, "loss": "real"})
     c.model.expert.update({"adaptive": True, "state": "expert", "prompt": "pi0"})
     matrices = r"^(backbone|expert)/.*kernel$"
-    c.optim.update({"muon": (matrices,), "rates": ((matrices, 4.0),)})
+    c.optim.update({"muon": (matrices,), "rates": ((matrices, 4.0),), "ema_decay": 0.99})
     return c
