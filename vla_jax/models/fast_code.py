@@ -101,7 +101,11 @@ class FastCode:
         return Progress(jnp.full(batch, count, jnp.int32), jnp.zeros(batch, jnp.int32))
 
     def may_follow(self, progress: Progress) -> Bool[Array, "b s"]:
-        """Tokens after which the answer can still be a whole chunk; none where it is one."""
+        """Tokens after which the answer can still be a whole chunk; none where it is one.
+
+        What is counted is characters and their bytes. Where characters take several bytes, tokens
+        that make one of no meaning are still among these; `decode` finds them.
+        """
         facts = self._facts
         owed = progress.owed[:, None]
         # It pays what the last character lacks, all of it unless it holds nothing else.
@@ -183,7 +187,10 @@ class FastCode:
         values = jnp.zeros(count, jnp.int32).at[target].add(shifted, mode="drop")
         size = jnp.zeros(count, jnp.int32).at[target].add(exists.astype(jnp.int32), mode="drop")
         announced = jnp.zeros(count, jnp.int32).at[target].add(width, mode="drop")
-        whole = (starts.sum() == count) & (size == announced).all() & (text < 0xF0).all()
+        # Each has as many bytes as it announces, and needs them all.
+        least = jnp.array([0, 0, 0x80, 0x800])[jnp.clip(announced, 0, _LONGEST)]
+        whole = (starts.sum() == count) & ((size == announced) & (values >= least)).all()
+        whole &= (text < 0xF0).all()
         return values, sound & whole & (values <= self.largest).all()
 
 

@@ -167,8 +167,8 @@ class FastTokenizer:
 
         Args:
             chunk: the actions.
-            clip: bring coefficients outside the range it was fitted on to its ends, which the
-                published code does at the lower end alone.
+            clip: take the nearest coefficient that it has met for one it has not, such as beyond
+                the range it was fitted on; the published code does so at the lower end alone.
 
         Raises:
             ValueError: an action is not finite, or the chunk has another shape than it is for.
@@ -219,11 +219,25 @@ class FastTokenizer:
         coefficients = _coefficients(chunk, self.scale)
         if not clip:
             return coefficients
-        return np.clip(coefficients, self.min_token, self.min_token + self._largest)
+        met = self._met
+        # Between two that it has met the lower one counts up to the middle.
+        return met[np.searchsorted((met[1:] + met[:-1]) / 2, coefficients)]
 
     @cached_property
     def _bpe(self) -> Tokenizer:
         return Tokenizer.from_str(self.vocabulary)
+
+    @cached_property
+    def _met(self) -> Int[np.ndarray, "n"]:
+        """The coefficients that it can write, rising."""
+        characters = [chr(i) for i in range(self._largest + 1)]
+        found = self._bpe.encode_batch(characters, add_special_tokens=False)
+        kept = [
+            i
+            for i, (character, encoding) in enumerate(zip(characters, found, strict=True))
+            if self._bpe.decode(encoding.ids, skip_special_tokens=False) == character
+        ]
+        return np.array(kept, np.int64) + self.min_token
 
     @cached_property
     def _largest(self) -> int:
