@@ -138,7 +138,7 @@ def fast_config(**fast: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def fast_folder(tmp_path_factory):
-    """openpi's folder, of the procedural parameters."""
+    """Openpi's folder, of the procedural parameters."""
     folder = tmp_path_factory.mktemp("pi0fast")
     flat = {f"params/{name}": value for name, value in golden.weights(FAST).items()}
     with ocp.PyTreeCheckpointer() as writer:

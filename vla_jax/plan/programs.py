@@ -137,7 +137,7 @@ def batch_shapes(config: Config, image: tuple[int, int], rows: int) -> Batch:
             text_mask=_array(text, "bool"),
             target=_array(text, "bool"),
         )
-    sentence = config.model.sentence.dim
+    sentence, written = config.model.sentence.dim, vla.written(config.model)
     return Batch(
         observation=Observation(
             images={camera: _array((*window, *image, 3), "uint8") for camera in c.cameras},
@@ -150,6 +150,7 @@ def batch_shapes(config: Config, image: tuple[int, int], rows: int) -> Batch:
         actions=Actions(
             _array((*window, c.chunk, config.model.action_dim), "float32"),
             _array((*window, c.chunk), "bool"),
+            _array((rows, written), "int32") if written else None,
         ),
         sample=_array((rows, 2), "uint32"),
         dataset=_array((rows,), "int32"),

@@ -1,4 +1,4 @@
-"""Our pi0, pi0.5 and pi0-FAST -> openpi's checkpoints: Orbax parameters, or the torch port's file."""
+"""Our pi0, pi0.5 and pi0-FAST -> openpi's checkpoints: Orbax, or the torch port's file."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,7 +49,7 @@ def to_openpi(
     writes = choices == ("discrete", "fast") and model.config.backbone.name == "paligemma"
     if not writes and (choices[0] != "expert" or model.config.expert.joint_every != 1):
         raise ConfigError(
-            f"openpi has no model like {' + '.join(choices)}: pi0, pi0.5 and, on paligemma, pi0-FAST"
+            f"openpi has no model like {' + '.join(choices)}: pi0, pi0.5 and pi0-FAST on paligemma"
         )
     if writes and kind == "torch":
         raise ConfigError("openpi's torch port has no pi0-FAST: --format=jax")
