@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vla_jax.config import ModelConfig
 from vla_jax.models.backbones import BACKBONES
@@ -216,7 +216,7 @@ class Expert(Structure):
             raise ValueError("model.expert.fast_weight: the batch has no answers")
         embeds, valid, mask = self.prefix_tokens(observation)
         (b, p), n = valid.shape, actions.written.shape[1]
-        words = self.backbone.embed_text(jnp.maximum(actions.written, 0))
+        words = self._words(jnp.maximum(actions.written, 0))
         exists = jnp.concatenate([valid, actions.written >= 0], axis=1)
         # A word sees the prefix and the words up to itself.
         seen = jnp.concatenate([jnp.ones((n, p), bool), jnp.tril(jnp.ones((n, n), bool))], axis=1)
@@ -241,10 +241,7 @@ class Expert(Structure):
     ) -> tuple[Float[Array, "b p d"], Bool[Array, "b p"], Bool[Array, "b p p"]]:
         """Cameras in their order, the prompt and perhaps the state; which exist; who sees whom."""
         images, exists = self.encode_cameras(observation)
-        text = self.backbone.embed_text(observation.text)
-        if self.config.expert.scaled_prefix:
-            # SmolVLA was trained with its prefix scaled by this root.
-            text = text * self.backbone.width**0.5
+        text = self._words(observation.text)
         parts, valid = [images, text], [exists, observation.text_mask]
         if self.config.expert.state == "prefix":
             parts.append(self.state(self._padded_state(observation)))
@@ -253,6 +250,11 @@ class Expert(Structure):
         # The state, if it is there, begins a block of its own.
         starts = jnp.arange(embeds.shape[1]) >= images.shape[1] + text.shape[1]
         return embeds, valid, blocks_mask(starts) & valid[:, None]
+
+    def _words(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        words = self.backbone.embed_text(ids)
+        # SmolVLA was trained with its prefix scaled by this root.
+        return words * self.backbone.width**0.5 if self.config.expert.scaled_prefix else words
 
     def encode_cameras(
         self, observation: Observation
