@@ -288,8 +288,9 @@ def test_an_answer_that_is_no_chunk_reaches_no_robot_as_one():
     reply, _ = policy.infer(first, observe())
     # The server sends no such reply, see `serve.engine`; there is nothing yet to hold.
     assert np.isnan(reply["actions"]).any()
-    moving = dataclasses.replace(first, last=np.arange(1.0, 8.0))
+    last = np.arange(1.0, 8.0)
+    moving = dataclasses.replace(first, last=last)
     reply, after = policy.infer(moving, observe())
     assert reply["actions"].tolist() == [[0, 0, 0, 0, 0, 0, 7]] * 2
     assert after.steps == 1
-    np.testing.assert_array_equal(Execution(lost="last").hold(moving.last, 2, True)[1], moving.last)
+    np.testing.assert_array_equal(Execution(lost="last").hold(last, 2, True)[1], last)

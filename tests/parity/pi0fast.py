@@ -102,7 +102,9 @@ def full(folder: Path) -> Iterator[Row]:
     yield compare("the same full-size names written", len(written ^ set(theirs)), 0, 0)
 
 
-def observation(io: Mapping[str, np.ndarray], side: int, text: np.ndarray) -> Observation:
+def observation(
+    io: Mapping[str, np.ndarray], side: int, text: tuple[np.ndarray, np.ndarray]
+) -> Observation:
     """`obs/*` with the real columns of a prompt."""
     theirs = [name for name in io if name.startswith("obs/image/")]
     pixels = [io[name].astype(np.float32) / 255.0 * 2.0 - 1.0 for name in theirs]
@@ -121,7 +123,7 @@ def prompts(io: Mapping[str, np.ndarray], at: str) -> tuple[np.ndarray, np.ndarr
     return np.where(mask, ids, 0).astype(np.int32), mask
 
 
-def answers(io: Mapping[str, np.ndarray]) -> Actions:
+def answers(io: Mapping[str, np.ndarray]) -> Any:
     """The answers, which begin behind the prompt of every row."""
     ids, is_answer = io["obs/tokenized_prompt"], io["obs/token_loss_mask"]
     written = np.full((len(ids), is_answer.sum(1).max()), -1, np.int32)
@@ -176,7 +178,7 @@ def _scores(io: Mapping[str, np.ndarray], ours: np.ndarray, written: np.ndarray)
         yield compare(f"scores {i}", row[:count], theirs[:count], TOLERANCE)
 
 
-def losses(model: Any, params: Any, seen: Observation, actions: Actions) -> Any:
+def losses(model: Any, params: Any, seen: Observation, actions: Any) -> Any:
     """The mean loss and its parts."""
     return model.apply({"params": params}, seen, actions, None, 0.0, method="loss")
 

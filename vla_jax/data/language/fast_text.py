@@ -58,9 +58,9 @@ class FastText:
         Raises:
             ValueError: the language has no token that ends a text.
         """
-        parts = [tuple(tokenizer.ids(text)) for text in ("" if begun else OPENING, CLOSING)]
+        opening = () if begun else tuple(tokenizer.ids(OPENING))
         try:
-            return cls(fast, token_end, *parts, tokenizer.stop_id)
+            return cls(fast, token_end, opening, tuple(tokenizer.ids(CLOSING)), tokenizer.stop_id)
         except KeyError as error:
             raise ValueError(f"FAST: {error.args[0]}") from error
 

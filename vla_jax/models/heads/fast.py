@@ -17,7 +17,7 @@ from vla_jax.models.fast_code import FastCode, Progress
 from vla_jax.models.heads.common import Head
 from vla_jax.models.heads.denoiser import as_prediction
 from vla_jax.models.losses import masked_mean, row_means
-from vla_jax.types import Actions, Prediction
+from vla_jax.types import Prediction
 
 
 class Fast(Head):
@@ -88,21 +88,20 @@ class Fast(Head):
 
 
 def answer_loss(
-    scores: Float[Array, "b n v"], actions: Actions
+    scores: Float[Array, "b n v"], written: Int[Array, "b n"], supervised: Bool[Array, "b"]
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Cross-entropy of what the data pipeline has written, float32.
 
     Args:
         scores: of the token that each column of an answer holds.
-        actions: `written`, and which windows are supervised at all.
+        written: see `Actions`.
+        supervised: False on windows that are not trained on.
 
     Returns:
         The mean over the answers of the mean over each one's tokens, as openpi has it; its parts:
         rows [b], loss_token (itself), acc_token (share of tokens that are the likeliest one).
     """
-    labels = actions.written
-    is_token = (labels >= 0) & actions.mask.any((1, 2))[:, None]
-    safe = jnp.maximum(labels, 0)
+    is_token, safe = (written >= 0) & supervised[:, None], jnp.maximum(written, 0)
     scores = scores.astype(jnp.float32)
     chosen = jnp.take_along_axis(scores, safe[..., None], axis=-1)[..., 0]
     each = jax.nn.logsumexp(scores, axis=-1) - chosen

@@ -162,10 +162,12 @@ class Expert(Structure):
         if not weight:
             error, _ = self.errors(observation, actions, noise, time)
             return self.head.flow_loss(error, actions)
-        prefix, scores = self.prefix_and_answer(observation, actions)
+        if actions.written is None:
+            raise ValueError("model.expert.fast_weight: the batch has no answers")
+        prefix, scores = self.prefix_and_answer(observation, actions.written)
         error, _ = self.errors(observation, actions, noise, time, prefix)
         flow, parts = self.head.flow_loss(error, actions)
-        words, more = answer_loss(scores, actions)
+        words, more = answer_loss(scores, actions.written, actions.mask.any((1, 2)))
         rows = parts["rows"] + weight * more["rows"]
         return flow + weight * words, {**parts, **more, "rows": rows}
 
@@ -206,18 +208,16 @@ class Expert(Structure):
         return Result(result.hidden, None, jax.lax.stop_gradient(result.cache))
 
     def prefix_and_answer(
-        self, observation: Observation, actions: Actions
+        self, observation: Observation, written: Int[Array, "b n"]
     ) -> tuple[Result, Float[Array, "b n v"]]:
         """`prefix`, and the VLM's scores of every word of the answers, in one pass.
 
         The answers stand behind the prefix, which does not see them, and neither does the expert.
         """
-        if actions.written is None:
-            raise ValueError("model.expert.fast_weight: the batch has no answers")
         embeds, valid, mask = self.prefix_tokens(observation)
-        (b, p), n = valid.shape, actions.written.shape[1]
-        words = self._words(jnp.maximum(actions.written, 0))
-        exists = jnp.concatenate([valid, actions.written >= 0], axis=1)
+        (b, p), n = valid.shape, written.shape[1]
+        words = self._words(jnp.maximum(written, 0))
+        exists = jnp.concatenate([valid, written >= 0], axis=1)
         # A word sees the prefix and the words up to itself.
         seen = jnp.concatenate([jnp.ones((n, p), bool), jnp.tril(jnp.ones((n, n), bool))], axis=1)
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, n)))

@@ -194,7 +194,8 @@ class FastTokens(Structure):
         del key, gripper_weight
         if actions.written is None:
             raise ValueError("model.fast: the batch has no answers")
-        return answer_loss(self.scores(observation, actions.written), actions)
+        scores = self.scores(observation, actions.written)
+        return answer_loss(scores, actions.written, actions.mask.any((1, 2)))
 
     def evaluate(
         self,
