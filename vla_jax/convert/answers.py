@@ -5,6 +5,7 @@ imported, so that a checkpoint needs no other file.
 """
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -70,6 +71,19 @@ def writer(config: ModelConfig) -> AnswerWriter | None:
     text = FastText.from_json(config.fast.code)
     is_binary = config.has_gripper and not vla.build(config).gripper_is_number
     return AnswerWriter(text, config.fast.length, is_binary)
+
+
+def stand_in(model: vla.VLA) -> ModelConfig:
+    """The model's config with a code of one byte a token, for programs that are never run."""
+    config, fast = model.config, model.config.fast
+    if fast.code or not vla.written(config):
+        return config
+    vocabulary = {chr(i): i for i in range(64)}
+    tokenizer = json.dumps({"model": {"vocab": vocabulary}})
+    numbers = {"scale": 10.0, "min_token": -32, "vocab_size": len(vocabulary)}
+    code = {"fast": {**numbers, "tokenizer": tokenizer}, "token_end": fast.token_end}
+    code |= {"opening": [0], "closing": [0], "stop": 0}
+    return dataclasses.replace(config, fast=dataclasses.replace(fast, code=code))
 
 
 def _tokenizer(fast: FastConfig, stored: Mapping[str, Any]) -> FastTokenizer:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from vla_jax.config import Config, ConfigError
+from vla_jax.convert import answers
 from vla_jax.convert.start import Start
 from vla_jax.inference.batched_step import BatchedStep
 from vla_jax.models import vla
@@ -167,6 +168,8 @@ def control_program(config: Config, device: Any, sessions: int = 1) -> ControlPr
         sessions: that are served in one pass.
     """
     model, c = vla.build(config.model, Start(config.model).arch()), config.model.structure
+    # No tokenizer is read to plan with.
+    model = vla.build(answers.stand_in(model), model.arch)
     where = SingleDeviceSharding(device)
 
     def init(key: jax.Array) -> Any:
