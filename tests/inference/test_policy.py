@@ -293,4 +293,7 @@ def test_an_answer_that_is_no_chunk_reaches_no_robot_as_one():
     reply, after = policy.infer(moving, observe())
     assert reply["actions"].tolist() == [[0, 0, 0, 0, 0, 0, 7]] * 2
     assert after.steps == 1
-    np.testing.assert_array_equal(Execution(lost="last").hold(last, 2, True)[1], last)
+    lost = np.full((2, 7), np.nan)
+    held = Execution(lost="last").hold(lost, last, 2, True)
+    assert held is not None
+    np.testing.assert_array_equal(held, [last, last])

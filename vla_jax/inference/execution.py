@@ -91,15 +91,22 @@ class Execution:
         return used if self.mode in ("chunk", "rtc") else 1
 
     def hold(
-        self, last: Float[np.ndarray, "a"], length: int, gripper: bool
-    ) -> Float[np.ndarray, "n a"]:
-        """Actions in place of a chunk that was lost.
+        self,
+        chunk: Float[np.ndarray, "f a"] | None,
+        last: Float[np.ndarray, "a"] | None,
+        length: int,
+        gripper: bool,
+    ) -> Float[np.ndarray, "n a"] | None:
+        """Actions in place of a chunk that was lost; None where it was not, or is an error.
 
         Args:
+            chunk: predicted at this step, NaN where the model has written none.
             last: action that was sent, in the robot's units.
             length: n.
             gripper: whether its last number is a gripper, which stays as it was told.
         """
+        if self.lost == "error" or last is None or chunk is None or not np.isnan(chunk).any():
+            return None
         held = np.repeat(last[None], length, axis=0)
         if self.lost == "zero":
             held[:, : len(last) - gripper] = 0

@@ -306,13 +306,11 @@ class Policy:
             chunk, history = predicted.get(i, (None, session.history))
             values = chunk
             # A model that writes may have written no chunk; an error is the server's affair.
-            if self._holds(session, chunk):
-                length, has_gripper = self.metadata["chunk"], self._has_gripper
-                held = self._execution.hold(session.last, length, has_gripper)  # type: ignore[arg-type]
-                following = dataclasses.replace(
-                    session, history=history, steps=session.steps + 1, plan=Plan()
-                )
-                results.append(({ACTIONS_KEY: held}, following))
+            length = self.metadata["chunk"]
+            held = self._execution.hold(chunk, session.last, length, self._has_gripper)
+            if held is not None:
+                after = replace(session, history=history, steps=session.steps + 1, plan=Plan())
+                results.append(({ACTIONS_KEY: held}, after))
                 continue
             if chunk is not None and self._units is not None:
                 # Now, as relative actions count from the state that the chunk was asked for at.
@@ -327,11 +325,6 @@ class Policy:
             following = Session(history, session.steps + 1, plan, gripper, actions[-1])
             results.append(({ACTIONS_KEY: actions}, following))
         return results
-
-    def _holds(self, session: Session, chunk: np.ndarray | None) -> bool:
-        if self._execution.lost == "error" or session.last is None or chunk is None:
-            return False
-        return bool(np.isnan(chunk).any())
 
     def _input(self, session: Session, obs: Mapping[str, Any]) -> StepInput:
         state = None
