@@ -26,7 +26,9 @@ QUICKSTART = "configs/quickstart.py"
 _S, _H = "--config.model.structure.", "--config.model.head."
 _ONE = (f"{_S}kind=one_step", f"{_S}window=1")
 _TRANSFORMER = (f"{_H}hidden=128", f"{_H}layers=2", f"{_H}heads=4")
-# row -> flags of launch/train.py
+# row -> config, flags of launch/train.py
+Rows = dict[str, tuple[str, tuple[str, ...]]]
+# row -> flags, of those on the quickstart's config
 STRUCTURES: dict[str, tuple[str, ...]] = {
     "lstm": (),
     "lstm, W = 1": (f"{_S}window=1",),
@@ -43,13 +45,30 @@ STRUCTURES: dict[str, tuple[str, ...]] = {
     "diffusion": (f"{_H}kind=diffusion", *_TRANSFORMER),
     "flow": (f"{_H}kind=flow", *_TRANSFORMER),
 }
+_E, _F = "--config.model.expert.", "--config.model.fast."
+# FAST tokens stand above the words; {fast} is the folder of their tokenizer.
+_FAST = (_F + "dir={fast}", f"{_F}length=32")
+_BESIDE = ("--config.model.backbone.arch.text_config.vocab_size=384", f"{_E}fast_weight=1")
+# rows on PaliGemma
+TODAY: Rows = {
+    "expert": ("configs/quickstart_expert.py", ()),
+    "expert, FAST": ("configs/quickstart_expert.py", (*_BESIDE, *_FAST)),
+    "expert, insulated": ("configs/quickstart_expert.py", (f"{_E}insulate=True",)),
+    "expert, insulated, FAST": (
+        "configs/quickstart_expert.py",
+        (f"{_E}insulate=True", *_BESIDE, *_FAST),
+    ),
+    "discrete, FAST": ("configs/quickstart_fast.py", _FAST),
+}
 
 
 def main() -> None:
     """Command line."""
     flags = _parse_flags()
     backbones = flags.what == "backbones"
-    rows: dict[str, tuple[str, ...]] = dict.fromkeys(tiny.ARCHS, ()) if backbones else STRUCTURES
+    rows: Rows = {name: (f"configs/tiny.py:{name}", ()) for name in tiny.ARCHS}
+    if not backbones:
+        rows = {name: (QUICKSTART, train) for name, train in STRUCTURES.items()} | TODAY
     wanted = flags.only or list(rows)
     if unknown := sorted(set(wanted) - set(rows)):
         sys.exit(f"--only: {unknown} are none of {list(rows)}")
@@ -59,15 +78,27 @@ def main() -> None:
     for name in wanted:
         run = Path(flags.out) / flags.what / name.replace(", ", "_").replace(" ", "")
         if not (run / "report" / "score.json").is_file():
-            config = f"configs/tiny.py:{name}" if backbones else QUICKSTART
+            config, train = rows[name]
             command = [sys.executable, "launch/demo.py", "--no-baselines", f"--config={config}"]
             command += [f"--workdir={run}", f"--data={flags.data}", f"--episodes={episodes}"]
-            train = [f"--config.train.steps={steps}", *rows[name], *flags.train]
-            subprocess.run([*command, "--", *train], cwd=ROOT, check=True)
+            fast = str(_fast_tokens(flags)) if _FAST[0] in train else ""
+            train = [word.replace("{fast}", fast) for word in train]
+            command += ["--", f"--config.train.steps={steps}", *train, *flags.train]
+            subprocess.run(command, cwd=ROOT, check=True)
         done.append(_row(name, run))
     table = _markdown(done)
     (Path(flags.out) / flags.what / "table.md").write_text(table)
     print(table)
+
+
+def _fast_tokens(flags: argparse.Namespace) -> Path:
+    """The folder of a FAST tokenizer that is fitted on the demonstrations."""
+    out = (Path(flags.out) / "fast").absolute()
+    if not out.is_dir():
+        config = f"--config=configs/quickstart_fast.py:{flags.data}"
+        command = [sys.executable, "launch/fit_fast.py", config, f"--out={out}", "--vocab=256"]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return out
 
 
 def _parse_flags() -> argparse.Namespace:

@@ -42,11 +42,13 @@ def build(backbone: str, structure: str, head: str) -> vla.VLA:
     raw = tiny.get_config(backbone).model
     spliced = BACKBONES[backbone].LAYOUT.images == "spliced"
     single = structure in ("one_step", "expert") or (structure == "discrete" and not spliced)
+    single |= head == "fast"
     window = 1 if single else 3
     raw.structure.update({"kind": structure, "window": window, "chunk": 2, "text_len": 9})
     raw.head.update({"kind": head, "hidden": 16, "layers": 1, "heads": 2, "bins": 20})
     raw.head.sampling_steps = 4
     raw.expert.update({"width": 16, "hidden": 16, "padded": 8, "prompt": "pi0"})
+    raw.fast.update({"prompt": "pi0", "length": 6, "images": "backbone"})
     whole = tiny.get_config(backbone)
     whole.model = raw
     return vla.build(resolve(whole).model)
@@ -66,7 +68,10 @@ def batch(model: vla.VLA, rows: int = 2) -> tuple[Observation, Actions]:
         text_mask=jnp.arange(s.text_len) < jnp.array([[7], [9]]),
     )
     mask = jnp.ones((*shape, s.chunk), bool)
-    return observation, Actions(jnp.asarray(chunk, jnp.float32), mask)
+    count, written = vla.written(model.config), None
+    if count:
+        written = jnp.asarray(rng.integers(5, 100, (rows, count)), jnp.int32)
+    return observation, Actions(jnp.asarray(chunk, jnp.float32), mask, written)
 
 
 def train(model: vla.VLA) -> tuple[float, float]:

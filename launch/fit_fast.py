@@ -39,13 +39,16 @@ DEBUG = flags.DEFINE_boolean("debug", False, refusal.HELP)
 LONGEST = flags.DEFINE_integer("longest", 10_000, "Characters of a token at most.")
 
 
-def draw_chunks(mixture: Mixture, count: int, seed: int) -> Float[np.ndarray, "n t a"]:
+def draw_chunks(
+    mixture: Mixture, count: int, seed: int, gripper: bool = True
+) -> Float[np.ndarray, "n t a"]:
     """Chunks from all datasets, by their weights in training.
 
     Args:
         mixture: opened datasets.
         count: how many.
         seed: of the draw.
+        gripper: whether the last number is a gripper, 0 = closed to 1 = open.
 
     Returns:
         In model units, the gripper at 1 = open and -1 = closed.
@@ -62,8 +65,8 @@ def draw_chunks(mixture: Mixture, count: int, seed: int) -> Float[np.ndarray, "n
         frames, _ = chunks(place.end, lengths, 1, mixture.chunk)
         drawn.append(dataset.numbers(place.trajectory, frames, place.end[:, None])[0][:, 0])
     actions = np.concatenate(drawn).astype(np.float64)
-    # The data have the gripper in 0 .. 1, all other numbers in -1 .. 1.
-    actions[..., -1] = 2 * actions[..., -1] - 1
+    if gripper:  # all other numbers are in -1 .. 1
+        actions[..., -1] = 2 * actions[..., -1] - 1
     return actions
 
 
@@ -100,7 +103,9 @@ def main(argv: Sequence[str]) -> None:
         config = resolve(CONFIG.value)
         model = config.model
         mixture = open_datasets(config.data, model.structure, model.action_dim, "train")
-        actions = draw_chunks(mixture, CHUNKS.value, config.seed)
+        # Another project's units scale a gripper like the rest.
+        is_binary = model.has_gripper and not config.data.units
+        actions = draw_chunks(mixture, CHUNKS.value, config.seed, is_binary)
         if TOKENIZER.value:
             tokenizer = FastTokenizer.from_dir(TOKENIZER.value)
         else:

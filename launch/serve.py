@@ -65,7 +65,13 @@ def main() -> int:
             step=flags.step,
             dataset=flags.dataset,
             untrained=flags.untrained,
-            execution=Execution(flags.execute, flags.horizon, flags.ensemble_decay, flags.rtc),
+            execution=Execution(
+                flags.execute,
+                flags.horizon,
+                flags.ensemble_decay,
+                guidance=flags.rtc,
+                lost=flags.lost_chunk,
+            ),
             # None leaves the checkpoint's own setting.
             gripper={f"gripper_{k}": v for k, v in overrides.items() if v is not None},
             max_batch=min(flags.max_batch, flags.max_sessions),
@@ -161,6 +167,14 @@ def _parse_flags() -> argparse.Namespace:
         help="with --execute=rtc, how chunks are made to agree: jacobian, as real-time chunking was"
         " published, takes a backward pass a denoising step; direct, as LeRobot does it, takes none"
         " and gives other actions (default: jacobian)",
+    )
+    add(
+        "--lost-chunk",
+        default="error",
+        choices=("error", "zero", "last"),
+        help="when a model that writes its actions has written no chunk. error: the client gets"
+        " one; zero: the arm's numbers are 0, for actions that are motions; last: the last action"
+        " again, for positions (default: error)",
     )
     add(
         "--gripper-repeat",

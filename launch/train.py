@@ -138,8 +138,10 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
 
         # Data. Epochs become steps now that it is known how many windows there are; checkpoints
         # keep the config as it was given, so that a resumed run counts anew.
-        original = to_dict(config)
         inputs = open_inputs(config, model, origin, meta)
+        # Now that the words have their ids, a model that writes its actions knows what to write.
+        config, original = inputs.config, to_dict(inputs.config)
+        model = vla.build(config.model, model.arch)
         config = with_steps(config, inputs.train.num_windows)
         windows = inputs.train.num_windows, inputs.held_out.num_windows
         logger.info("windows: %d to train on, %d held out", *windows)

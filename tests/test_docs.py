@@ -148,7 +148,9 @@ def test_your_dataset_on_a_real_robot(tmp_path, one_device):
     """The page as it is written, on one episode of a humanoid: 26 joints, no gripper."""
     shutil.copytree(ROOT / "tests" / "fixtures" / "unitree_g1", tmp_path / "data" / "my_robot")
     others = ("record.py", "with_gripper")  # about another robot
-    *_, report, trained, replayed, _ = walk("docs/your_dataset.md", tmp_path, one_device, skip=others)
+    *_, report, trained, replayed, _ = walk(
+        "docs/your_dataset.md", tmp_path, one_device, skip=others
+    )
     assert "action: 26 numbers" in report
     assert "held-out action L1" in trained
     assert "1 episodes, 221 steps" in replayed

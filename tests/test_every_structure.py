@@ -30,6 +30,13 @@ EXPERT = {
 }
 
 
+FAST = {
+    "model.fast.prompt": "pi0",
+    "model.fast.images": "backbone",
+    "model.fast.length": 48,
+}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, one_device):
     folder = tmp_path_factory.mktemp("data") / "tabletop/1.0.0"
@@ -44,9 +51,15 @@ def test_trains_and_serves(data, tmp_path, one_device, structure, head):
         **FLAGS,
         "model.structure.kind": structure,
         "model.head.kind": head,
-        "model.structure.window": 1 if structure in ("one_step", "expert") else 2,
+        "model.structure.window": 1 if structure in ("one_step", "expert") or head == "fast" else 2,
     }
     config = f"configs/quickstart.py:{data}"
+    if head == "fast":  # with tokens of these data
+        folder = tmp_path / "fast"
+        fit = ["launch/fit_fast.py", f"--config={config}", "--out", folder, "--vocab", 120]
+        execute(one_device, *fit, "--config.model.structure.chunk=2")
+        vocab = {"model.backbone.arch.text_config.vocab_size": 256, "model.fast.dir": folder}
+        flags |= FAST | vocab | {"model.structure.chunk": 2}
     if structure == "expert":  # on a backbone that it can read
         flags = {k: v for k, v in flags.items() if ".arch." not in k} | EXPERT
         config = f"configs/tiny.py:paligemma:{data}"

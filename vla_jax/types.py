@@ -119,10 +119,13 @@ class Actions:
         chunk: float32 [b, w, f, a]; element [i, j, k] is the action at frame j + k of the window.
             Arm dimensions are normalized to [-1, 1]; a gripper is last, 1 = open, 0 = closed.
         mask: bool [b, w, f]; False beyond the end of the trajectory and left of its start.
+        written: int32 [b, n] ids of a text that says the newest step's chunk, -1 behind its end;
+            None where the model writes no text.
     """
 
     chunk: Float[ArrayT, "*b w f a"]
     mask: Bool[ArrayT, "*b w f"]
+    written: Int32[ArrayT, "*b n"] | None = None
 
 
 @pytree

@@ -13,9 +13,12 @@ from configs import (
     moondream_ph,
     pi0_aloha,
     pi0_libero,
+    pi0fast_libero,
     pi05_droid,
     pi05_libero,
     quickstart,
+    quickstart_expert,
+    quickstart_fast,
     qwen2_5_vl_ph,
     qwen2_vl_ph,
     qwen3_vl_ph,
@@ -44,6 +47,9 @@ SHIPPED = (
     pi05_libero,
     pi05_droid,
     pi0_aloha,
+    pi0fast_libero,
+    quickstart_expert,
+    quickstart_fast,
     smolvla,
 )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import base
@@ -19,6 +20,7 @@ from vla_jax.data.language.prompts import Writer
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.units.policy_units import PolicyUnits
 from vla_jax.models.weights import WeightError
+from vla_jax.rules import unflatten
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests/fixtures/openpi_orbax_pi05"
@@ -120,3 +122,59 @@ def test_openpis_own_tokenizer_travels_along(tmp_path):
     ids, mask = write("open the drawer", np.zeros(7))
     assert ids[mask].tolist().count(2) == 1
     assert ids[0] == 2
+
+
+# ---- pi0-FAST, the VLM alone.
+
+FAST, WORDS = ROOT / "tests/fixtures/openpi_pi0fast", ROOT / "tests/fixtures/openpi_tokenizer"
+
+
+def fast_config(**fast: Any) -> dict[str, Any]:
+    raw = raw_config()
+    raw["model"]["structure"] |= {"kind": "discrete", "chunk": 4, "text_len": 14}
+    raw["model"]["head"]["kind"] = "fast"
+    raw["model"]["fast"] |= {"length": 10, "gripper": "number", **fast}
+    return raw
+
+
+@pytest.fixture(scope="module")
+def fast_folder(tmp_path_factory):
+    """Openpi's folder, of the procedural parameters."""
+    folder = tmp_path_factory.mktemp("pi0fast")
+    flat = {f"params/{name}": value for name, value in golden.weights(FAST).items()}
+    with ocp.PyTreeCheckpointer() as writer:
+        writer.save((folder / "params").absolute(), unflatten(flat))
+    shutil.copytree(TRAINED / "assets", folder / "assets")
+    return folder
+
+
+def test_pi0_fast_in_and_out_to_the_bit(fast_folder, tmp_path):
+    words = tmp_path / "words"
+    words.mkdir()
+    shutil.copy(WORDS / "tiny_tokenizer.model", words)
+    (words / "fast").mkdir()
+    shutil.copy(WORDS / "fast_tokenizer.json", words / "fast/tokenizer.json")
+    settings = golden.config(WORDS)["fast"]
+    (words / "fast/processor_config.json").write_text(json.dumps(settings))
+    # The folder's 512 words leave the 300 FAST tokens their room.
+    raw = fast_config(dir=str(words / "fast"))
+    found = from_openpi(fast_folder, raw, words)
+    assert found.fresh == ()
+    code = found.meta["config"]["model"]["fast"]["code"]
+    assert code["stop"] == 1
+    assert code["fast"]["vocab_size"] == 300
+    found.save(tmp_path / "run", overwrite=False)
+    to_openpi(Stored(tmp_path / "run"), tmp_path / "out")
+    assert same(tmp_path / "out/params", fast_folder / "params")
+    assert next((tmp_path / "out/assets").glob("*/norm_stats.json")).is_file()
+    with pytest.raises(ConfigError, match="torch port has no pi0-FAST"):
+        to_openpi(Stored(tmp_path / "run"), tmp_path / "torch", kind="torch")
+
+
+def test_pi0_fast_is_not_taken_for_pi0(fast_folder):
+    with pytest.raises(ConfigError, match="pi0-FAST, without an expert"):
+        from_openpi(fast_folder, raw_config())
+    with pytest.raises(ConfigError, match=r"pi0 or pi0\.5, with an expert"):
+        from_openpi(TRAINED, fast_config())
+    found = from_openpi(fast_folder, fast_config())
+    assert found.meta["config"]["model"]["fast"]["code"] == {}

@@ -68,8 +68,8 @@ def test_ensemble_without_decay_is_the_mean():
 
 def test_problems_are_all_named():
     with pytest.raises(ValueError, match="execution") as error:
-        Execution("best", horizon=-1, decay=-0.1)
-    for word in ("'best'", "'receding'", "horizon", "decay"):
+        Execution("best", horizon=-1, decay=-0.1, lost="go")
+    for word in ("'best'", "'receding'", "horizon", "decay", "lost 'go'"):
         assert word in str(error.value)
     with pytest.raises(ValueError, match="no meaning with 'first'"):
         Execution("first", horizon=2)

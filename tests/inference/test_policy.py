@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from tests.models import tiny
 from vla_jax.config import resolve, to_dict
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.units.normalize import ActionSpec, StateSpec
@@ -267,3 +268,32 @@ def test_the_robots_state():
         replies.append(policy.infer(policy.new_session(), obs)[0]["actions"])
     assert not np.array_equal(replies[0], replies[1])
     np.testing.assert_array_equal(replies[2], replies[3])  # both beyond the quantiles
+
+
+def test_an_answer_that_is_no_chunk_reaches_no_robot_as_one():
+    changes = {
+        "structure.window": 1, "fast.code": tiny.fast_text().to_json(), "fast.prompt": "pi0",
+        "fast.images": "backbone", "fast.length": 20,
+    }  # fmt: skip
+    guided = make("discrete", "fast", max_batch=2, **changes)
+    sessions, seen = [guided.new_session()] * 2, [observe(), observe(seed=5)]
+    together = [reply["actions"] for reply, _ in guided.infer_many(sessions, seen)]
+    for session, obs, actions in zip(sessions, seen, together, strict=True):
+        assert np.isfinite(actions).all()
+        np.testing.assert_allclose(guided.infer(session, obs)[0]["actions"], actions, atol=1e-5)
+    # Left to itself a random model writes nothing that could be read.
+    changes["fast.parity.vocabulary"] = "all"
+    policy = make("discrete", "fast", execution=Execution(lost="zero"), **changes)
+    first = policy.new_session()
+    reply, _ = policy.infer(first, observe())
+    # The server sends no such reply, see `serve.engine`; there is nothing yet to hold.
+    assert np.isnan(reply["actions"]).any()
+    last = np.arange(1.0, 8.0)
+    moving = dataclasses.replace(first, last=last)
+    reply, after = policy.infer(moving, observe())
+    assert reply["actions"].tolist() == [[0, 0, 0, 0, 0, 0, 7]] * 2
+    assert after.steps == 1
+    lost = np.full((2, 7), np.nan)
+    held = Execution(lost="last").hold(lost, last, 2, True)
+    assert held is not None
+    np.testing.assert_array_equal(held, [last, last])

@@ -18,7 +18,7 @@ STEPWISE = ("mlp", "diffusion", "flow")
 ALL = (*STEPWISE, "lstm", "gpt2")
 LEGAL: dict[str, tuple[str, ...]] = {
     "one_step": STEPWISE,
-    "discrete": ("detokenizer",),
+    "discrete": ("detokenizer", "fast"),
     "interleaved": ALL,
     "policy_head": ALL,
     "video": STEPWISE,
@@ -41,6 +41,10 @@ REASONS = {
     ("video", "gpt2"): "the window becomes a single feature",
     ("video", "detokenizer"): "only the discrete structure has",
     ("expert", "detokenizer"): "only the discrete structure has",
+    **{
+        (structure, "fast"): "only the discrete structure has"
+        for structure in ("one_step", "interleaved", "policy_head", "video", "expert")
+    },
     **{("expert", head): "the expert itself makes the actions" for head in ALL},
     **{
         (structure, "expert_flow"): "only the structure `expert` has"
@@ -107,6 +111,18 @@ def test_backbones_that_cannot_hold_a_window_are_refused_there():
             {"sentence.dim": 4, "sentence.dir": "clip"},
             ["no features to predict a sentence"],
         ),
+        (
+            ("discrete", "fast"),
+            {"structure.window": 2, "fast.prompt": "pi0fast", "fast.blank": -1},
+            ["FAST tokens have no history", "structure.proprio", "blank"],
+        ),
+        (("discrete", "fast"), {"fast.token_end": 999}, ["vocabulary of 128"]),
+        (
+            ("discrete", "fast"),
+            {"fast.parity.skipped_position": True},
+            ["needs fast.parity.vocabulary 'all'"],
+        ),
+        (("expert", "expert_flow"), {"expert.fast_weight": -1.0}, ["fast_weight must not be"]),
         (("policy_head", "lstm"), {"structure.readout": "all"}, ["'pooling' or 'resampler'"]),
         (("policy_head", "gpt2"), {"head.heads": 5}, ["5 does not divide the width"]),
     ],

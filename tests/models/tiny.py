@@ -1,5 +1,7 @@
 """A very small VLA for every structure and head, and inputs for it."""
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,17 +11,20 @@ import numpy as np
 from configs import quickstart
 from configs.tiny import ARCHS
 from vla_jax.config import ModelConfig, resolve
+from vla_jax.data.language.fast_text import AnswerWriter, FastText
+from vla_jax.data.units.fast import FastTokenizer
 from vla_jax.models import vla
 from vla_jax.types import Actions, Observation
 
 WINDOW, CHUNK, TEXT, SIZE = 3, 2, 9, 32
 CAMERAS = ("primary", "wrist")
+ANSWER = 20  # columns of a chunk in FAST tokens
 
 
 def config(structure: str, head: str, backbone: str = "", **changes: Any) -> ModelConfig:
     """Dotted keys below `model` change it further."""
     raw = quickstart.get_config()
-    window = 1 if structure in ("one_step", "expert") else WINDOW
+    window = 1 if structure in ("one_step", "expert") or head == "fast" else WINDOW
     # Kosmos-2 has no rotary positions, which an expert shares.
     backbone = backbone or ("paligemma" if structure == "expert" else "kosmos2")
     raw.model.structure.update(
@@ -29,6 +34,7 @@ def config(structure: str, head: str, backbone: str = "", **changes: Any) -> Mod
     raw.model.head.update({"kind": head, "hidden": 16, "layers": 1, "heads": 2, "bins": 20})
     raw.model.head.update({"sampling_steps": 4})
     raw.model.expert.update({"width": 16, "hidden": 16, "padded": 8, "prompt": "pi0"})
+    raw.model.fast.update({"prompt": "pi0", "length": ANSWER, "images": "backbone"})
     raw.model.update_from_flattened_dict(changes)
     return resolve(raw).model
 
@@ -81,6 +87,21 @@ def steps(observation: Observation, begin: int, end: int) -> Observation:
         text=observation.text,
         text_mask=observation.text_mask,
     )
+
+
+@functools.cache
+def fast_text(end: int = 128) -> FastText:
+    """FAST tokens of chunks of `CHUNK` actions, below an id."""
+    rng = np.random.default_rng(5)
+    chunks = np.sign(rng.normal(size=(400, CHUNK, 7))) * rng.uniform(0.2, 1, (400, 1, 7))
+    return FastText(FastTokenizer.fit(chunks, 44), end, (7, 8), (9,), 2)
+
+
+def write(model: Any, actions: Actions) -> Actions:
+    """Labels with the texts that say their chunks."""
+    writer = AnswerWriter(fast_text(), vla.written(model.config), True)
+    written = np.stack([writer(chunk) for chunk in np.asarray(actions.chunk[:, -1])])
+    return dataclasses.replace(actions, written=jnp.asarray(written))
 
 
 def act(batch: int = 2, window: int = WINDOW, seed: int = 0) -> Actions:

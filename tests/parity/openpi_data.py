@@ -26,6 +26,7 @@ ROUNDING = 1e-12  # of float64
 MASKS = {"aloha": (6, -1, 6, -1), "droid": (7, -1), "libero": (6, -1)}
 HALF, BLACK = (0.5, 0.5, 0.5), (0.0, 0.0, 0.0)
 BOS, EOS = 2, 1
+SEGMENTS = 128  # ids at the vocabulary's end that are no actions
 # The pipelines' tokenizers are those of this folder.
 TOKENIZERS = Path(__file__).parents[1] / "fixtures/openpi_tokenizer"
 
@@ -170,7 +171,7 @@ def _tokenizers(folder: Path) -> tuple[Any, FastText]:
     vocabulary = (folder / "fast_tokenizer.json").read_text(encoding="utf-8")
     opening, closing = (tuple(_ids(text, part)) for part in (OPENING, CLOSING))
     fast = FastTokenizer.from_json(raw | {"tokenizer": vocabulary})
-    return text, FastText(fast, text.get_vocab_size(), opening, closing, EOS)
+    return text, FastText(fast, text.get_vocab_size() - SEGMENTS, opening, closing, EOS)
 
 
 def _ids(text: Any, said: str) -> list[int]:

@@ -23,6 +23,7 @@ from tests.parity import (
     openpi_data,
     paligemma,
     pi0,
+    pi0fast,
     qwen_next,
     qwen_vl,
     robo,
@@ -59,6 +60,7 @@ MODELS: dict[str | None, Runner] = {
 KINDS: dict[str, Runner] = {
     "pi0": pi0.run,
     "pi05": pi0.run,
+    "pi0_fast": pi0fast.run,
     "smolvla": smolvla.run,
     "rtc_kinetix": rtc.run,
 }

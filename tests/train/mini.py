@@ -41,11 +41,19 @@ def rows(workdir: Path, kind: str = "train") -> list[dict]:
 class Processes:
     """Several processes of one run on this machine, each with as many virtual devices."""
 
-    def __init__(self, data: Path, workdir: Path, processes: int, devices: int, **flags: Any):
+    def __init__(
+        self,
+        data: Path,
+        workdir: Path,
+        processes: int,
+        devices: int,
+        config: str = __file__,
+        **flags: Any,
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "launch/train.py", f"--config={__file__}:{data}"]
+        command = [sys.executable, "launch/train.py", f"--config={config}:{data}"]
         command += [f"--workdir={workdir}"]
         command += [f"--config.{k.replace('__', '.')}={v}" for k, v in flags.items()]
         self.workdir = workdir

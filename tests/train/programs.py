@@ -34,7 +34,11 @@ def config(backbone: str, structure: str, head: str = "", **changes: Any) -> Con
     raw = tiny.get_config(backbone)
     spliced = BACKBONES[backbone].LAYOUT.images == "spliced"
     window = (
-        1 if structure in ("one_step", "expert") or (structure == "discrete" and not spliced) else 3
+        1
+        if structure in ("one_step", "expert")
+        or head == "fast"
+        or (structure == "discrete" and not spliced)
+        else 3
     )
     raw.model.structure.update({"kind": structure, "window": window, "chunk": 2, "text_len": 9})
     raw.model.head.update({"kind": head or HEADS[structure], "hidden": 16, "layers": 2})
@@ -42,6 +46,7 @@ def config(backbone: str, structure: str, head: str = "", **changes: Any) -> Con
     raw.model.update({"dropout": True, "remat": "full"})
     if structure == "expert":
         raw.model.structure.proprio = 7  # its prompt says the robot's state
+    raw.model.fast.update({"prompt": "pi0", "length": 8, "images": "backbone"})
     with raw.unlocked():
         raw.update_from_flattened_dict(changes)
     return resolve(raw)
@@ -55,6 +60,7 @@ def batch(config: Config, rows: int, captions: int = 0) -> Batch:
 
     model, s = vla.build(config.model), config.model.structure
     size, shape = model.image.shape, (rows, s.window)
+    written = vla.written(config.model)
     text = zeros("int32", captions, 12), *(zeros("bool", captions, 12) for _ in range(2))
     beside = Captions(zeros("uint8", captions, *size, 3), zeros("bool", captions), *text)
     return Batch(
@@ -68,6 +74,7 @@ def batch(config: Config, rows: int, captions: int = 0) -> Batch:
         Actions(
             zeros("float32", *shape, s.chunk, config.model.action_dim),
             zeros("bool", *shape, s.chunk),
+            zeros("int32", rows, written) if written else None,
         ),
         sample=zeros("uint32", rows, 2),
         dataset=zeros("int32", rows),

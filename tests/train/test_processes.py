@@ -59,6 +59,26 @@ def test_a_run_goes_on_with_other_processes_and_devices(data, tmp_path):
         np.testing.assert_allclose(losses(workdir), expected, rtol=1e-5)
 
 
+def test_pi05_on_two_processes_is_pi05_on_one(data, tmp_path):
+    # Adaptive norms, no state token, the gradient stopped at the VLM's keys and values.
+    flags = {
+        "model__expert__state": "none", "model__structure__proprio": 0,
+        "model__expert__padded": 8, "train__steps": 6, "train__batch_size": 8,
+        "train__log_every": 1, "train__eval_batches": 2, "optim__warmup_steps": 0,
+    }  # fmt: skip
+    found = {}
+    for processes, devices in ((2, 4), (1, 1)):
+        workdir = tmp_path / f"{processes}x{devices}"
+        config = "configs/quickstart_expert.py"
+        with Processes(data, workdir, processes, devices, config=config, **flags) as run:
+            statuses = [run.wait(i)[0] for i in range(processes)]
+            assert statuses == [0] * processes, run.said()
+        found[processes] = losses(workdir), rows(workdir, "eval")[0]["l1_mean"]
+    assert len(found[1][0]) == 6
+    np.testing.assert_allclose(found[2][0], found[1][0], rtol=1e-5)
+    np.testing.assert_allclose(found[2][1], found[1][1], rtol=1e-4)
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_process_is_named_and_the_other_stops(data, tmp_path, number, lost):

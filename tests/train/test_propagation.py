@@ -52,6 +52,12 @@ def test_the_batch_stays_split_in_every_kind_of_loop(cell):
     assert unsplit(programs.config(*cell)) == []
 
 
+def test_the_batch_stays_split_where_words_are_written():
+    assert unsplit(programs.config("paligemma", "discrete", "fast")) == []
+    changes = {"model.expert.fast_weight": 1.0, "model.expert.insulate": True}
+    assert unsplit(programs.config("paligemma", "expert", **changes)) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)

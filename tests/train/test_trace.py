@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tests.train import programs
 from vla_jax.plan import compilers, loops
 from vla_jax.plan.machines import parse, stand_ins
+from vla_jax.plan.programs import control_program
 from vla_jax.train import trace
 
 ROWS, TOKENS, WIDTH, LAYERS = 26, 5, 16, 3
@@ -112,3 +114,15 @@ def test_attention_kernels_that_ask_for_a_gpu():
         both = trace.count(jax.make_jaxpr(jax.grad(loss))(q)).total
     product = 2 * b * h * n * n * d
     assert (forward, both) == (2 * product, 7 * product)
+
+
+def test_a_policy_that_writes_is_planned_without_its_tokenizer():
+    config = programs.config("paligemma", "discrete", "fast", **{"model.dropout": False})
+    control = control_program(config, jax.devices()[0])
+    one = trace.count(control.step.trace(*control.arguments).jaxpr)
+    longer = {"model.dropout": False, "model.fast.length": 16}
+    control = control_program(
+        programs.config("paligemma", "discrete", "fast", **longer), jax.devices()[0]
+    )
+    two = trace.count(control.step.trace(*control.arguments).jaxpr)
+    assert 0 < one.total <= two.total

@@ -15,6 +15,7 @@ from vla_jax.config.data import (
     LanguageConfig,
 )
 from vla_jax.config.expert import ExpertConfig
+from vla_jax.config.fast import FastConfig, FastParity
 from vla_jax.config.files import load_config, load_config_file, read_json
 from vla_jax.config.migrate import FORMAT, upgrade
 from vla_jax.config.model import (
@@ -43,6 +44,8 @@ __all__ = [
     "DataParity",
     "DatasetConfig",
     "ExpertConfig",
+    "FastConfig",
+    "FastParity",
     "FiltersConfig",
     "HeadConfig",
     "HeadParity",

@@ -72,3 +72,8 @@ class ExpertConfig:
     insulate: bool = option(
         False, "No gradient reaches the VLM from the expert (knowledge insulation)."
     )
+    fast_weight: float = option(
+        0.0,
+        "Weight of the cross-entropy of the chunk's FAST tokens, which the VLM then learns to "
+        "write behind its prompt, unseen by the expert; see `fast`. 0 = off.",
+    )

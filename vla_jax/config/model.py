@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_jax.config.expert import ExpertConfig
+from vla_jax.config.fast import FastConfig
 from vla_jax.config.option import Options, group, option
 
 
@@ -95,7 +96,8 @@ class HeadConfig(Options):
 
     kind: str = option(
         "lstm",
-        "mlp | lstm | gpt2 | detokenizer | diffusion | flow: a file in vla_jax/models/heads.",
+        "mlp | lstm | gpt2 | detokenizer | fast | diffusion | flow: a file in "
+        "vla_jax/models/heads.",
     )
     hidden: int = option(
         1024, "Width of the recurrent state (lstm) or of the transformer (gpt2, diffusion, flow)."
@@ -168,6 +170,7 @@ class ModelConfig(Options):
         "full", "What the backward pass computes again instead of keeping.", "full", "dots", "none"
     )
     expert: ExpertConfig = group(ExpertConfig)
+    fast: FastConfig = group(FastConfig)
 
     @property
     def has_gripper(self) -> bool:

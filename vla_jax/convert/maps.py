@@ -13,7 +13,7 @@ from vla_jax.models import weights as w
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Backbone
 from vla_jax.models.heads import HEADS
-from vla_jax.models.structures import STRUCTURES
+from vla_jax.models.structures import find
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -39,7 +39,9 @@ def policy(config: ModelConfig, prefix: str = "") -> list[w.Weight]:
     if not config.has_gripper:
         rows = [row for row in rows if not row.target.startswith("output/gripper/")]
     rows = w.prefixed(rows, prefix + "act_head.", "head/")
-    return rows + w.prefixed(STRUCTURES[config.structure.kind].weight_map(config), prefix, "")
+    return rows + w.prefixed(
+        find(config.structure.kind, config.head.kind).weight_map(config), prefix, ""
+    )
 
 
 def robovlms(config: ModelConfig, prefix: str = "model.") -> tuple[list[w.Weight], tuple[str, ...]]:

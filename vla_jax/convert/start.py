@@ -91,6 +91,12 @@ class Start:
                 raise ConfigError(f"{self._where}: {error}") from error
         return hf.tokenizer(self._where, self._config) if self._where else None
 
+    def fast_code(self) -> dict[str, Any]:
+        """How the weights write a chunk, see `answers`; {} where they do not."""
+        if not self._stored:
+            return {}
+        return self._stored.meta["config"]["model"].get("fast", {}).get("code", {})
+
     def load(
         self, shapes: Mapping[str, tuple[int, ...]], place: Callable[[str, np.ndarray], Any]
     ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 from vla_jax.data import windows
 from vla_jax.data.buffers import BufferPool
 from vla_jax.data.errors import DataError, TextLengthError
+from vla_jax.data.language.fast_text import PADDING, AnswerWriter
 from vla_jax.data.mixture import Mixture, open_datasets
 from vla_jax.data.sampler import MixtureOrder, SequentialOrder, Stream, uniform
 from vla_jax.data.stream_order import StreamedOrder, streamed
@@ -49,6 +50,7 @@ class Loader(Iterator[Batch]):
         prefetch: int = 4,
         pad_last: bool = False,
         sentences: Mapping[str, np.ndarray] | None = None,
+        answer: AnswerWriter | None = None,
     ):
         """Starts loading.
 
@@ -68,6 +70,8 @@ class Loader(Iterator[Batch]):
             pad_last: without shuffle, fill up the last batch with its last window, all of whose
                 actions are masked, instead of dropping it.
             sentences: instruction -> vector that goes into the batch beside its text.
+            answer: of models that read texts which say a chunk; windows whose chunk it refuses
+                are left out where `data.on_error` allows that.
 
         Raises:
             ValueError: the batch cannot be split over the processes, `start` is the state of
@@ -90,6 +94,7 @@ class Loader(Iterator[Batch]):
         self._rows = batch_size // process_count
         self._offset = process_index * self._rows
         self._pad_last, self._threads = pad_last, max(1, threads)
+        self._answer = answer
         # A prompt that tells the state cannot be encoded once for all windows.
         self._encode = encode if getattr(encode, "needs_state", False) else None
         self._text = None if self._encode else _encode_all(mixture, encode)
@@ -239,12 +244,13 @@ class Loader(Iterator[Batch]):
             )
         frames, visible = windows.history(ends, window, hidden)
         images, present, sound = self._decode(dataset, trajectory, frames, visible)
+        written = self._answers(chunk[:, -1], dataset, sound)
         ids, id_mask = self._written(codes, proprio)
         sentence = None if self._sentences is None else self._sentences[codes]
         return Batch(
             observation=Observation(images, present, ids, id_mask, proprio, sentence),
             # Padding and unsound rows train nothing but keep the shape of the batch.
-            actions=Actions(chunk, mask & (real & sound)[:, None, None]),
+            actions=Actions(chunk, mask & (real & sound)[:, None, None], written),
             # As two halves: jax cuts a uint64 to 32 bits unless x64 is on.
             sample=np.stack([numbers >> np.uint64(32), numbers], axis=1).astype(np.uint32),
             dataset=dataset.astype(np.int32),
@@ -262,6 +268,21 @@ class Loader(Iterator[Batch]):
         rows = [self._encode(text, s) for text, s in zip(texts, states[:, -1], strict=True)]
         ids, masks = zip(*rows, strict=True)
         return np.stack(ids), np.stack(masks)
+
+    def _answers(
+        self, chunks: np.ndarray, dataset: np.ndarray, sound: np.ndarray
+    ) -> np.ndarray | None:
+        """Texts that say these chunks; rows whose chunk cannot be said are no longer sound."""
+        if self._answer is None:
+            return None
+        rows = np.full((len(chunks), self._answer.length), PADDING, np.int32)
+        for i, chunk in enumerate(chunks):
+            try:
+                rows[i] = self._answer(chunk)
+            except DataError as error:
+                self._datasets[dataset[i]].skips.add(error)
+                sound[i] = False
+        return rows
 
     def _goals(self, numbers: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Last frame whose action counts: the trajectory's, or a random one after the window."""

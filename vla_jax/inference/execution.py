@@ -11,6 +11,7 @@ from jaxtyping import Float
 from vla_jax.inference.realtime import FORMS, Last
 
 MODES = ("chunk", "first", "ensemble", "receding", "rtc")
+LOST = ("error", "zero", "last")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Execution:
         horizon: actions used of a chunk; 0 = all.
         decay: see above; 0 = plain mean.
         guidance: rtc: how chunks are made to agree, a key of `realtime.FORMS`.
+        lost: what is done when a model that writes its actions has written no chunk. error:
+            nothing is sent; else the robot holds for a reply: zero: the arm's numbers are 0, right
+            for actions that are motions; last: the last action again, right for positions.
 
     Raises:
         ValueError: listing what is illegal.
@@ -52,11 +56,14 @@ class Execution:
     horizon: int = 0
     decay: float = 0.01
     guidance: str = "jacobian"
+    lost: str = "error"
 
     def __post_init__(self):
         problems = []
         if self.mode not in MODES:
             problems.append(f"mode {self.mode!r} is none of {list(MODES)}")
+        if self.lost not in LOST:
+            problems.append(f"lost {self.lost!r} is none of {list(LOST)}")
         if self.horizon < 0:
             problems.append(f"horizon must not be negative, {self.horizon} is")
         if self.guidance not in FORMS:
@@ -82,6 +89,28 @@ class Execution:
         """Actions of one reply; raises like `used`."""
         used = self.used(chunk)
         return used if self.mode in ("chunk", "rtc") else 1
+
+    def hold(
+        self,
+        chunk: Float[np.ndarray, "f a"] | None,
+        last: Float[np.ndarray, "a"] | None,
+        length: int,
+        gripper: bool,
+    ) -> Float[np.ndarray, "n a"] | None:
+        """Actions in place of a chunk that was lost; None where it was not, or is an error.
+
+        Args:
+            chunk: predicted at this step, NaN where the model has written none.
+            last: action that was sent, in the robot's units.
+            length: n.
+            gripper: whether its last number is a gripper, which stays as it was told.
+        """
+        if self.lost == "error" or last is None or chunk is None or not np.isnan(chunk).any():
+            return None
+        held = np.repeat(last[None], length, axis=0)
+        if self.lost == "zero":
+            held[:, : len(last) - gripper] = 0
+        return held
 
     def needs_chunk(self, plan: Plan) -> bool:
         """Whether the next step cannot be answered from what is left."""

@@ -51,12 +51,14 @@ class Session:
         steps: how many there have been; seeds the noise of heads that draw samples.
         plan: what is left of earlier chunks.
         gripper: what the gripper has been told.
+        last: action that was sent, in the robot's units; None before the first.
     """
 
     history: History
     steps: int = 0
     plan: Plan = field(default_factory=Plan)
     gripper: GripperState = field(default_factory=GripperState)
+    last: np.ndarray | None = None
 
 
 class Policy:
@@ -114,6 +116,7 @@ class Policy:
         if units is not None and (self._state_dim or units.relative):
             self._state_dim = len(units.state.first)
         self._execution = execution or Execution()
+        self._has_gripper = config.model.has_gripper
         chunk = self._execution.reply_length(self._structure.chunk)
         if chunk > 1 and spec.gripper and spec.gripper.has_memory:
             raise ValueError(
@@ -319,6 +322,13 @@ class Policy:
         for i, session in enumerate(sessions):
             chunk, history = predicted.get(i, (None, session.history))
             values = chunk
+            # A model that writes may have written no chunk; an error is the server's affair.
+            length = self.metadata["chunk"]
+            held = self._execution.hold(chunk, session.last, length, self._has_gripper)
+            if held is not None:
+                after = replace(session, history=history, steps=session.steps + 1, plan=Plan())
+                results.append(({ACTIONS_KEY: held}, after))
+                continue
             if chunk is not None and self._units is not None:
                 # Now, as relative actions count from the state that the chunk was asked for at.
                 chunk = self._units.restore(chunk, _state(observations[i])).astype(np.float32)
@@ -329,7 +339,7 @@ class Policy:
             # Else `restore` has already brought the gripper into the robot's units.
             if self._units is None:
                 actions, gripper = self._spec.to_env(actions, gripper)
-            following = Session(history, session.steps + 1, plan, gripper)
+            following = Session(history, session.steps + 1, plan, gripper, actions[-1])
             results.append(({ACTIONS_KEY: actions}, following))
         return results
 

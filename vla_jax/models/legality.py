@@ -11,12 +11,12 @@ from typing import Any
 from vla_jax.config import ConfigError, ModelConfig
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.heads import HEADS
-from vla_jax.models.structures import STRUCTURES
+from vla_jax.models.structures import STRUCTURES, find
 
 
 def refusal(backbone: str, structure: str, head: str) -> str | None:
     """Why three choices do not combine, whatever their settings; None when they do."""
-    kind = STRUCTURES[structure]
+    kind = find(structure, head)
     return kind.refuse_backbone(BACKBONES[backbone]) or kind.refuse_head(HEADS[head])
 
 
@@ -33,7 +33,7 @@ def problems(config: ModelConfig, arch: Mapping[str, Any] | None = None) -> list
 
 def warnings(config: ModelConfig) -> list[str]:
     """Choices of a legal config that are seldom meant, one sentence each."""
-    return STRUCTURES[config.structure.kind].warnings(config)
+    return find(config.structure.kind, config.head.kind).warnings(config)
 
 
 def completed(
@@ -48,7 +48,7 @@ def completed(
     if issues:
         raise ConfigError("model:\n  " + "\n  ".join(issues))
     backbone = BACKBONES[config.backbone.name](complete)
-    return STRUCTURES[config.structure.kind].complete(config, backbone), complete
+    return find(config.structure.kind, config.head.kind).complete(config, backbone), complete
 
 
 def _judge(config: ModelConfig, arch: Mapping[str, Any] | None) -> tuple[list[str], dict[str, Any]]:
@@ -58,13 +58,14 @@ def _judge(config: ModelConfig, arch: Mapping[str, Any] | None) -> tuple[list[st
     if issues:
         return issues, {}
     name, s, head = config.backbone.name, config.structure, config.head
-    backbone, structure = BACKBONES[name], STRUCTURES[s.kind]
+    backbone, structure = BACKBONES[name], find(s.kind, head.kind)
     if reason := structure.refuse_head(HEADS[head.kind]):
         # The message says what would work, so nobody has to try the table out.
         legal = ", ".join(h for h in HEADS if not structure.refuse_head(HEADS[h]))
         issues.append(f"{s.kind} + {head.kind}: {reason}; {s.kind} takes {legal}")
     if reason := structure.refuse_backbone(backbone):
-        legal = ", ".join(k for k in STRUCTURES if not STRUCTURES[k].refuse_backbone(backbone))
+        kinds = {k: find(k, head.kind) for k in STRUCTURES}
+        legal = ", ".join(k for k in kinds if not kinds[k].refuse_backbone(backbone))
         issues.append(f"{name} + {s.kind}: {reason}; {name} takes {legal}")
     issues += HEADS[head.kind].refusals(head, s)
     try:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vla_jax.config import ModelConfig
-from vla_jax.models import legality
+from vla_jax.models import legality, structures
 from vla_jax.models.backbones import BACKBONES
-from vla_jax.models.structures import STRUCTURES, Structure
+from vla_jax.models.structures import Structure
 from vla_jax.types import Actions, Observation
 
 # What `build` returns; a structure with its backbone and head is the whole model.
@@ -34,17 +34,26 @@ def build(config: ModelConfig, arch: Mapping[str, Any] | None = None) -> VLA:
             ones.
     """
     config, complete = legality.completed(config, arch)
-    return STRUCTURES[config.structure.kind](config, complete)
+    return _kind(config)(config, complete)
 
 
 def prompt(config: ModelConfig) -> str:
     """Template of the text, with {instruction}: the backbone's own, or the structure's question."""
-    return STRUCTURES[config.structure.kind].prompt(config)
+    return _kind(config).prompt(config)
 
 
 def prompt_form(config: ModelConfig) -> str:
     """Form of the prompt, of structures whose prompt is more than a template; "" of others."""
-    return STRUCTURES[config.structure.kind].prompt_form(config)
+    return _kind(config).prompt_form(config)
+
+
+def written(config: ModelConfig) -> int:
+    """Columns of the texts that say a chunk, `Actions.written`; 0 where the model reads none."""
+    return _kind(config).written(config)
+
+
+def _kind(config: ModelConfig) -> type[Structure]:
+    return structures.find(config.structure.kind, config.head.kind)
 
 
 def ends(config: ModelConfig) -> tuple[str, str]:
@@ -68,6 +77,7 @@ def initial_params(model: VLA, key: Array) -> dict[str, Any]:
     actions = Actions(
         chunk=jnp.zeros((1, s.window, s.chunk, c.action_dim)),
         mask=jnp.ones((1, s.window, s.chunk), bool),
+        written=jnp.zeros((1, written(c)), jnp.int32) if written(c) else None,
     )
     # `loss` reaches every module, such as the sentence output, which `__call__` does not.
     variables = model.init(key, observation, actions, jax.random.key(0), 0.0, method="loss")

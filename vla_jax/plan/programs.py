@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from vla_jax.config import Config, ConfigError
+from vla_jax.convert import answers
 from vla_jax.convert.start import Start
 from vla_jax.inference.batched_step import BatchedStep
 from vla_jax.models import vla
@@ -137,7 +138,7 @@ def batch_shapes(config: Config, image: tuple[int, int], rows: int) -> Batch:
             text_mask=_array(text, "bool"),
             target=_array(text, "bool"),
         )
-    sentence = config.model.sentence.dim
+    sentence, written = config.model.sentence.dim, vla.written(config.model)
     return Batch(
         observation=Observation(
             images={camera: _array((*window, *image, 3), "uint8") for camera in c.cameras},
@@ -150,6 +151,7 @@ def batch_shapes(config: Config, image: tuple[int, int], rows: int) -> Batch:
         actions=Actions(
             _array((*window, c.chunk, config.model.action_dim), "float32"),
             _array((*window, c.chunk), "bool"),
+            _array((rows, written), "int32") if written else None,
         ),
         sample=_array((rows, 2), "uint32"),
         dataset=_array((rows,), "int32"),
@@ -166,6 +168,8 @@ def control_program(config: Config, device: Any, sessions: int = 1) -> ControlPr
         sessions: that are served in one pass.
     """
     model, c = vla.build(config.model, Start(config.model).arch()), config.model.structure
+    # No tokenizer is read to plan with.
+    model = vla.build(answers.stand_in(model), model.arch)
     where = SingleDeviceSharding(device)
 
     def init(key: jax.Array) -> Any:

@@ -12,8 +12,10 @@ import jax
 import numpy as np
 
 from vla_jax.config import Config, ModelConfig
+from vla_jax.convert import answers
 from vla_jax.convert.sentences import embed as embed_sentences
 from vla_jax.data.language.captions import CaptionLoader, CaptionSet
+from vla_jax.data.language.fast_text import AnswerWriter
 from vla_jax.data.language.prompts import Writer
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.loader import Loader
@@ -27,13 +29,14 @@ class Inputs:
     """The data of a run, opened.
 
     Attributes:
-        config: of the run.
+        config: of the run, with what the tokenizers say.
         train: windows to train on.
         held_out: windows to evaluate on.
         texts: about images, trained on beside the actions; None without.
         tokenizer: of the run.
         sentences: instruction -> vector that the features must predict; None without.
         image_size: (height, width) of the model's images.
+        answer: what writes the texts that say a chunk; None for models that read none.
     """
 
     config: Config
@@ -43,6 +46,7 @@ class Inputs:
     tokenizer: Tokenizer
     sentences: Mapping[str, Any] | None
     image_size: tuple[int, int]
+    answer: AnswerWriter | None = None
 
     def batches(self, start: Any) -> Loader:
         """Batches to train on, for ever, from a sample number or a loader's position on."""
@@ -96,6 +100,7 @@ class Inputs:
             encode=_writer(self.config.model, self.tokenizer),
             batch_size=self.config.train.batch_size,
             sentences=self.sentences,
+            answer=self.answer,
             **self._loader_options(),
             **options,
         )
@@ -144,14 +149,21 @@ def open_inputs(config: Config, model: Any, origin: Any, meta: Mapping[str, Any]
         prompts = [prompt.format(instruction=text.strip()) for text in train.instructions]
         # All words that training will meet, because a tokenizer cannot grow later.
         words = itertools.chain(prompts, texts.words(cotrain.prompt) if texts else ())
-        tokenizer = origin.tokenizer() or Tokenizer.build(words, model.word_ids)
+        words = itertools.chain(words, answers.words(config.model))
+        rows = answers.word_ids(model, origin.fast_code())
+        tokenizer = origin.tokenizer() or Tokenizer.build(words, rows)
     tokenizer.limit(model.vlm.vocab_size)
+    if vla.written(config.model):
+        code = answers.with_code(model, tokenizer, origin.fast_code()).fast.code
+        fast = dataclasses.replace(config.model.fast, code=code)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, fast=fast))
     sentences, target = None, config.model.sentence
     if target.dim:
         # Of both splits, so that no window comes without its embedding.
         instructions = (*train.instructions, *held_out.instructions)
         sentences = embed_sentences(target.dir, instructions, target.dim)
-    return Inputs(config, train, held_out, texts, tokenizer, sentences, size)
+    writer = answers.writer(config.model)
+    return Inputs(config, train, held_out, texts, tokenizer, sentences, size, writer)
 
 
 def with_captions(batch: Batch, captions: Any) -> Batch:

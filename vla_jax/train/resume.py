@@ -21,7 +21,7 @@ MACHINE = (
     "data.cache_dir", "data.index", "data.datasets[i].dir", "data.cotrain.path",
     "data.statistics",  # the checkpoint has them
     "data.on_error",  # left-out episodes change the digest, which the loader checks
-    "data.cotrain.images", "model.backbone.hf_dir", "model.remat",
+    "data.cotrain.images", "model.backbone.hf_dir", "model.fast.dir", "model.remat",
 )  # fmt: skip
 # Where it may not: the weights, the moments or the sample stream would not fit.
 FIXED = ("seed", "model", "data", "lora", "optim.frozen", "optim.trained")
@@ -62,7 +62,14 @@ def as_begun(config: Config, stored: Mapping[str, Any]) -> Config:
     freeze = stored["lora"]["freeze"]
     if config.lora.rank and freeze != config.lora.freeze:
         logger.warning("lora.freeze stays %s, as this run began", freeze)
-    return dataclasses.replace(config, lora=dataclasses.replace(config.lora, freeze=freeze))
+    # The tokenizers were read when the run began; the config file names their folder at most.
+    code = stored["model"].get("fast", {}).get("code", {})
+    fast = dataclasses.replace(config.model.fast, code=code)
+    return dataclasses.replace(
+        config,
+        lora=dataclasses.replace(config.lora, freeze=freeze),
+        model=dataclasses.replace(config.model, fast=fast),
+    )
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

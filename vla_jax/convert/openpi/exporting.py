@@ -1,4 +1,4 @@
-"""Our pi0 and pi0.5 -> openpi's checkpoints: Orbax parameters, or the torch port's file."""
+"""Our pi0, pi0.5 and pi0-FAST -> openpi's checkpoints: Orbax, or the torch port's file."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,8 +45,14 @@ def to_openpi(
     """
     config = resolve(stored.meta["config"])
     model = vla.build(config.model)
-    if model.config.structure.kind != "expert" or model.config.expert.joint_every != 1:
-        raise ConfigError(f"openpi has no model like {model.config.structure.kind}: pi0 and pi0.5")
+    choices = model.config.structure.kind, model.config.head.kind
+    writes = choices == ("discrete", "fast") and model.config.backbone.name == "paligemma"
+    if not writes and (choices[0] != "expert" or model.config.expert.joint_every != 1):
+        raise ConfigError(
+            f"openpi has no model like {' + '.join(choices)}: pi0, pi0.5 and pi0-FAST on paligemma"
+        )
+    if writes and kind == "torch":
+        raise ConfigError("openpi's torch port has no pi0-FAST: --format=jax")
     rows = (names.jax_rows if kind == "jax" else names.torch_rows)(model.config, model.arch)
     outgoing = maps.outgoing(rows, stored.leaves, dtype)
     with output.whole(out, overwrite) as folder:

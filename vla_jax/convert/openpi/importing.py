@@ -1,8 +1,9 @@
-"""openpi's checkpoints -> ours: pi0 and pi0.5, of the JAX trainer or the torch port.
+"""openpi's checkpoints -> ours: pi0, pi0.5 and pi0-FAST, of the JAX trainer or the torch port.
 
 A folder has `params/` (Orbax; the average where the run kept one) or `model.safetensors`, and
 mostly `assets/ASSET/norm_stats.json`. It has no sizes and no tokenizer: sizes are read off the
-tensors as far as they tell, the tokenizer is PaliGemma's own.
+tensors as far as they tell, the tokenizer is PaliGemma's own. The FAST tokenizer of pi0-FAST is
+named by `model.fast.dir`.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vla_jax.config import Config, ConfigError, read_json, resolve, to_dict
-from vla_jax.convert import maps
+from vla_jax.convert import answers, maps
 from vla_jax.convert.formats.safetensors import SUFFIX, Safetensors
 from vla_jax.convert.importing import Import, shapes_of
 from vla_jax.convert.openpi import names
@@ -56,6 +57,12 @@ def from_openpi(
     config = _with_sizes(config, sizes)
     model = vla.build(config.model)
     config = with_complete_arch(config, model.arch)
+    words = Tokenizer.from_dir(tokenizer, plain=True) if tokenizer else None
+    # Without either tokenizer the weights can be trained on, which brings both.
+    if words and config.model.fast.dir and vla.written(config.model):
+        code = answers.with_code(model, words, {}).fast.code
+        fast = dataclasses.replace(config.model.fast, code=code)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, fast=fast))
     rows = rows_of(model.config, model.arch)
     part = maps.incoming(rows, shapes_of(model), source, ignore, dtype)
     statistics = _statistics(root, asset)
@@ -65,7 +72,7 @@ def from_openpi(
         "statistics": {},
         "action_specs": {name: _spec(config.model.action_dim).to_json()},
         "units": {name: units(config, statistics).to_json()} if statistics else {},
-        "tokenizer": Tokenizer.from_dir(tokenizer, plain=True).to_json() if tokenizer else "",
+        "tokenizer": words.to_json() if words else "",
         "origin": {"kind": "openpi", "asset": asset, "norm_stats": statistics},
     }
     return Import(config, part.leaves, meta, (), part.changed, part.unused)
@@ -133,7 +140,9 @@ def arch_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def expert_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The expert's settings, read off the same shapes."""
+    """The expert's settings, read off the same shapes; {} of pi0-FAST, which has none."""
+    if "action_in_proj/kernel" not in shapes:
+        return {}
     # The actions of all robots are padded to one width, the input of this map.
     padded, width = shapes["action_in_proj/kernel"]
     adaptive = "time_mlp_in/kernel" in shapes
@@ -156,7 +165,7 @@ def _open(root: Path, config: Config) -> tuple[Source, Any, tuple[str, ...], dic
     try:
         sizes = {"arch": arch_of(merged.shapes), "expert": expert_of(merged.shapes)}
     except (KeyError, IndexError, ValueError) as error:
-        raise WeightError(f"{root}: not pi0's or pi0.5's parameters: no {error}") from error
+        raise WeightError(f"{root}: not openpi's parameters: no {error}") from error
     # Merging comes first, as factors are stacked like their weights.
     return Unstacked(merged), names.jax_rows, (), sizes
 
@@ -166,11 +175,17 @@ def _with_sizes(config: Config, sizes: Mapping[str, Any]) -> Config:
     if not sizes:
         return config
     model, expert = config.model, sizes["expert"]
+    if bool(expert) != (model.structure.kind == "expert"):
+        found = "pi0 or pi0.5, with an expert" if expert else "pi0-FAST, without an expert"
+        raise ConfigError(
+            f"this checkpoint is of another model: it is {found}, model.structure.kind is "
+            f"{model.structure.kind!r}"
+        )
     # These two make it another model; the sizes below only scale it.
     differs = [
         f"model.expert.{name}: {getattr(model.expert, name)!r}, the checkpoint has {expert[name]!r}"
         for name in ("adaptive", "state")
-        if getattr(model.expert, name) != expert[name]
+        if expert and getattr(model.expert, name) != expert[name]
     ]
     if differs:
         raise ConfigError("this checkpoint is of another model:\n  " + "\n  ".join(differs))

@@ -19,6 +19,8 @@ from vla_jax.shipped import install_hint
 
 # Of tokenizers made by `Tokenizer.build`; the order is the id, as in Kosmos-2's vocabulary.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<grounding>")
+# Names of the token that ends a text: Gemma's, sentencepiece's, those of chats.
+_ENDS = ("<eos>", "</s>", "<|im_end|>", "<|endoftext|>")
 # What transformers needs to convert a sentencepiece model: module -> package.
 _CONVERTERS = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
 # Files of a byte-level tokenizer that nothing else describes.
@@ -191,6 +193,19 @@ class Tokenizer:
         if number is None:
             raise KeyError(f"the tokenizer has no token {token!r}")
         return number
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a text as it is, with nothing before or behind it."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    @property
+    def stop_id(self) -> int:
+        """Id of the token that ends a text.
+
+        Raises:
+            KeyError: the vocabulary has none of the usual names.
+        """
+        return self.token_id(next(filter(self.has_token, _ENDS), _ENDS[0]))
 
     def encode(
         self, text: str, length: int

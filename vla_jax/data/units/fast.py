@@ -162,8 +162,13 @@ class FastTokenizer:
         """Number of tokens."""
         return self._bpe.get_vocab_size()
 
-    def encode(self, chunk: Float[np.ndarray, "t a"]) -> list[int]:
+    def encode(self, chunk: Float[np.ndarray, "t a"], clip: bool = False) -> list[int]:
         """Normalized actions -> token ids.
+
+        Args:
+            chunk: the actions.
+            clip: take the nearest coefficient that it has met for one it has not, such as beyond
+                the range it was fitted on; the published code does so at the lower end alone.
 
         Raises:
             ValueError: an action is not finite, or the chunk has another shape than it is for.
@@ -172,18 +177,18 @@ class FastTokenizer:
         wanted = (self.horizon or chunk.shape[0], self.dim or chunk.shape[-1])
         if chunk.shape != wanted:
             raise ValueError(f"FAST: a chunk of shape {chunk.shape}, not {wanted}")
-        text = _write(_coefficients(chunk, self.scale).reshape(-1), self.min_token)
+        text = _write(self._rounded(chunk, clip).reshape(-1), self.min_token)
         return self._bpe.encode(text, add_special_tokens=False).ids
 
-    def keeps(self, chunk: Float[np.ndarray, "t a"]) -> bool:
-        """Whether `encode` loses nothing of a chunk but the rounding.
+    def keeps(self, chunk: Float[np.ndarray, "t a"], clip: bool = False) -> bool:
+        """Whether `encode` loses nothing of a chunk but the rounding, and what it clips.
 
-        What lies outside the range it was fitted on is lost.
+        What lies outside the range it was fitted on is lost, unless it is clipped.
         """
-        coefficients = _coefficients(np.asarray(chunk), self.scale)
+        coefficients = self._rounded(np.asarray(chunk), clip)
         try:
             # Dropped characters change the count, which `_read` refuses.
-            decoded = self._read(self.encode(chunk), coefficients.size)
+            decoded = self._read(self.encode(chunk, clip), coefficients.size)
         except NotAChunkError:
             return False
         return bool((decoded == coefficients.reshape(-1)).all())
@@ -210,9 +215,29 @@ class FastTokenizer:
         coefficients = self._read(list(map(int, ids)), horizon * dim).reshape(horizon, dim)
         return np.asarray(scipy.fft.idct(coefficients / self.scale, axis=0, norm="ortho"))
 
+    def _rounded(self, chunk: Float[np.ndarray, "t a"], clip: bool) -> Int[np.ndarray, "t a"]:
+        coefficients = _coefficients(chunk, self.scale)
+        if not clip:
+            return coefficients
+        met = self._met
+        # Between two that it has met the lower one counts up to the middle.
+        return met[np.searchsorted((met[1:] + met[:-1]) / 2, coefficients)]
+
     @cached_property
     def _bpe(self) -> Tokenizer:
         return Tokenizer.from_str(self.vocabulary)
+
+    @cached_property
+    def _met(self) -> Int[np.ndarray, "n"]:
+        """The coefficients that it can write, rising."""
+        characters = [chr(i) for i in range(self._largest + 1)]
+        found = self._bpe.encode_batch(characters, add_special_tokens=False)
+        kept = [
+            i
+            for i, (character, encoding) in enumerate(zip(characters, found, strict=True))
+            if self._bpe.decode(encoding.ids, skip_special_tokens=False) == character
+        ]
+        return np.array(kept, np.int64) + self.min_token
 
     @cached_property
     def _largest(self) -> int:

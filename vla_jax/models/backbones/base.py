@@ -102,6 +102,8 @@ class Backbone(nn.Module):
         MARKS: how many of an image's tokens, on either side, are no part of it; no resampler sees
             them.
         ACTION_TOKEN_END: first id above those that may stand for actions; None if all ids may.
+        FAST_TOKEN_END: first id above those that may stand for FAST tokens; None if all ids may.
+        ANSWER_LAYOUT: where images and written FAST tokens enter, if elsewhere.
         IGNORE: regexes of names in checkpoints that carry nothing.
         RENAMES: (pattern, replacement) pairs that turn names other versions of transformers write
             into those of the weight map.
@@ -128,6 +130,8 @@ class Backbone(nn.Module):
     ADDED_TOKENS: ClassVar[tuple[str, ...]] = ()
     MARKS: ClassVar[int] = 0
     ACTION_TOKEN_END: ClassVar[int | None] = None
+    FAST_TOKEN_END: ClassVar[int | None] = None
+    ANSWER_LAYOUT: ClassVar[Layout | None] = None
     IGNORE: ClassVar[tuple[str, ...]] = ()
     RENAMES: ClassVar[tuple[tuple[str, str], ...]] = ()
     PARTS: ClassVar[tuple[str, ...]] = ()
@@ -189,6 +193,11 @@ class Backbone(nn.Module):
         """First id above those that may stand for actions, from the top of the vocabulary."""
         # A small vocabulary, as tests have, may end below the released model's bound.
         return min(self.ACTION_TOKEN_END or self.vocab_size, self.vocab_size)
+
+    @property
+    def fast_token_end(self) -> int:
+        """First id above those that may stand for FAST tokens, likewise."""
+        return min(self.FAST_TOKEN_END or self.vocab_size, self.vocab_size)
 
     @property
     def text_spec(self) -> Any:
@@ -256,9 +265,14 @@ class Backbone(nn.Module):
         positions = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
         return self.text.run(embeds, valid, positions, mask, export=True)
 
-    def extend(self, tokens: Tokens, cache: Any) -> tuple[Float[Array, "b n d"], Any]:
-        """`__call__` for tokens that follow those in the cache, and the cache with them."""
-        result = self.text.run(tokens.embeds, tokens.valid, cache=cache)
+    def extend(
+        self, tokens: Tokens, cache: Any, shift: int = 0
+    ) -> tuple[Float[Array, "b n d"], Any]:
+        """`__call__` for tokens that follow those in the cache, and the cache with them.
+
+        `shift` is added to their positions.
+        """
+        result = self.text.run(tokens.embeds, tokens.valid, cache=cache, shift=shift)
         return result.hidden, result.cache
 
 

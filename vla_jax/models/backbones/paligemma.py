@@ -86,6 +86,9 @@ class PaliGemma(Backbone):
     ENDS = ("<bos>", "<eos>")
     # The tokenizer's 257152 pieces less 5 special tokens less 10, as RoboVLMs counts.
     ACTION_TOKEN_END = 257137
+    # The pieces less the last 128, which stand for segments; images before <bos>, as pretrained.
+    FAST_TOKEN_END = 257024
+    ANSWER_LAYOUT = Layout(bos=0, eos=0)
     # Names transformers has given since it keeps the decoder's head outside (4.52).
     RENAMES = (
         # transformers 5 leaves `vision_model` out, with `model.` in front or without.
@@ -172,13 +175,15 @@ class PaliGemma(Backbone):
             tokens.embeds, tokens.valid, mask=mask, prefix=self._prefix(tokens)
         ).hidden
 
-    def extend(self, tokens: Tokens, cache: Cache) -> tuple[Float[Array, "b n d"], Cache]:
+    def extend(
+        self, tokens: Tokens, cache: Cache, shift: int = 0
+    ) -> tuple[Float[Array, "b n d"], Cache]:
         """`__call__` for tokens that follow those in the cache, and the cache with them.
 
-        A step's prefix must come in one call.
+        A step's prefix must come in one call. `shift` is added to the tokens' positions.
         """
         prefix = self._prefix(tokens)
-        result = self.text.run(tokens.embeds, tokens.valid, cache=cache, prefix=prefix)
+        result = self.text.run(tokens.embeds, tokens.valid, cache=cache, prefix=prefix, shift=shift)
         return result.hidden, result.cache
 
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:

@@ -4,6 +4,7 @@ from vla_jax.models.heads.common import Head
 from vla_jax.models.heads.detokenizer import Detokenizer
 from vla_jax.models.heads.diffusion import DiffusionHead
 from vla_jax.models.heads.expert_flow import ExpertFlow
+from vla_jax.models.heads.fast import Fast
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt2 import GPT2Head
 from vla_jax.models.heads.lstm import LSTMHead
@@ -14,6 +15,7 @@ HEADS: dict[str, type[Head]] = {
     "lstm": LSTMHead,
     "gpt2": GPT2Head,
     "detokenizer": Detokenizer,
+    "fast": Fast,
     "diffusion": DiffusionHead,
     "flow": FlowHead,
     "expert_flow": ExpertFlow,

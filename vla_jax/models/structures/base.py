@@ -100,6 +100,12 @@ class Structure(nn.Module):
         return ""
 
     @classmethod
+    def written(cls, config: ModelConfig) -> int:
+        """Columns of the texts that say a chunk, which it learns to write; 0 = it reads none."""
+        del config
+        return 0
+
+    @classmethod
     def has_action_token(cls, config: ModelConfig) -> bool:
         """Whether features are read at a learned token of their own."""
         return config.structure.readout == "action"

@@ -3,7 +3,8 @@
 The VLM reads cameras and prompt once, every token seeing every other; the expert's layers attend to
 its keys and values while the actions are denoised.
 
-Legend: b batch · p tokens of the VLM · n tokens of the expert · d width · f chunk · w padded width
+Legend: b batch · p tokens of the VLM · n words of an answer · v vocabulary · d width · f chunk
+w padded width
 """
 
 import dataclasses
@@ -11,13 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vla_jax.config import ModelConfig
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Backbone
 from vla_jax.models.heads.expert_flow import ExpertFlow
+from vla_jax.models.heads.fast import answer_loss
 from vla_jax.models.image import ImageSpec
+from vla_jax.models.structures import splicing
 from vla_jax.models.structures.base import Structure
 from vla_jax.models.structures.history import History
 from vla_jax.models.towers.decoder import Cache, Result
@@ -64,6 +67,8 @@ class Expert(Structure):
                 f"expert.prompt {e.prompt!r} has the robot's state in it, which needs "
                 "structure.proprio numbers, not 0; 'pi0' does without"
             )
+        if e.fast_weight < 0 or (e.fast_weight and config.fast.length < 1):
+            problems.append("expert.fast_weight must not be negative, fast.length positive")
         if max(s.proprio, config.action_dim) > e.padded:
             problems.append(
                 f"expert.padded: {e.padded} is less than the {s.proprio} numbers of the state or "
@@ -86,6 +91,17 @@ class Expert(Structure):
     def prompt_form(cls, config: ModelConfig) -> str:
         """The form that the originals write it in; see `vla_jax.data.language.prompts`."""
         return config.expert.prompt
+
+    @classmethod
+    def written(cls, config: ModelConfig) -> int:
+        """Columns of an answer, where the VLM learns to write beside the expert."""
+        return config.fast.length if config.expert.fast_weight else 0
+
+    @classmethod
+    def complete(cls, config: ModelConfig, backbone: Backbone) -> ModelConfig:
+        """The config with the id behind the last one that stands for a FAST token."""
+        end = config.fast.token_end or backbone.fast_token_end
+        return dataclasses.replace(config, fast=dataclasses.replace(config.fast, token_end=end))
 
     @classmethod
     def has_action_token(cls, config: ModelConfig) -> bool:
@@ -135,12 +151,25 @@ class Expert(Structure):
         key: PRNGKeyArray | None,
         gripper_weight: float,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Mean squared error of the velocity at one random time; the gripper as the arm."""
+        """Mean squared error of the velocity at one random time; the gripper as the arm.
+
+        With `expert.fast_weight` also the cross-entropy of the chunk's FAST tokens.
+        """
         del gripper_weight
         assert key is not None
         noise, time = self.head.draw(key, len(observation.text))
-        error, _ = self.errors(observation, actions, noise, time)
-        return self.head.flow_loss(error, actions)
+        weight = self.config.expert.fast_weight
+        if not weight:
+            error, _ = self.errors(observation, actions, noise, time)
+            return self.head.flow_loss(error, actions)
+        if actions.written is None:
+            raise ValueError("model.expert.fast_weight: the batch has no answers")
+        prefix, scores = self.prefix_and_answer(observation, actions.written)
+        error, _ = self.errors(observation, actions, noise, time, prefix)
+        flow, parts = self.head.flow_loss(error, actions)
+        words, more = answer_loss(scores, actions.written, actions.mask.any((1, 2)))
+        rows = parts["rows"] + weight * more["rows"]
+        return flow + weight * words, {**parts, **more, "rows": rows}
 
     def evaluate(
         self,
@@ -159,31 +188,60 @@ class Expert(Structure):
         actions: Actions,
         noise: Float[Array, "b f w"],
         time: Float[Array, "b"],
+        prefix: Result | None = None,
     ) -> tuple[Float[Array, "b f"], Float[Array, "b f w"]]:
         """Squared errors of every action at given noise and times, and the velocities."""
         noisy, wanted = self.head.mix(self.head.values(actions), noise, time)
-        result = self.prefix(observation)
+        result = self.prefix(observation) if prefix is None else prefix
         velocity = self.velocity(result.cache, observation.proprio, noisy, time)
         return self.head.errors(velocity, wanted), velocity
 
     def prefix(self, observation: Observation) -> Result:
         """The VLM on cameras and prompt: hidden states, keys and values."""
         embeds, valid, mask = self.prefix_tokens(observation)
-        result = self.backbone.read_prefix(embeds, valid, mask)
-        if self.config.expert.insulate:
-            # Knowledge insulation (pi0.5): the velocity's gradient must not change the VLM.
-            return Result(result.hidden, None, jax.lax.stop_gradient(result.cache))
-        return result
+        return self._insulated(self.backbone.read_prefix(embeds, valid, mask))
+
+    def _insulated(self, result: Result) -> Result:
+        if not self.config.expert.insulate:
+            return result
+        # Knowledge insulation (pi0.5): the velocity's gradient must not change the VLM.
+        return Result(result.hidden, None, jax.lax.stop_gradient(result.cache))
+
+    def prefix_and_answer(
+        self, observation: Observation, written: Int[Array, "b n"]
+    ) -> tuple[Result, Float[Array, "b n v"]]:
+        """`prefix`, and the VLM's scores of every word of the answers, in one pass.
+
+        The answers stand behind the prefix, which does not see them, and neither does the expert.
+        """
+        embeds, valid, mask = self.prefix_tokens(observation)
+        (b, p), n = valid.shape, written.shape[1]
+        words = self._words(jnp.maximum(written, 0))
+        exists = jnp.concatenate([valid, written >= 0], axis=1)
+        # A word sees the prefix and the words up to itself.
+        seen = jnp.concatenate([jnp.ones((n, p), bool), jnp.tril(jnp.ones((n, n), bool))], axis=1)
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, n)))
+        mask = jnp.concatenate([mask, seen & exists[:, None]], axis=1)
+        both = jnp.concatenate([embeds, words.astype(embeds.dtype)], axis=1)
+        result = self.backbone.read_prefix(both, exists, mask)
+        # The last token of a prefix, which padding may follow, predicts the first word.
+        last = p - 1 - jnp.argmax(valid[:, ::-1], axis=1, keepdims=True)
+        columns = jnp.concatenate(
+            [last, jnp.broadcast_to(p + jnp.arange(n - 1), (b, n - 1))], axis=1
+        )
+        scores = self.backbone.logits(splicing.take(result.hidden, columns))
+        cache = result.cache
+        prefix = Cache(
+            cache.keys[:, :, :p], cache.values[:, :, :p], valid, valid.sum(1, dtype=jnp.int32)
+        )
+        return self._insulated(Result(result.hidden[:, :p], None, prefix)), scores
 
     def prefix_tokens(
         self, observation: Observation
     ) -> tuple[Float[Array, "b p d"], Bool[Array, "b p"], Bool[Array, "b p p"]]:
         """Cameras in their order, the prompt and perhaps the state; which exist; who sees whom."""
         images, exists = self.encode_cameras(observation)
-        text = self.backbone.embed_text(observation.text)
-        if self.config.expert.scaled_prefix:
-            # SmolVLA was trained with its prefix scaled by this root.
-            text = text * self.backbone.width**0.5
+        text = self._words(observation.text)
         parts, valid = [images, text], [exists, observation.text_mask]
         if self.config.expert.state == "prefix":
             parts.append(self.state(self._padded_state(observation)))
@@ -192,6 +250,11 @@ class Expert(Structure):
         # The state, if it is there, begins a block of its own.
         starts = jnp.arange(embeds.shape[1]) >= images.shape[1] + text.shape[1]
         return embeds, valid, blocks_mask(starts) & valid[:, None]
+
+    def _words(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        words = self.backbone.embed_text(ids)
+        # SmolVLA was trained with its prefix scaled by this root.
+        return words * self.backbone.width**0.5 if self.config.expert.scaled_prefix else words
 
     def encode_cameras(
         self, observation: Observation

@@ -253,6 +253,7 @@ class Decoder(nn.Module):
         skip_last: bool = False,
         prefix: Bool[Array, "b n"] | None = None,
         export: bool = False,
+        shift: int = 0,
     ) -> Result:
         """Embeddings -> hidden states, and on request a cache or the states between the layers.
 
@@ -274,6 +275,7 @@ class Decoder(nn.Module):
             prefix: an unbroken run of tokens marked here sees all of itself, also those behind and
                 those a local layer would not reach (prefix-LM); without `mask` only.
             export: without a cache, return one of just these tokens, for another tower to read.
+            shift: added to the positions that are not given.
         """
         s = self.spec
         batch, n = valid.shape
@@ -289,7 +291,7 @@ class Decoder(nn.Module):
             together = prefix[..., None] & (number[..., None] == slot_runs[:, None])
             reached, near = reached | together, None if near is None else near | together
         if positions is None:
-            positions = self._default_positions(slot_valid, valid, columns)
+            positions = self._default_positions(slot_valid, valid, columns) + shift
         if rope is None and s.rope is not None:
             rope = s.rope(positions)
         bias = None
