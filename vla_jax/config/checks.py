@@ -121,15 +121,16 @@ def _lora_checks(config: Config) -> list[str]:
 
 
 def _unit_checks(config: "Config") -> list[str]:
-    data, expert = config.data, config.model.expert
+    data = config.data
     if not data.units:
         unused = [name for name in ("relative", "robot") if getattr(data, name)]
         return [f"data.{name}: has no effect without data.units" for name in unused]
     problems = []
-    # These units treat the gripper as a plain number, as only this structure predicts it.
-    if config.model.structure.kind != "expert" or expert.gripper != "number":
+    # These units treat the gripper as a plain number, which most heads do not predict.
+    if not config.model.gripper_is_number:
         problems.append(
-            "data.units: only for model.structure.kind 'expert' with model.expert.gripper 'number'"
+            "data.units: only where the gripper is predicted as a number: model.expert.gripper "
+            "'number' with structure expert, else model.head.gripper 'number'"
         )
     # (6, -1) speaks of seven numbers: the sign only says which are relative.
     if data.relative and sum(map(abs, data.relative)) > config.model.action_dim:

@@ -149,6 +149,12 @@ class Backbone(nn.Module):
         return merge_arch(cls.RELEASED, overrides, strict)
 
     @classmethod
+    def prompt_form(cls, arch: Mapping[str, Any]) -> str:
+        """Name of the form of the prompt where a template does not do; "" where it does."""
+        del arch
+        return ""
+
+    @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """The sizes that follow from the shapes of the weights, by their names in the weight map.
 
@@ -199,6 +205,11 @@ class Backbone(nn.Module):
     def padding_id(self) -> int | None:
         """Id whose embedding no gradient reaches, as torch's padding_idx has it."""
         return None
+
+    @property
+    def follows_language(self) -> bool:
+        """Whether `encode_images` takes the instruction too, as a vector [b, d] of each image."""
+        return False
 
     @property
     def looks_ahead(self) -> LooksAhead | None:

@@ -5,6 +5,7 @@ from vla_jax.models.structures.discrete import Discrete
 from vla_jax.models.structures.expert import Expert
 from vla_jax.models.structures.interleaved import Interleaved
 from vla_jax.models.structures.one_step import OneStep
+from vla_jax.models.structures.parallel import Parallel
 from vla_jax.models.structures.policy_head import PolicyHead
 from vla_jax.models.structures.video import Video
 
@@ -15,4 +16,5 @@ STRUCTURES: dict[str, type[Structure]] = {
     "policy_head": PolicyHead,
     "video": Video,
     "expert": Expert,
+    "parallel": Parallel,
 }
