@@ -44,12 +44,14 @@ def test_trains_and_serves(data, tmp_path, one_device, structure, head):
         **FLAGS,
         "model.structure.kind": structure,
         "model.head.kind": head,
-        "model.structure.window": 1 if structure in ("one_step", "expert") else 2,
+        "model.structure.window": 1 if structure in ("one_step", "expert", "parallel") else 2,
     }
     config = f"configs/quickstart.py:{data}"
-    if structure == "expert":  # on a backbone that it can read
-        flags = {k: v for k, v in flags.items() if ".arch." not in k} | EXPERT
-        config = f"configs/tiny.py:paligemma:{data}"
+    backbone = {"expert": "paligemma", "parallel": "prismatic"}.get(structure)
+    if backbone:  # one that it can read
+        flags = {k: v for k, v in flags.items() if ".arch." not in k}
+        flags |= EXPERT if structure == "expert" else {}
+        config = f"configs/tiny.py:{backbone}:{data}"
     execute(
         one_device,
         "launch/train.py",

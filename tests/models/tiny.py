@@ -19,9 +19,10 @@ CAMERAS = ("primary", "wrist")
 def config(structure: str, head: str, backbone: str = "", **changes: Any) -> ModelConfig:
     """Dotted keys below `model` change it further."""
     raw = quickstart.get_config()
-    window = 1 if structure in ("one_step", "expert") else WINDOW
-    # Kosmos-2 has no rotary positions, which an expert shares.
-    backbone = backbone or ("paligemma" if structure == "expert" else "kosmos2")
+    window = 1 if structure in ("one_step", "expert", "parallel") else WINDOW
+    # Kosmos-2 has no rotary positions, which an expert shares, and is causal.
+    beside = {"expert": "paligemma", "parallel": "prismatic"}
+    backbone = backbone or beside.get(structure, "kosmos2")
     raw.model.structure.update(
         {"kind": structure, "window": window, "chunk": CHUNK, "text_len": TEXT}
     )

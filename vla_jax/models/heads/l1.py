@@ -2,7 +2,7 @@
 
 Source: openvla-oft 213c5ff `action_heads.py`.
 
-Legend: b batch · w window · m hidden states of a step, one for each number of the chunk · d features
+Legend: b batch · w window · m hidden states of a step, one a number of the chunk · d features
 f chunk · a action dimension
 """
 
