@@ -10,7 +10,7 @@ python launch/train.py --config=configs/openvla_oft_libero.py:DATA --workdir=run
     --init=runs/openvla_7b
 
 The published recipe: rate 5e-4, a tenth of it after 100k of 150k steps, batch 8 on each of 8 GPUs.
-Hardware: as configs/openvla_libero.py, and 0.3 B of head, trained in full. Not trained here.
+Hardware: as configs/openvla_libero.py, and 0.17 B of head, trained in full. Not trained here.
 """
 
 from typing import Any

@@ -52,6 +52,26 @@ def test_trains_and_serves(data, tmp_path, one_device, structure, head):
         flags = {k: v for k, v in flags.items() if ".arch." not in k}
         flags |= EXPERT if structure == "expert" else {}
         config = f"configs/tiny.py:{backbone}:{data}"
+    train_and_serve(config, flags, tmp_path, one_device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("structure", "head", "rule"),
+    [("parallel", "l1", "oft_quantile"), ("discrete", "detokenizer", "openvla_quantile")],
+)
+def test_openvlas_units_train_and_serve(data, tmp_path, one_device, structure, head, rule):
+    flags = {k: v for k, v in FLAGS.items() if ".arch." not in k} | {
+        "model.structure.kind": structure,
+        "model.head.kind": head,
+        "model.structure.window": 1,
+        "model.head.gripper": "number",
+        "data.units": rule,
+    }
+    train_and_serve(f"configs/tiny.py:prismatic:{data}", flags, tmp_path, one_device)
+
+
+def train_and_serve(config, flags, tmp_path, one_device):
     execute(
         one_device,
         "launch/train.py",
