@@ -1,9 +1,11 @@
 """OpenVLA's and OpenVLA-OFT's folders in and out, to the bit: parts, adapters, statistics."""
 
 import dataclasses
+import functools
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from vla_jax.convert.importing import shapes_of
 from vla_jax.convert.openvla import names
 from vla_jax.convert.openvla.exporting import to_openvla
 from vla_jax.convert.openvla.importing import from_openvla
+from vla_jax.convert.start import Start
 from vla_jax.convert.store import Stored
 from vla_jax.data.units.policy_units import PolicyUnits
 from vla_jax.models import vla
@@ -52,6 +55,7 @@ def statistics(dim: int = 7) -> dict[str, Any]:
     return {SUITE: {"action": action, "proprio": columns(8), **counts}}
 
 
+@functools.cache
 def tensors(kind: str) -> dict[str, np.ndarray]:
     """Every tensor of a policy by its name in the weight map."""
     raw = raw_config(kind)
@@ -78,7 +82,7 @@ def save_torch(path: Path, state: dict[str, np.ndarray]) -> None:
     torch_write.write(path, shapes, dtypes, {}, lambda: iter(state.items()), wrapper="")
 
 
-def write(folder: Path, kind: str, wrapped: str = "module.") -> dict[str, np.ndarray]:
+def write(folder: Path, kind: str, wrapped: str = "module.") -> None:
     """A folder as the original's training leaves it."""
     folder.mkdir()
     found, parts = tensors(kind), {}
@@ -103,13 +107,33 @@ def write(folder: Path, kind: str, wrapped: str = "module.") -> dict[str, np.nda
     (folder / "dataset_statistics.json").write_text(json.dumps(statistics()))
     processor = {"means": [[0.1, 0.2, 0.3], [0.5] * 3], "stds": [[0.2] * 3, [0.5] * 3]}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return found
 
 
 def imported(folder: Path, out: Path, kind: str) -> Any:
     found = from_openvla(folder, raw_config(kind))
     found.save(out, overwrite=False)
     return found
+
+
+class Made(NamedTuple):
+    """A folder of a kind, and what it was imported as."""
+
+    folder: Path
+    run: Path
+    found: Any
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("openvla")
+
+    @functools.cache
+    def make(kind: str) -> Made:
+        write(root / kind, kind)
+        out = root / f"{kind}_run"
+        return Made(root / kind, out, imported(root / kind, out, kind))
+
+    return make
 
 
 def read_back(folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -121,12 +145,11 @@ def read_back(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("kind", ["base", "oft", "film"])
-def test_in_and_out_to_the_bit(tmp_path, kind):
-    write(tmp_path / "in", kind)
-    found = imported(tmp_path / "in", tmp_path / "run", kind)
+def test_in_and_out_to_the_bit(made, tmp_path, kind):
+    folder, run, found = made(kind)
     assert not found.fresh
-    to_openvla(Stored(tmp_path / "run"), tmp_path / "out")
-    before, after = read_back(tmp_path / "in"), read_back(tmp_path / "out")
+    to_openvla(Stored(run), tmp_path / "out")
+    before, after = read_back(folder), read_back(tmp_path / "out")
     assert before.keys() == after.keys()
     for file, state in before.items():
         assert state.keys() == after[file].keys(), file
@@ -138,14 +161,15 @@ def test_in_and_out_to_the_bit(tmp_path, kind):
     assert written == statistics()
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert not {"film", "featurizer", "image_crop"} & config.keys()
+    if kind != "film":  # which has all that the others have
+        return
     again = from_openvla(tmp_path / "out", raw_config(kind))
     for path, leaf in found.leaves.items():
         assert np.array_equal(again.leaves[path].read(), leaf.read()), path
 
 
-def test_what_the_folder_says_becomes_the_config(tmp_path):
-    write(tmp_path / "in", "oft")
-    found = from_openvla(tmp_path / "in", raw_config())
+def test_what_the_folder_says_becomes_the_config(made):
+    found = made("oft").found
     arch = found.config.model.backbone.arch
     assert arch["featurizer"]["registers"] == 4
     assert arch["means"] == [[0.1, 0.2, 0.3], [0.5] * 3]
@@ -157,8 +181,9 @@ def test_what_the_folder_says_becomes_the_config(tmp_path):
     assert units.gripper is not None
 
 
-def test_factors_beside_film_are_added_and_written_as_zeros(tmp_path):
-    weights = write(tmp_path / "in", "film")
+def test_factors_beside_film_are_added_and_written_as_zeros(made, tmp_path):
+    weights = tensors("film")
+    shutil.copytree(made("film").folder, tmp_path / "in")
     path = next((tmp_path / "in").glob("vision_backbone--*.pt"))
     file, rng = TorchFile(path), np.random.default_rng(1)
     state = {name: file.read(name) for name in file.shapes}
@@ -179,8 +204,40 @@ def test_factors_beside_film_are_added_and_written_as_zeros(tmp_path):
     np.testing.assert_allclose(after[f"{MODULE}.base_layer.weight"], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_an_adapter_alone_is_added_to_its_base(tmp_path):
-    weights = write(tmp_path / "base", "base")
+def test_a_run_with_film_starts_from_a_vlm_without(made, caplog):
+    raw = raw_config("film")
+    raw["model"]["backbone"]["arch"] = {"film": True}
+    config = resolve(raw).model
+    start = Start(config, made("base").run)
+    shapes = shapes_of(vla.build(config, start.arch()))
+    loaded = start.load(shapes, lambda _, x: x)
+    left = {path for path in shapes if path not in loaded}
+    assert {path.split("/")[-2] for path in left if "vision" in path} == {
+        "film_scale",
+        "film_shift",
+    }
+    assert "film_scale" in caplog.text
+    assert not any(path.startswith("backbone/text") for path in left)
+
+
+def test_a_trained_run_is_written_with_its_own_units(made, tmp_path):
+    found = made("oft").found
+    units = dict(found.meta["units"][SUITE])
+    units["actions"] = {**units["actions"], "first": [-7.0] * 7}
+    measured = {SUITE: {**statistics()[SUITE], "chunks": {}}}
+    meta = {**found.meta, "statistics": measured, "units": {SUITE: units}}
+    dataclasses.replace(found, meta=meta).save(tmp_path / "run", overwrite=False)
+    to_openvla(Stored(tmp_path / "run"), tmp_path / "out")
+    entry = json.loads((tmp_path / "out/dataset_statistics.json").read_text())[SUITE]
+    assert entry["action"]["q01"] == [-7.0] * 7
+    assert entry["action"]["q99"] == statistics()[SUITE]["action"]["q99"]
+    assert "chunks" not in entry
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["norm_stats"][SUITE] == entry
+
+
+def test_an_adapter_alone_is_added_to_its_base(made, tmp_path):
+    weights = tensors("base")
     folder, name = tmp_path / "tuned", "language_model.model.layers.0.mlp.up_proj"
     (folder / "lora_adapter").mkdir(parents=True)
     rng = np.random.default_rng(1)
@@ -192,14 +249,15 @@ def test_an_adapter_alone_is_added_to_its_base(tmp_path):
     (folder / "lora_adapter/adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match="--base=DIR"):
         from_openvla(folder, raw_config("base"))
-    found = from_openvla(folder, raw_config("base"), base=tmp_path / "base")
+    found = from_openvla(folder, raw_config("base"), base=made("base").folder)
     kernel = found.leaves["backbone/text/layers/mlp/up/kernel"].read()[0]
     expected = weights[f"{name}.weight"] + 0.5 * b @ a
     np.testing.assert_allclose(kernel, expected.T, rtol=1e-5, atol=1e-5)
 
 
-def test_one_report_of_all_files(tmp_path):
-    weights = write(tmp_path / "in", "oft")
+def test_one_report_of_all_files(made, tmp_path):
+    weights = tensors("oft")
+    shutil.copytree(made("oft").folder, tmp_path / "in")
     path = next((tmp_path / "in").glob("action_head--*.pt"))
     state = {name.split("/")[1]: x for name, x in weights.items() if name.startswith(names.HEAD)}
     del state["model.fc2.bias"]
@@ -213,10 +271,10 @@ def test_one_report_of_all_files(tmp_path):
         assert words in str(error.value)
 
 
-def test_mistakes_are_named(tmp_path):
+def test_mistakes_are_named(made, tmp_path):
     with pytest.raises(WeightError, match="no such folder"):
         from_openvla(tmp_path / "none", raw_config())
-    write(tmp_path / "in", "oft")
+    shutil.copytree(made("oft").folder, tmp_path / "in")
     (tmp_path / "in/action_head--2_checkpoint.pt").write_bytes(b"")
     with pytest.raises(WeightError, match="several files of action_head"):
         from_openvla(tmp_path / "in", raw_config())

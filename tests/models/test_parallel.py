@@ -15,7 +15,7 @@ from vla_jax.models import vla
 from vla_jax.models.backbones.prismatic import Prismatic
 from vla_jax.types import Actions, Observation
 
-FILM = {"backbone.arch": {**ARCHS["prismatic"], "film": True}}
+FILM: dict[str, Any] = {"backbone.arch": {**ARCHS["prismatic"], "film": True}}
 
 
 PARTS = ("scale", "shift")
@@ -127,7 +127,7 @@ def test_cameras_come_in_their_order_and_the_state_behind_them():
     k = model.vlm.image_tokens
     first, second = given.embeds[:, 1 : 1 + k], other.embeds[:, 1 + k : 1 + 2 * k]
     np.testing.assert_allclose(first, second, atol=1e-5)
-    moved = dataclasses.replace(observation, proprio=observation.proprio + 1)
+    moved = dataclasses.replace(observation, proprio=jnp.asarray(observation.proprio) + 1)
     changed, _ = call(model, params, "tokens", moved)
     where = np.flatnonzero(np.abs(given.embeds - changed.embeds).max((0, 2)))
     assert where.tolist() == [1 + 2 * k]

@@ -136,7 +136,9 @@ def _write_part(
         for name, shape in zeros.items():
             yield name, np.zeros(shape, dtypes[name])
 
-    path = folder / origin.get("parts", {}).get(part, f"{part}--{step}_checkpoint.pt")
+    # A checkpoint that was trained on has a number of its own.
+    named = {} if step else origin.get("parts", {})
+    path = folder / named.get(part, f"{part}--{step}_checkpoint.pt")
     torch_write.write(path, shapes | zeros, dtypes, {}, tensors, wrapper="")
 
 
@@ -147,12 +149,17 @@ def _write_beside(folder: Path, model: Any, stored: Stored, dtype: str) -> None:
     remembered = model.config.backbone.hf_dir
     files = Path(remembered) if remembered and Path(remembered).is_dir() else None
     hf_files.place(files, origin.get("files", {}), folder)
-    entries = origin.get("norm_stats") or _statistics(meta)
+    given = origin.get("norm_stats") or original.get("norm_stats", {})
+    entries = given
+    if meta["statistics"] or not given:  # trained here, in units of its own
+        entries = given | _statistics(meta)
     theirs = {key: value for key, value in model.arch.items() if key not in _OURS}
     described = _CLASS | hf_files.config_json(theirs, original, dtype)
+    if meta["statistics"]:
+        described["norm_stats"] = entries
     described.setdefault("norm_stats", entries)
     hf_files.write_json(folder / "config.json", described)
-    if origin.get("norm_stats") or not original:
+    if entries != original.get("norm_stats"):
         hf_files.write_json(folder / STATISTICS, entries)
     if meta["tokenizer"]:
         hf_files.write_tokenizer(meta["tokenizer"], described, folder)

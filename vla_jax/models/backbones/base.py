@@ -109,6 +109,7 @@ class Backbone(nn.Module):
             own.
         SIZES_FROM_WEIGHTS: whether `from_shapes` reads sizes that its config.json leaves out.
         ROBOVLMS_ROOT: what stands before the names of `robovlms_map`.
+        FRESH: regexes of parameters that a pretrained checkpoint may lack, which then start anew.
         FOR_EXPERT: whether it has `read_prefix`, which gives an expert keys and values: the decoder
             of `text_spec` has rotary positions and no local layers.
     """
@@ -133,6 +134,7 @@ class Backbone(nn.Module):
     PARTS: ClassVar[tuple[str, ...]] = ()
     SIZES_FROM_WEIGHTS: ClassVar[bool] = False
     ROBOVLMS_ROOT: ClassVar[str] = "backbone."
+    FRESH: ClassVar[tuple[str, ...]] = ()
     FOR_EXPERT: ClassVar[bool] = False
 
     @classmethod

@@ -134,6 +134,8 @@ class Prismatic(Backbone):
     FOR_EXPERT = True
     SIZES_FROM_WEIGHTS = True
     IGNORE = LANGUAGES["llama"].ignore
+    # FiLM comes with fine-tuning; its zeros leave the towers as they were.
+    FRESH = (r"/film_(scale|shift)/",)
 
     @classmethod
     def arch(cls, overrides: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:

@@ -152,11 +152,12 @@ class Parallel(Structure):
         pixels = jnp.stack([observation.images[c][:, 0] for c in s.cameras], axis=1)
         b, count = pixels.shape[:2]
         images = pixels.reshape(-1, *pixels.shape[2:])
+        told = ()
         if self.backbone.follows_language:
-            language = jnp.repeat(self.language(observation, text), count, axis=0)
-            tokens = self.backbone.encode_images(images, language)
-        else:
-            tokens = self.backbone.encode_images(images)
+            told = (jnp.repeat(self.language(observation, text), count, axis=0),)
+        # Backbones whose towers follow nothing take the images alone.
+        encode: Any = self.backbone.encode_images
+        tokens = encode(images, *told)
         tokens = sharding.rows(tokens.reshape(b, -1, tokens.shape[-1]))
         if not s.proprio:
             return tokens
