@@ -16,13 +16,15 @@ from configs.tiny import ARCHS
 from vla_jax.config import ConfigError, resolve
 from vla_jax.convert.formats import torch_write
 from vla_jax.convert.formats.torch_read import TorchFile
-from vla_jax.convert.importing import shapes_of
+from vla_jax.convert.importing import from_hf, shapes_of
 from vla_jax.convert.openvla import names
 from vla_jax.convert.openvla.exporting import to_openvla
 from vla_jax.convert.openvla.importing import from_openvla
 from vla_jax.convert.start import Start
 from vla_jax.convert.store import Stored
+from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.units.policy_units import PolicyUnits
+from vla_jax.inference.policy import Policy
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
 
@@ -104,6 +106,8 @@ def write(folder: Path, kind: str, wrapped: str = "module.") -> None:
     config |= {"arch_specifier": "no-align+fused-gelu-mlp", "text_config": TEXT}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text("raise SystemExit('this must not run')")
+    words = "In: What action should the robot take to lift it? Out:"
+    (folder / "tokenizer.json").write_text(Tokenizer.build([words], 64).to_json())
     (folder / "dataset_statistics.json").write_text(json.dumps(statistics()))
     processor = {"means": [[0.1, 0.2, 0.3], [0.5] * 3], "stds": [[0.2] * 3, [0.5] * 3]}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -179,6 +183,29 @@ def test_what_the_folder_says_becomes_the_config(made):
     assert list(units.state.second) == entry["proprio"]["q99"]
     assert not units.actions.mask[-1]
     assert units.gripper is not None
+
+
+def test_an_imported_policy_acts_in_the_robots_units(made):
+    policy = Policy.from_checkpoint(made("oft").run, dataset=SUITE)
+    image = np.zeros((40, 40, 3), np.uint8)
+    obs = {key: image for key in policy.metadata["cameras"].values()}
+    obs |= {"prompt": "Lift it", "observation/state": np.zeros(8)}
+    policy.check(obs)
+    reply, _ = policy.infer(policy.new_session(), obs)
+    assert reply["actions"].shape == (8, 7)
+    assert np.isfinite(reply["actions"]).all()
+    # LIBERO's gripper: -1 opens, 1 closes.
+    assert (np.abs(reply["actions"][:, -1]) <= 1).all()
+
+
+def test_import_hf_reads_the_same_vlm(made):
+    raw = raw_config("base")
+    raw["model"]["backbone"]["arch"] = HEADS
+    folder, _, found = made("base")
+    again = from_hf(folder, raw)
+    assert again.leaves.keys() == found.leaves.keys()
+    for path, leaf in found.leaves.items():
+        assert np.array_equal(again.leaves[path].read(), leaf.read()), path
 
 
 def test_factors_beside_film_are_added_and_written_as_zeros(made, tmp_path):
