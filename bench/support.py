@@ -41,8 +41,8 @@ def build(backbone: str, structure: str, head: str) -> vla.VLA:
     """The cell's model."""
     raw = tiny.get_config(backbone).model
     spliced = BACKBONES[backbone].LAYOUT.images == "spliced"
-    single = structure in ("one_step", "expert") or (structure == "discrete" and not spliced)
-    single |= head == "fast"
+    stepwise = structure in ("one_step", "expert", "parallel") or head == "fast"
+    single = stepwise or (structure == "discrete" and not spliced)
     window = 1 if single else 3
     raw.structure.update({"kind": structure, "window": window, "chunk": 2, "text_len": 9})
     raw.head.update({"kind": head, "hidden": 16, "layers": 1, "heads": 2, "bins": 20})

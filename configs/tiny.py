@@ -169,6 +169,18 @@ def _paligemma(**text: Any) -> dict[str, Any]:
     }
 
 
+def _prismatic(**more: Any) -> dict[str, Any]:
+    # Two layers each: the features are the output of the first.
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28}
+    text = {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 48}
+    return {
+        "featurizer": {**tower, "hidden_size": WIDTH, "intermediate_size": 48},
+        "fused_featurizer": {**tower, "hidden_size": 24, "intermediate_size": 40},
+        "text_config": {**text, "num_hidden_layers": 1, "num_attention_heads": 2},
+        **more,
+    }
+
+
 # backbone -> overrides of its released architecture
 ARCHS: dict[str, dict[str, Any]] = {
     "flamingo": _flamingo(),
@@ -183,6 +195,7 @@ ARCHS: dict[str, dict[str, Any]] = {
     "llava": _llava(),
     "llava_mpt": _llava_mpt(),
     "smolvlm": _smolvlm(),
+    "prismatic": _prismatic(),
     "paligemma": _paligemma(),
     # A local layer that does not reach over a step, and one that does.
     "paligemma2": _paligemma(num_hidden_layers=2, query_pre_attn_scalar=16, sliding_window=8),

@@ -1,9 +1,10 @@
-"""Convert weights: those of Hugging Face, RoboVLMs, openpi and LeRobot, both ways, to the bit.
+"""Convert weights of Hugging Face, RoboVLMs, openpi, LeRobot and OpenVLA, both ways, to the bit.
 
     python launch/convert.py import-hf models/kosmos-2 runs/kosmos2
     python launch/convert.py import-robovlms kosmos.pt kosmos.json runs/kosmos --vlm=models/kosmos-2
     python launch/convert.py import-openpi pi05_libero runs/pi05 --config=pi05_libero
     python launch/convert.py import-lerobot smolvla_base runs/smolvla --config=smolvla
+    python launch/convert.py import-openvla openvla-7b-oft runs/oft --config=openvla_oft_libero
     python launch/convert.py export-hf runs/kosmos_ph exported
     python launch/convert.py export-robovlms runs/kosmos_ph kosmos_ph.pt
     python launch/convert.py export-openpi runs/pi05 exported
@@ -94,6 +95,27 @@ def import_lerobot(flags: argparse.Namespace) -> None:
     raw = load_config_file(flags.config, flags.set)
     imported = from_lerobot(flags.src, raw, flags.tokenizer, flags.statistics, _dtype(flags))
     _save(imported, flags)
+
+
+def import_openvla(flags: argparse.Namespace) -> None:
+    """Folder of OpenVLA or OpenVLA-OFT, its parts and its adapter -> workdir."""
+    from vla_jax.config import load_config_file
+    from vla_jax.convert.openvla.importing import from_openvla
+
+    raw = load_config_file(flags.config, flags.set)
+    _save(from_openvla(flags.src, raw, flags.base, _dtype(flags)), flags)
+
+
+def export_openvla(flags: argparse.Namespace) -> None:
+    """Workdir of an OpenVLA or OpenVLA-OFT -> folder for their own code."""
+    from vla_jax.convert import store
+    from vla_jax.convert.openvla.exporting import to_openvla
+
+    stored = store.Stored(flags.ckpt, flags.step)
+    limit = round(flags.max_shard_gb * 1e9)
+    with _bar(stored.leaves) as bar:
+        exported = to_openvla(stored, flags.out, limit, _dtype(flags), flags.overwrite, bar.update)
+    _summary(stored.leaves, exported.changed, flags.out)
 
 
 def export_lerobot(flags: argparse.Namespace) -> None:
@@ -255,7 +277,14 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
     add("--config", metavar="FILE[:ARG]", required=True, help="our config, such as smolvla")
     add("--tokenizer", metavar="DIR", help="folder with SmolVLM's tokenizer.json")
     add("--statistics", metavar="FILE", help="meta/stats.json of the dataset of the policy")
+    source = {"SRC": "folder with config.json and weights, or with lora_adapter/"}
+    add = command(import_openvla, "import-openvla", True, source | workdir)
+    add("--config", metavar="FILE[:ARG]", required=True, help="our config, such as"
+        " openvla_oft_libero or openvla_libero")  # fmt: skip
+    add("--base", metavar="DIR", help="folder of the VLM that lora_adapter/ is added to")
     source = {"CKPT": "workdir of launch/train.py, or an imported one"}
+    add = command(export_openvla, "export-openvla", False, source | {"OUT": "new folder"})
+    add("--max-shard-gb", type=float, default=5.0, help="size of a file at most (default: 5)")
     command(export_lerobot, "export-lerobot", False, source | {"OUT": "new folder"})
     add = command(export_openpi, "export-openpi", False, source | {"OUT": "new folder"})
     add("--format", default="jax", choices=("jax", "torch"), help="openpi's parameters (default),"

@@ -47,11 +47,12 @@ def data(tmp_path_factory, one_device):
 @pytest.mark.slow
 @pytest.mark.parametrize(("structure", "head"), CELLS)
 def test_trains_and_serves(data, tmp_path, one_device, structure, head):
+    single = structure in ("one_step", "expert", "parallel") or head == "fast"
     flags = {
         **FLAGS,
         "model.structure.kind": structure,
         "model.head.kind": head,
-        "model.structure.window": 1 if structure in ("one_step", "expert") or head == "fast" else 2,
+        "model.structure.window": 1 if single else 2,
     }
     config = f"configs/quickstart.py:{data}"
     if head == "fast":  # with tokens of these data
@@ -60,9 +61,31 @@ def test_trains_and_serves(data, tmp_path, one_device, structure, head):
         execute(one_device, *fit, "--config.model.structure.chunk=2")
         vocab = {"model.backbone.arch.text_config.vocab_size": 256, "model.fast.dir": folder}
         flags |= FAST | vocab | {"model.structure.chunk": 2}
-    if structure == "expert":  # on a backbone that it can read
-        flags = {k: v for k, v in flags.items() if ".arch." not in k} | EXPERT
-        config = f"configs/tiny.py:paligemma:{data}"
+    backbone = {"expert": "paligemma", "parallel": "prismatic"}.get(structure)
+    if backbone:  # one that it can read
+        flags = {k: v for k, v in flags.items() if ".arch." not in k}
+        flags |= EXPERT if structure == "expert" else {}
+        config = f"configs/tiny.py:{backbone}:{data}"
+    train_and_serve(config, flags, tmp_path, one_device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("structure", "head", "rule"),
+    [("parallel", "l1", "oft_quantile"), ("discrete", "detokenizer", "openvla_quantile")],
+)
+def test_openvlas_units_train_and_serve(data, tmp_path, one_device, structure, head, rule):
+    flags = {k: v for k, v in FLAGS.items() if ".arch." not in k} | {
+        "model.structure.kind": structure,
+        "model.head.kind": head,
+        "model.structure.window": 1,
+        "model.head.gripper": "number",
+        "data.units": rule,
+    }
+    train_and_serve(f"configs/tiny.py:prismatic:{data}", flags, tmp_path, one_device)
+
+
+def train_and_serve(config, flags, tmp_path, one_device):
     execute(
         one_device,
         "launch/train.py",

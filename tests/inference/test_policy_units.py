@@ -95,7 +95,7 @@ def test_the_policy_takes_and_gives_the_robots_numbers(world):
 def test_units_and_structure_go_together(tmp_path):
     raw = raw_config(tmp_path)
     raw.model.expert.gripper = "binary"
-    with pytest.raises(ConfigError, match=r"data\.units: only for"):
+    with pytest.raises(ConfigError, match=r"data\.units: only where"):
         resolve(raw)
     raw = raw_config(tmp_path)
     raw.data.units = ""

@@ -47,8 +47,8 @@ def cells():
 
 def test_every_backbone_has_a_small_one():
     assert set(ARCHS) == set(BACKBONES)
-    # An expert goes beside two backbones alone; see test_expert.
-    assert set(CASES) == set(STRUCTURES) - {"expert"}
+    # These go with few backbones; see test_expert and test_parallel.
+    assert set(CASES) == set(STRUCTURES) - {"expert", "parallel"}
 
 
 @pytest.mark.parametrize(("name", "structure"), list(cells()))

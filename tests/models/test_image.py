@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,3 +155,32 @@ def test_larger_sizes_are_for_large_images_by_aspect_ratio():
     }  # fmt: skip
     # Equal ratios: the nearer one.
     assert spec.shape_for(1000, 1000) == (756, 756)
+
+
+def test_zoom_is_openvlas_center_crop():
+    tf = pytest.importorskip("tensorflow")
+    pixels, side = noise(2, 40, 40, 3), np.float32(0.9) ** 0.5
+    box = [(1 - side) / 2, (1 - side) / 2, (1 + side) / 2, (1 + side) / 2]
+    scaled = tf.image.convert_image_dtype(pixels, tf.float32)
+    theirs = tf.image.crop_and_resize(scaled, [box] * 2, [0, 1], (40, 40))
+    theirs = tf.image.convert_image_dtype(tf.clip_by_value(theirs, 0, 1), tf.uint8, saturate=True)
+    spec = image.ImageSpec(40, (0.0,) * 3, (1.0,) * 3, zoom=0.9)
+    off = np.abs(np.asarray(image.fit(jnp.asarray(pixels), spec)).astype(int) - theirs.numpy())
+    # Sums of another order end on the other side of a cut now and then.
+    assert off.max() <= 1
+    assert off.mean() < 0.01
+
+
+def test_an_image_that_is_zoomed_into_is_not_left_as_it_is():
+    spec = image.ImageSpec(16, (0.0,) * 3, (1.0,) * 3)
+    assert spec.keeps(16, 16)
+    assert not spec.keeps(16, 20)
+    assert not dataclasses.replace(spec, zoom=0.9).keeps(16, 16)
+    assert dataclasses.replace(spec, fit="pad").keeps(16, 16)
+    assert not dataclasses.replace(spec, fit="crop", shortest=20).keeps(16, 16)
+
+
+def test_tensorflows_filter_is_for_squashing_alone():
+    image.ImageSpec(16, (0.0,) * 3, (1.0,) * 3, resample="lanczos3")
+    with pytest.raises(ValueError, match="resample: 'lanczos3' is none of"):
+        image.ImageSpec(16, (0.0,) * 3, (1.0,) * 3, resample="lanczos3", fit="crop")

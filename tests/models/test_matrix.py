@@ -23,24 +23,25 @@ LEGAL: dict[str, tuple[str, ...]] = {
     "policy_head": ALL,
     "video": STEPWISE,
     "expert": ("expert_flow",),
+    "parallel": ("detokenizer", "l1"),
 }
 CELLS = [(structure, head) for structure, heads in LEGAL.items() for head in heads]
 # Words of the reason; a structure or head that is not here takes all.
 REASONS = {
     ("one_step", "lstm"): "with one step there is nothing to remember",
     ("one_step", "gpt2"): "with one step there is nothing to remember",
-    ("one_step", "detokenizer"): "only the discrete structure has",
+    ("one_step", "detokenizer"): "only the structures discrete and parallel have",
     ("discrete", "mlp"): "the VLM itself writes the actions",
     ("discrete", "lstm"): "the VLM itself writes the actions",
     ("discrete", "gpt2"): "the VLM itself writes the actions",
     ("discrete", "diffusion"): "the VLM itself writes the actions",
     ("discrete", "flow"): "the VLM itself writes the actions",
-    ("interleaved", "detokenizer"): "only the discrete structure has",
-    ("policy_head", "detokenizer"): "only the discrete structure has",
+    ("interleaved", "detokenizer"): "only the structures discrete and parallel have",
+    ("policy_head", "detokenizer"): "only the structures discrete and parallel have",
     ("video", "lstm"): "the window becomes a single feature",
     ("video", "gpt2"): "the window becomes a single feature",
-    ("video", "detokenizer"): "only the discrete structure has",
-    ("expert", "detokenizer"): "only the discrete structure has",
+    ("video", "detokenizer"): "only the structures discrete and parallel have",
+    ("expert", "detokenizer"): "only the structures discrete and parallel have",
     **{
         (structure, "fast"): "only the discrete structure has"
         for structure in ("one_step", "interleaved", "policy_head", "video", "expert")
@@ -48,19 +49,24 @@ REASONS = {
     **{("expert", head): "the expert itself makes the actions" for head in ALL},
     **{
         (structure, "expert_flow"): "only the structure `expert` has"
-        for structure in ("one_step", "discrete", "interleaved", "policy_head", "video")
+        for structure in ("one_step", "discrete", "interleaved", "policy_head", "video", "parallel")
+    },
+    **{("parallel", head): "every number of the chunk has a hidden state" for head in ALL},
+    **{
+        (structure, "l1"): "only the structure parallel has"
+        for structure in ("one_step", "discrete", "interleaved", "policy_head", "video", "expert")
     },
 }
 # Backbones whose images are not part of their sequence, which can thus not hold a window.
 APART = ("flamingo", "ofa")
-# Those whose decoder hands out keys and values for an expert.
-READABLE = ("paligemma", "smolvlm")
+# Those whose decoder hands out keys and values for an expert, and can be read in both directions.
+READABLE = ("paligemma", "smolvlm", "prismatic")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("structure", "head"), CELLS)
 def test_trains(structure, head):
-    backbone = READABLE[0] if structure == "expert" else "kosmos2"
+    backbone = {"expert": "paligemma", "parallel": "prismatic"}.get(structure, "kosmos2")
     before, after = support.train(support.build(backbone, structure, head))
     assert 0 < after < support.LEFT * before
 
@@ -89,7 +95,8 @@ def test_backbones_that_cannot_hold_a_window_are_refused_there():
         if legality.refusal(backbone, structure, LEGAL[structure][0])
     }
     windows = set(itertools.product(APART, ("interleaved", "video")))
-    assert refused == windows | {(name, "expert") for name in ARCHS if name not in READABLE}
+    beside = {(n, s) for n in ARCHS if n not in READABLE for s in ("expert", "parallel")}
+    assert refused == windows | beside
 
 
 @pytest.mark.parametrize(
@@ -125,6 +132,10 @@ def test_backbones_that_cannot_hold_a_window_are_refused_there():
         (("expert", "expert_flow"), {"expert.fast_weight": -1.0}, ["fast_weight must not be"]),
         (("policy_head", "lstm"), {"structure.readout": "all"}, ["'pooling' or 'resampler'"]),
         (("policy_head", "gpt2"), {"head.heads": 5}, ["5 does not divide the width"]),
+        (("policy_head", "lstm"), {"head.gripper": "number"}, ["head.gripper: lstm predicts"]),
+        (("parallel", "l1"), {"structure.window": 2}, ["parallel has no history"]),
+        (("parallel", "l1"), {"structure.readout": "all"}, ["one hidden state for each number"]),
+        (("parallel", "detokenizer"), {"head.bins": 200}, ["head.token_end 64", "of 128"]),
     ],
 )
 def test_settings_that_do_not_combine(cell, changes, words):

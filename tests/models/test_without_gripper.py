@@ -14,13 +14,13 @@ from vla_jax.types import Actions, Prediction
 
 A = 5
 # Of the heads that the policy head's structure does not take.
-STRUCTURE = {"detokenizer": "discrete", "expert_flow": "expert"}
+STRUCTURE = {"detokenizer": "discrete", "expert_flow": "expert", "l1": "parallel"}
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_no_parameter_no_loss_and_no_answer_is_a_grippers(head):
     structure = STRUCTURE.get(head, "policy_head")
-    backbone = "paligemma" if structure == "expert" else "kosmos2"
+    backbone = "paligemma" if structure in ("expert", "parallel") else "kosmos2"
     config = tiny.config(structure, head, backbone, **{"action_dim": A, "gripper": "none"})
     model = vla.build(config)
     params = jax.eval_shape(lambda key: vla.initial_params(model, key), jax.random.key(0))

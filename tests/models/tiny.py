@@ -24,9 +24,11 @@ ANSWER = 20  # columns of a chunk in FAST tokens
 def config(structure: str, head: str, backbone: str = "", **changes: Any) -> ModelConfig:
     """Dotted keys below `model` change it further."""
     raw = quickstart.get_config()
-    window = 1 if structure in ("one_step", "expert") or head == "fast" else WINDOW
-    # Kosmos-2 has no rotary positions, which an expert shares.
-    backbone = backbone or ("paligemma" if structure == "expert" else "kosmos2")
+    stepwise = structure in ("one_step", "expert", "parallel") or head == "fast"
+    window = 1 if stepwise else WINDOW
+    # Kosmos-2 has no rotary positions, which an expert shares, and is causal.
+    beside = {"expert": "paligemma", "parallel": "prismatic"}
+    backbone = backbone or beside.get(structure, "kosmos2")
     raw.model.structure.update(
         {"kind": structure, "window": window, "chunk": CHUNK, "text_len": TEXT}
     )

@@ -21,6 +21,7 @@ from tests.parity import (
     names,
     ofa,
     openpi_data,
+    openvla,
     paligemma,
     pi0,
     pi0fast,
@@ -63,6 +64,8 @@ KINDS: dict[str, Runner] = {
     "pi0_fast": pi0fast.run,
     "smolvla": smolvla.run,
     "rtc_kinetix": rtc.run,
+    "openvla": openvla.run,
+    "openvla_oft": openvla.run,
 }
 # End of an array's name that only one kind of folder has -> what runs the data side of it
 MODERN: dict[str, Runner] = {
@@ -104,7 +107,8 @@ def find_runner(folder: Path) -> Runner | str:
         if (folder / "model.safetensors").is_file():
             return pi0.torch
         # A checkpoint without observations is read in tests/convert.
-        return runner if {"obs/state", "obs"} & set(names) else "no case of this kind yet"
+        is_run = {"obs/state", "obs", "train/input_ids"} & set(names)
+        return runner if is_run else "no case of this kind yet"
     if {"dct_rounded", "bad/tokens"} <= set(names):
         return fast.run
     for ending, runner in MODERN.items():

@@ -26,26 +26,24 @@ HEADS = {
     "policy_head": "lstm",
     "video": "flow",
     "expert": "expert_flow",
+    "parallel": "l1",
 }
+# Those that see one step.
+_STEPWISE = ("one_step", "expert", "parallel")
 
 
 def config(backbone: str, structure: str, head: str = "", **changes: Any) -> Config:
     """A very small model of that kind, with dropout; dotted keys change it further."""
     raw = tiny.get_config(backbone)
     spliced = BACKBONES[backbone].LAYOUT.images == "spliced"
-    window = (
-        1
-        if structure in ("one_step", "expert")
-        or head == "fast"
-        or (structure == "discrete" and not spliced)
-        else 3
-    )
+    stepwise = structure in _STEPWISE or head == "fast"
+    window = 1 if stepwise or (structure == "discrete" and not spliced) else 3
     raw.model.structure.update({"kind": structure, "window": window, "chunk": 2, "text_len": 9})
     raw.model.head.update({"kind": head or HEADS[structure], "hidden": 16, "layers": 2})
     raw.model.head.update({"heads": 2, "bins": 20, "sampling_steps": 4})
     raw.model.update({"dropout": True, "remat": "full"})
-    if structure == "expert":
-        raw.model.structure.proprio = 7  # its prompt says the robot's state
+    if structure in ("expert", "parallel"):
+        raw.model.structure.proprio = 7  # a part of the expert's prompt, a token of the other
     raw.model.fast.update({"prompt": "pi0", "length": 8, "images": "backbone"})
     with raw.unlocked():
         raw.update_from_flattened_dict(changes)

@@ -1,6 +1,7 @@
 import colorsys
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from tests.train.toy import Toy, make_batch, make_config
 from vla_jax.config import AugmentConfig, AugmentParity
-from vla_jax.models.image import preprocess
+from vla_jax.models.image import ImageSpec, preprocess
 from vla_jax.train import augment as module
 from vla_jax.train.mesh import make_mesh, shard_batch
 from vla_jax.types import Batch
@@ -129,6 +130,22 @@ def test_lanczos3_comes_before_what_the_backbone_does():
             np.testing.assert_allclose(x, preprocess(small, Toy.image), rtol=0, atol=5e-7)
             plain = preprocess(jnp.asarray(batch.observation.images[camera]), Toy.image)
             assert not np.allclose(x, plain, atol=1e-3)
+
+
+def test_a_random_crop_takes_the_place_of_the_center():
+    batch, spec = make_batch(size=8), dataclasses.replace(Toy.image, zoom=0.5)
+    cropped = dataclasses.replace(OFF, crop_scale=0.5)
+
+    def images(config: AugmentConfig, train: bool, image: ImageSpec = spec) -> dict[str, Any]:
+        run = functools.partial(module.augment, seed=3, config=config, spec=image, train=train)
+        return jax.jit(run)(batch.observation, batch.sample).images
+
+    for camera, pixels in batch.observation.images.items():
+        center = preprocess(jnp.asarray(pixels), spec)
+        for config, train in ((OFF, True), (OFF, False), (cropped, False)):
+            np.testing.assert_allclose(images(config, train)[camera], center, atol=5e-7)
+        same = images(cropped, True, Toy.image)[camera]
+        np.testing.assert_allclose(images(cropped, True)[camera], same, atol=5e-7)
 
 
 def test_crop_resize_is_bilinear_sampling_of_the_box():

@@ -34,6 +34,16 @@ def test_cosine_ends_at_zero_and_constant_holds():
     np.testing.assert_allclose(multipliers("constant", 0, 10, [0, 9]), [1, 1])
 
 
+def test_drop_falls_at_once_and_stays():
+    config = make_config(**{
+        "optim.schedule": "drop", "optim.warmup_steps": 0, "optim.learning_rate": 2.0,
+        "optim.drop_at": 10, "optim.min_scale": 0.1,
+    }).optim  # fmt: skip
+    schedule = optim.make_schedule(config, 20)
+    found = [float(schedule(step)) for step in (0, 9, 10, 30)]
+    np.testing.assert_allclose(found, [2.0, 2.0, 0.2, 0.2])
+
+
 def test_adamw_decays_every_parameter_and_starts_at_rate_zero():
     config = make_config(**{"optim.weight_decay": 0.1, "optim.clip_norm": 0.0}).optim
     optimizer = optim.make_optimizer(config, 20)

@@ -34,6 +34,7 @@ QUICK = [
     ("ofa", "one_step"),
     ("flamingo", "policy_head"),
     ("llava", "discrete"),
+    ("prismatic", "parallel"),
 ]
 MESHES = {"fsdp": {"mesh.fsdp": -1}, "all": {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}}
 

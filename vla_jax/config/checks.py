@@ -121,18 +121,17 @@ def _lora_checks(config: Config) -> list[str]:
 
 
 def _unit_checks(config: "Config") -> list[str]:
-    data, model = config.data, config.model
+    data = config.data
     if not data.units:
         unused = [name for name in ("relative", "robot") if getattr(data, name)]
         return [f"data.{name}: has no effect without data.units" for name in unused]
     problems = []
-    # These units treat the gripper as a plain number, as only these predict it.
-    by_expert = model.structure.kind == "expert" and model.expert.gripper == "number"
-    by_words = model.head.kind == "fast" and model.fast.gripper == "number"
-    if not by_expert and not by_words:
+    # These units treat the gripper as a plain number, which most heads do not predict.
+    if not config.model.gripper_is_number:
         problems.append(
-            "data.units: only for model.structure.kind 'expert' with model.expert.gripper 'number' "
-            "and model.head.kind 'fast' with model.fast.gripper 'number'"
+            "data.units: only where the gripper is predicted as a number: model.expert.gripper "
+            "'number' with structure expert, model.fast.gripper 'number' with head fast, else "
+            "model.head.gripper 'number'"
         )
     # (6, -1) speaks of seven numbers: the sign only says which are relative.
     if data.relative and sum(map(abs, data.relative)) > config.model.action_dim:

@@ -32,6 +32,11 @@ class StructureParity:
         "per_row",
         "padded_column",
     )
+    padded_mean: bool = option(
+        False,
+        "parallel: what image towers are told of the instruction is a mean over its padding too, "
+        "as in OpenVLA-OFT's training; in its inference there is none.",
+    )
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,15 @@ class HeadConfig(Options):
 
     kind: str = option(
         "lstm",
-        "mlp | lstm | gpt2 | detokenizer | fast | diffusion | flow: a file in "
+        "mlp | lstm | gpt2 | detokenizer | fast | diffusion | flow | l1: a file in "
         "vla_jax/models/heads.",
     )
     hidden: int = option(
-        1024, "Width of the recurrent state (lstm) or of the transformer (gpt2, diffusion, flow)."
+        1024,
+        "Width of the recurrent state (lstm), of the transformer (gpt2, diffusion, flow) or of the "
+        "blocks (l1).",
     )
-    layers: int = option(4, "Recurrent or transformer layers (RoboVLMs' gpt2 has 8).")
+    layers: int = option(4, "Recurrent or transformer layers (RoboVLMs' gpt2 has 8), blocks of l1.")
     heads: int = option(8, "Attention heads of gpt2, diffusion and flow.")
     down_sample: str = option(
         "none",
@@ -120,6 +127,13 @@ class HeadConfig(Options):
     )
     low: float = option(-1.0, "Value of the detokenizer's first bin.")
     high: float = option(1.0, "Value of the detokenizer's last bin.")
+    gripper: str = option(
+        "binary",
+        "binary: the gripper is open or closed. number: of detokenizer and l1, the last number of "
+        "an action is like the others, in the units of the data (OpenVLA).",
+        "binary",
+        "number",
+    )
     parity: HeadParity = group(HeadParity)
 
 
@@ -171,6 +185,13 @@ class ModelConfig(Options):
     )
     expert: ExpertConfig = group(ExpertConfig)
     fast: FastConfig = group(FastConfig)
+
+    @property
+    def gripper_is_number(self) -> bool:
+        """Whether the predicted gripper is a number like the others, in the data's units."""
+        own = self.fast if self.head.kind == "fast" else self.head
+        chosen = self.expert if self.structure.kind == "expert" else own
+        return chosen.gripper == "number"
 
     @property
     def has_gripper(self) -> bool:

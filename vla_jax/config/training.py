@@ -34,12 +34,15 @@ class OptimConfig:
     learning_rate: float = option(2e-5, "Peak of the learning rate.")
     schedule: str = option(
         "constant",
-        "After the warm-up. constant, cosine (to 0) or half_cosine (to min_scale).",
+        "After the warm-up. constant, cosine (to 0), half_cosine (to min_scale) or drop (at once, "
+        "to min_scale).",
         "constant",
         "cosine",
         "half_cosine",
+        "drop",
     )
-    min_scale: float = option(0.01, "Floor of half_cosine, as a share of the peak.")
+    min_scale: float = option(0.01, "Floor of half_cosine and drop, as a share of the peak.")
+    drop_at: int = option(0, "Step with which drop falls.")
     warmup_steps: int = option(2500, "Steps in which the rate rises linearly from 0.")
     warmup_from: str = option(
         "zero", "Rates of the warm-up: t / w, or (t + 1) / (w + 1) as openpi's.", "zero", "one"

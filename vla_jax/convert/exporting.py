@@ -54,7 +54,7 @@ def to_hf(
     model = vla.build(config.model)
     # Names to pass over matter on the way in only.
     rows, _ = maps.hugging_face(config.model)
-    leaves, factors, settings = _without_lora(stored, adapter)
+    leaves, factors, settings = without_lora(stored, adapter)
     backbone = {path: leaf for path, leaf in leaves.items() if path.startswith("backbone/")}
     policy_leaves = {path: leaf for path, leaf in leaves.items() if path not in backbone}
     # All maps are checked before the first byte is written.
@@ -79,7 +79,7 @@ def to_hf(
     return vlm
 
 
-def _without_lora(
+def without_lora(
     stored: Stored, adapter: bool
 ) -> tuple[dict[str, Lazy], dict[str, Lazy], dict[str, Any]]:
     """Parameters of the plain model, factors to write apart, the config of what is written."""
@@ -177,7 +177,7 @@ def to_robovlms(
         raise output.OutputError(f"{out}: must end in {torch_write.SUFFIX} or {SUFFIX}")
     config = resolve(stored.meta["config"])
     rows, _ = maps.robovlms(config.model, prefix="" if bare else "model.")
-    leaves, _, _ = _without_lora(stored, adapter=False)
+    leaves, _, _ = without_lora(stored, adapter=False)
     outgoing = maps.outgoing(rows, leaves, dtype)
     with output.whole(out, overwrite, folder=False) as file:
         if out.suffix == SUFFIX:

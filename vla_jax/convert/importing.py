@@ -87,7 +87,7 @@ def from_hf(
     # In our own folders the exact numbers are in our config; elsewhere in config.json.
     is_ours = bool(settings) and raw is None
     arch = None if is_ours else hf.read_arch(source, config.model)
-    model, config, shapes = _complete(config, arch, source)
+    model, config, shapes = complete(config, arch, source)
     rows, ignore = maps.hugging_face(config.model)
     vlm = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
     fresh = {path: shape for path, shape in shapes.items() if path not in vlm}
@@ -117,7 +117,7 @@ def from_hf(
         "config": to_dict(config),
         "statistics": read_json(statistics) if is_ours and statistics.is_file() else {},
         "action_specs": settings.get("action_specs", {}) if is_ours else {},
-        "tokenizer": _tokenizer(source, config),
+        "tokenizer": tokenizer_json(source, config),
         "origin": {"kind": "hf", **hf.origin(source)},
     }
     return _join(config, parts, meta, _random(model, config.seed, fresh, dtype))
@@ -159,7 +159,7 @@ def from_robovlms(
     source = robovlms.open_source(checkpoint, alpha)
     # Some backbones' config.json lacks sizes, which are then read off these shapes.
     tensor_shapes = {name.removeprefix("backbone."): shape for name, shape in source.shapes.items()}
-    _, config, shapes = _complete(config, hf.read_arch(vlm, config.model, tensor_shapes), vlm)
+    _, config, shapes = complete(config, hf.read_arch(vlm, config.model, tensor_shapes), vlm)
     rows, ignore = maps.robovlms(config.model, prefix="")
     ignore = (*ignore, *robovlms.IGNORE)
     part = maps.incoming(rows, shapes, source, ignore, dtype, source.unequal())
@@ -167,7 +167,7 @@ def from_robovlms(
         "config": to_dict(config),
         "statistics": {name: entries[name] for name in names if name in entries},
         "action_specs": {name: spec.to_json() for name, spec in specs.items()},
-        "tokenizer": _tokenizer(vlm, config) if vlm else "",
+        "tokenizer": tokenizer_json(vlm, config) if vlm else "",
         "origin": {
             "kind": "robovlms",
             "config": dict(original),
@@ -202,7 +202,7 @@ def _all(steps: Mapping[str, Callable[[], maps.Incoming]]) -> list[maps.Incoming
     return parts
 
 
-def _complete(
+def complete(
     config: Config, arch: dict[str, Any] | None, folder: str | Path | None
 ) -> tuple[vla.VLA, Config, dict[str, tuple[int, ...]]]:
     """The model, the config as checkpoints carry it, our path -> shape of every parameter.
@@ -254,7 +254,12 @@ def _random(
     }
 
 
-def _tokenizer(folder: str | Path, config: Config) -> str:
+def tokenizer_json(folder: str | Path, config: Config) -> str:
+    """The tokenizer of a Hugging Face folder as text; "" with a warning where there is none.
+
+    Raises:
+        WeightError: there is one that cannot be read.
+    """
     try:
         tokenizer = hf.tokenizer(folder, config.model)
     except (FileNotFoundError, ImportError) as error:

@@ -12,7 +12,7 @@ from vla_jax.convert import lora, store
 from vla_jax.convert.hf import source as hf
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.models.backbones import BACKBONES
-from vla_jax.models.weights import KeyReport, WeightError
+from vla_jax.models.weights import KeyReport, WeightError, ignored
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +119,16 @@ class Start:
         if any(lora.is_factor(path) for path in leaves):
             # A new run trains factors of its own; those of the old one become part of the kernels.
             leaves = lora.merged(leaves, settings["alpha"] / settings["rank"])
+        added = BACKBONES[self._config.backbone.name].FRESH
+
+        def of_vlm(path: str) -> bool:
+            return path.startswith(_VLM) and not ignored(path, added)
+
         # The VLM has to fit as a whole: a part of it left random would go unnoticed.
-        vlm = _report(leaves, shapes, lambda path: path.startswith(_VLM))
+        vlm = _report(leaves, shapes, of_vlm)
         if vlm:
             raise WeightError(f"{self._where}:\n{vlm}")
-        mismatches = _report(leaves, shapes, lambda path: not path.startswith(_VLM))
+        mismatches = _report(leaves, shapes, lambda path: not of_vlm(path))
         # No error: another robot or head is what such weights are often wanted for.
         if mismatches:
             logger.warning(

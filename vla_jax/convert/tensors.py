@@ -78,6 +78,25 @@ class Renamed:
         return self._source.place(self._theirs[name])
 
 
+class Without:
+    """Another source but for the names that begin with a prefix; see `Source`."""
+
+    def __init__(self, source: Source, prefix: str):
+        """Reads nothing."""
+        self._source = source
+        names = [name for name in source.shapes if not name.startswith(prefix)]
+        self.shapes = {name: source.shapes[name] for name in names}
+        self.dtypes = {name: source.dtypes[name] for name in names}
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, contiguous and owned by the caller."""
+        return self._source.read(name)
+
+    def place(self, name: str) -> Hashable:
+        """Where its bytes lie."""
+        return self._source.place(name)
+
+
 class Joined:
     """Several sources as one: a name means the tensor of the first that has it; see `Source`."""
 

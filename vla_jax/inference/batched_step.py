@@ -140,8 +140,7 @@ class BatchedStep:
         # Padding repeats the first row: its numbers are ordinary, and nobody reads them.
         rows = [*inputs, *itertools.repeat(inputs[0], bucket - len(inputs))]
         images = {
-            camera: tuple(self._fitted(row.images[camera], shape) for row in rows)
-            for camera, shape in shapes
+            camera: tuple(self._fitted(row.images[camera]) for row in rows) for camera, _ in shapes
         }
         has_state, guided = rows[0].proprio is not None, rows[0].previous is not None
         arguments = (
@@ -163,11 +162,9 @@ class BatchedStep:
         chunks, histories = program(*arguments)
         return list(zip(np.asarray(chunks), histories, strict=True))[: len(inputs)]
 
-    def _fitted(self, image: UInt8[np.ndarray, "h x 3"], shape: tuple[int, int]) -> Any:
+    def _fitted(self, image: UInt8[np.ndarray, "h x 3"]) -> Any:
         """The image in the model's size; one that needs no change is returned as it is."""
-        # Fits other than squash may cut or pad even an image of the right size.
-        changes = self._image.fit != "squash" and (shape[0] != shape[1] or self._image.shortest > 0)
-        if not changes and image.shape[:2] == shape:
+        if self._image.keeps(*image.shape[:2]):
             return image
         if image.shape not in self._sizes and len(self._sizes) >= MAX_SIZES:
             self._fit.clear_cache()

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
-from vla_jax.models import letterbox
+from vla_jax.models import letterbox, tensorflow_image
 
 # 32 bits less 8 of the pixel less 2 of headroom: sums of |weight| stay below 1.9 for every filter.
 _PRECISION = 22
@@ -54,6 +54,8 @@ FILTERS: dict[str, tuple[Callable[[float], float], float]] = {
 }
 
 
+# A filter whose passes are TensorFlow's.
+_TENSORFLOW = "lanczos3"
 # How an image of another shape becomes the model's; see `ImageSpec.fit`.
 FITS = ("squash", "crop", "pad", "letterbox")
 
@@ -66,7 +68,8 @@ class ImageSpec:
         size: height of the model's image, pixels.
         mean: per-channel mean of images in [0, 1].
         std: per-channel standard deviation, same units.
-        resample: a key of `FILTERS`; of "letterbox" also of `letterbox.FLOATING`.
+        resample: a key of `FILTERS`; of "letterbox" also of `letterbox.FLOATING`, of "squash" also
+            lanczos3, TensorFlow's.
         fit: squash: resize both sides, the aspect ratio is lost; crop: resize the shorter side to
             `shortest`, keep the center; pad: paste on the middle of a square, then resize;
             letterbox: resize until it fits, then paste on a canvas.
@@ -79,6 +82,7 @@ class ImageSpec:
             `larger_from` pixels: of these and `size` the one of the nearest aspect ratio.
         larger_from: see `larger`.
         width: of the model's image, pixels; 0 = as high as wide.
+        zoom: share of the model's image, its center, that is enlarged to all of it; 1 = no change.
 
     Raises:
         ValueError: naming every value that cannot be.
@@ -96,6 +100,7 @@ class ImageSpec:
     larger_from: int = 0
     width: int = 0
     corner: bool = False
+    zoom: float = 1.0
 
     def __post_init__(self):
         problems = [
@@ -122,13 +127,21 @@ class ImageSpec:
 
     @property
     def _filters(self) -> tuple[str, ...]:
-        floating = letterbox.FLOATING if self.fit == "letterbox" else ()
-        return (*FILTERS, *floating)
+        floating = {"letterbox": (*letterbox.FLOATING,), "squash": (_TENSORFLOW,)}
+        return (*FILTERS, *floating.get(self.fit, ()))
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the model's image (before `larger`)."""
         return self.size, self.width or self.size
+
+    def keeps(self, height: int, width: int) -> bool:
+        """Whether `fit` leaves an image of this shape as it is."""
+        if self.zoom != 1.0:
+            return False
+        # Fits other than squash may cut or pad even an image of the right size.
+        changes = self.fit != "squash" and (height != width or self.shortest > 0)
+        return not changes and self.shape_for(height, width) == (height, width)
 
     def shape_for(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that an image of this shape is resized to."""
@@ -239,10 +252,14 @@ def fit(
         short = spec.shortest or min(height, width)
         scaled = (short, int(short * x / h)) if h <= x else (int(short * h / x), short)
         images = resize(images, *scaled, spec.resample)
-        return _centre(images, height, width, spec.crop_rounding)
+        images = _centre(images, height, width, spec.crop_rounding)
     elif spec.fit == "letterbox":
-        return _letterbox(images, height, width, spec)
-    return resize(images, height, width, spec.resample)
+        images = _letterbox(images, height, width, spec)
+    if spec.resample == _TENSORFLOW:
+        images = tensorflow_image.lanczos3(images, height, width)
+    else:
+        images = resize(images, height, width, spec.resample)
+    return tensorflow_image.zoom(images, spec.zoom)
 
 
 def _letterbox(

@@ -74,7 +74,14 @@ def _judge(config: ModelConfig, arch: Mapping[str, Any] | None) -> tuple[list[st
     except ValueError as error:
         # Without an architecture no backbone can be built that the structure could judge.
         return [*issues, str(error)], {}
-    return [*issues, *structure.refusals(config, backbone(complete))], complete
+    built = backbone(complete)
+    if built.follows_language and not structure.tells_language:
+        legal = ", ".join(k for k in STRUCTURES if STRUCTURES[k].tells_language)
+        issues.append(
+            f"{name} + {s.kind}: its image towers follow the instruction, of which {s.kind} tells "
+            f"them nothing; {legal} does"
+        )
+    return [*issues, *structure.refusals(config, built)], complete
 
 
 def _unknown(config: ModelConfig) -> list[str]:

@@ -3,11 +3,10 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vla_jax.models.towers.layers import Dense
+from vla_jax.models.towers.layers import ACTIVATIONS, Dense
 
 
 class StateToken(nn.Module):
@@ -18,11 +17,13 @@ class StateToken(nn.Module):
 
     width: int
     dtype: Any = jnp.float32
+    activation: str = "gelu_pytorch_tanh"
 
     @nn.compact
     def __call__(self, proprio: Float[Array, "b w p"]) -> Float[Array, "b w d"]:
         """Normalized state -> token, a small one at the start, to leave the VLM as it is."""
-        x = jax.nn.gelu(Dense((self.width,), dtype=self.dtype, name="fc1")(proprio))
+        x = Dense((self.width,), dtype=self.dtype, name="fc1")(proprio)
+        x = ACTIVATIONS[self.activation](x)
         # The root of the width keeps the sum over the inputs at 0.02 whatever the width.
         init = nn.initializers.normal(0.02 * self.width**-0.5)
         return Dense((self.width,), dtype=self.dtype, init=init, name="fc2")(x)

@@ -17,11 +17,12 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, UInt32
 
 from vla_jax.cameras import CAMERAS
 from vla_jax.config import AugmentConfig
 from vla_jax.models.image import ImageSpec, fit, normalize, preprocess
+from vla_jax.models.tensorflow_image import crop_resize, lanczos3
 from vla_jax.types import Observation
 
 # Every frame draws one row of uniform numbers, whatever is on: crop top, crop left, brightness,
@@ -73,8 +74,10 @@ def augment(
             # Unchanged cameras go the way that evaluation and serving go.
             images[camera] = preprocess(pixels, spec)
             continue
+        # A random crop takes the place of the center's, which evaluation and serving see.
+        cropped = camera in draws and config.crop_scale != 1.0
         # The strengths in the config are for pixels in [0, 1].
-        x = fit(pixels, spec).astype(jnp.float32) / 255.0
+        x = fit(pixels, replace(spec, zoom=1.0) if cropped else spec).astype(jnp.float32) / 255.0
         if camera in draws:
             shift = config.shift.get(camera, 0)
             x = jax.vmap(lambda u, x, p=shift: _window(u, x, config, p))(draws[camera], x)
@@ -188,42 +191,6 @@ def _jitter(
     if config.hue:
         x = turn_hue(x, around(_HUE, 0.0, config.hue))
     return x
-
-
-def lanczos3(images: UInt8[Array, "*lead h x 3"], height: int, width: int) -> UInt8[Array, "..."]:
-    """`tf.image.resize(images, (height, width), "lanczos3", antialias=True)`, rounded and clipped.
-
-    Equal to within one gray level; Pillow's (`vla_jax.models.image.resize`) clips between its two
-    passes and differs by up to 33 where edges are sharp. The aspect ratio is not kept.
-    """
-    if images.shape[-3:-1] == (height, width):
-        return images
-    shape = (*images.shape[:-3], height, width, 3)
-    x = jax.image.resize(images.astype(jnp.float32), shape, "lanczos3", antialias=True)
-    return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
-
-
-def crop_resize(
-    x: Float[Array, "w s r 3"], corner: Float[Array, "2"], side: float
-) -> Float[Array, "w s r 3"]:
-    """Bilinear enlargement of a crop of the same shape, as `tf.image.crop_and_resize`.
-
-    Args:
-        x: pixels.
-        corner: top and left of the crop, as shares of the image.
-        side: of the crop, as a share of the image's.
-    """
-
-    def matrix(start: Array, size: int) -> Array:
-        # Bilinear weights as a matrix, since gathers are slow on accelerators.
-        grid = jnp.arange(size, dtype=jnp.float32)
-        position = (start * (size - 1) + grid * side)[:, None]
-        return jnp.maximum(0.0, 1.0 - jnp.abs(position - grid[None]))
-
-    # The default precision on a TPU is bfloat16, which is too coarse for pixels.
-    exact, (rows, columns) = jax.lax.Precision.HIGHEST, x.shape[1:3]
-    x = jnp.einsum("wijc,yi->wyjc", x, matrix(corner[0], rows), precision=exact)
-    return jnp.einsum("wyjc,xj->wyxc", x, matrix(corner[1], columns), precision=exact)
 
 
 def scale_saturation(x: Float[Array, "*lead 3"], factor: Array) -> Float[Array, "*lead 3"]:

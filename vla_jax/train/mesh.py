@@ -46,12 +46,12 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | None, ...] | str], ...] = (
     (r"/(q|k|v)/kernel$", ("fsdp", "tensor", None)),
     (r"/o/kernel$", ("tensor", None, "fsdp")),
     # Feed-forward in and gate, then out.
-    (r"/(fc1|gate|up)/kernel$", ("fsdp", "tensor")),
+    (r"/(fc1|fc3|gate|up)/kernel$", ("fsdp", "tensor")),
     (r"/(fc2|down)/kernel$", ("tensor", "fsdp")),
     # Token tables [v, d]: vocabularies are odd sizes and a split row gathers badly.
     (r"embedding$", (None, "fsdp")),
     # Other projections [in, out].
-    (r"/(patch|dense)/kernel$", (None, "fsdp")),
+    (r"/(patch|dense|film_scale|film_shift)/kernel$", (None, "fsdp")),
     (r"", LARGEST),
 )
 

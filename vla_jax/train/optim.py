@@ -25,19 +25,21 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     All kinds rise linearly over `warmup_steps` w, as t / w, or (t + 1) / (w + 1) with
     `warmup_from` = one; then, with t the step and n `steps`:
     constant 1; cosine (1 + cos(pi (t-w)/(n-w))) / 2; half_cosine the same between 1 and
-    `min_scale`. Past n the last value holds.
+    `min_scale`; drop 1 and, from step `drop_at` on, `min_scale`. Past n the last value holds.
     """
     # A warmup as long as the run would leave nothing to divide by.
     warmup, span = config.warmup_steps, max(1, steps - config.warmup_steps)
     # True counts as 1 below: the first step then has a rate above 0.
     early = config.warmup_from == "one"
     # A floor of 1 makes the cosine constant.
-    floor = {"constant": 1.0, "cosine": 0.0, "half_cosine": config.min_scale}[config.schedule]
+    floor = {"cosine": 0.0, "half_cosine": config.min_scale}.get(config.schedule, 1.0)
 
     def schedule(step: Any) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
         done = jnp.clip((step - warmup) / span, 0.0, 1.0)
         scale = floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        if config.schedule == "drop":
+            scale = jnp.where(step < config.drop_at, 1.0, config.min_scale)
         rising = (step + early) / max(1, warmup + early)
         return config.learning_rate * jnp.where(step < warmup, rising, scale)
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import normalizers, processors
 
 from vla_jax.data.language import sentencepiece
 from vla_jax.data.language.fast_text import FastText
-from vla_jax.data.language.prompts import FORMS, state_bins
+from vla_jax.data.language.prompts import FORMS, Writer, state_bins
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.units.fast import FastTokenizer, NotAChunkError
 
@@ -28,6 +30,32 @@ def test_prompts():
     assert FORMS["smolvla"].write("go\n") == FORMS["smolvla"].write("go") == "go\n"
     with pytest.raises(ValueError, match="there is none"):
         FORMS["pi05"].write("Open it")
+
+
+def llama(words: list[str]) -> Tokenizer:
+    """A tokenizer made as Llama's is: blanks are letters, <s> comes first, pieces are merged."""
+    letters = sorted(set("".join(words)) | {"\u2581", "\n", "?", ":", "."})
+    vocabulary = {x: i for i, x in enumerate(["<unk>", "<s>", "</s>", *letters])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="<unk>"))
+    steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    backend.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return Tokenizer(backend)
+
+
+@pytest.mark.parametrize("form", ["openvla", "openvla_v01"])
+def test_openvlas_prompt_ends_with_a_blank_and_the_stop_token(form):
+    text = FORMS[form].write("Open THE drawer")
+    assert "What action should the robot take to open the drawer?" in text
+    tokenizer = llama([text])
+    ids, mask = Writer(tokenizer, 400, "", form)("Open THE drawer")
+    assert ids[mask][-2:].tolist() == [tokenizer.token_id("\u2581"), tokenizer.token_id("</s>")]
+    assert ids[mask][-3] == tokenizer.token_id(":")
+    assert ids[mask].tolist().count(tokenizer.token_id("<s>")) == 1
+    assert ids[0] == tokenizer.token_id("<s>")
 
 
 def test_a_folder_with_a_sentencepiece_file_alone(tmp_path):

@@ -23,7 +23,8 @@ HEADS = robovlms_config.HEADS
 IGNORE = (r"^clip_norm_head\.",)
 
 _WRAPPERS = ("_forward_module.", "module.")  # DeepSpeed, data parallel
-_LORA = re.compile(r"^(.*)\.lora_(A|B)\.[^.]+\.weight$")
+# PEFT names its adapter in a model's state dict, and leaves it out of the adapter's own file.
+_LORA = re.compile(r"^(.*)\.lora_(A|B)(?:\.[^.]+)?\.weight$")
 
 
 def open_source(path: str | Path, lora_alpha: float | int | None = None) -> "Canonical":

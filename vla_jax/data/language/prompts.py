@@ -6,6 +6,11 @@
 | pi05 | openpi | Task: instruction, State: bins;, line break, Action: |
 | pi0fast | openpi | Task: lower-cased instruction, State: bins;, line break |
 | smolvla | LeRobot | instruction, line break if it does not end with one |
+| openvla | OpenVLA(-OFT) | In: What action should the robot take to lower-cased instruction? Out: |
+| openvla_v01 | the first OpenVLA | the same question in Vicuna's chat |
+
+OpenVLA's end with a blank and the stop token, between which the actions stand: the blank is a token
+of its own there (29871 of Llama's), as it was in training.
 
 The state is the normalized one, without padding; each number becomes one of 256 bins between -1
 and 1. What lies below them is written -1, as openpi writes it.
@@ -30,6 +35,10 @@ def _clean(instruction: str) -> str:
 
 def _clean_lower(instruction: str) -> str:
     return instruction.lower().strip().replace("_", " ")  # line breaks inside stay
+
+
+def _lower(instruction: str) -> str:
+    return instruction.lower()
 
 
 def _as_it_is(instruction: str) -> str:
@@ -71,12 +80,20 @@ class Form:
         return self.template.format(instruction=self.clean(instruction), state=numbers)
 
 
+_QUESTION = "What action should the robot take to {instruction}?"
+_VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions. "
+)
 # Blanks and line breaks are the originals', which the pretrained weights expect.
 FORMS = {
     "pi0": Form("{instruction}\n"),
     "pi05": Form("Task: {instruction}, State: {state};\nAction: "),
     "pi0fast": Form("Task: {instruction}, State: {state};\n", _clean_lower),
     "smolvla": Form("{instruction}\n", _as_it_is, begins=False),
+    # Llama's tokenizer writes the start token itself.
+    "openvla": Form(f"In: {_QUESTION}\nOut: </s>", _lower, begins=False),
+    "openvla_v01": Form(f"{_VICUNA}USER: {_QUESTION} ASSISTANT: </s>", _lower, begins=False),
 }
 
 

@@ -9,6 +9,7 @@ from vla_jax.models.backbones.moondream import Moondream
 from vla_jax.models.backbones.ofa import OFA
 from vla_jax.models.backbones.paligemma import PaliGemma
 from vla_jax.models.backbones.paligemma2 import PaliGemma2
+from vla_jax.models.backbones.prismatic import Prismatic
 from vla_jax.models.backbones.qwen2_5_vl import Qwen25VL
 from vla_jax.models.backbones.qwen2_vl import Qwen2VL
 from vla_jax.models.backbones.qwen3_vl import Qwen3VL
@@ -25,6 +26,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "ofa": OFA,
     "paligemma": PaliGemma,
     "paligemma2": PaliGemma2,
+    "prismatic": Prismatic,
     "qwen_vl": QwenVL,
     "qwen2_vl": Qwen2VL,
     "qwen2_5_vl": Qwen25VL,

@@ -111,6 +111,7 @@ class Backbone(nn.Module):
             own.
         SIZES_FROM_WEIGHTS: whether `from_shapes` reads sizes that its config.json leaves out.
         ROBOVLMS_ROOT: what stands before the names of `robovlms_map`.
+        FRESH: regexes of parameters that a pretrained checkpoint may lack, which then start anew.
         FOR_EXPERT: whether it has `read_prefix`, which gives an expert keys and values: the decoder
             of `text_spec` has rotary positions and no local layers.
     """
@@ -137,6 +138,7 @@ class Backbone(nn.Module):
     PARTS: ClassVar[tuple[str, ...]] = ()
     SIZES_FROM_WEIGHTS: ClassVar[bool] = False
     ROBOVLMS_ROOT: ClassVar[str] = "backbone."
+    FRESH: ClassVar[tuple[str, ...]] = ()
     FOR_EXPERT: ClassVar[bool] = False
 
     @classmethod
@@ -151,6 +153,12 @@ class Backbone(nn.Module):
             ValueError: as `merge_arch`; of some backbones also for sizes that do not go together.
         """
         return merge_arch(cls.RELEASED, overrides, strict)
+
+    @classmethod
+    def prompt_form(cls, arch: Mapping[str, Any]) -> str:
+        """Name of the form of the prompt where a template does not do; "" where it does."""
+        del arch
+        return ""
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -208,6 +216,11 @@ class Backbone(nn.Module):
     def padding_id(self) -> int | None:
         """Id whose embedding no gradient reaches, as torch's padding_idx has it."""
         return None
+
+    @property
+    def follows_language(self) -> bool:
+        """Whether `encode_images` takes the instruction too, as a vector [b, d] of each image."""
+        return False
 
     @property
     def looks_ahead(self) -> LooksAhead | None:

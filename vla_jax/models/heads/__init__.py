@@ -7,6 +7,7 @@ from vla_jax.models.heads.expert_flow import ExpertFlow
 from vla_jax.models.heads.fast import Fast
 from vla_jax.models.heads.flow import FlowHead
 from vla_jax.models.heads.gpt2 import GPT2Head
+from vla_jax.models.heads.l1 import L1Head
 from vla_jax.models.heads.lstm import LSTMHead
 from vla_jax.models.heads.mlp import MLPHead
 
@@ -19,4 +20,5 @@ HEADS: dict[str, type[Head]] = {
     "diffusion": DiffusionHead,
     "flow": FlowHead,
     "expert_flow": ExpertFlow,
+    "l1": L1Head,
 }

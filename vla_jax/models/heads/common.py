@@ -58,8 +58,9 @@ class Head(nn.Module):
 
     Attributes:
         reads: what it needs of a structure, see `Structure.gives`: "features", or "tokens", scores
-            of the VLM's next tokens in place of features.
+            of the VLM's next tokens, or "places", a hidden state for each number of the chunk.
         reads_reason: why nothing else will do, for heads that do not read features.
+        numbers: whether its gripper may be a number like the others, see `head.gripper`.
         needs_steps: whether it remembers earlier steps, so that one step makes no sense.
         ignore: regexes of names in RoboVLMs' checkpoints that carry nothing.
         guidable: whether its samples can be made to agree with an earlier chunk's.
@@ -71,6 +72,7 @@ class Head(nn.Module):
 
     reads: ClassVar[str] = "features"
     reads_reason: ClassVar[str] = ""
+    numbers: ClassVar[bool] = False
     needs_steps: ClassVar[bool] = False
     ignore: ClassVar[tuple[str, ...]] = ()
     guidable: ClassVar[bool] = False
@@ -78,8 +80,10 @@ class Head(nn.Module):
     @classmethod
     def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
         """Problems of its settings, one line each."""
-        del head, structure
-        return []
+        del structure
+        if head.gripper == "binary" or cls.numbers:
+            return []
+        return [f"head.gripper: {head.kind} predicts whether the gripper is open: 'binary'"]
 
     @classmethod
     def weight_map(cls, head: HeadConfig, width: int) -> list[w.Weight]:

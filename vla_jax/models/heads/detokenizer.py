@@ -21,7 +21,10 @@ class Detokenizer(Head):
     """No parameters: the VLM's scores of its next tokens are this head's features."""
 
     reads = "tokens"
-    reads_reason = "it reads tokens that the VLM writes, which only the discrete structure has"
+    reads_reason = (
+        "it reads tokens that the VLM writes, which only the structures discrete and parallel have"
+    )
+    numbers = True
 
     @classmethod
     def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
@@ -43,9 +46,9 @@ class Detokenizer(Head):
         return self.sizes.chunk * self.sizes.action_dim
 
     def encode(self, actions: Actions) -> Int[Array, "b w fa"]:
-        """Ids of every step's chunk; an open gripper is `high`, a closed one `low`."""
+        """Ids of every step's chunk; an open binary gripper is `high`, a closed one `low`."""
         low, high, values = self.head.low, self.head.high, actions.chunk
-        if self.sizes.gripper:
+        if self.sizes.gripper and self.head.gripper == "binary":
             # Labels of the gripper are 0 and 1, and the code knows the range of the arm alone.
             gripper = low + (high - low) * values[..., -1:]
             values = jnp.concatenate([values[..., :-1], gripper], axis=-1)
@@ -104,10 +107,12 @@ class Detokenizer(Head):
         return jnp.argmax(logits, axis=-1)
 
     def decode(self, ids: Int[Array, "b w fa"]) -> Prediction:
-        """Ids -> values; a gripper above the middle of its range is open."""
+        """Ids -> values; a binary gripper above the middle of its range is open."""
         values = self.tokenizer.decode(ids).reshape(*ids.shape[:2], -1, self.sizes.action_dim)
         if not self.sizes.gripper:
             return Prediction(arm=values, gripper=None)
-        # A `Prediction` has its gripper as a logit, open above 0.
+        if self.head.gripper == "number":
+            return Prediction(arm=values[..., :-1], gripper=values[..., -1])
+        # A `Prediction` has a binary gripper as a logit, open above 0.
         middle = (self.head.low + self.head.high) / 2
         return Prediction(arm=values[..., :-1], gripper=values[..., -1] - middle)

@@ -6,6 +6,7 @@ from vla_jax.models.structures.expert import Expert
 from vla_jax.models.structures.fast import FastTokens
 from vla_jax.models.structures.interleaved import Interleaved
 from vla_jax.models.structures.one_step import OneStep
+from vla_jax.models.structures.parallel import Parallel
 from vla_jax.models.structures.policy_head import PolicyHead
 from vla_jax.models.structures.video import Video
 from vla_jax.moved import names_of
@@ -17,6 +18,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "policy_head": PolicyHead,
     "video": Video,
     "expert": Expert,
+    "parallel": Parallel,
 }
 
 # (structure, head) -> the module where it is another one than for the structure's other heads.

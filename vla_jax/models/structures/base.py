@@ -44,6 +44,7 @@ class Structure(nn.Module):
         gives: what a head gets: "features" of the steps, or "tokens", scores of next tokens.
         gives_reason: why a head that reads something else is refused.
         one_step_reason: why a head that remembers steps is refused; None where it sees the window.
+        tells_language: whether image towers that follow the instruction are told it.
         joint: whether one sequence of the VLM holds the window.
         robovlms_name: RoboVLMs' `history_type` for it; None where it has no such word.
     """
@@ -55,6 +56,7 @@ class Structure(nn.Module):
     gives: ClassVar[str] = "features"
     gives_reason: ClassVar[str] = ""
     one_step_reason: ClassVar[str | None] = None
+    tells_language: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     robovlms_name: ClassVar[str | None] = None
 
@@ -97,7 +99,7 @@ class Structure(nn.Module):
     @classmethod
     def prompt_form(cls, config: ModelConfig) -> str:
         """Name of the form of the prompt where a template does not do; "" where it does."""
-        return ""
+        return BACKBONES[config.backbone.name].prompt_form(config.backbone.arch)
 
     @classmethod
     def written(cls, config: ModelConfig) -> int:
@@ -155,7 +157,7 @@ class Structure(nn.Module):
     @property
     def gripper_is_number(self) -> bool:
         """Whether the predicted gripper is a number like the others, not open above 0."""
-        return False
+        return self.config.gripper_is_number
 
     @property
     def step_tokens(self) -> int:
@@ -246,9 +248,8 @@ class Structure(nn.Module):
 
         `actions` are for structures whose VLM reads them in training.
         """
-        del actions
-        valid, tokens = splicing.step_mask(observation), self.encode(observation)
-        features = self.read(self.sequence(tokens, valid, observation), valid)
+        valid = splicing.step_mask(observation)
+        features = self.read(self.sequence(self.encode(observation), valid, observation), valid)
         return features, valid[:, -features.shape[1] :]
 
     def encode(self, observation: Observation) -> Float[Array, "b w k d"]:
@@ -307,8 +308,7 @@ class Structure(nn.Module):
         inserted: Float[Array, "r m d"] | None = None,
     ) -> tuple[Tokens, Array]:
         """`splicing.splice` in this model's layout; inserts the action tokens unless told else."""
-        if inserted is None:
-            inserted = self.action_tokens(text)
+        inserted = self.action_tokens(text) if inserted is None else inserted
         padded = is_padded(self.config)
         return splicing.splice(text, mask, prefix, exist, place, inserted, self.layout, padded)
 

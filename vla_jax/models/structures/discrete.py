@@ -49,6 +49,23 @@ class Written(History):
         )
 
 
+def with_token_end(config: ModelConfig, backbone: Backbone) -> ModelConfig:
+    """The config with the id behind the last one that stands for an action."""
+    end = config.head.token_end or backbone.token_end
+    return dataclasses.replace(config, head=dataclasses.replace(config.head, token_end=end))
+
+
+def token_problems(config: ModelConfig, backbone: Backbone) -> list[str]:
+    """Why the ids of actions do not fit the vocabulary; [] where they do."""
+    head, words = with_token_end(config, backbone).head, backbone.vocab_size
+    if head.bins < head.token_end <= words:
+        return []
+    return [
+        f"head.token_end {head.token_end}, head.bins {head.bins}: action ids must lie within the "
+        f"vocabulary of {words} and leave room for words"
+    ]
+
+
 class Discrete(Structure):
     """A step's chunk is written behind its prompt, and read with it by the steps after."""
 
@@ -92,23 +109,12 @@ class Discrete(Structure):
                 f"{ahead.remedy}"
             )
         # Only a config that is sound so far says where its action ids would lie.
-        end, words = cls._token_end(config, backbone), backbone.vocab_size
-        if not problems and not head.bins < end <= words:
-            problems.append(
-                f"head.token_end {end}, head.bins {head.bins}: action ids must lie within the "
-                f"vocabulary of {words} and leave room for words"
-            )
-        return problems
+        return problems or token_problems(config, backbone)
 
     @classmethod
     def complete(cls, config: ModelConfig, backbone: Backbone) -> ModelConfig:
         """The config with the id behind the last one that stands for an action."""
-        end = cls._token_end(config, backbone)
-        return dataclasses.replace(config, head=dataclasses.replace(config.head, token_end=end))
-
-    @classmethod
-    def _token_end(cls, config: ModelConfig, backbone: Backbone) -> int:
-        return config.head.token_end or backbone.token_end
+        return with_token_end(config, backbone)
 
     @classmethod
     def warnings(cls, config: ModelConfig) -> list[str]:
@@ -159,11 +165,8 @@ class Discrete(Structure):
 
     def targets(self, observation: Observation, actions: Actions) -> Int[Array, "b w c"]:
         """Labels of the columns read: the chunk's ids, and the prompt's last one as the stop."""
-        eos = self.layout.eos
-        # The real prompt ends with the tokenizer's end tokens; behind them is padding.
-        at = observation.text_mask.sum(axis=1, keepdims=True) - eos
-        stop = jnp.take_along_axis(observation.text, at, axis=1)[:, :eos]
-        return self.head.labels(actions, stop)
+        args = observation.text, observation.text_mask, self.layout.eos
+        return self.head.labels(actions, splicing.last_tokens(*args))
 
     def features(
         self, observation: Observation, actions: Actions | None = None

@@ -121,11 +121,6 @@ class Expert(Structure):
             spec, fit="letterbox", resample=resample, background=_BLACK, corner=way == "lerobot"
         )
 
-    @property
-    def gripper_is_number(self) -> bool:
-        """Whether `expert.gripper` says so."""
-        return self.config.expert.gripper == "number"
-
     def setup(self):
         """Backbone, expert and head."""
         c, dtype = self.config, jnp.dtype(self.config.dtype)

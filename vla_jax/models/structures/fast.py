@@ -161,11 +161,6 @@ class FastTokens(Structure):
         return self.config.fast.token_end - self._size(self.config)
 
     @property
-    def gripper_is_number(self) -> bool:
-        """Whether `fast.gripper` says so."""
-        return self.config.fast.gripper == "number"
-
-    @property
     def has_state_token(self) -> bool:
         """Whether the robot's state is a token rather than a part of the prompt."""
         return self.config.structure.proprio > 0 and self.config.fast.prompt not in WITH_STATE

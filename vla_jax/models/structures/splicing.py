@@ -140,6 +140,13 @@ def widen(x: Float[Array, "*b d"], width: int) -> Float[Array, "*b e"]:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
 
 
+def last_tokens(text: Int[Array, "r t"], mask: Bool[Array, "r t"], count: int) -> Int[Array, "r c"]:
+    """The last real token of every prompt, which stands behind what is inserted; c is 1 or 0."""
+    # The real prompt ends with the tokenizer's end tokens; behind them is padding.
+    at = mask.sum(axis=1, keepdims=True) - count
+    return jnp.take_along_axis(text, at, axis=1)[:, :count]
+
+
 def take(x: Float[Array, "r n d"], columns: Int[Array, "r c"]) -> Float[Array, "r c d"]:
     """Some columns of every sequence."""
     return jnp.take_along_axis(x, columns[..., None], axis=1)

@@ -22,6 +22,7 @@ from vla_jax.models.towers.layers import (
     NORMS,
     AdaptiveRMSNorm,
     Attention,
+    Dense,
     Dropout,
 )
 
@@ -49,6 +50,8 @@ class BlockSpec:
             x + attn(norm1(x)) + mlp(norm2(x)) (GPT-NeoX); "parallel_shared": norm1 for both (Phi).
         dropout: on the outputs of attention and MLP.
         adaptive: norms and gates follow a condition (`AdaptiveRMSNorm`); sequential only.
+        film: between attention and MLP the tokens are scaled by 1 + a linear map of a condition and
+            shifted by another (FiLM, Perez et al. 2018, as in OpenVLA-OFT); sequential only.
     """
 
     heads: int
@@ -74,6 +77,7 @@ class BlockSpec:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     adaptive: bool = False
+    film: bool = False
 
     def __post_init__(self):
         legal = {
@@ -88,6 +92,8 @@ class BlockSpec:
             problems.append("post_norm: only for sequential residuals")
         if self.adaptive and (self.residual != "sequential" or self.post_norm):
             problems.append("adaptive: only for sequential residuals without post_norm")
+        if self.film and (self.residual != "sequential" or self.adaptive):
+            problems.append("film: only for sequential residuals without adaptive norms")
         if self.heads % (self.kv_heads or self.heads):
             problems.append(f"kv_heads: {self.kv_heads} does not divide {self.heads} heads")
         if problems:
@@ -121,7 +127,7 @@ class Block(nn.Module):
             bias: on the scores.
             memory: how a cache enters.
             gain: on the queries.
-            level: the condition of adaptive norms.
+            level: the condition of adaptive norms or of FiLM.
             source: what keys and values are made of, [b, m, c] each, in place of the tokens.
         """
         s = self.spec
@@ -142,6 +148,8 @@ class Block(nn.Module):
         attended = Dropout(s.dropout)(attended)
         if s.residual == "sequential":
             x = x + attended
+            if s.film:
+                x = self._film(x, level)
             y = mlp(norm(name="norm2")(x))
             if s.post_norm:
                 y = norm(name="post2")(y)
@@ -194,6 +202,16 @@ class Block(nn.Module):
         x = x + gate * attention(y, y, mask, rope, memory=memory)
         y, gate = norm(name="norm2")(x, level)
         return sharding.rows(x + gate * mlp(y))
+
+    def _film(
+        self, x: Float[Array, "b n d"], level: Float[Array, "b c"] | None
+    ) -> Float[Array, "b n d"]:
+        if level is None:
+            raise ValueError("FiLM needs the condition that it follows, `level`")
+        # Zero maps, so that a pretrained tower begins as it was.
+        dense = functools.partial(Dense, x.shape[-1:], dtype=self.dtype, init=nn.initializers.zeros)
+        scale, shift = dense(name="film_scale")(level), dense(name="film_shift")(level)
+        return x * (1 + scale[:, None]) + shift[:, None]
 
     def _scale(self, x: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
         if not self.spec.layer_scale:

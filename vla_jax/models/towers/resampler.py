@@ -278,6 +278,20 @@ class AttentionPool(nn.Module):
         return (x + y)[:, 0]
 
 
+def timm_pool_weights() -> list[w.Weight]:
+    """SigLIP's head under timm's names."""
+    return [
+        # Theirs has a batch axis of 1 in front.
+        w.Weight("latent", "queries", "leading_1"),
+        *w.pair("q", "attn/q"),
+        *w.pair("kv", "attn/{k,v}"),
+        *w.pair("proj", "attn/o", "linear_from_heads"),
+        *w.norm("norm", "norm"),
+        *w.pair("mlp.fc1", "mlp/fc1"),
+        *w.pair("mlp.fc2", "mlp/fc2"),
+    ]
+
+
 def attention_pool_weights() -> list[w.Weight]:
     """SigLIP's head under Hugging Face's names."""
     return [

@@ -158,6 +158,65 @@ def timm_siglip(
     return VisionSpec(width, layers, block, patch, grid, table=grid, post_norm=True)
 
 
+def prismatic(config: Config, film: bool) -> VisionSpec:
+    """One of Prismatic's two towers, timm's DINOv2 (with registers) or SigLIP.
+
+    Both give the output of the layer before the last, without the norm. With `film` their layers
+    follow a condition (OpenVLA-OFT).
+    """
+    side, registers = config["image_size"] // config["patch_size"], config["registers"]
+    block = BlockSpec(
+        config["num_attention_heads"],
+        config["intermediate_size"],
+        "gelu",  # exact in both, where Hugging Face's SigLIP has the approximation
+        eps=1e-6,
+        # DINOv2 has layer scales as it has registers, SigLIP has neither.
+        layer_scale=registers > 0,
+        film=film,
+    )
+    return VisionSpec(
+        config["hidden_size"],
+        config["num_hidden_layers"],
+        block,
+        config["patch_size"],
+        grid=(side, side),
+        table=(side, side),
+        class_token=registers > 0,
+        class_position=False,
+        keep_class=False,
+        registers=registers,
+        post_norm=True,
+        take=-2,
+    )
+
+
+def prismatic_weights(spec: VisionSpec, source: str, target: str) -> list[w.Weight]:
+    """Names of timm, as OpenVLA renames the layer scales; with FiLM those of OFT's wrapper.
+
+    Args:
+        spec: which of the parameters there are.
+        source: up to and with the dot before `patch_embed`.
+        target: up to and with the slash before `patch`.
+    """
+    rows = [*_norms("norm1", "norm2"), *w.pair("attn.qkv", "attn/{q,k,v}")]
+    rows += w.pair("attn.proj", "attn/o", "linear_from_heads")
+    rows += [*w.pair("mlp.fc1", "mlp/fc1"), *w.pair("mlp.fc2", "mlp/fc2")]
+    if spec.block.layer_scale:
+        rows += [w.Weight(f"ls{i}.scale_factor", f"scale{i}") for i in (1, 2)]
+    if spec.block.film:
+        rows = w.prefixed(rows, "block.", "")
+        rows += [*w.pair("scale", "film_scale"), *w.pair("shift", "film_shift")]
+    outside = [
+        *w.pair("patch_embed.proj", "patch", "patch"),
+        w.Weight("pos_embed", "positions", "leading_1"),
+        *w.norm("norm", "post_norm"),
+    ]
+    if spec.class_token:
+        outside.append(w.Weight("cls_token", "class_token", "leading_1_1"))
+        outside.append(w.Weight("reg_token", "registers", "leading_1"))
+    return w.prefixed([*outside, *w.prefixed(rows, "blocks.{}.", "layers/")], source, target)
+
+
 def moondream_weights(source: str, target: str) -> list[w.Weight]:
     """Moondream's names of 2024.
 

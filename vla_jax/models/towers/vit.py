@@ -34,6 +34,8 @@ class VisionSpec:
         class_token: a learned token stands before the patches.
         class_position: ... and has a position of its own.
         keep_class: ... and is among the result.
+        registers: learned tokens behind the class token, without positions and never among the
+            result (DINOv2, Darcet et al. 2024).
         table: grid of the learned positions; None = none. Where it is not `grid` it is resampled.
         resampling: how; a key of `positions.INTERPOLATIONS`.
         rope_theta: base of the rotation by row and column; 0 = none.
@@ -60,6 +62,7 @@ class VisionSpec:
     class_token: bool = False
     class_position: bool = True
     keep_class: bool = True
+    registers: int = 0
     table: positions.Grid | None = None
     resampling: str = "bicubic"
     rope_theta: float = 0.0
@@ -76,6 +79,10 @@ class VisionSpec:
             problems.append(f"grid: {self.grid} has no patches")
         if self.class_token and (self.rope_theta or self.window):
             problems.append("class_token: has no row and column to be rotated or windowed by")
+        if self.registers and not self.class_token:
+            problems.append("registers: stand behind a class token, which there is none of")
+        if self.block.film and self.window:
+            problems.append("block.film: its condition is of whole images, not of windows")
         if not -self.layers <= self.take <= -1:
             problems.append(f"take: {self.take} is none of -1 .. -{self.layers}")
         if any(not 0 <= i <= self.layers + self.take for i in self.taps):
@@ -120,19 +127,22 @@ class VisionTransformer(nn.Module):
     remat: str = "full"
     dtype: Any = jnp.float32
 
-    def __call__(self, images: Float[Array, "b *f h x 3"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self, images: Float[Array, "b *f h x 3"], level: Float[Array, "b c"] | None = None
+    ) -> Float[Array, "b n d"]:
         """Normalized images -> tokens, row by row, a class token first. See `with_taps`."""
-        return self.with_taps(images)[0]
+        return self.with_taps(images, level)[0]
 
     @nn.compact
     def with_taps(
-        self, images: Float[Array, "b *f h x 3"]
+        self, images: Float[Array, "b *f h x 3"], level: Float[Array, "b c"] | None = None
     ) -> tuple[Float[Array, "b n d"], tuple[Float[Array, "b n d"], ...]]:
         """Normalized images -> tokens, and those of the layers `taps`.
 
         Args:
             images: [b, h, x, 3], or the f frames of one token [b, f, h, x, 3] where the tower
                 takes several.
+            level: the condition of towers with `block.film`.
 
         Raises:
             ValueError: if the images are not of the tower's shape.
@@ -144,13 +154,18 @@ class VisionTransformer(nn.Module):
         x = sharding.rows(self._place(x))
         if s.pre_norm:
             x = NORMS[s.block.norm](s.block.eps, self.dtype, name="pre_norm")(x)
-        x, taps = self._layers(x)
+        x, taps = self._layers(x, level)
         if s.post_norm:
             # The norm belongs behind the last layer; it still needs parameters where an earlier one
             # is taken.
             normed = NORMS[s.block.norm](s.block.eps, self.dtype, name="post_norm")(x)
             x = normed if s.take == -1 else x
-        return (x if s.keep_class or not s.class_token else x[:, 1:]), taps
+        behind = s.class_token + s.registers
+        if s.class_token and s.keep_class:
+            x = jnp.concatenate([x[:, :1], x[:, behind:]], axis=1) if s.registers else x
+        else:
+            x = x[:, behind:]
+        return x, taps
 
     def _place(self, x: Float[Array, "b n d"]) -> Array:
         """Add the class token and learned positions."""
@@ -170,10 +185,17 @@ class VisionTransformer(nn.Module):
         if token is not None:
             token = token if first is None else token + first
             token = jnp.broadcast_to(token, (x.shape[0], 1, s.width))
-            x = jnp.concatenate([token, x], axis=1)
+            before = [token]
+            if s.registers:
+                shape = (s.registers, s.width)
+                registers = self.param("registers", nn.initializers.normal(0.02), shape)
+                before.append(jnp.broadcast_to(registers.astype(self.dtype), (len(x), *shape)))
+            x = jnp.concatenate([*before, x], axis=1)
         return x
 
-    def _layers(self, x: Float[Array, "b n d"]) -> tuple[Array, tuple[Array, ...]]:
+    def _layers(
+        self, x: Float[Array, "b n d"], level: Float[Array, "b c"] | None
+    ) -> tuple[Array, tuple[Array, ...]]:
         s = self.spec
         rope = None
         if s.rope_theta:
@@ -188,13 +210,16 @@ class VisionTransformer(nn.Module):
             # Tokens that are added for the kernels are cut off again.
             count = x.shape[1]
             x, mask, rope = fused.padded(x, rope)
-            x = everything(x, mask, rope)[0][:, :count]
+            x = everything(x, mask, rope, None, None, None, level)[0][:, :count]
             # Here the last layer is the only tap, or parameters are made and shapes are enough.
             return x, (x,) * len(s.taps)
         taps = []
         for first, end, windowed in segments:
             run = functools.partial(some_layers, everything, self.remat, first, end)
-            x = self._in_windows(run, x, rope) if windowed else run(x, None, rope)
+            if windowed:
+                x = self._in_windows(run, x, rope)
+            else:
+                x = run(x, None, rope, None, None, None, level)
             if end - 1 in s.taps:
                 taps.append(x)
         return x, tuple(taps)
