@@ -9,6 +9,7 @@ import pytest
 
 from vla_jax.models.towers import layers, norms
 from vla_jax.models.towers.block import Block, BlockSpec, stack
+from vla_jax.models.towers.softmax import softmax as masked_softmax
 from vla_jax.rules import flatten
 
 RNG = np.random.default_rng(0)
@@ -325,8 +326,8 @@ def test_the_gradients_of_masked_scores_are_those_of_their_definition():
         return jax.nn.softmax(jnp.where(mask, x, jnp.finfo(jnp.float32).min), axis=-1)
 
     scores = jnp.asarray(normal(2, 3, 4, 5))
-    same_gradients(lambda x: layers._softmax(jnp.dtype("float32"), x, mask), definition, scores)
-    same_gradients(lambda x: layers._softmax(jnp.dtype("float32"), x, None), jax.nn.softmax, scores)
+    same_gradients(lambda x: masked_softmax(jnp.dtype("float32"), x, mask), definition, scores)
+    same_gradients(lambda x: masked_softmax(jnp.dtype("float32"), x, None), jax.nn.softmax, scores)
 
 
 def test_dropout_drops_the_same_in_both_passes():

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vla_jax.models import sharding
 from vla_jax.models.towers import fused
 from vla_jax.models.towers.norms import NORMS, LayerNorm
+from vla_jax.models.towers.softmax import softmax
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -133,33 +134,6 @@ _dropped.defvjp(
     lambda rate, x, keep: (_dropped(rate, x, keep), keep),
     lambda rate, keep, gradient: (_dropped(rate, gradient, keep), None),
 )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _softmax(
-    dtype: Any, scores: Float[Array, "b h n s"], mask: Bool[Array, "#b 1 #n s"] | None
-) -> Float[Array, "b h n s"]:
-    """Softmax in float32 over what the mask allows, kept for the backward pass as it goes out."""
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)  # rows of -inf would be NaN
-    return jax.nn.softmax(scores, axis=-1).astype(dtype)
-
-
-def _softmax_forward(dtype: Any, scores: Array, mask: Array | None) -> tuple[Any, Any]:
-    weights = _softmax(dtype, scores, mask)  # saved in the narrower type
-    return weights, (weights, mask)
-
-
-def _softmax_backward(dtype: Any, residuals: Any, gradient: Array) -> tuple[Array, None]:
-    del dtype
-    (weights, mask), gradient = residuals, gradient.astype(jnp.float32)
-    weights = weights.astype(jnp.float32)
-    by_scores = weights * (gradient - (weights * gradient).sum(-1, keepdims=True))
-    # A row that may attend to nothing has weights all the same.
-    return by_scores if mask is None else jnp.where(mask, by_scores, 0.0), None
-
-
-_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 @dataclass(frozen=True)
@@ -354,7 +328,7 @@ class Attention(nn.Module):
         if isinstance(mask, fused.Rule):
             mask = mask.dense()
         mask = None if mask is None else mask[:, None]
-        weights = Dropout(self.dropout)(_softmax(jnp.dtype(self.dtype), scores, mask))
+        weights = Dropout(self.dropout)(softmax(jnp.dtype(self.dtype), scores, mask))
         x = jnp.einsum("bgns,bgsk->bgnk", weights.reshape(b, groups, -1, s), v)
         return x.reshape(b, self.heads, n, k_width).swapaxes(1, 2)
 
