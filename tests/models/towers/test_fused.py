@@ -61,9 +61,9 @@ def test_on_gpus_the_numbers_are_those_of_the_plain_computation(monkeypatch, kin
     q, k, v = numbers(2, n, 4, 2, 16, jnp.bfloat16)
     mask = masks(2, n)[kind]
     with jax.sharding.use_abstract_mesh(mesh("gpu")):
-        found: Any = fused.attend(q, k, v, mask)
+        found: Any = fused.attend(q, k, v, mask, 0.5)
     assert seen == [("cudnn", [n + n % 2] * 3)]
-    expected: Any = plainly(q, k, v, mask)
+    expected: Any = plainly(0.5 * q, k, v, mask)
     np.testing.assert_allclose(found.astype("float32"), expected.astype("float32"), atol=0.02)
 
 
@@ -104,8 +104,8 @@ def test_what_no_kernel_takes_is_left_to_the_plain_computation(on, rows, n, widt
     q = jnp.zeros((rows, n, 2, width), dtype)
     plain = jnp.ones((1, n, n), bool) if mask else None
     with jax.sharding.use_abstract_mesh(mesh(on, (1, 2, 1))):
-        assert fused.attend(q, q, q, plain) is None
-    assert fused.attend(q, q, q, plain) is None
+        assert fused.attend(q, q, q, plain, 1.0) is None
+    assert fused.attend(q, q, q, plain, 1.0) is None
 
 
 @pytest.mark.parametrize("special", [{"soft_cap": 3.0}, {"dropout": 0.5}, {"bias": True}])

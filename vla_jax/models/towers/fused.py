@@ -49,26 +49,31 @@ Mask = Bool[Array, "#b #n s"] | Rule | None
 
 
 def attend(
-    q: Float[Array, "b n h k"], k: Float[Array, "b s g k"], v: Float[Array, "b s g k"], mask: Mask
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g k"],
+    mask: Mask,
+    scale: float,
 ) -> Float[Array, "b n h k"] | None:
-    """softmax(q k^T) v in one kernel, or None where there is none for this case.
+    """softmax(scale q k^T) v in one kernel, or None where there is none for this case.
 
     What padding attends to is not defined, and differs from the plain computation.
 
     Args:
-        q: scaled.
+        q: of h heads.
         k: of g heads, each shared by h / g query heads.
         v: see `k`.
         mask: True where attention is allowed; a `Rule` in self-attention only; None = everywhere.
+        scale: of the scores.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     # Rows that the devices do not divide cannot be handed out to one kernel each.
     if device is None or not _rows_split(q):
         return None
     if device.platform == "gpu":
-        return _on_gpu(q, k, v, mask)
+        return _on_gpu(q, k, v, mask, scale)
     if device.platform == "tpu":
-        return _on_tpu(q, k, v, mask)
+        return _on_tpu(q * scale, k, v, mask)
     return None
 
 
@@ -99,7 +104,7 @@ def _rows_split(q: Array) -> bool:
     return q.shape[0] % math.prod(mesh.shape.get(axis, 1) for axis in ROWS) == 0
 
 
-def _on_gpu(q: Array, k: Array, v: Array, mask: Mask) -> Array | None:
+def _on_gpu(q: Array, k: Array, v: Array, mask: Mask, scale: float) -> Array | None:
     """CuDNN's kernel, half precision alone."""
     width = q.shape[-1]
     if q.dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > WIDEST_HEAD:
@@ -114,12 +119,12 @@ def _on_gpu(q: Array, k: Array, v: Array, mask: Mask) -> Array | None:
         mask = jnp.pad(mask, ((0, 0), (0, n % 2), (0, s % 2)))[:, None]
     # The kernel takes even lengths; what is added is masked, or cut off again.
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    x = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=1.0, implementation="cudnn")
+    x = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="cudnn")
     return x[:, :n]
 
 
 def _on_tpu(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -> Array | None:
-    """JAX's splash kernel, long sequences that attend to themselves alone."""
+    """JAX's splash kernel, long sequences that attend to themselves alone; `q` is scaled."""
     n, mesh = q.shape[1], jax.sharding.get_abstract_mesh()
     has_rule = mask is None or isinstance(mask, Rule)
     if n < SHORTEST_ON_TPU or k.shape[1] != n or not has_rule:

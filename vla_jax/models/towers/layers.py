@@ -68,11 +68,12 @@ class Dense(nn.Module):
         x = x.reshape(*lead, width).astype(self.dtype)
         low_rank = self._low_rank(x)  # before `x` becomes the product
         x = sharding.product(x, kernel.reshape(width, -1))
-        x = (x if low_rank is None else x + low_rank).reshape(*lead, *self.features)
+        x = x if low_rank is None else x + low_rank
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, tuple(self.features))
-            x = x + bias.astype(self.dtype)
-        return x
+            # Before the axes are told apart: GPU products add a vector themselves, not an array.
+            x = x + bias.reshape(-1).astype(self.dtype)
+        return x.reshape(*lead, *self.features)
 
     def _low_rank(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"] | None:
         """LoRA: dropout(x) @ a @ b, when factors stand beside the kernel (see train/lora.py)."""
@@ -287,17 +288,17 @@ class Attention(nn.Module):
             q, k = self._normalise(q, "q_norm"), self._normalise(k, "k_norm")
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope) if values is None else k
-        q = q * (k_width**-0.5 if self.scale is None else self.scale)
+        scale = k_width**-0.5 if self.scale is None else self.scale
         if gain is not None:
-            q = q * gain[..., None, None].astype(self.dtype)
+            q, scale = q * scale * gain[..., None, None].astype(self.dtype), 1.0
         if memory is not None:
             k, v = memory(k, v)
         # The fused kernels know neither dropout nor biases nor capped scores.
         drops = self.dropout > 0 and self.has_rng("dropout")
         special = drops or bias is not None or self.soft_cap is not None
-        x = None if special else fused.attend(q, k, v, mask)
+        x = None if special else fused.attend(q, k, v, mask, scale)
         if x is None:
-            x = self._plainly(q, k, v, mask, bias)
+            x = self._plainly(q * scale, k, v, mask, bias)
         if self.head_scale:
             factor = self.param("head_scale", nn.initializers.ones, (self.heads,))
             x = x * factor[:, None].astype(self.dtype)
