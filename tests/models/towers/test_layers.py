@@ -334,3 +334,8 @@ def test_dropout_drops_the_same_in_both_passes():
     keep = jnp.asarray(RNG.random((4, 6)) < 0.5)
     x = jnp.asarray(normal(4, 6))
     same_gradients(lambda x: layers._dropped(0.5, x, keep), lambda x: 2 * x * keep, x)
+
+
+def test_the_gradient_of_gelu_is_that_of_its_definition():
+    x = jnp.asarray(normal(4, 6))
+    same_gradients(layers.ACTIVATIONS["gelu"], lambda x: jax.nn.gelu(x, approximate=False), x)

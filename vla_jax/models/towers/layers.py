@@ -23,8 +23,25 @@ from vla_jax.models.towers import fused
 from vla_jax.models.towers.norms import NORMS, LayerNorm
 from vla_jax.models.towers.softmax import softmax
 
+
+@jax.custom_vjp
+def _gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jax.nn.gelu(x, approximate=False)
+
+
+# Written out: differentiated by itself it shares the error function with the forward pass, which a
+# compiler then brings to memory as one more array of the widest shape there is.
+def _gelu_backward(x: Float[Array, "..."], gradient: Float[Array, "..."]) -> tuple[Array]:
+    wide = x.astype(jnp.float32)
+    below = 0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5)
+    density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
+    return ((gradient * (below + wide * density)).astype(x.dtype),)
+
+
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": _gelu,
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2's name of the same
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
