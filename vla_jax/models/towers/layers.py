@@ -136,8 +136,11 @@ class Dropout(nn.Module):
         """Same shape; kept entries are divided by 1 - rate."""
         if self.rate == 0.0 or not self.has_rng("dropout"):
             return x
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
-        return _dropped(self.rate, x, keep)
+        return _dropped(self.rate, x, self.keep(x.shape))
+
+    def keep(self, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+        """Which entries stay; the first call draws what `__call__` would draw."""
+        return jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
 
 
 # Differentiated by itself, a choice keeps the zeros it chooses from: under a scan over layers one
@@ -310,12 +313,15 @@ class Attention(nn.Module):
             q, scale = q * scale * gain[..., None, None].astype(self.dtype), 1.0
         if memory is not None:
             k, v = memory(k, v)
-        # The fused kernels know neither dropout nor biases nor capped scores.
-        drops = self.dropout > 0 and self.has_rng("dropout")
-        special = drops or bias is not None or self.soft_cap is not None
-        x = None if special else fused.attend(q, k, v, mask, scale)
+        dropout, drop = Dropout(self.dropout), None
+        if self.dropout > 0 and self.has_rng("dropout"):
+            shape = (q.shape[0], self.heads, q.shape[1], k.shape[1])
+            drop = fused.Drop(self.dropout, functools.partial(dropout.keep, shape))
+        # The fused kernels know neither biases nor capped scores.
+        special = bias is not None or self.soft_cap is not None
+        x = None if special else fused.attend(q, k, v, mask, scale, drop)
         if x is None:
-            x = self._plainly(q * scale, k, v, mask, bias)
+            x = self._plainly(q * scale, k, v, mask, bias, dropout)
         if self.head_scale:
             factor = self.param("head_scale", nn.initializers.ones, (self.heads,))
             x = x * factor[:, None].astype(self.dtype)
@@ -331,6 +337,7 @@ class Attention(nn.Module):
         v: Float[Array, "b s g k"],
         mask: fused.Mask,
         bias: Float[Array, "#b #h #n s"] | None,
+        dropout: Dropout,
     ) -> Float[Array, "b n h k"]:
         """Scores, softmax in float32, their mean of the values."""
         (b, n, _, k_width), (s, groups) = q.shape, k.shape[1:3]
@@ -346,7 +353,7 @@ class Attention(nn.Module):
         if isinstance(mask, fused.Rule):
             mask = mask.dense()
         mask = None if mask is None else mask[:, None]
-        weights = Dropout(self.dropout)(softmax(jnp.dtype(self.dtype), scores, mask))
+        weights = dropout(softmax(jnp.dtype(self.dtype), scores, mask))
         x = jnp.einsum("bgns,bgsk->bgnk", weights.reshape(b, groups, -1, s), v)
         return x.reshape(b, self.heads, n, k_width).swapaxes(1, 2)
 
