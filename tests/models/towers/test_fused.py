@@ -168,3 +168,16 @@ def test_added_tokens_change_nothing():
     np.testing.assert_allclose(
         layer.apply(params, longer, mask)[0][:, :9], layer.apply(params, x)[0], atol=1e-6
     )
+
+
+def test_products_on_tpus_are_those_of_elsewhere():
+    x, kernel = numbers(2, 5, 1, 1, 6)[0][:, :, 0], numbers(6, 3, 1, 1, 4)[0][:, :, 0]
+    params = {"kernel": kernel, "bias": kernel[0]}
+
+    def total(params, x):
+        return jnp.sum(layers.Dense((3, 4)).apply({"params": params}, x) ** 2)
+
+    expected = jax.value_and_grad(total, (0, 1))(params, x)
+    with jax.sharding.use_abstract_mesh(mesh("tpu")):
+        found = jax.value_and_grad(total, (0, 1))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
