@@ -16,6 +16,8 @@ from jaxtyping import Array, Float
 # The axes of `train.mesh` that a batch is split over. Code here sees the mesh through jax's
 # context alone: the step enters it (`jax.sharding.use_abstract_mesh`), tests and serving do not.
 ROWS = ("data", "fsdp")
+# The only axis, of one device, of the mesh that a control step on a GPU is traced in.
+SERVING = "serving"
 
 
 def rows(x: Array, count: int | None = None) -> Array:
@@ -38,6 +40,15 @@ def rows(x: Array, count: int | None = None) -> Array:
     # `None` would mean "replicated" here and undo the tensor parallelism of the layers.
     free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, *free))
+
+
+def unroll(steps: int) -> int:
+    """How many steps of a loop become one: all in a control step on a GPU, else one by one.
+
+    Such a step is short, and would copy the weights of every layer out of their stack before using
+    them, and wait for a kernel to count to the next.
+    """
+    return steps if SERVING in jax.sharding.get_abstract_mesh().axis_names else 1
 
 
 @jax.custom_vjp

@@ -352,12 +352,14 @@ class Decoder(nn.Module):
     def _scan(self, x: Array, per_layer: dict[str, Any], shared: _Shared) -> tuple[Array, Any]:
         """All layers, one scan step a layer or a group."""
         group_size = 1 if self.insert is None else self.insert.every
+        length = self.spec.layers // group_size
         step = _layer if self.insert is None else _group
         scan = nn.scan(
             remat(lambda stage, x, per_layer: step(stage, x, per_layer, shared), self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            length=self.spec.layers // group_size,
+            length=length,
+            unroll=sharding.unroll(length),
         )
         if self.insert is None:
             return scan(self.layers, x, per_layer)
