@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from vla_jax import rules
 from vla_jax.models import sharding
 
 # Else products of the same tokens become one, of kernels that are joined at every step.
@@ -40,9 +41,8 @@ def apart(params: Any) -> Any:
     """Stacked layers [l, ...] as tuples of l arrays."""
 
     def each(path: Any, x: Any) -> Any:
-        # The towers' name for what their scans run over.
-        stacked = any(getattr(key, "key", None) == "layers" for key in path)
-        return tuple(x[i] for i in range(len(x))) if stacked else x
+        is_stacked = rules.STACKED.search("/".join(str(key.key) for key in path))
+        return tuple(x[i] for i in range(len(x))) if is_stacked else x
 
     return jax.tree_util.tree_map_with_path(each, params)
 
