@@ -5,12 +5,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from tests.inference.test_policy import make, observe
+from vla_jax.inference import layers_apart
 from vla_jax.inference.batched_step import buckets
 from vla_jax.inference.execution import Execution
 from vla_jax.inference.policy import Policy
 from vla_jax.inference.protocol import BatchPolicy
+from vla_jax.models import sharding
 
 TOLERANCE = 1e-6
 
@@ -72,6 +75,29 @@ def test_a_batch_equals_its_rows(policy):
 )
 def test_in_every_structure(structure, head):
     check_shared_steps(shaken(make(structure, head, max_batch=4)), ages=(3, 1, 0))
+
+
+def test_layers_apart_answer_as_layers_in_a_stack(policy, monkeypatch):
+    device = AbstractDevice("a gpu", 1, "gpu")
+    mesh = AbstractMesh((1,), (sharding.SERVING,), (AxisType.Auto,), abstract_device=device)
+    monkeypatch.setattr(layers_apart, "serving_mesh", lambda _: mesh)
+    steps = (apart := make(max_batch=2))._steps
+    stacked = policy._steps._params
+    steps._params = layers_apart.apart(stacked)
+    assert isinstance(steps._params["backbone"]["text"]["layers"]["norm1"]["scale"], tuple)
+    jax.tree.map(np.testing.assert_array_equal, layers_apart.together(steps._params), stacked)
+    sessions, others = [policy.new_session()] * 2, [apart.new_session()] * 2
+    for step in range(2):
+        seen = [observe(step), observe(10 + step)]
+        expected, sessions = zip(*policy.infer_many(sessions, seen), strict=True)
+        found, others = zip(*apart.infer_many(others, seen), strict=True)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a["actions"], b["actions"], atol=1e-4)
+
+
+def test_only_gpus_take_layers_apart():
+    assert layers_apart.serving_mesh(jax.devices()[0]) is None
+    assert layers_apart.compiler_options(None) is None
 
 
 def test_more_sessions_than_a_batch_takes(policy):

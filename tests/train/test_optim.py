@@ -116,6 +116,23 @@ def test_without_groups_it_is_optax_adamw_to_the_bit():
         assert np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes()
 
 
+def test_a_mean_in_half_precision_steps_almost_as_one_in_full():
+    params = {"a/kernel": jnp.linspace(-1.0, 1.0, 64).reshape(8, 8)}
+    steps = {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = optim.make_optimizer(make_config(**{"optim.mean_dtype": dtype}).optim, 20)
+        state: Any = optimizer.init(params)
+        assert {str(x.dtype) for x in jax.tree.leaves(optax.tree.get(state, "mu"))} == {dtype}
+        assert {str(x.dtype) for x in jax.tree.leaves(optax.tree.get(state, "nu"))} == {"float32"}
+        for step in range(3):
+            grads = jax.tree.map(lambda x, s=step: jnp.cos(9 * x + s), params)
+            steps[dtype], state = optimizer.update(grads, state, params)
+    size = np.abs(steps["float32"]["a/kernel"]).max()
+    np.testing.assert_allclose(
+        steps["bfloat16"]["a/kernel"], steps["float32"]["a/kernel"], rtol=0, atol=0.01 * size
+    )
+
+
 def test_muon_steps_are_orthogonal_and_of_adams_size():
     config = make_config(
         **{"optim.muon": ("kernel$",), "optim.clip_norm": 0.0, "optim.warmup_steps": 0}

@@ -52,6 +52,13 @@ class OptimConfig:
     b1: float = option(0.9, "AdamW's decay of the mean.")
     b2: float = option(0.999, "AdamW's decay of the variance.")
     eps: float = option(1e-8, "AdamW's term in the denominator.")
+    mean_dtype: str = option(
+        "float32",
+        "Type of AdamW's mean, which and the variance take 4 bytes a trained parameter each; "
+        "bfloat16 takes 2.",
+        "float32",
+        "bfloat16",
+    )
     # RoboVLMs' shipped configs set one that never reaches its trainer.
     clip_norm: float = option(1.0, "Global norm that gradients are clipped to; 0 = off.")
     gripper_weight: float = option(0.01, "The loss is the arm's Huber + this * gripper's BCE.")

@@ -7,6 +7,7 @@ Legend: s rows of a bucket · h, x image height and width · t text columns · p
 f chunk · a action dimension
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, use_abstract_mesh
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
+from vla_jax.inference import layers_apart
 from vla_jax.inference.realtime import RealTime
 from vla_jax.models.image import ImageSpec, fit, normalize
 from vla_jax.models.structures.history import History
@@ -95,12 +98,14 @@ class BatchedStep:
         # One explicit device: programs compiled ahead of time take arrays of the placement they
         # were compiled for, and histories go in as they came out.
         self._device = jax.local_devices()[0]
-        self._params = jax.device_put(dict(params), self._device)
+        self._mesh = layers_apart.serving_mesh(self._device)
+        params = dict(params) if self._mesh is None else layers_apart.apart(dict(params))
+        self._params = jax.device_put(params, self._device)
         self.empty: History = jax.device_put(model.empty_history(1), self._device)
         self._fit: Any = jax.jit(partial(fit, spec=image))
         self._sizes: set[tuple[int, ...]] = set()
         self._programs: dict[tuple[int, Shapes], Any] = {}
-        self._batch: Any = partial(self.program, model, image, seed, realtime=realtime)
+        self._batch: Any = partial(self.program, model, image, seed, self._mesh, realtime=realtime)
 
     def warmup(self, example: StepInput) -> None:
         """Compile every bucket for images of the example's size, and run each once.
@@ -157,7 +162,8 @@ class BatchedStep:
         )
         program = self._programs.get((bucket, shapes))
         if program is None:
-            program = jax.jit(self._batch).lower(*arguments).compile()
+            options = layers_apart.compiler_options(self._mesh)
+            program = jax.jit(self._batch).lower(*arguments).compile(compiler_options=options)
             self._programs[bucket, shapes] = program
         chunks, histories = program(*arguments)
         return list(zip(np.asarray(chunks), histories, strict=True))[: len(inputs)]
@@ -177,6 +183,7 @@ class BatchedStep:
         model: Any,
         image: ImageSpec,
         seed: int,
+        mesh: AbstractMesh | None,
         params: Mapping[str, Any],
         images: Mapping[str, tuple[UInt8[Array, "_ _ 3"], ...]],
         text: Int32[Array, "s t"],
@@ -190,8 +197,11 @@ class BatchedStep:
     ) -> tuple[Float[Array, "s f a"], tuple[History, ...]]:
         """What a bucket compiles; it needs no parameters on a device to be traced.
 
-        Stacking and unstacking are part of the program: one dispatch a batch, not one a row.
+        Stacking and unstacking are part of the program: one dispatch a batch, not one a row. With
+        a mesh, that of `layers_apart.serving_mesh`, so are the layers of `params`.
         """
+        if mesh is not None:
+            params = layers_apart.together(params)
         # An arm's numbers and a gripper's command, as the head that denoises has them.
         opens = model.config.has_gripper and not model.gripper_is_number
 
@@ -214,9 +224,10 @@ class BatchedStep:
             )
             # The noise depends on seed and step alone, so an episode can be repeated exactly.
             key = jax.random.fold_in(jax.random.key(seed), step)
-            prediction, history = model.apply(
-                {"params": params}, observation, history, key, method="step"
-            )
+            with contextlib.nullcontext() if mesh is None else use_abstract_mesh(mesh):
+                prediction, history = model.apply(
+                    {"params": params}, observation, history, key, method="step"
+                )
             arm = prediction.arm[0, 0].astype(jnp.float32)
             gripper = prediction.gripper
             if gripper is None:

@@ -16,6 +16,8 @@ from jaxtyping import Array, Float
 # The axes of `train.mesh` that a batch is split over. Code here sees the mesh through jax's
 # context alone: the step enters it (`jax.sharding.use_abstract_mesh`), tests and serving do not.
 ROWS = ("data", "fsdp")
+# The only axis, of one device, of the mesh that a control step on a GPU is traced in.
+SERVING = "serving"
 
 
 def rows(x: Array, count: int | None = None) -> Array:
@@ -40,23 +42,40 @@ def rows(x: Array, count: int | None = None) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, *free))
 
 
+def unroll(steps: int) -> int:
+    """How many steps of a loop become one: all in a control step on a GPU, else one by one.
+
+    Such a step is short, and would copy the weights of every layer out of their stack before using
+    them, and wait for a kernel to count to the next.
+    """
+    return steps if SERVING in jax.sharding.get_abstract_mesh().axis_names else 1
+
+
 @jax.custom_vjp
 def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
     """`x @ kernel`, with the rows of `x` pinned in both passes.
 
     It is one plain matrix product over all rows and tokens: with several batch axes the backward
-    pass is 1.7 times slower on CPUs. The gradients are those of `@`; but `@` would keep the
-    flattened `x` for the backward pass, and what a loop over layers stacks of it would lie as the
-    gradient of the kernel does, with all rows on each device. So `x` is kept as it came.
+    pass is 1.7 times slower on CPUs. On TPUs rows and tokens stay apart: their memory comes in
+    tiles, and flattened 257 tokens of a row would all be laid out anew.
+
+    The gradients are those of `@`; but `@` would keep the flattened `x` for the backward pass, and
+    what a loop over layers stacks of it would lie as the gradient of the kernel does, with all rows
+    on each device. So `x` is kept as it came.
 
     Args:
         x: dimension 0 as in `rows`, if there are several before the last.
         kernel: of the same type.
     """
-    return (_flat(x) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
+    arranged = _arranged(x)
+    out = jax.lax.dot_general(arranged, kernel, (((arranged.ndim - 1,), (0,)), ((), ())))
+    return out.reshape(*x.shape[:-1], kernel.shape[1])
 
 
-def _flat(x: Float[Array, "*b i"]) -> Float[Array, "n i"]:
+def _arranged(x: Float[Array, "*b i"]) -> Float[Array, "*n i"]:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None and device.platform == "tpu":
+        return rows(x)
     flat = x.reshape(-1, x.shape[-1])
     # Rows were folded with tokens, so the devices must divide the rows, not the product of both.
     return rows(flat, x.shape[0]) if x.ndim > 2 else flat
@@ -73,12 +92,13 @@ def _product_backward(residuals: Any, gradient: Any) -> tuple[Any, Any]:
     # Nothing downstream depends on the product, so nothing has to be computed.
     if isinstance(gradient, SymbolicZero):
         return None, None
-    flat, by_x, by_kernel = _flat(gradient), None, None
+    arranged, by_x, by_kernel = _arranged(gradient), None, None
+    lead = tuple(range(arranged.ndim - 1))
     if kernel is not None:
-        by_x = jax.lax.dot_general(flat, kernel, (((1,), (1,)), ((), ())))
+        by_x = jax.lax.dot_general(arranged, kernel, (((len(lead),), (1,)), ((), ())))
         by_x = by_x.reshape(*gradient.shape[:-1], kernel.shape[0])
     if x is not None:
-        by_kernel = jax.lax.dot_general(_flat(x), flat, (((0,), (0,)), ((), ())))
+        by_kernel = jax.lax.dot_general(_arranged(x), arranged, ((lead, lead), ((), ())))
     return by_x, by_kernel
 
 

@@ -181,9 +181,16 @@ def _target(machine: Machine) -> str:
     )
 
 
-def compiled(lowered: Any, machine: Machine) -> Any:
-    """Compile a lowered step for a machine, with the options that need no device to be there."""
-    return lowered.compile(compiler_options=OPTIONS[machine.chip.platform] or None)
+def compiled(lowered: Any, machine: Machine, options: dict[str, Any] | None = None) -> Any:
+    """Compile a lowered step for a machine, with the options that need no device to be there.
+
+    Args:
+        lowered: the step.
+        machine: it is for.
+        options: that it would be compiled with anyway.
+    """
+    everything = {**OPTIONS[machine.chip.platform], **(options or {})}
+    return lowered.compile(compiler_options=everything or None)
 
 
 def prepare() -> None:

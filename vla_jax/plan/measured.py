@@ -86,19 +86,24 @@ def control_step(config: Config, machine: Machine, sessions: int = 1) -> Control
     with compilers.answering_for(machine):
         lowered = program.step.trace(*program.arguments).lower()
     argument_bytes = programs.device_bytes(program.arguments)
-    figures = _measured(lowered, machine, {"device": 1}, [0], argument_bytes)
+    figures = _measured(lowered, machine, {"device": 1}, [0], argument_bytes, program.options)
     return Control(
         **vars(figures), weights=program.weights, history=program.history, sessions=sessions
     )
 
 
 def _measured(
-    lowered: Any, machine: Machine, mesh: dict[str, int], domains: list[int], argument_bytes: int
+    lowered: Any,
+    machine: Machine,
+    mesh: dict[str, int],
+    domains: list[int],
+    argument_bytes: int,
+    options: dict[str, Any] | None = None,
 ) -> Measured:
     began, chip = time.perf_counter(), machine.chip
     try:
         with compilers.answering_for(machine):
-            program = compilers.compiled(lowered, machine)
+            program = compilers.compiled(lowered, machine, options)
     except Exception as error:  # of the runtime, which has no type of its own for this
         temporaries = compiled.refused(error)
         if temporaries is None:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from vla_jax.config import Config, ConfigError
 from vla_jax.convert import answers
 from vla_jax.convert.start import Start
+from vla_jax.inference import layers_apart
 from vla_jax.inference.batched_step import BatchedStep
 from vla_jax.models import vla
 from vla_jax.train import lora, state
@@ -59,12 +60,14 @@ class ControlProgram:
         arguments: abstract, on that device.
         weights: bytes of the parameters.
         history: bytes of what one session remembers.
+        options: of the compiler.
     """
 
     step: Any
     arguments: tuple[Any, ...]
     weights: int
     history: int
+    options: dict[str, Any] | None
 
 
 def train_program(config: Config, devices: Sequence[Any], windows: int = 0) -> TrainProgram:
@@ -170,12 +173,13 @@ def control_program(config: Config, device: Any, sessions: int = 1) -> ControlPr
     model, c = vla.build(config.model, Start(config.model).arch()), config.model.structure
     # No tokenizer is read to plan with.
     model = vla.build(answers.stand_in(model), model.arch)
-    where = SingleDeviceSharding(device)
+    where, mesh = SingleDeviceSharding(device), layers_apart.serving_mesh(device)
 
     def init(key: jax.Array) -> Any:
         # Only shapes count here: this is traced and never run.
         served = vla.initial_params(model, key)
-        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), served)
+        served = jax.tree.map(lambda x: x.astype(jnp.bfloat16), served)
+        return served if mesh is None else layers_apart.apart(served)
 
     params = jax.eval_shape(init, jax.random.key(0))
     history = jax.eval_shape(lambda: model.empty_history(1))
@@ -190,9 +194,13 @@ def control_program(config: Config, device: Any, sessions: int = 1) -> ControlPr
         (history,) * sessions,
         _array((sessions,), "uint32"),
     )
-    step = functools.partial(BatchedStep.program, model, model.image, config.seed)
+    step = functools.partial(BatchedStep.program, model, model.image, config.seed, mesh)
     return ControlProgram(
-        jax.jit(step), _on(where, arguments), state.nbytes(params), state.nbytes(history)
+        jax.jit(step),
+        _on(where, arguments),
+        state.nbytes(params),
+        state.nbytes(history),
+        layers_apart.compiler_options(mesh),
     )
 
 

@@ -68,7 +68,9 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
 def _directions(config: OptimConfig) -> optax.GradientTransformation:
     """Gradients -> steps of about unit size: Adam's, or Muon's where `config.muon` says so."""
-    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    adam = optax.scale_by_adam(
+        b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.mean_dtype
+    )
     if not config.muon:
         return adam
     muon = optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices)

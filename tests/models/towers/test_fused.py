@@ -61,10 +61,41 @@ def test_on_gpus_the_numbers_are_those_of_the_plain_computation(monkeypatch, kin
     q, k, v = numbers(2, n, 4, 2, 16, jnp.bfloat16)
     mask = masks(2, n)[kind]
     with jax.sharding.use_abstract_mesh(mesh("gpu")):
-        found: Any = fused.attend(q, k, v, mask)
+        found: Any = fused.attend(q, k, v, mask, 0.5)
     assert seen == [("cudnn", [n + n % 2] * 3)]
-    expected: Any = plainly(q, k, v, mask)
+    expected: Any = plainly(0.5 * q, k, v, mask)
     np.testing.assert_allclose(found.astype("float32"), expected.astype("float32"), atol=0.02)
+
+
+def one_device():
+    axes = (AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), AXES, axis_types=axes, devices=jax.devices()[:1])
+
+
+def test_on_tpus_short_sequences_drop_what_the_plain_computation_drops(monkeypatch):
+    attention, x = layers.Attention(2, dropout=0.5), numbers(2, 12, 1, 1, 128)[0][:, :, 0]
+    params = attention.init(jax.random.key(0), x, x)
+    real, mask = padding(2, 12)[..., None], fused.Rule(padding(2, 12))
+    seen = []
+
+    def short(*args):
+        seen.append(args[-1].rate)
+        return original(*args, interpret=True)
+
+    original = fused._short_on_tpu
+    monkeypatch.setattr(fused, "_short_on_tpu", short)
+
+    def total(params, attend):
+        monkeypatch.setattr(fused, "attend", attend)
+        y = attention.apply(params, x, x, mask, rngs={"dropout": jax.random.key(1)})
+        return jnp.sum(jnp.where(real, y, 0) ** 2)
+
+    kernel = fused.attend
+    expected = jax.value_and_grad(total)(params, lambda *_: None)
+    with jax.set_mesh(one_device()), jax.sharding.use_abstract_mesh(mesh("tpu")):
+        found = jax.jit(jax.value_and_grad(total), static_argnums=1)(params, kernel)
+    assert seen == [0.5]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected)
 
 
 @pytest.mark.parametrize("kind", ["all", "causal"])
@@ -78,11 +109,8 @@ def test_on_tpus_numbers_and_gradients_are_those_of_the_plain_computation(monkey
         return jnp.sum(jnp.where(real, attend(*qkv, mask), 0) ** 2)
 
     kernel = functools.partial(fused._on_tpu, interpret=True)
-    devices = jax.make_mesh(
-        (1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1]
-    )
     expected = jax.grad(functools.partial(total, plainly), (0, 1, 2))(q, k, v)
-    with jax.set_mesh(devices):
+    with jax.set_mesh(one_device()):
         found = jax.jit(jax.grad(functools.partial(total, kernel), (0, 1, 2)))(q, k, v)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
@@ -96,7 +124,8 @@ def test_on_tpus_numbers_and_gradients_are_those_of_the_plain_computation(monkey
         ("gpu", 8, 640, 20, "bfloat16", None),
         ("gpu", 8, 640, 256, "bfloat16", None),
         ("gpu", 3, 640, 64, "bfloat16", None),
-        ("tpu", 8, 128, 64, "bfloat16", None),
+        ("tpu", 8, 128, 72, "bfloat16", None),
+        ("tpu", 8, 128, 64, "bfloat16", "plain"),
         ("tpu", 8, 640, 64, "bfloat16", "plain"),
     ],
 )
@@ -104,11 +133,17 @@ def test_what_no_kernel_takes_is_left_to_the_plain_computation(on, rows, n, widt
     q = jnp.zeros((rows, n, 2, width), dtype)
     plain = jnp.ones((1, n, n), bool) if mask else None
     with jax.sharding.use_abstract_mesh(mesh(on, (1, 2, 1))):
-        assert fused.attend(q, q, q, plain) is None
-    assert fused.attend(q, q, q, plain) is None
+        assert fused.attend(q, q, q, plain, 1.0) is None
+    assert fused.attend(q, q, q, plain, 1.0) is None
 
 
-@pytest.mark.parametrize("special", [{"soft_cap": 3.0}, {"dropout": 0.5}, {"bias": True}])
+def test_gpu_kernels_do_not_drop():
+    q = jnp.zeros((8, 16, 2, 64), "bfloat16")
+    with jax.sharding.use_abstract_mesh(mesh("gpu")):
+        assert fused.attend(q, q, q, None, 1.0, fused.Drop(0.1, lambda: q)) is None
+
+
+@pytest.mark.parametrize("special", [{"soft_cap": 3.0}, {"bias": True}])
 def test_what_a_kernel_lacks_keeps_it_from_being_asked(monkeypatch, special):
     def never(*_):
         raise AssertionError
@@ -133,3 +168,16 @@ def test_added_tokens_change_nothing():
     np.testing.assert_allclose(
         layer.apply(params, longer, mask)[0][:, :9], layer.apply(params, x)[0], atol=1e-6
     )
+
+
+def test_products_on_tpus_are_those_of_elsewhere():
+    x, kernel = numbers(2, 5, 1, 1, 6)[0][:, :, 0], numbers(6, 3, 1, 1, 4)[0][:, :, 0]
+    params = {"kernel": kernel, "bias": kernel[0]}
+
+    def total(params, x):
+        return jnp.sum(layers.Dense((3, 4)).apply({"params": params}, x) ** 2)
+
+    expected = jax.value_and_grad(total, (0, 1))(params, x)
+    with jax.sharding.use_abstract_mesh(mesh("tpu")):
+        found = jax.value_and_grad(total, (0, 1))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)

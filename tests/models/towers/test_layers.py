@@ -9,6 +9,7 @@ import pytest
 
 from vla_jax.models.towers import layers, norms
 from vla_jax.models.towers.block import Block, BlockSpec, stack
+from vla_jax.models.towers.softmax import softmax as masked_softmax
 from vla_jax.rules import flatten
 
 RNG = np.random.default_rng(0)
@@ -325,11 +326,16 @@ def test_the_gradients_of_masked_scores_are_those_of_their_definition():
         return jax.nn.softmax(jnp.where(mask, x, jnp.finfo(jnp.float32).min), axis=-1)
 
     scores = jnp.asarray(normal(2, 3, 4, 5))
-    same_gradients(lambda x: layers._softmax(jnp.dtype("float32"), x, mask), definition, scores)
-    same_gradients(lambda x: layers._softmax(jnp.dtype("float32"), x, None), jax.nn.softmax, scores)
+    same_gradients(lambda x: masked_softmax(jnp.dtype("float32"), x, mask), definition, scores)
+    same_gradients(lambda x: masked_softmax(jnp.dtype("float32"), x, None), jax.nn.softmax, scores)
 
 
 def test_dropout_drops_the_same_in_both_passes():
     keep = jnp.asarray(RNG.random((4, 6)) < 0.5)
     x = jnp.asarray(normal(4, 6))
     same_gradients(lambda x: layers._dropped(0.5, x, keep), lambda x: 2 * x * keep, x)
+
+
+def test_the_gradient_of_gelu_is_that_of_its_definition():
+    x = jnp.asarray(normal(4, 6))
+    same_gradients(layers.ACTIVATIONS["gelu"], lambda x: jax.nn.gelu(x, approximate=False), x)

@@ -91,6 +91,7 @@ class Denoiser(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # type: ignore[arg-type]
             length=h.layers,
+            unroll=sharding.unroll(h.layers),
         )
         self.layers = scanned(h.heads, self.dtype)
         # Zeros here and below: the first estimate is 0, as DiT's.

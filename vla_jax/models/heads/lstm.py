@@ -56,7 +56,8 @@ class LSTMLayer(nn.Module):
 
         # The zero state takes its batch layout from the inputs, so a sharded batch stays sharded.
         zero = jnp.zeros_like(inputs[0, :, : self.hidden])
-        _, outputs = jax.lax.scan(step, (zero, zero.astype(jnp.float32)), (inputs, valid.T))
+        start, unroll = (zero, zero.astype(jnp.float32)), sharding.unroll(len(inputs))
+        _, outputs = jax.lax.scan(step, start, (inputs, valid.T), unroll=unroll)
         return outputs.swapaxes(0, 1)
 
 

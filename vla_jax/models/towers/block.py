@@ -258,6 +258,7 @@ def _scan(layers: int, kind: str) -> Any:
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # type: ignore[arg-type]
         length=layers,
+        unroll=sharding.unroll(layers),
     )
 
 

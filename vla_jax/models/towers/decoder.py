@@ -351,11 +351,13 @@ class Decoder(nn.Module):
     def _scanned(self, shared: _Shared) -> Any:
         """All layers as one function of (module, x, what differs between the layers)."""
         step, group_size = (_layer, 1) if self.insert is None else (_group, self.insert.every)
+        length = self.spec.layers // group_size
         return nn.scan(
             remat(functools.partial(step, shared=shared), self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            length=self.spec.layers // group_size,
+            length=length,
+            unroll=sharding.unroll(length),
         )
 
     def _default_positions(

@@ -190,6 +190,7 @@ class Expert(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),  # type: ignore[arg-type]
             length=s.layers // period,
+            unroll=sharding.unroll(s.layers // period),
         )
         x, _ = scanned(s, self.dtype, name="layers")(x, memory, cache.valid, mask, ropes, level)
         if s.block.adaptive:

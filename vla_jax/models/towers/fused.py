@@ -8,8 +8,9 @@ Legend: b batch · n query tokens · s key tokens · h query heads · g key head
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.models.sharding import ROWS
+from vla_jax.models.towers import short_attention
+from vla_jax.models.towers.short_attention import LANES
 
-# Shorter sequences are faster as plain products on TPUs: the kernel works on blocks of at least
-# LANES tokens, and pads to them.
+# JAX's own kernel works on blocks of at least LANES tokens, and pads to them; shorter sequences
+# have a kernel whose scores fit into the chip's own memory.
 SHORTEST_ON_TPU = 576
-LANES, BLOCK = 128, 512
+BLOCK = 512
 GRANULE = 8  # GPU products of half precision want multiples of it
 WIDEST_HEAD = 128  # of cuDNN's kernel on every GPU that has it
 
@@ -48,27 +51,49 @@ class Rule:
 Mask = Bool[Array, "#b #n s"] | Rule | None
 
 
+class Drop(NamedTuple):
+    """Dropout on the attention weights.
+
+    Attributes:
+        rate: share that is dropped.
+        keep: draws the weights that stay, [b, h, n, s].
+    """
+
+    rate: float
+    keep: Callable[[], Array]
+
+
 def attend(
-    q: Float[Array, "b n h k"], k: Float[Array, "b s g k"], v: Float[Array, "b s g k"], mask: Mask
+    q: Float[Array, "b n h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g k"],
+    mask: Mask,
+    scale: float,
+    drop: Drop | None = None,
 ) -> Float[Array, "b n h k"] | None:
-    """softmax(q k^T) v in one kernel, or None where there is none for this case.
+    """dropout(softmax(scale q k^T)) v in one kernel, or None where there is none for this case.
 
     What padding attends to is not defined, and differs from the plain computation.
 
     Args:
-        q: scaled.
+        q: of h heads.
         k: of g heads, each shared by h / g query heads.
         v: see `k`.
         mask: True where attention is allowed; a `Rule` in self-attention only; None = everywhere.
+        scale: of the scores.
+        drop: dropout of the weights, if any.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     # Rows that the devices do not divide cannot be handed out to one kernel each.
     if device is None or not _rows_split(q):
         return None
     if device.platform == "gpu":
-        return _on_gpu(q, k, v, mask)
-    if device.platform == "tpu":
-        return _on_tpu(q, k, v, mask)
+        # cuDNN's dropout takes its seed when it is compiled: every step would drop the same.
+        return _on_gpu(q, k, v, mask, scale) if drop is None else None
+    if device.platform == "tpu" and (mask is None or isinstance(mask, Rule)):
+        if max(q.shape[1], k.shape[1]) < SHORTEST_ON_TPU:
+            return _short_on_tpu(q, k, v, mask, scale, drop)
+        return _on_tpu(q * scale, k, v, mask) if drop is None else None
     return None
 
 
@@ -99,7 +124,7 @@ def _rows_split(q: Array) -> bool:
     return q.shape[0] % math.prod(mesh.shape.get(axis, 1) for axis in ROWS) == 0
 
 
-def _on_gpu(q: Array, k: Array, v: Array, mask: Mask) -> Array | None:
+def _on_gpu(q: Array, k: Array, v: Array, mask: Mask, scale: float) -> Array | None:
     """CuDNN's kernel, half precision alone."""
     width = q.shape[-1]
     if q.dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > WIDEST_HEAD:
@@ -114,27 +139,66 @@ def _on_gpu(q: Array, k: Array, v: Array, mask: Mask) -> Array | None:
         mask = jnp.pad(mask, ((0, 0), (0, n % 2), (0, s % 2)))[:, None]
     # The kernel takes even lengths; what is added is masked, or cut off again.
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    x = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=1.0, implementation="cudnn")
+    x = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="cudnn")
     return x[:, :n]
 
 
-def _on_tpu(q: Array, k: Array, v: Array, mask: Mask, interpret: bool = False) -> Array | None:
-    """JAX's splash kernel, long sequences that attend to themselves alone."""
-    n, mesh = q.shape[1], jax.sharding.get_abstract_mesh()
-    has_rule = mask is None or isinstance(mask, Rule)
-    if n < SHORTEST_ON_TPU or k.shape[1] != n or not has_rule:
+def _short_on_tpu(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Rule | None,
+    scale: float,
+    drop: Drop | None,
+    interpret: bool = False,
+) -> Array | None:
+    """Our own kernel, for heads that fill registers and share no keys."""
+    (b, n, h, width), s = q.shape, k.shape[1]
+    mesh = jax.sharding.get_abstract_mesh()
+    axis = _heads_axis(q, k)
+    if k.shape[2] != h or not short_attention.fits(h // mesh.shape.get(axis, 1), width):
         return None
-    valid = mask.valid if isinstance(mask, Rule) else jnp.ones(q.shape[:2], bool)
+    valid = mask.valid if mask is not None else jnp.ones((1, s), bool)
+    valid = jnp.broadcast_to(valid, (b, s))[:, None].astype(jnp.int32)
+    causal = mask is not None and mask.causal
+    how = short_attention.How(width, scale, causal, drop.rate if drop else 0.0, interpret)
+
+    def run(q: Array, k: Array, v: Array, valid: Array, *keep: Array) -> Array:
+        words = short_attention.packed(keep[0]) if keep else None
+        return short_attention.attend(how, q, k, v, valid, words)
+
+    rows, wide = PartitionSpec(ROWS), PartitionSpec(ROWS, None, axis)
+    keep, specs = (), (wide, wide, wide, rows)
+    if drop is not None:
+        keep, specs = (drop.keep(),), (*specs, PartitionSpec(ROWS, axis))
+    # A Pallas call is opaque to the partitioner, so each device is told to run its own rows.
+    run = jax.shard_map(run, in_specs=specs, out_specs=wide, check_vma=False)
+    q, k, v = (x.reshape(b, -1, h * width) for x in (q, k, v))
+    return run(q, k, v, valid, *keep).reshape(b, n, h, width)
+
+
+def _heads_axis(q: Array, k: Array) -> str | None:
+    """Heads are split over the tensor axis only where both counts allow it."""
+    tensor = jax.sharding.get_abstract_mesh().shape["tensor"]
+    return None if q.shape[2] % tensor or k.shape[2] % tensor else "tensor"
+
+
+def _on_tpu(
+    q: Array, k: Array, v: Array, mask: Rule | None, interpret: bool = False
+) -> Array | None:
+    """JAX's splash kernel, long sequences that attend to themselves alone; `q` is scaled."""
+    n, axis = q.shape[1], _heads_axis(q, k)
+    if k.shape[1] != n:
+        return None
+    valid = mask.valid if mask is not None else jnp.ones(q.shape[:2], bool)
     valid = jnp.broadcast_to(valid, q.shape[:2])
     # Padding attends to padding: with nothing to attend to a row would be no number.
     padded = -(-n // LANES) * LANES
     pad = ((0, 0), (0, padded - n))
     ids = jnp.pad(valid, pad).astype(jnp.int32)
     q, k, v = (jnp.pad(x, (*pad, (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
-    # Heads are split over the tensor axis only where both counts allow it.
-    unsplit = q.shape[1] % mesh.shape["tensor"] or k.shape[1] % mesh.shape["tensor"]
-    heads = PartitionSpec(ROWS, None if unsplit else "tensor")
-    kernel = functools.partial(_splash, isinstance(mask, Rule) and mask.causal, interpret)
+    heads = PartitionSpec(ROWS, axis)
+    kernel = functools.partial(_splash, mask is not None and mask.causal, interpret)
     # A Pallas call is opaque to the partitioner, so each device is told to run its own rows.
     run = jax.shard_map(
         kernel, in_specs=(heads,) * 3 + (PartitionSpec(ROWS),), out_specs=heads, check_vma=False

@@ -21,9 +21,27 @@ from jaxtyping import Array, Bool, Float, Int
 from vla_jax.models import sharding
 from vla_jax.models.towers import fused
 from vla_jax.models.towers.norms import NORMS, LayerNorm
+from vla_jax.models.towers.softmax import softmax
+
+
+@jax.custom_vjp
+def _gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jax.nn.gelu(x, approximate=False)
+
+
+# Written out: differentiated by itself it shares the error function with the forward pass, which a
+# compiler then brings to memory as one more array of the widest shape there is.
+def _gelu_backward(x: Float[Array, "..."], gradient: Float[Array, "..."]) -> tuple[Array]:
+    wide = x.astype(jnp.float32)
+    below = 0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5)
+    density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
+    return ((gradient * (below + wide * density)).astype(x.dtype),)
+
+
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": _gelu,
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2's name of the same
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -67,11 +85,12 @@ class Dense(nn.Module):
         x = x.reshape(*lead, width).astype(self.dtype)
         low_rank = self._low_rank(x)  # before `x` becomes the product
         x = sharding.product(x, kernel.reshape(width, -1))
-        x = (x if low_rank is None else x + low_rank).reshape(*lead, *self.features)
+        x = x if low_rank is None else x + low_rank
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, tuple(self.features))
-            x = x + bias.astype(self.dtype)
-        return x
+            # Before the axes are told apart: GPU products add a vector themselves, not an array.
+            x = x + bias.reshape(-1).astype(self.dtype)
+        return x.reshape(*lead, *self.features)
 
     def _low_rank(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"] | None:
         """LoRA: dropout(x) @ a @ b, when factors stand beside the kernel (see train/lora.py)."""
@@ -117,8 +136,11 @@ class Dropout(nn.Module):
         """Same shape; kept entries are divided by 1 - rate."""
         if self.rate == 0.0 or not self.has_rng("dropout"):
             return x
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
-        return _dropped(self.rate, x, keep)
+        return _dropped(self.rate, x, self.keep(x.shape))
+
+    def keep(self, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+        """Which entries stay; the first call draws what `__call__` would draw."""
+        return jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
 
 
 # Differentiated by itself, a choice keeps the zeros it chooses from: under a scan over layers one
@@ -133,33 +155,6 @@ _dropped.defvjp(
     lambda rate, x, keep: (_dropped(rate, x, keep), keep),
     lambda rate, keep, gradient: (_dropped(rate, gradient, keep), None),
 )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _softmax(
-    dtype: Any, scores: Float[Array, "b h n s"], mask: Bool[Array, "#b 1 #n s"] | None
-) -> Float[Array, "b h n s"]:
-    """Softmax in float32 over what the mask allows, kept for the backward pass as it goes out."""
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)  # rows of -inf would be NaN
-    return jax.nn.softmax(scores, axis=-1).astype(dtype)
-
-
-def _softmax_forward(dtype: Any, scores: Array, mask: Array | None) -> tuple[Any, Any]:
-    weights = _softmax(dtype, scores, mask)  # saved in the narrower type
-    return weights, (weights, mask)
-
-
-def _softmax_backward(dtype: Any, residuals: Any, gradient: Array) -> tuple[Array, None]:
-    del dtype
-    (weights, mask), gradient = residuals, gradient.astype(jnp.float32)
-    weights = weights.astype(jnp.float32)
-    by_scores = weights * (gradient - (weights * gradient).sum(-1, keepdims=True))
-    # A row that may attend to nothing has weights all the same.
-    return by_scores if mask is None else jnp.where(mask, by_scores, 0.0), None
-
-
-_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 @dataclass(frozen=True)
@@ -313,17 +308,20 @@ class Attention(nn.Module):
             q, k = self._normalize(q, "q_norm"), self._normalize(k, "k_norm")
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope) if values is None else k
-        q = q * (k_width**-0.5 if self.scale is None else self.scale)
+        scale = k_width**-0.5 if self.scale is None else self.scale
         if gain is not None:
-            q = q * gain[..., None, None].astype(self.dtype)
+            q, scale = q * scale * gain[..., None, None].astype(self.dtype), 1.0
         if memory is not None:
             k, v = memory(k, v)
-        # The fused kernels know neither dropout nor biases nor capped scores.
-        drops = self.dropout > 0 and self.has_rng("dropout")
-        special = drops or bias is not None or self.soft_cap is not None
-        x = None if special else fused.attend(q, k, v, mask)
+        dropout, drop = Dropout(self.dropout), None
+        if self.dropout > 0 and self.has_rng("dropout"):
+            shape = (q.shape[0], self.heads, q.shape[1], k.shape[1])
+            drop = fused.Drop(self.dropout, functools.partial(dropout.keep, shape))
+        # The fused kernels know neither biases nor capped scores.
+        special = bias is not None or self.soft_cap is not None
+        x = None if special else fused.attend(q, k, v, mask, scale, drop)
         if x is None:
-            x = self._plainly(q, k, v, mask, bias)
+            x = self._plainly(q * scale, k, v, mask, bias, dropout)
         if self.head_scale:
             factor = self.param("head_scale", nn.initializers.ones, (self.heads,))
             x = x * factor[:, None].astype(self.dtype)
@@ -339,6 +337,7 @@ class Attention(nn.Module):
         v: Float[Array, "b s g k"],
         mask: fused.Mask,
         bias: Float[Array, "#b #h #n s"] | None,
+        dropout: Dropout,
     ) -> Float[Array, "b n h k"]:
         """Scores, softmax in float32, their mean of the values."""
         (b, n, _, k_width), (s, groups) = q.shape, k.shape[1:3]
@@ -354,7 +353,7 @@ class Attention(nn.Module):
         if isinstance(mask, fused.Rule):
             mask = mask.dense()
         mask = None if mask is None else mask[:, None]
-        weights = Dropout(self.dropout)(_softmax(jnp.dtype(self.dtype), scores, mask))
+        weights = dropout(softmax(jnp.dtype(self.dtype), scores, mask))
         x = jnp.einsum("bgns,bgsk->bgnk", weights.reshape(b, groups, -1, s), v)
         return x.reshape(b, self.heads, n, k_width).swapaxes(1, 2)
 

@@ -234,5 +234,6 @@ def run(
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         length=layer.stack.layers,
+        unroll=sharding.unroll(layer.stack.layers),
     )
     return scan(layer, x, per_layer)

@@ -83,6 +83,9 @@ def _forward(
 def _backward(center: bool, eps: float, dtype: Any, residuals: Any, gradient: Array) -> Any:
     del eps, dtype
     x, mean, root, scale, bias = residuals
+    # Two numbers a token: computed within each of the sums below, they would bring the product of
+    # gradient and unit vector to memory, in float32.
+    mean, root = jax.lax.optimization_barrier((mean, root))
     wide, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
     unit = (wide if mean is None else wide - mean) * root
     lead = tuple(range(x.ndim - 1))

@@ -156,6 +156,7 @@ class Perceiver(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # type: ignore[arg-type]
             length=self.depth,
+            unroll=sharding.unroll(self.depth),
         )
         run = scanned(self.heads, self.head_width, self.widen * width, self.dtype, name="layers")
         if mask is not None:
