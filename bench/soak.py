@@ -1,7 +1,7 @@
 """Whether memory, descriptors and threads stay flat: a long training run, and many requests.
 
     python bench/soak.py --data=runs/quickstart/data/tabletop/1.0.0 --out=runs/soak
-    python bench/soak.py --data=DIR --out=runs/soak --minutes=1 --requests=2000   # a rehearsal
+    python bench/soak.py --data=DIR --out=runs/soak --minutes=1 --requests=2000 --every=0.5
 
 Trains configs/quickstart.py on DATA for some minutes, in a process of its own, with checkpoints and
 evaluations on the way; then serves a policy of that size, in a process of its own, to some clients

@@ -27,6 +27,8 @@ from vla_jax.train.optim import make_optimizer, make_schedule, moving_average
 from vla_jax.types import Actions, Observation
 
 TOLERANCE, SAMPLE_TOLERANCE = 1e-4, 5e-4
+# Of one velocity, which samples are sums of: measured 1.1e-4, of values up to 4.5.
+VELOCITY_TOLERANCE = 2e-4
 # Of gradients, relative to the largest of a tensor.
 GRADIENT_TOLERANCE = 1e-3
 # PaliGemma as openpi has it: the words without the tokens that its transformers files add.
@@ -293,7 +295,7 @@ def forward(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterat
     real = np.asarray(valid)
     hidden = np.asarray(result.hidden)[real]
     yield compare("hidden states, VLM", hidden, io["out/prefix"][real], TOLERANCE)
-    yield compare("velocity", found, io["out/v_t"], SAMPLE_TOLERANCE)
+    yield compare("velocity", found, io["out/v_t"], VELOCITY_TOLERANCE)
     for name, kept in (("k", result.cache.keys), ("v", result.cache.values)):
         expected = io[f"sample/kv_{name}"][:, real]
         yield compare(f"cache, {name}", np.asarray(kept)[:, real], expected, TOLERANCE)
@@ -375,7 +377,7 @@ def optimizer(
     found.append(step(flat)[0])
     yield compare("rates", rates, io["train/lr"], 1e-9)
     yield Row("gradient norms of the steps", relative(sizes, io["train/grad_norm"]), 1e-3, 1.0)
-    yield compare("losses of the steps", found, io["train/losses"], 1e-3)
+    yield compare("losses of the steps", found, io["train/losses"], TOLERANCE)
     yield _norms("parameters after the steps", norms["param_norm_after3"], rows, flat)
     yield _norms("average after the steps", norms["ema_norm_after3"], rows, average)
 

@@ -187,6 +187,6 @@ def _forward(
     for name, kept in (("k", result.cache.keys), ("v", result.cache.values)):
         expected = np.moveaxis(io[f"sample/kv_{name}"], 2, 3)[:, :, :count][:, real]
         yield compare(f"cache, {name}", np.asarray(kept)[:, real], expected, TOLERANCE)
-    yield compare("velocity", found, io["out/v_t"], SAMPLE_TOLERANCE)
+    yield compare("velocity", found, io["out/v_t"], pi0.VELOCITY_TOLERANCE)
     yield compare("loss", total, io["loss_mean_with_pad"], TOLERANCE)
     yield compare("loss of every sample", rows, io["loss_per_sample"], TOLERANCE)
