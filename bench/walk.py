@@ -37,11 +37,12 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = str(ROOT / "vla_jax") + "/"
 DATA = ROOT / "tests/fixtures/bridge_dataset/1.0.0"
 STEP, ATTENTION = "make_train_step.<locals>.step", "Attention.__call__"
+TOWER = "VisionTransformer.__call__"
 LAYER = (ATTENTION, "Block.__call__", "_layer")
 # Where a batch is made or changed: its order, numbers, pixels, input, tokens, features and loss.
 STATIONS = (
     "MixtureOrder.__call__", "chunks", "Prepared.numbers", "decode_into",
-    "augment", "preprocess", "VisionTransformer.__call__", ATTENTION, "LSTMHead.__call__",
+    "augment", "preprocess", TOWER, ATTENTION, "LSTMHead.__call__",
     "action_loss",
 )  # fmt: skip
 
@@ -51,13 +52,15 @@ class Watch:
 
     Attributes:
         depths: who stacks the layers -> functions on the deepest way to attention, step first.
-        way: files on the stack at the stations.
+        first: files on the stack at the stations up to the image tower, the first matrix product.
+        way: files on the stack at all stations.
         seen: stations that were reached.
         files: all files in which a function ran.
     """
 
     def __init__(self):
         self.depths: dict[str, list[str]] = {}
+        self.first: set[str] = set()
         self.way: set[str] = set()
         self.seen: set[str] = set()
         self.files: set[str] = set()
@@ -81,6 +84,8 @@ class Watch:
         stack = _ours(frame)
         self.seen.add(name)
         self.way.update(_file(entry) for entry in stack)
+        if name == TOWER and not self.first:
+            self.first = set(self.way)
         names = [entry.f_code.co_qualname for entry in stack]
         starts = [i for i, called in enumerate(names) if called == STEP]
         if name == ATTENTION and starts:
@@ -144,10 +149,10 @@ def main() -> None:
     for tower, way in seen.depths.items():
         print(f"depth from step to attention in {tower}: {len(way)}")
         print("  " + " > ".join(name.rpartition("<locals>.")[2] for name in way))
-    print(
-        f"files on the way of a batch: {len(seen.way)} of {len(seen.files)} in which anything runs"
-    )
-    print("  " + ", ".join(sorted(seen.way)))
+    print(f"files on the way of a batch to the first matrix product: {len(seen.first)}")
+    print("  " + ", ".join(sorted(seen.first)))
+    print(f"and to the loss: {len(seen.way)}, of {len(seen.files)} in which anything runs")
+    print("  " + ", ".join(sorted(seen.way - seen.first)))
     print("  beside it: " + ", ".join(sorted(seen.files - seen.way)))
 
 

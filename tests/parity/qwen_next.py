@@ -65,7 +65,7 @@ def hf(folder: Path) -> Iterator[Row]:
             for at, tokens in zip(columns, images, strict=True):
                 embeds = embeds.at[at].set(tokens[0])
             tokens = Tokens(embeds, jnp.asarray(valid), jnp.asarray(place))
-            hidden = m(tokens, grid)
+            hidden = m(tokens, grid=grid)
             cache, parts = m.empty_cache(*ids.shape), []
             for part in cuts:
                 few = Tokens(*(x[:, part] for x in tokens[:3]))
