@@ -30,6 +30,7 @@ def test_metadata_then_actions(uri, policy):
     with connect(uri) as ws:
         metadata: Any = msgpack_numpy.unpack(ws.recv())
         assert "3 times as long as usual" in metadata.pop("episodes")["silent_clients"]
+        assert "check" in metadata.pop("endpoints")
         assert metadata == policy.metadata
         first, second = ask(ws, obs()), ask(ws, obs())
     assert first["actions"].shape == (CHUNK, 7)
@@ -125,7 +126,8 @@ def test_a_bad_request_ends_only_its_own_connection(uri, name):
         with pytest.raises(ConnectionClosed) as closed:
             bad.recv(timeout=5)
         assert close_code(closed) == (1009 if "huge" in name else 1011)
-        assert "huge" in name or message.startswith(closed.value.rcvd.reason.removesuffix("..."))
+        close: Any = closed.value.rcvd
+        assert "huge" in name or message.startswith(close.reason.removesuffix("..."))
         assert ask(good, obs())["actions"][0, 1] == 2
 
 

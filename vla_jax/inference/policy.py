@@ -19,7 +19,7 @@ from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.units.gripper import GripperState
 from vla_jax.data.units.normalize import ActionSpec, StateSpec
 from vla_jax.data.units.policy_units import PolicyUnits
-from vla_jax.inference import provenance, realtime
+from vla_jax.inference import limits, provenance, realtime
 from vla_jax.inference.batched_step import BatchedStep, StepInput
 from vla_jax.inference.execution import Execution, Plan
 from vla_jax.inference.protocol import (
@@ -34,12 +34,6 @@ from vla_jax.models import vla
 from vla_jax.models.heads import HEADS
 from vla_jax.models.structures.history import History
 from vla_jax.train import checkpoint, lora
-
-# What a client may send at most. An image far from any camera's would be resized by filters, or
-# padded to a square, that take gigabytes and minutes; a prompt is tokenized before it is measured.
-MAX_SIDE = 4096  # pixels
-MAX_ASPECT = 16  # longer side over shorter
-MAX_PROMPT = 8192  # characters
 
 
 @dataclass(frozen=True)
@@ -246,25 +240,11 @@ class Policy:
         problems, sent = [], sorted(obs)
         obs = self.keys.standardize(obs, self._state_dim)
         for camera in self._structure.cameras:
-            key, image = self.keys.image_names(camera), obs.get(IMAGE_KEYS[camera])
-            if image is None:
-                problems.append(f"{key}: missing ({camera} camera)")
-            elif not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-                kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-                problems.append(f"{key}: expected a uint8 array [h, w, 3], got {kind}")
-            elif image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-                problems.append(f"{key}: expected shape [h, w, 3], got {list(image.shape)}")
-            elif max(image.shape) > min(MAX_SIDE, MAX_ASPECT * min(image.shape[:2])):
-                limits = f"{MAX_SIDE} pixels a side and {MAX_ASPECT} times as long as wide"
-                problems.append(f"{key}: {list(image.shape)} is no camera's; at most {limits}")
+            image = obs.get(IMAGE_KEYS[camera])
+            problems += limits.image_problems(image, self.keys.image_names(camera), camera)
         if self._state_dim:
-            dim, state = self._state_dim, _numbers(obs.get(STATE_KEY, ()))
-            if state.shape != (dim,) or state.dtype.kind not in "fiu":
-                names = self.keys.state_names()
-                problems.append(f"{names}: expected {dim} numbers, got shape {list(state.shape)}")
-            # A NaN would stay in the history for the rest of the episode.
-            elif not np.isfinite(state).all():
-                problems.append(f"{STATE_KEY}: {np.round(state, 3).tolist()} are not all finite")
+            state, names = obs.get(STATE_KEY, ()), self.keys.state_names()
+            problems += limits.state_problems(state, names, self._state_dim)
         if self._execution.mode == "rtc":
             problems += realtime.timing_problems(obs)
         if reason := self.check_instruction(obs.get(PROMPT_KEY)):
@@ -279,8 +259,8 @@ class Policy:
         """Why the model cannot be told this, "" where it can: an evaluation asks before it runs."""
         if not isinstance(instruction, str) or not instruction.strip():
             return "expected the instruction as a non-empty string"
-        if len(instruction) > MAX_PROMPT:
-            return f"{len(instruction)} characters, at most {MAX_PROMPT}"
+        if len(instruction) > limits.MAX_PROMPT:
+            return f"{len(instruction)} characters, at most {limits.MAX_PROMPT}"
         try:
             # Encoding tells whether the text fits; zeros stand in for the state.
             self._encode(instruction, np.zeros(self._state_dim))
@@ -380,18 +360,6 @@ class Policy:
                 self._texts.clear()
             self._texts[instruction] = self._write(instruction)
         return self._texts[instruction]
-
-
-_NUMBERS = (int, float, np.number)
-
-
-def _numbers(value: Any) -> np.ndarray:
-    """An array, or a list of numbers, as an array; an empty one for what is neither.
-
-    Anything else stays as it is: numpy would make room for the longest of a list's texts in each.
-    """
-    listed = isinstance(value, list) and all(isinstance(x, _NUMBERS) for x in value)
-    return np.asarray(value) if listed or isinstance(value, np.ndarray) else np.empty(0)
 
 
 def _state(obs: Mapping[str, Any]) -> np.ndarray:

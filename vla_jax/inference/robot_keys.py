@@ -141,11 +141,9 @@ def load(choice: str) -> ObservationConfig:
     profile, images = content.get("profile", "openpi"), content.get("images", {})
     if profile not in PROFILES or not isinstance(images, dict):
         raise ConfigError(f"{path}: profile: one of {list(PROFILES)}; images: role -> key")
-    listed = (_listed(content.get(name, ())) for name in ("state", "prompt"))
-    aliases = _listed(content.get("aliases", ()))
-    config = ObservationConfig(profile, images, *listed, aliases=aliases)
-    if space := content.get("action_space"):
-        config = dataclasses.replace(config, action_space=str(space))
+    state, prompt, aliases = (_listed(content.get(k, ())) for k in ("state", "prompt", "aliases"))
+    space = str(content.get("action_space", ""))
+    config = ObservationConfig(profile, images, state, prompt, space, aliases)
     RobotKeys(config)
     return config
 
