@@ -46,6 +46,7 @@ REASONS = {
         (structure, "fast"): "only the discrete structure has"
         for structure in ("one_step", "interleaved", "policy_head", "video", "expert")
     },
+    ("parallel", "fast"): "vary in number",
     **{("expert", head): "the expert itself makes the actions" for head in ALL},
     **{
         (structure, "expert_flow"): "only the structure `expert` has"

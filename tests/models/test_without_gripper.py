@@ -17,7 +17,8 @@ A = 5
 STRUCTURE = {"detokenizer": "discrete", "expert_flow": "expert", "l1": "parallel"}
 
 
-@pytest.mark.parametrize("head", sorted(HEADS))
+# FAST's tokens say all numbers of a chunk alike, whatever they are.
+@pytest.mark.parametrize("head", sorted(set(HEADS) - {"fast"}))
 def test_no_parameter_no_loss_and_no_answer_is_a_grippers(head):
     structure = STRUCTURE.get(head, "policy_head")
     backbone = "paligemma" if structure in ("expert", "parallel") else "kosmos2"

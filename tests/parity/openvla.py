@@ -204,7 +204,7 @@ def train(
         else:
             ids = m.head.encode(actions)
             sequence = m.sequence(m.encode(seen), splicing.step_mask(seen), seen, ids)
-            given, hidden = sequence.tokens, m.hidden(sequence.tokens)
+            given, hidden = sequence.tokens, m.backbone(sequence.tokens)
             read, level = splicing.take(hidden, sequence.columns), None
         pictures = jnp.stack([seen.images[c][:, 0] for c in m.config.structure.cameras], axis=1)
         each = pictures.reshape(-1, *pictures.shape[2:])

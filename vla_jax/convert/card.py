@@ -70,6 +70,16 @@ LEROBOT = Layout(
     {"`model.safetensors`": "the parameters, under LeRobot's names"},
     "vla convert import-lerobot THIS RUN --config=smolvla",
 )
+OPENVLA = Layout(
+    {
+        "`config.json`, `model*.safetensors`, tokenizer and processor files": "the VLM",
+        "`action_head--*.pt`, `proprio_projector--*.pt`, `vision_backbone--*.pt`": (
+            "what OpenVLA-OFT has beside it, as far as the policy does"
+        ),
+        "`dataset_statistics.json`": "statistics by which actions and states are scaled",
+    },
+    "vla convert import-openvla THIS RUN --config=openvla_oft_libero",
+)
 ROBOVLMS = Layout(
     {"`THIS`": "the parameters, under RoboVLMs' names"},
     "vla convert import-robovlms THIS CONFIG.json RUN",

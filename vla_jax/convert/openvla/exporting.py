@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vla_jax.config import ConfigError, resolve
-from vla_jax.convert import maps, output
+from vla_jax.convert import card, maps, output
 from vla_jax.convert.exporting import without_lora
 from vla_jax.convert.formats import torch_write
 from vla_jax.convert.formats.safetensors import Writer
@@ -87,6 +87,7 @@ def to_openvla(
             if chosen:
                 _write_part(folder, part, chosen, leaves, dtype, stored.step, origin)
         _write_beside(folder, model, stored, str(promote(list(main.dtypes.values()))))
+        card.write(folder / card.FILE, stored, card.OPENVLA)
     return main
 
 

@@ -61,6 +61,7 @@ class Head(nn.Module):
             of the VLM's next tokens, or "places", a hidden state for each number of the chunk.
         reads_reason: why nothing else will do, for heads that do not read features.
         numbers: whether its gripper may be a number like the others, see `head.gripper`.
+        counted: of heads that read tokens, whether every chunk is as many of them.
         needs_steps: whether it remembers earlier steps, so that one step makes no sense.
         ignore: regexes of names in RoboVLMs' checkpoints that carry nothing.
         guidable: whether its samples can be made to agree with an earlier chunk's.
@@ -73,6 +74,7 @@ class Head(nn.Module):
     reads: ClassVar[str] = "features"
     reads_reason: ClassVar[str] = ""
     numbers: ClassVar[bool] = False
+    counted: ClassVar[bool] = True
     needs_steps: ClassVar[bool] = False
     ignore: ClassVar[tuple[str, ...]] = ()
     guidable: ClassVar[bool] = False

@@ -31,6 +31,7 @@ class Fast(Head):
 
     reads = "tokens"
     reads_reason = "it reads tokens that the VLM writes, which only the discrete structure has"
+    counted = False
 
     @classmethod
     def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:

@@ -43,6 +43,8 @@ class Parallel(Structure):
     @classmethod
     def refuse_head(cls, head: type[Head]) -> str | None:
         """No reason where a head takes the states at the places or the scores of tokens there."""
+        if head.reads == "tokens" and not head.counted:
+            return "its tokens of a chunk vary in number, and there is a place for each number"
         if head.reads in (cls.gives, "tokens"):
             return None
         return head.reads_reason or cls.gives_reason

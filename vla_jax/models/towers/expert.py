@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vla_jax.models import sharding
 from vla_jax.models.towers.block import Block, BlockSpec, remat
 from vla_jax.models.towers.decoder import Cache
 from vla_jax.models.towers.decoder_spec import DecoderSpec
