@@ -164,7 +164,7 @@ def test_zoom_is_openvlas_center_crop():
     scaled = tf.image.convert_image_dtype(pixels, tf.float32)
     theirs = tf.image.crop_and_resize(scaled, [box] * 2, [0, 1], (40, 40))
     theirs = tf.image.convert_image_dtype(tf.clip_by_value(theirs, 0, 1), tf.uint8, saturate=True)
-    spec = image.ImageSpec(40, (0.0,) * 3, (1.0,) * 3, zoom=0.9)
+    spec = image.ImageSpec(40, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), zoom=0.9)
     off = np.abs(np.asarray(image.fit(jnp.asarray(pixels), spec)).astype(int) - theirs.numpy())
     # Sums of another order end on the other side of a cut now and then.
     assert off.max() <= 1
@@ -172,7 +172,7 @@ def test_zoom_is_openvlas_center_crop():
 
 
 def test_an_image_that_is_zoomed_into_is_not_left_as_it_is():
-    spec = image.ImageSpec(16, (0.0,) * 3, (1.0,) * 3)
+    spec = image.ImageSpec(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert spec.keeps(16, 16)
     assert not spec.keeps(16, 20)
     assert not dataclasses.replace(spec, zoom=0.9).keeps(16, 16)
@@ -181,6 +181,6 @@ def test_an_image_that_is_zoomed_into_is_not_left_as_it_is():
 
 
 def test_tensorflows_filter_is_for_squashing_alone():
-    image.ImageSpec(16, (0.0,) * 3, (1.0,) * 3, resample="lanczos3")
+    image.ImageSpec(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), resample="lanczos3")
     with pytest.raises(ValueError, match="resample: 'lanczos3' is none of"):
-        image.ImageSpec(16, (0.0,) * 3, (1.0,) * 3, resample="lanczos3", fit="crop")
+        image.ImageSpec(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), resample="lanczos3", fit="crop")

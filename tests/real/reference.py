@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
+import torch  # type: ignore[import-not-found]
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

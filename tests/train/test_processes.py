@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ if os.environ.get("JAX_PROCESS_ID") == "1":
         return following(self)
     loader.Loader.__next__ = broken
 """
-FOREVER = {"train__steps": 100000, "train__eval_every": 0}
+FOREVER: dict[str, Any] = {"train__steps": 100000, "train__eval_every": 0}
 
 
 @pytest.fixture(scope="module")

@@ -259,7 +259,11 @@ class Engine:
 
 def _remembers(metadata: Mapping[str, Any]) -> bool:
     """Whether actions depend on earlier requests: those of another episode would spoil them."""
-    return metadata.get("window", 1) > 1 or metadata.get("execution") in ("ensemble", "receding", "rtc")
+    return metadata.get("window", 1) > 1 or metadata.get("execution") in (
+        "ensemble",
+        "receding",
+        "rtc",
+    )
 
 
 def _checked(result: tuple[dict[str, Any], Any]) -> Any:

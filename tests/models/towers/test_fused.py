@@ -87,7 +87,7 @@ def test_on_tpus_short_sequences_drop_what_the_plain_computation_drops(monkeypat
 
     def total(params, attend):
         monkeypatch.setattr(fused, "attend", attend)
-        y = attention.apply(params, x, x, mask, rngs={"dropout": jax.random.key(1)})
+        y: Any = attention.apply(params, x, x, mask, rngs={"dropout": jax.random.key(1)})
         return jnp.sum(jnp.where(real, y, 0) ** 2)
 
     kernel = fused.attend
@@ -175,7 +175,8 @@ def test_products_on_tpus_are_those_of_elsewhere():
     params = {"kernel": kernel, "bias": kernel[0]}
 
     def total(params, x):
-        return jnp.sum(layers.Dense((3, 4)).apply({"params": params}, x) ** 2)
+        y: Any = layers.Dense((3, 4)).apply({"params": params}, x)
+        return jnp.sum(y**2)
 
     expected = jax.value_and_grad(total, (0, 1))(params, x)
     with jax.sharding.use_abstract_mesh(mesh("tpu")):

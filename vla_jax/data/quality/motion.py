@@ -161,7 +161,7 @@ def repeats(same: Bool[np.ndarray, "steps"], starts: np.ndarray | Sequence[int])
     """
     begins = np.concatenate([[True], ~same])
     begins[np.asarray(starts[:-1])] = True
-    lengths = np.diff(np.flatnonzero(begins), append=len(begins))
+    lengths = np.diff(np.append(np.flatnonzero(begins), len(begins)))
     # The last run of a trajectory may be cut, and a robot that waits repeats its row for long.
     moving = lengths[lengths <= 8]
     if len(moving) < _JUDGED:

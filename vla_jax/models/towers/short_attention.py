@@ -137,7 +137,7 @@ def _parts(how: How, drops: bool, refs: Any, count: int) -> tuple[list[Array], A
     if how.causal:
         row, column = (jax.lax.broadcasted_iota(jnp.int32, (n, s), axis) for axis in (0, 1))
         allowed = allowed & (row >= column)
-    words = refs[count + 1][0, 0] if drops else None
+    words: Any = refs[count + 1][0, 0] if drops else None
     first = pl.program_id(1) * (wide[0].shape[1] // how.width) % WORD
 
     def keep(head: int) -> Array:
