@@ -250,7 +250,7 @@ def run_steps(
                     texts = next(captions)
                     host_batch = with_captions(next(batches), texts)
             except Exception as error:
-                if run.peers.count == 1 or done == start + 1:
+                if run.peers.count == 1 or host_batch is None:
                     save_before_error(run, done - 1, start, train_state, batches)
                     raise
                 logger.warning("an error in the data of this process; saving, then exiting")

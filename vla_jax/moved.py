@@ -72,7 +72,9 @@ MODULES = {
     "models.vit": "models.towers.vit",
     "policy": "inference.policy",
     "provenance": "inference.provenance",
+    "serve.json_wire": "serve.json_numpy",
     "serve.protocol": "inference.protocol",
+    "serve.wire": "serve.msgpack_numpy",
 }
 # Modules of version 0.1 that remain, and what has the names now that stood in them.
 NAMES = {

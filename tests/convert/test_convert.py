@@ -12,13 +12,13 @@ from safetensors.numpy import load_file, save_file
 
 from launch import convert
 from tests.parity import golden, kosmos
-from tests.train.stored import load_params
 from vla_jax.convert import store
 from vla_jax.convert.formats import torch_write
 from vla_jax.convert.formats.torch_read import TorchFile
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.inference.policy import Policy
 from vla_jax.train import checkpoint
+from vla_jax.train.checkpoint import load_params
 from vla_jax.train.state import TrainState
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.train.stored import load_meta, load_params
 from tests.train.test_step import compiled, set_up
 from tests.train.toy import make_batch, make_config
 from vla_jax.config import ConfigError, to_dict
-from vla_jax.train.checkpoint import CheckpointError, Checkpoints
+from vla_jax.train.checkpoint import CheckpointError, Checkpoints, load_meta, load_params
 from vla_jax.train.mesh import shard_batch
 from vla_jax.train.resume import check_resume
 

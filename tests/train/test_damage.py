@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.train.stored import load_meta, load_params
 from tests.train.test_checkpoint import META, assert_same, bits
 from tests.train.test_step import set_up
 from vla_jax.train import checksum
@@ -17,6 +16,8 @@ from vla_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
     DamagedError,
+    load_meta,
+    load_params,
 )
 
 

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.train.stored import load_params
 from tests.train.test_checkpoint import META, assert_same, bits
 from tests.train.toy import Toy, make_batch, make_config
 from vla_jax.config import ConfigError, MeshConfig
 from vla_jax.rules import flatten
 from vla_jax.train import split, state
-from vla_jax.train.checkpoint import Checkpoints
+from vla_jax.train.checkpoint import Checkpoints, load_params
 from vla_jax.train.mesh import make_mesh, shard_batch
 from vla_jax.train.optim import make_optimizer
 from vla_jax.train.step import make_train_step

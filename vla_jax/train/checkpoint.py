@@ -380,6 +380,20 @@ class Checkpoints:
 _all_finite = jax.jit(all_finite)
 
 
+def load_meta(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
+    """`Checkpoints.meta` of a run that is not being trained here."""
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.meta(step)
+
+
+def load_params(
+    workdir: str | Path, step: int | None = None, template: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`Checkpoints.params` of a run that is not being trained here."""
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.params(step, template)
+
+
 def _train_item(state: TrainState) -> dict[str, Any]:
     key = jax.random.key_data(state.rng)
     item = {"opt_state": state.opt_state, "step": state.step, "rng": key}
