@@ -242,6 +242,7 @@ def test_no_wire_lets_another_error_out(tmp_path):
         message = next(messages)
         enveloped = {"type": "observation", "payload": message, "seq": 1, "timestamp": 0.0}
         for body in (message, next(posts), msgpack.packb(enveloped)):
+            assert body is not None
             for wire in wires:
                 with contextlib.suppress(RequestError, WireError, ObservationError):
                     wire.read(body)
