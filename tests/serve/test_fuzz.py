@@ -1,5 +1,6 @@
 """Thousands of bad messages of every kind: each is refused, none is executed, nothing piles up."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -21,7 +22,10 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from tests.serve.clients import ask, connect, numpy_json, obs, post
 from tests.serve.fakes import BatchCountingPolicy
-from vla_jax.serve import msgpack_numpy, server
+from vla_jax.inference.protocol import ObservationError
+from vla_jax.serve import msgpack_numpy, server, transports
+from vla_jax.serve.msgpack_numpy import WireError
+from vla_jax.serve.transports.base import RequestError
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE = (
@@ -202,7 +206,7 @@ def test_ten_thousand_bad_messages_leave_no_trace(tmp_path):
 def test_the_server_cannot_unpickle():
     """No code path from bytes to code: nothing in serve/ names pickle, eval or numpy's loaders."""
     forbidden = re.compile(
-        r"\b(pickle|marshal|shelve|dill|joblib|eval|exec|allow_pickle|np\.load|"
+        r"(?<!vla-)\b(pickle|marshal|shelve|dill|joblib|eval|exec|allow_pickle|np\.load|"
         r"jsonpickle|yaml)\b(?!:)"
     )
     files = list((ROOT / "vla_jax/serve").rglob("*.py"))
@@ -224,3 +228,22 @@ def test_a_handshake_with_the_wrong_key_costs_nothing(tmp_path):
         with connect(uri, additional_headers=headers) as ws:
             ws.recv()
             assert ask(ws, obs())["actions"][0, 1] == 1
+
+
+def test_no_wire_lets_another_error_out(tmp_path):
+    """What a wire cannot read is refused in one of the three ways that the server answers."""
+    rng = np.random.default_rng(5)
+    messages, posts = (
+        bad_messages(rng, tmp_path / "executed"),
+        bad_posts(rng, tmp_path / "executed"),
+    )
+    wires = [wire({"dataset": "tabletop"}) for wire in transports.WIRES]
+    for _ in range(300):
+        message = next(messages)
+        enveloped = {"type": "observation", "payload": message, "seq": 1, "timestamp": 0.0}
+        for body in (message, next(posts), msgpack.packb(enveloped)):
+            assert body is not None
+            for wire in wires:
+                with contextlib.suppress(RequestError, WireError, ObservationError):
+                    wire.read(body)
+    assert not (tmp_path / "executed").exists()
