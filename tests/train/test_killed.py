@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from launch.record_demos import record
-from tests.train.stored import load_params
+from vla_jax.train.checkpoint import load_params
 
 ROOT = Path(__file__).parents[2]
 CLOCK = (
