@@ -26,7 +26,7 @@ metadata={op_name="jit(step)/jvp(VLA.loss)/backbone/text/text._scan/while/body/l
   %w0 = bf16[4,64]{1,0} slice(%w), slice={[0:4], [0:64]}
   %custom-call.1 = (bf16[16,64]{1,0}, s8[4194304]{0}) custom-call(%x, %w), \
 custom_call_target="__cublas$lt$matmul", \
-metadata={op_name="jit(step)/jvp(VLA.loss)/VLA.features/backbone/text/layers/attn/q/dot_general"}, \
+metadata={op_name="jit(step)/jvp(VLA.loss)/backbone/text.run/layers/attn/q/dot_general"}, \
 backend_config={"gemm_backend_config":{"dot_dimension_numbers":\
 {"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
   ROOT %t = (s32[], f32[8,16]{1,0}, bf16[32,64]{1,0}) tuple(%i, %x, %w)

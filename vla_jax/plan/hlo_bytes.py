@@ -139,9 +139,11 @@ def kind_of(instruction: Instruction) -> str:
     path = instruction.path
     # jax writes transformations around the names: transpose(jvp(text)) is module text.
     parts = re.sub(r"\w+\((?=[^)]*\))|[()]", "", path).split("/")
-    tower = next((name for name in _TOWERS if name in parts), "")
+    # A method other than `__call__` is written behind its module: text.run.
+    modules = {part.split(".")[0] for part in parts}
+    tower = next((name for name in _TOWERS if name in modules), "")
     if not tower:
-        if "head" in parts:
+        if "head" in modules:
             return "head"
         if "VLA." in path or "backbone" in path:
             return "joints of the towers"

@@ -12,6 +12,7 @@ saturation and hue of octo and openvla (dlimp's augmentations, values clipped to
 but the crop, which cannot leave it), then the random shift of RoboVLMs' CALVIN loader.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -164,7 +165,7 @@ def _window(
         offsets = jnp.floor(u[:, _SHIFT:] * (2 * shift + 1)).astype(jnp.int32) - shift
         if not config.per_frame:
             offsets = jnp.broadcast_to(offsets[:1], offsets.shape)
-        x = jax.vmap(move)(x, offsets)
+        x = jax.vmap(functools.partial(move, reach=shift))(x, offsets)
     return x
 
 
@@ -225,14 +226,14 @@ def turn_hue(x: Float[Array, "*lead 3"], turn: Array) -> Float[Array, "*lead 3"]
     return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
 
 
-def move(x: Float[Array, "s r 3"], offset: Array) -> Float[Array, "s r 3"]:
+def move(x: Float[Array, "s r 3"], offset: Array, reach: int) -> Float[Array, "s r 3"]:
     """The image moved by whole pixels; edges repeat, which is a crop of a replicate-padded image.
 
     Args:
         x: pixels.
         offset: int32 [2], rows and columns; pixel (i, j) is taken from (i, j) + offset.
+        reach: the largest offset to either side.
     """
-    rows, columns = (
-        jnp.clip(jnp.arange(size) + offset[i], 0, size - 1) for i, size in enumerate(x.shape[:2])
-    )
-    return x[rows][:, columns]
+    # One slice an image: picked by row and by column it would be millions of three numbers each.
+    wide = jnp.pad(x, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    return jax.lax.dynamic_slice(wide, (offset[0] + reach, offset[1] + reach, 0), x.shape)

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int
 
+from vla_jax.models.towers.softmax import FORBIDDEN
+
 LANES = 128  # numbers side by side in a TPU's registers
 WORD = 32  # bits of the numbers that say what dropout keeps, one bit a head
-_FORBIDDEN = 0.5 * float(jnp.finfo(jnp.float32).min)
 
 
 class How(NamedTuple):
@@ -143,7 +144,7 @@ def _parts(how: How, drops: bool, refs: Any, count: int) -> tuple[list[Array], A
     def keep(head: int) -> Array:
         return (jax.lax.shift_right_logical(words, first + head) & 1) == 1
 
-    return wide, jnp.where(allowed, 0.0, _FORBIDDEN), keep if drops else None
+    return wide, jnp.where(allowed, 0.0, FORBIDDEN), keep if drops else None
 
 
 def _weights(how: How, q: Array, k: Array, forbidden: Array) -> Float[Array, "n s"]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 # Added to scores that the mask forbids: far below any score, and no sum with one overflows.
-_FORBIDDEN = 0.5 * float(jnp.finfo(jnp.float32).min)
+FORBIDDEN = 0.5 * float(jnp.finfo(jnp.float32).min)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -25,7 +25,7 @@ def softmax(
     if mask is not None:
         # Added, not chosen: the filler of a choice would be held in the shape of the scores. A
         # number and not -inf: a row that may attend to nothing would be NaN.
-        scores = scores + jnp.where(mask, 0.0, _FORBIDDEN)
+        scores = scores + jnp.where(mask, 0.0, FORBIDDEN)
     return jax.nn.softmax(scores, axis=-1).astype(dtype)
 
 
