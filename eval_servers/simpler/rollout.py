@@ -47,7 +47,6 @@ def main(arguments: Sequence[str]) -> int:
 def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
     settings, profile = settings_of_flags(flags), profile_of(flags)
     episodes = trials(flags.tasks, flags.setting, flags.episodes, flags.swap_instructions)
-    cli.check_instructions(flags, episodes)
     parts = list(dict.fromkeys(episode.task for episode in episodes))
     used = {episode.variant: None for episode in episodes}
     needed = [
@@ -58,6 +57,7 @@ def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
     ]
     # Every needed file is checked now: the simulator would go on without it, with a wrong picture.
     simulator.check(settings, needed)
+    cli.check_instructions(flags, episodes)
     robot = robot_of(parts[0])
     description = probe(settings, parts[0], flags.setting)
     protocol = {
