@@ -66,7 +66,7 @@ def test_from_a_checkpoint(imported, config, caplog):
     assert "head/more" not in str(caught.value)
 
 
-# Two are not for Kosmos-2; FAST tokens need a tokenizer of their own, see test_answers.py.
+# Two are not for Kosmos-2, and FAST tokens need a tokenizer of their own.
 @pytest.mark.parametrize("head", sorted(set(HEADS) - {"expert_flow", "l1", "fast"}))
 def test_any_head_of_any_robot_starts_from_an_imported_vlm(imported, config, head):
     """26 joints, no gripper, one camera, another head: the VLM is taken whole."""
