@@ -105,7 +105,9 @@ def _build(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:
         os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    unsynced = [*(folder / name for name in (*arrays, DONE)), folder, folder.parent]
+    # Each of these waits for the disk's journal; what a crash leaves of a small array is told from
+    # the array by its checksum.
+    unsynced = (folder / DONE, folder.parent)
     threading.Thread(target=lambda: [sync(path) for path in unsynced], daemon=True).start()
     log.info("indexed in %.1f s: %s", time.monotonic() - started, folder)
 
