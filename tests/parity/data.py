@@ -1,5 +1,6 @@
 """Parity of the data side: windows and masks, collated batches, normalisation, shifts, prompts."""
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -229,7 +230,8 @@ def _shifts(io: Arrays) -> Iterator[Row]:
         expected = io[name].reshape(images.shape)
         errors = []
         for pad in range(1, images.shape[-1] // 2):  # which pad it was is not recorded
-            moved = jax.vmap(move)(x, jnp.asarray(offsets - pad, jnp.int32))
+            shift = functools.partial(move, reach=pad)
+            moved = jax.vmap(shift)(x, jnp.asarray(offsets - pad, jnp.int32))
             errors.append(np.abs(np.moveaxis(np.asarray(moved), -1, 1) - expected).max())
         yield Row(f"{name}, pad {1 + int(np.argmin(errors))}", float(min(errors)), 2e-5, 1.0)
 
