@@ -23,6 +23,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch  # type: ignore[import-not-found]
@@ -71,7 +72,7 @@ def main() -> None:
     run = _see if name == "dinov2" else _read
     for kind in ("float64", "float32", "bfloat16"):
         if not (out / f"{kind}.npz").exists():
-            found = run(out / "model", getattr(torch, kind), inputs)
+            found: dict[str, Any] = run(out / "model", getattr(torch, kind), inputs)
             if kind != "float64":
                 found = {"end": found["logits" if "logits" in found else "last"]}
             # Under its name only when it is whole.
