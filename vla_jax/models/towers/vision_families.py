@@ -213,6 +213,7 @@ def prismatic_weights(spec: VisionSpec, source: str, target: str) -> list[w.Weig
     ]
     if spec.class_token:
         outside.append(w.Weight("cls_token", "class_token", "leading_1_1"))
+    if spec.registers:
         outside.append(w.Weight("reg_token", "registers", "leading_1"))
     return w.prefixed([*outside, *w.prefixed(rows, "blocks.{}.", "layers/")], source, target)
 
