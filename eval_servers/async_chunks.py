@@ -239,7 +239,7 @@ class AsyncChunks:
         return (self._last + np.clip(step, -limit, limit)).astype(action.dtype)
 
     def close(self) -> None:
-        """End the thread."""
+        """Wait for an answer that is on its way, and drop it; the connection is free then."""
         self._thread.shutdown(wait=True)
 
 

@@ -255,6 +255,9 @@ class ActionChunks:
         """Forget the actions left over from the last episode or instruction."""
         self._queue.clear()
 
+    def close(self) -> None:
+        """Nothing is on its way between two calls of `act`."""
+
     def act(self, observe: Callable[[], Dict[str, Any]]) -> np.ndarray:
         """The next action, float [a].
 

@@ -125,7 +125,9 @@ def run_episode(
             # Replaced in place: the caller holds the list, and a restart must not keep old frames.
             frames[:] = [watched.frame()]
         try:
-            outcome = (attempt or _attempt)(watched, client, chunks, episode, max_steps, frames)
+            # Closed before the connection is used again: an answer may still be on its way.
+            with contextlib.closing(chunks):
+                outcome = (attempt or _attempt)(watched, client, chunks, episode, max_steps, frames)
             break
         # A policy with a history cannot go on in the middle of an episode, so it starts over.
         except SessionLostError as error:

@@ -12,6 +12,7 @@ from eval_servers.episode import Episode, jerk, run_episode
 from tests.eval_servers.fake_env import FakeEnv
 
 CHUNK = 10
+OVERLAP = Overlap("plain", 2)
 RTC = {"guidance": "jacobian", "executed": "rtc/executed", "delay": "rtc/delay"}
 
 
@@ -170,13 +171,17 @@ class Server(FakeClient):
     def __init__(self) -> None:
         super().__init__()
         self.metadata |= {"cameras": {}, "gripper": {"closed": -1, "open": 1}}
-        self.control_step = 0
+        self.control_step, self.busy = 0, False
 
     def reset(self) -> None:
+        # One connection takes one request at a time.
+        assert not self.busy
         self.control_step = 0
 
     def infer(self, obs: dict) -> dict:
+        self.busy = True
         reply = super().infer({"step": 0})
+        self.busy = False
         actions = np.zeros((len(reply["actions"]), 7), np.float32)
         actions[:, 6] = 1
         return {"actions": actions}
@@ -190,3 +195,11 @@ def test_an_episode_with_an_overlap_asks_as_often_and_says_how_smooth_it_was():
     assert (row.success, row.steps) == (again.success, again.steps)
     assert row.jerk == again.jerk == 0.0
     assert row.to_json()["jerk"] == 0.0
+
+
+def test_a_request_is_not_left_on_its_way_when_an_episode_ends():
+    client = Server()
+    client.pause = 0.05
+    for steps in (4, 4):  # the second request leaves with the last action but one
+        run_episode(FakeEnv(), client, Episode(0, 1, "down", "do"), steps, 3, None, None, OVERLAP)
+        assert not client.busy

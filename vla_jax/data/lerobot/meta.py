@@ -79,6 +79,10 @@ class Info:
             if not (math.isfinite(self.fps) and self.fps > 0):
                 raise DataError(f"says {self.fps} frames a second", path)
             described: dict[str, Any] = dict(self.raw["features"])
+            # Version 2 puts so many episodes into a folder.
+            self._chunk = int(self.raw.get("chunks_size", 1000))
+            if self._chunk < 1:
+                raise DataError(f"says chunks_size {self.raw['chunks_size']!r}, no number", path)
             self._data_path = str(self.raw["data_path"])
             self._video_path = self.raw.get("video_path")
             self.keys = paths_of(described)
@@ -165,11 +169,10 @@ class Info:
         return sound, wrong
 
     def _v2(self) -> list[Episode]:
-        chunk = int(self.raw.get("chunks_size", 1000))
         episodes = []
         for row in read_json_lines(self.folder / "meta" / "episodes.jsonl"):
             number, length = int(row["episode_index"]), int(row["length"])
-            names = {"episode_index": number, "episode_chunk": number // chunk}
+            names = {"episode_index": number, "episode_chunk": number // self._chunk}
             # v2 has a file an episode, which therefore begins at 0 s.
             videos = {key: (self._video(key, names), 0.0) for key in self._video_keys()}
             data = self.folder / self._data_path.format(**names)
