@@ -199,6 +199,7 @@ def test_images_that_are_missing(tmp_path, version):
     [
         (lambda f: info(f, lambda raw: raw["splits"].update(train="80%")), "the split 'train' is"),
         (lambda f: info(f, lambda raw: raw["features"]["action"].pop("dtype")), "info.json.*dtype"),
+        (lambda f: info(f, lambda raw: raw.update(chunks_size=0.5)), "chunks_size 0.5, no number"),
         (lambda f: info(f, lambda raw: raw.update(features=[1])), "not a LeRobot info.json"),
         (lambda f: lines(f, "episodes.jsonl", lambda r: [{"episode_index": 0}]), "list of episod"),
         (lambda f: lines(f, "episodes.jsonl", lambda r: [*r, r[1]]), r"more than once: \[1\]"),
