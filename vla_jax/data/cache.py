@@ -105,10 +105,10 @@ def _build(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:
         os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    # Each of these waits for the disk's journal; what a crash leaves of a small array is told from
-    # the array by its checksum.
-    unsynced = (folder / DONE, folder.parent)
-    threading.Thread(target=lambda: [sync(path) for path in unsynced], daemon=True).start()
+    # A crash costs building anew what it has cut off, which is told from the arrays by their
+    # checksums; what is small is built sooner than the disk's journal answers.
+    if sum(size for size, _ in arrays.values()) > _CHECKED:
+        threading.Thread(target=sync, args=(folder / DONE,), daemon=True).start()
     log.info("indexed in %.1f s: %s", time.monotonic() - started, folder)
 
 
@@ -185,10 +185,9 @@ def cached_json(
         root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
         try:
+            # Not synced: a file that a crash has cut off is no JSON, and is made again.
             (work / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-            sync(work / name)
             os.replace(work / name, root / name)
-            sync(root)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
