@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +98,54 @@ def test_words_of_an_error(tmp_path):
         np.zeros(2).reshape(3)
     assert refusal.describe(caught.value).endswith("(ValueError; --debug shows where)")
     assert refusal.describe(MemoryError()) == "MemoryError; --debug shows where"
+
+
+def _lines_of_interrupted(command, started):
+    """What a program prints that gets Ctrl-C, as a terminal sends it, once `started()` is true."""
+    # Where this runs in the background, SIGINT is ignored, and would be there too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        end = time.monotonic() + 60
+        while not started() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        text = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT, text
+    return text.strip().splitlines()
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
+    command = ["launch/record_demos.py", f"--out={tmp_path}/1.0.0", "--size=8", "--workers=2"]
+    shard = lambda: any(p.stat().st_size for p in tmp_path.glob(".1.0.0.*/*"))  # noqa: E731
+    lines = _lines_of_interrupted(command, shard)
+    assert lines[-1] == "record_demos.py: interrupted"
+    assert not [line for line in lines if "Traceback" in line or "Error" in line]
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_with_debug_shows_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    refusal.quiet_interrupt()
+    for argv, is_shown in ((["convert.py"], False), (["convert.py", "--debug"], True)):
+        monkeypatch.setattr(sys, "argv", argv)
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            sys.excepthook(KeyboardInterrupt, error, error.__traceback__)
+        said = capsys.readouterr().err
+        assert ("Traceback" in said) == is_shown
+        assert is_shown or said == "convert.py: interrupted\n"

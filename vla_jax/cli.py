@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
 from typing import Any
 
+from vla_jax import refusal
 from vla_jax.shipped import with_config_path
 
 _HELP = ("-h", "--help", "help")
@@ -39,6 +40,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
 
 def main() -> None:
     """Find the program, hand it the rest of the command line."""
+    refusal.quiet_interrupt()
     words = sys.argv[1:]
     for command, (module, _) in COMMANDS.items():
         if tuple(words[: len(command)]) == command:
@@ -61,6 +63,8 @@ def run_with_flags(main: Callable[[Sequence[str]], Any]) -> None:
     absl's own --help ends with status 1, as if something were wrong.
     """
     from absl import app  # not for the launchers that read their flags otherwise
+
+    refusal.quiet_interrupt()
 
     argv = with_config_path(sys.argv)
     if any(word in ("-h", "-help", "--help") for word in argv[1:]):

@@ -5,8 +5,13 @@ The message of such an error says what is wrong and what to do; a traceback woul
 """
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 # What people, disks, machines and other libraries cause; a bug of ours may hide among them.
@@ -22,6 +27,45 @@ class DeviceError(RuntimeError):
 def add_flag(parser: argparse.ArgumentParser) -> None:
     """Adds `--debug`."""
     parser.add_argument("--debug", action="store_true", help=HELP)
+
+
+def quiet_interrupt() -> None:
+    """Ctrl-C ends the program with one line from now on; `--debug` shows where it was.
+
+    What is being written is cleaned up, and the status is that of a process that SIGINT has ended.
+    """
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _tell_interrupt
+
+
+def _tell_interrupt(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt) and "--debug" not in sys.argv:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def end_on_interrupt() -> None:
+    """Ctrl-C ends this process at once and without a word: for workers, whose parent speaks."""
+    # A shell starts background jobs with SIGINT ignored; that stays.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _ending_on_interrupt() -> Iterator[None]:
+    """Likewise inside, where there is nothing to clean up and libraries swallow the exception."""
+    before = signal.getsignal(signal.SIGINT)
+    usual = before is signal.default_int_handler
+    if usual:
+        end_on_interrupt()
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, before)
 
 
 def tell(program: str, error: Exception, debug: bool) -> int:
@@ -65,10 +109,11 @@ def check_devices() -> list[Any]:
     Raises:
         DeviceError: none of the kind that JAX_PLATFORMS asks for, or their driver fails.
     """
-    import jax
-
     try:
-        return jax.devices()
+        with _ending_on_interrupt():
+            import jax
+
+            return jax.devices()
     # jax's own assertion fails where the plugin of the platform is not installed.
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")

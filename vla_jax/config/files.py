@@ -67,7 +67,8 @@ def read_json(path: str | Path, where: str = "", expected: str = "an object") ->
         ConfigError: it is missing or something else.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        # Editors on Windows begin files with a byte order mark.
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{where}{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
