@@ -1,5 +1,6 @@
 """What a person, a disk or a machine causes is one line; with --debug it is a traceback."""
 
+import contextlib
 import importlib
 import os
 import signal
@@ -120,7 +121,9 @@ def _lines_of_interrupted(command, started):
         end = time.monotonic() + 60
         while not started() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)
+        # One that has ended by itself is gone.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
         text = process.communicate(timeout=60)[1]
     finally:
         process.kill()
@@ -149,3 +152,24 @@ def test_ctrl_c_with_debug_shows_where(tmp_path, monkeypatch, capsys):
         said = capsys.readouterr().err
         assert ("Traceback" in said) == is_shown
         assert is_shown or said == "convert.py: interrupted\n"
+
+
+def test_ctrl_c_within_a_garbage_collection_is_not_lost(tmp_path):
+    # jax has such a callback.
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import gc, os, signal, sys, time\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from vla_jax import refusal\n"
+        "refusal.quiet_interrupt()\n"
+        "sent = []\n"
+        "def callback(*_):\n"
+        "    if not sent:\n"
+        "        sent.append(os.kill(os.getpid(), signal.SIGINT))\n"
+        "        time.sleep(0)\n"
+        "gc.callbacks.append(callback)\n"
+        "gc.collect()\n"
+        "time.sleep(30)\n"
+    )
+    lines = _lines_of_interrupted([str(program)], lambda: False)
+    assert lines == ["program.py: interrupted"]

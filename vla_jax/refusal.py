@@ -5,13 +5,13 @@ The message of such an error says what is wrong and what to do; a traceback woul
 """
 
 import argparse
-import contextlib
+import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 # What people, disks, machines and other libraries cause; a bug of ours may hide among them.
@@ -36,6 +36,20 @@ def quiet_interrupt() -> None:
     """
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _tell_interrupt
+    # Ignored it stays, as a shell starts background jobs; so does what somebody else has set.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt where it is not swallowed."""
+    # jax has a callback run at every garbage collection. What is raised there is printed and
+    # dropped, and as collections take long while modules load, Ctrl-C mostly comes then.
+    callbacks = [getattr(callback, "__code__", None) for callback in gc.callbacks]
+    if frame is not None and frame.f_code in callbacks:
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+        return
+    raise KeyboardInterrupt
 
 
 def _tell_interrupt(
@@ -52,20 +66,6 @@ def end_on_interrupt() -> None:
     # A shell starts background jobs with SIGINT ignored; that stays.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def _ending_on_interrupt() -> Iterator[None]:
-    """Likewise inside, where there is nothing to clean up and libraries swallow the exception."""
-    before = signal.getsignal(signal.SIGINT)
-    usual = before is signal.default_int_handler
-    if usual:
-        end_on_interrupt()
-    try:
-        yield
-    finally:
-        if usual:
-            signal.signal(signal.SIGINT, before)
 
 
 def tell(program: str, error: Exception, debug: bool) -> int:
@@ -110,10 +110,9 @@ def check_devices() -> list[Any]:
         DeviceError: none of the kind that JAX_PLATFORMS asks for, or their driver fails.
     """
     try:
-        with _ending_on_interrupt():
-            import jax
+        import jax
 
-            return jax.devices()
+        return jax.devices()
     # jax's own assertion fails where the plugin of the platform is not installed.
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
