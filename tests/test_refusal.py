@@ -1,8 +1,10 @@
 """What a person, a disk or a machine causes is one line; with --debug it is a traceback."""
 
 import contextlib
+import errno
 import importlib
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_jax import refusal
+from vla_jax import cli, refusal
 from vla_jax.config import ConfigError
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.train import runtime
@@ -173,3 +175,23 @@ def test_ctrl_c_within_a_garbage_collection_is_not_lost(tmp_path):
     )
     lines = _lines_of_interrupted([str(program)], lambda: False)
     assert lines == ["program.py: interrupted"]
+
+
+def test_a_config_file_that_fails_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n    return 1 / 0\n")
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config={path}"])
+    # absl runs the file while it reads the flags of a launcher.
+    run = lambda _: runpy.run_path(str(path))["get_config"]()  # noqa: E731
+    monkeypatch.setattr("absl.app.parse_flags_with_usage", run)
+    with pytest.raises(SystemExit) as ended:
+        cli._parse_flags(sys.argv)
+    said = f"train.py: {path}, line 2: ZeroDivisionError: division by zero; --debug shows more"
+    assert ended.value.code == said
+    with pytest.raises(ZeroDivisionError):
+        cli._parse_flags([*sys.argv, "--debug"])
+
+
+def test_a_full_disk_names_the_way_out():
+    error = OSError(errno.ENOSPC, "No space left on device")
+    assert refusal.describe(error).endswith("device: free some space, or write elsewhere")

@@ -5,11 +5,13 @@ The message of such an error says what is wrong and what to do; a traceback woul
 """
 
 import argparse
+import errno
 import gc
 import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -85,13 +87,30 @@ def tell(program: str, error: Exception, debug: bool) -> int:
 def describe(error: Exception) -> str:
     """What to say of an error; one that is not ours gets its kind, and how to learn more."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        text = error.strerror + (": free some space, or write elsewhere" if full else "")
+        return f"{error.filename}: {text}" if error.filename else text
     # KeyError puts its message in quotes.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if _is_ours(error):
         return text
     kind = type(error).__name__
     return f"{text} ({kind}; --debug shows where)" if text else f"{kind}; --debug shows where"
+
+
+def in_file(error: Exception, file: str | Path) -> str:
+    """What to say of an error that a person's own Python file causes: line, kind and words.
+
+    Args:
+        error: what has been raised while the file was run.
+        file: its path.
+    """
+    name = str(Path(file).absolute())
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if str(Path(frame.filename).absolute()) == name]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    words = error.msg if isinstance(error, SyntaxError) else error
+    return f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {words}"
 
 
 def _is_ours(error: Exception) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vla_jax import refusal
 from vla_jax.config.option import ConfigError
 from vla_jax.config.resolve import resolve
 from vla_jax.config.schema import Config
@@ -52,6 +53,8 @@ def load_config_file(where: str | Path, changes: Sequence[str] = ()) -> dict[str
         config = holder.value
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{where} {' '.join(changes)}: {error}") from error
+    except Exception as error:  # the file is the user's own, and may do anything
+        raise ConfigError(refusal.in_file(error, path)) from error
     return config.to_dict()
 
 
