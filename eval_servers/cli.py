@@ -172,6 +172,9 @@ def main(
         # The sanity suite alone writes no folder.
         if missing and not (missing == ["out"] and flags.sanity == "only"):
             raise ValueError("name " + " and ".join("--" + flag for flag in missing))
+        # Before a server is waited for.
+        if flags.out and os.path.isfile(flags.out):
+            raise ValueError("--out: {} is a file, not a folder".format(flags.out))
         return _evaluate(prepare(flags), flags, _options(flags))
     except user_errors as error:
         hint = ""

@@ -51,7 +51,11 @@ class LocalServer:
         self._command, self._allowed, self.restarts = command, restarts, 0
         self._port, self._stopping = _free_port(), threading.Event()
         self._process = self._start()
-        self.uri = self._wait_until_it_listens(self._process)
+        try:
+            self.uri = self._wait_until_it_listens(self._process)
+        except BaseException:  # Ctrl-C, or SIGTERM: nobody else knows the process yet
+            self._end(self._process)
+            raise
         if not self.uri:
             status = self._process.wait()
             raise ServerError(

@@ -35,6 +35,7 @@ from vla_jax import refusal
 
 def main(argv: list[str] | None = None) -> int:
     """Parse flags, convert, print a summary; returns the exit status."""
+    refusal.quiet_interrupt()
     flags = _parse_flags(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every phase of every save

@@ -56,6 +56,7 @@ def open_sources(
 
 def main() -> None:
     """Parse flags and convert."""
+    refusal.quiet_interrupt()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

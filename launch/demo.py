@@ -24,6 +24,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval_servers import local_server
+from vla_jax import refusal
 from vla_jax.shipped import install_hint
 
 RUNS = ("trained", "untrained", "swapped")
@@ -33,6 +34,7 @@ BASELINE = 52  # episodes at most of the two runs that are expected to fail
 
 def main() -> None:
     """Run the five stages."""
+    refusal.quiet_interrupt()
     flags = _parse_flags()
     if importlib.util.find_spec("matplotlib") is None:
         # Said now, and not by the last stage a quarter of an hour later.

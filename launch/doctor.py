@@ -45,6 +45,7 @@ MEMORY_GIB = 4.0  # below it not even the demo trains
 
 def main() -> int:
     """Run every check; returns the exit status."""
+    refusal.quiet_interrupt()
     flags = _parse_flags()
     try:
         return check(flags)

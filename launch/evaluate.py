@@ -36,6 +36,7 @@ RESTART_SECONDS = 600.0  # for a server that died to load and compile again
 
 def main() -> int:
     """Serve, evaluate, report; returns the exit status."""
+    refusal.quiet_interrupt()
     flags = _parse_flags()
     signal.signal(signal.SIGTERM, _ended)  # so that the server is stopped then, too
     try:

@@ -197,6 +197,7 @@ def write_spec(path: Path, data: str) -> str:
 
 def main() -> None:
     """Parse flags, inspect, print, write the pictures."""
+    refusal.quiet_interrupt()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -77,7 +77,9 @@ def _episodes(episodes: int, size: int, noise: float, workers: int) -> Iterator[
     # A fork would copy locks whose threads it does not copy.
     context = multiprocessing.get_context("spawn")
     with (
-        concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
+        concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=refusal.end_on_interrupt
+        ) as pool,
         progress.bar(total=episodes, desc="demonstrations", unit="episode") as bar,
     ):
         futures = [pool.submit(_share, seeds, size, noise) for seeds in shares]
@@ -93,6 +95,7 @@ def _share(seeds: Sequence[int], size: int, noise: float) -> list[dict[str, Any]
 
 def main() -> None:
     """Parse flags and record."""
+    refusal.quiet_interrupt()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

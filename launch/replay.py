@@ -203,6 +203,7 @@ def run(flags: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parse flags and replay; a user's mistake is one line."""
+    refusal.quiet_interrupt()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -21,11 +21,11 @@ from vla_jax import refusal
 from vla_jax.serve import server
 from vla_jax.serve.transports import WIRES
 from vla_jax.serve.transports.base import WebsocketWire
-from vla_jax.train.checkpoint_folder import CheckpointError
 
 
 def main() -> int:
     """Parse flags, load, compile, serve; returns the exit status."""
+    refusal.quiet_interrupt()
     flags = _parse_flags()
     logging.basicConfig(
         level=logging.DEBUG if flags.verbose else logging.INFO,
@@ -82,7 +82,7 @@ def main() -> int:
         if flags.action_space:
             policy.metadata["observation"]["action_space"] = flags.action_space
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
-    except (OSError, ValueError, CheckpointError, refusal.DeviceError) as error:
+    except refusal.CAUSED as error:
         return refusal.tell("serve.py", error, flags.debug)
     return 0
 

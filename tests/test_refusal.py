@@ -1,15 +1,20 @@
 """What a person, a disk or a machine causes is one line; with --debug it is a traceback."""
 
+import contextlib
+import errno
 import importlib
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vla_jax import refusal
+from vla_jax import cli, refusal
 from vla_jax.config import ConfigError
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.train import runtime
@@ -96,3 +101,97 @@ def test_words_of_an_error(tmp_path):
         np.zeros(2).reshape(3)
     assert refusal.describe(caught.value).endswith("(ValueError; --debug shows where)")
     assert refusal.describe(MemoryError()) == "MemoryError; --debug shows where"
+
+
+def _lines_of_interrupted(command, started):
+    """What a program prints that gets Ctrl-C, as a terminal sends it, once `started()` is true."""
+    # Where this runs in the background, SIGINT is ignored, and would be there too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        end = time.monotonic() + 60
+        while not started() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        # One that has ended by itself is gone.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        text = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT, text
+    return text.strip().splitlines()
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
+    command = ["launch/record_demos.py", f"--out={tmp_path}/1.0.0", "--size=8", "--workers=2"]
+    shard = lambda: any(p.stat().st_size for p in tmp_path.glob(".1.0.0.*/*"))  # noqa: E731
+    lines = _lines_of_interrupted(command, shard)
+    assert lines[-1] == "record_demos.py: interrupted"
+    assert not [line for line in lines if "Traceback" in line or "Error" in line]
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_with_debug_shows_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    refusal.quiet_interrupt()
+    for argv, is_shown in ((["convert.py"], False), (["convert.py", "--debug"], True)):
+        monkeypatch.setattr(sys, "argv", argv)
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            sys.excepthook(KeyboardInterrupt, error, error.__traceback__)
+        said = capsys.readouterr().err
+        assert ("Traceback" in said) == is_shown
+        assert is_shown or said == "convert.py: interrupted\n"
+
+
+def test_ctrl_c_within_a_garbage_collection_is_not_lost(tmp_path):
+    # jax has such a callback.
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import gc, os, signal, sys, time\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from vla_jax import refusal\n"
+        "refusal.quiet_interrupt()\n"
+        "sent = []\n"
+        "def callback(*_):\n"
+        "    if not sent:\n"
+        "        sent.append(os.kill(os.getpid(), signal.SIGINT))\n"
+        "        time.sleep(0)\n"
+        "gc.callbacks.append(callback)\n"
+        "gc.collect()\n"
+        "time.sleep(30)\n"
+    )
+    lines = _lines_of_interrupted([str(program)], lambda: False)
+    assert lines == ["program.py: interrupted"]
+
+
+def test_a_config_file_that_fails_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n    return 1 / 0\n")
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config={path}"])
+    # absl runs the file while it reads the flags of a launcher.
+    run = lambda _: runpy.run_path(str(path))["get_config"]()  # noqa: E731
+    monkeypatch.setattr("absl.app.parse_flags_with_usage", run)
+    with pytest.raises(SystemExit) as ended:
+        cli._parse_flags(sys.argv)
+    said = f"train.py: {path}, line 2: ZeroDivisionError: division by zero; --debug shows more"
+    assert ended.value.code == said
+    with pytest.raises(ZeroDivisionError):
+        cli._parse_flags([*sys.argv, "--debug"])
+
+
+def test_a_full_disk_names_the_way_out():
+    error = OSError(errno.ENOSPC, "No space left on device")
+    assert refusal.describe(error).endswith("device: free some space, or write elsewhere")

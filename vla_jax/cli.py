@@ -13,8 +13,10 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from typing import Any
 
+from vla_jax import refusal
 from vla_jax.shipped import with_config_path
 
 _HELP = ("-h", "--help", "help")
@@ -39,6 +41,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
 
 def main() -> None:
     """Find the program, hand it the rest of the command line."""
+    refusal.quiet_interrupt()
     words = sys.argv[1:]
     for command, (module, _) in COMMANDS.items():
         if tuple(words[: len(command)]) == command:
@@ -62,10 +65,26 @@ def run_with_flags(main: Callable[[Sequence[str]], Any]) -> None:
     """
     from absl import app  # not for the launchers that read their flags otherwise
 
+    refusal.quiet_interrupt()
+
     argv = with_config_path(sys.argv)
     if any(word in ("-h", "-help", "--help") for word in argv[1:]):
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
-    app.run(main, argv=argv)
+    app.run(main, argv=argv, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Reads absl's flags, and with them the file that --config names, which may do anything."""
+    from absl import app
+
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        values = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+        where = values[-1].partition(":")[0] if values else "--config"
+        sys.exit(f"{Path(argv[0]).name}: {refusal.in_file(error, where)}; --debug shows more")
 
 
 def _run_as_main(name: str) -> None:

@@ -5,8 +5,15 @@ The message of such an error says what is wrong and what to do; a traceback woul
 """
 
 import argparse
+import errno
+import gc
 import os
+import signal
 import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 # What people, disks, machines and other libraries cause; a bug of ours may hide among them.
@@ -22,6 +29,45 @@ class DeviceError(RuntimeError):
 def add_flag(parser: argparse.ArgumentParser) -> None:
     """Adds `--debug`."""
     parser.add_argument("--debug", action="store_true", help=HELP)
+
+
+def quiet_interrupt() -> None:
+    """Ctrl-C ends the program with one line from now on; `--debug` shows where it was.
+
+    What is being written is cleaned up, and the status is that of a process that SIGINT has ended.
+    """
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _tell_interrupt
+    # Ignored it stays, as a shell starts background jobs; so does what somebody else has set.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt where it is not swallowed."""
+    # jax has a callback run at every garbage collection. What is raised there is printed and
+    # dropped, and as collections take long while modules load, Ctrl-C mostly comes then.
+    callbacks = [getattr(callback, "__code__", None) for callback in gc.callbacks]
+    if frame is not None and frame.f_code in callbacks:
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+        return
+    raise KeyboardInterrupt
+
+
+def _tell_interrupt(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt) and "--debug" not in sys.argv:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def end_on_interrupt() -> None:
+    """Ctrl-C ends this process at once and without a word: for workers, whose parent speaks."""
+    # A shell starts background jobs with SIGINT ignored; that stays.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def tell(program: str, error: Exception, debug: bool) -> int:
@@ -41,13 +87,30 @@ def tell(program: str, error: Exception, debug: bool) -> int:
 def describe(error: Exception) -> str:
     """What to say of an error; one that is not ours gets its kind, and how to learn more."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        text = error.strerror + (": free some space, or write elsewhere" if full else "")
+        return f"{error.filename}: {text}" if error.filename else text
     # KeyError puts its message in quotes.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if _is_ours(error):
         return text
     kind = type(error).__name__
     return f"{text} ({kind}; --debug shows where)" if text else f"{kind}; --debug shows where"
+
+
+def in_file(error: Exception, file: str | Path) -> str:
+    """What to say of an error that a person's own Python file causes: line, kind and words.
+
+    Args:
+        error: what has been raised while the file was run.
+        file: its path.
+    """
+    name = str(Path(file).absolute())
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if str(Path(frame.filename).absolute()) == name]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    words = error.msg if isinstance(error, SyntaxError) else error
+    return f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {words}"
 
 
 def _is_ours(error: Exception) -> bool:
@@ -65,9 +128,9 @@ def check_devices() -> list[Any]:
     Raises:
         DeviceError: none of the kind that JAX_PLATFORMS asks for, or their driver fails.
     """
-    import jax
-
     try:
+        import jax
+
         return jax.devices()
     # jax's own assertion fails where the plugin of the platform is not installed.
     except (RuntimeError, AssertionError) as error:

@@ -160,3 +160,14 @@ def test_pairs_are_checked():
         resolve(raw)
     assert "optim.trained[1]: expected ['str', 'int'], not ['^head/']" in str(error.value)
     assert "optim.trained[2][1]: expected int, not 'two'" in str(error.value)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_share_that_is_none(weight):
+    raw = to_dict(resolve(_valid()))
+    raw["data"]["datasets"] = [{"spec": "calvin", "dir": "data", "weight": weight}]
+    raw["data"]["val_fraction"] = -0.5
+    with pytest.raises(ConfigError) as error:
+        resolve(raw)
+    assert f"data.datasets[0].weight: must be positive, not {weight}" in str(error.value)
+    assert "data.val_fraction: must be in [0, 1), not -0.5" in str(error.value)

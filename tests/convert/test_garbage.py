@@ -11,7 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from launch import convert
-from vla_jax.convert import output
+from vla_jax.convert import output, store
+from vla_jax.convert.tensors import Lazy
+from vla_jax.models.weights import WeightError
 
 TINY = Path(__file__).parents[1] / "fixtures" / "hf_kosmos2"
 ROBO = Path(__file__).parents[1] / "fixtures" / "robokosmos_lstm_post" / "config.json"
@@ -270,3 +272,12 @@ def test_check_writes_nothing(folder, tmp_path, capsys):
     assert convert.main(["import-hf", str(folder), str(tmp_path / "out"), "--check"]) == 0
     assert "all of it fits" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_weights_that_are_not_finite(tmp_path, wrong):
+    array = np.array([0, wrong], np.float32)
+    leaves = {"head/kernel": Lazy(array.shape, array.dtype, lambda: array)}
+    meta = {"config": {}, "statistics": {}, "action_specs": {}, "tokenizer": ""}
+    with pytest.raises(WeightError, match=r"head\.kernel: the weights hold numbers that are not"):
+        store.write(tmp_path, leaves, meta)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from launch import inspect_data
 from tests.data.conftest import write_calvin
+from vla_jax.config import ConfigError, load_config_file
 from vla_jax.data import errors
 from vla_jax.data.find_spec import find_spec, short_name
 from vla_jax.data.inspection import action_dim, check_images, inspect
@@ -182,3 +183,19 @@ def test_specs_of_ones_own(tmp_path):
         find_spec(f"{tmp_path}/none.py:mine")
     with pytest.raises(KeyError, match="did you mean 'calvin'"):
         find_spec("calvn")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = (\n", "line 1: SyntaxError"),
+        ("y = 1\nx = 1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
+        ("import no_such_module\n", "line 1: ModuleNotFoundError: No module named"),
+    ],
+)
+def test_a_spec_file_that_fails_names_its_line(tmp_path, text, told):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(KeyError, match=rf"mine\.py, {told}"):
+        find_spec(f"{tmp_path}/mine.py:x")
+    with pytest.raises(ConfigError, match=rf"mine\.py, {told}"):
+        load_config_file(f"{tmp_path}/mine.py")

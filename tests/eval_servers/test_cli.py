@@ -141,3 +141,9 @@ def test_frame_draws_without_a_server_and_tells_a_blank_one(tmp_path, capsys, mo
     monkeypatch.setattr(FakeEnv, "_observe", lambda self: {"observation/image": noise})
     assert fake_rollout.main([f"--frame={path}"]) == 0
     assert json.loads(capsys.readouterr().out)["pictures"] == {"observation/image": [6, 4, 3]}
+
+
+def test_an_out_that_is_a_file_is_said_before_a_server_is_waited_for(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert fake_rollout.main(["--server=ws://127.0.0.1:9", f"--out={tmp_path}/file"]) == 1
+    assert "file is a file, not a folder" in capsys.readouterr().err

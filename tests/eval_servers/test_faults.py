@@ -189,3 +189,17 @@ def test_stopping_ends_the_process():
     up.stop()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_one_that_is_interrupted_before_it_listens_is_ended(monkeypatch):
+    started = []
+
+    def interrupted(_, process):
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local_server.LocalServer, "_wait_until_it_listens", interrupted)
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(KeyboardInterrupt):
+        local_server.LocalServer(lambda port: sleeping, restarts=1)
+    assert started[0].poll() is not None

@@ -60,6 +60,15 @@ def cut(step: Path) -> None:
     (step / "meta" / "metadata").write_text('{"format": 1, "conf')
 
 
+def no_object(step: Path) -> None:
+    (step / "meta" / "metadata").write_text("[]")
+
+
+def null_statistics(step: Path) -> None:
+    path = step / "meta" / "metadata"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "statistics": None}))
+
+
 def without_train(step: Path) -> None:
     shutil.rmtree(step / "train")
 
@@ -71,7 +80,17 @@ def emptied_folder(step: Path) -> None:
 
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize(
-    "damage", [truncated, flipped, emptied, cut, without_train, emptied_folder]
+    "damage",
+    [
+        truncated,
+        flipped,
+        emptied,
+        cut,
+        no_object,
+        null_statistics,
+        without_train,
+        emptied_folder,
+    ],
 )
 def test_a_run_goes_around_a_damaged_newest_step(run, tmp_path, caplog, damage, sealed):
     if not sealed and damage in (truncated, flipped):
@@ -116,6 +135,18 @@ def test_a_step_that_was_asked_for_is_refused_with_the_way_out(run, tmp_path):
     with pytest.raises(DamagedError, match=r"4: damaged: params/.*: other content\. Move the fold"):
         load_params(workdir)
     assert set(load_params(workdir, 2)) == {"backbone", "head"}
+
+
+def test_what_a_newer_version_wrote_is_not_called_damaged(run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    step = workdir / "checkpoints" / "4"
+    (step / "meta" / checksum.SEAL).unlink()
+    (step / "meta" / "metadata").write_text('{"format": 99}')
+    with pytest.raises(CheckpointError, match="a newer version wrote it"):
+        load_meta(workdir)
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.intact() == 4
 
 
 def test_steps_without_checksums_are_read_with_one_line(run, tmp_path, caplog):

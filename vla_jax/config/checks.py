@@ -43,7 +43,7 @@ def cross_checks(config: Config) -> list[str]:
         "data.clip": data.clip,
         "data.pool": data.pool,
     }
-    problems += [f"{name}: must be positive, not {v}" for name, v in positive.items() if v <= 0]
+    problems += [f"{name}: must be positive, not {v}" for name, v in positive.items() if not v > 0]
     if not 0 <= data.max_skipped_share <= 1:
         problems.append(f"data.max_skipped_share: must be in [0, 1], not {data.max_skipped_share}")
     problems += [
@@ -55,8 +55,10 @@ def cross_checks(config: Config) -> list[str]:
     problems += [
         f"data.datasets[{i}].weight: must be positive, not {d.weight}"
         for i, d in enumerate(data.datasets)
-        if d.weight <= 0
+        if not 0 < d.weight < float("inf")
     ]
+    if not 0 <= data.val_fraction < 1:
+        problems.append(f"data.val_fraction: must be in [0, 1), not {data.val_fraction}")
     problems += _unit_checks(config)
     problems += _lora_checks(config) + _cotrain_checks(config) + _filter_checks(config)
     if config.train.profile and not re.fullmatch(r"[1-9]\d*:[1-9]\d*", config.train.profile):

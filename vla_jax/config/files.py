@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vla_jax import refusal
 from vla_jax.config.option import ConfigError
 from vla_jax.config.resolve import resolve
 from vla_jax.config.schema import Config
@@ -52,6 +53,8 @@ def load_config_file(where: str | Path, changes: Sequence[str] = ()) -> dict[str
         config = holder.value
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{where} {' '.join(changes)}: {error}") from error
+    except Exception as error:  # the file is the user's own, and may do anything
+        raise ConfigError(refusal.in_file(error, path)) from error
     return config.to_dict()
 
 
@@ -67,7 +70,8 @@ def read_json(path: str | Path, where: str = "", expected: str = "an object") ->
         ConfigError: it is missing or something else.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        # Editors on Windows begin files with a byte order mark.
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{where}{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

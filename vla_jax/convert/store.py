@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from vla_jax import rules
 from vla_jax.config import FORMAT
 from vla_jax.convert.tensors import Lazy
+from vla_jax.models.weights import WeightError
 from vla_jax.train import checkpoint, orbax_setup
 
 STEP = 0
@@ -39,6 +40,9 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
             array = value.read()
             if (array.shape, array.dtype) != (value.shape, value.dtype):
                 raise ValueError(f"{info.name}: {array.shape} {array.dtype}, announced {value}")
+            # A broken download or a run that diverged: all that the model says would be NaN.
+            if not np.isfinite(array).all():
+                raise WeightError(f"{info.name}: the weights hold numbers that are not finite")
             # Waiting here bounds host memory: the next array is made when this one is on disk.
             for future in await super().serialize([array], [info], [arg]):
                 future.result()

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax import progress
+from vla_jax import progress, refusal
 from vla_jax.data.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,7 @@ DONE = "index.json"  # written last
 SKIPPED = "skipped"  # in it: a list of what was wrong and is left out
 ARRAYS = "arrays"  # in it: name of every array -> its size and checksum
 _CHECKED = 4 << 20  # bytes of an array up to which its checksum is compared at every opening
-# The disk is full or may not be written.
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MAPPED = 1 << 20  # bytes from which an array is mapped: each of these holds a descriptor
 
 
@@ -75,9 +74,9 @@ def cached_folder(
             if rebuild or not _fits(root / name, skip, renew, logging.DEBUG):
                 _build(root / name, build)
     except OSError as error:
-        hint = ": free some space, or set data.cache_dir to a folder that can be written"
-        full = error.errno in _UNWRITABLE
-        problem = f"the index cannot be made ({error}){hint if full else ''}"
+        room = "free some space, or " if error.errno in _FULL else ""
+        hint = f"{room}set data.cache_dir to a folder that can be written"
+        problem = f"the index cannot be made ({error}): {hint}"
         raise DataError(problem, root) from error
     return root / name
 
@@ -101,6 +100,9 @@ def _build(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:
                 sync(work / name)
         # mkdtemp makes folders that only their owner may read; others share this one.
         work.chmod(0o755)
+        # Somebody may have linked it from another disk; a file has no business there.
+        if folder.is_symlink() or folder.is_file():
+            folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(work, folder)
     finally:
@@ -276,7 +278,9 @@ def run_jobs(work: Callable[[Any], Any], jobs: Sequence[Any], parallel: bool) ->
         return
     # spawn: jax has threads by now, and forking a threaded process can deadlock.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, context, initializer=refusal.end_on_interrupt
+    ) as pool:
         yield from progress.bar(pool.map(work, jobs), total=len(jobs), desc="index")
 
 

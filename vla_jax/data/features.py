@@ -62,7 +62,7 @@ def load_features(path: Path) -> dict[str, Feature]:
         DataError: the file is missing or is not a features.json.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         problem = problem_of(path, f"cannot be read: {error}")
         raise DataError(problem, path) from error
@@ -77,7 +77,7 @@ def parse_features(text: str, path: Path) -> dict[str, Feature]:
     """
     try:
         return dict(_flatten(json.loads(text), ""))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         problem = explain_content(text[:256].encode()) or f"not a TFDS features.json ({error!r})"
         raise DataError(problem, path) from error
 

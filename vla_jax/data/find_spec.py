@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+from vla_jax import refusal
 from vla_jax.data.oxe import get_spec
 from vla_jax.data.spec import DatasetSpec
 
@@ -28,7 +29,10 @@ def find_spec(name: str, variant: str = "default") -> DatasetSpec:
     if loader is None or loader.loader is None:
         raise KeyError(f"{name!r}: {path.absolute()} is no Python file")
     module = importlib.util.module_from_spec(loader)
-    loader.loader.exec_module(module)
+    try:
+        loader.loader.exec_module(module)
+    except Exception as error:  # the file is the user's own, and may do anything
+        raise KeyError(f"{name!r}: {refusal.in_file(error, path)}") from error
     spec = getattr(module, attribute, None)
     if not isinstance(spec, DatasetSpec):
         specs = sorted(k for k, v in vars(module).items() if isinstance(v, DatasetSpec))

@@ -17,6 +17,7 @@ from vla_jax.data.formats import find_reader
 from vla_jax.data.open_dataset import column_reader, open_dataset
 from vla_jax.data.requested import find_feature
 from vla_jax.data.spec import ACTION_ENCODINGS, DatasetSpec
+from vla_jax.data.standardize import apply
 from vla_jax.data.units.statistics import statistics
 
 # A gripper is called binary if no more than this share of its values lies between open and closed:
@@ -118,11 +119,12 @@ def action_dim(spec: DatasetSpec, folder: Path, split: str, cache_dir: str = "")
     for episode in range(source.num_episodes):
         first, stop = int(source.starts[episode]), int(source.starts[episode + 1])
         try:
-            trajectory = spec.standardize({k: c(episode, first, stop) for k, c in columns.items()})
-            return trajectory.action.shape[1]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+            values = {k: c(episode, first, stop) for k, c in columns.items()}
+            return apply(spec, values).action.shape[1]
+        # Such as actions without a second axis.
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             last = error
-    raise FeatureError(f"no episode can be standardized: {last!r}", folder) from last
+    raise FeatureError(f"no episode can be used: {last}", folder) from last
 
 
 def _summary(dataset: Dataset, measured: Mapping[str, Any]) -> list[str]:

@@ -192,6 +192,9 @@ def _read(
         if count:
             level = logging.WARNING if reason.startswith("have no") else logging.INFO
             log.log(level, "%s: %d of %d trajectories %s", name, count, len(episodes), reason)
+    # Readers put this character in the place of bytes that are no UTF-8.
+    if garbled := [text for text in table if "\ufffd" in text]:
+        log.warning("%s: texts in another encoding than UTF-8: %s", name, garbled[:3])
     if skips.counts:
         log.warning("%s", skips)
     if mistake and not sound:  # no episode fits what is asked for: a mistake, nothing to skip

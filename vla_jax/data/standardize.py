@@ -33,10 +33,8 @@ def standardize(
         FeatureError: the spec fails, or what it makes does not fit the episode or the others.
         ActionError: a number that is used is not finite; with its frame in the episode.
     """
+    trajectory = apply(spec, episode)
     try:
-        trajectory = spec.standardize(episode)
-        if not isinstance(trajectory, Trajectory):
-            raise TypeError(f"the spec makes a {type(trajectory).__name__}, not a Trajectory")
         action = _numbers("actions", trajectory.action)
         state = (
             None
@@ -47,7 +45,7 @@ def standardize(
         if not problem:
             language, keep = _language(trajectory.language), _kept(trajectory.keep, steps)
     except _MISTAKES as error:
-        raise FeatureError(f"cannot be standardized: {type(error).__name__}: {error}") from error
+        raise _failed(error) from error
     # Raised out here, as the clause above would take it for a mistake of the spec's code.
     if problem:
         raise FeatureError(problem)
@@ -61,6 +59,26 @@ def standardize(
             listing = values[frame].tolist()
             raise ActionError(f"the {title} is not finite: {listing}", frame=frame)
     return Trajectory(action, language, state, keep)
+
+
+def apply(spec: DatasetSpec, episode: Episode) -> Trajectory:
+    """What the spec makes of an episode, unchecked.
+
+    Raises:
+        FeatureError: the spec fails.
+    """
+    try:
+        trajectory = spec.standardize(episode)
+    except _MISTAKES as error:
+        raise _failed(error) from error
+    if not isinstance(trajectory, Trajectory):
+        kind = type(trajectory).__name__
+        raise _failed(TypeError(f"the spec makes a {kind}, not a Trajectory"))
+    return trajectory
+
+
+def _failed(error: Exception) -> FeatureError:
+    return FeatureError(f"cannot be standardized: {type(error).__name__}: {error}")
 
 
 def _numbers(title: str, values: Any) -> np.ndarray:

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 ITEMS = ("params", "train", "data", "meta")
 # Imported weights have these alone: enough to act and to start a run from, not to go on with one.
 POLICY_ITEMS = ("params", "meta")
-META_KEYS = ("config", "statistics", "action_specs", "tokenizer")
+META_KEYS = tuple(checkpoint_folder.META_KINDS)
 # What Orbax raises for a disk, a folder or a file that it cannot work with.
 _FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 

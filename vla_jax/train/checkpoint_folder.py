@@ -7,11 +7,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from vla_jax.config import FORMAT
 from vla_jax.train import checksum
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+# What the item `meta` holds at least: without it a policy could not act.
+META_KINDS = {"config": dict, "statistics": dict, "action_specs": dict, "tokenizer": str}
 DAMAGED = "damaged"  # beside it: steps that a run found damaged and put aside
 
 
@@ -79,11 +82,21 @@ def damage(step: Path, items: Sequence[str], part: tuple[int, int] = (0, 1)) -> 
 
 
 def _not_json(item: Path) -> list[str]:
+    path = f"{item.name}/metadata"
     try:
-        json.loads((item / "metadata").read_text(encoding="utf-8"))
+        content = json.loads((item / "metadata").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return [f"{item.name}/metadata: {error}"]
-    return []
+        return [f"{path}: {error}"]
+    if not isinstance(content, dict):
+        return [f"{path}: expected an object, found {type(content).__name__}"]
+    # What a newer version wrote is whole, whatever it lacks; the format says why it is not read.
+    known = item.name == "meta" and content.get("format") in range(1, FORMAT + 1)
+    kinds = META_KINDS if known else {}
+    return [
+        f"{path}: {key} is missing or no {kind.__name__}"
+        for key, kind in kinds.items()
+        if not isinstance(content.get(key), kind)
+    ]
 
 
 def put_aside(step: Path) -> Path:

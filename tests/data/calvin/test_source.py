@@ -266,3 +266,34 @@ def test_annotations_without_frames(tmp_path):
     assert source.num_episodes == 1
     ((error, count),) = source.skipped
     assert (type(error), count) == (errors.EmptyTrajectoryError, 1)
+
+
+@pytest.mark.parametrize("text", [None, ["pull the handle"], 3])
+def test_annotations_that_are_no_texts(folder, text):
+    path = folder / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    tree = np.load(path, allow_pickle=True).item()
+    tree["language"]["ann"][0] = text
+    np.save(path, tree, allow_pickle=True)
+    with pytest.raises(errors.DataError, match=r"auto_lang_ann\.npy: .*is no text"):
+        open_calvin(folder, "train")
+
+
+def test_annotations_in_bytes(folder):
+    path = folder / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    tree = np.load(path, allow_pickle=True).item()
+    tree["language"]["ann"] = [text.encode() for text in tree["language"]["ann"]]
+    np.save(path, tree, allow_pickle=True)
+    assert "b'" not in "".join(open_calvin(folder, "train").text("steps/language_instruction")[1])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 358482.5, "a zip"])
+def test_ends_of_recordings_that_are_no_frames(folder, wrong):
+    path = folder / "training" / "ep_start_end_ids.npy"
+    if isinstance(wrong, str):
+        path.write_bytes(b"PK\x03\x04")
+    else:
+        ends = np.load(path).astype(float)
+        ends[0, 0] = wrong
+        np.save(path, ends)
+    with pytest.raises(errors.DataError, match=r"ep_start_end_ids\.npy: (holds numbers|cannot be)"):
+        open_calvin(folder, "train")

@@ -154,3 +154,35 @@ def test_kosmos_folder_with_sentencepiece_alone(tmp_path):
         ids, valid = tokenizer.encode(text, 40)
         # fairseq has <s> <pad> </s> <unk> where sentencepiece has <unk> <s> </s>.
         assert ids[valid].tolist() == [0, *(i + 1 for i in model.encode(text)), 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("tokenizer_config.json", "[]", "tokenizer_config.json: expected an object, found list"),
+        ("tokenizer_config.json", "{nope", "tokenizer_config.json: not JSON"),
+        ("special_tokens_map.json", "", "special_tokens_map.json: the file is empty"),
+        ("tokenizer_config.json", '{"pad_token": 3}', "pad_token is 3, no token"),
+        ("tokenizer_config.json", '{"pad_token": {"text": "x"}}', "pad_token is {'text': 'x'}"),
+    ],
+)
+def test_settings_beside_it_that_are_none(tmp_path, name, content, problem):
+    (tmp_path / "tokenizer.json").write_text(Tokenizer.build(["pick up"], 20).to_json())
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=problem):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_settings_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(Tokenizer.build(["pick up"], 20).to_json())
+    (tmp_path / "tokenizer_config.json").write_text('\ufeff{"pad_token": "</s>"}', "utf-8")
+    assert Tokenizer.from_dir(tmp_path).pad_id == 2
+
+
+def test_files_that_only_look_like_a_tokenizer(tmp_path):
+    (tmp_path / "vocab.json").write_text("[]")
+    (tmp_path / "merges.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"vocab\.json and merges\.txt: "):
+        Tokenizer.from_dir(tmp_path)
+    with pytest.raises(ValueError, match="of the checkpoint cannot be read"):
+        Tokenizer.from_json("{nope")

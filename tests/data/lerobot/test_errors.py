@@ -220,3 +220,35 @@ def test_episodes_of_no_split_are_told(tmp_path, caplog):
     source = open_lerobot(folder, "train", [TEXT])
     assert source.text(TEXT)[1] == list(dict.fromkeys(TOLD[:2]))
     assert "1 episodes are in no split: [2]" in caplog.text
+
+
+@pytest.mark.parametrize("version", [V2, V3])
+def test_a_task_number_that_stands_for_several(tmp_path, version):
+    folder = write_lerobot(tmp_path / "set", version)
+    if version == V2:
+        lines(folder, "tasks.jsonl", lambda rows: [*rows, rows[0]])  # twice the same is no harm
+    open_lerobot(folder, "train", [TEXT])
+    if version == V2:
+        lines(folder, "tasks.jsonl", lambda rows: [*rows, {"task_index": 0, "task": "wipe"}])
+    else:
+        path = folder / "meta/tasks.parquet"
+        parquet.write_table(arrow.table({"task_index": [0, 0], "task": ["pick", "wipe"]}), path)
+    with pytest.raises(errors.DataError, match="task_index 0 stands for several tasks"):
+        open_lerobot(folder, "train", [TEXT])
+
+
+def test_a_task_that_is_no_text(tmp_path):
+    folder = write_lerobot(tmp_path / "set", V2)
+    lines(folder, "tasks.jsonl", lambda rows: [{**row, "task": None} for row in rows])
+    with pytest.raises(errors.DataError, match=r"tasks are no texts: \[None"):
+        open_lerobot(folder, "train", [TEXT])
+
+
+def test_a_time_that_a_video_lacks_says_what_it_has(tmp_path):
+    folder = write_lerobot(tmp_path / "set", V2)
+    video = folder / "videos" / "chunk-000" / KEY / "episode_000000.mp4"
+    write_video(video, np.zeros((5, 48, 64, 3), np.uint8))
+    source = open_lerobot(folder, "train", ["steps/action"])
+    match = r"no frame at 0\.900 s: it has 10 frames a second and ends after 0\.500 s; the rows"
+    with pytest.raises(errors.ImageDecodeError, match=match):
+        source.read(CAMERA, 9, 9)

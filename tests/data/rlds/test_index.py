@@ -301,3 +301,40 @@ def test_array_record_shards_are_refused(copy):
     path.write_text(json.dumps({**info, "fileFormat": "array_record"}))
     with pytest.raises(errors.DataError, match="array_record"):
         open_index(copy, "train", LOW)
+
+
+def test_descriptions_with_a_byte_order_mark(copy):
+    for name in ("dataset_info.json", "features.json"):
+        (copy / name).write_text("\ufeff" + (copy / name).read_text(), "utf-8")
+    assert open_index(copy, "train", LOW).starts.tolist() == [0, 10, 20, 30, 40]
+
+
+def test_a_split_without_lengths_is_not_called_empty_alone(copy):
+    raw = json.loads((copy / "dataset_info.json").read_text())
+    for split in raw["splits"]:
+        del split["shardLengths"]
+    (copy / "dataset_info.json").write_text(json.dumps(raw))
+    with pytest.raises(errors.EmptyTrajectoryError, match="gives no shardLengths for it"):
+        open_index(copy, "train", LOW)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_what_stands_in_the_place_of_an_index_is_replaced(copy, tmp_path, kind):
+    open_index(copy, "train", LOW)
+    folder = next(p for p in (copy / "vla_index").iterdir() if p.is_dir())
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(folder, elsewhere)
+    if kind == "file":
+        folder.write_text("")
+    else:
+        folder.symlink_to(elsewhere if kind == "link" else tmp_path / "nowhere")
+        open_index(copy, "train", LOW)  # a link to a whole one is followed
+        (elsewhere / "starts.npy").write_bytes(b"")
+    assert open_index(copy, "train", LOW).starts.tolist() == [0, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_cache_folder_that_is_a_file_names_the_way_out(copy, tmp_path, below):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.DataError, match=r"cannot be made .*: set data\.cache_dir to a"):
+        open_index(copy, "train", LOW, f"{tmp_path}/file{below}")

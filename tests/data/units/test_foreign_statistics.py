@@ -205,3 +205,20 @@ def test_the_released_files_are_the_units_we_know():
         np.testing.assert_allclose(imported.high, known.high, rtol=1e-9)
         assert imported.gripper_env == known.gripper_env
         assert found[name]["num_trajectories"] > 60000
+
+
+@pytest.mark.parametrize(
+    ("mask", "counts", "problem"),
+    [
+        (3, {}, "a: action: mask is no list of true and false"),
+        ("TTTTTTF", {}, "a: action: mask is no list of true and false"),
+        (None, {"num_transitions": "many"}, "a: num_transitions is 'many', no number"),
+        (None, {"num_transitions": [100]}, r"a: num_transitions is \[100\], no number"),
+        (None, {"num_trajectories": float("inf")}, "a: num_trajectories is inf, no number"),
+    ],
+)
+def test_masks_and_counts_that_are_none(tmp_path, mask, counts, problem):
+    action = {"mean": [0.0] * 7, "std": [1.0] * 7, "mask": mask}
+    (tmp_path / "stats.json").write_text(json.dumps({"action": action, **counts}))
+    with pytest.raises(ConfigError, match=problem):
+        read_statistics(tmp_path / "stats.json", ["a"])

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from vla_jax.config import ConfigError
-from vla_jax.data.units.lost_motion import check_clipping, clipped_shares, lost_motion
+from vla_jax.data.units.lost_motion import (
+    check_clipping,
+    clipped_shares,
+    lost_gripper,
+    lost_motion,
+)
 from vla_jax.data.units.normalize import ActionSpec
 
 
@@ -58,3 +63,22 @@ def test_what_clipping_cuts_is_told_once(caplog):
         clipped = check_clipping("mine", recorded, spec("bounds"))
     assert clipped == {1: "30%"}
     assert lost_motion(recorded, *both, clipped=clipped) == []
+
+
+@pytest.mark.parametrize(
+    ("opened", "told"),
+    [
+        ([0.0, 0.08], "0 to 0.08, and from 0 = closed to 1 = open that is always closed"),
+        ([85.0, 85.0], "always open"),
+        ([-1.0, 0.0], "always closed"),
+        ([0.0, 1.0], ""),
+        ([-1.0, 1.0], ""),
+        ([1.0, 1.0], ""),
+        ([0.0, 0.0], ""),
+        ([], ""),
+    ],
+)
+def test_a_gripper_that_would_never_move(opened, told):
+    lines = lost_gripper(np.array(opened, np.float32))
+    assert len(lines) == bool(told)
+    assert told in "".join(lines)

@@ -6,6 +6,7 @@ Axis letters: r recordings.
 import logging
 import pickle
 import struct
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 MISTAKES = (
     LookupError, TypeError, ValueError, AttributeError, OverflowError, EOFError, OSError,
     MemoryError, ImportError, RecursionError, pickle.UnpicklingError, struct.error,
+    zipfile.BadZipFile,
 )  # fmt: skip
 LONGEST = 512  # frames of a piece of a recording
 
@@ -92,10 +94,17 @@ def read_annotations(folder: Path, required: bool) -> list[Annotation]:
         tree = load_object(path)
         spans, language = tree["info"]["indx"], tree["language"]
         rows = zip(spans, language["task"], language["ann"], strict=True)
-        return [Annotation(int(a), int(b), str(task), str(text)) for (a, b), task, text in rows]
+        return [Annotation(int(a), int(b), _text(task), _text(text)) for (a, b), task, text in rows]
     except MISTAKES as error:
         problem = problem_of(path, f"is not a CALVIN annotation file ({error!r})")
         raise DataError(problem, path) from error
+
+
+def _text(value: Any) -> str:
+    text = value.decode() if isinstance(value, bytes) else value
+    if not isinstance(text, str):
+        raise TypeError(f"{value!r} is no text")
+    return str(text)
 
 
 def episodes_of_spans(

@@ -364,9 +364,13 @@ class _Depth:
 def _recordings(folder: Path) -> Int64[np.ndarray, "r 2"]:
     path = folder / "ep_start_end_ids.npy"
     try:
-        ranges = np.load(path).astype(np.int64)
+        numbers = np.load(path)
+        with np.errstate(invalid="ignore"):
+            ranges = numbers.astype(np.int64)
     except MISTAKES as error:
         raise DataError(problem_of(path, f"cannot be read: {error}"), path) from error
+    if (ranges != numbers).any():
+        raise DataError("holds numbers that are no frames' ids", path)
     if ranges.ndim != 2 or ranges.shape[1] != 2 or not len(ranges):
         raise DataError(f"has shape {ranges.shape}, not [recordings, 2]", path)
     if (ranges[:, 1] < ranges[:, 0]).any():

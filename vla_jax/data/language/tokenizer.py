@@ -111,13 +111,16 @@ class Tokenizer:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: the text is empty: weights imported without a tokenizer.
+            ValueError: the text is empty: weights imported without a tokenizer; or it is none.
         """
         if not text:
             raise ValueError(
                 "the checkpoint has no tokenizer: import it again from a folder that has one"
             )
-        return cls(_Backend.from_str(text))
+        try:
+            return cls(_Backend.from_str(text))
+        except Exception as error:  # the library raises nothing more special
+            raise ValueError(f"the tokenizer of the checkpoint cannot be read: {error}") from error
 
     def to_json(self) -> str:
         """The whole tokenizer as text."""
@@ -278,9 +281,8 @@ def _class_of(folder: Path, usual: Any) -> Any:
     """
     import transformers
 
-    path = folder / "tokenizer_config.json"
-    named = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if named.get("tokenizer_class", "").startswith("XLMRobertaTokenizer"):
+    named = _settings(folder / "tokenizer_config.json").get("tokenizer_class")
+    if str(named).startswith("XLMRobertaTokenizer"):
         return transformers.XLMRobertaTokenizer
     return usual
 
@@ -307,7 +309,10 @@ def _with_tokens(backend: _Backend, added: Iterable[str]) -> _Backend:
 def _byte_level(folder: Path) -> _Backend:
     """Byte-level BPE as GPT-2's; texts are `<s> ... </s>` if the vocabulary has these (BART)."""
     files = (str(folder / name) for name in _PAIRS)
-    backend = _Backend(models.BPE.from_file(*files))
+    try:
+        backend = _Backend(models.BPE.from_file(*files))
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"{folder}: its {' and '.join(_PAIRS)}: {error}") from error
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     vocabulary = backend.get_vocab()
@@ -330,9 +335,28 @@ def _plain(backend: _Backend, plain: bool) -> _Backend:
 
 def _pad_token(folder: Path) -> str | None:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / name
-        if path.exists():
-            token = json.loads(path.read_text(encoding="utf-8")).get("pad_token")
-            if token:
-                return token["content"] if isinstance(token, dict) else token
+        token = _settings(folder / name).get("pad_token")
+        if not token:
+            continue
+        text = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(text, str):
+            raise ValueError(f"{folder / name}: pad_token is {token!r}, no token")
+        return text
     return None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The JSON object in one of the small files beside a tokenizer; {} where there is none.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {explain_file(path) or f'not JSON: {error}'}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object, found {type(content).__name__}")
+    return content

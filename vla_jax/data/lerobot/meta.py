@@ -111,14 +111,13 @@ class Info:
         if self.version != "v3.0":
             path = folder / "tasks.jsonl"
             with understood(path, "a list of tasks"):
-                return {int(row["task_index"]): str(row["task"]) for row in read_json_lines(path)}
+                rows = read_json_lines(path)
+                return _tasks(path, [r["task_index"] for r in rows], [r["task"] for r in rows])
         path = folder / "tasks.parquet"
         with understood(path, "a list of tasks"):
             table = read_table(path).to_pydict()
             numbers, texts = table["task_index"], table[_task_column(path, list(table))]
-            if not all(isinstance(text, str) for text in texts):
-                raise DataError(f"tasks are no texts: {texts[:3]}", path)
-            return {int(number): text for number, text in zip(numbers, texts, strict=True)}
+            return _tasks(path, numbers, texts)
 
     def episodes(self, split: str) -> tuple[list[Episode], list[tuple[DataError, int]]]:
         """The sound episodes of a split, in order, and what is wrong with how many others.
@@ -252,6 +251,24 @@ def _unsound(episode: Episode) -> DataError | None:
         if not path.is_file():
             return DataError("the file is missing", path, episode.number)
     return None
+
+
+def _tasks(path: Path, numbers: Sequence[Any], texts: Sequence[Any]) -> dict[int, str]:
+    """`task_index` -> text.
+
+    Raises:
+        DataError: a task is no text, or a number stands for several.
+    """
+    strange = [text for text in texts if not isinstance(text, str)]
+    if strange:
+        raise DataError(f"tasks are no texts: {strange[:3]}", path)
+    tasks: dict[int, str] = {}
+    for number, text in zip(numbers, texts, strict=True):
+        # A merge that did not count on leaves this: nobody can say which of them a row means.
+        if tasks.setdefault(int(number), text) != text:
+            both = [tasks[int(number)], text]
+            raise DataError(f"task_index {number} stands for several tasks: {both}", path)
+    return tasks
 
 
 def _names(row: Mapping[str, Any], of: str) -> dict[str, int]:

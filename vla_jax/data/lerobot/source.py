@@ -215,7 +215,8 @@ class LeRobotSource:
             images = self._pages.read(episode.data, key, rows)
             for frame, data in enumerate(images):
                 if not data:
-                    raise ImageDecodeError("the row holds no image", episode.data, frame=frame)
+                    problem = "the row holds no image (the path of a file is not followed)"
+                    raise ImageDecodeError(problem, episode.data, frame=frame)
             return [data for data in images if data]
         except DataError as error:
             path, step = error.file or episode.data, step + max(error.frame, 0)

@@ -81,7 +81,7 @@ class _Video:
         except ImportError as error:
             hint = f"videos need PyAV: {install_hint('lerobot')}"
             raise DataError(hint, path) from error
-        self.path, self._errors = path, FFmpegError
+        self.path, self._errors, self._fps = path, FFmpegError, fps
         self.owner: Any = None
         self._open()
         rate = self._stream.average_rate or self._stream.guessed_rate
@@ -147,7 +147,17 @@ class _Video:
                 return pixels.to_ndarray()
         except (OSError, self._errors) as error:
             raise ImageDecodeError(f"corrupt video at {time:.3f} s: {error}", self.path) from error
-        raise ImageDecodeError(f"the video has no frame at {time:.3f} s", self.path)
+        problem = f"the video has no frame at {time:.3f} s{self._extent()}"
+        raise ImageDecodeError(problem, self.path)
+
+    def _extent(self) -> str:
+        """What the container says of the video's rate and length, and what follows from it."""
+        length = self._stream.duration
+        ends = f" and ends after {float(length * self._stream.time_base):.3f} s" if length else ""
+        return (
+            f": it has {1 / self._step:.4g} frames a second{ends}; the rows of {self._fps:.4g} a "
+            "second and their timestamps must fit it"
+        )
 
     def _from_the_beginning(self, time: float) -> Any:
         """The frame nearest to `time` of a container in which one cannot seek back that far."""

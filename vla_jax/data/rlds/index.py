@@ -212,7 +212,7 @@ def _fingerprint(container: Container, path: Path) -> str:
 def _dataset_info(directory: Path) -> dict:
     path = directory / "dataset_info.json"
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = json.loads(path.read_text(encoding="utf-8-sig"))
         splits = [
             {
                 "name": str(split["name"]),
@@ -233,7 +233,7 @@ def _dataset_info(directory: Path) -> dict:
         ) from None
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path) from error
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, AttributeError) as error:
         problem = problem_of(path, f"not a TFDS dataset_info.json ({error!r})")
         raise DataError(problem, path) from error
 
@@ -271,7 +271,9 @@ def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
             f"{len(absent)} of {len(names)} shards are missing: {absent[:5]}", directory
         )
     if not sum(lengths):
-        raise EmptyTrajectoryError(f"split {split!r} has no episodes", directory)
+        # Its shards may be there all the same: the earliest releases of TFDS wrote no lengths.
+        why = "" if lengths else ": dataset_info.json gives no shardLengths for it"
+        raise EmptyTrajectoryError(f"split {split!r} has no episodes{why}", directory)
     return names
 
 

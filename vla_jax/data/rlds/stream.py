@@ -119,7 +119,8 @@ def scan_records(path: Any, check_crc: bool = True) -> Iterator[tuple[int, bytes
             episode += 1
     except tf.errors.DataLossError as error:
         kind = TruncatedShardError if "truncated" in error.message else CorruptRecordError
-        raise kind(error.message, str(path), episode) from error
+        problem = "ends early" if kind is TruncatedShardError else "is no TFRecord, or damaged"
+        raise kind(problem_of(path, problem), str(path), episode) from error
     except tf.errors.OpError as error:
         raise DataError(f"cannot be read: {error.message}", str(path), episode) from error
 

@@ -100,17 +100,23 @@ def _convert(entry: Mapping[str, Any], name: str, problems: list[str]) -> dict[s
         dim = len(action["mean"])
         # Files without a mask are of arms whose last number is the gripper.
         mask = entry["action"].get("mask") or [True] * (dim - 1) + [False]
-        if len(mask) != dim:
+        if not isinstance(mask, list) or not all(scaled in (0, 1) for scaled in mask):
+            problems.append(f"{name}: action: mask is no list of true and false")
+        elif len(mask) != dim:
             problems.append(f"{name}: action: mask has {len(mask)} entries, mean {dim}")
-        action["mask"] = [bool(scaled) for scaled in mask]
+        else:
+            action["mask"] = [bool(scaled) for scaled in mask]
     if isinstance(entry.get("proprio"), dict):
         proprio = _columns(entry["proprio"], f"{name}: proprio", problems)
         # Openvla writes zeros where no state was read.
         if any(value for values in proprio.values() for value in values):
             converted["proprio"] = proprio
     for count in ("num_transitions", "num_trajectories"):
-        if entry.get(count) is not None:
-            converted[count] = int(entry[count])
+        number = entry.get(count)
+        if number is not None and not _is_number(number):
+            problems.append(f"{name}: {count} is {number!r}, no number")
+        elif number is not None:
+            converted[count] = int(number)
     return converted
 
 

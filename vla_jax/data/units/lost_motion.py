@@ -55,6 +55,8 @@ def check_motion(recorded: Dataset, units: Units) -> None:
         cut = _CUT_NORMAL if spec.normalization == "normal" else _CUT
         both = spec.normalize, spec.unnormalize
         lines += lost_motion(recorded.actions, *both, "action", cut, clipped)
+    if spec.gripper is not None:
+        lines += lost_gripper(recorded.actions[:, -1])
     if units.state is not None and recorded.proprio is not None:
         both = units.state.normalize, units.state.unnormalize
         lines += lost_motion(recorded.proprio, *both, "state")
@@ -115,6 +117,25 @@ def lost_motion(
                 "the model. Are the statistics of these data, and in the same units?"
             )
     return lines
+
+
+def lost_gripper(opened: Float[np.ndarray, "n"]) -> list[str]:
+    """A line about a gripper that a policy would never move; [] if there is nothing to say.
+
+    Args:
+        opened: of every frame, as the spec makes it: 0 is closed, 1 open.
+    """
+    if not len(opened):
+        return []
+    low, high = float(opened.min()), float(opened.max())
+    # One that never moves is no motion lost, as long as it is a state of the gripper.
+    if low < 0.5 < high or (low == high and 0 <= low <= 1):
+        return []
+    state = "open" if low >= 0.5 else "closed"
+    return [
+        f"the gripper's numbers are {low:.4g} to {high:.4g}, and from 0 = closed to 1 = open that "
+        f"is always {state}. Scale them in the spec's `standardize`"
+    ]
 
 
 def clipped_shares(actions: Float[np.ndarray, "n a"], spec: ActionSpec) -> list[float]:
