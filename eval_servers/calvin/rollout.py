@@ -29,9 +29,10 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from eval_servers import cli, results
-from eval_servers.calvin import chains, simulator
+from eval_servers.calvin import chains
 from eval_servers.calvin.env import attempt, film, make_env
 from eval_servers.calvin.probe import add_flags, probe, settings_of
+from eval_servers.calvin.simulator import SimulatorError
 
 MAX_STEPS = 360  # of a task, CALVIN's protocol
 TIMEOUT = 3600.0  # seconds for a chain of 1800 steps
@@ -39,14 +40,12 @@ TIMEOUT = 3600.0  # seconds for a chain of 1800 steps
 
 def main(arguments: Sequence[str]) -> int:
     """Run the evaluation; returns the exit status."""
-    return cli.main(_parse_flags(arguments), _prepare, (simulator.SimulatorError,))
+    return cli.main(_parse_flags(arguments), _prepare, (SimulatorError,))
 
 
 def _prepare(flags: argparse.Namespace) -> cli.Evaluation:
     settings = settings_of(flags)
     episodes = _episodes(flags)
-    # What is missing here is said before a server is waited for.
-    simulator.check(settings)
     cli.check_instructions(flags, episodes)
     protocol = {
         "environment": "calvin",
