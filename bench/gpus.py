@@ -9,7 +9,6 @@ then, and the time that of the operations alone. Rows whose file is in OUT are n
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench import plans
 from vla_jax.plan import machines
 from vla_jax.plan.compiled import EFFICIENCY
 
-ROOT = Path(__file__).resolve().parents[1]
 MARKS = ("<!-- gpus -->", "<!-- /gpus -->")
 STEPS = 10_000  # that the hours are of
 TRACED = "-traced"
@@ -79,24 +78,10 @@ def main() -> None:
         file = out / f"{row.file}{TRACED if flags.traced else ''}.json"
         if file.exists() or flags.only not in row.file:
             continue
-        print(row.file, file=sys.stderr, flush=True)
-        command = [
-            sys.executable, str(ROOT / "launch" / "plan.py"), f"--config={row.config}",
-            f"--topology={row.topology}", f"--config.train.batch_size={row.batch}",
-            f"--json={file}", *(f"--config.{flag}" for flag in row.flags),
-            *(() if flags.traced else ("--compile",)),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        file.with_suffix(".log").write_text(done.stdout + done.stderr)
-        if done.returncode:
-            print(done.stderr.strip().splitlines()[-1:], file=sys.stderr)
-    table = "\n".join(lines(out))
-    print(table)
-    if flags.write:
-        page = Path(flags.write)
-        before, table_and_after = page.read_text().split(MARKS[0])
-        after = table_and_after.partition(MARKS[1])[2]
-        page.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
+        where = (f"--config={row.config}", f"--topology={row.topology}")
+        changed = (f"--config.{flag}" for flag in (f"train.batch_size={row.batch}", *row.flags))
+        plans.run_plan(file, *where, *changed, *(() if flags.traced else ("--compile",)))
+    plans.show_table(lines(out), flags.write, MARKS)
 
 
 def lines(out: Path) -> Iterator[str]:

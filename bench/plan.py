@@ -9,13 +9,16 @@ memory. Rows whose file is in OUT already are not compiled again.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+if __package__ in (None, ""):  # run as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import plans
+
 MARKS = ("<!-- plan -->", "<!-- /plan -->")
 # Config, topology, windows of a row block, further flags.
 ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
@@ -47,22 +50,9 @@ def main() -> None:
         file = _file(out, config, topology)
         if file.exists() or flags.only not in (topology, config, ""):
             continue
-        print(f"{config} on {topology}", file=sys.stderr, flush=True)
-        command = [
-            sys.executable, str(ROOT / "launch" / "plan.py"), f"--config={config}",
-            f"--topology={topology}", f"--windows={windows}", "--compile", f"--json={file}", *more,
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        (out / f"{file.stem}.log").write_text(done.stdout + done.stderr)
-        if done.returncode:
-            print(done.stderr.strip().splitlines()[-1:], file=sys.stderr)
-    table = "\n".join(lines(out))
-    print(table)
-    if flags.write:
-        page = Path(flags.write)
-        before, rest = page.read_text().split(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        page.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
+        where = (f"--config={config}", f"--topology={topology}", f"--windows={windows}")
+        plans.run_plan(file, *where, "--compile", *more)
+    plans.show_table(lines(out), flags.write, MARKS)
 
 
 def lines(out: Path) -> Iterator[str]:

@@ -9,23 +9,25 @@ from typing import Any
 
 from vla_jax.configs import base
 
+# Few large patches: with flat colors and a still camera, where a block is can be read off the
+# pixels by one linear map, which is quick to learn and quick to compute.
+VISION = {
+    "hidden_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    "patch_size": 16,
+    "image_size": 32,
+}
+
 
 def get_config(data: str = "runs/quickstart/data/tabletop/1.0.0") -> Any:
     """The argument after the colon is the dataset's folder."""
     c = base.get_config()
     m = c.model
-    # Few large patches: with flat colours and a still camera, where a block is can be read off the
-    # pixels by one linear map, which is quick to learn and quick to compute.
     m.backbone.arch = {
         "latent_query_num": 2,
-        "vision_config": {
-            "hidden_size": 96,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 4,
-            "intermediate_size": 192,
-            "patch_size": 16,
-            "image_size": 32,
-        },
+        "vision_config": dict(VISION),
         "text_config": {
             "vocab_size": 128,
             "embed_dim": 64,

@@ -15,15 +15,7 @@ ARCH: dict[str, Any] = {
     "mask": "prefix",
     "hidden_size": WIDTH,
     "projection_dim": WIDTH,
-    # Few large patches, as in configs/quickstart.py.
-    "vision_config": {
-        "hidden_size": 96,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "intermediate_size": 192,
-        "patch_size": 16,
-        "image_size": 32,
-    },
+    "vision_config": quickstart.VISION,
     "text_config": {
         "vocab_size": 128,
         "hidden_size": WIDTH,

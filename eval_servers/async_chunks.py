@@ -107,8 +107,8 @@ class AsyncChunks:
         if problems:
             raise ValueError("asynchronous chunks: " + "; ".join(problems))
         self._client, self._execute_steps, self._delay = client, execute_steps, delay
-        told = client.metadata.get("rtc")
-        self._server: Dict[str, Any] = told if isinstance(told, dict) else {}
+        stated = client.metadata.get("rtc")
+        self._server: Dict[str, Any] = stated if isinstance(stated, dict) else {}
         self._guides = mode == "rtc" and bool(self._server.get("guidance"))
         self._blends = mode == "rtc" and not self._guides
         bound = self._server.get("max_step") if max_step is None else max_step
@@ -260,10 +260,10 @@ def blend(
     """
     overlap = min(len(remaining), len(chunk))
     old = np.concatenate([remaining[:overlap], chunk[overlap:]])
-    place = np.arange(len(chunk))
+    number = np.arange(len(chunk))
     # Falls in equal steps from 1 before the delay, and would be 0 at the end of the overlap.
-    weight = np.clip(1.0 - (place - delay + 1) / (overlap - delay + 1.0), 0.0, 1.0)
-    weight = np.where(place < overlap, weight, 0.0)[:, None]
+    weight = np.clip(1.0 - (number - delay + 1) / (overlap - delay + 1.0), 0.0, 1.0)
+    weight = np.where(number < overlap, weight, 0.0)[:, None]
     mixed = weight * old + (1.0 - weight) * chunk
     if max_step is not None:
         mixed = np.where(max_step > 0, mixed, np.where(weight > 0.5, old, chunk))

@@ -51,17 +51,17 @@ def prefix_weights(
     end = min(end, chunk)
     # More delay than there is of the last chunk: all that there is binds.
     start = min(start, end)
-    place = np.arange(chunk)
+    number = np.arange(chunk)
     weights = {
         "ones": np.ones(chunk),
-        "zeros": (place < start).astype(float),
+        "zeros": (number < start).astype(float),
     }.get(schedule)
     if weights is None:
         # Falls in equal steps: 1 before `start`, and would be 0 at `end`.
-        weights = np.clip(1 - (place - start + 1) / (end - start + 1), 0.0, 1.0)
+        weights = np.clip(1 - (number - start + 1) / (end - start + 1), 0.0, 1.0)
         if schedule == "exp":
             weights = weights * np.expm1(weights) / (math.e - 1)
-    return np.where(place < end, weights, 0.0).astype(np.float32)
+    return np.where(number < end, weights, 0.0).astype(np.float32)
 
 
 @dataclass(frozen=True)

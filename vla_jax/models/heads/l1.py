@@ -16,7 +16,7 @@ from vla_jax.models.heads.denoiser import as_prediction, as_values
 from vla_jax.models.losses import masked_mean, row_means
 from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.norms import LayerNorm
-from vla_jax.types import Actions, Prediction
+from vla_jax.types import Actions, Guide, Prediction
 
 
 class L1Head(Head):
@@ -61,12 +61,13 @@ class L1Head(Head):
         valid: Bool[Array, "b w"],
         key: PRNGKeyArray | None = None,
         last: bool = False,
+        guide: Guide | None = None,
     ) -> Prediction:
         """The chunk of the one step there is.
 
         With a binary gripper as in all other heads: it is open above 0, the arm ends at -1 and 1.
         """
-        del valid, key, last
+        del valid, key, last, guide
         values = self.values(features)
         if self.head.gripper == "binary":
             return as_prediction(values, self.sizes.gripper)
