@@ -8,12 +8,12 @@ count up from 0; evaluation starts at 10000, so no evaluated scene was demonstra
 """
 
 import argparse
-import concurrent.futures
+import contextlib
+import functools
 import logging
-import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from eval_servers.tabletop.expert import demonstrations
 from vla_jax import progress, refusal
 from vla_jax.data import features
 from vla_jax.data.rlds.writer import RLDSWriter
+from vla_jax.workers import in_order
 
 VAL_EVERY = 25  # one episode in so many is held out
 SHARE = 26  # episodes a worker makes at a time: every task twice
@@ -44,8 +45,11 @@ def record(out: str | Path, episodes: int, size: int, noise: float, workers: int
         FileExistsError: if the folder is not empty.
     """
     counts = {"train": 0, "val": 0, "steps": 0}
-    with RLDSWriter(out, "tabletop", _features(size), description=__doc__ or "") as writer:
-        for number, episode in enumerate(_episodes(episodes, size, noise, workers)):
+    with (
+        RLDSWriter(out, "tabletop", _features(size), description=__doc__ or "") as writer,
+        contextlib.closing(_episodes(episodes, size, noise, workers)) as made,
+    ):
+        for number, episode in enumerate(made):
             split = "val" if number % VAL_EVERY == VAL_EVERY - 1 else "train"
             writer.write(split, episode)
             counts[split] += 1
@@ -71,20 +75,18 @@ def _features(size: int) -> dict[str, Any]:
     }
 
 
-def _episodes(episodes: int, size: int, noise: float, workers: int) -> Iterator[dict[str, Any]]:
+def _episodes(
+    episodes: int, size: int, noise: float, workers: int
+) -> Generator[dict[str, Any], None, None]:
     """Episodes in the order of their seeds, whatever the number of workers."""
     shares = [range(i, min(i + SHARE, episodes)) for i in range(0, episodes, SHARE)]
-    # A fork would copy locks whose threads it does not copy.
-    context = multiprocessing.get_context("spawn")
+    work = functools.partial(_share, size=size, noise=noise)
     with (
-        concurrent.futures.ProcessPoolExecutor(
-            workers, mp_context=context, initializer=refusal.end_on_interrupt
-        ) as pool,
+        in_order(work, shares, workers) as results,
         progress.bar(total=episodes, desc="demonstrations", unit="episode") as bar,
     ):
-        futures = [pool.submit(_share, seeds, size, noise) for seeds in shares]
-        for seeds, future in zip(shares, futures, strict=True):
-            yield from future.result()
+        for seeds, made in zip(shares, results, strict=True):
+            yield from made
             bar.update(len(seeds))
 
 

@@ -36,7 +36,7 @@ from vla_jax.inference.policy import with_complete_arch
 from vla_jax.models import legality, vla
 from vla_jax.models.weights import WeightError
 from vla_jax.shipped import config_names
-from vla_jax.train import evaluate, flops, lock, log, lora, resume, runtime, state
+from vla_jax.train import evaluate, flops, heap, lock, log, lora, resume, runtime, state
 from vla_jax.train import mesh as meshes
 from vla_jax.train.checkpoint import CheckpointError, Checkpoints
 from vla_jax.train.epochs import with_steps
@@ -272,6 +272,7 @@ def run_steps(
                 logger.info("compiled, first step done: %.0f s", time.perf_counter() - began)
                 # Neither compiling nor this count is part of a step's speed, hence the pause.
                 count_operations(run, meter, batch)
+                heap.trim()
                 meter.pause(done)
 
             # The host runs a step or two ahead of the devices, so it looks at numbers late.
@@ -295,6 +296,7 @@ def run_steps(
                 pending.flush()
                 with clock.spent("checkpoint"):
                     run.saver.save(done, train_state, where)
+                heap.trim()
                 meter.pause(done)
             else:
                 # A save in the background may have failed, and here is a state to save instead.
@@ -309,6 +311,7 @@ def run_steps(
                 except DataError:
                     save_before_error(run, done, start, train_state, batches)
                     raise
+                heap.trim()
                 meter.pause(done)
             if leave or done == c.steps:
                 pending.flush()

@@ -63,13 +63,6 @@ def _tell_interrupt(
         sys.__excepthook__(kind, error, trace)
 
 
-def end_on_interrupt() -> None:
-    """Ctrl-C ends this process at once and without a word: for workers, whose parent speaks."""
-    # A shell starts background jobs with SIGINT ignored; that stays.
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def tell(program: str, error: Exception, debug: bool) -> int:
     """Says in a line why a program ends; returns its exit status.
 

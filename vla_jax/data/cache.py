@@ -1,13 +1,11 @@
 """Folders of arrays, and files of numbers, that are made once and then shared."""
 
-import concurrent.futures
 import contextlib
 import errno
 import fcntl
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import socket
@@ -15,13 +13,13 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vla_jax import progress, refusal
+from vla_jax import progress, workers
 from vla_jax.data.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -270,33 +268,43 @@ def _lock(path: Path):
             path.unlink(missing_ok=True)
 
 
-def run_jobs(work: Callable[[Any], Any], jobs: Sequence[Any], parallel: bool) -> Iterator[Any]:
-    """`work` of every job, in order, under a progress bar; in processes if that is worth it."""
-    workers = min(os.cpu_count() or 1, len(jobs), 16)
-    if workers < 2 or not parallel:
-        yield from progress.bar(map(work, jobs), total=len(jobs), desc="index")
+@contextlib.contextmanager
+def run_jobs(
+    work: Callable[[Any], Any], jobs: Sequence[Any], parallel: bool
+) -> Iterator[Iterable[Any]]:
+    """What `work` gives for every job, in order, under a progress bar, to be entered.
+
+    Args:
+        work: a function of a module.
+        jobs: its arguments.
+        parallel: whether the work is worth processes.
+    """
+    count = min(os.cpu_count() or 1, len(jobs), 16)
+    if count < 2 or not parallel:
+        yield progress.bar(map(work, jobs), total=len(jobs), desc="index")
         return
-    # spawn: jax has threads by now, and forking a threaded process can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, context, initializer=refusal.end_on_interrupt
-    ) as pool:
-        yield from progress.bar(pool.map(work, jobs), total=len(jobs), desc="index")
+    with workers.in_order(work, jobs, count) as results:
+        yield progress.bar(results, total=len(jobs), desc="index")
 
 
-def write_columns(folder: Path, parts: Iterable[Mapping[str, np.ndarray]]) -> list[str]:
+def write_columns(
+    folder: Path, parts: Generator[Mapping[str, np.ndarray], None, None]
+) -> list[str]:
     """Writes {file stem: rows} part after part; a stem's file holds the rows of all parts.
+
+    `parts` is closed in any case: what it still has at work would go on after an error here.
 
     Returns:
         The stems.
     """
     columns: dict[str, _Column] = {}
     try:
-        for part in parts:
-            for stem, rows in part.items():
-                if stem not in columns:
-                    columns[stem] = _Column(folder / f"{stem}.npy", rows)
-                columns[stem].append(rows)
+        with contextlib.closing(parts):
+            for part in parts:
+                for stem, rows in part.items():
+                    if stem not in columns:
+                        columns[stem] = _Column(folder / f"{stem}.npy", rows)
+                    columns[stem].append(rows)
         for column in columns.values():
             column.close()
     finally:

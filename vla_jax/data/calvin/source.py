@@ -14,7 +14,7 @@ Source: the dataset's README in github.com/mees/calvin. Axis letters: e episodes
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -221,12 +221,14 @@ class CalvinSource:
             ]
             unsound: list[Unsound] = []
 
-            def parts() -> Iterator[dict[str, np.ndarray]]:
-                for rows, wrong in run_jobs(copy_low, jobs, len(self._ids) >= _PARALLEL_FRAMES):
-                    if wrong and not skip:
-                        raise self._error(wrong[0])
-                    unsound.extend(wrong)
-                    yield rows
+            def parts() -> Generator[dict[str, np.ndarray], None, None]:
+                parallel = len(self._ids) >= _PARALLEL_FRAMES
+                with run_jobs(copy_low, jobs, parallel) as copied_jobs:
+                    for rows, wrong in copied_jobs:
+                        if wrong and not skip:
+                            raise self._error(wrong[0])
+                        unsound.extend(wrong)
+                        yield rows
 
             write_columns(folder, parts())
             return {SKIPPED: unsound, _STAMPS: frame_stamps}

@@ -75,11 +75,12 @@ def copy_rows(episodes: Sequence[Episode], wanted: Wanted, files: Sequence[Path]
     jobs = [(path, part, wanted) for path, part in by_file.items()]
     notes: list[tuple[str, int]] = []
     lost: list[tuple[Episode, DataError]] = []
-    for part in run_jobs(_copy, jobs, len(jobs) >= _PARALLEL_FILES):
-        notes += part.notes
-        lost += part.wrong
-        if part.episodes:
-            yield part._replace(wrong=[])
+    with run_jobs(_copy, jobs, len(jobs) >= _PARALLEL_FILES) as parts:
+        for part in parts:
+            notes += part.notes
+            lost += part.wrong
+            if part.episodes:
+                yield part._replace(wrong=[])
     if lost:
         wrong = []
         for part in _elsewhere(lost, wanted, files):

@@ -10,7 +10,7 @@ Axis letters: e episodes, n frames.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ class LeRobotSource:
         wrong: list[tuple[Episode, DataError]] = []
         files: dict[str, list[int]] = {}
 
-        def parts() -> Iterator[dict[str, np.ndarray]]:
+        def parts() -> Generator[dict[str, np.ndarray], None, None]:
             for part in copy_rows(episodes, wanted, info.data_files()):
                 if part.wrong and not skip:
                     raise part.wrong[0][1]

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -90,17 +90,18 @@ def index_shards(
     skipped: list[Skipped] = []
     tables: dict[str, dict[str, int]] = {p: {} for p in low if features[p].kind == "text"}
 
-    def parts() -> Iterator[dict[str, np.ndarray]]:
-        for number, shard in enumerate(run_jobs(_index_shard, jobs, parallel)):
-            skipped.extend(shard.skipped)
-            if not shard.arrays:
-                continue
-            for path, table in tables.items():
-                # Each shard numbers its texts from 0; one table serves the whole split.
-                codes = [table.setdefault(s, len(table)) for s in shard.tables[path]]
-                shard.arrays[lows[path]] = np.array(codes, np.int32)[shard.arrays[lows[path]]]
-            shard.arrays["shard"] = np.full(len(shard.arrays["length"]), number, np.int32)
-            yield shard.arrays
+    def parts() -> Generator[dict[str, np.ndarray], None, None]:
+        with run_jobs(_index_shard, jobs, parallel) as shards:
+            for number, shard in enumerate(shards):
+                skipped.extend(shard.skipped)
+                if not shard.arrays:
+                    continue
+                for path, table in tables.items():
+                    # Each shard numbers its texts from 0; one table serves the whole split.
+                    codes = [table.setdefault(s, len(table)) for s in shard.tables[path]]
+                    shard.arrays[lows[path]] = np.array(codes, np.int32)[shard.arrays[lows[path]]]
+                shard.arrays["shard"] = np.full(len(shard.arrays["length"]), number, np.int32)
+                yield shard.arrays
 
     if not write_columns(folder, parts()):
         if not skipped:
