@@ -122,18 +122,17 @@ def _lora_checks(config: Config) -> list[str]:
     return problems
 
 
-def _unit_checks(config: "Config") -> list[str]:
+def _unit_checks(config: Config) -> list[str]:
     data = config.data
     if not data.units:
         unused = [name for name in ("relative", "robot") if getattr(data, name)]
         return [f"data.{name}: has no effect without data.units" for name in unused]
     problems = []
-    # These units treat the gripper as a plain number, which most heads do not predict.
+    # These units treat the gripper as a plain number; the heads say whether they predict one.
     if not config.model.gripper_is_number:
         problems.append(
-            "data.units: only where the gripper is predicted as a number: model.expert.gripper "
-            "'number' with structure expert, model.fast.gripper 'number' with head fast, else "
-            "model.head.gripper 'number'"
+            "data.units: only where the gripper is predicted as a number: model.head.gripper "
+            "'number'"
         )
     # (6, -1) speaks of seven numbers: the sign only says which are relative.
     if data.relative and sum(map(abs, data.relative)) > config.model.action_dim:

@@ -129,8 +129,9 @@ class HeadConfig(Options):
     high: float = option(1.0, "Value of the detokenizer's last bin.")
     gripper: str = option(
         "binary",
-        "binary: the gripper is open or closed. number: of detokenizer and l1, the last number of "
-        "an action is like the others, in the units of the data (OpenVLA).",
+        "How a gripper, if model.gripper says there is one, is predicted. binary: open or closed. "
+        "number: like the other numbers of an action, in the units of the data, which only the "
+        "heads detokenizer, fast, expert_flow and l1 do (openpi, LeRobot, OpenVLA).",
         "binary",
         "number",
     )
@@ -189,9 +190,7 @@ class ModelConfig(Options):
     @property
     def gripper_is_number(self) -> bool:
         """Whether the predicted gripper is a number like the others, in the data's units."""
-        own = self.fast if self.head.kind == "fast" else self.head
-        chosen = self.expert if self.structure.kind == "expert" else own
-        return chosen.gripper == "number"
+        return self.head.gripper == "number"
 
     @property
     def has_gripper(self) -> bool:

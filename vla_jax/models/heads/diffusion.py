@@ -40,7 +40,7 @@ class DiffusionHead(Head):
     @classmethod
     def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
         """Attention splits the width evenly among its heads."""
-        return width_refusals(head, structure)
+        return super().refusals(head, structure) + width_refusals(head, structure)
 
     def setup(self):
         self.net = Denoiser(self.head, self.sizes, self.dtype)

@@ -56,6 +56,7 @@ class ExpertFlow(Head):
     expert: ExpertConfig = ExpertConfig()
 
     guidable = True
+    numbers = True
     reads = "expert"
     reads_reason = "it needs an expert beside the VLM, which only the structure `expert` has"
 
@@ -95,7 +96,7 @@ class ExpertFlow(Head):
     def values(self, actions: Actions) -> Float[Array, "b f a"]:
         """The numbers that are denoised, of a window of one step."""
         # A gripper that is a number already has the arm's units.
-        binary = self.expert.gripper == "binary"
+        binary = self.head.gripper == "binary"
         return as_values(actions, binary and self.sizes.gripper)[:, 0]
 
     def draw(
@@ -163,6 +164,6 @@ class ExpertFlow(Head):
     def prediction(self, values: Float[Array, "b f w"]) -> Prediction:
         """Chunks as the robot's part of them; a binary gripper is open above 0."""
         values = values[:, None, :, : self.sizes.action_dim]
-        if self.expert.gripper == "binary":
+        if self.head.gripper == "binary":
             return as_prediction(values, self.sizes.gripper)
         return Prediction(arm=values[..., :-1], gripper=values[..., -1])

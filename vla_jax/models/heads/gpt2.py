@@ -59,7 +59,7 @@ class GPT2Head(Head):
     @classmethod
     def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
         """Attention splits the width evenly among its heads."""
-        return width_refusals(head, structure)
+        return super().refusals(head, structure) + width_refusals(head, structure)
 
     @classmethod
     def weight_map(cls, head: HeadConfig, width: int) -> list[w.Weight]:

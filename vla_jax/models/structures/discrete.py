@@ -20,8 +20,10 @@ from vla_jax.config import ModelConfig
 from vla_jax.models import sharding
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Backbone, Tokens
+from vla_jax.models.heads.common import Head
 from vla_jax.models.structures import splicing
 from vla_jax.models.structures.base import Structure
+from vla_jax.models.structures.fast import FastTokens
 from vla_jax.models.structures.history import History, append_step
 from vla_jax.models.structures.splicing import Sequence, is_padded
 from vla_jax.types import Actions, ArrayT, Observation, Prediction, pytree
@@ -73,6 +75,11 @@ class Discrete(Structure):
     gives = "tokens"
     gives_reason = "the VLM itself writes the actions, so no other head is needed"
     joint = True
+
+    @classmethod
+    def for_head(cls, head: type[Head]) -> type[Structure]:
+        """Itself where a chunk is always as many tokens; else the VLM writes until it ends."""
+        return cls if head.counted else FastTokens
 
     @classmethod
     def refuse_backbone(cls, backbone: type[Backbone]) -> str | None:
