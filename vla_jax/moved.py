@@ -50,7 +50,7 @@ MODULES = {
     "data.stream_source": "data.source_streamed",
     "data.text": "data.language.tokenizer",
     "data.tiktoken": "data.language.qwen_tiktoken",
-    "data.trajectory": "data.windows",
+    "data.trajectory": "data.sampler",
     "data.writer": "data.rlds.writer",
     "execution": "inference.execution",
     "models.block": "models.towers.block",

@@ -37,7 +37,8 @@ def test_moved_keys_keep_their_values(stored):
 
 
 @pytest.mark.parametrize(
-    ("name", "was"), [("pi0_libero", "expert"), ("pi0fast_libero", "fast"), ("openvla_libero", "head")]
+    ("name", "was"),
+    [("pi0_libero", "expert"), ("pi0fast_libero", "fast"), ("openvla_libero", "head")],
 )
 @pytest.mark.parametrize("gripper", ["number", "binary"])
 def test_three_options_of_a_gripper_became_one(stored, name, was, gripper):
