@@ -28,8 +28,8 @@ class Group(ConfigDict):
         """Changes a key's value, with a warning if the key has moved."""
         group, name = self._place(key)
         if (group, name) != (self, key):
-            now = name if group is self else f"parity.{name}"
-            logger.warning("config key %s is now %s in the same group", key, now)
+            new_place = name if group is self else f"parity.{name}"
+            logger.warning("config key %s is now %s in the same group", key, new_place)
         ConfigDict.__setitem__(group, name, value)
 
     def get_type(self, key: str) -> type:

@@ -66,15 +66,15 @@ def _one_gripper(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Format 2 -> 3: `model.expert.gripper` and `model.fast.gripper` are `model.head.gripper`."""
     result = _copied(raw)
     groups = {name: _group(result, ["model", name]) or {} for name in ("structure", "head")}
-    own = {
+    chosen = {
         name: (_group(result, ["model", name]) or {}).pop("gripper", "binary")
         for name in ("expert", "fast")
     }
     # Where an expert acts, or FAST tokens are written, its own option counted and no other.
     if groups["structure"].get("kind") == "expert":
-        groups["head"]["gripper"] = own["expert"]
+        groups["head"]["gripper"] = chosen["expert"]
     elif groups["head"].get("kind") == "fast":
-        groups["head"]["gripper"] = own["fast"]
+        groups["head"]["gripper"] = chosen["fast"]
     return result
 
 

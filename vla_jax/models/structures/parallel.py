@@ -154,12 +154,12 @@ class Parallel(Structure):
         pixels = jnp.stack([observation.images[c][:, 0] for c in s.cameras], axis=1)
         b, count = pixels.shape[:2]
         images = pixels.reshape(-1, *pixels.shape[2:])
-        told = ()
+        condition = ()
         if self.backbone.follows_language:
-            told = (jnp.repeat(self.language(observation, text), count, axis=0),)
+            condition = (jnp.repeat(self.language(observation, text), count, axis=0),)
         # Backbones whose towers follow nothing take the images alone.
         encode: Any = self.backbone.encode_images
-        tokens = encode(images, *told)
+        tokens = encode(images, *condition)
         tokens = sharding.rows(tokens.reshape(b, -1, tokens.shape[-1]))
         if not s.proprio:
             return tokens
