@@ -27,12 +27,12 @@ def test_moved_keys_keep_their_values(stored):
     assert stored["format"] == 1
     old = stored["config"]
     old["data"]["left_pad"], old["augment"]["draws"] = False, "shared"
-    old["model"]["head"]["vocabulary"] = "all"
+    old["model"]["head"] |= {"kind": "detokenizer", "vocabulary": "all"}
     config = resolve(upgrade(old, 1, "here"))
     assert not config.data.parity.left_pad
     assert config.data.parity.dct == "fast"
     assert config.augment.parity.draws == "shared"
-    assert config.model.head.parity.vocabulary == "all"
+    assert to_dict(config)["model"]["head"]["parity"] == {"vocabulary": "all"}
     assert (config.seed, config.lora.rank, config.optim.ema_decay) == (5, 2, 0.9)
 
 

@@ -53,7 +53,7 @@ def model_config(config: Mapping[str, Any], prompt: int, temperature: float = 0.
             text_len=prompt,
             parity=StructureParity(),
         ),
-        head=dataclasses.replace(base.head, kind="fast", gripper="number"),
+        head=original.head_config("fast", gripper="number"),
         fast=FastConfig(
             length=config["max_decoding_steps"],
             prompt="pi0",

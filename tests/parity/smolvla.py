@@ -52,7 +52,7 @@ def model_config(config: Mapping[str, Any], cameras: int, text_len: int) -> Mode
             text_len=text_len,
             proprio=config["state_dim"],
         ),
-        head=dataclasses.replace(base.head, kind="expert_flow", gripper="number"),
+        head=original.head_config("expert_flow", gripper="number"),
         expert=ExpertConfig(
             width=config["expert_hidden"],
             hidden=config["expert_intermediate"],

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vla_jax.config.migrate import RENAMED
+from vla_jax.config.option import kinds
 from vla_jax.config.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -61,5 +62,14 @@ def default_config() -> Any:
 def _grouped(value: Any) -> Any:
     if not dataclasses.is_dataclass(value):
         return ConfigDict(value) if isinstance(value, dict) else value
-    names = [field.name for field in dataclasses.fields(value)]
-    return Group({name: _grouped(getattr(value, name)) for name in names})
+    groups = {}
+    for field in dataclasses.fields(value):
+        groups[field.name] = _grouped(getattr(value, field.name))
+        # Options of all kinds, so that a file or the command line can choose another kind.
+        for cls in kinds(field.metadata).values():
+            for name, default in _grouped(cls()).items():
+                if name not in groups[field.name]:
+                    groups[field.name][name] = default
+                elif groups[field.name][name] != default:
+                    raise TypeError(f"{cls.__name__}.{name}: another kind has another default")
+    return Group(groups)

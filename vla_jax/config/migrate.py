@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vla_jax.config.option import ConfigError
+from vla_jax.config.option import ConfigError, of_its_kind
 from vla_jax.config.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -138,8 +138,9 @@ def _filled(cls: type, raw: Mapping[str, Any], prefix: str, added: list[str]) ->
             result[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(hint) else value
             added.append(f"{prefix}{name}")
         elif dataclasses.is_dataclass(hint) and isinstance(raw[name], Mapping):
-            group = typing.cast(type, hint)
-            result[name] = _filled(group, raw[name], f"{prefix}{name}.", added)
+            # Earlier formats had the options of every kind of head.
+            group, values = of_its_kind(field.metadata, raw[name])
+            result[name] = _filled(group, values, f"{prefix}{name}.", added)
         elif dataclasses.is_dataclass(inner) and isinstance(raw[name], list | tuple):
             group = typing.cast(type, inner)
             result[name] = [

@@ -12,13 +12,15 @@ width
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vla_jax.config import ExpertConfig
+from vla_jax.config import ExpertConfig, HeadConfig
+from vla_jax.config.option import option
 from vla_jax.models.heads.common import Head
 from vla_jax.models.heads.denoiser import as_prediction, as_values
 from vla_jax.models.heads.guidance import guided_velocity
@@ -46,6 +48,13 @@ def widen(x: Float[Array, "*b a"], width: int) -> Float[Array, "*b w"]:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
 
 
+@dataclass(frozen=True)
+class ExpertFlowOptions(HeadConfig):
+    """Options of the head `expert_flow`; those of the expert are `model.expert`."""
+
+    sampling_steps: int = option(10, "Euler steps in which a chunk is sampled.", positive=True)
+
+
 class ExpertFlow(Head):
     """What stands before and behind the expert: projections, time, loss and Euler steps.
 
@@ -53,8 +62,10 @@ class ExpertFlow(Head):
         expert: the expert's settings.
     """
 
+    head: ExpertFlowOptions
     expert: ExpertConfig = ExpertConfig()
 
+    OPTIONS = ExpertFlowOptions
     guidable = True
     numbers = True
     reads = "expert"

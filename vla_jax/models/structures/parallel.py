@@ -88,7 +88,8 @@ class Parallel(Structure):
     @classmethod
     def _writes(cls, config: ModelConfig) -> bool:
         """Whether the numbers are read as tokens."""
-        return HEADS[config.head.kind].reads == "tokens"
+        head = HEADS[config.head.kind]
+        return head.reads == "tokens" and head.counted
 
     @classmethod
     def has_action_token(cls, config: ModelConfig) -> bool:
@@ -101,7 +102,8 @@ class Parallel(Structure):
         """The number of ids that may be words: those below the actions', where there are any."""
         if not self._writes(self.config):
             return super().word_ids
-        return self.config.head.token_end - self.config.head.bins
+        head: Any = self.config.head
+        return head.token_end - head.bins
 
     def setup(self):
         """Backbone, head, and the state's token where one is read."""
