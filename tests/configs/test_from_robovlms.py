@@ -43,7 +43,8 @@ def test_every_shipped_config_resolves(name, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         config = resolve(from_robovlms.get_config(str(path)))
     model, optim, train = config.model, config.optim, config.train
-    assert model.head == LSTMOptions(hidden=1024, layers=4)
+    pooled = model.head.down_sample
+    assert model.head == LSTMOptions(down_sample=pooled, hidden=1024, layers=4)
     assert (model.structure.kind, model.structure.chunk) == ("policy_head", 10)
     assert model.dtype == "bfloat16"
     assert (config.data.clip, config.seed, optim.gripper_weight) == (0.65, 123, 0.01)
