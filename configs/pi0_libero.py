@@ -32,7 +32,7 @@ def get_config(data: str = "data/libero") -> Any:
     c.model.structure.update({"text_len": 48, "proprio": 8})
     c.model.head.kind = "expert_flow"
     c.model.expert.update({"adaptive": False, "state": "expert", "prompt": "pi0"})
-    c.model.expert.gripper = "number"
+    c.model.head.gripper = "number"
     c.model.dropout = False
     c.augment.shift = {}
     c.augment.update({"brightness": 0.3, "contrast": 0.4, "saturation": 0.5})

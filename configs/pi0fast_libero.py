@@ -26,6 +26,6 @@ def get_config(data: str = "data/libero") -> Any:
     c.data.units = "openpi_quantile"
     c.model.backbone.arch = {"mask": "prefix", "text_config": {"vocab_size": 257152}}
     c.model.structure.update({"kind": "discrete", "chunk": 10, "text_len": 100})
-    c.model.head.kind = "fast"
-    c.model.fast.update({"length": 80, "blank": 1, "gripper": "number"})
+    c.model.head.update({"kind": "fast", "gripper": "number"})
+    c.model.fast.update({"length": 80, "blank": 1})
     return c

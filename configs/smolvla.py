@@ -33,7 +33,7 @@ def get_config(argument: str = "my_robot:data/my_robot") -> Any:
     c.model.expert.update({"width": 720, "hidden": 2048, "adaptive": False, "joint_every": 2})
     c.model.expert.update({"causal": True, "state": "prefix", "scaled_prefix": True})
     c.model.expert.update({"prompt": "smolvla", "images": "lerobot", "loss": "real"})
-    c.model.expert.gripper = "number"
+    c.model.head.gripper = "number"
     c.model.dropout = False
     c.augment.shift = {}
     c.optim.update({"learning_rate": 1e-4, "schedule": "half_cosine", "min_scale": 0.025})

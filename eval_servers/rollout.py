@@ -274,9 +274,11 @@ def unfit_instructions(options: Options, episodes: Sequence[Episode]) -> Dict[st
         PolicyServerError: as `common_metadata`.
     """
     common_metadata(options)
-    told = {text for e in episodes for text in (e.instruction, *getattr(e, "instructions", ()))}
+    instructions = {
+        text for e in episodes for text in (e.instruction, *getattr(e, "instructions", ()))
+    }
     with PolicyClient(options.servers[0], options.connect_timeout) as client:
-        return client.unfit(told - {""})
+        return client.unfit(instructions - {""})
 
 
 def _utc() -> str:

@@ -26,8 +26,8 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 from vla_jax import cli, refusal
 from vla_jax.config import resolve
 from vla_jax.data.mixture import Mixture, open_datasets
+from vla_jax.data.sampler import chunks
 from vla_jax.data.units.fast import FastTokenizer
-from vla_jax.data.windows import chunks
 
 CONFIG = config_flags.DEFINE_config_file("config")
 OUT = flags.DEFINE_string("out", None, "New folder of the tokenizer that is fitted.")

@@ -50,7 +50,7 @@ MODULES = {
     "data.stream_source": "data.source_streamed",
     "data.text": "data.language.tokenizer",
     "data.tiktoken": "data.language.qwen_tiktoken",
-    "data.trajectory": "data.windows",
+    "data.trajectory": "data.sampler",
     "data.writer": "data.rlds.writer",
     "execution": "inference.execution",
     "models.block": "models.towers.block",
@@ -98,8 +98,8 @@ class _Finder(MetaPathFinder, Loader):
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         """A spec for the modules of the table only."""
-        known = fullname.removeprefix(_HOME) in MODULES and fullname.startswith(_HOME)
-        return ModuleSpec(fullname, self) if known else None
+        is_old = fullname.removeprefix(_HOME) in MODULES and fullname.startswith(_HOME)
+        return ModuleSpec(fullname, self) if is_old else None
 
     def exec_module(self, module: ModuleType) -> None:
         """Puts the new module in the old one's place."""
@@ -123,11 +123,11 @@ def names_of(module: str) -> Callable[[str], Any]:
         # `from package import part` asks for the attribute before it imports the part.
         if not name.startswith("__") and not _is_part(module, name):
             new = importlib.import_module(_HOME + home)
-            now = _RENAMED.get(f"{module.removeprefix(_HOME)}.{name}", name)
-            found = vars(getattr(new, holder) if holder else new).get(now)
-            if found is not None:
-                _warn(f"{module}.{name}", ".".join(filter(None, (_HOME + home, holder, now))))
-                return found
+            new_name = _RENAMED.get(f"{module.removeprefix(_HOME)}.{name}", name)
+            value = vars(getattr(new, holder) if holder else new).get(new_name)
+            if value is not None:
+                _warn(f"{module}.{name}", ".".join(filter(None, (_HOME + home, holder, new_name))))
+                return value
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return find

@@ -10,12 +10,13 @@ import pytest
 from vla_jax.config import FORMAT, Config, ConfigError, migrate, resolve, to_dict, upgrade
 from vla_jax.config.config_dict import default_config
 
-STORED = "tests/fixtures/checkpoint_format_1/checkpoints/4/meta/metadata"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+STORED = "checkpoint_format_1/checkpoints/4/meta/metadata"
 
 
 @pytest.fixture
 def stored():
-    return json.loads((Path(__file__).resolve().parents[2] / STORED).read_text())
+    return json.loads((FIXTURES / STORED).read_text())
 
 
 def test_a_step_leads_from_every_format_to_the_next():
@@ -26,13 +27,30 @@ def test_moved_keys_keep_their_values(stored):
     assert stored["format"] == 1
     old = stored["config"]
     old["data"]["left_pad"], old["augment"]["draws"] = False, "shared"
-    old["model"]["head"]["vocabulary"] = "all"
+    old["model"]["head"] |= {"kind": "detokenizer", "vocabulary": "all"}
     config = resolve(upgrade(old, 1, "here"))
     assert not config.data.parity.left_pad
     assert config.data.parity.dct == "fast"
     assert config.augment.parity.draws == "shared"
-    assert config.model.head.parity.vocabulary == "all"
+    assert to_dict(config)["model"]["head"]["parity"] == {"vocabulary": "all"}
     assert (config.seed, config.lora.rank, config.optim.ema_decay) == (5, 2, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("name", "was"),
+    [("pi0_libero", "expert"), ("pi0fast_libero", "fast"), ("openvla_libero", "head")],
+)
+@pytest.mark.parametrize("gripper", ["number", "binary"])
+def test_three_options_of_a_gripper_became_one(stored, name, was, gripper):
+    model = json.loads((FIXTURES / "models_format_2.json").read_text())["models"][name]
+    others = {"expert", "fast", "head"} - {was}
+    model[was]["gripper"] = gripper
+    for other in others:  # they did not count
+        model[other]["gripper"] = "binary"
+    config = resolve(upgrade({**stored["config"], "model": model}, 2, "here"))
+    assert config.model.gripper_is_number == (gripper == "number")
+    for group in (config.model.expert, config.model.fast):
+        assert not hasattr(group, "gripper")
 
 
 def test_keys_that_did_not_exist_yet_take_defaults_with_one_line(stored, caplog):

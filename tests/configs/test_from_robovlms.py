@@ -16,6 +16,7 @@ from tests.configs.robovlms import NAMES, shipped
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert.robovlms import config as robovlms_config
 from vla_jax.convert.robovlms import keys as robovlms_keys
+from vla_jax.models.heads.lstm import LSTMOptions
 from vla_jax.train.epochs import with_steps
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,8 @@ def test_every_shipped_config_resolves(name, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         config = resolve(from_robovlms.get_config(str(path)))
     model, optim, train = config.model, config.optim, config.train
-    assert (model.head.kind, model.head.hidden, model.head.layers) == ("lstm", 1024, 4)
+    pooled = model.head.down_sample
+    assert model.head == LSTMOptions(down_sample=pooled, hidden=1024, layers=4)
     assert (model.structure.kind, model.structure.chunk) == ("policy_head", 10)
     assert model.dtype == "bfloat16"
     assert (config.data.clip, config.seed, optim.gripper_weight) == (0.65, 123, 0.01)
@@ -299,7 +301,8 @@ def test_parents_are_merged(tmp_path):
     child = {"parent": "sub/middle.json", "window_size": 4}
     (tmp_path / "child.json").write_text(json.dumps(child))
     config = resolve(from_robovlms.get_config(str(tmp_path / "child.json")))
-    assert (config.model.structure.window, config.model.head.hidden, config.seed) == (4, 256, 5)
+    assert config.model.head == LSTMOptions(hidden=256)
+    assert (config.model.structure.window, config.seed) == (4, 5)
     assert config.model.structure.latent == 1  # of the grandparent's act_head
     alone = {"a": {"b": 1, "c": 2}}
     assert robovlms_config.merge(alone, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}

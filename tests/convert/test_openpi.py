@@ -37,8 +37,8 @@ def raw_config(**expert: Any) -> dict[str, Any]:
         "kind": "expert", "window": 1, "chunk": sizes["action_horizon"], "cameras": ("primary",),
         "text_len": sizes["max_token_len"], "proprio": 7,
     }  # fmt: skip
-    model["head"]["kind"] = "expert_flow"
-    model["expert"] |= {"gripper": "number", **expert}
+    model["head"] |= {"kind": "expert_flow", "gripper": "number"}
+    model["expert"] |= expert
     return raw
 
 
@@ -133,7 +133,7 @@ def fast_config(**fast: Any) -> dict[str, Any]:
     raw = raw_config()
     raw["model"]["structure"] |= {"kind": "discrete", "chunk": 4, "text_len": 14}
     raw["model"]["head"]["kind"] = "fast"
-    raw["model"]["fast"] |= {"length": 10, "gripper": "number", **fast}
+    raw["model"]["fast"] |= {"length": 10, **fast}
     return raw
 
 

@@ -14,6 +14,7 @@ from vla_jax.convert import importing, maps
 from vla_jax.convert.robovlms import released
 from vla_jax.convert.robovlms import source as robovlms
 from vla_jax.data.units.gripper import GripperState
+from vla_jax.models.heads.lstm import LSTMOptions
 from vla_jax.models.weights import Weight, WeightError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -99,7 +100,7 @@ def test_config():
     s, head = config.model.structure, config.model.head
     assert (s.kind, s.window, s.chunk, s.latent) == ("policy_head", 4, 3, 1)
     assert s.cameras == ("primary", "wrist")
-    assert (head.kind, head.hidden, head.layers, head.down_sample) == ("lstm", 64, 4, "none")
+    assert head == LSTMOptions(hidden=64, layers=4)
     assert (config.data.clip, config.data.normalization) == (0.65, "none")
     assert config.data.datasets[0].spec == "calvin"
     assert convert(original(use_hand_rgb=False)).model.structure.cameras == ("primary",)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from launch import convert
+from tests.parity.original import head_config
 from vla_jax.config import ConfigError, resolve
 from vla_jax.convert import importing, store
 from vla_jax.convert.hf import source as hf
@@ -79,7 +80,7 @@ def test_any_head_of_any_robot_starts_from_an_imported_vlm(imported, config, hea
     )
     made = dataclasses.replace(
         config,
-        head=dataclasses.replace(config.head, kind=head, bins=20),
+        head=head_config(**{**vars(config.head), "kind": head, "bins": 20}),
         structure=structure,
         action_dim=26,
         gripper="none",

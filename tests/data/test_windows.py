@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_jax.data import windows
+from vla_jax.data import sampler
 
 
 def by_hand(length, end, window, chunk):
@@ -24,8 +24,8 @@ def by_hand(length, end, window, chunk):
 def test_equal_to_the_definition(length, window, chunk):
     ends = np.arange(length)
     lengths = np.full(length, length)
-    frames, seen = windows.history(ends, window)
-    targets, mask = windows.chunks(ends, lengths, window, chunk)
+    frames, seen = sampler.history(ends, window)
+    targets, mask = sampler.chunks(ends, lengths, window, chunk)
     for end in range(length):
         expected = by_hand(length, end, window, chunk)
         found = (frames[end], seen[end], targets[end], mask[end])
@@ -35,15 +35,15 @@ def test_equal_to_the_definition(length, window, chunk):
 
 def test_calvin_worked_example():
     # Segment of frames 100..163, W = 8, F = 10: starts 100..156.
-    counts = windows.num_windows(np.array([64]), 8, left_pad=False)
+    counts = sampler.num_windows(np.array([64]), 8, left_pad=False)
     assert counts.tolist() == [57]
-    assert windows.num_windows(np.array([64, 5]), 8, left_pad=True).tolist() == [64, 5]
-    assert windows.num_windows(np.array([8, 7]), 8, left_pad=False).tolist() == [1, 0]
+    assert sampler.num_windows(np.array([64, 5]), 8, left_pad=True).tolist() == [64, 5]
+    assert sampler.num_windows(np.array([8, 7]), 8, left_pad=False).tolist() == [1, 0]
     starts = np.array([147, 156])
-    frames, seen = windows.history(starts - 100 + 7, 8)
+    frames, seen = sampler.history(starts - 100 + 7, 8)
     assert (frames[1] + 100).tolist() == list(range(156, 164))
     assert seen.all()
-    targets, mask = windows.chunks(starts - 100 + 7, np.array([64, 64]), 8, 10)
+    targets, mask = sampler.chunks(starts - 100 + 7, np.array([64, 64]), 8, 10)
     assert mask[0].all()
     w, k = np.indices((8, 10))
     np.testing.assert_array_equal(mask[1], w + k < 8)
@@ -58,13 +58,13 @@ def test_fork_table_without_left_padding():
     table = [[1, 1, 1, 1, 1, 1, 1]] * 2 + [[1, 1, 1, 1, 1, 1, 0]]
     table += [[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0, 0]]
     ends = np.arange(3, 8)
-    _, mask = windows.chunks(ends, np.full(5, 8), 4, 3)
+    _, mask = sampler.chunks(ends, np.full(5, 8), 4, 3)
     for row, flat in zip(mask, table, strict=True):
         np.testing.assert_array_equal(row, [[flat[j + k] for k in range(3)] for j in range(4)])
 
 
 def test_nothing_is_supervised_on_padding_rows():
-    _, mask = windows.chunks(np.array([0, 1]), np.array([5, 5]), 3, 4)
+    _, mask = sampler.chunks(np.array([0, 1]), np.array([5, 5]), 3, 4)
     assert not mask[0][:2].any()
     assert mask[0][2].all()
     assert not mask[1][0].any()
@@ -84,7 +84,7 @@ def test_the_collater_of_the_original():
         raw = golden[f"in{i}/actions"][:length]
         episode = {"action": raw, "robot_obs": np.zeros((length, 15)), "language": "x"}
         actions = spec.normalize(get_spec("calvin").standardize(episode).action)
-        targets, mask = windows.chunks(np.array([3]), np.array([length]), 4, 3)
+        targets, mask = sampler.chunks(np.array([3]), np.array([length]), 4, 3)
         np.testing.assert_array_equal(mask[0], golden["disc0/chunck_mask"][i])
         found, expected = actions[targets[0]], golden["disc0/action_chunck"][i]
         np.testing.assert_allclose(found[mask[0]], expected[mask[0]], atol=1e-6)

@@ -28,8 +28,8 @@ def raw_config(cache: Path) -> Any:
     c.model.structure.update(
         {"kind": "expert", "window": 1, "chunk": 3, "text_len": 40, "proprio": 7}
     )
-    c.model.head.update({"kind": "expert_flow", "sampling_steps": 2})
-    c.model.expert.update({"width": 16, "hidden": 16, "padded": 8, "gripper": "number"})
+    c.model.head.update({"kind": "expert_flow", "sampling_steps": 2, "gripper": "number"})
+    c.model.expert.update({"width": 16, "hidden": 16, "padded": 8})
     return c
 
 
@@ -94,7 +94,7 @@ def test_the_policy_takes_and_gives_the_robots_numbers(world):
 
 def test_units_and_structure_go_together(tmp_path):
     raw = raw_config(tmp_path)
-    raw.model.expert.gripper = "binary"
+    raw.model.head.gripper = "binary"
     with pytest.raises(ConfigError, match=r"data\.units: only where"):
         resolve(raw)
     raw = raw_config(tmp_path)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import bridge_smoke
 from tests.models import tiny
-from vla_jax.config import ConfigError
+from vla_jax.config import ConfigError, HeadConfig, describe, resolve, to_dict
+from vla_jax.config.option import option
 from vla_jax.models import legality, vla
 from vla_jax.models.heads import HEADS
 from vla_jax.models.heads.common import Head, flatten, newest
@@ -51,8 +53,19 @@ class Average(Structure):
         return self.head.predict(mean, valid, key, last=True), history
 
 
+@dataclasses.dataclass(frozen=True)
+class LinearOptions(HeadConfig):
+    """Options of the head `linear`."""
+
+    reach: float = option(1.0, "Largest value of the arm.", positive=True)
+
+
 class LinearHead(Head):
     """One matrix; it inherits the loss, and which structures take it."""
+
+    head: LinearOptions
+
+    OPTIONS = LinearOptions
 
     @nn.compact
     def __call__(self, features, valid):
@@ -60,7 +73,7 @@ class LinearHead(Head):
         s = self.sizes
         out = Dense((s.chunk * s.action_dim,), dtype=self.dtype, name="out")(flatten(features))
         out = out.reshape(*features.shape[:2], s.chunk, s.action_dim)
-        return Prediction(arm=jnp.tanh(out[..., :-1]), gripper=out[..., -1])
+        return Prediction(arm=self.head.reach * jnp.tanh(out[..., :-1]), gripper=out[..., -1])
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +95,22 @@ def test_a_new_structure_and_a_new_head_are_legal_where_they_should_be():
         )
     with pytest.raises(ConfigError, match=r"average takes mlp, diffusion, flow, linear"):
         vla.build(tiny.config("average", "lstm"))
+
+
+def test_the_options_of_a_new_head_are_options_like_all_others():
+    assert "model.head.reach = 1.0\n    Largest value of the arm." in describe()
+    raw = bridge_smoke.get_config("data")
+    raw.model.head.reach = 0.5  # as the command line does
+    assert "reach" not in to_dict(resolve(raw))["model"]["head"]  # the kind is still lstm
+    raw.model.head.kind = "linear"
+    config = resolve(raw)
+    assert config.model.head == LinearOptions(kind="linear", reach=0.5)
+    assert resolve(to_dict(config)) == config
+    raw.model.head.reach, raw.train.batch_size = -1.0, 0
+    with pytest.raises(ConfigError) as error:
+        resolve(raw)
+    for key in ("model.head.reach", "train.batch_size"):
+        assert f"{key}: must be positive" in str(error.value)
 
 
 def test_they_train_and_a_stream_of_steps_equals_the_window():

@@ -134,6 +134,7 @@ def test_backbones_that_cannot_hold_a_window_are_refused_there():
         (("policy_head", "lstm"), {"structure.readout": "all"}, ["'pooling' or 'resampler'"]),
         (("policy_head", "gpt2"), {"head.heads": 5}, ["5 does not divide the width"]),
         (("policy_head", "lstm"), {"head.gripper": "number"}, ["head.gripper: lstm predicts"]),
+        (("policy_head", "flow"), {"head.gripper": "number"}, ["head.gripper: flow predicts"]),
         (("parallel", "l1"), {"structure.window": 2}, ["parallel has no history"]),
         (("parallel", "l1"), {"structure.readout": "all"}, ["one hidden state for each number"]),
         (("parallel", "detokenizer"), {"head.bins": 200}, ["head.token_end 64", "of 128"]),

@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.parity import golden
 from tests.parity.table import Row, compare
-from vla_jax.data import windows as trajectory
+from vla_jax.data import sampler
 from vla_jax.data.units.normalize import ActionSpec
 from vla_jax.models.action_tokenizer import ActionTokenizer
 from vla_jax.models.backbones import BACKBONES
@@ -104,14 +104,14 @@ class _Sample:
         self.length = int(np.flatnonzero(mask)[-1]) + 1
         place = np.array([window - 1]), np.array([self.length])
         self.frames, self.mask = (
-            x[0] for x in trajectory.chunks(*place, window, chunk, self.hidden, padded_rows=True)
+            x[0] for x in sampler.chunks(*place, window, chunk, self.hidden, padded_rows=True)
         )
-        self.strict = trajectory.chunks(*place, window, chunk, self.hidden)[1][0]
+        self.strict = sampler.chunks(*place, window, chunk, self.hidden)[1][0]
         self.future, self.future_mask = (
-            trajectory.unfold(x[:, 1:], chunk)[0]
-            for x in trajectory.spans(*place, window, chunk, self.hidden)
+            sampler.unfold(x[:, 1:], chunk)[0]
+            for x in sampler.spans(*place, window, chunk, self.hidden)
         )
-        self.history, self.seen = (x[0] for x in trajectory.history(place[0], window, self.hidden))
+        self.history, self.seen = (x[0] for x in sampler.history(place[0], window, self.hidden))
 
 
 def _actions(
@@ -128,7 +128,7 @@ def _actions(
     flat = SPEC.normalize(actions)[:, :-1]
     yield compare(f"{case} action", flat, expected["action"], ROUNDING)
     chunk = rows[0].chunk
-    unfolded = trajectory.unfold(flat, chunk)
+    unfolded = sampler.unfold(flat, chunk)
     yield compare(f"{case} action_chunck", unfolded, expected["action_chunck"], ROUNDING)
     counted = np.stack([SPEC.normalize(a)[r.frames] for a, r in zip(actions, rows, strict=True)])
     name = f"{case} action_chunck by our frames"
@@ -190,11 +190,11 @@ def utilities(folder: Path) -> Iterator[Row]:
     flat = io["chunk_in"]
     for name, part in (("generate", flat[:, :-1]), ("train_utils_generate", flat[:, 1:])):
         key = f"{name}_chunck_data"
-        yield compare(key, trajectory.unfold(part, chunk), io[key], 0.0)
+        yield compare(key, sampler.unfold(part, chunk), io[key], 0.0)
     for key in sorted(k for k in io if k.startswith("get_tensor_chunk_")):
         given = io["gtc_mask_in" if "mask" in key else "gtc_in"][None]
         size = int(key.rsplit("_", 1)[1])
-        yield compare(key, trajectory.unfold(given, size)[0], io[key], 0.0)
+        yield compare(key, sampler.unfold(given, size)[0], io[key], 0.0)
     for key in ("A", "A4"):
         for name, function in (("normalize", SPEC.normalize), ("unnormalize", SPEC.unnormalize)):
             yield compare(f"{name} {key}", function(io[key]), io[f"{name}_{key}_ml1"], ROUNDING)
@@ -210,9 +210,9 @@ def _table(io: Arrays, name: str) -> Iterator[Row]:
     length = np.array([last - first + 1])
     # With left padding the first window ends at the first frame.
     window = int(np.argmax(io["chunked_episode_sliding_1_mask"][0])) + 1
-    windows = trajectory.Windows(length, window, left_pad == "1", mode == "range")
+    windows = sampler.Windows(length, window, left_pad == "1", mode == "range")
     place = windows.locate(np.arange(len(windows)))
-    frames, counted = trajectory.spans(
+    frames, counted = sampler.spans(
         place.end, length[place.trajectory], window, index.shape[1] - window, place.hidden
     )
     yield compare(f"{name}: frames", frames + first, index, 0.0)

@@ -95,7 +95,8 @@ def _from_actions(
 ) -> Iterator[Row]:
     """The same loss from a prompt and actions, as training computes it."""
     ids, labels = (io[f"batch/instr_and_action_{name}"] for name in ("ids", "labels"))
-    h, count = model.config.head, model.config.structure.chunk * 7
+    h: Any = model.config.head
+    count = model.config.structure.chunk * 7
     prompt = ids.shape[-1] - count - 1
     text = np.concatenate([ids[:, 0, :prompt], ids[:, 0, -1:]], axis=-1)
     values = recorded(ids[..., prompt:-1], ActionTokenizer(h.token_end, h.bins, h.low, h.high))

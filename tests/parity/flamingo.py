@@ -60,7 +60,13 @@ def hf(folder: Path) -> Iterator[Row]:
         context = Media(tokens.reshape(shape[0], -1, tokens.shape[-1]), seen)
         embeds = m.embed_text(jnp.asarray(ids))[..., :-1]
         result = m.text.run(embeds, valid, context=context, collect=True)
-        return m.vision(images), tokens, result.states, result.hidden, m.logits(result.hidden)
+        return (
+            m.vision(images).tokens,
+            tokens,
+            result.states,
+            result.hidden,
+            m.logits(result.hidden),
+        )
 
     backbone = flamingo.Flamingo(arch, remat="none")
     run = jax.jit(lambda tree: backbone.apply({"params": tree}, method=forward))
@@ -85,7 +91,7 @@ def pooled(arch: Mapping[str, Any], params: Any, io: Arrays) -> Any:
     tower = VisionTransformer(spec, "none")
     images = images.reshape(-1, *images.shape[-3:])
     first: Any = tower.apply({"params": params["vision"]}, images)
-    rest, x = params["vision_unused"], first[:, 0]
+    rest, x = params["vision_unused"], first.tokens[:, 0]
     x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
     x = x * rest["norm"]["scale"] + rest["norm"]["bias"]
     return x @ rest["projection"]["kernel"]

@@ -89,9 +89,9 @@ def hf_2025(folder: Path) -> Iterator[Row]:
 
     x = channels_last(io["in/pixel_values"])
     tower = part(VisionTransformer(backbone.vision_spec, "none"), "vision/", x)
-    yield compare_scaled("vision features", tower(x), io["out/vision_features"])
+    yield compare_scaled("vision features", tower(x).tokens, io["out/vision_features"])
     # The folder's projection is as wide as another text decoder.
-    streams = jnp.concatenate([tower(x)[0], io["out/rec_pooled"]], axis=-1)
+    streams = jnp.concatenate([tower(x).tokens[0], io["out/rec_pooled"]], axis=-1)
     module = MLP(vision["projection_dim"], "gelu_pytorch_tanh", width=io["out/projected"].shape[-1])
     projection = part(module, "vision_projection/", streams)
     yield compare_scaled("projected", projection(streams), io["out/projected"])

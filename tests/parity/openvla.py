@@ -65,9 +65,8 @@ def model_config(config: Mapping[str, Any], text_len: int) -> ModelConfig:
         base,
         action_dim=config.get("action_dim", 7),
         structure=structure,
-        head=dataclasses.replace(
-            base.head,
-            kind="l1" if head == "l1" else "detokenizer",
+        head=original.head_config(
+            "l1" if head == "l1" else "detokenizer",
             hidden=config["text_config"]["hidden_size"],
             layers=2,
             gripper="number",
@@ -111,7 +110,7 @@ def full_names(folder: Path, config: Mapping[str, Any]) -> Iterator[Row]:
     sized = dataclasses.replace(
         sized,
         backbone=dataclasses.replace(sized.backbone, arch=released),
-        head=dataclasses.replace(sized.head, hidden=4096),
+        head=original.head_config(**{**vars(sized.head), "hidden": 4096}),
     )
     tree = jax.eval_shape(lambda key: vla.initial_params(vla.build(sized), key), jax.random.key(0))
     ours = {path: leaf.shape for path, leaf in flatten(tree).items()}

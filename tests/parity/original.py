@@ -1,5 +1,6 @@
 """RoboVLMs' configs and batches in our terms."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from configs import base
 from vla_jax.config import HeadConfig, ModelConfig, resolve
 from vla_jax.convert.robovlms import source as robovlms
+from vla_jax.models.heads import HEADS
 from vla_jax.types import Actions, Observation
 
 # `pred_action_discrete` takes the best id of all; the golden tokenizer's vocabulary has 600 ids of
@@ -39,8 +41,10 @@ def model_config(original: Mapping[str, Any], backbone: str, arch: dict[str, Any
 
 
 def head_config(kind: str, **changes: Any) -> HeadConfig:
-    """A head by itself; what is not given stays at its default."""
-    return HeadConfig(kind=kind, **changes)
+    """The options of a head; what is not given stays at its default, other heads' are left out."""
+    cls = HEADS[kind].OPTIONS
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(kind=kind, **{name: x for name, x in changes.items() if name in names})
 
 
 def image(x: np.ndarray) -> np.ndarray:

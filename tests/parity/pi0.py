@@ -89,7 +89,7 @@ def model_config(config: Mapping[str, Any], state: int, insulate: bool = False) 
             text_len=config["max_token_len"],
             proprio=state,
         ),
-        head=dataclasses.replace(base.head, kind="expert_flow"),
+        head=original.head_config("expert_flow", gripper="number"),
         expert=ExpertConfig(
             width=expert["width"],
             hidden=expert["mlp_dim"],
@@ -97,7 +97,6 @@ def model_config(config: Mapping[str, Any], state: int, insulate: bool = False) 
             state="none" if adaptive else "expert",
             prompt="pi05" if adaptive else "pi0",
             padded=dim,
-            gripper="number",
             insulate=insulate,
         ),
     )

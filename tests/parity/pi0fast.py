@@ -53,11 +53,10 @@ def model_config(config: Mapping[str, Any], prompt: int, temperature: float = 0.
             text_len=prompt,
             parity=StructureParity(),
         ),
-        head=dataclasses.replace(base.head, kind="fast"),
+        head=original.head_config("fast", gripper="number"),
         fast=FastConfig(
             length=config["max_decoding_steps"],
             prompt="pi0",
-            gripper="number",
             temperature=temperature,
             token_end=config["vocab_size"] - 128,
             code=code.to_json(),

@@ -174,7 +174,7 @@ def tower(folder: Path) -> Iterator[Row]:
         x = jnp.asarray(frames(io["in/pixel_values"][start:end], grid, vision))
         spec = build(vision, grid)
         model = tower_of(spec, vision_families.qwen2_weights(spec, source, ""), theirs, x)
-        tokens, taps = model(x, method="with_taps")
+        tokens, taps = model(x)
         last = square_by_square(tokens, grid, merge, spec.window)
         expected = io["out/vision_last_hidden_state"][start:end]
         yield compare_scaled(f"image {i} last hidden", last, expected)

@@ -77,7 +77,7 @@ def tower(folder: Path) -> Iterator[Row]:
         spec, vision_families.open_clip_weights(spec, "", "", by_head=True), theirs, x
     )
     queries, width = theirs["attn_pool.query"].shape
-    module, tokens = vision_families.qwen_vl_resampler(spec, queries, width), model(x)
+    module, tokens = vision_families.qwen_vl_resampler(spec, queries, width), model(x).tokens
     pool = vision.Filled(module, resampler.positioned_queries_weights(), theirs, tokens)
     yield compare_scaled("image features", pool(tokens), io["out/image_features"])
     yield model.exported("tower")

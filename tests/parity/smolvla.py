@@ -52,7 +52,7 @@ def model_config(config: Mapping[str, Any], cameras: int, text_len: int) -> Mode
             text_len=text_len,
             proprio=config["state_dim"],
         ),
-        head=dataclasses.replace(base.head, kind="expert_flow"),
+        head=original.head_config("expert_flow", gripper="number"),
         expert=ExpertConfig(
             width=config["expert_hidden"],
             hidden=config["expert_intermediate"],
@@ -68,7 +68,6 @@ def model_config(config: Mapping[str, Any], cameras: int, text_len: int) -> Mode
             images="lerobot",
             padded=config["max_action_dim"],
             loss="real",
-            gripper="number",
         ),
     )
 

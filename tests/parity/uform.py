@@ -36,7 +36,7 @@ def hf(folder: Path) -> Iterator[Row]:
     real = io["in/attention_mask"] == 1
 
     def forward(m: uform.UForm) -> dict[str, Any]:
-        features = m.vision(channels_last(io["in/images"]))
+        features = m.vision(channels_last(io["in/images"])).tokens
         image = m.image_pooler(features)
         text = m.embed_text(jnp.asarray(ids, jnp.int32))
         embeds = jnp.concatenate([text[:, :at], image, text[:, at + 1 :]], axis=1)

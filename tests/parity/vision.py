@@ -82,10 +82,10 @@ def clip_model(folder: Path) -> Iterator[Row]:
         spec = vision_families.clip(config, take=take)
         model = tower(spec, vision_families.hugging_face_weights(spec, source, ""), theirs, x)
         number = config["num_hidden_layers"] + 1 + take
-        yield compare_scaled(f"hidden {number}", model(x), io[f"out/hidden_{number}"])
+        yield compare_scaled(f"hidden {number}", model(x).tokens, io[f"out/hidden_{number}"])
     spec = vision_families.clip(config, post_norm=True)
     model = tower(spec, vision_families.hugging_face_weights(spec, source, ""), theirs, x)
-    yield compare_scaled("pooler", model(x)[:, 0], io["out/pooler"])
+    yield compare_scaled("pooler", model(x).tokens[:, 0], io["out/pooler"])
     yield model.exported("tower")
 
 
@@ -96,7 +96,7 @@ def siglip_model(folder: Path) -> Iterator[Row]:
     spec = vision_families.siglip(config)
     rows = vision_families.hugging_face_weights(spec, source, "")
     model = tower(spec, rows, theirs, x)
-    last = model(x)
+    last = model(x).tokens
     yield compare_scaled("last hidden", last, io["out/last_hidden"])
     yield model.exported("tower")
     if "out/pooler" in io:
@@ -135,7 +135,7 @@ def open_flamingo(folder: Path) -> Iterator[Row]:
         keep_class=False,
     )  # fmt: skip
     model = tower(spec, vision_families.open_clip_weights(spec, source, ""), theirs, x)
-    tokens = model(x)
+    tokens = model(x).tokens
     yield compare_scaled("CLIP tokens", tokens, io["out/clip_tokens"])
     yield model.exported("tower")
     # One frame a media: its tokens alone are resampled.

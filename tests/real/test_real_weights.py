@@ -119,7 +119,7 @@ def as_prismatic(theirs, depth):
 
 def see(tower, params, images):
     """{name: array}: states after every layer, and the last after the norm."""
-    run = jax.jit(lambda params: tower.apply({"params": params}, images, method="with_taps"))
+    run = jax.jit(lambda params: tower.apply({"params": params}, images))
     last, taps = run(params)
     named = {f"hidden_{i}": state for i, state in enumerate(taps, 1)}
     return {k: np.asarray(v, np.float64) for k, v in {**named, "last": last}.items()}

@@ -21,7 +21,6 @@ from vla_jax.config.migrate import FORMAT, upgrade
 from vla_jax.config.model import (
     BackboneConfig,
     HeadConfig,
-    HeadParity,
     ModelConfig,
     SentenceConfig,
     StructureConfig,
@@ -48,7 +47,6 @@ __all__ = [
     "FastParity",
     "FiltersConfig",
     "HeadConfig",
-    "HeadParity",
     "LanguageConfig",
     "LoraConfig",
     "MeshConfig",

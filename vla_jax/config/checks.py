@@ -1,6 +1,8 @@
 """What the values of a `Config` must fulfil beyond their types; `vla_jax.config.resolve` asks."""
 
+import dataclasses
 import re
+from typing import Any
 
 from vla_jax.cameras import CAMERAS
 from vla_jax.config.schema import Config
@@ -26,24 +28,7 @@ def cross_checks(config: Config) -> list[str]:
     for name in ("resampler", "proprio"):
         if getattr(structure, name) < 0:
             problems.append(f"model.structure.{name}: must not be negative")
-    positive = {
-        "model.structure.window": structure.window,
-        "model.structure.chunk": structure.chunk,
-        "model.structure.latent": structure.latent,
-        "model.structure.text_len": structure.text_len,
-        "model.head.hidden": config.model.head.hidden,
-        "model.head.layers": config.model.head.layers,
-        "model.head.heads": config.model.head.heads,
-        "model.head.sampling_steps": config.model.head.sampling_steps,
-        "model.head.noise_levels": config.model.head.noise_levels,
-        "train.batch_size": config.train.batch_size,
-        "train.accumulate": config.train.accumulate,
-        "train.steps": config.train.steps,
-        "train.max_skipped": config.train.max_skipped,
-        "data.clip": data.clip,
-        "data.pool": data.pool,
-    }
-    problems += [f"{name}: must be positive, not {v}" for name, v in positive.items() if not v > 0]
+    problems += _not_positive(config)
     if not 0 <= data.max_skipped_share <= 1:
         problems.append(f"data.max_skipped_share: must be in [0, 1], not {data.max_skipped_share}")
     problems += [
@@ -75,6 +60,18 @@ def cross_checks(config: Config) -> list[str]:
     # -1 takes the devices that are left, which one axis alone can do.
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         problems.append("mesh: only one axis may be -1")
+    return problems
+
+
+def _not_positive(group: Any, prefix: str = "") -> list[str]:
+    """Problems of the options whose fields say that they are more than 0."""
+    problems = []
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if dataclasses.is_dataclass(value):
+            problems += _not_positive(value, f"{prefix}{field.name}.")
+        elif field.metadata.get("positive") and not value > 0:
+            problems.append(f"{prefix}{field.name}: must be positive, not {value}")
     return problems
 
 
@@ -122,18 +119,17 @@ def _lora_checks(config: Config) -> list[str]:
     return problems
 
 
-def _unit_checks(config: "Config") -> list[str]:
+def _unit_checks(config: Config) -> list[str]:
     data = config.data
     if not data.units:
         unused = [name for name in ("relative", "robot") if getattr(data, name)]
         return [f"data.{name}: has no effect without data.units" for name in unused]
     problems = []
-    # These units treat the gripper as a plain number, which most heads do not predict.
+    # These units treat the gripper as a plain number; the heads say whether they predict one.
     if not config.model.gripper_is_number:
         problems.append(
-            "data.units: only where the gripper is predicted as a number: model.expert.gripper "
-            "'number' with structure expert, model.fast.gripper 'number' with head fast, else "
-            "model.head.gripper 'number'"
+            "data.units: only where the gripper is predicted as a number: model.head.gripper "
+            "'number'"
         )
     # (6, -1) speaks of seven numbers: the sign only says which are relative.
     if data.relative and sum(map(abs, data.relative)) > config.model.action_dim:

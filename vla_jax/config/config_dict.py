@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vla_jax.config.migrate import RENAMED
+from vla_jax.config.option import kinds
 from vla_jax.config.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ class Group(ConfigDict):
         """Changes a key's value, with a warning if the key has moved."""
         group, name = self._place(key)
         if (group, name) != (self, key):
-            now = name if group is self else f"parity.{name}"
-            logger.warning("config key %s is now %s in the same group", key, now)
+            new_place = name if group is self else f"parity.{name}"
+            logger.warning("config key %s is now %s in the same group", key, new_place)
         ConfigDict.__setitem__(group, name, value)
 
     def get_type(self, key: str) -> type:
@@ -61,5 +62,14 @@ def default_config() -> Any:
 def _grouped(value: Any) -> Any:
     if not dataclasses.is_dataclass(value):
         return ConfigDict(value) if isinstance(value, dict) else value
-    names = [field.name for field in dataclasses.fields(value)]
-    return Group({name: _grouped(getattr(value, name)) for name in names})
+    groups = {}
+    for field in dataclasses.fields(value):
+        groups[field.name] = _grouped(getattr(value, field.name))
+        # Options of all kinds, so that a file or the command line can choose another kind.
+        for cls in kinds(field.metadata).values():
+            for name, default in _grouped(cls()).items():
+                if name not in groups[field.name]:
+                    groups[field.name][name] = default
+                elif groups[field.name][name] != default:
+                    raise TypeError(f"{cls.__name__}.{name}: another kind has another default")
+    return Group(groups)

@@ -147,7 +147,9 @@ class DataConfig(Options):
         "", "With units: whose joints are brought to pi0's space, '' = as they are.", "", "aloha"
     )
     clip: float = option(
-        1.0, "Scaled actions are clipped to +- this and stretched to +-1 (RoboVLMs: 0.65)."
+        1.0,
+        "Scaled actions are clipped to +- this and stretched to +-1 (RoboVLMs: 0.65).",
+        positive=True,
     )
     statistics: str = option(
         "",
@@ -183,7 +185,9 @@ class DataConfig(Options):
     cache_dir: str = option(
         "", "Folder of the indices; '' = beside the data, else ~/.cache/vla_jax."
     )
-    pool: int = option(256, "Episodes the stream holds, encoded, whose windows are shuffled.")
+    pool: int = option(
+        256, "Episodes the stream holds, encoded, whose windows are shuffled.", positive=True
+    )
     threads: int = option(2, "Decoding threads of a process.")
     prefetch: int = option(4, "Batches kept ready.")
     block: int = option(16384, "Samples of a mixture block; proportions are exact over one block.")

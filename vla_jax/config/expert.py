@@ -62,13 +62,6 @@ class ExpertConfig:
         "padded",
         "real",
     )
-    gripper: str = option(
-        "binary",
-        "binary: the gripper is open or closed, as in all other structures; number: the last "
-        "number of an action is like the others (openpi, LeRobot).",
-        "binary",
-        "number",
-    )
     insulate: bool = option(
         False, "No gradient reaches the VLM from the expert (knowledge insulation)."
     )

@@ -56,13 +56,6 @@ class FastConfig:
     blank: int = option(
         0, "Black images behind the cameras', as openpi gives pi0-FAST for cameras a robot lacks."
     )
-    gripper: str = option(
-        "binary",
-        "binary: the gripper is open or closed, 1 and -1 in a chunk; number: the last number of an "
-        "action is like the others (openpi).",
-        "binary",
-        "number",
-    )
     temperature: float = option(0.0, "Of the choice of tokens in decoding; 0 = the likeliest one.")
     token_end: int = option(
         0, "First id above those that stand for FAST tokens; 0 = the backbone's own."

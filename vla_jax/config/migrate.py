@@ -12,13 +12,14 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vla_jax.config.option import ConfigError
+from vla_jax.config.option import ConfigError, of_its_kind
 from vla_jax.config.schema import Config
 
 logger = logging.getLogger(__name__)
 
-# Of checkpoints and of exported folders. 1: to commit 506fc5a; 2: parity options in their groups.
-FORMAT = 2
+# Of checkpoints and of exported folders. 1: to commit 506fc5a; 2: parity options in their groups;
+# 3: one option says how a gripper is predicted.
+FORMAT = 3
 
 # Format 2: what only repeats a reference implementation stands in a group of its own.
 PARITY = {
@@ -61,9 +62,26 @@ def move_old_keys(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return result, moved
 
 
+def _one_gripper(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Format 2 -> 3: `model.expert.gripper` and `model.fast.gripper` are `model.head.gripper`."""
+    result = _copied(raw)
+    groups = {name: _group(result, ["model", name]) or {} for name in ("structure", "head")}
+    chosen = {
+        name: (_group(result, ["model", name]) or {}).pop("gripper", "binary")
+        for name in ("expert", "fast")
+    }
+    # Where an expert acts, or FAST tokens are written, its own option counted and no other.
+    if groups["structure"].get("kind") == "expert":
+        groups["head"]["gripper"] = chosen["expert"]
+    elif groups["head"].get("kind") == "fast":
+        groups["head"]["gripper"] = chosen["fast"]
+    return result
+
+
 # Format n -> the step to n + 1.
 STEPS: dict[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     1: lambda raw: move_old_keys(raw)[0],
+    2: _one_gripper,
 }
 
 
@@ -120,8 +138,9 @@ def _filled(cls: type, raw: Mapping[str, Any], prefix: str, added: list[str]) ->
             result[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(hint) else value
             added.append(f"{prefix}{name}")
         elif dataclasses.is_dataclass(hint) and isinstance(raw[name], Mapping):
-            group = typing.cast(type, hint)
-            result[name] = _filled(group, raw[name], f"{prefix}{name}.", added)
+            # Earlier formats had the options of every kind of head.
+            group, values = of_its_kind(field.metadata, raw[name])
+            result[name] = _filled(group, values, f"{prefix}{name}.", added)
         elif dataclasses.is_dataclass(inner) and isinstance(raw[name], list | tuple):
             group = typing.cast(type, inner)
             result[name] = [

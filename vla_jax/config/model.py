@@ -49,15 +49,17 @@ class StructureConfig(Options):
         "sees the window, image by image. policy_head: the VLM sees one step, the head the "
         "window. video: the VLM sees the window's images at once and acts at its last step.",
     )
-    window: int = option(16, "W, steps of history.")
-    chunk: int = option(10, "F, actions predicted at every step.")
-    latent: int = option(1, "Action tokens of a step.")
+    window: int = option(16, "W, steps of history.", positive=True)
+    chunk: int = option(10, "F, actions predicted at every step.", positive=True)
+    latent: int = option(1, "Action tokens of a step.", positive=True)
     cameras: tuple[str, ...] = option(
         (),
         "Views the model takes; a dataset without one of them is an error. () = those that every "
         "dataset has (primary and wrist where no data are read).",
     )
-    text_len: int = option(32, "Text columns, the prompt's included; a longer prompt is an error.")
+    text_len: int = option(
+        32, "Text columns, the prompt's included; a longer prompt is an error.", positive=True
+    )
     readout: str = option(
         "action",
         "What the head reads of a step. action: the hidden states at its action tokens; text, "
@@ -83,34 +85,10 @@ class StructureConfig(Options):
 
 
 @dataclass(frozen=True)
-class HeadParity:
-    """What a head does only to repeat a reference implementation."""
-
-    vocabulary: str = option(
-        "actions",
-        "Ids the detokenizer may choose from: those that stand for actions, or all, as in "
-        "RoboVLMs.",
-        "actions",
-        "all",
-    )
-
-
-@dataclass(frozen=True)
 class HeadConfig(Options):
-    """How features become actions; each kind of head reads the options that say so."""
+    """How features become actions; each kind of head declares options of its own in its file."""
 
-    kind: str = option(
-        "lstm",
-        "mlp | lstm | gpt2 | detokenizer | fast | diffusion | flow | l1: a file in "
-        "vla_jax/models/heads.",
-    )
-    hidden: int = option(
-        1024,
-        "Width of the recurrent state (lstm), of the transformer (gpt2, diffusion, flow) or of the "
-        "blocks (l1).",
-    )
-    layers: int = option(4, "Recurrent or transformer layers (RoboVLMs' gpt2 has 8), blocks of l1.")
-    heads: int = option(8, "Attention heads of gpt2, diffusion and flow.")
+    kind: str = option("lstm", "The head: name of a file in vla_jax/models/heads.")
     down_sample: str = option(
         "none",
         "How a step's tokens become `latent` vectors. none: there are that many; pooling: the "
@@ -119,22 +97,14 @@ class HeadConfig(Options):
         "pooling",
         "resampler",
     )
-    sampling_steps: int = option(10, "Steps in which diffusion (DDIM) and flow (Euler) sample.")
-    noise_levels: int = option(100, "Noise levels of diffusion's training.")
-    bins: int = option(256, "Ids of an action dimension, of the detokenizer.")
-    token_end: int = option(
-        0, "First id above those of the detokenizer's actions; 0 = the backbone's own."
-    )
-    low: float = option(-1.0, "Value of the detokenizer's first bin.")
-    high: float = option(1.0, "Value of the detokenizer's last bin.")
     gripper: str = option(
         "binary",
-        "binary: the gripper is open or closed. number: of detokenizer and l1, the last number of "
-        "an action is like the others, in the units of the data (OpenVLA).",
+        "How a gripper, if model.gripper says there is one, is predicted. binary: open or closed. "
+        "number: like the other numbers of an action, in the units of the data, which only the "
+        "heads detokenizer, fast, expert_flow and l1 do (openpi, LeRobot, OpenVLA).",
         "binary",
         "number",
     )
-    parity: HeadParity = group(HeadParity)
 
 
 @dataclass(frozen=True)
@@ -156,7 +126,7 @@ class ModelConfig(Options):
 
     backbone: BackboneConfig = group(BackboneConfig)
     structure: StructureConfig = group(StructureConfig)
-    head: HeadConfig = group(HeadConfig)
+    head: HeadConfig = group(HeadConfig, "vla_jax.models.heads:HEADS")
     sentence: SentenceConfig = group(SentenceConfig)
     action_dim: int = option(
         0,
@@ -189,9 +159,7 @@ class ModelConfig(Options):
     @property
     def gripper_is_number(self) -> bool:
         """Whether the predicted gripper is a number like the others, in the data's units."""
-        own = self.fast if self.head.kind == "fast" else self.head
-        chosen = self.expert if self.structure.kind == "expert" else own
-        return chosen.gripper == "number"
+        return self.head.gripper == "number"
 
     @property
     def has_gripper(self) -> bool:

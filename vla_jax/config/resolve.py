@@ -14,7 +14,7 @@ from typing import Any
 
 from vla_jax.config.checks import cross_checks
 from vla_jax.config.migrate import move_old_keys
-from vla_jax.config.option import ConfigError
+from vla_jax.config.option import ConfigError, of_its_kind
 from vla_jax.config.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,10 @@ def _build(cls: type, raw: Any, path: str, problems: list[str]) -> Any:
     for name, spec in fields.items():
         if name not in raw:
             continue
-        value = _convert(hints[name], raw[name], where + name, problems)
+        hint, value = hints[name], raw[name]
+        if "group" in spec.metadata and isinstance(value, Mapping):
+            hint, value = of_its_kind(spec.metadata, value)
+        value = _convert(hint, value, where + name, problems)
         options = spec.metadata.get("choices")
         if options and value not in options:
             problems.append(f"{where}{name}: {value!r} is none of {list(options)}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vla_jax.config.data import AugmentConfig, DataConfig
 from vla_jax.config.model import ModelConfig
 from vla_jax.config.observation import ObservationConfig
-from vla_jax.config.option import Options, group, option
+from vla_jax.config.option import Options, group, kinds, option
 from vla_jax.config.training import LoraConfig, MeshConfig, OptimConfig, TrainConfig
 
 
@@ -31,16 +31,27 @@ class Config(Options):
     observation: ObservationConfig = group(ObservationConfig)
 
 
-def describe(cls: type = Config, prefix: str = "") -> str:
-    """Every key of a group with its default, its legal values and what it does, as text."""
+def describe(cls: type = Config, prefix: str = "", beyond: type = type) -> str:
+    """Every key of a group with its default, its legal values and what it does, as text.
+
+    Args:
+        cls: dataclass of the group.
+        prefix: of the keys.
+        beyond: a class whose keys are left out.
+    """
     hints = typing.get_type_hints(cls)
     parts = []
     for field in dataclasses.fields(cls):
+        if hasattr(beyond, field.name):
+            continue
         key = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(hints[field.name]):
             inner = typing.cast(type, hints[field.name])
             about = (inner.__doc__ or "").split("\n")[0]
             parts.append(f"\n{key}: {about}\n{describe(inner, key + '.')}")
+            for kind, own in kinds(field.metadata).items():
+                if own is not inner:
+                    parts.append(f"\n{key} of kind {kind}:\n{describe(own, key + '.', inner)}")
             continue
         default = field.default
         if default is dataclasses.MISSING:

@@ -106,13 +106,14 @@ class MeshConfig:
 class TrainConfig:
     """Length of the run and what it writes."""
 
-    steps: int = option(50000, "Optimizer steps.")
+    steps: int = option(50000, "Optimizer steps.", positive=True)
     epochs: float = option(0.0, "Passes over the training windows instead of `steps`; 0 = off.")
-    batch_size: int = option(128, "Windows a step, over all devices.")
+    batch_size: int = option(128, "Windows a step, over all devices.", positive=True)
     accumulate: int = option(
         1,
         "Parts the batch goes through in, one after the other: a step's memory for activations "
         "divided by this, the same gradient.",
+        positive=True,
     )
     log_every: int = option(10, "Steps between lines of the log.")
     eval_every: int = option(10000, "Steps between evaluations; 0 = only at the end.")
@@ -125,6 +126,7 @@ class TrainConfig:
     max_skipped: int = option(
         10,
         "A step whose loss or gradients are not finite is skipped; so many in a row end the run.",
+        positive=True,
     )
     profile: str = option(
         "", "START:STEPS, as '20:3': write a trace of these steps for XProf to WORKDIR/profile."

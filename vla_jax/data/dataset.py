@@ -20,10 +20,10 @@ from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 from vla_jax.data.decode import decode_into
 from vla_jax.data.errors import ImageDecodeError, Skips
 from vla_jax.data.filters import moving
+from vla_jax.data.sampler import Windows
 from vla_jax.data.source import Source
 from vla_jax.data.spec import DatasetSpec
 from vla_jax.data.units.policy_units import PolicyUnits
-from vla_jax.data.windows import Windows
 from vla_jax.moved import names_of
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_jax.data import windows
+from vla_jax.data import sampler
 from vla_jax.data.buffers import BufferPool
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.language.fast_text import PADDING, AnswerWriter
@@ -232,17 +232,17 @@ class Loader(Iterator[Batch]):
             until = prepared.starts[place.trajectory + 1] - prepared.starts[place.trajectory]
             # Counted as a length: one more than the last frame that may be supervised.
             reach = self._goals(numbers[members], place.end, until) + 1
-            frames, mask[members] = windows.chunks(
+            frames, mask[members] = sampler.chunks(
                 place.end, reach, window, mixture.chunk, place.hidden, mixture.padded_rows
             )
-            seen, _ = windows.history(place.end, window, place.hidden)
+            seen, _ = sampler.history(place.end, window, place.hidden)
             chunk[members], states = prepared.numbers(place.trajectory, frames, seen)
             if proprio is not None:
                 proprio[members] = states
             codes[members] = mixture.language.choose(
                 int(d), place.trajectory, numbers[members], self._seed
             )
-        frames, visible = windows.history(ends, window, hidden)
+        frames, visible = sampler.history(ends, window, hidden)
         images, present, sound = self._decode(dataset, trajectory, frames, visible)
         written = self._answers(chunk[:, -1], dataset, sound)
         ids, id_mask = self._written(codes, proprio)

@@ -42,7 +42,7 @@ class Mixture:
             action spec.
         window, chunk, cameras, proprio: of the model's structure.
         image_sizes: camera -> (height, width) of the batch's images.
-        windows: of each dataset, see `vla_jax.data.windows.Windows`.
+        windows: of each dataset, see `vla_jax.data.sampler.Windows`.
         language: what a sample is told; its codes index `instructions`.
         random_goal, padded_rows, pool: see the same names in `data`.
         block: samples over which the shares come out even.

@@ -21,9 +21,8 @@ from jaxtyping import Int64, Integer
 from vla_jax.data.dataset import Prepared
 from vla_jax.data.errors import DataError
 from vla_jax.data.mixture import Mixture
-from vla_jax.data.sampler import MixtureOrder, SequentialOrder
+from vla_jax.data.sampler import MixtureOrder, SequentialOrder, Windows
 from vla_jax.data.source_streamed import Frames, StreamSource
-from vla_jax.data.windows import Windows
 
 _COUNTED = 1 << 20  # windows located at a time
 _MASK = (1 << 64) - 1

@@ -115,8 +115,8 @@ class RobotKeys:
         if any(part is None for part in parts):
             return None
         if ZEROS in self.profile.state:
-            known = sum(len(part) for part in parts)
-            parts[self.profile.state.index(ZEROS)] = np.zeros(max(0, dim - known))
+            length = sum(len(part) for part in parts)
+            parts[self.profile.state.index(ZEROS)] = np.zeros(max(0, dim - length))
         return np.concatenate(parts)
 
 
@@ -169,9 +169,9 @@ def _find(obs: Any, key: str) -> Any:
     # Maps' own keys may hold dots, so each is tried as the end of the first name.
     for i, letter in enumerate(key):
         if letter == "." and key[:i] in obs:
-            found = _find(obs[key[:i]], key[i + 1 :])
-            if found is not _MISSING:
-                return found
+            value = _find(obs[key[:i]], key[i + 1 :])
+            if value is not _MISSING:
+                return value
     return _MISSING
 
 

@@ -129,10 +129,10 @@ class FastCode:
             starts = np.flatnonzero((token < _CONTINUES) | (token >= 0xC0))
             begins[i], pays[i] = len(starts), starts[0] if len(starts) else len(token)
             # Bytes up to the next character's start, against what each start announces.
-            found = np.diff(np.append(starts, len(token)))
+            sizes = np.diff(np.append(starts, len(token)))
             wanted = np.array([_width(int(token[j])) for j in starts], int)
-            sound[i] = bool((found[:-1] == wanted[:-1]).all() and (found <= wanted).all())
-            owes[i] = wanted[-1] - found[-1] if len(starts) else 0
+            sound[i] = bool((sizes[:-1] == wanted[:-1]).all() and (sizes <= wanted).all())
+            owes[i] = wanted[-1] - sizes[-1] if len(starts) else 0
         return {"begins": begins, "pays": pays, "owes": owes, "sound": sound.astype(bool)}
 
     def decode(self, tokens: Int[Array, "b n"], used: Bool[Array, "b n"]) -> Float[Array, "b t a"]:
@@ -143,20 +143,20 @@ class FastCode:
             used: which of them belong to the answer, the first ones of each row.
         """
         count = self.steps * self.dim
-        known = (tokens >= 0) & (tokens < self.size)
+        is_known = (tokens >= 0) & (tokens < self.size)
         table = jnp.asarray(self.bytes)
-        found = jnp.where(
-            (used & known)[..., None], table[jnp.clip(tokens, 0, self.size - 1)], -1
+        token_bytes = jnp.where(
+            (used & is_known)[..., None], table[jnp.clip(tokens, 0, self.size - 1)], -1
         ).reshape(len(tokens), -1)
         # The bytes of all tokens, one behind the other; what has no room makes it no chunk anyway.
-        exists = found >= 0
+        exists = token_bytes >= 0
         place = jnp.where(exists, jnp.cumsum(exists, axis=1) - 1, count * _LONGEST)
         rows = jnp.arange(len(tokens))[:, None]
         text = jnp.full((len(tokens), count * _LONGEST + 1), -1)
-        text = text.at[rows, place].set(found, mode="drop")[:, :-1]
+        text = text.at[rows, place].set(token_bytes, mode="drop")[:, :-1]
         fits = exists.sum(1) <= count * _LONGEST
         values, sound = jax.vmap(self._characters)(text)
-        fine = sound & fits & jnp.where(used, known, True).all(1)
+        fine = sound & fits & jnp.where(used, is_known, True).all(1)
         coefficients = (values + self.smallest).astype(jnp.float32) / self.scale
         chunk = jnp.einsum(
             "kt,bka->bta",
@@ -189,9 +189,9 @@ class FastCode:
         announced = jnp.zeros(count, jnp.int32).at[target].add(width, mode="drop")
         # Each has as many bytes as it announces, and needs them all.
         least = jnp.array([0, 0, 0x80, 0x800])[jnp.clip(announced, 0, _LONGEST)]
-        whole = (starts.sum() == count) & ((size == announced) & (values >= least)).all()
-        whole &= (text < 0xF0).all()
-        return values, sound & whole & (values <= self.largest).all()
+        is_whole = (starts.sum() == count) & ((size == announced) & (values >= least)).all()
+        is_whole &= (text < 0xF0).all()
+        return values, sound & is_whole & (values <= self.largest).all()
 
 
 def _width(first: int) -> int:

@@ -78,8 +78,8 @@ def view(obs: Mapping[str, Any]) -> View | None:
         return View(state.astype(np.float64), False) if np.isfinite(state).all() else None
     images = [obs.get(key) for key in IMAGE_KEYS.values()]
     small = [_small(x) for x in images if isinstance(x, np.ndarray) and x.dtype == np.uint8]
-    known = [x for x in small if x is not None]
-    return View(np.concatenate(known), True) if known else None
+    readable = [x for x in small if x is not None]
+    return View(np.concatenate(readable), True) if readable else None
 
 
 def _small(image: np.ndarray) -> Float[np.ndarray, "n"] | None:
@@ -109,24 +109,29 @@ class Evidence:
     largest: Any = 0.0
     requests: int = 0
 
-    def add(self, now: View | None) -> None:
+    def add(self, current: View | None) -> None:
         """Note what a request of this episode shows."""
         self.requests += 1
-        if now is None:
+        if current is None:
             return
-        if self.first is None or self.last is None or not now.like(self.first):
-            self.first, self.largest = now, 0.0
+        if self.first is None or self.last is None or not current.like(self.first):
+            self.first, self.largest = current, 0.0
         else:
-            self.largest = np.maximum(self.largest, now.differs(self.last))
-        self.last = now
+            self.largest = np.maximum(self.largest, current.differs(self.last))
+        self.last = current
 
-    def returned(self, now: View | None) -> bool:
-        """Whether `now` is back at the first view, as no motion so far explains."""
-        if now is None or self.first is None or self.last is None or not now.like(self.first):
+    def returned(self, current: View | None) -> bool:
+        """Whether `current` is back at the first view, as no motion so far explains."""
+        if (
+            current is None
+            or self.first is None
+            or self.last is None
+            or not current.like(self.first)
+        ):
             return False
-        away, home = self.last.differs(self.first), now.differs(self.first)
+        away, home = self.last.differs(self.first), current.differs(self.first)
         # A single number of a state changes more evenly than what pictures show.
-        further = 1.0 if now.pictures else 2.0
+        further = 1.0 if current.pictures else 2.0
         far = (away > further * self.largest) & (away > 1e-6)
         return bool(far.any()) and float((home <= RETURNED * away)[far].mean()) >= _MOST
 
@@ -213,11 +218,11 @@ class Episodes:
             episode: name of the episode, where the client gives one.
             pause: seconds between the last reply and this request.
         """
-        prompt, now = obs.get(PROMPT_KEY), view(obs)
+        prompt, current = obs.get(PROMPT_KEY), view(obs)
         course.says |= episode is not None
         same = not isinstance(prompt, str) or prompt == course.prompt
         begins = not same or episode != course.episode
-        if not begins and not course.says and self._silent(course, now, pause):
+        if not begins and not course.says and self._silent(course, current, pause):
             log.info("an episode begins: %.1f s after the last reply", pause)
             begins = True
         if begins:
@@ -226,15 +231,15 @@ class Episodes:
             course.habit.add(pause)
         course.prompt = prompt if isinstance(prompt, str) else course.prompt
         course.episode = episode
-        course.evidence.add(now)
+        course.evidence.add(current)
         return begins
 
-    def _silent(self, course: Course, now: View | None, pause: float) -> bool:
+    def _silent(self, course: Course, current: View | None, pause: float) -> bool:
         if self._seconds is not None:
             return math.isfinite(pause) and pause >= self._seconds
         if course.evidence.requests < MIN_REQUESTS or not course.habit.broken(pause):
             return False
-        if self._choice == AUTO and course.evidence.returned(now):
+        if self._choice == AUTO and course.evidence.returned(current):
             return True
         if self._warns:
             self._warns = False  # once is enough

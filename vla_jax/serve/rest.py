@@ -140,8 +140,8 @@ class RestAdapter:
                 status, reason = error.status, error.reason
             self._engine.metrics.refused(reason)
             phrase = _phrase(error)
-            told = json_numpy.pack({"error": brief(error)})
-            payload = wire.refuse(request, error) if wire else told
+            plain_refusal = json_numpy.pack({"error": brief(error)})
+            payload = wire.refuse(request, error) if wire else plain_refusal
         if isinstance(payload, str):
             payload = payload.encode()
         keep = keep and not self._drain.begun

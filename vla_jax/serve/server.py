@@ -103,8 +103,8 @@ class PolicyServer:
         def new_websocket() -> ServerConnection:
             limit = self._options.max_message_bytes
             # websockets cannot be told which protocol to make, so the one it made is replaced.
-            made = websocket.Protocol(max_size=limit, logger=default.logger)
-            return ServerConnection(made, *args, **kwargs)
+            protocol = websocket.Protocol(max_size=limit, logger=default.logger)
+            return ServerConnection(protocol, *args, **kwargs)
 
         return Connection(self._door, new_websocket)
 

@@ -90,8 +90,8 @@ def _not_json(item: Path) -> list[str]:
     if not isinstance(content, dict):
         return [f"{path}: expected an object, found {type(content).__name__}"]
     # What a newer version wrote is whole, whatever it lacks; the format says why it is not read.
-    known = item.name == "meta" and content.get("format") in range(1, FORMAT + 1)
-    kinds = META_KINDS if known else {}
+    is_readable = item.name == "meta" and content.get("format") in range(1, FORMAT + 1)
+    kinds = META_KINDS if is_readable else {}
     return [
         f"{path}: {key} is missing or no {kind.__name__}"
         for key, kind in kinds.items()

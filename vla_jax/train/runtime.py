@@ -172,9 +172,9 @@ def agree(sample: int, failed: bool) -> tuple[int, int | None]:
         return sample, 0 if failed else None
     # As two words: jax has integers of 32 bits.
     words = np.array([sample >> 31, sample & (2**31 - 1), failed], np.int32)
-    found = np.asarray(multihost_utils.process_allgather(words)).reshape(-1, 3).tolist()
-    culprits = [process for process, (_, _, wrong) in enumerate(found) if wrong]
-    return min((high << 31) + low for high, low, _ in found), min(culprits, default=None)
+    gathered = np.asarray(multihost_utils.process_allgather(words)).reshape(-1, 3).tolist()
+    culprits = [process for process, (_, _, wrong) in enumerate(gathered) if wrong]
+    return min((high << 31) + low for high, low, _ in gathered), min(culprits, default=None)
 
 
 class StopSignal:

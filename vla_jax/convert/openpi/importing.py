@@ -176,9 +176,9 @@ def _with_sizes(config: Config, sizes: Mapping[str, Any]) -> Config:
         return config
     model, expert = config.model, sizes["expert"]
     if bool(expert) != (model.structure.kind == "expert"):
-        found = "pi0 or pi0.5, with an expert" if expert else "pi0-FAST, without an expert"
+        stored = "pi0 or pi0.5, with an expert" if expert else "pi0-FAST, without an expert"
         raise ConfigError(
-            f"this checkpoint is of another model: it is {found}, model.structure.kind is "
+            f"this checkpoint is of another model: it is {stored}, model.structure.kind is "
             f"{model.structure.kind!r}"
         )
     # These two make it another model; the sizes below only scale it.

@@ -112,7 +112,7 @@ def _write_part(
     # Behind the part's name stands a slash or, of the towers, a dot.
     cut = len(part) + 1
     rows = [dataclasses.replace(row, source=wrapped + row.source[cut:]) for row in rows]
-    found = _outgoing(rows, leaves, dtype)
+    outgoing = _outgoing(rows, leaves, dtype)
     factors = origin.get("factors", {}) if part == names.VISION else {}
     # PEFT keeps a module with factors under another name.
     inner = {
@@ -120,19 +120,19 @@ def _write_part(
         for module in factors
         for end in ("weight", "bias")
     }
-    shapes = {inner.get(name, name): shape for name, shape in found.shapes.items()}
-    dtypes = {inner.get(name, name): kind for name, kind in found.dtypes.items()}
+    shapes = {inner.get(name, name): shape for name, shape in outgoing.shapes.items()}
+    dtypes = {inner.get(name, name): kind for name, kind in outgoing.dtypes.items()}
     zeros: dict[str, tuple[int, ...]] = {}
     for module, rank in factors.items():
-        outputs, inputs = found.shapes[f"{wrapped}{module}.weight"]
+        outputs, inputs = outgoing.shapes[f"{wrapped}{module}.weight"]
         zeros[f"{wrapped}{module}.lora_A.default.weight"] = (rank, inputs)
         zeros[f"{wrapped}{module}.lora_B.default.weight"] = (outputs, rank)
         for letter in "AB":
             name = f"{wrapped}{module}.lora_{letter}.default.weight"
-            dtypes[name] = found.dtypes[f"{wrapped}{module}.weight"]
+            dtypes[name] = outgoing.dtypes[f"{wrapped}{module}.weight"]
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        for name, value in found.tensors():
+        for name, value in outgoing.tensors():
             yield inner.get(name, name), value
         for name, shape in zeros.items():
             yield name, np.zeros(shape, dtypes[name])
@@ -150,12 +150,12 @@ def _write_beside(folder: Path, model: Any, stored: Stored, dtype: str) -> None:
     remembered = model.config.backbone.hf_dir
     files = Path(remembered) if remembered and Path(remembered).is_dir() else None
     hf_files.place(files, origin.get("files", {}), folder)
-    given = origin.get("norm_stats") or original.get("norm_stats", {})
-    entries = given
-    if meta["statistics"] or not given:  # trained here, in units of its own
-        entries = given | _statistics(meta)
-    theirs = {key: value for key, value in model.arch.items() if key not in _OURS}
-    described = _CLASS | hf_files.config_json(theirs, original, dtype)
+    stored_entries = origin.get("norm_stats") or original.get("norm_stats", {})
+    entries = stored_entries
+    if meta["statistics"] or not stored_entries:  # trained here, in units of its own
+        entries = stored_entries | _statistics(meta)
+    arch = {key: value for key, value in model.arch.items() if key not in _OURS}
+    described = _CLASS | hf_files.config_json(arch, original, dtype)
     if meta["statistics"]:
         described["norm_stats"] = entries
     described.setdefault("norm_stats", entries)

@@ -107,9 +107,9 @@ def _statistics(root: Path, vlm: Path) -> dict[str, Any]:
 def _entry(name: str, entry: Mapping[str, Any], config: Config) -> tuple[ActionSpec, PolicyUnits]:
     """What a policy needs of a dataset: the size of its actions, and their units."""
     dim, state = config.model.action_dim, entry.get("proprio")
-    found = {len(values) for values in entry["action"].values()}
-    if found != {dim}:
-        raise ConfigError(f"statistics: {name!r}: actions of {found} numbers, the model has {dim}")
+    sizes = {len(values) for values in entry["action"].values()}
+    if sizes != {dim}:
+        raise ConfigError(f"statistics: {name!r}: actions of {sizes} numbers, the model has {dim}")
     try:
         spec = find_spec(name)
     except KeyError:

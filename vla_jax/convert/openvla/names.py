@@ -4,6 +4,8 @@ The VLM has the names of its Hugging Face folder; what OFT keeps in files of the
 `action_head/` and `proprio_projector/` here.
 """
 
+from typing import Any
+
 from vla_jax.config import ModelConfig
 from vla_jax.models import weights as w
 from vla_jax.models.backbones import BACKBONES
@@ -24,8 +26,9 @@ def rows(config: ModelConfig) -> tuple[list[w.Weight], tuple[str, ...]]:
     if config.structure.proprio:
         for name in ("fc1", "fc2"):
             weights += w.pair(f"{STATE}/{name}", f"state/{name}")
-    if HEADS[config.head.kind].reads == "places":
-        weights += w.prefixed(_head(config.head.layers), f"{HEAD}/model.", "head/")
+    head: Any = config.head
+    if HEADS[head.kind].reads == "places":
+        weights += w.prefixed(_head(head.layers), f"{HEAD}/model.", "head/")
     return weights, backbone.IGNORE
 
 

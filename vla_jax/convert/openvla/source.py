@@ -93,10 +93,10 @@ def open_folder(root: Path, config: ModelConfig, base: Path | None = None) -> Op
 
 def _part(root: Path, name: str) -> Path | None:
     """The file of a part; None where there is none."""
-    found = sorted(root.glob(f"{name}--*checkpoint.pt"))
-    if len(found) > 1:
-        raise WeightError(f"{root}: several files of {name}, {[p.name for p in found]}: leave one")
-    return found[0] if found else None
+    files = sorted(root.glob(f"{name}--*checkpoint.pt"))
+    if len(files) > 1:
+        raise WeightError(f"{root}: several files of {name}, {[p.name for p in files]}: leave one")
+    return files[0] if files else None
 
 
 def _vlm(root: Path, config: ModelConfig, base: Path | None) -> tuple[Path, Source]:

@@ -208,11 +208,11 @@ def _byte_pairs(file: _File) -> Tokenizer:
 def _surround(tokenizer: Tokenizer, template: list[str]) -> None:
     """Puts special tokens around every text; those that the vocabulary lacks are left out."""
     ids = {t: tokenizer.token_to_id(t) for t in template if t != "$A"}
-    known = {token: number for token, number in ids.items() if number is not None}
-    if known:
-        single = [part for part in template if part == "$A" or part in known]
+    special_tokens = {token: number for token, number in ids.items() if number is not None}
+    if special_tokens:
+        single = [part for part in template if part == "$A" or part in special_tokens]
         tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-            single=single, special_tokens=list(known.items())
+            single=single, special_tokens=list(special_tokens.items())
         )
 
 
@@ -250,10 +250,10 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: no JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _piece(data: bytes) -> _Piece:

@@ -131,14 +131,14 @@ def check(
     """
     issues = [
         issue
-        for role, seen in looks.items()
-        for found in (
-            _black(dataset, role, seen),
-            _frozen(dataset, role, seen, speed),
-            _repeated(dataset, role, seen),
-            _out_of_step(dataset, role, seen, speed),
+        for role, role_looks in looks.items()
+        for role_issues in (
+            _black(dataset, role, role_looks),
+            _frozen(dataset, role, role_looks, speed),
+            _repeated(dataset, role, role_looks),
+            _out_of_step(dataset, role, role_looks, speed),
         )
-        for issue in found
+        for issue in role_issues
     ]
     for pair in combinations(looks, 2):
         issues += _doubled(dataset, pair, [looks[role] for role in pair])
@@ -146,7 +146,7 @@ def check(
 
 
 def _black(dataset: Dataset, role: str, looks: Sequence[Look]) -> list[Issue]:
-    bad = [seen.trajectory for seen in looks if _is_black(seen.cells).mean() > _BLACK_SHARE]
+    bad = [view.trajectory for view in looks if _is_black(view.cells).mean() > _BLACK_SHARE]
     if not bad:
         return []
     return [
@@ -212,12 +212,12 @@ def _longest_still(cells: Float32[np.ndarray, "n r c"]) -> tuple[int, int]:
 
 def _repeated(dataset: Dataset, role: str, looks: Sequence[Look]) -> list[Issue]:
     """Pictures that come regularly twice, or thrice: a camera slower than the rows."""
-    looks = [seen for seen in looks if len(seen.cells) > 1]
+    looks = [view for view in looks if len(view.cells) > 1]
     if not looks:
         return []
     # Between two episodes there is a step too, which `repeats` does not look at.
-    same = np.concatenate([np.append(seen.same, False) for seen in looks])[:-1]
-    starts = np.cumsum([0, *(len(seen.cells) for seen in looks)])
+    same = np.concatenate([np.append(view.same, False) for view in looks])[:-1]
+    starts = np.cumsum([0, *(len(view.cells) for view in looks)])
     times, hz = repeats(same, starts), dataset.spec.hz
     if times == 1:
         return []
@@ -235,7 +235,7 @@ def _repeated(dataset: Dataset, role: str, looks: Sequence[Look]) -> list[Issue]
 def _doubled(
     dataset: Dataset, roles: tuple[str, str], looks: Sequence[Sequence[Look]]
 ) -> list[Issue]:
-    first, second = ({seen.trajectory: seen.cells for seen in found} for found in looks)
+    first, second = ({view.trajectory: view.cells for view in role_looks} for role_looks in looks)
     bad, both = [], sorted(first.keys() & second.keys())
     for trajectory in both:
         a, b = first[trajectory], second[trajectory]
@@ -266,8 +266,8 @@ def _out_of_step(
     """Pictures that move when the robot did some frames before, or will some frames after."""
     hz = dataset.spec.hz
     near = max(_LATE_FRAMES, int(np.ceil(_LATE_SECONDS * hz))) if hz else _LATE_FRAMES
-    looks = [seen for seen in looks if len(seen.cells) > 8 * near]
-    pictures = [np.abs(np.diff(seen.cells, axis=0)).mean(axis=(1, 2)) for seen in looks]
+    looks = [view for view in looks if len(view.cells) > 8 * near]
+    pictures = [np.abs(np.diff(view.cells, axis=0)).mean(axis=(1, 2)) for view in looks]
     if sum(map(len, pictures)) < _SEEN:
         return []
     reach = min(6 * near, min(map(len, pictures)) // 3)
@@ -296,7 +296,7 @@ def _out_of_step(
             f"with its motion at that delay (correlation {peak:.2f}), not in step ({in_step:.2f})",
             "Align them by their own times where they are recorded; a policy learns from what it "
             "will not see at that moment",
-            recorded_numbers(dataset, [seen.trajectory for seen in looks]),
+            recorded_numbers(dataset, [view.trajectory for view in looks]),
             role,
         )
     ]

@@ -28,9 +28,9 @@ class Quality:
     def lines(self, episodes: int) -> list[str]:
         """How much was looked at, of `episodes`."""
         return [
-            f"pictures of camera {role}: {seen['frames']} frames of {seen['episodes']} of "
+            f"pictures of camera {role}: {counts['frames']} frames of {counts['episodes']} of "
             f"{episodes} episodes looked at"
-            for role, seen in self.looked_at.items()
+            for role, counts in self.looked_at.items()
         ]
 
 
@@ -54,8 +54,8 @@ def check(dataset: Dataset, recorded_hz: float | None = None) -> Quality:
         issues += unreadable
     issues += cameras.check(dataset, looks, motion.speeds(dataset))
     looked_at = {
-        role: {"episodes": len(seen), "frames": sum(len(x.cells) for x in seen)}
-        for role, seen in looks.items()
+        role: {"episodes": len(role_looks), "frames": sum(len(x.cells) for x in role_looks)}
+        for role, role_looks in looks.items()
     }
     return Quality(issues, looked_at)
 

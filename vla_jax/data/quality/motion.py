@@ -125,13 +125,13 @@ def rate(dataset: Dataset, recorded_hz: float | None) -> list[Issue]:
         dataset: opened, not normalized.
         recorded_hz: frames a second as the dataset's own files say it, if they do.
     """
-    issues, said = [], dataset.spec.hz
+    issues, spec_hz = [], dataset.spec.hz
     stride = int(np.median(dataset.strides))
-    if recorded_hz and said and abs(said * stride / recorded_hz - 1) > 0.05:
+    if recorded_hz and spec_hz and abs(spec_hz * stride / recorded_hz - 1) > 0.05:
         issues.append(
             Issue(
                 "control_rate",
-                f"the spec says {said:g} actions a second, the dataset's files "
+                f"the spec says {spec_hz:g} actions a second, the dataset's files "
                 f"{recorded_hz / stride:g}",
                 "Correct `hz`: a robot served at another rate moves too fast or too slow",
             )
@@ -140,7 +140,8 @@ def rate(dataset: Dataset, recorded_hz: float | None) -> list[Issue]:
     same = np.all([np.all(v[1:] == v[:-1], axis=1) for v in values], axis=0)
     times = repeats(same & _inside(dataset), dataset.starts)
     if times > 1:
-        fewer = f"{said:g} a second are really {said / times:g}" if said else "the rate is lower"
+        really = f"{spec_hz:g} a second are really {spec_hz / times:g}" if spec_hz else ""
+        fewer = really or "the rate is lower"
         issues.append(
             Issue(
                 "control_rate",

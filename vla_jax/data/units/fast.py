@@ -231,13 +231,13 @@ class FastTokenizer:
     def _met(self) -> Int[np.ndarray, "n"]:
         """The coefficients that it can write, rising."""
         characters = [chr(i) for i in range(self._largest + 1)]
-        found = self._bpe.encode_batch(characters, add_special_tokens=False)
-        kept = [
+        encodings = self._bpe.encode_batch(characters, add_special_tokens=False)
+        indices = [
             i
-            for i, (character, encoding) in enumerate(zip(characters, found, strict=True))
+            for i, (character, encoding) in enumerate(zip(characters, encodings, strict=True))
             if self._bpe.decode(encoding.ids, skip_special_tokens=False) == character
         ]
-        return np.array(kept, np.int64) + self.min_token
+        return np.array(indices, np.int64) + self.min_token
 
     @cached_property
     def _largest(self) -> int:

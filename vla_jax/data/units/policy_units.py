@@ -106,14 +106,14 @@ class PolicyUnits:
         self,
         actions: Float[np.ndarray, "*n f w"],
         before: Float[np.ndarray, "*n s"],
-        now: Float[np.ndarray, "*n s"],
+        after: Float[np.ndarray, "*n s"],
     ) -> Float[np.ndarray, "*n f w"]:
         """A predicted chunk as it would be predicted, for the same motion, from another state.
 
         Args:
             actions: of the model, padding included.
             before: the state that the chunk was asked for at, as the robot gave it.
-            now: the state that it is to count from.
+            after: the state that it is to count from.
         """
         if not self.relative:
             return actions
@@ -121,7 +121,7 @@ class PolicyUnits:
         moved = relative.to_absolute(
             self.actions.unnormalize(actions), self.adapt_state(before), self.relative
         )
-        moved = relative.to_relative(moved, self.adapt_state(now), self.relative)
+        moved = relative.to_relative(moved, self.adapt_state(after), self.relative)
         scaled = self.actions.normalize(moved[..., :width])
         # What pads an action has no units.
         return np.concatenate([scaled, actions[..., width:]], axis=-1)

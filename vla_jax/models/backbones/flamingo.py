@@ -260,7 +260,7 @@ class Flamingo(Backbone):
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b k c"]:
         """Preprocessed images -> image tokens."""
-        patches = self.vision(images)
+        patches = self.vision(images).tokens
         # The parameters must exist to be imported and exported; no result is used.
         if self.is_initializing():
             self.vision_unused(patches)

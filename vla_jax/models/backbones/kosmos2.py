@@ -121,7 +121,7 @@ class Kosmos2(Backbone):
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> image tokens."""
-        x = self.vision_norm(self.vision(images)).astype(jnp.float32)
+        x = self.vision_norm(self.vision(images).tokens).astype(jnp.float32)
         # torch.nn.functional.normalize: norm clamped at 1e-12; safe gradient at zero.
         norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
         return self.projection((x / norm).astype(self.dtype))

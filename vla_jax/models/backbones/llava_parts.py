@@ -172,7 +172,7 @@ class LlavaFamily(Backbone):
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b k d"]:
         """Preprocessed images -> image tokens."""
-        return self.projection(self.vision(images))
+        return self.projection(self.vision(images).tokens)
 
 
 def rows(

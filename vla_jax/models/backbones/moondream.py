@@ -181,8 +181,10 @@ class Moondream(Backbone):
     def encode_images(self, images: Float[Array, "b h x 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> image tokens."""
         if self.config["vision_config"]["streams"] == 1:
-            return self.vision_projection(self.vision(images))
-        return self.vision_projection(two_streams(self.vision, images, self.vision.spec))
+            return self.vision_projection(self.vision(images).tokens)
+        return self.vision_projection(
+            two_streams(lambda x: self.vision(x).tokens, images, self.vision.spec)
+        )
 
     def weight_map(self) -> list[w.Weight]:
         """Every parameter of the released models of 2024; targets are relative to `backbone/`."""

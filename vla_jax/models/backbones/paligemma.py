@@ -166,7 +166,8 @@ class PaliGemma(Backbone):
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> image tokens."""
         # The decoder multiplies all embeddings by the root of its width.
-        return self.projection(self.vision(images)) / math.sqrt(self.config["hidden_size"])
+        tokens = self.vision(images).tokens
+        return self.projection(tokens) / math.sqrt(self.config["hidden_size"])
 
     def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""

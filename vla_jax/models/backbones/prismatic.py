@@ -101,7 +101,7 @@ class Towers(nn.Module):
         language: Float[Array, "b d"] | None,
     ) -> Float[Array, "b k v"]:
         """The image in the units of either tower -> joined patches."""
-        patches = [self.dino(first, language), self.siglip(second, language)]
+        patches = [self.dino(first, language).tokens, self.siglip(second, language).tokens]
         if self.is_initializing():
             self.pool(patches[1])
         return jnp.concatenate(patches, axis=-1)

@@ -126,7 +126,7 @@ class Vision(nn.Module):
         grid = tuple(side // vision["patch_size"] for side in images.shape[-3:-1])
         spec = vision_spec(self.config, grid)
         tower = VisionTransformer(spec, self.remat, self.dtype, name="tower")
-        tokens, taps = tower.with_taps(images)
+        tokens, taps = tower(images)
         merger = vision_families.qwen2_merger(spec, vision, dtype=self.dtype, name="merger")
         merged = [merger(tokens)]
         for i, tap in enumerate(taps):

@@ -150,7 +150,7 @@ class QwenVL(Backbone):
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> <img>, image tokens, </img>."""
-        x = self.vision_pool(self.vision(images))
+        x = self.vision_pool(self.vision(images).tokens)
         start = self.config["visual"]["image_start_id"]
         marks = self.embed_text(jnp.broadcast_to(jnp.array([start, start + 1]), (len(x), 2)))
         return jnp.concatenate([marks[:, : self.MARKS], x, marks[:, self.MARKS :]], axis=1)

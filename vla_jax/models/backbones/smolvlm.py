@@ -95,7 +95,7 @@ class SmolVLM(Backbone):
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> a token for each square of patches, row by row."""
-        patches, s = self.vision(images), self.config["scale_factor"]
+        patches, s = self.vision(images).tokens, self.config["scale_factor"]
         side = round(patches.shape[1] ** 0.5) // s
         # The projection's weights fix this order: rows, then columns of the square, then channels.
         squares = patches.reshape(len(patches), side, s, side, s, -1).swapaxes(2, 3)

@@ -183,7 +183,7 @@ class UForm(Backbone):
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> image tokens."""
-        x = self.vision(images)
+        x = self.vision(images).tokens
         if self.is_initializing() and self.config["image_encoder_embedding_dim"]:
             self.vision_embedding(x)  # only so that weights come out as they went in
         return self.image_pooler(x)

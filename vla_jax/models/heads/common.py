@@ -57,6 +57,7 @@ class Head(nn.Module):
     inherits `loss` and `predict`; others define these two.
 
     Attributes:
+        OPTIONS: dataclass of `model.head` for this head: a `HeadConfig`, with options of its own.
         reads: what it needs of a structure, see `Structure.gives`: "features", or "tokens", scores
             of the VLM's next tokens, or "places", a hidden state for each number of the chunk.
         reads_reason: why nothing else will do, for heads that do not read features.
@@ -71,6 +72,7 @@ class Head(nn.Module):
     sizes: HeadSizes
     dtype: Any = jnp.float32
 
+    OPTIONS: ClassVar[type[HeadConfig]] = HeadConfig
     reads: ClassVar[str] = "features"
     reads_reason: ClassVar[str] = ""
     numbers: ClassVar[bool] = False
@@ -131,7 +133,7 @@ class Head(nn.Module):
         return newest(prediction) if last else prediction
 
 
-def width_refusals(head: HeadConfig, structure: StructureConfig) -> list[str]:
+def width_refusals(head: Any, structure: StructureConfig) -> list[str]:
     """Problems of heads whose attention splits the width hidden x latent among `head.heads`."""
     if head.hidden * structure.latent % head.heads == 0:
         return []

@@ -11,6 +11,7 @@ r sequences = b u · c context tokens · n sequence · f chunk · a action dimen
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.config import HeadConfig
+from vla_jax.config.option import option
 from vla_jax.models import sharding
 from vla_jax.models.heads.common import HeadSizes
 from vla_jax.models.losses import masked_mean, row_means
@@ -26,6 +28,16 @@ from vla_jax.models.towers.layers import MLP, Attention, Dense
 from vla_jax.types import Actions, Prediction
 
 _FREQUENCIES = 128
+
+
+@dataclass(frozen=True)
+class DenoiserOptions(HeadConfig):
+    """Options of heads that denoise a chunk with `Denoiser`."""
+
+    hidden: int = option(1024, "Width of the transformer.", positive=True)
+    layers: int = option(4, "Layers of the transformer.", positive=True)
+    heads: int = option(8, "Attention heads.", positive=True)
+    sampling_steps: int = option(10, "Steps in which an action is sampled.", positive=True)
 
 
 def time_embedding(time: Float[Array, "r"]) -> Float[Array, "r k"]:
@@ -68,7 +80,7 @@ class Layer(nn.Module):
 class Denoiser(nn.Module):
     """Noisy chunk, its noise level and the features -> a number for every entry of the chunk."""
 
-    head: HeadConfig
+    head: DenoiserOptions
     sizes: HeadSizes
     dtype: Any = jnp.float32
 

@@ -7,19 +7,50 @@ Legend: b batch · w window · c columns that predict a token · v vocabulary ·
 a action dimension
 """
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.config.option import group, option
 from vla_jax.models.action_tokenizer import ActionTokenizer
 from vla_jax.models.heads.common import Head, newest
 from vla_jax.models.losses import NO_LABEL, token_loss
 from vla_jax.types import Actions, Guide, Prediction
 
 
+@dataclass(frozen=True)
+class DetokenizerParity:
+    """What the detokenizer does only to repeat a reference implementation."""
+
+    vocabulary: str = option(
+        "actions",
+        "Ids it may choose from: those that stand for actions, or all, as in RoboVLMs.",
+        "actions",
+        "all",
+    )
+
+
+@dataclass(frozen=True)
+class DetokenizerOptions(HeadConfig):
+    """Options of the head `detokenizer`."""
+
+    bins: int = option(256, "Ids of an action dimension.")
+    token_end: int = option(
+        0, "First id above those that stand for actions; 0 = the backbone's own."
+    )
+    low: float = option(-1.0, "Value of the first bin.")
+    high: float = option(1.0, "Value of the last bin.")
+    parity: DetokenizerParity = group(DetokenizerParity)
+
+
 class Detokenizer(Head):
     """No parameters: the VLM's scores of its next tokens are this head's features."""
 
+    head: DetokenizerOptions
+
+    OPTIONS = DetokenizerOptions
     reads = "tokens"
     reads_reason = (
         "it reads tokens that the VLM writes, which only the structures discrete and parallel have"
@@ -27,7 +58,7 @@ class Detokenizer(Head):
     numbers = True
 
     @classmethod
-    def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
+    def refusals(cls, head: DetokenizerOptions, structure: StructureConfig) -> list[str]:
         """There is something to choose from, and a range to divide."""
         del structure
         if head.bins >= 2 and head.low < head.high:

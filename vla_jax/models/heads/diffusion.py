@@ -8,6 +8,7 @@ Legend: b batch · w window · u steps to predict · m latents · d features · 
 a action dimension
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.config import StructureConfig
+from vla_jax.config.option import option
 from vla_jax.models.heads.common import Head, width_refusals
-from vla_jax.models.heads.denoiser import Denoiser, as_values
+from vla_jax.models.heads.denoiser import Denoiser, DenoiserOptions, as_values
 from vla_jax.models.heads.guidance import guided_clean
 from vla_jax.types import Actions, Guide, Prediction
 
@@ -32,15 +34,25 @@ def signal_levels(levels: int) -> Float[np.ndarray, "levels"]:
     return np.cumprod(1 - np.minimum(1 - squared[1:] / squared[:-1], 0.999))
 
 
+@dataclass(frozen=True)
+class DiffusionOptions(DenoiserOptions):
+    """Options of the head `diffusion`."""
+
+    noise_levels: int = option(100, "Noise levels of training.", positive=True)
+
+
 class DiffusionHead(Head):
     """Predicts the noise in a chunk; actions are samples."""
 
+    head: DiffusionOptions
+
+    OPTIONS = DiffusionOptions
     guidable = True
 
     @classmethod
-    def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
+    def refusals(cls, head: DiffusionOptions, structure: StructureConfig) -> list[str]:
         """Attention splits the width evenly among its heads."""
-        return width_refusals(head, structure)
+        return super().refusals(head, structure) + width_refusals(head, structure)
 
     def setup(self):
         self.net = Denoiser(self.head, self.sizes, self.dtype)

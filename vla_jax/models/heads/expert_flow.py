@@ -12,13 +12,15 @@ width
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vla_jax.config import ExpertConfig
+from vla_jax.config import ExpertConfig, HeadConfig
+from vla_jax.config.option import option
 from vla_jax.models.heads.common import Head
 from vla_jax.models.heads.denoiser import as_prediction, as_values
 from vla_jax.models.heads.guidance import guided_velocity
@@ -46,6 +48,13 @@ def widen(x: Float[Array, "*b a"], width: int) -> Float[Array, "*b w"]:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
 
 
+@dataclass(frozen=True)
+class ExpertFlowOptions(HeadConfig):
+    """Options of the head `expert_flow`; those of the expert are `model.expert`."""
+
+    sampling_steps: int = option(10, "Euler steps in which a chunk is sampled.", positive=True)
+
+
 class ExpertFlow(Head):
     """What stands before and behind the expert: projections, time, loss and Euler steps.
 
@@ -53,9 +62,12 @@ class ExpertFlow(Head):
         expert: the expert's settings.
     """
 
+    head: ExpertFlowOptions
     expert: ExpertConfig = ExpertConfig()
 
+    OPTIONS = ExpertFlowOptions
     guidable = True
+    numbers = True
     reads = "expert"
     reads_reason = "it needs an expert beside the VLM, which only the structure `expert` has"
 
@@ -95,7 +107,7 @@ class ExpertFlow(Head):
     def values(self, actions: Actions) -> Float[Array, "b f a"]:
         """The numbers that are denoised, of a window of one step."""
         # A gripper that is a number already has the arm's units.
-        binary = self.expert.gripper == "binary"
+        binary = self.head.gripper == "binary"
         return as_values(actions, binary and self.sizes.gripper)[:, 0]
 
     def draw(
@@ -163,6 +175,6 @@ class ExpertFlow(Head):
     def prediction(self, values: Float[Array, "b f w"]) -> Prediction:
         """Chunks as the robot's part of them; a binary gripper is open above 0."""
         values = values[:, None, :, : self.sizes.action_dim]
-        if self.expert.gripper == "binary":
+        if self.head.gripper == "binary":
             return as_prediction(values, self.sizes.gripper)
         return Prediction(arm=values[..., :-1], gripper=values[..., -1])

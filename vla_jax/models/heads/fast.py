@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from vla_jax.config import ConfigError, FastConfig, HeadConfig, StructureConfig
+from vla_jax.config import ConfigError, FastConfig
 from vla_jax.models.fast_code import FastCode, Progress
 from vla_jax.models.heads.common import Head
 from vla_jax.models.heads.denoiser import as_prediction
@@ -32,12 +32,7 @@ class Fast(Head):
     reads = "tokens"
     reads_reason = "it reads tokens that the VLM writes, which only the discrete structure has"
     counted = False
-
-    @classmethod
-    def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
-        """No problems of its own: the structure judges `model.fast`."""
-        del head, structure
-        return []
+    numbers = True
 
     @cached_property
     def code(self) -> FastCode:
@@ -83,7 +78,7 @@ class Fast(Head):
     def prediction(self, chunk: Float[Array, "b f a"]) -> Prediction:
         """A chunk as a window of one step; a binary gripper is open above 0."""
         values = chunk[:, None]
-        if self.fast.gripper == "binary":
+        if self.head.gripper == "binary":
             return as_prediction(values, self.sizes.gripper)
         return Prediction(arm=values[..., :-1], gripper=values[..., -1])
 

@@ -7,29 +7,38 @@ Legend: b batch · w window · u steps to predict · m latents · d features · 
 a action dimension
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.config import StructureConfig
 from vla_jax.models.heads.common import Head, width_refusals
-from vla_jax.models.heads.denoiser import Denoiser, as_values
+from vla_jax.models.heads.denoiser import Denoiser, DenoiserOptions, as_values
 from vla_jax.models.heads.guidance import guided_velocity
 from vla_jax.types import Actions, Guide, Prediction
 
 _LATEST = 0.999  # training times stay below; at 1 nothing is left to predict
 
 
+@dataclass(frozen=True)
+class FlowOptions(DenoiserOptions):
+    """Options of the head `flow`."""
+
+
 class FlowHead(Head):
     """Predicts the velocity from noise (time 0) to the chunk (time 1); actions are samples."""
 
+    head: FlowOptions
+
+    OPTIONS = FlowOptions
     guidable = True
 
     @classmethod
-    def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
+    def refusals(cls, head: FlowOptions, structure: StructureConfig) -> list[str]:
         """Attention splits the width evenly among its heads."""
-        return width_refusals(head, structure)
+        return super().refusals(head, structure) + width_refusals(head, structure)
 
     def setup(self):
         self.net = Denoiser(self.head, self.sizes, self.dtype)

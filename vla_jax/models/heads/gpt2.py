@@ -1,10 +1,13 @@
 """GPT-2 policy head (RoboVLMs' GPTDecoder)."""
 
+from dataclasses import dataclass
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.config import HeadConfig, StructureConfig
+from vla_jax.config.option import option
 from vla_jax.models import weights as w
 from vla_jax.models.heads.common import ActionOutput, Head, flatten, trunk_weights, width_refusals
 from vla_jax.models.towers.block import stack
@@ -15,6 +18,15 @@ from vla_jax.types import Prediction
 DROPOUT = 0.1  # GPT-2's own, on embeddings, attention and residuals
 
 
+@dataclass(frozen=True)
+class GPT2Options(HeadConfig):
+    """Options of the head `gpt2`."""
+
+    hidden: int = option(1024, "Width of the transformer, for each latent.", positive=True)
+    layers: int = option(4, "Layers (RoboVLMs: 8).", positive=True)
+    heads: int = option(8, "Attention heads.", positive=True)
+
+
 class GPT2Head(Head):
     """A causal transformer over the steps of the window, with a learned position for each.
 
@@ -23,6 +35,9 @@ class GPT2Head(Head):
     Legend: b batch · w window · m latents · d features
     """
 
+    head: GPT2Options
+
+    OPTIONS = GPT2Options
     needs_steps = True
     # Causal masks that the original stores as buffers.
     ignore = (r"gpt\.h\.\d+\.attn\.(masked_)?bias$",)
@@ -57,12 +72,12 @@ class GPT2Head(Head):
         return ActionOutput(self.sizes, self.dtype, name="output")(x)
 
     @classmethod
-    def refusals(cls, head: HeadConfig, structure: StructureConfig) -> list[str]:
+    def refusals(cls, head: GPT2Options, structure: StructureConfig) -> list[str]:
         """Attention splits the width evenly among its heads."""
-        return width_refusals(head, structure)
+        return super().refusals(head, structure) + width_refusals(head, structure)
 
     @classmethod
-    def weight_map(cls, head: HeadConfig, width: int) -> list[w.Weight]:
+    def weight_map(cls, head: GPT2Options, width: int) -> list[w.Weight]:
         """RoboVLMs' names; targets relative to `head/`."""
         layer = "gpt.h.{}."
         rows = [] if width == head.hidden else w.pair("fc", "project")

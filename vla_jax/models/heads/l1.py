@@ -6,11 +6,15 @@ Legend: b batch · w window · m hidden states of a step, one a number of the ch
 f chunk · a action dimension
 """
 
+from dataclasses import dataclass
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from vla_jax.config import HeadConfig
+from vla_jax.config.option import option
 from vla_jax.models.heads.common import Head
 from vla_jax.models.heads.denoiser import as_prediction, as_values
 from vla_jax.models.losses import masked_mean, row_means
@@ -19,9 +23,20 @@ from vla_jax.models.towers.norms import LayerNorm
 from vla_jax.types import Actions, Guide, Prediction
 
 
+@dataclass(frozen=True)
+class L1Options(HeadConfig):
+    """Options of the head `l1`."""
+
+    hidden: int = option(1024, "Width of the blocks.", positive=True)
+    layers: int = option(4, "Residual blocks.", positive=True)
+
+
 class L1Head(Head):
     """`head.layers` residual blocks of width `head.hidden`, the same for every action."""
 
+    head: L1Options
+
+    OPTIONS = L1Options
     reads = "places"
     reads_reason = (
         "it reads a hidden state for each number of the chunk, which only the structure parallel "

@@ -1,5 +1,6 @@
 """LSTM policy head (RoboVLMs' LSTMDecoder)."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.config import HeadConfig
+from vla_jax.config.option import option
 from vla_jax.models import sharding
 from vla_jax.models import weights as w
 from vla_jax.models.heads.common import ActionOutput, Head, flatten, trunk_weights
@@ -61,12 +63,23 @@ class LSTMLayer(nn.Module):
         return outputs.swapaxes(0, 1)
 
 
+@dataclass(frozen=True)
+class LSTMOptions(HeadConfig):
+    """Options of the head `lstm`."""
+
+    hidden: int = option(1024, "Width of the recurrent state, for each latent.", positive=True)
+    layers: int = option(4, "Recurrent layers.", positive=True)
+
+
 class LSTMHead(Head):
     """Legend: b batch · w window · m tokens a step · d features.
 
     The output at a step is the last output over the features of at most W steps from a zero state.
     """
 
+    head: LSTMOptions
+
+    OPTIONS = LSTMOptions
     needs_steps = True
 
     @nn.compact
@@ -79,7 +92,7 @@ class LSTMHead(Head):
         return ActionOutput(self.sizes, self.dtype, name="output")(x)
 
     @classmethod
-    def weight_map(cls, head: HeadConfig, width: int) -> list[w.Weight]:
+    def weight_map(cls, head: LSTMOptions, width: int) -> list[w.Weight]:
         """RoboVLMs' names; targets relative to `head/`."""
         del width
         rows = []

@@ -1,14 +1,24 @@
 """MLP head, the same at every step (RoboVLMs' FCDecoder)."""
 
+from dataclasses import dataclass
+
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.config import HeadConfig
+from vla_jax.config.option import option
 from vla_jax.models import weights as w
 from vla_jax.models.heads.common import ActionOutput, Head, flatten, trunk_weights
 from vla_jax.models.towers.layers import Dense
 from vla_jax.types import Prediction
+
+
+@dataclass(frozen=True)
+class MLPOptions(HeadConfig):
+    """Options of the head `mlp`."""
+
+    hidden: int = option(1024, "Width behind the second layer, for each latent.", positive=True)
 
 
 class MLPHead(Head):
@@ -16,6 +26,10 @@ class MLPHead(Head):
 
     Legend: b batch · w window · m latents · d features
     """
+
+    head: MLPOptions
+
+    OPTIONS = MLPOptions
 
     @nn.compact
     def __call__(self, features: Float[Array, "b w m d"], valid: Bool[Array, "b w"]) -> Prediction:

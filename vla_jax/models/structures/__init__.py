@@ -1,9 +1,9 @@
 """The structures, how history and action meet the VLM: one file each, one line here."""
 
+from vla_jax.models.heads import HEADS
 from vla_jax.models.structures.base import Structure
 from vla_jax.models.structures.discrete import Discrete
 from vla_jax.models.structures.expert import Expert
-from vla_jax.models.structures.fast import FastTokens
 from vla_jax.models.structures.interleaved import Interleaved
 from vla_jax.models.structures.one_step import OneStep
 from vla_jax.models.structures.parallel import Parallel
@@ -21,18 +21,15 @@ STRUCTURES: dict[str, type[Structure]] = {
     "parallel": Parallel,
 }
 
-# (structure, head) -> the module where it is another one than for the structure's other heads.
-VARIANTS: dict[tuple[str, str], type[Structure]] = {("discrete", "fast"): FastTokens}
-
 
 def find(structure: str, head: str) -> type[Structure]:
     """The module of a structure with a head.
 
     Args:
         structure: a key of `STRUCTURES`.
-        head: name of a head.
+        head: a key of `HEADS`.
     """
-    return VARIANTS.get((structure, head), STRUCTURES[structure])
+    return STRUCTURES[structure].for_head(HEADS[head])
 
 
 __getattr__ = names_of(__name__)

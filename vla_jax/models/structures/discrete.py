@@ -20,8 +20,11 @@ from vla_jax.config import ModelConfig
 from vla_jax.models import sharding
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Backbone, Tokens
+from vla_jax.models.heads import HEADS
+from vla_jax.models.heads.common import Head
 from vla_jax.models.structures import splicing
 from vla_jax.models.structures.base import Structure
+from vla_jax.models.structures.fast import FastTokens
 from vla_jax.models.structures.history import History, append_step
 from vla_jax.models.structures.splicing import Sequence, is_padded
 from vla_jax.types import Actions, ArrayT, Observation, Prediction, pytree
@@ -51,13 +54,15 @@ class Written(History):
 
 def with_token_end(config: ModelConfig, backbone: Backbone) -> ModelConfig:
     """The config with the id behind the last one that stands for an action."""
-    end = config.head.token_end or backbone.token_end
-    return dataclasses.replace(config, head=dataclasses.replace(config.head, token_end=end))
+    head: Any = config.head  # the detokenizer's
+    end = head.token_end or backbone.token_end
+    return dataclasses.replace(config, head=dataclasses.replace(head, token_end=end))
 
 
 def token_problems(config: ModelConfig, backbone: Backbone) -> list[str]:
     """Why the ids of actions do not fit the vocabulary; [] where they do."""
-    head, words = with_token_end(config, backbone).head, backbone.vocab_size
+    head: Any = with_token_end(config, backbone).head
+    words = backbone.vocab_size
     if head.bins < head.token_end <= words:
         return []
     return [
@@ -73,6 +78,11 @@ class Discrete(Structure):
     gives = "tokens"
     gives_reason = "the VLM itself writes the actions, so no other head is needed"
     joint = True
+
+    @classmethod
+    def for_head(cls, head: type[Head]) -> type[Structure]:
+        """Itself where a chunk is always as many tokens; else the VLM writes until it ends."""
+        return cls if head.counted else FastTokens
 
     @classmethod
     def refuse_backbone(cls, backbone: type[Backbone]) -> str | None:
@@ -109,7 +119,9 @@ class Discrete(Structure):
                 f"{ahead.remedy}"
             )
         # Only a config that is sound so far says where its action ids would lie.
-        return problems or token_problems(config, backbone)
+        if problems or cls.refuse_head(HEADS[head.kind]):
+            return problems
+        return token_problems(config, backbone)
 
     @classmethod
     def complete(cls, config: ModelConfig, backbone: Backbone) -> ModelConfig:
@@ -145,7 +157,8 @@ class Discrete(Structure):
     @property
     def word_ids(self) -> int:
         """The number of ids below those that stand for actions; the rest are no words."""
-        return self.config.head.token_end - self.config.head.bins
+        head: Any = self.config.head
+        return head.token_end - head.bins
 
     def __call__(self, observation: Observation, key: PRNGKeyArray | None = None) -> Prediction:
         """A window, step by step, given what was written before."""

@@ -126,7 +126,8 @@ class Expert(Structure):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         self.backbone = BACKBONES[c.backbone.name](self.arch, c.remat, dtype)
         self.expert = Tower(self.expert_spec(c, self.backbone), c.remat, dtype)
-        self.head = ExpertFlow(c.head, self.sizes, dtype, c.expert)
+        options: Any = c.head  # of this head's class, as `legality` takes no other
+        self.head = ExpertFlow(options, self.sizes, dtype, c.expert)
         if c.expert.state == "prefix":
             self.state = Dense((self.backbone.width,), dtype=dtype)
 

@@ -285,8 +285,8 @@ class FastTokens(Structure):
             return (answer.number < count) & ~answer.ended.all()
 
         def write_one(answer: Any) -> Any:
-            key, now = jax.random.split(answer.key)
-            word, answer = following(run("logits", answer.hidden), answer, now)
+            key, step_key = jax.random.split(answer.key)
+            word, answer = following(run("logits", answer.hidden), answer, step_key)
             ids = answer.ids.at[:, answer.number].set(word.astype(jnp.int32))
             token = Tokens(
                 run("embed_text", word[:, None]), jnp.ones((b, 1), bool), jnp.full((b, 1), -1)
@@ -307,11 +307,11 @@ class FastTokens(Structure):
     ) -> tuple[Int[Array, "b"], Any]:
         """The id that comes next in a chunk, its end where the chunk is whole."""
         code = self.head.code
-        token, found = self.head.choose(scores[:, 0], answer.progress, key)
+        token, may = self.head.choose(scores[:, 0], answer.progress, key)
         moved = code.follow(answer.progress, token)
-        progress = jax.tree.map(lambda x, old: jnp.where(found, x, old), moved, answer.progress)
+        progress = jax.tree.map(lambda x, old: jnp.where(may, x, old), moved, answer.progress)
         ended = ~code.may_follow(progress).any(1)
-        word = jnp.where(found, code.token_end - 1 - token, code.stop)
+        word = jnp.where(may, code.token_end - 1 - token, code.stop)
         return word, answer._replace(progress=progress, ended=ended)
 
     def _following_word(

@@ -88,7 +88,8 @@ class Parallel(Structure):
     @classmethod
     def _writes(cls, config: ModelConfig) -> bool:
         """Whether the numbers are read as tokens."""
-        return HEADS[config.head.kind].reads == "tokens"
+        head = HEADS[config.head.kind]
+        return head.reads == "tokens" and head.counted
 
     @classmethod
     def has_action_token(cls, config: ModelConfig) -> bool:
@@ -101,7 +102,8 @@ class Parallel(Structure):
         """The number of ids that may be words: those below the actions', where there are any."""
         if not self._writes(self.config):
             return super().word_ids
-        return self.config.head.token_end - self.config.head.bins
+        head: Any = self.config.head
+        return head.token_end - head.bins
 
     def setup(self):
         """Backbone, head, and the state's token where one is read."""
@@ -154,12 +156,12 @@ class Parallel(Structure):
         pixels = jnp.stack([observation.images[c][:, 0] for c in s.cameras], axis=1)
         b, count = pixels.shape[:2]
         images = pixels.reshape(-1, *pixels.shape[2:])
-        told = ()
+        condition = ()
         if self.backbone.follows_language:
-            told = (jnp.repeat(self.language(observation, text), count, axis=0),)
+            condition = (jnp.repeat(self.language(observation, text), count, axis=0),)
         # Backbones whose towers follow nothing take the images alone.
         encode: Any = self.backbone.encode_images
-        tokens = encode(images, *told)
+        tokens = encode(images, *condition)
         tokens = sharding.rows(tokens.reshape(b, -1, tokens.shape[-1]))
         if not s.proprio:
             return tokens

@@ -14,18 +14,18 @@ def problems(config: ModelConfig, backbone: Backbone) -> list[str]:
         config: the model part.
         backbone: the config's, with its complete architecture.
     """
-    s, found = config.structure, []
+    s, issues = config.structure, []
     if not 1 <= s.slide <= s.window:
-        found.append(f"structure.slide: {s.slide} is not within 1..window, 1..{s.window}")
+        issues.append(f"structure.slide: {s.slide} is not within 1..window, 1..{s.window}")
     legal = _READABLE.get(backbone.LAYOUT.images)
     if legal and s.readout not in legal:
-        found.append(
+        issues.append(
             f"{config.backbone.name} + structure.readout {s.readout!r}: only what its sequence "
             f"holds can be read: {', '.join(legal)}"
         )
     if s.readout != "action" and config.head.down_sample == "none":
-        found.append(
+        issues.append(
             f"structure.readout {s.readout!r} gives a step many tokens: head.down_sample must "
             "be 'pooling' or 'resampler'"
         )
-    return found
+    return issues

@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -120,6 +120,18 @@ class VisionSpec:
         ]
 
 
+class VisionResult(NamedTuple):
+    """What a vision tower makes of images.
+
+    Attributes:
+        tokens: [b, n, d], row by row, a class token first.
+        taps: outputs of the layers `VisionSpec.taps`, likewise.
+    """
+
+    tokens: Any
+    taps: tuple[Any, ...]
+
+
 class VisionTransformer(nn.Module):
     """Patches, positions, layers; no projection to the text's width."""
 
@@ -127,17 +139,11 @@ class VisionTransformer(nn.Module):
     remat: str = "full"
     dtype: Any = jnp.float32
 
+    @nn.compact
     def __call__(
         self, images: Float[Array, "b *f h x 3"], level: Float[Array, "b c"] | None = None
-    ) -> Float[Array, "b n d"]:
-        """Normalized images -> tokens, row by row, a class token first. See `with_taps`."""
-        return self.with_taps(images, level)[0]
-
-    @nn.compact
-    def with_taps(
-        self, images: Float[Array, "b *f h x 3"], level: Float[Array, "b c"] | None = None
-    ) -> tuple[Float[Array, "b n d"], tuple[Float[Array, "b n d"], ...]]:
-        """Normalized images -> tokens, and those of the layers `taps`.
+    ) -> VisionResult:
+        """Normalized images -> tokens.
 
         Args:
             images: [b, h, x, 3], or the f frames of one token [b, f, h, x, 3] where the tower
@@ -165,7 +171,7 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([x[:, :1], x[:, behind:]], axis=1) if s.registers else x
         else:
             x = x[:, behind:]
-        return x, taps
+        return VisionResult(x, taps)
 
     def _place(self, x: Float[Array, "b n d"]) -> Array:
         """Add the class token and learned positions."""
