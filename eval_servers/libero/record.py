@@ -111,15 +111,21 @@ def record(
     with concurrent.futures.ProcessPoolExecutor(how["workers"], mp_context=context) as pool:
         futures = [pool.submit(_job, *job, how["noise"], work) for job in jobs]
         progress = Progress(len(jobs))
-        for future in concurrent.futures.as_completed(futures):
-            steps = future.result()
-            progress.add(bool(steps))
-            counts["demonstrations" if steps else "failed"] += 1
-            counts["steps"] += steps
-            # The 5 lets a short run survive an unlucky beginning.
-            if counts["failed"] > 5 + counts["demonstrations"]:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise SimulatorError("the expert fails at most of its tasks in this world")
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                steps = future.result()
+                progress.add(bool(steps))
+                counts["demonstrations" if steps else "failed"] += 1
+                counts["steps"] += steps
+                # The 5 lets a short run survive an unlucky beginning.
+                if counts["failed"] > 5 + counts["demonstrations"]:
+                    raise SimulatorError("the expert fails at most of its tasks in this world")
+        except BaseException:
+            # On leaving, the pool would do all that waits. A job answers with a number alone, so
+            # ending a process cannot leave half a message behind.
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
     header = {"suite": suite, "noise": how["noise"], "size": settings.size, "simulator": simulator}
     with open(os.path.join(work, RECORDING), "w", encoding="utf-8") as file:
         json.dump(dict(header, **counts), file, indent=1)
@@ -183,6 +189,9 @@ def main(arguments: Sequence[str]) -> int:
     except (SimulatorError, OSError, ValueError) as error:
         print("record: {}".format(error), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("record: interrupted", file=sys.stderr)
+        return 130
     print(
         "{}: {demonstrations} demonstrations, {steps} steps, {failed} failed".format(
             flags.out, **counts
