@@ -373,6 +373,7 @@ def count_operations(run: Run, meter: Meter, batch: Any) -> None:
 
 def main(_: Any) -> None:
     """Resolve the config, join the other processes, train; a user's mistake shows no traceback."""
+    heap.limit()
     try:
         if CONFIG.value is None:
             raise ConfigError(

@@ -1,12 +1,17 @@
 """Memory that is given back."""
 
 import ctypes
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from vla_jax.train import heap
 from vla_jax.train.meter import rss_mb
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
@@ -27,8 +32,48 @@ def test_holes_in_front_of_what_is_in_use_go_back_to_the_system():
     libc.free(blocks[-1])
 
 
+THREADS = """
+import ctypes, os, sys, threading
+from vla_jax.train import heap
+
+if sys.argv[1] == "limited":
+    heap.limit()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+gate = threading.Barrier(33)
+
+def hold():
+    libc.malloc(1000)
+    gate.wait()
+
+for _ in range(32):
+    threading.Thread(target=hold).start()
+gate.wait()
+libc.fopen.restype = ctypes.c_void_p
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+file = libc.fopen(sys.argv[2].encode(), b"w")
+libc.malloc_info(0, file)
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_threads_share_a_heap_a_core(tmp_path):
+    counts = {}
+    for kind in ("limited", "as it is"):
+        environment = {k: v for k, v in os.environ.items() if k != "MALLOC_ARENA_MAX"}
+        command = [sys.executable, "-c", THREADS, kind, str(tmp_path / kind)]
+        subprocess.run(command, check=True, env={**environment, "PYTHONPATH": str(ROOT)})
+        counts[kind] = (tmp_path / kind).read_text().count("<heap nr=")
+    # Threads that a library has started before keep theirs.
+    cores = os.cpu_count() or 1
+    assert counts["limited"] <= cores + 1
+    assert counts["as it is"] > cores + 1
+
+
 def test_without_glibc_nothing_is_done(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    heap._malloc_trim.cache_clear()
+    heap._glibc.cache_clear()
+    heap.limit()
     heap.trim()
-    heap._malloc_trim.cache_clear()
+    heap._glibc.cache_clear()
