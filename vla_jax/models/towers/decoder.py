@@ -14,8 +14,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models import sharding
 from vla_jax.models.towers import positions as tables
-from vla_jax.models.towers.block import Block
-from vla_jax.models.towers.decoder_layers import Group, Shared, grouped, scanned, ungrouped
+from vla_jax.models.towers.block import Block, at
+from vla_jax.models.towers.decoder_layers import (
+    Group,
+    Shared,
+    grouped,
+    scanned,
+    to_columns,
+    ungrouped,
+)
 from vla_jax.models.towers.decoder_spec import DecoderSpec, Insert
 from vla_jax.models.towers.fused import Mask, Rule
 from vla_jax.models.towers.layers import NORMS, Dropout
@@ -62,7 +69,7 @@ class Result:
     """What a run of the decoder gives.
 
     Attributes:
-        hidden: [b, n, d], what `Decoder.logits` takes.
+        hidden: [b, n, d], or [b, c, d] of c columns; what `Decoder.logits` takes.
         states: [l, b, n, d], the input of every layer, if asked for.
         cache: with these tokens in it, if one was given.
     """
@@ -156,6 +163,7 @@ class Decoder(nn.Module):
         prefix: Bool[Array, "b n"] | None = None,
         export: bool = False,
         shift: int = 0,
+        columns: Int[Array, "b c"] | None = None,
     ) -> Result:
         """Embeddings -> hidden states, and on request a cache or the states between the layers.
 
@@ -178,22 +186,24 @@ class Decoder(nn.Module):
                 those a local layer would not reach (prefix-LM); without `mask` only.
             export: without a cache, return one of just these tokens, for another tower to read.
             shift: added to the positions that are not given.
+            columns: whose hidden states are wanted; None = all. Of the last layer only these are
+                computed.
         """
         s = self.spec
         batch, n = valid.shape
-        rows, columns, slot_valid = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
+        rows, slots, slot_valid = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
         if cache is not None:
-            columns = cache.length[:, None] + columns
-            slot_valid = cache.valid.at[rows, columns].set(valid)
-        behind = columns[..., None] - jnp.arange(slot_valid.shape[1])
+            slots = cache.length[:, None] + slots
+            slot_valid = cache.valid.at[rows, slots].set(valid)
+        behind = slots[..., None] - jnp.arange(slot_valid.shape[1])
         reached, near = behind >= 0, None if s.window is None else behind < s.window
         if prefix is not None:
             number = runs(prefix)
-            slot_runs = jnp.zeros(slot_valid.shape, jnp.int32).at[rows, columns].set(number)
+            slot_runs = jnp.zeros(slot_valid.shape, jnp.int32).at[rows, slots].set(number)
             together = prefix[..., None] & (number[..., None] == slot_runs[:, None])
             reached, near = reached | together, None if near is None else near | together
         if positions is None:
-            positions = self._default_positions(slot_valid, valid, columns) + shift
+            positions = self._default_positions(slot_valid, valid, slots) + shift
         if rope is None and s.rope is not None:
             rope = s.rope(positions)
         bias = None
@@ -213,7 +223,7 @@ class Decoder(nn.Module):
             gain=gain,
             deep=deep,
             context=context,
-            slots=(rows, columns),
+            slots=(rows, slots),
             collect=collect,
             export=export,
         )
@@ -227,8 +237,14 @@ class Decoder(nn.Module):
         if cache is not None:
             per_layer |= {"keys": cache.keys, "values": cache.values}
         entered, apart = self._enter(embeds, positions), grouped(per_layer, self.insert)
-        run = scanned(shared, s.layers, self.insert, self.remat)
-        x, out = run(self.layers, entered, apart)
+        # Few tokens pay for a last layer apart; and only a scan makes parameters.
+        few = columns is not None and 2 * columns.shape[1] <= n
+        if columns is None or not few or self.is_initializing():
+            run = scanned(shared, s.layers, self.insert, self.remat)
+            x, out = run(self.layers, entered, apart)
+            x = x if columns is None else at(x, columns)
+        else:
+            x, out = to_columns(self.layers, entered, apart, shared, columns, self.remat)
         out = ungrouped(out, self.insert)
         if cache is not None:
             # Padding on the right takes no slots, so that the next token overwrites it.

@@ -1,7 +1,7 @@
 """The layers of `towers.decoder.Decoder`: one by itself, and all of them in a scan.
 
 Legend: b batch · n tokens of this call · s slots, the tokens that can be attended to (n, or a
-cache's) · d width · l layers
+cache's) · c read of these n · d width · l layers
 """
 
 import functools
@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from vla_jax.models import sharding
-from vla_jax.models.towers.block import Block, BlockSpec, remat
+from vla_jax.models.towers import stacked
+from vla_jax.models.towers.block import Block, BlockSpec, at, remat
 from vla_jax.models.towers.decoder_spec import Insert
-from vla_jax.models.towers.fused import Mask
+from vla_jax.models.towers.fused import Mask, Rule
 
 
 class Group(nn.Module):
@@ -44,6 +45,21 @@ class Shared(NamedTuple):
     collect: bool
     export: bool
 
+    def at(self, columns: Int[Array, "b c"]) -> "Shared":
+        """The same for a layer of which only these tokens go on."""
+        mask = self.mask
+        if isinstance(mask, Rule):
+            reached = jnp.arange(mask.valid.shape[1]) <= columns[..., None]
+            mask = mask.valid[:, None] & (reached if mask.causal else True)
+        else:
+            mask = None if mask is None else at(mask, columns)
+        bias = self.bias
+        if bias is not None:
+            bias = at(bias.swapaxes(1, 2), columns).swapaxes(1, 2)  # heads come before tokens
+        near, gain = (x if x is None else at(x, columns) for x in (self.near, self.gain))
+        deep = None if self.deep is None else jax.vmap(at, (0, None))(self.deep, columns)
+        return self._replace(mask=mask, bias=bias, near=near, gain=gain, deep=deep)
+
 
 def _layer(
     block: Block,
@@ -51,6 +67,7 @@ def _layer(
     per_layer: dict[str, Any],
     shared: Shared,
     insert: nn.Module | None = None,
+    columns: Array | None = None,
 ) -> tuple[Array, dict[str, Any]]:
     """One layer.
 
@@ -61,11 +78,12 @@ def _layer(
             and "keys" and "values" of the cache.
         shared: what does not differ.
         insert: runs before the layer.
+        columns: see `Block`; `shared` is then of these.
 
     Returns:
         x and what is stacked over the layers: the new "keys" and "values", the "state" before.
     """
-    before = x
+    before = x if columns is None else at(x, columns)
     # The state is taken before the insert, which counts as part of the layer.
     out = {"state": x} if shared.collect else {}
 
@@ -80,7 +98,7 @@ def _layer(
     if shared.near is not None:
         mask = mask & (shared.near | ~per_layer["local"])
     cached = memory if "keys" in per_layer or shared.export else None
-    x, _ = block(x, mask, shared.rope, shared.bias, cached, shared.gain)
+    x, _ = block(x, mask, shared.rope, shared.bias, cached, shared.gain, columns=columns)
     if shared.deep is not None:
         last = shared.deep.shape[0] - 1  # later layers look here too, and add 0
         deep = shared.deep[jnp.minimum(per_layer["number"], last)].astype(x.dtype)
@@ -91,15 +109,21 @@ def _layer(
 
 
 def _group(
-    group: Group, x: Array, per_layer: dict[str, Any], shared: Shared
+    group: Group,
+    x: Array,
+    per_layer: dict[str, Any],
+    shared: Shared,
+    columns: Array | None = None,
 ) -> tuple[Array, dict[str, Any]]:
-    """`_layer` for every layer of a group."""
+    """`_layer` for every layer of a group; with `columns` only these go on from the last."""
     outs = []
     for i, block in enumerate(group.blocks):
-        insert = group.extra if i == len(group.blocks) - 1 else None
-        x, out = _layer(
-            block, x, jax.tree.map(lambda leaf, i=i: leaf[i], per_layer), shared, insert
-        )
+        each = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
+        if i < len(group.blocks) - 1:
+            x, out = _layer(block, x, each, shared)
+        else:
+            last = shared if columns is None else shared.at(columns)
+            x, out = _layer(block, x, each, last, group.extra, columns)
         outs.append(out)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
@@ -134,3 +158,50 @@ def scanned(shared: Shared, layers: int, insert: Insert | None, kind: str) -> An
         length=length,
         unroll=sharding.unroll(length),
     )
+
+
+def to_columns(
+    module: Block | Group,
+    x: Float[Array, "b n d"],
+    per_layer: dict[str, Any],
+    shared: Shared,
+    columns: Int[Array, "b c"],
+    kind: str,
+) -> tuple[Float[Array, "b c d"], dict[str, Any]]:
+    """All layers, of which the last one gives some tokens alone.
+
+    The others are attended to in the last layer and no more: its queries, feed-forward and norms
+    are of the tokens that are read. It is not recomputed for its gradients, which come next.
+
+    Args:
+        module: of a layer or a group, with the parameters of all.
+        x: tokens.
+        per_layer: see `_layer`; what has its layers in groups too.
+        shared: of all tokens.
+        columns: that are read.
+        kind: see `block.remat`.
+    """
+    is_group = isinstance(module, Group)
+    params = module.variables["params"]
+    count = len(jax.tree.leaves(params)[0])
+    # A module applied on its own sees none of its parent's keys.
+    apart, keys = module.clone(parent=None), {}
+    if module.has_rng("dropout"):
+        keys = {"dropout": jax.random.split(module.make_rng("dropout"), count)}
+
+    def step(params: Any, x: Array, own: Any, columns: Array | None = None) -> tuple[Array, Any]:
+        per_layer, keys = own
+
+        def one(module: Any) -> tuple[Array, Any]:
+            if is_group:
+                return _group(module, x, per_layer, shared, columns)
+            last = shared if columns is None else shared.at(columns)
+            return _layer(module, x, per_layer, last, columns=columns)
+
+        return nn.apply(one, apart)({"params": params}, rngs=keys)
+
+    own = per_layer, keys
+    x, stack, out = stacked.run(step, stacked.Stack.of(params), x, own, (0, count - 1), kind)
+    last = functools.partial(step, columns=columns)
+    x, _, given = stacked.run(last, stack, x, own, (count - 1, count), "none")
+    return x, jax.tree.map(lambda *both: jnp.concatenate(both), out, given)

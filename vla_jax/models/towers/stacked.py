@@ -1,0 +1,113 @@
+"""Some layers of a stack, without a copy of them.
+
+A loop over all layers reads the parameters of each from the stack as it comes to it. A loop over a
+part of them would read from a copy of that part, and the gradients of both parts would be joined in
+one copy more. Here a loop reads any layer from the whole stack, and writes its gradients into the
+whole stack's.
+
+Legend: l layers · b batch · n tokens · d width
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vla_jax.models import sharding
+from vla_jax.models.towers.block import recomputed
+
+
+class Stack(NamedTuple):
+    """Parameters of all layers, [l, ...] each, to take every layer from once at most.
+
+    Attributes:
+        values: that are read; no gradient goes through them.
+        sink: the same parameters, for gradients alone: layers that are taken one after another
+            hand it on, and each adds its own.
+    """
+
+    values: Any
+    sink: Any
+
+    @classmethod
+    def of(cls, params: Any) -> "Stack":
+        """The stack before any layer is taken from it."""
+        return cls(jax.lax.stop_gradient(params), params)
+
+
+def run(
+    step: Callable[[Any, Array, Any], tuple[Array, Any]],
+    stack: Stack,
+    x: Float[Array, "b n d"],
+    own: Any,
+    layers: tuple[int, int],
+    kind: str,
+) -> tuple[Float[Array, "b _ d"], Stack, Any]:
+    """Layers one after another.
+
+    Args:
+        step: (parameters, tokens, what is the layer's own) -> (tokens, what it gives); of a layer.
+        stack: of all layers.
+        x: tokens.
+        own: of all layers, [l, ...] each.
+        layers: the first, and the one after the last.
+        kind: see `block.remat`.
+
+    Returns:
+        Tokens, the stack to take later layers from, and what the layers gave, stacked.
+    """
+    values, tree = jax.tree.flatten(stack.values)
+    # Nothing reads them; made here, they are one array for all turns of the loop.
+    zeros = [jnp.zeros(leaf.shape[1:], leaf.dtype) for leaf in values]
+
+    def one(marks: list[Array], x: Array, number: Array, own: Any) -> tuple[Array, Any]:
+        # Within what is recomputed, or every layer's parameters would be kept for it.
+        here = [jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False) for leaf in values]
+        params = [_standing_for(*both) for both in zip(here, marks, strict=True)]
+        return step(tree.unflatten(params), x, own)
+
+    one = recomputed(one, kind)
+
+    def turn(carry: tuple[Array, Any], item: tuple[Array, Any]) -> tuple[tuple[Array, Any], Any]:
+        (x, sink), (number, own) = carry, item
+        marked = [_marked(*both, number) for both in zip(sink, zeros, strict=True)]
+        x, out = one([mark for mark, _ in marked], x, number, own)
+        return (x, [left for _, left in marked]), out
+
+    first, end = layers
+    items = jnp.arange(first, end), jax.tree.map(lambda leaf: leaf[first:end], own)
+    carry = x, jax.tree.leaves(stack.sink)
+    if end - first == 1:  # no loop, so it may give other tokens than it takes
+        (x, sink), out = turn(carry, jax.tree.map(lambda leaf: leaf[0], items))
+        out = jax.tree.map(lambda leaf: leaf[None], out)
+    else:
+        (x, sink), out = jax.lax.scan(turn, carry, items, unroll=sharding.unroll(end - first))
+    return x, Stack(stack.values, tree.unflatten(sink)), out
+
+
+@jax.custom_vjp
+def _marked(sink: Array, zeros: Array, number: Any) -> tuple[Array, Array]:
+    """A mark for a layer, whose gradient becomes the layer's in the sink's; and the sink."""
+    del number
+    return zeros, sink
+
+
+def _marked_backward(number: Any, gradients: tuple[Array, Array]) -> tuple[Array, None, None]:
+    layer, others = gradients
+    # In place: as yet the others hold zeros for this layer.
+    return jax.lax.dynamic_update_index_in_dim(others, layer, number, 0), None, None
+
+
+_marked.defvjp(lambda sink, zeros, number: ((zeros, sink), number), _marked_backward)
+
+
+@jax.custom_vjp
+def _standing_for(value: Array, mark: Array) -> Array:
+    """The value, whose gradient goes to the mark."""
+    del mark
+    return value
+
+
+_standing_for.defvjp(lambda value, mark: (value, None), lambda _, gradient: (None, gradient))
