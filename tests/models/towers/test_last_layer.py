@@ -156,4 +156,4 @@ def test_less_work():
         compiled = jax.jit(lambda p: run(p, embeds(), VALID).hidden).lower(params).compile()  # type: ignore
         return compiled.cost_analysis()["flops"]
 
-    assert flops(COLUMNS[:, :1]) < 0.7 * flops(None)
+    assert flops(COLUMNS[:, :1]) < 0.8 * flops(None)

@@ -248,11 +248,12 @@ def remat(target: Any, kind: str) -> Any:
     return nn.remat(target, prevent_cse=False, policy=REMAT_POLICIES[kind])
 
 
-def recomputed(function: Callable, kind: str) -> Callable:
-    """`remat` for the body of a loop that is a function of arrays alone."""
+def recomputed(function: Callable, kind: str, is_loop: bool) -> Callable:
+    """`remat` for a function of arrays alone, which may be the body of a loop."""
     if kind == "none":
         return function
-    return jax.checkpoint(function, prevent_cse=False, policy=REMAT_POLICIES[kind])
+    # Without a loop a compiler would merge what is recomputed with the forward pass.
+    return jax.checkpoint(function, prevent_cse=not is_loop, policy=REMAT_POLICIES[kind])
 
 
 def stack(layers: int, kind: str, name: str, dtype: Any = jnp.float32, **facts: Any) -> nn.Module:
@@ -281,24 +282,3 @@ def _scan(layers: int, kind: str) -> Any:
         length=layers,
         unroll=sharding.unroll(layers),
     )
-
-
-def some_layers(
-    stacked: Any, kind: str, first: int, end: int, x: Float[Array, "b n d"], *args: Any
-) -> Float[Array, "b n d"]:
-    """Run the layers first .. end - 1 of a `stack` whose parameters exist.
-
-    Args:
-        stacked: what `stack` returned, bound to its parent.
-        kind: see `remat`.
-        first: first layer.
-        end: layer after the last.
-        x: tokens.
-        *args: further arguments of `Block`.
-    """
-    part = jax.tree.map(lambda p: p[first:end], stacked.variables["params"])
-    # Without a parent, or flax would register a second set of parameters.
-    run = _scan(end - first, kind)(stacked.spec, stacked.dtype, parent=None)
-    # A module applied on its own sees none of its parent's keys.
-    rngs = {"dropout": stacked.make_rng("dropout")} if stacked.has_rng("dropout") else {}
-    return run.apply({"params": part}, x, *args, rngs=rngs)[0]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vla_jax.models import sharding
-from vla_jax.models.towers.block import recomputed
+from vla_jax.models.towers.block import Block, recomputed
 
 
 class Stack(NamedTuple):
@@ -68,7 +68,9 @@ def run(
         params = [_standing_for(*both) for both in zip(here, marks, strict=True)]
         return step(tree.unflatten(params), x, own)
 
-    one = recomputed(one, kind)
+    first, end = layers
+    is_loop = end - first > 1
+    one = recomputed(one, kind, is_loop)
 
     def turn(carry: tuple[Array, Any], item: tuple[Array, Any]) -> tuple[tuple[Array, Any], Any]:
         (x, sink), (number, own) = carry, item
@@ -76,15 +78,46 @@ def run(
         x, out = one([mark for mark, _ in marked], x, number, own)
         return (x, [left for _, left in marked]), out
 
-    first, end = layers
     items = jnp.arange(first, end), jax.tree.map(lambda leaf: leaf[first:end], own)
     carry = x, jax.tree.leaves(stack.sink)
-    if end - first == 1:  # no loop, so it may give other tokens than it takes
+    if is_loop or first == end:
+        (x, sink), out = jax.lax.scan(turn, carry, items, unroll=sharding.unroll(end - first))
+    else:  # a layer alone may give other tokens than it takes
         (x, sink), out = turn(carry, jax.tree.map(lambda leaf: leaf[0], items))
         out = jax.tree.map(lambda leaf: leaf[None], out)
-    else:
-        (x, sink), out = jax.lax.scan(turn, carry, items, unroll=sharding.unroll(end - first))
     return x, Stack(stack.values, tree.unflatten(sink)), out
+
+
+def some_layers(
+    blocks: Any,
+    stack: Stack,
+    kind: str,
+    layers: tuple[int, int],
+    x: Float[Array, "b n d"],
+    *args: Any,
+) -> tuple[Float[Array, "b n d"], Stack]:
+    """`run` for layers of a `block.stack`.
+
+    Args:
+        blocks: what `block.stack` returned, bound to its parent, with parameters.
+        stack: of its layers.
+        kind: see `block.remat`.
+        layers: the first, and the one after the last.
+        x: tokens.
+        *args: further arguments of `Block`.
+    """
+    # Without a parent, or flax would register a second set of parameters. A module applied on its
+    # own sees none of its parent's keys.
+    block, keys = Block(blocks.spec, blocks.dtype, parent=None), {}
+    if blocks.has_rng("dropout"):
+        count = len(jax.tree.leaves(stack.values)[0])
+        keys = {"dropout": jax.random.split(blocks.make_rng("dropout"), count)}
+
+    def step(params: Any, x: Array, keys: Any) -> tuple[Array, None]:
+        return block.apply({"params": params}, x, *args, rngs=keys)  # type: ignore[return-value]
+
+    x, stack, _ = run(step, stack, x, keys, layers, kind)
+    return x, stack
 
 
 @jax.custom_vjp
