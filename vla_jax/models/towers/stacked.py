@@ -50,7 +50,7 @@ def run(
     Args:
         step: (parameters, tokens, what is the layer's own) -> (tokens, what it gives); of a layer.
         stack: of all layers.
-        x: tokens.
+        x: tokens; what the last layer gives may be fewer if it runs alone.
         own: of all layers, [l, ...] each.
         layers: the first, and the one after the last.
         kind: see `block.remat`.
@@ -61,31 +61,34 @@ def run(
     values, tree = jax.tree.flatten(stack.values)
     # Nothing reads them; made here, they are one array for all turns of the loop.
     zeros = [jnp.zeros(leaf.shape[1:], leaf.dtype) for leaf in values]
-
-    def one(marks: list[Array], x: Array, number: Array, own: Any) -> tuple[Array, Any]:
-        # Within what is recomputed, or every layer's parameters would be kept for it.
-        here = [jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False) for leaf in values]
-        params = [_standing_for(*both) for both in zip(here, marks, strict=True)]
-        return step(tree.unflatten(params), x, own)
-
     first, end = layers
-    is_loop = end - first > 1
-    one = recomputed(one, kind, is_loop)
+    turns = end - first
+    # Without a loop numbers are known, and a compiler sees which layer a product reads.
+    is_loop = not turns or turns != sharding.unroll(turns)
 
-    def turn(carry: tuple[Array, Any], item: tuple[Array, Any]) -> tuple[tuple[Array, Any], Any]:
-        (x, sink), (number, own) = carry, item
+    def turn(carry: tuple[Array, Any], number: Any, own: Any) -> tuple[tuple[Array, Any], Any]:
+        def one(marks: list[Array], x: Array, own: Any) -> tuple[Array, Any]:
+            # Within what is recomputed, or every layer's parameters would be kept for it.
+            here = [jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False) for leaf in values]
+            params = [_standing_for(*both) for both in zip(here, marks, strict=True)]
+            return step(tree.unflatten(params), x, own)
+
+        x, sink = carry
         marked = [_marked(*both, number) for both in zip(sink, zeros, strict=True)]
-        x, out = one([mark for mark, _ in marked], x, number, own)
+        x, out = recomputed(one, kind, is_loop)([mark for mark, _ in marked], x, own)
         return (x, [left for _, left in marked]), out
 
-    items = jnp.arange(first, end), jax.tree.map(lambda leaf: leaf[first:end], own)
     carry = x, jax.tree.leaves(stack.sink)
-    if is_loop or first == end:
-        (x, sink), out = jax.lax.scan(turn, carry, items, unroll=sharding.unroll(end - first))
-    else:  # a layer alone may give other tokens than it takes
-        (x, sink), out = turn(carry, jax.tree.map(lambda leaf: leaf[0], items))
-        out = jax.tree.map(lambda leaf: leaf[None], out)
-    return x, Stack(stack.values, tree.unflatten(sink)), out
+    if is_loop:
+        items = jnp.arange(first, end), jax.tree.map(lambda leaf: leaf[first:end], own)
+        carry, out = jax.lax.scan(lambda carry, item: turn(carry, *item), carry, items)
+    else:
+        outs = []
+        for i in range(first, end):
+            carry, each = turn(carry, i, jax.tree.map(lambda leaf, i=i: leaf[i], own))
+            outs.append(each)
+        out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+    return carry[0], Stack(stack.values, tree.unflatten(carry[1])), out
 
 
 def some_layers(
