@@ -248,12 +248,11 @@ def remat(target: Any, kind: str) -> Any:
     return nn.remat(target, prevent_cse=False, policy=REMAT_POLICIES[kind])
 
 
-def recomputed(function: Callable, kind: str, is_loop: bool) -> Callable:
-    """`remat` for a function of arrays alone, which may be the body of a loop."""
+def recomputed(function: Callable, kind: str) -> Callable:
+    """`remat` for the body of a loop that is a function of arrays alone."""
     if kind == "none":
         return function
-    # Without a loop a compiler would merge what is recomputed with the forward pass.
-    return jax.checkpoint(function, prevent_cse=not is_loop, policy=REMAT_POLICIES[kind])
+    return jax.checkpoint(function, prevent_cse=False, policy=REMAT_POLICIES[kind])
 
 
 def stack(layers: int, kind: str, name: str, dtype: Any = jnp.float32, **facts: Any) -> nn.Module:

@@ -44,13 +44,13 @@ def run(
     own: Any,
     layers: tuple[int, int],
     kind: str,
-) -> tuple[Float[Array, "b _ d"], Stack, Any]:
+) -> tuple[Float[Array, "b n d"], Stack, Any]:
     """Layers one after another.
 
     Args:
         step: (parameters, tokens, what is the layer's own) -> (tokens, what it gives); of a layer.
         stack: of all layers.
-        x: tokens; what the last layer gives may be fewer if it runs alone.
+        x: tokens.
         own: of all layers, [l, ...] each.
         layers: the first, and the one after the last.
         kind: see `block.remat`.
@@ -58,37 +58,75 @@ def run(
     Returns:
         Tokens, the stack to take later layers from, and what the layers gave, stacked.
     """
-    values, tree = jax.tree.flatten(stack.values)
-    # Nothing reads them; made here, they are one array for all turns of the loop.
-    zeros = [jnp.zeros(leaf.shape[1:], leaf.dtype) for leaf in values]
     first, end = layers
-    turns = end - first
-    # Without a loop numbers are known, and a compiler sees which layer a product reads.
-    is_loop = not turns or turns != sharding.unroll(turns)
-
-    def turn(carry: tuple[Array, Any], number: Any, own: Any) -> tuple[tuple[Array, Any], Any]:
-        def one(marks: list[Array], x: Array, own: Any) -> tuple[Array, Any]:
-            # Within what is recomputed, or every layer's parameters would be kept for it.
-            here = [jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False) for leaf in values]
-            params = [_standing_for(*both) for both in zip(here, marks, strict=True)]
-            return step(tree.unflatten(params), x, own)
-
-        x, sink = carry
-        marked = [_marked(*both, number) for both in zip(sink, zeros, strict=True)]
-        x, out = recomputed(one, kind, is_loop)([mark for mark, _ in marked], x, own)
-        return (x, [left for _, left in marked]), out
-
-    carry = x, jax.tree.leaves(stack.sink)
-    if is_loop:
-        items = jnp.arange(first, end), jax.tree.map(lambda leaf: leaf[first:end], own)
-        carry, out = jax.lax.scan(lambda carry, item: turn(carry, *item), carry, items)
-    else:
+    # Made here, these are one array for all turns of the loop.
+    marks = _marks(stack)
+    # A control step on a GPU has no loop: with known numbers its compiler sees through the stack.
+    if sharding.unroll(end - first + 1) > 1:
         outs = []
         for i in range(first, end):
-            carry, each = turn(carry, i, jax.tree.map(lambda leaf, i=i: leaf[i], own))
-            outs.append(each)
-        out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
-    return carry[0], Stack(stack.values, tree.unflatten(carry[1])), out
+            x, stack, out = _turn(step, stack, marks, x, i, _item(own, i), kind)
+            outs.append(out)
+        return x, stack, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+    def turn(carry: tuple[Array, Any], item: tuple[Array, Any]) -> tuple[tuple[Array, Any], Any]:
+        x, sink = carry
+        x, left, out = _turn(step, Stack(stack.values, sink), marks, x, *item, kind)
+        return (x, left.sink), out
+
+    items = jnp.arange(first, end), jax.tree.map(lambda leaf: leaf[first:end], own)
+    (x, sink), out = jax.lax.scan(turn, (x, stack.sink), items)
+    return x, Stack(stack.values, sink), out
+
+
+def run_last(
+    step: Callable[[Any, Array, Any], tuple[Array, Any]],
+    stack: Stack,
+    x: Float[Array, "b n d"],
+    own: Any,
+) -> tuple[Float[Array, "b _ d"], Any]:
+    """The last layer, not recomputed for its gradients, which come next; see `run`.
+
+    Returns:
+        What `step` gives.
+    """
+    last = len(jax.tree.leaves(stack.values)[0]) - 1
+    x, _, out = _turn(step, stack, _marks(stack), x, last, _item(own, last), "none")
+    return x, out
+
+
+def _turn(
+    step: Callable[[Any, Array, Any], tuple[Array, Any]],
+    stack: Stack,
+    marks: Any,
+    x: Array,
+    number: Any,
+    own: Any,
+    kind: str,
+) -> tuple[Array, Stack, Any]:
+    """One layer of `run`."""
+
+    def layer(marks: Any, x: Array, own: Any) -> tuple[Array, Any]:
+        # Within what is recomputed, or every layer's parameters would be kept for it.
+        here = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), stack.values
+        )
+        return step(jax.tree.map(_standing_for, here, marks), x, own)
+
+    leaves, tree = jax.tree.flatten(stack.sink)
+    marked = [_marked(*both, number) for both in zip(leaves, jax.tree.leaves(marks), strict=True)]
+    here, sink = (tree.unflatten([pair[i] for pair in marked]) for i in range(2))
+    x, out = recomputed(layer, kind)(here, x, own)
+    return x, Stack(stack.values, sink), out
+
+
+def _marks(stack: Stack) -> Any:
+    """Of one layer; nothing reads them, but gradients go through them."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), stack.values)
+
+
+def _item(own: Any, number: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[number], own)
 
 
 def some_layers(
