@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def compared(model: Decoder, more: dict, valid: jax.Array = LEFT) -> None:
     """States and gradients of all parameters, against those of a run of all columns."""
     x = embeds(model.spec)
     context = {"context": embeds(seed=5)} if model.insert else {}
-    given = functools.partial(model.apply, method="run", **more, **context)
+    given: Any = functools.partial(model.apply, method="run", **more, **context)
     params = random_params(model, x, valid, None, None, *context.values())
 
     def some(params, x):
@@ -153,7 +154,7 @@ def test_less_work():
 
     def flops(columns):
         run = functools.partial(model.apply, method="run", columns=columns)
-        compiled = jax.jit(lambda p: run(p, embeds(), VALID).hidden).lower(params).compile()  # type: ignore
+        compiled: Any = jax.jit(lambda p: run(p, embeds(), VALID).hidden).lower(params).compile()  # type: ignore
         return compiled.cost_analysis()["flops"]
 
     assert flops(COLUMNS[:, :1]) < 0.8 * flops(None)
