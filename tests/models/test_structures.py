@@ -359,9 +359,9 @@ def test_columns_that_nothing_sees_are_left_out_and_change_nothing(monkeypatch, 
     lengths, backbone = [], type(model.vlm)
     run = backbone.__call__
 
-    def counted(self, tokens, for_head=False):
+    def counted(self, tokens, *args, **more):
         lengths.append(tokens.valid.shape[1])
-        return run(self, tokens, for_head)
+        return run(self, tokens, *args, **more)
 
     monkeypatch.setattr(backbone, "__call__", counted)
     observation = tiny.observe(size=28)

@@ -266,16 +266,17 @@ def forward(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterat
     def look(m: Any) -> Any:
         embeds, valid, mask = m.prefix_tokens(seen)
         result = m.prefix(seen)
+        hidden = m.backbone.read_prefix(embeds, valid, mask).hidden
         noisy, wanted = m.head.mix(m.head.values(actions(io)), noise, time)
         tokens, level = m.head.tokens(noisy, time)
         if m.config.expert.state == "expert":
             state = jnp.asarray(seen.proprio)[:, 0]
             tokens = jnp.concatenate([m.head.state_token(state), tokens], axis=1)
         found = m.velocity(result.cache, seen.proprio, noisy, time)
-        return embeds, valid, mask, result, tokens, level, noisy, wanted, found
+        return embeds, valid, mask, result, hidden, tokens, level, noisy, wanted, found
 
     run: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))
-    embeds, valid, mask, result, tokens, level, noisy, wanted, found = run(params)
+    embeds, valid, mask, result, hidden, tokens, level, noisy, wanted, found = run(params)
     # Image tokens are divided by the scale that the decoder multiplies all tokens by.
     width = embeds.shape[-1]
     yield compare("prefix", embeds * width**0.5, io["prefix/tokens"], TOLERANCE)
@@ -292,7 +293,7 @@ def forward(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterat
     if level is not None:
         yield compare("condition", level, io["suffix/adarms_cond"], TOLERANCE)
     real = np.asarray(valid)
-    hidden = np.asarray(result.hidden)[real]
+    hidden = np.asarray(hidden)[real]
     yield compare("hidden states, VLM", hidden, io["out/prefix"][real], TOLERANCE)
     yield compare("velocity", found, io["out/v_t"], VELOCITY_TOLERANCE)
     for name, kept in (("k", result.cache.keys), ("v", result.cache.values)):

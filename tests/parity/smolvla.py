@@ -162,15 +162,17 @@ def _forward(
     def look(m: Any) -> Any:
         embeds, valid, mask = m.prefix_tokens(seen)
         result = m.prefix(seen)
+        hidden = m.backbone.read_prefix(embeds, valid, mask).hidden
         noisy, wanted = m.head.mix(m.head.values(actions), noise, time)
         tokens, _ = m.head.tokens(noisy, time)
         found = m.velocity(result.cache, seen.proprio, noisy, time)
         error = m.head.errors(found, wanted)
         total, parts = m.head.flow_loss(error, actions)
-        return embeds, valid, mask, result, tokens, noisy, found, total, parts["rows"]
+        rows = parts["rows"]
+        return embeds, valid, mask, result, hidden, tokens, noisy, found, total, rows
 
     run: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))
-    embeds, valid, mask, result, tokens, noisy, found, total, rows = run(params)
+    embeds, valid, mask, result, hidden, tokens, noisy, found, total, rows = run(params)
     count = valid.shape[1]  # theirs may be padded to a length
     yield compare("prefix", embeds, io["prefix/embs"][:, :count], TOLERANCE)
     yield compare("prefix is there", valid, io["prefix/pad_mask"][:, :count], 0)
@@ -181,7 +183,7 @@ def _forward(
     yield compare("noisy actions", noisy, io["x_t"], 1e-6)
     yield compare("expert's tokens", tokens, io["suffix/embs"], TOLERANCE)
     real = np.asarray(valid)
-    hidden = np.asarray(result.hidden)[real]
+    hidden = np.asarray(hidden)[real]
     yield compare("hidden states, VLM", hidden, io["out/prefix"][:, :count][real], TOLERANCE)
     for name, kept in (("k", result.cache.keys), ("v", result.cache.values)):
         expected = np.moveaxis(io[f"sample/kv_{name}"], 2, 3)[:, :, :count][:, real]

@@ -165,6 +165,40 @@ window={size=3x3 stride=2x2 pad=0_1x0_1}, dim_labels=b01f_01io->b01f
     assert hlo_flops.flops(main["conv"], main, program) == 2 * places * places * 2 * 3 * 7
 
 
+AROUND = """\
+HloModule jit_step, is_scheduled=true
+
+%body (p: (bf16[8,4], u32[])) -> (bf16[8,4], u32[]) {
+  %p = (bf16[8,4]{1,0}, u32[]{:T(128)}) parameter(0)
+  %two = u32[]{:T(128)} constant(2)
+  %x = bf16[8,4]{1,0} get-tuple-element(%p), index=0
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %next = u32[]{:T(128)} add(%i, %two)
+  ROOT %t = (bf16[8,4]{1,0}, u32[]{:T(128)}) tuple(%x, %next)
+}
+
+%cond (q: (bf16[8,4], u32[])) -> pred[] {
+  %bound = u32[]{:T(128)} constant(9)
+  %q = (bf16[8,4]{1,0}, u32[]{:T(128)}) parameter(0)
+  %j = u32[]{:T(128)} get-tuple-element(%q), index=1
+  ROOT %less = pred[]{:T(512)} compare(%j, %bound), direction=LT
+}
+
+ENTRY %main (a: (bf16[8,4], u32[])) -> (bf16[8,4], u32[]) {
+  %a = (bf16[8,4]{1,0}, u32[]{:T(128)}) parameter(0)
+  ROOT %while.1 = (bf16[8,4]{1,0}, u32[]{:T(128)}) while(%a), condition=%cond, body=%body
+}
+"""
+
+
+def test_loops_that_pass_parts_around_take_several_in_a_turn():
+    program = hlo.parse(AROUND)
+    assert program.trips(program.get("main")["while.1"]) == 5
+    one = hlo.parse(AROUND.replace("add(%i, %two)", "add(%i, %i)"))
+    # A counter of a kind that is not known is taken to count one by one.
+    assert one.trips(one.get("main")["while.1"]) == 9
+
+
 def test_attention_kernels_of_a_tpu():
     text = """\
 ENTRY %main (q: bf16[4,16,640,64], k: bf16[4,16,640,64]) -> bf16[4,16,640,64] {

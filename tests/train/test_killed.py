@@ -33,21 +33,34 @@ def rows(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def run(data: Path, workdir: Path, kill: int | None = None) -> int:
-    """Trains; sends the signal `kill` once 13 rows are logged; returns the exit status."""
+def run(
+    data: Path,
+    workdir: Path,
+    kill: int | None = None,
+    at: int = 13,
+    delay: float = 0.0,
+    **changes: int,
+) -> int:
+    """Trains; sends the signal `kill` `delay` seconds after `at` rows; returns the exit status."""
+    flags = {**FLAGS, **{key.replace("__", "."): value for key, value in changes.items()}}
     command = [sys.executable, "launch/train.py", f"--config=configs/quickstart.py:{data}"]
-    command += [f"--config.{key}={value}" for key, value in FLAGS.items()]
+    command += [f"--config.{key}={value}" for key, value in flags.items()]
     env = {**os.environ, "XLA_FLAGS": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     with (workdir.parent / "output.txt").open("a") as output:
         process = subprocess.Popen(
             [*command, f"--workdir={workdir}"], cwd=ROOT, env=env, stdout=output, stderr=output
         )
         while process.poll() is None:
-            if kill and len(rows(workdir)) >= 13:
+            if kill and len(rows(workdir)) >= at:
+                time.sleep(delay)
                 process.send_signal(kill)
                 kill = None
             time.sleep(0.05)
     return process.returncode
+
+
+def timeless(workdir: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(workdir)]
 
 
 @pytest.mark.slow
@@ -63,12 +76,31 @@ def test_killed_and_stopped_runs_end_with_the_same_bits(tmp_path):
     assert not (stopped / "eval.json").exists()
     assert run(data, stopped) == 0
 
-    def timeless(workdir: Path) -> list[dict]:
-        return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(workdir)]
-
     expected = jax.tree.leaves(load_params(whole))
     for workdir in (killed, stopped):
         assert timeless(workdir) == timeless(whole)
         for a, b in zip(jax.tree.leaves(load_params(workdir)), expected, strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
         assert (workdir / "eval.json").read_bytes() == (whole / "eval.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
+    data = tmp_path / "tabletop" / "1.0.0"
+    record(data, episodes=26, size=64, noise=0.0, workers=1)
+    # Every other step is saved, so that a good part of the kills falls into a save.
+    often = {"train__steps": 60, "train__save_every": 2}
+    whole, killed, rng = tmp_path / "whole", tmp_path / "killed", np.random.default_rng(0)
+    assert run(data, whole, **often) == 0
+    for _ in range(20):
+        # A run logs again from its last checkpoint on, and must come further than the one before.
+        at = len(rows(killed)) + int(rng.integers(1, 4))
+        delay = rng.uniform(0.0, 0.5)
+        status = run(data, killed, signal.SIGKILL, min(at, 59), delay, **often)
+        assert status == -signal.SIGKILL
+    assert run(data, killed, **often) == 0
+    # Every step once, on the same samples: its loss and gradients are equal to the last digit.
+    assert timeless(killed) == timeless(whole)
+    assert [row["step"] for row in rows(killed)] == list(range(1, 61))
+    pairs = zip(*(jax.tree.leaves(load_params(each)) for each in (killed, whole)), strict=True)
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)

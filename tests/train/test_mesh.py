@@ -1,6 +1,10 @@
+from typing import Any
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from tests.train.toy import Toy, make_batch
@@ -106,3 +110,15 @@ def test_batches_that_cannot_be_shared_are_refused():
         meshes.check_batch(16, mesh, 3)
     with pytest.raises(ConfigError, match="6 is not a multiple of data x fsdp = 4"):
         meshes.check_batch(6, mesh)
+
+
+def test_kernels_stay_whole_on_tpus_without_a_tensor_axis():
+    def options(platform: str, tensor: int) -> Any:
+        devices = np.array([mock.Mock(platform=platform)], object)
+        # TPUs that are not here: only what is asked of them.
+        mesh = mock.Mock(spec=Mesh, devices=devices, shape={"fsdp": 4, "tensor": tensor})
+        return meshes.compiler_options(mesh)
+
+    assert options("tpu", 1) == meshes.WHOLE_KERNELS
+    assert options("tpu", 2) is None
+    assert options("cpu", 1) is None

@@ -109,7 +109,7 @@ def test_each_part_of_an_accumulated_batch_is_split():
 
 def test_without_the_pins_a_loop_holds_all_rows(monkeypatch):
     monkeypatch.setattr(sharding, "rows", lambda x, count=None: x)
-    found = unsplit(programs.config("llava", "discrete"))
+    found = unsplit(programs.config("kosmos2", "interleaved"))
     assert {(carry.shape[0], carry.axes) for carry in found} >= {(ROWS, ((), (), ("fsdp",)))}
 
 

@@ -6,11 +6,11 @@ v vocabulary
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.models import sharding
+from vla_jax.models.losses import cross_entropy
 from vla_jax.models.structures.splicing import splice
 from vla_jax.types import Captions
 
@@ -53,16 +53,14 @@ def caption_loss(
         # directions.
         tokens = tokens._replace(given=tokens.given & ~jnp.pad(captions.target, shift))
     hidden = sharding.rows(backbone(tokens))
-    logits = sharding.rows(backbone.logits(hidden[:, k + first - 1 : -1])).astype(jnp.float32)
-    return _cross_entropy(logits, captions.text[:, first:], captions.target[:, first:])
+    logits = sharding.rows(backbone.logits(hidden[:, k + first - 1 : -1]))
+    return _loss(logits, captions.text[:, first:], captions.target[:, first:])
 
 
-def _cross_entropy(
+def _loss(
     logits: Float[Array, "b t v"], labels: Array, target: Bool[Array, "b t"]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    # Only the label's score is gathered: a whole log-softmax would be a second array of logits.
-    each = jax.nn.logsumexp(logits, axis=-1) - chosen
+    each = cross_entropy(logits, labels)
     right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     # Without a single target the sums are 0 and so is the loss, instead of 0 / 0.
     count = jnp.maximum(target.sum(dtype=jnp.float32), 1.0)

@@ -84,6 +84,17 @@ def sentence_loss(
     return masked_mean(error, valid)
 
 
+def cross_entropy(logits: Float[Array, "*b v"], labels: Int[Array, "*b"]) -> Float[Array, "*b"]:
+    """Cross-entropy of every label, in float32.
+
+    Only the label's score is taken out: the logarithm of a whole softmax would be a second array of
+    the vocabulary's size, in float32.
+    """
+    scores = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(scores, axis=-1) - chosen
+
+
 def token_loss(
     logits: Float[Array, "*b c v"],
     labels: Int[Array, "*b c"],
@@ -108,8 +119,7 @@ def token_loss(
     supervised = labels != NO_LABEL
     # A negative label would index the vocabulary from its end.
     safe = jnp.where(supervised, labels, 0)
-    scores = jax.nn.log_softmax(logits.astype(jnp.float32))
-    each = -jnp.take_along_axis(scores, safe[..., None], axis=-1)[..., 0]
+    each = cross_entropy(logits, safe)
     loss = masked_mean(each, supervised)
     # The labels decide, as what is predicted may be any word.
     is_action = tokenizer.is_action(labels)

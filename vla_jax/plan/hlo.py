@@ -174,10 +174,43 @@ class Program:
         todo, largest = [name for how, name in loop.called() if how == "condition"], 1
         while todo:
             for each in self.get(todo.pop()).values():
-                if each.op == "constant" and each.shape.startswith("s32[]"):
+                if each.op == "constant" and each.shape.startswith(("s32[]", "u32[]")):
                     largest = max(largest, int(each.value))
                 todo += [name for _, name in each.called()]
-        return largest
+        return -(-largest // self._stride(loop))
+
+    def _stride(self, loop: Instruction) -> int:
+        """How far the counter of a loop comes in a turn; loops that pass parts around take two."""
+        called = dict(loop.called())
+        condition, body = self.get(called["condition"]), self.get(called["body"])
+        compared = [each for each in condition.values() if each.op == "compare" and each.root]
+        counters = [
+            index
+            for each in compared
+            for name in each.operands
+            if (index := _element(condition.get(name))) is not None
+        ]
+        results = [each for each in body.values() if each.op == "tuple" and each.root]
+        if len(counters) != 1 or len(results) != 1:
+            return 1
+        # What is added to the counter until it is handed on.
+        stride, at = 0, body.get(results[0].operands[counters[0]])
+        while at is not None and at.op == "add":
+            parts = [body[name] for name in at.operands]
+            constants = [int(each.value) for each in parts if each.op == "constant"]
+            stride, at = (
+                stride + sum(constants),
+                next((e for e in parts if e.op != "constant"), None),
+            )
+        return max(stride, 1) if _element(at) == counters[0] else 1
+
+
+def _element(instruction: Instruction | None) -> int | None:
+    """Which element of a tuple an instruction takes, if it does."""
+    if instruction is None or instruction.op != "get-tuple-element":
+        return None
+    matched = re.search(r"index=(\d+)", instruction.attributes)
+    return int(matched[1]) if matched else None
 
 
 def parse(text: str) -> Program:

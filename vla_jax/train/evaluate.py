@@ -114,6 +114,7 @@ def make_eval_step(
         step,
         in_shardings=(shardings, meshes.batch_sharding(mesh)),
         out_shardings=meshes.replicated(mesh),
+        compiler_options=meshes.compiler_options(mesh),
     )
 
 

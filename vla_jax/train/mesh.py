@@ -27,6 +27,9 @@ T = TypeVar("T")
 AXES = ("data", "fsdp", "tensor")
 # Below this many elements a parameter that only the last rule catches is not worth a collective.
 MIN_SHARDED = 2**18
+# TPU's compiler would pass small parts of a kernel around while a product runs, and read and write
+# all tokens once for each: planned for 16 v5e, four times the bytes of a step.
+WHOLE_KERNELS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 100_000}
 LARGEST = "largest"  # the last rule's value: the largest divisible dimension over fsdp
 
 # Path regex -> axes of the TRAILING dimensions; the leading one of a stack is the scan's and never
@@ -140,6 +143,13 @@ def _fit(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> Pa
             # jax refuses uneven splits, and a split over one device is none.
             spec[i] = None
     return PartitionSpec(*spec) if any(spec) else PartitionSpec()
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
+    """For `jax.jit`, of steps on this mesh; None where the compiler's defaults do."""
+    # Along a tensor axis it is tokens that pass around, which pays.
+    is_whole = mesh.devices.flat[0].platform == "tpu" and mesh.shape["tensor"] == 1
+    return WHOLE_KERNELS if is_whole else None
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -169,6 +169,7 @@ def make_train_step(
         out_shardings=(shardings, meshes.replicated(mesh)),
         # The new state takes the old one's memory: a large model has no room for two.
         donate_argnums=0,
+        compiler_options=meshes.compiler_options(mesh),
     )
 
 

@@ -247,14 +247,18 @@ class Backbone(nn.Module):
         # torch's padding_idx stops the gradient of that row; its value still counts.
         return jnp.where((ids == self.padding_id)[..., None], jax.lax.stop_gradient(x), x)
 
-    def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
+    def __call__(
+        self, tokens: Tokens, for_head: bool = False, columns: Int[Array, "b c"] | None = None
+    ) -> Float[Array, "b _ d"]:
         """Spliced embeddings -> last hidden states.
 
         Args:
             tokens: the sequence.
             for_head: the states that heads read, where these are others than `logits` takes.
+            columns: the tokens whose states are wanted; None = all. The work of the last layer that
+                only the others would need is spared.
         """
-        return self.text.run(tokens.embeds, tokens.valid).hidden
+        return self.text.run(tokens.embeds, tokens.valid, columns=columns).hidden
 
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
         """Hidden states -> vocabulary scores."""
@@ -265,7 +269,11 @@ class Backbone(nn.Module):
         return decoder.empty_cache(self.text_spec, batch, slots, self.dtype)
 
     def read_prefix(
-        self, embeds: Float[Array, "b n d"], valid: Bool[Array, "b n"], mask: Bool[Array, "b n n"]
+        self,
+        embeds: Float[Array, "b n d"],
+        valid: Bool[Array, "b n"],
+        mask: Bool[Array, "b n n"],
+        columns: Int[Array, "b c"] | None = None,
     ) -> Any:
         """A prefix -> a decoder's `Result` with the keys and values of all layers, for an expert.
 
@@ -273,10 +281,11 @@ class Backbone(nn.Module):
             embeds: of `encode_images` and `embed_text`.
             valid: False on padding, which positions do not count.
             mask: which token sees which.
+            columns: whose hidden states are wanted, as in `__call__`.
         """
         # Positions count valid columns only, so that padding in between leaves no gap.
         positions = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
-        return self.text.run(embeds, valid, positions, mask, export=True)
+        return self.text.run(embeds, valid, positions, mask, export=True, columns=columns)
 
     def extend(
         self, tokens: Tokens, cache: Any, shift: int = 0

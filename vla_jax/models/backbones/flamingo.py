@@ -272,11 +272,14 @@ class Flamingo(Backbone):
         # `Tokens` carries no ids, so the mark travels as one more channel of the embedding.
         return jnp.concatenate([x, mark[..., None].astype(x.dtype)], axis=-1)
 
-    def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
+    def __call__(
+        self, tokens: Tokens, for_head: bool = False, columns: Int[Array, "b c"] | None = None
+    ) -> Float[Array, "b _ d"]:
         """Text and the images beside it -> last hidden states; RoboVLMs' heads read raw ones."""
         raw = for_head and self.config["text_config"]["model_type"] in self.RAW_FEATURES
         x, context, _ = self._look(tokens, Memory(None))
-        return self.text.run(x, tokens.valid, context=context, skip_last=raw).hidden
+        run = functools.partial(self.text.run, context=context, skip_last=raw, columns=columns)
+        return run(x, tokens.valid).hidden
 
     def empty_cache(self, batch: int, slots: int) -> Memory:
         """The cache before the first token of a sequence of at most `slots`."""

@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Backbone, Layout, Tokens, merge_arch
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers import encoder_decoder, resnet
+from vla_jax.models.towers.block import at
 from vla_jax.models.towers.layers import Dense
 from vla_jax.models.towers.normformer import EncoderDecoderSpec, StackSpec
 
@@ -168,9 +169,13 @@ class OFA(Backbone):
         images, prompt = (tokens.images, tokens.seen), (tokens.prompt, tokens.prompt_valid)
         return self.text.encoder(*images, tokens.image_place, *prompt, collect)
 
-    def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
+    def __call__(
+        self, tokens: Tokens, for_head: bool = False, columns: Int[Array, "b c"] | None = None
+    ) -> Float[Array, "b _ d"]:
         """Images, prompt and what is written -> the decoder's last hidden states."""
-        return self.text.decoder(tokens.embeds, tokens.valid, self.encode(tokens)).hidden
+        hidden = self.text.decoder(tokens.embeds, tokens.valid, self.encode(tokens)).hidden
+        # Its sequence is the action tokens, so nothing could be spared.
+        return hidden if columns is None else at(hidden, columns)
 
     def empty_cache(self, batch: int, slots: int) -> encoder_decoder.Cache:
         """The cache before the first token of a sequence of at most `slots`."""

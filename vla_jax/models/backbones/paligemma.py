@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Backbone, Layout, LooksAhead, Tokens, merge_arch
@@ -169,11 +169,17 @@ class PaliGemma(Backbone):
         tokens = self.vision(images).tokens
         return self.projection(tokens) / math.sqrt(self.config["hidden_size"])
 
-    def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
+    def __call__(
+        self, tokens: Tokens, for_head: bool = False, columns: Int[Array, "b c"] | None = None
+    ) -> Float[Array, "b _ d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
         mask = bidirectional_mask(tokens.valid) if self.config["mask"] == "full" else None
         return self.text.run(
-            tokens.embeds, tokens.valid, mask=mask, prefix=self._prefix(tokens)
+            tokens.embeds,
+            tokens.valid,
+            mask=mask,
+            prefix=self._prefix(tokens),
+            columns=columns,
         ).hidden
 
     def extend(

@@ -5,6 +5,7 @@ n sequence · d text width · e token width: d, and as much again for each of th
 deep features
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -235,10 +236,14 @@ class QwenFamily(Backbone):
         return jnp.pad(self.text.embed(ids), ((0, 0), (0, 0), (0, deep)))
 
     def __call__(
-        self, tokens: Tokens, for_head: bool = False, grid: Any = None
-    ) -> Float[Array, "b n d"]:
+        self,
+        tokens: Tokens,
+        for_head: bool = False,
+        columns: Int[Array, "b c"] | None = None,
+        grid: Any = None,
+    ) -> Float[Array, "b _ d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
-        return self._run(tokens, grid, 0, None)[0].hidden
+        return self._run(tokens, grid, 0, None, columns)[0].hidden
 
     def empty_cache(self, batch: int, slots: int) -> Memory:
         """The cache before the first token of a sequence of at most `slots`."""
@@ -253,7 +258,12 @@ class QwenFamily(Backbone):
         return result.hidden, Memory(result.cache, following)
 
     def _run(
-        self, tokens: Tokens, grid: Any, start: Any, cache: Cache | None
+        self,
+        tokens: Tokens,
+        grid: Any,
+        start: Any,
+        cache: Cache | None,
+        columns: Int[Array, "b c"] | None = None,
     ) -> tuple[Result, Any]:
         d, e = self.width, self.token_width
         rows, following = positions(tokens.valid, tokens.place, grid or _merged(self.config), start)
@@ -261,7 +271,8 @@ class QwenFamily(Backbone):
         if e > d:
             deep = jnp.stack(jnp.split(tokens.embeds[..., d:], e // d - 1, axis=-1))
         embeds = tokens.embeds[..., :d]
-        result = self.text.run(embeds, tokens.valid, rows, deep=deep, cache=cache)
+        run = functools.partial(self.text.run, deep=deep, cache=cache, columns=columns)
+        result = run(embeds, tokens.valid, rows)
         return result, following
 
     def rows(self, visual: str, model: str) -> list[w.Weight]:

@@ -155,25 +155,39 @@ class QwenVL(Backbone):
         marks = self.embed_text(jnp.broadcast_to(jnp.array([start, start + 1]), (len(x), 2)))
         return jnp.concatenate([marks[:, : self.MARKS], x, marks[:, self.MARKS :]], axis=1)
 
-    def __call__(self, tokens: Tokens, for_head: bool = False) -> Float[Array, "b n d"]:
+    def __call__(
+        self, tokens: Tokens, for_head: bool = False, columns: Int[Array, "b c"] | None = None
+    ) -> Float[Array, "b _ d"]:
         """Spliced embeddings -> last hidden states (after the final norm)."""
-        return self.run(tokens).hidden
+        return self.run(tokens, columns=columns).hidden
 
     def extend(self, tokens: Tokens, cache: Cache) -> tuple[Float[Array, "b n d"], Cache]:
         """`__call__` for tokens that follow those in the cache, and the cache with them."""
         result = self.run(tokens, cache)
         return result.hidden, result.cache
 
-    def run(self, tokens: Tokens, cache: Cache | None = None, collect: bool = False) -> Result:
+    def run(
+        self,
+        tokens: Tokens,
+        cache: Cache | None = None,
+        collect: bool = False,
+        columns: Int[Array, "b c"] | None = None,
+    ) -> Result:
         """The decoder; see `Decoder.run`."""
         length = tokens.valid.shape[1]
-        columns = jnp.arange(length)[None]
+        places = jnp.arange(length)[None]
         if cache is not None:
             # All slots count, so that a token is rotated alike in every call.
-            length, columns = cache.valid.shape[1], columns + cache.length[:, None]
-        rope, gain = far(self.config, length, columns)
+            length, places = cache.valid.shape[1], places + cache.length[:, None]
+        rope, gain = far(self.config, length, places)
         return self.text.run(
-            tokens.embeds, tokens.valid, rope=rope, gain=gain, cache=cache, collect=collect
+            tokens.embeds,
+            tokens.valid,
+            rope=rope,
+            gain=gain,
+            cache=cache,
+            collect=collect,
+            columns=columns,
         )
 
     def weight_map(self) -> list[w.Weight]:

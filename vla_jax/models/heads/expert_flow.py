@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from vla_jax.config import ExpertConfig, HeadConfig
 from vla_jax.config.option import option
+from vla_jax.models import sharding
 from vla_jax.models.heads.common import Head
 from vla_jax.models.heads.denoiser import as_prediction, as_values
 from vla_jax.models.heads.guidance import guided_velocity
@@ -170,7 +171,8 @@ class ExpertFlow(Head):
 
             return x + guided_velocity(towards, x, 1.0 - time, guide) / count
 
-        return jax.lax.fori_loop(0, count, move, start)
+        # A loop would copy every layer's weights out of their stack in every step.
+        return jax.lax.fori_loop(0, count, move, start, unroll=sharding.unroll(count))
 
     def prediction(self, values: Float[Array, "b f w"]) -> Prediction:
         """Chunks as the robot's part of them; a binary gripper is open above 0."""

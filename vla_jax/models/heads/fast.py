@@ -16,7 +16,7 @@ from vla_jax.config import ConfigError, FastConfig
 from vla_jax.models.fast_code import FastCode, Progress
 from vla_jax.models.heads.common import Head
 from vla_jax.models.heads.denoiser import as_prediction
-from vla_jax.models.losses import masked_mean, row_means
+from vla_jax.models.losses import cross_entropy, masked_mean, row_means
 from vla_jax.types import Prediction
 
 
@@ -98,10 +98,7 @@ def answer_loss(
         rows [b], loss_token (itself), acc_token (share of tokens that are the likeliest one).
     """
     is_token, safe = (written >= 0) & supervised[:, None], jnp.maximum(written, 0)
-    scores = scores.astype(jnp.float32)
-    chosen = jnp.take_along_axis(scores, safe[..., None], axis=-1)[..., 0]
-    each = jax.nn.logsumexp(scores, axis=-1) - chosen
-    rows = row_means(each, is_token)
+    rows = row_means(cross_entropy(scores, safe), is_token)
     loss = masked_mean(rows, is_token.any(1))
     right = (jnp.argmax(scores, axis=-1) == safe).astype(jnp.float32)
     return loss, {"rows": rows, "loss_token": loss, "acc_token": masked_mean(right, is_token)}

@@ -345,8 +345,8 @@ class Structure(nn.Module):
         """Run the VLM and pick the features of u steps, as many as `valid` has."""
         if self.has_action_token(self.config) and not (self.joint or self.backbone.looks_ahead):
             sequence = splicing.shortened(sequence, self.layout)
-        hidden = sharding.rows(self.backbone(sequence.tokens, for_head=True))
-        picked = sharding.rows(splicing.take(hidden, sequence.columns))
+        picked = self.backbone(sequence.tokens, for_head=True, columns=sequence.columns)
+        picked = sharding.rows(picked)
         picked = picked.reshape(*valid.shape, -1, picked.shape[-1])
         return self.pool(picked, sequence.read.reshape(picked.shape[:3]))
 

@@ -211,8 +211,7 @@ class Discrete(Structure):
 
     def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b w c v"]:
         """Scores of next tokens."""
-        hidden = sharding.rows(self.backbone(sequence.tokens))
-        picked = sharding.rows(splicing.take(hidden, sequence.columns))
+        picked = sharding.rows(self.backbone(sequence.tokens, columns=sequence.columns))
         picked = picked.reshape(*valid.shape, -1, picked.shape[-1])
         # Dimension 0 must stay the rows of the batch, which the devices split.
         flat = picked.reshape(len(valid), -1, picked.shape[-1])

@@ -20,7 +20,6 @@ from vla_jax.models.backbones.base import Backbone
 from vla_jax.models.heads.expert_flow import ExpertFlow
 from vla_jax.models.heads.fast import answer_loss
 from vla_jax.models.image import ImageSpec
-from vla_jax.models.structures import splicing
 from vla_jax.models.structures.base import Structure
 from vla_jax.models.structures.history import History
 from vla_jax.models.towers.decoder import Cache, Result
@@ -193,9 +192,11 @@ class Expert(Structure):
         return self.head.errors(velocity, wanted), velocity
 
     def prefix(self, observation: Observation) -> Result:
-        """The VLM on cameras and prompt: hidden states, keys and values."""
+        """The VLM on cameras and prompt: keys and values, no hidden states."""
         embeds, valid, mask = self.prefix_tokens(observation)
-        return self._insulated(self.backbone.read_prefix(embeds, valid, mask))
+        # The expert reads keys and values of all layers, and no hidden state.
+        none = jnp.zeros((len(valid), 0), jnp.int32)
+        return self._insulated(self.backbone.read_prefix(embeds, valid, mask, none))
 
     def _insulated(self, result: Result) -> Result:
         if not self.config.expert.insulate:
@@ -219,18 +220,17 @@ class Expert(Structure):
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, n)))
         mask = jnp.concatenate([mask, seen & exists[:, None]], axis=1)
         both = jnp.concatenate([embeds, words.astype(embeds.dtype)], axis=1)
-        result = self.backbone.read_prefix(both, exists, mask)
         # The last token of a prefix, which padding may follow, predicts the first word.
         last = p - 1 - jnp.argmax(valid[:, ::-1], axis=1, keepdims=True)
         columns = jnp.concatenate(
             [last, jnp.broadcast_to(p + jnp.arange(n - 1), (b, n - 1))], axis=1
         )
-        scores = self.backbone.logits(splicing.take(result.hidden, columns))
-        cache = result.cache
+        result = self.backbone.read_prefix(both, exists, mask, columns)
+        scores, cache = self.backbone.logits(result.hidden), result.cache
         prefix = Cache(
             cache.keys[:, :, :p], cache.values[:, :, :p], valid, valid.sum(1, dtype=jnp.int32)
         )
-        return self._insulated(Result(result.hidden[:, :p], None, prefix)), scores
+        return self._insulated(Result(None, None, prefix)), scores
 
     def prefix_tokens(
         self, observation: Observation

@@ -216,8 +216,8 @@ class FastTokens(Structure):
         tokens, first = self.spliced(observation, jnp.maximum(written, 0))
         # The column before each word predicts it.
         columns = first - 1 + jnp.arange(written.shape[1])
-        hidden = splicing.take(sharding.rows(self.backbone(tokens)), columns)
-        return sharding.rows(self.backbone.logits(sharding.rows(hidden)))
+        hidden = sharding.rows(self.backbone(tokens, columns=columns))
+        return sharding.rows(self.backbone.logits(hidden))
 
     def encode(self, observation: Observation) -> Float[Array, "b k d"]:
         """Tokens of the cameras, the first one first, of black images, and of the state."""

@@ -14,7 +14,7 @@ Legend: b batch · k tokens before the prompt · c columns read · d width · v 
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.config import ModelConfig
 from vla_jax.models import sharding
@@ -119,12 +119,11 @@ class Parallel(Structure):
         """Hidden states, or scores of tokens, of every number of the chunk."""
         del actions  # the places are empty in training too
         tokens, first = self.tokens(observation)
-        hidden = sharding.rows(self.hidden(tokens))
         count = self.config.structure.chunk * self.config.action_dim
         writes = self._writes(self.config)
         # Behind the last number the stop token can be read as well, which training looks at.
         columns = first - 1 + jnp.arange(count + self.layout.eos * writes)
-        picked = sharding.rows(splicing.take(hidden, columns))
+        picked = sharding.rows(self.hidden(tokens, columns))
         if writes:
             picked = sharding.rows(self.backbone.logits(picked))
         return picked[:, None], jnp.ones((len(picked), 1), bool)
@@ -179,10 +178,12 @@ class Parallel(Structure):
         mask = observation.text_mask[..., None].astype(text.dtype)
         return (text * mask).sum(axis=1) / mask.sum(axis=1)
 
-    def hidden(self, tokens: Tokens) -> Float[Array, "b n d"]:
-        """The VLM's last hidden states, every real token seeing all others."""
+    def hidden(
+        self, tokens: Tokens, columns: Int[Array, "b c"] | None = None
+    ) -> Float[Array, "b _ d"]:
+        """The VLM's last hidden states, of all or some tokens, every real one seeing all others."""
         mask = bidirectional_mask(tokens.valid)
-        return self.backbone.read_prefix(tokens.embeds, tokens.valid, mask).hidden
+        return self.backbone.read_prefix(tokens.embeds, tokens.valid, mask, columns).hidden
 
     def empty_history(self, batch: int) -> History:
         """An empty history, as no step is remembered."""

@@ -1,7 +1,7 @@
 """The transformer layer every tower is stacked from.
 
-Legend: b batch · n query tokens · s key tokens · d width · h query heads · g key heads
-k head width
+Legend: b batch · m tokens · n of these that go on, mostly all · s key tokens · d width
+h query heads · g key heads · k head width
 """
 
 import functools
@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Shaped
 
 from vla_jax.models import sharding
 from vla_jax.models.towers.fused import Mask
@@ -109,7 +109,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b n d"],
+        x: Float[Array, "b m d"],
         mask: Mask = None,
         rope: tuple[Array, Array] | None = None,
         bias: Float[Array, "#b #h #n s"] | None = None,
@@ -117,6 +117,7 @@ class Block(nn.Module):
         gain: Float[Array, "#b n"] | None = None,
         level: Float[Array, "b c"] | None = None,
         source: tuple[Array, Array] | None = None,
+        columns: Int[Array, "b n"] | None = None,
     ) -> tuple[Float[Array, "b n d"], None]:
         """One layer, in the (carry, output) form that `nn.scan` wants; see `Attention`.
 
@@ -129,6 +130,8 @@ class Block(nn.Module):
             gain: on the queries.
             level: the condition of adaptive norms or of FiLM.
             source: what keys and values are made of, [b, m, c] each, in place of the tokens.
+            columns: the tokens that go on; the others are attended to and no more. `mask`, `bias`
+                and `gain` are of these, `rope` of all. Not with adaptive norms.
         """
         s = self.spec
         if s.adaptive:
@@ -141,7 +144,11 @@ class Block(nn.Module):
         x = sharding.rows(x)
         y = norm(name="norm1")(x)
         keys, values = (y, None) if source is None else source
-        attended = attention(y, keys, mask, rope, bias, memory, gain, values)
+        turned = rope
+        if columns is not None:
+            x, y = at(x, columns), at(y, columns)
+            turned = None if rope is None else (at(rope[0], columns), at(rope[1], columns))
+        attended = attention(y, keys, mask, rope, bias, memory, gain, values, turned)
         if s.post_norm:
             attended = norm(name="post1")(attended)
         attended = self._scale(attended, "scale1")
@@ -221,6 +228,13 @@ class Block(nn.Module):
         return x * scale.astype(self.dtype)
 
 
+def at(x: Shaped[Array, "#b m *_"], columns: Int[Array, "b n"]) -> Shaped[Array, "b n *_"]:
+    """Some tokens of every row; one row may stand for all."""
+    x = jnp.broadcast_to(x, (len(columns), *x.shape[1:]))
+    index = columns.reshape(*columns.shape, *(1,) * (x.ndim - 2))
+    return sharding.rows(jnp.take_along_axis(x, index, axis=1))
+
+
 def remat(target: Any, kind: str) -> Any:
     """`target` (a module class, or a function of a module) with its inner values recomputed.
 
@@ -232,6 +246,13 @@ def remat(target: Any, kind: str) -> Any:
         return target
     # Inside a scan nothing can be merged with the forward pass, so the guard would only cost time.
     return nn.remat(target, prevent_cse=False, policy=REMAT_POLICIES[kind])
+
+
+def recomputed(function: Callable, kind: str) -> Callable:
+    """`remat` for the body of a loop that is a function of arrays alone."""
+    if kind == "none":
+        return function
+    return jax.checkpoint(function, prevent_cse=False, policy=REMAT_POLICIES[kind])
 
 
 def stack(layers: int, kind: str, name: str, dtype: Any = jnp.float32, **facts: Any) -> nn.Module:
@@ -260,24 +281,3 @@ def _scan(layers: int, kind: str) -> Any:
         length=layers,
         unroll=sharding.unroll(layers),
     )
-
-
-def some_layers(
-    stacked: Any, kind: str, first: int, end: int, x: Float[Array, "b n d"], *args: Any
-) -> Float[Array, "b n d"]:
-    """Run the layers first .. end - 1 of a `stack` whose parameters exist.
-
-    Args:
-        stacked: what `stack` returned, bound to its parent.
-        kind: see `remat`.
-        first: first layer.
-        end: layer after the last.
-        x: tokens.
-        *args: further arguments of `Block`.
-    """
-    part = jax.tree.map(lambda p: p[first:end], stacked.variables["params"])
-    # Without a parent, or flax would register a second set of parameters.
-    run = _scan(end - first, kind)(stacked.spec, stacked.dtype, parent=None)
-    # A module applied on its own sees none of its parent's keys.
-    rngs = {"dropout": stacked.make_rng("dropout")} if stacked.has_rng("dropout") else {}
-    return run.apply({"params": part}, x, *args, rngs=rngs)[0]

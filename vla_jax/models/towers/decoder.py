@@ -4,9 +4,8 @@ Legend: b batch · n tokens of this call · s slots, the tokens that can be atte
 cache's) · d width · h query heads · g key heads · k head width · l layers · v vocabulary
 """
 
-import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +14,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models import sharding
 from vla_jax.models.towers import positions as tables
-from vla_jax.models.towers.block import Block, BlockSpec, remat
+from vla_jax.models.towers.block import Block, at
+from vla_jax.models.towers.decoder_layers import (
+    Group,
+    Shared,
+    grouped,
+    scanned,
+    to_columns,
+    ungrouped,
+)
 from vla_jax.models.towers.decoder_spec import DecoderSpec, Insert
 from vla_jax.models.towers.fused import Mask, Rule
 from vla_jax.models.towers.layers import NORMS, Dropout
@@ -62,7 +69,7 @@ class Result:
     """What a run of the decoder gives.
 
     Attributes:
-        hidden: [b, n, d], what `Decoder.logits` takes.
+        hidden: [b, n, d], or [b, c, d] of c columns; what `Decoder.logits` takes.
         states: [l, b, n, d], the input of every layer, if asked for.
         cache: with these tokens in it, if one was given.
     """
@@ -87,104 +94,6 @@ def runs(marked: Bool[Array, "b n"]) -> Int[Array, "b n"]:
     """The number, from 1, of the unbroken run that each marked token is in; 0 for others."""
     begins = marked & ~jnp.pad(marked, ((0, 0), (1, 0)))[:, :-1]
     return jnp.where(marked, jnp.cumsum(begins, axis=1, dtype=jnp.int32), 0)
-
-
-class Group(nn.Module):
-    """The layers from one insert to the next; the insert stands before the last of them."""
-
-    spec: BlockSpec
-    insert: Insert
-    dtype: Any = jnp.float32
-
-    def setup(self):
-        self.blocks = [Block(self.spec, self.dtype) for _ in range(self.insert.every)]
-        self.extra = self.insert.make()
-
-
-class _Shared(NamedTuple):
-    """What all layers get; for the fields see `Decoder.run`."""
-
-    mask: Mask
-    near: Array | None  # narrows the mask of local layers
-    rope: tuple[Array, Array] | None
-    bias: Array | None
-    gain: Array | None
-    deep: Array | None
-    context: Any
-    slots: tuple[Array, Array]  # (row, column) of these tokens in a cache
-    collect: bool
-    export: bool
-
-
-def _layer(
-    block: Block,
-    x: Array,
-    per_layer: dict[str, Any],
-    shared: _Shared,
-    insert: nn.Module | None = None,
-) -> tuple[Array, dict[str, Any]]:
-    """One layer.
-
-    Args:
-        block: its module.
-        x: [b, n, d].
-        per_layer: what differs between layers, as far as there is any: "local", "number", "skip",
-            and "keys" and "values" of the cache.
-        shared: what does not differ.
-        insert: runs before the layer.
-
-    Returns:
-        x and what is stacked over the layers: the new "keys" and "values", the "state" before.
-    """
-    before = x
-    # The state is taken before the insert, which counts as part of the layer.
-    out = {"state": x} if shared.collect else {}
-
-    def memory(k: Array, v: Array) -> tuple[Array, Array]:
-        for name, new in (("keys", k), ("values", v)):
-            out[name] = per_layer[name].at[shared.slots].set(new) if name in per_layer else new
-        return out["keys"], out["values"]
-
-    if insert is not None:
-        x = insert(x, shared.context)
-    mask = shared.mask
-    if shared.near is not None:
-        mask = mask & (shared.near | ~per_layer["local"])
-    cached = memory if "keys" in per_layer or shared.export else None
-    x, _ = block(x, mask, shared.rope, shared.bias, cached, shared.gain)
-    if shared.deep is not None:
-        last = shared.deep.shape[0] - 1  # later layers look here too, and add 0
-        deep = shared.deep[jnp.minimum(per_layer["number"], last)].astype(x.dtype)
-        x = x + jnp.where(per_layer["number"] <= last, deep, 0)
-    if "skip" in per_layer:
-        x = jnp.where(per_layer["skip"], before, x)  # the scan runs every layer
-    return x, out
-
-
-def _group(
-    group: Group, x: Array, per_layer: dict[str, Any], shared: _Shared
-) -> tuple[Array, dict[str, Any]]:
-    """`_layer` for every layer of a group."""
-    outs = []
-    for i, block in enumerate(group.blocks):
-        insert = group.extra if i == len(group.blocks) - 1 else None
-        x, out = _layer(
-            block, x, jax.tree.map(lambda leaf, i=i: leaf[i], per_layer), shared, insert
-        )
-        outs.append(out)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
-
-
-def _grouped(per_layer: Any, insert: Insert | None) -> Any:
-    """[l, ...] -> [groups, layers of a group, ...] where the layers are scanned in groups."""
-    if insert is None:
-        return per_layer
-    return jax.tree.map(lambda x: x.reshape(-1, insert.every, *x.shape[1:]), per_layer)
-
-
-def _ungrouped(out: Any, insert: Insert | None) -> Any:
-    """Inverse of `_grouped`."""
-    return out if insert is None else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
 
 class Decoder(nn.Module):
@@ -254,6 +163,7 @@ class Decoder(nn.Module):
         prefix: Bool[Array, "b n"] | None = None,
         export: bool = False,
         shift: int = 0,
+        columns: Int[Array, "b c"] | None = None,
     ) -> Result:
         """Embeddings -> hidden states, and on request a cache or the states between the layers.
 
@@ -276,22 +186,24 @@ class Decoder(nn.Module):
                 those a local layer would not reach (prefix-LM); without `mask` only.
             export: without a cache, return one of just these tokens, for another tower to read.
             shift: added to the positions that are not given.
+            columns: whose hidden states are wanted; None = all. Of the last layer only these are
+                computed.
         """
         s = self.spec
         batch, n = valid.shape
-        rows, columns, slot_valid = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
+        rows, slots, slot_valid = jnp.arange(batch)[:, None], jnp.arange(n)[None], valid
         if cache is not None:
-            columns = cache.length[:, None] + columns
-            slot_valid = cache.valid.at[rows, columns].set(valid)
-        behind = columns[..., None] - jnp.arange(slot_valid.shape[1])
+            slots = cache.length[:, None] + slots
+            slot_valid = cache.valid.at[rows, slots].set(valid)
+        behind = slots[..., None] - jnp.arange(slot_valid.shape[1])
         reached, near = behind >= 0, None if s.window is None else behind < s.window
         if prefix is not None:
             number = runs(prefix)
-            slot_runs = jnp.zeros(slot_valid.shape, jnp.int32).at[rows, columns].set(number)
+            slot_runs = jnp.zeros(slot_valid.shape, jnp.int32).at[rows, slots].set(number)
             together = prefix[..., None] & (number[..., None] == slot_runs[:, None])
             reached, near = reached | together, None if near is None else near | together
         if positions is None:
-            positions = self._default_positions(slot_valid, valid, columns) + shift
+            positions = self._default_positions(slot_valid, valid, slots) + shift
         if rope is None and s.rope is not None:
             rope = s.rope(positions)
         bias = None
@@ -303,7 +215,7 @@ class Decoder(nn.Module):
             # Fused kernels that take no dense mask can still run by a rule.
             usual = cache is None and prefix is None and near is None
             rule = Rule(valid) if usual else reached & slot_valid[:, None]
-        shared = _Shared(
+        shared = Shared(
             mask=rule,
             near=near,
             rope=rope,
@@ -311,7 +223,7 @@ class Decoder(nn.Module):
             gain=gain,
             deep=deep,
             context=context,
-            slots=(rows, columns),
+            slots=(rows, slots),
             collect=collect,
             export=export,
         )
@@ -324,9 +236,16 @@ class Decoder(nn.Module):
             per_layer["skip"] = jnp.arange(s.layers) == s.layers - 1
         if cache is not None:
             per_layer |= {"keys": cache.keys, "values": cache.values}
-        entered, apart = self._enter(embeds, positions), _grouped(per_layer, self.insert)
-        x, out = self._scanned(shared)(self.layers, entered, apart)
-        out = _ungrouped(out, self.insert)
+        entered, apart = self._enter(embeds, positions), grouped(per_layer, self.insert)
+        # Few tokens pay for a last layer apart; and only a scan makes parameters.
+        few = columns is not None and 2 * columns.shape[1] <= n
+        if columns is None or not few or self.is_initializing():
+            run = scanned(shared, s.layers, self.insert, self.remat)
+            x, out = run(self.layers, entered, apart)
+            x = x if columns is None else at(x, columns)
+        else:
+            x, out = to_columns(self.layers, entered, apart, shared, columns, self.remat)
+        out = ungrouped(out, self.insert)
         if cache is not None:
             # Padding on the right takes no slots, so that the next token overwrites it.
             end = jnp.max(jnp.where(valid, jnp.arange(n) + 1, 0), axis=1)
@@ -347,18 +266,6 @@ class Decoder(nn.Module):
         if s.head_bias:
             scores = scores + self.head_bias.astype(self.dtype)
         return scores if s.logit_cap is None else s.logit_cap * jnp.tanh(scores / s.logit_cap)
-
-    def _scanned(self, shared: _Shared) -> Any:
-        """All layers as one function of (module, x, what differs between the layers)."""
-        step, group_size = (_layer, 1) if self.insert is None else (_group, self.insert.every)
-        length = self.spec.layers // group_size
-        return nn.scan(
-            remat(functools.partial(step, shared=shared), self.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=length,
-            unroll=sharding.unroll(length),
-        )
 
     def _default_positions(
         self, slot_valid: Bool[Array, "b s"], valid: Bool[Array, "b n"], columns: Int[Array, "#b n"]

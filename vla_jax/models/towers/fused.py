@@ -84,8 +84,9 @@ def attend(
         drop: dropout of the weights, if any.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    # Rows that the devices do not divide cannot be handed out to one kernel each.
-    if device is None or not _rows_split(q):
+    # Rows that the devices do not divide cannot be handed out to one kernel each; and there may be
+    # no token to attend, where keys alone are wanted.
+    if device is None or not q.shape[1] or not _rows_split(q):
         return None
     if device.platform == "gpu":
         # cuDNN's dropout takes its seed when it is compiled: every step would drop the same.

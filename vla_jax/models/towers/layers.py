@@ -281,6 +281,7 @@ class Attention(nn.Module):
         memory: Callable[[Array, Array], tuple[Array, Array]] | None = None,
         gain: Float[Array, "#b n"] | None = None,
         values: Float[Array, "b m c"] | None = None,
+        turned: tuple[Array, Array] | None = None,
     ) -> Float[Array, "b n d"]:
         """Attend from `queries` to `keys`.
 
@@ -296,6 +297,7 @@ class Attention(nn.Module):
             gain: factor on each token's queries (Qwen-VL's, which grow with the logarithm of the
                 position).
             values: what the values are made of; None = the keys.
+            turned: `rope` for the queries where it is of the keys alone.
         """
         width = queries.shape[-1]
         k_width = self.head_width or width // self.heads
@@ -307,7 +309,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = self._normalize(q, "q_norm"), self._normalize(k, "k_norm")
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope) if values is None else k
+            q, k = rotate(q, *(turned or rope)), rotate(k, *rope) if values is None else k
         scale = k_width**-0.5 if self.scale is None else self.scale
         if gain is not None:
             q, scale = q * scale * gain[..., None, None].astype(self.dtype), 1.0

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 
 from vla_jax.models import sharding
 from vla_jax.models.towers import fused, positions
-from vla_jax.models.towers.block import BlockSpec, some_layers, stack
+from vla_jax.models.towers.block import BlockSpec, stack
 from vla_jax.models.towers.layers import NORMS, Dense
+from vla_jax.models.towers.stacked import Stack, some_layers
 
 
 @dataclass(frozen=True)
@@ -208,10 +209,10 @@ class VisionTransformer(nn.Module):
             head = s.block.head_width or s.width // s.block.heads
             angles = positions.rotation(s.grid, head, s.rope_theta)[None]
             rope = jnp.cos(angles), jnp.sin(angles)
-        # One scan owns all parameters; runs of layers slice them.
+        # One scan owns all parameters; runs of layers take theirs from it.
         everything = stack(s.layers, self.remat, "layers", self.dtype, **vars(s.block))
         segments = s.segments()
-        # Slices need parameters that exist, so the first pass runs all layers as one.
+        # Runs of layers need parameters that exist, so the first pass runs all layers as one.
         if self.is_initializing() or segments == [(0, s.layers, False)]:
             # Tokens that are added for the kernels are cut off again.
             count = x.shape[1]
@@ -219,18 +220,20 @@ class VisionTransformer(nn.Module):
             x = everything(x, mask, rope, None, None, None, level)[0][:, :count]
             # Here the last layer is the only tap, or parameters are made and shapes are enough.
             return x, (x,) * len(s.taps)
-        taps = []
+        taps, taken = [], Stack.of(everything.variables["params"])
         for first, end, windowed in segments:
-            run = functools.partial(some_layers, everything, self.remat, first, end)
+            run = functools.partial(some_layers, everything, taken, self.remat, (first, end))
             if windowed:
-                x = self._in_windows(run, x, rope)
+                x, taken = self._in_windows(run, x, rope)
             else:
-                x = run(x, None, rope, None, None, None, level)
+                x, taken = run(x, None, rope, None, None, None, level)
             if end - 1 in s.taps:
                 taps.append(x)
         return x, tuple(taps)
 
-    def _in_windows(self, run: Callable[..., Array], x: Float[Array, "b n d"], rope: Any) -> Array:
+    def _in_windows(
+        self, run: Callable[..., tuple[Array, Stack]], x: Float[Array, "b n d"], rope: Any
+    ) -> tuple[Array, Stack]:
         """Run layers whose attention stays inside windows."""
         grid, side = self.spec.grid, self.spec.window
         if grid[0] % side or grid[1] % side:
@@ -240,7 +243,8 @@ class VisionTransformer(nn.Module):
         split = functools.partial(positions.to_windows, grid=grid, side=side)
         if rope is not None:
             rope = tuple(jnp.tile(split(angle), (len(x), 1, 1)) for angle in rope)
-        return positions.from_windows(run(split(x), None, rope), grid, side)
+        x, taken = run(split(x), None, rope)
+        return positions.from_windows(x, grid, side), taken
 
 
 def patches(images: Float[Array, "b *f h x 3"], spec: VisionSpec) -> Float[Array, "b n *c"]:
