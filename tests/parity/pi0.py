@@ -267,7 +267,7 @@ def forward(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterat
         embeds, valid, mask = m.prefix_tokens(seen)
         result = m.prefix(seen)
         noisy, wanted = m.head.mix(m.head.values(actions(io)), noise, time)
-        tokens, level = m.head.tokens(noisy, time)
+        tokens, level = m.head.tokens(noisy, time), m.head.level(time)
         if m.config.expert.state == "expert":
             state = jnp.asarray(seen.proprio)[:, 0]
             tokens = jnp.concatenate([m.head.state_token(state), tokens], axis=1)
