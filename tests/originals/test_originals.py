@@ -1,9 +1,13 @@
-"""Openpi and LeRobot load what we export, hold the same tensors and give the same actions.
+"""The originals load what we export, hold the same tensors and give the same actions.
 
 Each runs in a Python of its own, which an environment variable names:
 
     VLA_JAX_OPENPI_PYTHON   openpi at 15a9616 with its pinned jax 0.5.3, flax 0.10.2, orbax 0.11.13
     VLA_JAX_LEROBOT_PYTHON  lerobot[smolvla] 0.6.1
+    VLA_JAX_OPENVLA_PYTHON  openvla at c8f03f4, the folder prismatic/extern/hf alone; transformers
+                            4.40.1, timm 0.9.10, tokenizers 0.19.1
+    VLA_JAX_OFT_PYTHON      openvla-oft at 213c5ff without its __init__ files, diffusers, and
+                            in transformers the modeling_llama.py of its fork, bc339d9
 
     VLA_JAX_LEROBOT_PYTHON=lerobot/bin/python pytest -m slow tests/originals -s
 
@@ -22,11 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base, smolvla
+from configs import base, openvla_libero, openvla_oft_libero, smolvla
 from launch import convert
-from tests.parity import pi0, pi0fast
+from tests.parity import openvla, pi0, pi0fast
 from vla_jax.convert.lerobot.importing import from_lerobot
 from vla_jax.convert.openpi.importing import from_openpi
+from vla_jax.convert.openvla.importing import from_openvla
 from vla_jax.data.language.prompts import Writer
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.units.policy_units import PolicyUnits
@@ -40,8 +45,8 @@ HERE = Path(__file__).parent
 TOLERANCE = 5e-4
 
 
-def side(name: str, modules: str, *arguments: Any) -> None:
-    """Run NAME_side.py in the Python that has the original.
+def side(name: str, modules: str, *arguments: Any, script: str = "") -> None:
+    """Run a script, NAME_side.py, in the Python that has the original.
 
     Skips the test where no Python is named, or where it cannot import the modules.
     """
@@ -52,7 +57,7 @@ def side(name: str, modules: str, *arguments: Any) -> None:
     tried = subprocess.run([python, "-c", f"import {modules}"], capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"{variable}: cannot import {modules}: {tried.stderr.strip().splitlines()[-1]}")
-    command = [python, HERE / f"{name}_side.py", *map(str, arguments)]
+    command = [python, HERE / (script or f"{name}_side.py"), *map(str, arguments)]
     # Neither may look for anything on a hub; flags for our jax are none of an older one's, whose
     # cache of compiled programs has given wrong random numbers.
     settings = {"HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -233,3 +238,60 @@ def test_lerobot_loads_its_policy_again(tmp_path):
     ours = units.restore(sampled(imported, seen, io["noise"]), io["observation.state"])
     what = f"LeRobot {report['lerobot']}, SmolVLA, {report['tensors']} tensors to the bit"
     assert show(what, ours, theirs["ours/actions"]) < TOLERANCE
+
+
+# ---- OpenVLA and OpenVLA-OFT
+
+SUITE = "libero_spatial_no_noops"
+
+
+def openvla_config(kind: str) -> dict[str, Any]:
+    """Ours; sizes come from the folder but for the towers' heads."""
+    c = (openvla_oft_libero if kind == "oft" else openvla_libero).get_config("none")
+    with c.unlocked():
+        heads = {"featurizer": 4, "fused_featurizer": 3}
+        c.model.backbone.arch = {k: {"num_attention_heads": n} for k, n in heads.items()}
+        c.model.backbone.arch["image_crop"] = 1.0
+        c.model.structure.cameras = ("primary",)
+        c.model.update({"dtype": "float32", "remat": "none"})
+    return c.to_dict()
+
+
+@pytest.mark.parametrize("kind", ["base", "oft"])
+def test_openvla_loads_its_folder_again(kind, tmp_path):
+    name = "oft" if kind == "oft" else "openvla"
+    modules = "prismatic.extern.hf.modeling_prismatic"
+    folder, out = tmp_path / "theirs", tmp_path / "out.npz"
+    folder.mkdir()
+    side(name, modules, "make", kind, folder, script="openvla_side.py")
+    # Theirs brings no words, of which none is read here.
+    (folder / "tokenizer.json").write_text(Tokenizer.build(["In: Out:"], 64).to_json())
+    imported = from_openvla(folder, openvla_config(kind))
+    imported.save(tmp_path / "run", overwrite=False)
+    run_convert("export-openvla", tmp_path / "run", tmp_path / "exported")
+    args = "load", kind, folder, tmp_path / "exported", out
+    side(name, modules, *args, script="openvla_side.py")
+    theirs, io = np.load(out), dict(np.load(folder / "io.npz"))
+    report = json.loads(str(theirs["report"]))
+    assert report["differing"] == []
+    assert report["loading"] == {"missing_keys": [], "unexpected_keys": []}
+    np.testing.assert_array_equal(theirs["ours"], theirs["theirs"])
+    model: Any = vla.build(imported.config.model)
+    # The blank before the actions and the stop behind them are the prompt's here.
+    text = np.concatenate([io["ids"], [[openvla.BLANK, openvla.STOP]]], axis=1)
+    state = io["state"][None].astype(np.float32) if kind == "oft" else None
+    given = model, io["image"][:, None], text, np.ones(text.shape, bool), state
+    seen = openvla.observation(*given)
+    run: Any = jax.jit(
+        lambda p: model.apply({"params": p}, seen, model.empty_history(1), None, method="step")[0]
+    )
+    found = run(params_of(imported))
+    values = np.concatenate([found.arm, found.gripper[..., None]], -1)[:, 0].astype(np.float64)
+    units = PolicyUnits.from_json(imported.meta["units"][SUITE])
+    # The gripper's command is the robot's affair there.
+    units = dataclasses.replace(units, gripper=None)
+    ours = units.restore(values, np.zeros((1, 1)))[0].reshape(theirs["ours"].shape)
+    what = (
+        f"{name} on transformers {report['transformers']}, {report['tensors']} tensors to the bit"
+    )
+    assert show(what, ours, theirs["ours"]) < TOLERANCE
