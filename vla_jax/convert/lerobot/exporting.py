@@ -20,8 +20,9 @@ from vla_jax.models import vla
 log = logging.getLogger(__name__)
 # What LeRobot's SmolVLA is made of; it reads sizes and words there.
 VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
-# Where the folder's own config does not say otherwise; the recipe is LeRobot's default.
-_DEFAULTS = {"device": "cpu", "push_to_hub": False, "pad_language_to": "longest"}
+# Where the folder's own config does not say otherwise; the recipe is LeRobot's default. Without a
+# device LeRobot takes the best that is there.
+_DEFAULTS = {"device": None, "push_to_hub": False, "pad_language_to": "longest"}
 
 
 def to_lerobot(

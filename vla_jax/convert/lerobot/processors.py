@@ -73,7 +73,8 @@ def write(folder: Path, config: Mapping[str, Any], units: PolicyUnits) -> None:
     """
     features = {**config["input_features"], **config["output_features"]}
     scaling = {"eps": 1e-8, "norm_map": config["normalization_mapping"]}
-    device = {"device": config["device"], "float_dtype": None}
+    # LeRobot's commands put the policy's device in its place.
+    device = {"device": config["device"] or "cpu", "float_dtype": None}
     words = {
         "max_length": config["tokenizer_max_length"], "task_key": "task", "padding_side": "right",
         "padding": config["pad_language_to"], "truncation": True,
