@@ -55,7 +55,7 @@ class Reads(NamedTuple):
 
 def reads(config: ModelConfig) -> Reads:
     """Trace the sampling of one robot's chunk."""
-    model = vla.build(config)
+    model: Any = vla.build(config)
     tree = jax.eval_shape(lambda key: vla.initial_params(model, key), jax.random.key(0))
     flat = {
         path: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16) for path, leaf in flatten(tree).items()
@@ -67,7 +67,7 @@ def reads(config: ModelConfig) -> Reads:
     def sample(flat: Any, seen: Observation, start: Any) -> Any:
         return model.apply({"params": unflatten(flat)}, seen, start, method="sample")
 
-    traced = jax.make_jaxpr(sample)(flat, observation(model), noise).jaxpr
+    traced: Any = jax.make_jaxpr(sample)(flat, observation(model), noise).jaxpr
     # Loops are traced with all parameters of a module, of which a compiler drops what is not read.
     every = [True] * len(traced.outvars)
     traced = partial_eval.dce_jaxpr(traced, every, instantiate=True)[0]
@@ -77,7 +77,7 @@ def reads(config: ModelConfig) -> Reads:
         for equation in traced.eqns
         if equation.primitive.name == "scan"
         and equation.params["length"] == model.config.head.sampling_steps
-        and any(np.ndim(variable.aval) == 3 for variable in equation.outvars)
+        and any(len(variable.aval.shape) == 3 for variable in equation.outvars)
     )
     inside = tuple(paths[id(v)] for v in loop.invars if id(v) in paths)
     kept = [v.aval for v in loop.invars if id(v) not in paths and not hasattr(v, "val")]

@@ -104,7 +104,7 @@ def test_control_steps_are_samples_of_their_key():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_denoising_step_reads_nothing_that_could_be_made_before(kind):
     """Neither the VLM nor, where norms follow the time, the maps of the time."""
-    changes = {"structure.proprio": 5} | KINDS[kind]
+    changes: dict[str, Any] = {"structure.proprio": 5} | KINDS[kind]
     found = reads(tiny.config("expert", "expert_flow", **changes))
     inside = {path.rsplit("/", 1)[0] for path in found.inside}
     assert not any(path.startswith("backbone/") for path in inside)

@@ -64,11 +64,12 @@ def words() -> PreTrainedTokenizerFast:
 def vlm(folder: Path) -> None:
     """A folder that stands for the VLM on the hub."""
     tokenizer = words()
-    image = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 64}}
+    image: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 64}}
     SmolVLMProcessor(
         SmolVLMImageProcessor(**image), tokenizer, SmolVLMVideoProcessor(), image_seq_len=16
     ).save_pretrained(folder)
-    SmolVLMConfig(
+    kind: Any = SmolVLMConfig
+    kind(
         text_config=TEXT,
         vision_config=VISION,
         scale_factor=2,
@@ -112,7 +113,7 @@ def make(where: str) -> None:
         half.save_pretrained(folder / "policy")
     listed = {k: {n: x.tolist() for n, x in v.items()} for k, v in stats.items()}
     (folder / "stats.json").write_text(json.dumps(listed))
-    io = {c: rng.integers(0, 256, (2, 3, 48, 64)).astype(np.uint8) for c in CAMERAS}
+    io: dict[str, Any] = {c: rng.integers(0, 256, (2, 3, 48, 64)).astype(np.uint8) for c in CAMERAS}
     io["observation.state"] = rng.normal(size=(2, DIM)).astype(np.float32)
     io["noise"] = rng.normal(size=(2, CHUNK, 32)).astype(np.float32)
     np.savez(folder / "io.npz", tasks=TASKS, **io)

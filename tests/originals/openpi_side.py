@@ -71,12 +71,12 @@ def make(kind: str, folder: str) -> None:
     """Random parameters, none of them zero, and an observation with holes in it."""
     rng = np.random.default_rng(0)
     state = nnx.state(config(kind).create(jax.random.key(0))).to_pure_dict()
-    flat = traverse_util.flatten_dict(state)
+    flat: dict[Any, Any] = traverse_util.flatten_dict(state)
     flat = {k: v + 0.05 * rng.normal(size=v.shape).astype(v.dtype) for k, v in flat.items()}
     with ocp.PyTreeCheckpointer() as writer:
         where = Path(folder, "params").absolute()
         writer.save(where, {"params": traverse_util.unflatten_dict(flat)})
-    io = {
+    io: dict[str, Any] = {
         f"obs/image/{name}": rng.integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
         for name in CAMERAS[kind]
     }
@@ -92,6 +92,8 @@ def make(kind: str, folder: str) -> None:
 
 def load(kind: str, folder: str, exported: str, out: str) -> None:
     """Both folders by openpi's own loader; actions of a model that is made of ours alone."""
+    first: Any
+    second: Any
     first, second = (
         traverse_util.flatten_dict(model.restore_params(Path(f, "params"), restore_type=np.ndarray))
         for f in (folder, exported)

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
+import timm  # type: ignore[import-not-found]
 import torch  # type: ignore[import-not-found]
 import transformers
 from prismatic.extern.hf import (  # type: ignore[import-not-found]
     configuration_prismatic,
     modeling_prismatic,
 )
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import (  # type: ignore[import-not-found]
+    VisionTransformer,
+)
 
 TEXT = {"vocab_size": 32064, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
 TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 4, "rms_norm_eps": 1e-6}
@@ -101,7 +103,8 @@ def load(kind: str, where: str, exported: str, out: str) -> None:
     """Both folders; an action of each."""
     io = dict(np.load(Path(where, "io.npz")))
     scaled = io["image"].astype(np.float32) / 255
-    pixels = [(scaled - np.float32(m)) / np.float32(s) for m, s in zip(MEANS, STDS, strict=True)]
+    units = zip(np.float32(MEANS), np.float32(STDS), strict=True)
+    pixels = [(scaled - mean) / deviation for mean, deviation in units]
     pixels = torch.from_numpy(np.concatenate(pixels, axis=-1).transpose(0, 3, 1, 2))
     ids = torch.from_numpy(io["ids"])
     seen = {"pixel_values": pixels, "attention_mask": torch.ones_like(ids)}

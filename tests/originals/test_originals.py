@@ -116,11 +116,11 @@ def openpi_config(kind: str) -> dict[str, Any]:
     model |= {"action_dim": 8, "dtype": "float32", "remat": "none"}
     if kind == "fast":
         model["structure"] |= {"kind": "discrete", "cameras": pi0fast.CAMERAS}
-        model["head"]["kind"] = "fast"
-        model["fast"] |= {"length": 12, "gripper": "number"}
+        model["head"] |= {"kind": "fast", "gripper": "number"}
+        model["fast"]["length"] = 12
         return raw
-    model["head"]["kind"] = "expert_flow"
-    model["expert"] |= {"gripper": "number", "adaptive": kind == "pi05"}
+    model["head"] |= {"kind": "expert_flow", "gripper": "number"}
+    model["expert"]["adaptive"] = kind == "pi05"
     model["expert"]["state"] = "none" if kind == "pi05" else "expert"
     return raw
 
@@ -250,8 +250,8 @@ def openvla_config(kind: str) -> dict[str, Any]:
     c = (openvla_oft_libero if kind == "oft" else openvla_libero).get_config("none")
     with c.unlocked():
         heads = {"featurizer": 4, "fused_featurizer": 3}
-        c.model.backbone.arch = {k: {"num_attention_heads": n} for k, n in heads.items()}
-        c.model.backbone.arch["image_crop"] = 1.0
+        arch: dict[str, Any] = {k: {"num_attention_heads": n} for k, n in heads.items()}
+        c.model.backbone.arch = {**arch, "image_crop": 1.0}
         c.model.structure.cameras = ("primary",)
         c.model.update({"dtype": "float32", "remat": "none"})
         # A random model's likeliest ids are no actions, which the original then reads as the ends.

@@ -83,6 +83,7 @@ def _settings(
 ) -> dict[str, Any]:
     """LeRobot's config.json: what our config says, over the imported one."""
     e, s, text = model.expert, model.structure, arch["text_config"]
+    head: Any = model.head
     width, side = text["hidden_size"], arch["vision_config"]["image_size"]
     made = names.hidden_of(e.width)
     if e.hidden != made:
@@ -111,7 +112,7 @@ def _settings(
         "max_action_dim": e.padded,
         "resize_imgs_with_padding": [side, side],
         "tokenizer_max_length": s.text_len,
-        "num_steps": model.head.sampling_steps,
+        "num_steps": head.sampling_steps,
         "add_image_special_tokens": bool(e.marks_before or e.marks_behind),
         "attention_mode": "cross_attn" if e.joint_every > 1 else "self_attn",
         "self_attn_every_n_layers": e.joint_every,

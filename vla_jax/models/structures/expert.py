@@ -314,8 +314,8 @@ class Expert(Structure):
         # Padding and missing cameras take no positions, so the actions follow the last real token.
         positions = positions_after(cache.valid, x.shape[1])
         # The state token, if any, stands first and predicts nothing.
-        level = self.head.level(time) if level is None else level
-        hidden = self.expert(x, cache, blocks_mask(starts), positions, level)
+        made = self.head.level(time) if level is None else level
+        hidden = self.expert(x, cache, blocks_mask(starts), positions, made)
         return self.head.velocity(hidden[:, -chunk:])
 
     def sample(
