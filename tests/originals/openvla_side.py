@@ -103,7 +103,7 @@ def load(kind: str, where: str, exported: str, out: str) -> None:
     """Both folders; an action of each."""
     io = dict(np.load(Path(where, "io.npz")))
     scaled = io["image"].astype(np.float32) / 255
-    units = zip(np.float32(MEANS), np.float32(STDS), strict=True)
+    units = zip(np.array(MEANS, np.float32), np.array(STDS, np.float32), strict=True)
     pixels = [(scaled - mean) / deviation for mean, deviation in units]
     pixels = torch.from_numpy(np.concatenate(pixels, axis=-1).transpose(0, 3, 1, 2))
     ids = torch.from_numpy(io["ids"])
