@@ -120,13 +120,15 @@ def export_openvla(flags: argparse.Namespace) -> None:
 
 
 def export_lerobot(flags: argparse.Namespace) -> None:
-    """Workdir of a SmolVLA -> folder with model.safetensors under LeRobot's names."""
+    """Workdir of a SmolVLA -> folder that LeRobot loads: config, weights, processors."""
     from vla_jax.convert import store
-    from vla_jax.convert.lerobot.importing import to_lerobot
+    from vla_jax.convert.lerobot.exporting import to_lerobot
 
     stored = store.Stored(flags.ckpt, flags.step)
     with _bar(stored.leaves) as bar:
-        exported = to_lerobot(stored, flags.out, _dtype(flags), flags.overwrite, bar.update)
+        exported = to_lerobot(
+            stored, flags.out, _dtype(flags), flags.overwrite, bar.update, flags.vlm
+        )
     _summary(stored.leaves, exported.changed, flags.out)
 
 
@@ -277,7 +279,8 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
     add = command(import_lerobot, "import-lerobot", True, source | workdir)
     add("--config", metavar="FILE[:ARG]", required=True, help="our config, such as smolvla")
     add("--tokenizer", metavar="DIR", help="folder with SmolVLM's tokenizer.json")
-    add("--statistics", metavar="FILE", help="meta/stats.json of the dataset of the policy")
+    add("--statistics", metavar="FILE", help="meta/stats.json of the dataset of the policy"
+        " (default: SRC's own, if it has its processors)")  # fmt: skip
     source = {"SRC": "folder with config.json and weights, or with lora_adapter/"}
     add = command(import_openvla, "import-openvla", True, source | workdir)
     add("--config", metavar="FILE[:ARG]", required=True, help="our config, such as"
@@ -286,7 +289,9 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
     source = {"CKPT": "workdir of launch/train.py, or an imported one"}
     add = command(export_openvla, "export-openvla", False, source | {"OUT": "new folder"})
     add("--max-shard-gb", type=float, default=5.0, help="size of a file at most (default: 5)")
-    command(export_lerobot, "export-lerobot", False, source | {"OUT": "new folder"})
+    add = command(export_lerobot, "export-lerobot", False, source | {"OUT": "new folder"})
+    add("--vlm", metavar="NAME", default="", help="name or folder of SmolVLM, where LeRobot looks"
+        " its sizes and words up (default: as it was imported, or SmolVLM2-500M)")  # fmt: skip
     add = command(export_openpi, "export-openpi", False, source | {"OUT": "new folder"})
     add("--format", default="jax", choices=("jax", "torch"), help="openpi's parameters (default),"
         " or the torch port's file, which LeRobot reads, too")  # fmt: skip
@@ -305,7 +310,8 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
         " export-hf writes it (default), our checkpoint without the optimizer's state, or as the"
         " exports of these names")  # fmt: skip
     # What the exports of other names ask for, as they have it by default.
-    parser_defaults = {"source": None, "lora": "merge", "max_shard_gb": 5.0, "format": "jax"}
+    parser_defaults = {"source": None, "lora": "merge", "max_shard_gb": 5.0}
+    parser_defaults |= {"format": "jax", "vlm": ""}
     commands.choices["push"].set_defaults(**parser_defaults)
     return parser.parse_args(argv)
 

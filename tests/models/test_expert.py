@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bench.denoising import reads
 from configs.tiny import ARCHS
 from tests.models import tiny
 from vla_jax.config import ConfigError
@@ -98,6 +99,19 @@ def test_control_steps_are_samples_of_their_key():
     assert one.arm.shape == (2, 1, 2, 6)
     np.testing.assert_array_equal(one.arm, same.arm)
     assert np.abs(np.asarray(one.arm) - np.asarray(other.arm)).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_denoising_step_reads_nothing_that_could_be_made_before(kind):
+    """Neither the VLM nor, where norms follow the time, the maps of the time."""
+    changes: dict[str, Any] = {"structure.proprio": 5} | KINDS[kind]
+    found = reads(tiny.config("expert", "expert_flow", **changes))
+    inside = {path.rsplit("/", 1)[0] for path in found.inside}
+    assert not any(path.startswith("backbone/") for path in inside)
+    assert any(path.startswith("expert/layers/") for path in inside)
+    of_time = {path for path in inside if "modulation" in path or path.startswith("head/time")}
+    assert bool(of_time) == (kind != "pi05")
+    assert sum("modulation" in path for path in found.before) == (6 if kind == "pi05" else 0)
 
 
 def test_blocks():

@@ -11,6 +11,7 @@ import pytest
 from tests.models import tiny
 from vla_jax.config import ConfigError
 from vla_jax.models import vla
+from vla_jax.models.fast_code import FastCode
 from vla_jax.models.heads.fast import answer_loss
 
 CODE = tiny.fast_text()
@@ -63,6 +64,31 @@ def test_each_word_written_is_the_likeliest_given_those_before(backbone):
     _, parts, filled = run(model, params, observation, actions, None, 0.0, method="evaluate")
     assert parts["unreadable"] == 1
     assert not np.asarray(filled.arm).any()
+
+
+def test_while_a_chunk_is_written_only_its_tokens_are_scored_and_the_likeliest_taken():
+    model, params = build()
+    observation, _ = inputs(model)
+    ids = np.asarray(run(model, params, observation, jax.random.key(0), method="write"))
+    scores = run(model, params, observation, jnp.asarray(ids), method="scores")
+    code = FastCode.from_json(model.config.fast.code, tiny.CHUNK, 7)
+    first, progress, taken = code.token_end - code.size, code.begin(2), 0
+    for column in range(len(CODE.opening), ids.shape[1]):
+        may = code.may_follow(progress)
+        ours = scores[:, column, first : code.token_end][:, ::-1]
+        token = jnp.argmax(jnp.where(may, ours, -jnp.inf), axis=-1)
+        goes_on = np.asarray(may.any(1))
+        np.testing.assert_array_equal(ids[goes_on, column], code.token_end - 1 - token[goes_on])
+        assert (ids[~goes_on, column] == CODE.stop).all()
+        progress, taken = code.follow(progress, token), taken + goes_on.sum()
+    assert taken > 2
+    key = jax.random.key(0)
+    traced = jax.make_jaxpr(lambda p: model.apply({"params": p}, observation, key, method="write"))(
+        params
+    )
+    # Of the whole vocabulary there is the table itself and nothing else.
+    vocab = model.arch["text_config"]["vocab_size"]
+    assert f",{vocab}]" not in str(traced)
 
 
 def test_the_loss_is_a_mean_of_answers_and_leaves_out_what_is_not_supervised():

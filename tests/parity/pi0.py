@@ -268,7 +268,7 @@ def forward(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterat
         result = m.prefix(seen)
         hidden = m.backbone.read_prefix(embeds, valid, mask).hidden
         noisy, wanted = m.head.mix(m.head.values(actions(io)), noise, time)
-        tokens, level = m.head.tokens(noisy, time)
+        tokens, level = m.head.tokens(noisy, time), m.head.level(time)
         if m.config.expert.state == "expert":
             state = jnp.asarray(seen.proprio)[:, 0]
             tokens = jnp.concatenate([m.head.state_token(state), tokens], axis=1)

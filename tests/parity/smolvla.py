@@ -11,16 +11,16 @@ import numpy as np
 
 from tests import arrays
 from tests.parity import golden, names, original, pi0
-from tests.parity.table import Row, compare
+from tests.parity.table import Row, compare, relative
 from vla_jax.config import ExpertConfig, ModelConfig
 from vla_jax.convert.lerobot import names as lerobot
 from vla_jax.inference.realtime import prefix_weights
-from vla_jax.models import image, vla
+from vla_jax.models import image, vla, weights
 from vla_jax.models.backbones.smolvlm import SmolVLM
 from vla_jax.rules import flatten
 from vla_jax.types import Actions, Guide, Observation
 
-TOLERANCE, SAMPLE_TOLERANCE = 1e-4, 5e-4
+TOLERANCE, SAMPLE_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 5e-4, 1e-3
 CAMERAS = ("primary", "wrist", "secondary")
 
 
@@ -84,6 +84,7 @@ def run(folder: Path) -> Iterator[Row]:
     seen = observation(io, len(cameras))
     yield from _images(model, io)
     yield from _forward(model, params, io, seen)
+    yield from _gradients(folder, rows, model, params, io, seen)
     start = jnp.asarray(io["sample/noise"])
     for count in config["sample_steps"]:
         head = dataclasses.replace(model.config.head, sampling_steps=count)
@@ -164,7 +165,7 @@ def _forward(
         result = m.prefix(seen)
         hidden = m.backbone.read_prefix(embeds, valid, mask).hidden
         noisy, wanted = m.head.mix(m.head.values(actions), noise, time)
-        tokens, _ = m.head.tokens(noisy, time)
+        tokens = m.head.tokens(noisy, time)
         found = m.velocity(result.cache, seen.proprio, noisy, time)
         error = m.head.errors(found, wanted)
         total, parts = m.head.flow_loss(error, actions)
@@ -191,3 +192,31 @@ def _forward(
     yield compare("velocity", found, io["out/v_t"], pi0.VELOCITY_TOLERANCE)
     yield compare("loss", total, io["loss_mean_with_pad"], TOLERANCE)
     yield compare("loss of every sample", rows, io["loss_per_sample"], TOLERANCE)
+
+
+def _gradients(
+    folder: Path,
+    rows: list[weights.Weight],
+    model: Any,
+    params: Any,
+    io: Mapping[str, np.ndarray],
+    seen: Observation,
+) -> Iterator[Row]:
+    """Of the mean loss of all steps: tensors that the folder holds, and the norm of every one's."""
+    noise, time = jnp.asarray(io["noise"]), jnp.asarray(io["time"])
+    chunk = jnp.asarray(io["obs/action"])[:, None]
+    actions = Actions(chunk, jnp.ones(chunk.shape[:-1], bool))
+
+    def loss(p: Any) -> Any:
+        args = seen, actions, noise, time
+        return model.apply({"params": p}, *args, method="errors")[0].mean()
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    expected = golden.config(folder, "grads.json")
+    yield compare("loss of all steps", value, expected["loss"], TOLERANCE)
+    named = arrays.restacked(rows, {k: np.asarray(v) for k, v in flatten(grads).items()})
+    for key in sorted(k for k in io if k.startswith("grad/")):
+        yield Row(f"{key}, relative", relative(named[key[5:]], io[key]), GRADIENT_TOLERANCE, 1.0)
+    norms = {name: float(np.linalg.norm(named[name])) for name in expected["norm"]}
+    worst = max(abs(norms[k] - v) / max(v, 1e-3) for k, v in expected["norm"].items())
+    yield Row(f"{len(norms)} gradient norms, relative", worst, GRADIENT_TOLERANCE, 1.0)

@@ -67,7 +67,10 @@ OPENPI_TORCH = Layout(
     "vla convert import-openpi THIS RUN --config=CONFIG",
 )
 LEROBOT = Layout(
-    {"`model.safetensors`": "the parameters, under LeRobot's names"},
+    {
+        "`config.json`, `model.safetensors`": "the policy, for LeRobot's `from_pretrained`",
+        "`policy_*processor*`": "its processors, with the statistics, where it has such units",
+    },
     "vla convert import-lerobot THIS RUN --config=smolvla",
 )
 OPENVLA = Layout(

@@ -1,22 +1,22 @@
-"""LeRobot's SmolVLA -> ours, and back.
+"""LeRobot's SmolVLA -> ours.
 
-A folder has `model.safetensors`. Its sizes are read off the tensors but for the heads, which our
-config says; the tokenizer is SmolVLM's own, and the units are those of the dataset's stats.json.
+A folder has `model.safetensors`, mostly `config.json`, and since LeRobot 0.4 the statistics beside
+its processors. Sizes are read off the tensors but for the heads, which our config says; the
+tokenizer is SmolVLM's own, and units that the folder lacks are those of the dataset's stats.json.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vla_jax.config import Config, ConfigError, read_json, resolve, to_dict
-from vla_jax.convert import card, maps, output
-from vla_jax.convert.formats.safetensors import SUFFIX, Safetensors, Writer
+from vla_jax.convert import maps
+from vla_jax.convert.formats.safetensors import SUFFIX, Safetensors
 from vla_jax.convert.importing import Import, shapes_of
-from vla_jax.convert.lerobot import names
-from vla_jax.convert.store import Stored
+from vla_jax.convert.lerobot import names, processors
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.units.normalize import ActionSpec
 from vla_jax.data.units.policy_units import PolicyUnits
@@ -25,9 +25,7 @@ from vla_jax.models import vla
 from vla_jax.models.backbones.base import count_layers
 from vla_jax.models.weights import WeightError
 
-_MODEL = f"model{SUFFIX}"
-# Of a LeRobot dataset's meta/stats.json -> of the units.
-_STATISTICS = {"state": "observation.state", "actions": "action"}
+MODEL, CONFIG = f"model{SUFFIX}", "config.json"
 
 
 def from_lerobot(
@@ -43,7 +41,8 @@ def from_lerobot(
         folder: with model.safetensors.
         raw: our raw config, such as configs/smolvla.py.
         tokenizer: folder with SmolVLM's tokenizer; None = none, to be trained and not served.
-        statistics: meta/stats.json of the dataset the policy was trained on; None = no units.
+        statistics: meta/stats.json of the dataset the policy was trained on; None = the folder's
+            own, or no units.
         dtype: of all parameters; None keeps each one's.
 
     Raises:
@@ -51,9 +50,9 @@ def from_lerobot(
         ConfigError: the config or the statistics are not of this model.
     """
     root = Path(folder).expanduser()
-    if not (root / _MODEL).is_file():
-        raise WeightError(f"{root}: no {_MODEL}")
-    source = Safetensors(root / _MODEL)
+    if not (root / MODEL).is_file():
+        raise WeightError(f"{root}: no {MODEL}")
+    source = Safetensors(root / MODEL)
     config = _with_layers(resolve(raw), source.shapes)
     model: Any = vla.build(config.model)
     config = with_complete_arch(config, model.arch)
@@ -61,43 +60,17 @@ def from_lerobot(
     name, dim = config.data.datasets[0].spec, config.model.action_dim
     # The units restore the actions; the spec only says how many numbers they have.
     spec = ActionSpec(dim, "none", 1.0, (-1.0,) * (dim - 1), (1.0,) * (dim - 1), (0.0, 1.0))
+    found = read_json(statistics) if statistics else processors.statistics(root) or None
+    where = statistics or root
     meta = {
         "config": to_dict(config),
         "statistics": {},
         "action_specs": {name: spec.to_json()},
-        "units": {name: _units(config, statistics).to_json()} if statistics else {},
+        "units": {name: _units(config, found, where).to_json()} if found is not None else {},
         "tokenizer": Tokenizer.from_dir(tokenizer, plain=True).to_json() if tokenizer else "",
-        "origin": {"kind": "lerobot"},
+        "origin": {"kind": "lerobot", "config": _settings(root)},
     }
     return Import(config, part.leaves, meta, (), part.changed, part.unused)
-
-
-def to_lerobot(
-    stored: Stored,
-    out: str | Path,
-    dtype: np.dtype | None = None,
-    overwrite: bool = False,
-    done: Callable[[int], Any] = lambda count: None,
-) -> maps.Outgoing:
-    """A folder with model.safetensors under LeRobot's names.
-
-    Raises:
-        ConfigError: the model is no SmolVLA.
-        WeightError: the checkpoint and the weight map differ.
-        OutputError: `out` is taken.
-    """
-    model: Any = vla.build(resolve(stored.meta["config"]).model)
-    c = model.config
-    if (c.backbone.name, c.structure.kind, c.expert.state) != ("smolvlm", "expert", "prefix"):
-        raise ConfigError("this is no SmolVLA: smolvlm, expert, model.expert.state 'prefix'")
-    outgoing = maps.outgoing(names.rows(model), stored.leaves, dtype)
-    with output.whole(out, overwrite) as folder:
-        with Writer(folder / _MODEL, outgoing.shapes, outgoing.dtypes, None) as writer:
-            for name, value in outgoing.repeated():
-                writer.write(name, value)
-                done(value.nbytes)
-        card.write(folder / card.FILE, stored, card.LEROBOT)
-    return outgoing
 
 
 def _with_layers(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Config:
@@ -120,9 +93,13 @@ def _with_layers(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Confi
     return dataclasses.replace(config, model=model)
 
 
-def _units(config: Config, path: str | Path) -> PolicyUnits:
-    raw = read_json(path)
-    statistics = {ours: raw.get(foreign, {}) for ours, foreign in _STATISTICS.items()}
+def _settings(root: Path) -> dict[str, Any]:
+    """LeRobot's own config, of which an export keeps what our config does not say."""
+    return read_json(root / CONFIG) if (root / CONFIG).is_file() else {}
+
+
+def _units(config: Config, raw: Mapping[str, Any], path: str | Path) -> PolicyUnits:
+    statistics = {ours: raw.get(foreign, {}) for ours, foreign in processors.FEATURES.items()}
     try:
         units = PolicyUnits.from_statistics(statistics, config.data.units, config.data.relative)
     except ValueError as error:

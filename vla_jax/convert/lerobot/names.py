@@ -52,3 +52,8 @@ def _layer(target: str) -> list[w.Weight]:
         rows += w.pair(f"{layer}mlp.{name}_proj", f"{target}mlp/{name}", bias=False)
     rows += w.norm(layer + "input_layernorm", target + "norm1", bias=False)
     return rows + w.norm(layer + "post_attention_layernorm", target + "norm2", bias=False)
+
+
+def hidden_of(width: int) -> int:
+    """Width of the expert's MLP, which LeRobot makes of the expert's own: a multiple of 256."""
+    return -(-int(4 * int(2 * width / 3)) // 256) * 256

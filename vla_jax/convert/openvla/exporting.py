@@ -160,7 +160,8 @@ def _write_beside(folder: Path, model: Any, stored: Stored, dtype: str) -> None:
         described["norm_stats"] = entries
     described.setdefault("norm_stats", entries)
     hf_files.write_json(folder / "config.json", described)
-    if entries != original.get("norm_stats"):
+    # OFT reads this file alone, and takes config.json's where it is missing.
+    if origin.get("norm_stats") or entries != original.get("norm_stats"):
         hf_files.write_json(folder / STATISTICS, entries)
     if meta["tokenizer"]:
         hf_files.write_tokenizer(meta["tokenizer"], described, folder)

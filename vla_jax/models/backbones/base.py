@@ -260,9 +260,16 @@ class Backbone(nn.Module):
         """
         return self.text.run(tokens.embeds, tokens.valid, columns=columns).hidden
 
-    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
-        """Hidden states -> vocabulary scores."""
-        return self.text.logits(hidden)
+    def logits(
+        self, hidden: Float[Array, "b n d"], ids: tuple[int, int] | None = None
+    ) -> Float[Array, "b n v"]:
+        """Hidden states -> vocabulary scores.
+
+        Args:
+            hidden: of `__call__` or `extend`.
+            ids: score only those from the first up to the second.
+        """
+        return self.text.logits(hidden, ids)
 
     def empty_cache(self, batch: int, slots: int) -> Any:
         """The cache before the first token of a sequence of at most `slots`."""

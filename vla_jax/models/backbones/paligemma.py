@@ -193,15 +193,17 @@ class PaliGemma(Backbone):
         result = self.text.run(tokens.embeds, tokens.valid, cache=cache, prefix=prefix, shift=shift)
         return result.hidden, result.cache
 
-    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
-        """Hidden states -> vocabulary scores.
+    def logits(
+        self, hidden: Float[Array, "b n d"], ids: tuple[int, int] | None = None
+    ) -> Float[Array, "b n v"]:
+        """Hidden states -> vocabulary scores; see `Backbone.logits`.
 
         Raises:
             ValueError: they would have been computed from the tokens they are to predict.
         """
         if self.config["mask"] == "full":
             raise ValueError(f"{_BACKWARD}: none can be predicted; mask 'causal' or 'prefix'")
-        return self.text.logits(hidden)
+        return self.text.logits(hidden, ids)
 
     def _prefix(self, tokens: Tokens) -> Array | None:
         return tokens.given if self.config["mask"] == "prefix" else None

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vla_jax.config import ExpertConfig, HeadConfig
@@ -37,11 +38,25 @@ _EARLIEST = 0.001
 
 def time_embedding(time: Float[Array, "b"], width: int) -> Float[Array, "b d"]:
     """Sines, then cosines of a time in [0, 1]."""
-    fraction = jnp.linspace(0.0, 1.0, width // 2)
+    fraction = np.linspace(0.0, 1.0, width // 2)
     # Periods grow geometrically from the shortest to the longest.
     period = _PERIODS[0] * (_PERIODS[1] / _PERIODS[0]) ** fraction
-    angle = 2 * math.pi * time[:, None].astype(jnp.float32) / period
+    angle = 2 * math.pi * _turns(time.astype(jnp.float32), 1 / period)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def _turns(time: Float[Array, "b"], frequency: np.ndarray) -> Float[Array, "b n"]:
+    """The products without their whole turns, as if they were made in float64 (as LeRobot's are).
+
+    In float32 a product of 250 turns is off by 1e-4 of an angle. So each factor is cut into 12
+    leading bits and the rest: the product of leading bits is exact, and the others are small.
+    """
+    leading = (frequency.astype(np.float32).view(np.uint32) & 0xFFFFF000).view(np.float32)
+    rest = (frequency - leading).astype(np.float32)
+    # What a compiler does not undo, unlike a conversion there and back.
+    start = jax.lax.reduce_precision(time, exponent_bits=8, mantissa_bits=11)[:, None]
+    whole = start * leading
+    return whole - jnp.floor(whole) + (start * rest + (time[:, None] - start) * (leading + rest))
 
 
 def widen(x: Float[Array, "*b a"], width: int) -> Float[Array, "*b w"]:
@@ -85,17 +100,23 @@ class ExpertFlow(Head):
 
     def tokens(
         self, noisy: Float[Array, "b f w"], time: Float[Array, "b"]
-    ) -> tuple[Float[Array, "b f d"], Float[Array, "b d"] | None]:
-        """The expert's tokens of a noisy chunk, and the condition of adaptive norms."""
+    ) -> Float[Array, "b f d"]:
+        """The expert's tokens of a noisy chunk."""
         x = self.enter(noisy)
-        level = time_embedding(time, self.expert.width).astype(self.dtype)
         if self.expert.adaptive:
             # Adaptive norms (pi0.5) take the time in every layer, so the tokens do not carry it.
-            level = jax.nn.silu(self.time2(jax.nn.silu(self.time1(level))))
-            return x, level
+            return x
         # Without adaptive norms (pi0, SmolVLA) the time enters once, beside every action.
+        level = time_embedding(time, self.expert.width).astype(self.dtype)
         both = jnp.concatenate([x, jnp.broadcast_to(level[:, None], x.shape)], axis=-1)
-        return self.time2(jax.nn.silu(self.time1(both))), None
+        return self.time2(jax.nn.silu(self.time1(both)))
+
+    def level(self, time: Float[Array, "b"]) -> Float[Array, "b d"] | None:
+        """The condition of adaptive norms."""
+        if not self.expert.adaptive:
+            return None
+        level = time_embedding(time, self.expert.width).astype(self.dtype)
+        return jax.nn.silu(self.time2(jax.nn.silu(self.time1(level))))
 
     def state_token(self, state: Float[Array, "b s"]) -> Float[Array, "b 1 d"]:
         """The robot's state as the expert's first token."""
@@ -146,6 +167,12 @@ class ExpertFlow(Head):
         total = masked_mean(error, mask)
         return total, {"rows": row_means(error, mask), "loss_velocity": total}
 
+    @property
+    def times(self) -> Float[Array, "s"]:
+        """Of the Euler steps: from 1 (noise) down to 1 / s; the last step lands on 0."""
+        count = self.head.sampling_steps
+        return 1.0 - jnp.arange(count) / count
+
     def integrate(
         self,
         start: Float[Array, "b f w"],
@@ -156,20 +183,17 @@ class ExpertFlow(Head):
 
         Args:
             start: noise.
-            velocity: (chunk, time [b]) -> velocity; a pure function.
+            velocity: (chunk, number of the step, of `times`) -> velocity; a pure function.
             guide: what the chunk is to agree with.
         """
-        count = self.head.sampling_steps
+        count, times = self.head.sampling_steps, self.times
 
         def move(i: Array, x: Float[Array, "b f w"]) -> Float[Array, "b f w"]:
-            # Time runs from 1 (noise) down to 1 / count; the last step lands on 0.
-            time = 1.0 - i / count
-
             def towards(y: Float[Array, "b f w"]) -> Float[Array, "b f w"]:
                 # Guidance counts time from the noise, and velocities towards the action.
-                return -velocity(y, jnp.full(y.shape[:1], time, jnp.float32))
+                return -velocity(y, i)
 
-            return x + guided_velocity(towards, x, 1.0 - time, guide) / count
+            return x + guided_velocity(towards, x, 1.0 - times[i], guide) / count
 
         # A loop would copy every layer's weights out of their stack in every step.
         return jax.lax.fori_loop(0, count, move, start, unroll=sharding.unroll(count))

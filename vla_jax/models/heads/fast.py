@@ -48,15 +48,24 @@ class Fast(Head):
             )
         return FastCode.from_json(self.fast.code, self.sizes.chunk, self.sizes.action_dim)
 
+    @property
+    def ids(self) -> tuple[int, int]:
+        """The ids of FAST tokens, from the first up to the second."""
+        return self.code.token_end - self.code.size, self.code.token_end
+
     def choose(
         self, scores: Float[Array, "b v"], progress: Progress, key: PRNGKeyArray
     ) -> tuple[Int[Array, "b"], Bool[Array, "b"]]:
-        """The next FAST token of those that may follow, and whether there was one."""
-        code = self.code
+        """The next FAST token of those that may follow, and whether there was one.
+
+        Args:
+            scores: of `ids`.
+            progress: of the chunks.
+            key: see `draw`.
+        """
+        may = self.code.may_follow(progress)
         # Larger tokens have smaller ids.
-        ours = scores[:, code.token_end - code.size : code.token_end][:, ::-1]
-        may = code.may_follow(progress)
-        return self.draw(jnp.where(may, ours, -jnp.inf), key), may.any(1)
+        return self.draw(jnp.where(may, scores[:, ::-1], -jnp.inf), key), may.any(1)
 
     def draw(self, scores: Float[Array, "*b v"], key: PRNGKeyArray) -> Int[Array, "*b"]:
         """The likeliest one, or at a temperature one of the likely."""

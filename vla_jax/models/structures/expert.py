@@ -24,7 +24,13 @@ from vla_jax.models.structures.base import Structure
 from vla_jax.models.structures.history import History
 from vla_jax.models.towers.decoder import Cache, Result
 from vla_jax.models.towers.expert import Expert as Tower
-from vla_jax.models.towers.expert import ExpertSpec, blocks_mask, expert_spec, positions_after
+from vla_jax.models.towers.expert import (
+    ExpertSpec,
+    Modulations,
+    blocks_mask,
+    expert_spec,
+    positions_after,
+)
 from vla_jax.models.towers.layers import Dense
 from vla_jax.types import Actions, Observation, Prediction
 
@@ -286,6 +292,7 @@ class Expert(Structure):
         state: Array | None,
         noisy: Float[Array, "b f w"],
         time: Float[Array, "b"],
+        level: Modulations | None = None,
     ) -> Float[Array, "b f w"]:
         """What the expert says of a noisy chunk.
 
@@ -294,8 +301,9 @@ class Expert(Structure):
             state: [b, 1, s], the robot's, where the expert reads it.
             noisy: the chunk.
             time: 1 is noise, 0 the action.
+            level: what adaptive norms make of the time, if that was made before.
         """
-        x, level = self.head.tokens(noisy, time)
+        x = self.head.tokens(noisy, time)
         chunk = x.shape[1]
         # The state sees itself alone; the first action begins a block of its own.
         starts = jnp.ones(chunk, bool) if self.config.expert.causal else jnp.arange(chunk) == 0
@@ -306,7 +314,8 @@ class Expert(Structure):
         # Padding and missing cameras take no positions, so the actions follow the last real token.
         positions = positions_after(cache.valid, x.shape[1])
         # The state token, if any, stands first and predicts nothing.
-        hidden = self.expert(x, cache, blocks_mask(starts), positions, level)
+        made = self.head.level(time) if level is None else level
+        hidden = self.expert(x, cache, blocks_mask(starts), positions, made)
         return self.head.velocity(hidden[:, -chunk:])
 
     def sample(
@@ -314,11 +323,17 @@ class Expert(Structure):
     ) -> Float[Array, "b f w"]:
         """Noise -> a chunk; the VLM runs once for all the steps."""
         cache, state = self.prefix(observation).cache, observation.proprio
+        times = self.head.times
+        # What depends on the time alone is made for all steps at once.
+        level = self.head.level(times)
+        made = None if level is None else self.expert.modulations(level)
         # Bound methods of submodules cannot enter a loop of jax's.
         model, variables = self.unbind()
 
-        def velocity(x: Array, time: Array) -> Any:
-            return model.apply(variables, cache, state, x, time, method="velocity")
+        def velocity(x: Array, i: Array) -> Any:
+            now = jax.tree.map(lambda leaf: leaf[i], made)
+            time = jnp.full(x.shape[:1], times[i], jnp.float32)
+            return model.apply(variables, cache, state, x, time, now, method="velocity")
 
         return self.head.integrate(start, velocity, observation.guide)
 

@@ -36,8 +36,8 @@ class _Answer(NamedTuple):
     """What the loop of `write` carries.
 
     Attributes:
-        cache: of the VLM.
-        hidden: [b, 1, d], of the last word, which predict the next.
+        cache: of the VLM, which has read all words but the last.
+        word: [b], the last one.
         ids: [b, n] written so far.
         progress: of each chunk.
         ended: [b].
@@ -46,7 +46,7 @@ class _Answer(NamedTuple):
     """
 
     cache: Any
-    hidden: Any
+    word: Any
     ids: Any
     progress: Any
     ended: Any
@@ -277,25 +277,32 @@ class FastTokens(Structure):
         # Behind a chunk stands its end; openpi has zeros behind what was written.
         blank = jnp.full((b, count), code.stop if guided else 0, jnp.int32)
         start = _Answer(
-            cache, splicing.take(hidden, last), blank, code.begin(b), jnp.zeros(b, bool), key, 0
+            cache, jnp.zeros(b, jnp.int32), blank, code.begin(b), jnp.zeros(b, bool), key, 0
         )
         following = self._following_token if guided else self._following_word
+        # Words that cannot be chosen are not scored: of PaliGemma's table that is nearly all.
+        ids = self.head.ids if guided else None
+
+        def choose(answer: Any, hidden: Any) -> Any:
+            key, step_key = jax.random.split(answer.key)
+            word, answer = following(run("logits", hidden, ids), answer, step_key)
+            word = word.astype(jnp.int32)
+            written = answer.ids.at[:, answer.number].set(word)
+            return answer._replace(word=word, ids=written, key=key, number=answer.number + 1)
 
         def goes_on(answer: Any) -> Array:
             return (answer.number < count) & ~answer.ended.all()
 
         def write_one(answer: Any) -> Any:
-            key, step_key = jax.random.split(answer.key)
-            word, answer = following(run("logits", answer.hidden), answer, step_key)
-            ids = answer.ids.at[:, answer.number].set(word.astype(jnp.int32))
-            token = Tokens(
-                run("embed_text", word[:, None]), jnp.ones((b, 1), bool), jnp.full((b, 1), -1)
-            )
+            word = run("embed_text", answer.word[:, None])
+            token = Tokens(word, jnp.ones((b, 1), bool), jnp.full((b, 1), -1))
             hidden, cache = run("extend", token, answer.cache, **self._shift)
-            number = answer.number + 1
-            return answer._replace(cache=cache, hidden=hidden, ids=ids, key=key, number=number)
+            return choose(answer._replace(cache=cache), hidden)
 
-        return jnp.concatenate([begun, jax.lax.while_loop(goes_on, write_one, start).ids], axis=1)
+        # The last word is chosen and not read any more.
+        first = choose(start, splicing.take(hidden, last))
+        written = jax.lax.while_loop(goes_on, write_one, first).ids
+        return jnp.concatenate([begun, written], axis=1)
 
     @property
     def _shift(self) -> dict[str, int]:

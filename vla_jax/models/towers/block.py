@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from vla_jax.models import sharding
+from vla_jax.models.towers.adaptive import AdaptiveRMSNorm, Modulation
 from vla_jax.models.towers.fused import Mask
 from vla_jax.models.towers.layers import (
     ACTIVATIONS,
     MLP,
     NORMS,
-    AdaptiveRMSNorm,
     Attention,
     Dense,
     Dropout,
@@ -115,7 +115,7 @@ class Block(nn.Module):
         bias: Float[Array, "#b #h #n s"] | None = None,
         memory: Callable[[Array, Array], tuple[Array, Array]] | None = None,
         gain: Float[Array, "#b n"] | None = None,
-        level: Float[Array, "b c"] | None = None,
+        level: Float[Array, "b c"] | tuple[Modulation, Modulation] | None = None,
         source: tuple[Array, Array] | None = None,
         columns: Int[Array, "b n"] | None = None,
     ) -> tuple[Float[Array, "b n d"], None]:
@@ -128,7 +128,7 @@ class Block(nn.Module):
             bias: on the scores.
             memory: how a cache enters.
             gain: on the queries.
-            level: the condition of adaptive norms or of FiLM.
+            level: the condition of adaptive norms or of FiLM; or what both norms made of it.
             source: what keys and values are made of, [b, m, c] each, in place of the tokens.
             columns: the tokens that go on; the others are attended to and no more. `mask`, `bias`
                 and `gain` are of these, `rope` of all. Not with adaptive norms.
@@ -137,8 +137,9 @@ class Block(nn.Module):
         if s.adaptive:
             if level is None:
                 raise ValueError("adaptive norms need the condition that they follow, `level`")
+            levels = level if isinstance(level, tuple) else (level, level)
             # pi0.5's expert needs neither bias nor dropout nor another source.
-            return self._adaptive(x, mask, rope, memory, level), None
+            return self._adaptive(x, mask, rope, memory, levels), None
         norm = functools.partial(NORMS[s.norm], s.eps, self.dtype)
         attention, mlp = self._parts()
         x = sharding.rows(x)
@@ -198,21 +199,18 @@ class Block(nn.Module):
         mask: Mask,
         rope: tuple[Array, Array] | None,
         memory: Callable[[Array, Array], tuple[Array, Array]] | None,
-        level: Float[Array, "b c"],
+        levels: tuple[Any, Any],
     ) -> Float[Array, "b n d"]:
-        """The layer with norms that follow `level` (pi0.5)."""
-        assert level is not None
+        """The layer with norms that follow one of `levels` each (pi0.5)."""
         attention, mlp = self._parts()
         norm = functools.partial(AdaptiveRMSNorm, self.spec.eps, self.dtype)
         x = sharding.rows(x)
-        y, gate = norm(name="norm1")(x, level)
+        y, gate = norm(name="norm1")(x, levels[0])
         x = x + gate * attention(y, y, mask, rope, memory=memory)
-        y, gate = norm(name="norm2")(x, level)
+        y, gate = norm(name="norm2")(x, levels[1])
         return sharding.rows(x + gate * mlp(y))
 
-    def _film(
-        self, x: Float[Array, "b n d"], level: Float[Array, "b c"] | None
-    ) -> Float[Array, "b n d"]:
+    def _film(self, x: Float[Array, "b n d"], level: Any) -> Float[Array, "b n d"]:
         if level is None:
             raise ValueError("FiLM needs the condition that it follows, `level`")
         # Zero maps, so that a pretrained tower begins as it was.

@@ -256,15 +256,17 @@ class Decoder(nn.Module):
         raw = s.norm_in_head or skip_last
         return Result(x if raw else normed, out.get("state"), cache)
 
-    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
-        """Hidden states -> scores over the vocabulary."""
-        s = self.spec
+    def logits(
+        self, hidden: Float[Array, "b n d"], ids: tuple[int, int] | None = None
+    ) -> Float[Array, "b n v"]:
+        """Hidden states -> scores over the vocabulary, or of the ids from one up to another."""
+        s, rows = self.spec, slice(*ids) if ids else slice(None)
         if s.norm_in_head:
             hidden = self.norm(hidden)
         table = self.embedding if s.tied else self.unembedding
-        scores = jnp.einsum("bnd,vd->bnv", hidden, table.astype(self.dtype))
+        scores = jnp.einsum("bnd,vd->bnv", hidden, table[rows].astype(self.dtype))
         if s.head_bias:
-            scores = scores + self.head_bias.astype(self.dtype)
+            scores = scores + self.head_bias[rows].astype(self.dtype)
         return scores if s.logit_cap is None else s.logit_cap * jnp.tanh(scores / s.logit_cap)
 
     def _default_positions(

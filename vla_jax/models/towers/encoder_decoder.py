@@ -261,9 +261,12 @@ class EncoderDecoder(nn.Module):
         """Plain lookup; the towers scale and norm."""
         return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
 
-    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
-        """Hidden states of the decoder -> scores over the vocabulary."""
-        return jnp.einsum("bnd,vd->bnv", hidden, self.embedding.astype(self.dtype))
+    def logits(
+        self, hidden: Float[Array, "b n d"], ids: tuple[int, int] | None = None
+    ) -> Float[Array, "b n v"]:
+        """The decoder's hidden states -> scores; see `decoder.Decoder.logits`."""
+        table = self.embedding[slice(*ids)] if ids else self.embedding
+        return jnp.einsum("bnd,vd->bnv", hidden, table.astype(self.dtype))
 
 
 def _token_buckets(distance: Int[Array, "*b n s"], spec: EncoderDecoderSpec) -> Array:

@@ -12,8 +12,9 @@ g key heads · k head width · l layers of the expert
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,10 +22,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models import sharding
+from vla_jax.models.towers.adaptive import AdaptiveRMSNorm, Modulation
 from vla_jax.models.towers.block import Block, BlockSpec, remat
 from vla_jax.models.towers.decoder import Cache
 from vla_jax.models.towers.decoder_spec import DecoderSpec
-from vla_jax.models.towers.layers import NORMS, AdaptiveRMSNorm, Rope
+from vla_jax.models.towers.layers import NORMS, Dense, Rope
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,18 @@ def expert_spec(
     return ExpertSpec(width, layers, block, text.rope, text.layers // layers, joint_every)
 
 
+class Modulations(NamedTuple):
+    """What all adaptive norms of an expert make of a condition.
+
+    Attributes:
+        layers: of the two norms of every kind of block, by its name; values [l, b, 3 d].
+        last: of the last norm.
+    """
+
+    layers: Mapping[str, tuple[Modulation, Modulation]]
+    last: Modulation
+
+
 class _Layers(nn.Module):
     """The layers of one step of the scan."""
 
@@ -118,8 +132,9 @@ class _Layers(nn.Module):
         mask: Bool[Array, "b n n"],
         ropes: tuple[Any, Any],
         level: Float[Array, "b c"] | None,
+        made: Mapping[str, tuple[Modulation, Modulation]] | None,
     ) -> tuple[Float[Array, "b n d"], None]:
-        """In the (carry, output) form that `nn.scan` wants; `memory` is of these layers."""
+        """In the (carry, output) form of `nn.scan`; `memory` and `made` are of these layers."""
         n, s = x.shape[1], self.spec
         # The expert comes last, so it may see all valid tokens of the language model.
         visible = jnp.broadcast_to(valid[:, None], (*valid.shape[:1], n, valid.shape[1]))
@@ -131,15 +146,17 @@ class _Layers(nn.Module):
             def joined(k: Array, v: Array, keys: Any = keys, values: Any = values) -> Any:
                 return jnp.concatenate([keys, k], axis=1), jnp.concatenate([values, v], axis=1)
 
-            block = Block(s.block, self.dtype, name="block" if len(crosses) == 1 else f"block{i}")
+            name = "block" if len(crosses) == 1 else f"block{i}"
+            block = Block(s.block, self.dtype, name=name)
+            levels = level if made is None else made[name]
             if cross:
                 # SmolVLA projects the language model's keys and values anew, with its heads joined.
                 flat = [part.reshape(*part.shape[:2], -1) for part in (keys, values)]
                 source = flat[0], flat[1]
-                x, _ = block(x, visible, ropes[1], level=level, source=source)
+                x, _ = block(x, visible, ropes[1], level=levels, source=source)
             else:
                 both = jnp.concatenate([visible, mask], axis=-1)
-                x, _ = block(x, both, ropes[0], memory=joined, level=level)
+                x, _ = block(x, both, ropes[0], memory=joined, level=levels)
         return x, None
 
 
@@ -163,7 +180,7 @@ class Expert(nn.Module):
         cache: Cache,
         mask: Bool[Array, "#b n n"],
         positions: Int[Array, "b n"],
-        level: Float[Array, "b c"] | None = None,
+        level: Float[Array, "b c"] | Modulations | None = None,
     ) -> Float[Array, "b n d"]:
         """Tokens -> hidden states after the final norm.
 
@@ -172,7 +189,7 @@ class Expert(nn.Module):
             cache: of the language model, whose tokens are all that is in it.
             mask: which of the expert's tokens see which.
             positions: of the expert's tokens, behind the language model's.
-            level: the condition of adaptive norms.
+            level: the condition of adaptive norms, or what `modulations` made of it.
         """
         s, period = self.spec, len(self.spec.crosses)
         # The layers of the cache that have an expert layer, one period for each step of the scan.
@@ -189,15 +206,45 @@ class Expert(nn.Module):
             remat(_Layers, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),  # type: ignore[arg-type]
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),  # type: ignore[arg-type]
             length=s.layers // period,
             unroll=sharding.unroll(s.layers // period),
         )
-        x, _ = scanned(s, self.dtype, name="layers")(x, memory, cache.valid, mask, ropes, level)
+        level, made, last = (
+            (None, level.layers, level.last)
+            if isinstance(level, Modulations)
+            else (level, None, level)
+        )
+        layers = scanned(s, self.dtype, name="layers")
+        x, _ = layers(x, memory, cache.valid, mask, ropes, level, made)
         if s.block.adaptive:
-            assert level is not None
-            return AdaptiveRMSNorm(s.block.eps, self.dtype, name="norm")(x, level)[0]
+            assert last is not None
+            return AdaptiveRMSNorm(s.block.eps, self.dtype, name="norm")(x, last)[0]
         return NORMS[s.block.norm](s.block.eps, self.dtype, name="norm")(x)
+
+    def modulations(self, levels: Float[Array, "s c"]) -> Modulations:
+        """What the adaptive norms make of several conditions that all rows share.
+
+        A quarter of pi0.5's expert are these maps. In a loop over times they would be read anew at
+        each.
+
+        Returns:
+            of every condition, on a first axis of its own.
+        """
+        params = self.variables["params"]
+
+        def made(kernel: Any) -> Array:
+            dense = Dense((kernel["kernel"].shape[-1],), dtype=self.dtype, parent=None)
+            return dense.apply({"params": kernel}, levels)  # type: ignore[return-value]
+
+        def of_layers(norm: Any) -> Modulation:
+            return Modulation(jax.vmap(made, out_axes=1)(norm["modulation"])[:, :, None])
+
+        blocks = params["layers"]
+        return Modulations(
+            {k: (of_layers(b["norm1"]), of_layers(b["norm2"])) for k, b in blocks.items()},
+            Modulation(made(params["norm"]["modulation"])[:, None]),
+        )
 
 
 def positions_after(valid: Bool[Array, "b p"], n: int) -> Int[Array, "b n"]:

@@ -104,28 +104,6 @@ class Dense(nn.Module):
         return sharding.product(sharding.product(x, a), b)
 
 
-class AdaptiveRMSNorm(nn.Module):
-    """RMS normalization whose scale and shift, and a gate, are a linear map of a condition.
-
-    The map starts at zero, so that a fresh layer gates itself off and is the identity.
-    """
-
-    eps: float = 1e-6
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], level: Float[Array, "b c"]
-    ) -> tuple[Float[Array, "b n d"], Float[Array, "b 1 d"]]:
-        """The normalized tokens, and the factor on what is made of them."""
-        zeros = nn.initializers.zeros
-        dense = Dense((3 * x.shape[-1],), dtype=self.dtype, init=zeros, name="modulation")
-        scale, shift, gate = jnp.split(dense(level)[:, None], 3, axis=-1)
-        x = x.astype(jnp.float32)  # bfloat16 is too coarse for a mean of squares
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
-        return (x * (1 + scale) + shift).astype(self.dtype), gate
-
-
 class Dropout(nn.Module):
     """Zero a share `rate` of the entries when an rng named "dropout" was passed to `apply`."""
 

@@ -1,0 +1,1 @@
+"""The originals' own code on what we export; see test_originals.py."""
