@@ -5,6 +5,7 @@ the bytes of a span come by one read, and one of few decoders, which all files o
 is fed with them: no container is opened, kept or sought in for a frame.
 """
 
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -89,7 +90,9 @@ class Table:
     def nearest(self, time: float, tick: float, step: float) -> tuple[int, float]:
         """Number of the frame nearest to a time, and how far off it is (all in s)."""
         shown = self.shown
-        number = min(int(shown.searchsorted((time - EXACT * step) / tick)), len(shown) - 1)
+        # As a number of their type: for another one numpy would convert the whole table.
+        ticks = min(max(math.ceil((time - EXACT * step) / tick), 0), int(shown[-1]))
+        number = int(shown.searchsorted(shown.dtype.type(ticks)))
         later = int(shown[number]) * tick - time
         if number:
             earlier = time - int(shown[number - 1]) * tick
@@ -110,7 +113,7 @@ class Table:
         spans: list[_Span] = []
         for number in numbers:
             place = self.decoded(number)
-            key = int(self.keys.searchsorted(place, side="right")) - 1
+            key = int(self.keys.searchsorted(np.int32(place), side="right")) - 1
             # A frame that is shown before the key frame in front of it leans on the one before.
             if key and self.shown_as(int(self.keys[key])) > number:
                 key -= 1
