@@ -380,7 +380,10 @@ def main(_: Any) -> None:
                 "--config: name a config file of yours, or one of " + ", ".join(config_names())
             )
         config, workdir = resolve(CONFIG.value), Path(WORKDIR.value).expanduser()
+        kept = config.train.keep_heap and heap.keep()
         runtime.initialize()
+        if kept:
+            logger.info("memory that a step frees is kept for the next (train.keep_heap)")
         compilation_cache.enable(config.train.compilation_cache)
         peers = Peers()
 

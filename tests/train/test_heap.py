@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,62 @@ def test_threads_share_a_heap_a_core(tmp_path):
     assert counts["as it is"] > cores + 1
 
 
+SIZE = 200 << 20  # bytes, far above what glibc serves from a heap by itself
+AGAIN = f"""
+import ctypes, resource, sys, threading
+from vla_jax.train import heap
+
+heap.limit()
+kept = sys.argv[1] == "kept" and heap.keep()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+
+def use():
+    block = libc.malloc({SIZE})
+    ctypes.memset(block, 1, {SIZE})
+    libc.free(block)
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    worker = threading.Thread(target=use)
+    worker.start()
+    worker.join()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(kept, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_what_is_kept_is_not_faulted_in_again():
+    environment = {k: v for k, v in os.environ.items() if k != "MALLOC_ARENA_MAX"}
+    environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    found = {}
+    for kind in ("kept", "as it is"):
+        command = [sys.executable, "-c", AGAIN, kind]
+        done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE)
+        found[kind] = done.stdout.decode().split()
+    assert found["kept"][0] == "True"
+    assert int(found["kept"][1]) < 100
+    assert int(found["as it is"][1]) > SIZE // (4 << 20)  # even where pages are huge
+
+
+@pytest.mark.parametrize("platforms", ["cuda,cpu", "tpu"])
+def test_other_devices_are_left_alone(monkeypatch, platforms):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    config = types.SimpleNamespace(jax_platforms=platforms)
+    monkeypatch.setattr(heap, "jax", types.SimpleNamespace(config=config))
+    monkeypatch.setattr(heap, "_glibc", None)
+    assert heap.keep() is False
+
+
 def test_without_glibc_nothing_is_done(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     heap._glibc.cache_clear()
     heap.limit()
     heap.trim()
+    assert heap.keep() is False
     heap._glibc.cache_clear()

@@ -136,3 +136,8 @@ class TrainConfig:
         "Where compiled programs are kept for the next start: auto (JAX_COMPILATION_CACHE_DIR, "
         "else ~/.cache/vla_jax/xla), a folder, or off.",
     )
+    keep_heap: bool = option(
+        True,
+        "On CPUs under glibc: memory that a step frees stays with the process for the next step, "
+        "instead of going back to the kernel, which would zero it again. False: as glibc does.",
+    )

@@ -17,7 +17,7 @@ MACHINE = (
     "mesh", "train.log_every", "train.eval_every", "train.eval_batches", "train.check_epochs",
     "train.save_every",
     "train.keep", "train.tensorboard", "train.wandb", "train.max_skipped", "train.profile",
-    "train.compilation_cache", "data.threads", "data.prefetch",
+    "train.compilation_cache", "train.keep_heap", "data.threads", "data.prefetch",
     "data.cache_dir", "data.index", "data.datasets[i].dir", "data.cotrain.path",
     "data.statistics",  # the checkpoint has them
     "data.on_error",  # left-out episodes change the digest, which the loader checks

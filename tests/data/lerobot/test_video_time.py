@@ -110,7 +110,7 @@ def test_a_time_without_a_frame(tmp_path):
 
 def test_few_videos_stay_open_over_all_datasets(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "_IDLE", 3)
-    path = write(tmp_path / "v.mp4", TEN)
+    path = write(tmp_path / "v.mkv", TEN)
     datasets = [VideoFrames(10.0) for _ in range(8)]
     for _ in range(2):
         for frames in datasets:

@@ -4,9 +4,10 @@ A frame is found by its time, counted from the first frame that the stream shows
 at other times than 0 when they are fragmented, cut, or keep no edit list. The frame nearest to the
 time that is asked for is taken, as the video may have more frames a second than rows.
 
-Seek to the key frame before it, decode up to it. LeRobot's own videos have a key frame every second
+Decoding begins at the key frame before it. LeRobot's own videos have a key frame every second
 frame, so that this is cheap; with the usual 250 frames between two key frames it is not, and
-converting the dataset pays.
+converting the dataset pays. Ordinary mp4 files are read by their tables (`frames.py`); all others,
+and those in which something is unexpected, through PyAV's containers, a few of which are kept open.
 """
 
 import threading
@@ -18,16 +19,17 @@ from typing import Any
 import numpy as np
 
 from vla_jax.data.errors import CorruptRecordError, DataError, ImageDecodeError
+from vla_jax.data.lerobot.frames import EXACT, TIE, Decoder, File, FrameTables, rgb
+from vla_jax.data.open_files import new_owner, shared_file
 from vla_jax.files import explain_file
 from vla_jax.shipped import install_hint
 
 _IDLE = 16  # opened videos of all datasets that are kept for the next read
 _AHEAD = 8  # frames that are decoded and dropped rather than sought
 _BACK = (0.0, 1.0, 10.0)  # s before the frame where a seek may have to begin
-_EXACT = 0.2  # share of a frame's time within which a frame is the one that is meant
-_TIE = 1e-3  # likewise: two frames are as near, and the earlier one is taken
 _lock = threading.Lock()
 _idle: "OrderedDict[int, _Video]" = OrderedDict()
+_tables = FrameTables()
 
 
 class VideoFrames:
@@ -35,7 +37,9 @@ class VideoFrames:
 
     def __init__(self, fps: float):
         """Videos beside rows of `fps` a second; a frame is off by at most half a row's time."""
-        self._fps, self._starts = fps, {}
+        self._fps, self._starts, self._owner = fps, {}, new_owner()
+        # All that have been looked at; None: it has to be read through its container.
+        self._files: dict[Path, File | None] = {}
 
     def read(self, path: Path, times: Sequence[float]) -> list[np.ndarray]:
         """RGB pixels, uint8 [h, x, 3] each, of the frames nearest to `times` (s, ascending).
@@ -44,6 +48,50 @@ class VideoFrames:
             DataError: the file, its codec or PyAV is missing.
             ImageDecodeError: there is no such frame, or it is corrupt; its number counts `times`.
         """
+        if path not in self._files:
+            self._files[path] = self._look(path)
+        file = self._files[path]
+        pixels = None if file is None else self._by_table(file, times)
+        # Whatever is wrong with a file is found and told by the container.
+        return self._by_container(path, times) if pixels is None else pixels
+
+    def _look(self, path: Path) -> File | None:
+        """Opens a file for the first time."""
+        video = self._take(path)
+        try:
+            file = _tables.file(path, self._owner, video.stream, video.step, video.reach)
+        except OSError:
+            file = None
+        if file is None:
+            self._keep(video)
+        else:
+            _tables.give(file.kind, video.decoder())
+        return file
+
+    def _by_table(self, file: File, times: Sequence[float]) -> list[np.ndarray] | None:
+        """The frames, or None if the container has to be asked."""
+        from av.error import FFmpegError
+
+        try:
+            table = _tables.table(file)
+            if table is None:
+                return None
+            nearest = [table.nearest(time, file.tick, file.step) for time in times]
+            if max(off for _, off in nearest) > file.reach:
+                return None
+            numbers = [number for number, _ in nearest]
+            opened = shared_file(file.path, file.owner)
+            # A new one comes out of the container, which is opened for it.
+            decoder = _tables.take(file.kind) or self._take(file.path).decoder()
+            found = decoder.decode(table, opened.fd, sorted(set(numbers)))
+        except (OSError, FFmpegError):  # the decoder's state is unknown now
+            return None
+        if found is None:
+            return None
+        _tables.give(file.kind, decoder)
+        return [found[number] for number in numbers]
+
+    def _by_container(self, path: Path, times: Sequence[float]) -> list[np.ndarray]:
         video, pixels = self._take(path), []
         try:
             for time in times:
@@ -54,11 +102,15 @@ class VideoFrames:
         except BaseException:  # the video's state is unknown now
             video.close()
             raise
+        self._keep(video)
+        return pixels
+
+    @staticmethod
+    def _keep(video: "_Video") -> None:
         with _lock:
             _idle[id(video)] = video
             while len(_idle) > _IDLE:
                 _idle.popitem(last=False)[1].close()
-        return pixels
 
     def _take(self, path: Path) -> "_Video":
         with _lock:
@@ -84,10 +136,10 @@ class _Video:
         self.path, self._errors, self._fps = path, FFmpegError, fps
         self.owner: Any = None
         self._open()
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        self._step = 1 / float(rate) if rate else 1 / fps
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        self.step = 1 / float(rate) if rate else 1 / fps
         # Half a row's time; of a video with more frames one of them, if its rate can be believed.
-        self._reach = min(0.5 / fps, max(self._step, 0.25 / fps))
+        self.reach = min(0.5 / fps, max(self.step, 0.25 / fps))
         # One context for all frames, on this thread: PyAV would make one with its threads a frame.
         self._convert: Any = VideoReformatter()
         self.start = 0.0
@@ -104,17 +156,17 @@ class _Video:
                 raise CorruptRecordError(other, self.path) from error
             raise DataError(f"the video cannot be opened: {error}", self.path) from error
         streams = self._container.streams.video
-        self._stream: Any = streams[0] if streams else None
-        if self._stream is None or self._stream.codec_context is None:
+        self.stream: Any = streams[0] if streams else None
+        if self.stream is None or self.stream.codec_context is None:
             self._container.close()
             raise DataError(
                 f"PyAV {av.__version__} has no decoder for this video. Install a build that has "
                 "it, or encode the video anew: ffmpeg -i IN -c:v libx264 -g 2 OUT",
                 self.path,
             )
-        self._stream.codec_context.thread_count = 1  # the loader's threads decode side by side
+        self.stream.codec_context.thread_count = 1  # the loader's threads decode side by side
         self._now: Any = None
-        self._coming: Iterator[Any] = self._container.decode(self._stream)
+        self._coming: Iterator[Any] = self._container.decode(self.stream)
 
     def _first_time(self) -> float:
         """Time of the first frame that is shown."""
@@ -143,8 +195,7 @@ class _Video:
             if nearest is None:
                 nearest = self._from_the_beginning(time)
             if nearest is not None:
-                pixels = self._convert.reformat(nearest, format="rgb24", threads=1)
-                return pixels.to_ndarray()
+                return rgb(self._convert, nearest)
         except (OSError, self._errors) as error:
             raise ImageDecodeError(f"corrupt video at {time:.3f} s: {error}", self.path) from error
         problem = f"the video has no frame at {time:.3f} s{self._extent()}"
@@ -152,10 +203,10 @@ class _Video:
 
     def _extent(self) -> str:
         """What the container says of the video's rate and length, and what follows from it."""
-        length = self._stream.duration
-        ends = f" and ends after {float(length * self._stream.time_base):.3f} s" if length else ""
+        length = self.stream.duration
+        ends = f" and ends after {float(length * self.stream.time_base):.3f} s" if length else ""
         return (
-            f": it has {1 / self._step:.4g} frames a second{ends}; the rows of {self._fps:.4g} a "
+            f": it has {1 / self.step:.4g} frames a second{ends}; the rows of {self._fps:.4g} a "
             "second and their timestamps must fit it"
         )
 
@@ -174,12 +225,12 @@ class _Video:
         """Whether the frame comes soon, so that decoding on beats seeking."""
         if self._now is None:
             return False
-        return -_EXACT * self._step <= time - self._time(self._now) < _AHEAD * self._step
+        return -EXACT * self.step <= time - self._time(self._now) < _AHEAD * self.step
 
     def _seek(self, time: float) -> None:
-        target = int((time + self.start + self._step / 4) / self._stream.time_base)
-        self._container.seek(target, stream=self._stream, backward=True)
-        self._coming, self._now = self._container.decode(self._stream), None
+        target = int((time + self.start + self.step / 4) / self.stream.time_base)
+        self._container.seek(target, stream=self.stream, backward=True)
+        self._coming, self._now = self._container.decode(self.stream), None
 
     def _forward(self, time: float) -> Any:
         """The frame nearest to `time`, or None if it is not between here and the end."""
@@ -188,11 +239,11 @@ class _Video:
             if self._now is None:
                 return None
             # A seek that ended behind the time, and not at the beginning, has to go further back.
-            slack = _EXACT * self._step
+            slack = EXACT * self.step
             if self._time(self._now) > max(time, 0.0) + slack:
                 return None
         before = None
-        while self._time(self._now) < time - _EXACT * self._step:
+        while self._time(self._now) < time - EXACT * self.step:
             before, following = self._now, next(self._coming, None)
             if following is None:
                 break
@@ -200,9 +251,20 @@ class _Video:
         nearest = self._now
         if before is not None:
             earlier, later = time - self._time(before), self._time(nearest) - time
-            if earlier <= abs(later) + _TIE * self._step:
+            if earlier <= abs(later) + TIE * self.step:
                 nearest = before
-        return nearest if abs(self._time(nearest) - time) <= self._reach else None
+        return nearest if abs(self._time(nearest) - time) <= self.reach else None
+
+    @property
+    def tick(self) -> float:
+        """Seconds in which the file counts its times."""
+        return float(self.stream.time_base)
+
+    def decoder(self) -> Decoder:
+        """Its decoder, which outlives the container that is closed now."""
+        context = self.stream.codec_context
+        self.close()
+        return Decoder(context)
 
     def close(self) -> None:
         self._container.close()
