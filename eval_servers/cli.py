@@ -8,14 +8,16 @@ flags into an `Evaluation`. Exit status: 0 done, 1 an error, 3 the sanity suite 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 from PIL import Image
@@ -164,6 +166,29 @@ def main(
         errors: further exceptions whose message is for the user.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    with _ended_like_ctrl_c():
+        return _main(flags, prepare, errors)
+
+
+@contextlib.contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: else the workers would go on, and wait for the server."""
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main(
+    flags: argparse.Namespace,
+    prepare: Callable[[argparse.Namespace], Evaluation],
+    errors: Tuple[Type[Exception], ...],
+) -> int:
     user_errors = (PolicyServerError, pool.PoolError, ImportError, OSError, ValueError, *errors)
     try:
         if flags.frame:

@@ -172,8 +172,10 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
         # The two programs of a run. They are compiled by their first call.
         names = inputs.train.names
         train_step = make_train_step(model, config, mesh, template, names)
-        recorded = [dataset.actions for dataset in inputs.train.datasets]
-        baseline = evaluate.mean_actions(recorded, config.model.has_gripper)
+        chunk, recorded = config.model.structure.chunk, inputs.train.datasets
+        means = [dataset.mean_action(chunk) for dataset in recorded]
+        middles = [dataset.gripper_middle for dataset in recorded]
+        baseline = evaluate.mean_actions(means, middles, config.model.has_gripper)
         eval_step = evaluate.make_eval_step(model, config, mesh, template, baseline)
 
         c = config.train

@@ -5,7 +5,8 @@
 
 Things start where LIBERO draws them, with seeds from 1000 upwards: not in the initial states that
 evaluations use, which came from the same draws. What is recorded at a step is what an evaluation
-would send then, and the expert's action without the noise that is added to what is executed.
+would send then, and the expert's action without what is added to the one that is executed: noise,
+and with --pushes a push now and then, so that there are ways back from further off.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ SEED0 = 1000  # evaluations seed with less
 RECORDING = "recording.json"  # written last: without it a folder is not whole
 _SETTLE = PROFILES["openpi"].settle
 _QUALITY = 95  # of JPEG, without chroma subsampling
+_PUSH, _PUSHED = 1.5, 4  # the largest push in action units, and how many steps it takes
 
 
 def demonstrate(
-    world: Any, suite: str, number: int, seed: int, noise: float
+    world: Any, suite: str, number: int, seed: int, noise: float, pushes: float = 0.0
 ) -> Optional[Dict[str, Any]]:
     """One demonstration, or None if the expert failed.
 
@@ -50,6 +52,7 @@ def demonstrate(
         number: of a task that `expert.scripted` lists.
         seed: of where everything starts, and of the noise.
         noise: standard deviation added to the executed motion, in action units.
+        pushes: probability that a push begins at a step.
 
     Returns:
         state float32 [t, 8], joints [t, 7], action [t, 7] and for each camera a list of t JPEGs.
@@ -59,6 +62,7 @@ def demonstrate(
     world.reset(suite, task.name, seed, 0, _SETTLE, shipped=False)
     script = Expert(task.instruction)
     rows: Dict[str, List[Any]] = {name: [] for name in ("state", "joints", "action", *CAMERAS)}
+    push, pushed = np.zeros(3), _PUSHED
     for _ in range(suites.MAX_STEPS[suite]):
         action = script.act(world.scene())
         rows["state"].append(world.state())
@@ -66,8 +70,12 @@ def demonstrate(
         rows["action"].append(action)
         for camera in CAMERAS:
             rows[camera].append(_jpeg(world.draw(camera)))
-        executed = action.copy()
-        executed[:3] = np.clip(executed[:3] + rng.normal(0, noise, 3), -1, 1)
+        executed, pushed = action.copy(), pushed + 1
+        # Nothing is drawn without pushes, so that a seed gives the same noise as it always did.
+        if pushes and pushed >= _PUSHED and rng.uniform() < pushes:
+            push, pushed = rng.uniform(-_PUSH, _PUSH, 3), 0
+        moved = executed[:3] + rng.normal(0, noise, 3) + push * (pushed < _PUSHED)
+        executed[:3] = np.clip(moved, -1, 1)
         world.step(executed)
         if world.solved():
             numbers = ("state", "joints", "action")
@@ -86,7 +94,8 @@ def record(
         suite: a plain one.
         numbers: of its tasks.
         count: attempts at each.
-        how: noise (see `demonstrate`), workers (processes).
+        how: noise and pushes (see `demonstrate`), seed (of the first attempt at each task), workers
+            (processes).
 
     Raises:
         SimulatorError: the simulator cannot be built, or the expert fails at most of its tasks.
@@ -106,10 +115,11 @@ def record(
     simulator = probe(settings, PROFILES["openpi"], suite, numbers[0])
     os.makedirs(work)
     counts = {"demonstrations": 0, "failed": 0, "steps": 0}
-    jobs = [(settings, suite, number, SEED0 + k) for number in numbers for k in range(count)]
+    seeds = range(how["seed"], how["seed"] + count)
+    jobs = [(settings, suite, number, seed) for number in numbers for seed in seeds]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(how["workers"], mp_context=context) as pool:
-        futures = [pool.submit(_job, *job, how["noise"], work) for job in jobs]
+        futures = [pool.submit(_job, *job, how["noise"], how["pushes"], work) for job in jobs]
         progress = Progress(len(jobs))
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -126,7 +136,8 @@ def record(
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
-    header = {"suite": suite, "noise": how["noise"], "size": settings.size, "simulator": simulator}
+    header = {"suite": suite, "noise": how["noise"], "pushes": how["pushes"]}
+    header.update(size=settings.size, simulator=simulator)
     with open(os.path.join(work, RECORDING), "w", encoding="utf-8") as file:
         json.dump(dict(header, **counts), file, indent=1)
     # The rename comes last, so that a folder of this name is always complete.
@@ -137,12 +148,20 @@ def record(
 _worlds: List[Any] = []  # of this worker process: at most one
 
 
-def _job(settings: Settings, suite: str, number: int, seed: int, noise: float, folder: str) -> int:
+def _job(
+    settings: Settings,
+    suite: str,
+    number: int,
+    seed: int,
+    noise: float,
+    pushes: float,
+    folder: str,
+) -> int:
     """Steps of one demonstration, which is written into `folder`; 0 if the expert failed."""
     # Importing LIBERO takes seconds, so each process keeps one world for all its jobs.
     if not _worlds:
         _worlds.append(Simulator(settings))
-    demonstration = demonstrate(_worlds[0], suite, number, seed, noise)
+    demonstration = demonstrate(_worlds[0], suite, number, seed, noise, pushes)
     if demonstration is None:
         return 0
     task = suites.tasks(suite)[number]
@@ -176,15 +195,19 @@ def main(arguments: Sequence[str]) -> int:
     add("--tasks", nargs="+", type=int, metavar="N", help="default: all there is a script for")
     add("--episodes", type=int, default=50, metavar="N", help="attempts a task (default: 50)")
     add("--noise", type=float, default=0.15, help="of the executed motion, in action units")
+    add("--pushes", type=float, default=0.0, help="probability of one at a step (default: none)")
+    add("--seed", type=int, default=SEED0, metavar="N", help="of the first attempt at each task")
     add("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
     flags = parser.parse_args(arguments)
     try:
+        if flags.seed < SEED0:
+            raise ValueError("--seed: {} is left to evaluations".format(flags.seed))
         if suites.perturbation(flags.suite):
             raise ValueError("demonstrations are of plain suites, not of {}".format(flags.suite))
         numbers = scripted(flags.suite) if flags.tasks is None else flags.tasks
         counts = record(
             settings_of(flags), flags.out, flags.suite, numbers, flags.episodes,
-            noise=flags.noise, workers=flags.workers,
+            noise=flags.noise, pushes=flags.pushes, seed=flags.seed, workers=flags.workers,
         )  # fmt: skip
     except (SimulatorError, OSError, ValueError) as error:
         print("record: {}".format(error), file=sys.stderr)

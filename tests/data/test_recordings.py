@@ -29,7 +29,7 @@ def recorded(tmp_path_factory):
     for number in (0, 1):
         for seed in SEEDS[::2]:
             settings = record.Settings("egl", 32)
-            lengths.append(record._job(settings, "object", number, seed, 0.1, str(folder)))
+            lengths.append(record._job(settings, "object", number, seed, 0.1, 0.0, str(folder)))
     record._worlds.clear()
     (folder / recordings.RECORDING).write_text(json.dumps({"size": 32}))
     return folder, lengths
@@ -56,6 +56,31 @@ def test_what_is_recorded_is_seen_before_it_is_done(recorded):
     assert first.action[0] == pytest.approx([1, -1, -1, 0, 0, 0, -1])
     pictures = [decode(data) for data in first.images["image"][:2]]
     assert [int(p[1, 0, 0]) for p in pictures] == [20, 21]
+
+
+def test_a_push_lasts_some_steps_and_is_not_recorded_as_the_experts():
+    straight = record.demonstrate(FakeSimulator(), "object", 0, 1000, 0.0)
+    pushed = record.demonstrate(FakeSimulator(), "object", 0, 1000, 0.0, pushes=0.05)
+    assert straight is not None
+    assert pushed is not None
+
+    def gone_astray(rows):
+        done = np.diff(rows["state"][:, :3], axis=0) / 0.02
+        return np.abs(done - np.clip(rows["action"][:-1, :3], -1, 1)).max(1) > 1e-3
+
+    assert not gone_astray(straight).any()
+    astray = gone_astray(pushed)
+    assert 4 <= astray.sum() < len(astray) / 2
+    first = int(np.argmax(astray))
+    assert astray[first : first + 4].all()
+    assert len(pushed["action"]) > len(straight["action"])
+
+
+def test_the_seeds_of_evaluations_are_not_recorded(tmp_path, capsys):
+    out = tmp_path / "recorded"
+    assert record.main([f"--out={out}", "--suite=object", "--seed=999"]) == 1
+    assert "--seed: 999 is left to evaluations" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_rlds_as_openvlas(recorded, tmp_path):

@@ -1,4 +1,8 @@
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ from tests.eval_servers import fake_rollout
 from tests.eval_servers.fake_env import FakeEnv
 from tests.serve.fakes import CountingPolicy
 from vla_jax.serve import server
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +100,29 @@ def test_the_last_shard_puts_all_of_them_together(uri, tmp_path, capsys):
     assert [row.index for row in part] == [1, 4, 7, 10]
     assert (shard["missing"], shard["conditions"]["shard"]) == (8, "1/3")
     assert (tmp_path / next(row.video for row in rows if row.video)).exists()
+
+
+def children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+def test_whoever_is_told_to_end_takes_the_workers_along(uri, tmp_path):
+    flags = [f"--server={uri}", f"--out={tmp_path / 'run'}", "--workers=2", "--pace=60"]
+    command = [sys.executable, "-m", "tests.eval_servers.fake_rollout", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    # Two workers and multiprocessing's own helper.
+    while len(workers := children(process.pid)) < 3 and time.monotonic() < until:
+        time.sleep(0.2)
+    process.terminate()
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "interrupted; --resume goes on from here" in told
+    assert len(workers) == 3
+    while any(Path(f"/proc/{pid}").is_dir() for pid in workers) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").is_dir()]
 
 
 def test_workers_are_spread_over_several_servers(tmp_path):

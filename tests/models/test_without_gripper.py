@@ -55,8 +55,7 @@ def test_the_loss_is_hubers_over_all_numbers():
 
 
 def test_the_mean_action_and_the_report_leave_it_out(tmp_path):
-    actions = [np.array([[0.0, 2.0], [1.0, 4.0]], np.float32)]
-    baseline = evaluate.mean_actions(actions, gripper=False)
+    baseline = evaluate.mean_actions([np.array([0.5, 3.0])], [0.5], gripper=False)
     assert baseline.arm.tolist() == [[0.5, 3.0]]
     assert baseline.gripper is None
     sums = {

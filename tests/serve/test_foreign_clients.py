@@ -1,5 +1,12 @@
-"""Clients this project did not write, or Pythons it does not run on, against the server."""
+"""Clients this project did not write, or Pythons it does not run on, against the server.
 
+Each client has an environment of its own, made from PyPI for the one test, or with
+VLA_CLIENT_VENVS=DIR kept in DIR and used again:
+
+    VLA_CLIENT_VENVS=DIR pytest -m slow tests/serve/test_foreign_clients.py
+"""
+
+import os
 import shutil
 import subprocess
 import sys
@@ -148,37 +155,36 @@ asyncio.run(main())
 print("served")
 """
 
-OPENPI_PACKAGE = ("openpi-client==0.1.2", "typing_extensions", "numpy<2")
+# openpi-client imports typing_extensions without declaring it.
+OPENPI_PACKAGES = ("openpi-client==0.1.2", "typing_extensions", "numpy<2")
+# Name of an environment -> what is in it.
+ENVIRONMENTS = {
+    "openpi-client": OPENPI_PACKAGES,
+    "policy-websocket": ("policy-websocket==0.1.0",),
+    "inspect-robots-widowx": ("inspect-robots-widowx==0.1.0", *OPENPI_PACKAGES),
+    "inspect-robots-franka": ("inspect-robots-franka==0.1.0", *OPENPI_PACKAGES),
+    "vla-eval": ("vla-eval==0.8.0",),
+}
 BOTH = ("primary", "wrist")
-# Packages, script, its arguments, and the policy that it meets.
+# Environment, script, its arguments, and the policy that it meets.
 CLIENTS = {
-    "openpi libero": (OPENPI_PACKAGE, OPENPI_ROBOTS, ("libero", "7"), ("libero", BOTH, 9)),
-    "openpi droid": (OPENPI_PACKAGE, OPENPI_ROBOTS, ("droid", "8"), ("droid", BOTH, 8, 8)),
+    "openpi libero": ("openpi-client", OPENPI_ROBOTS, ("libero", "7"), ("libero", BOTH, 9)),
+    "openpi droid": ("openpi-client", OPENPI_ROBOTS, ("droid", "8"), ("droid", BOTH, 8, 8)),
     "openpi aloha": (
-        OPENPI_PACKAGE,
+        "openpi-client",
         OPENPI_ROBOTS,
         ("aloha", "14"),
         ("aloha", (*BOTH, "secondary"), 14, 14),
     ),
     "policy-websocket": (
-        ("policy-websocket==0.1.0",),
+        "policy-websocket",
         POLICY_WEBSOCKET,
         (),
         ("openpi", ("primary",), 0),
     ),
-    "widowx": (
-        ("inspect-robots-widowx==0.1.0", "openpi-client==0.1.2", "typing_extensions"),
-        WIDOWX,
-        (),
-        ("openpi", ("primary",), 0),
-    ),
-    "franka": (
-        ("inspect-robots-franka==0.1.0", "openpi-client==0.1.2", "typing_extensions"),
-        FRANKA,
-        (),
-        ("droid", BOTH, 8, 8),
-    ),
-    "vla-eval": (("vla-eval==0.8.0",), VLA_EVAL, (), ("openpi", ("primary",), 8)),
+    "widowx": ("inspect-robots-widowx", WIDOWX, (), ("openpi", ("primary",), 0)),
+    "franka": ("inspect-robots-franka", FRANKA, (), ("droid", BOTH, 8, 8)),
+    "vla-eval": ("vla-eval", VLA_EVAL, (), ("openpi", ("primary",), 8)),
 }
 
 OLD_PYTHON = """
@@ -208,6 +214,24 @@ def make_venv(python, folder, *packages):
     return binary
 
 
+def environment(name, folder):
+    """The Python of one of `ENVIRONMENTS`, which is made if it is not there yet."""
+    folder = Path(os.environ.get("VLA_CLIENT_VENVS") or folder) / name
+    packages, binary = ENVIRONMENTS[name], str(folder / "bin" / "python")
+    if not folder.exists():
+        try:
+            make_venv(sys.executable, folder, *packages)
+        except subprocess.CalledProcessError:
+            shutil.rmtree(folder)  # half an environment would fail for ever
+            raise
+    # A kept environment may be an old one.
+    versions = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    for package, version in (x.split("==") for x in packages if "==" in x):
+        found = subprocess.check_output([binary, "-c", versions, package], text=True).strip()
+        assert found == version, f"{folder} has {package} {found}; remove it to get {version}"
+    return binary
+
+
 def run_script(binary, folder, code, *arguments):
     script = folder / "script.py"
     script.write_text(code)
@@ -224,9 +248,7 @@ def run_script(binary, folder, code, *arguments):
 
 @pytest.mark.slow
 def test_stock_openpi_client(uri, tmp_path):
-    # openpi-client imports typing_extensions without declaring it.
-    packages = ("numpy<2", "openpi-client==0.1.2", "typing_extensions")
-    binary = make_venv(sys.executable, tmp_path / "venv", *packages)
+    binary = environment("openpi-client", tmp_path)
     out = run_script(binary, tmp_path, OPENPI, uri.rpartition(":")[2])
     assert out.startswith("served 1.")
 
@@ -234,11 +256,11 @@ def test_stock_openpi_client(uri, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLIENTS)
 def test_clients_as_they_are_published(name, tmp_path):
-    packages, script, arguments, robot = CLIENTS[name]
+    place, script, arguments, robot = CLIENTS[name]
     policy = RobotPolicy(*robot)
     policy.metadata["dataset"] = "bridge_dataset"
     with server.background(policy, server.ServerOptions(port=0)) as uri:
-        binary = make_venv(sys.executable, tmp_path / "venv", *packages)
+        binary = environment(place, tmp_path)
         port = uri.rpartition(":")[2]
         assert run_script(binary, tmp_path, script, port, *arguments).startswith("served")
 

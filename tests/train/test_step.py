@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from tests.train.toy import Toy, loss, make_batch, make_config
-from vla_jax.config import MeshConfig
+from vla_jax.config import HeadConfig, MeshConfig
 from vla_jax.models.losses import action_loss
 from vla_jax.rules import flatten
 from vla_jax.train import evaluate
@@ -158,20 +158,25 @@ def test_loaded_parameters_that_do_not_fit_are_all_named():
         place(template, "head/arm/kernel", np.zeros(3))
 
 
+def seen(batch):
+    """The batch's observation as the model sees it."""
+    images = {c: jnp.asarray(x, jnp.float32) / 255 for c, x in batch.observation.images.items()}
+    mean, std = jnp.asarray(Toy.image.mean), jnp.asarray(Toy.image.std)
+    return dataclasses.replace(
+        batch.observation, images={c: (x - mean) / std for c, x in images.items()}
+    )
+
+
 def test_evaluation_is_exact_over_uneven_batches():
     config, mesh, template, state = set_up((2, 2, 2))
-    baseline = evaluate.Baseline(np.full((2, 6), 0.1, np.float32), np.array([True, False]))
+    halves = np.full(2, 0.5, np.float32)
+    baseline = evaluate.Baseline(np.full((2, 6), 0.1, np.float32), np.array([True, False]), halves)
     step = evaluate.make_eval_step(Toy(), config, mesh, template, baseline)
     batches = [make_batch(i) for i in range(3)]
     batches[2].actions.mask[3:] = False  # what a loader does to the rows that fill up
     result = evaluate.evaluate(step, state, batches, mesh, ("even", "odd"))
     whole = jax.tree.map(lambda *x: np.concatenate(x)[:19], *batches)
-    images = {c: jnp.asarray(x, jnp.float32) / 255 for c, x in whole.observation.images.items()}
-    mean, std = jnp.asarray(Toy.image.mean), jnp.asarray(Toy.image.std)
-    seen = dataclasses.replace(
-        whole.observation, images={c: (x - mean) / std for c, x in images.items()}
-    )
-    prediction = Toy().predict({"params": jax.tree.map(np.asarray, state.params)}, seen)
+    prediction = Toy().predict({"params": jax.tree.map(np.asarray, state.params)}, seen(whole))
     prediction = jax.tree.map(np.asarray, prediction)
     mask, target = whole.actions.mask, whole.actions.chunk
     assert result["count"] == mask.sum()
@@ -301,12 +306,29 @@ def test_evaluation_survives_an_empty_batch_but_not_an_empty_split():
 
 
 def test_baseline_is_the_mean_action_of_each_dataset():
-    rng = np.random.default_rng(0)
-    actions = [rng.random((n, 7)).astype(np.float32) for n in (5, 9)]
-    actions[0][:, -1], actions[1][:, -1] = [1, 1, 1, 0, 0], 0
-    baseline = evaluate.mean_actions(actions)
-    np.testing.assert_allclose(baseline.arm, [a[:, :-1].mean(0) for a in actions], rtol=1e-6)
-    assert np.asarray(baseline.gripper).tolist() == [True, False]
+    means = [np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, -0.1])]
+    baseline = evaluate.mean_actions(means, [0.5, -0.5])
+    np.testing.assert_allclose(baseline.arm, [[0.1, 0.2], [0.4, 0.5]])
+    assert np.asarray(baseline.gripper).tolist() == [False, True]
+    assert baseline.middle.tolist() == [0.5, -0.5]
+
+
+def test_a_gripper_that_is_a_number_is_compared_in_its_own_units():
+    config, mesh, template, state = set_up((1, 1, 1))
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, head=HeadConfig(gripper="number"))
+    )
+    batch, results = make_batch(0), []
+    prediction = Toy().predict({"params": jax.tree.map(np.asarray, state.params)}, seen(batch))
+    for middle in (0.5, -0.25):
+        middles = np.full(2, middle, np.float32)
+        baseline = evaluate.Baseline(np.zeros((2, 6), np.float32), np.ones(2, bool), middles)
+        step = evaluate.make_eval_step(Toy(), config, mesh, template, baseline)
+        results.append(evaluate.evaluate(step, state, [batch], mesh)["gripper"])
+        mine = np.asarray(prediction.gripper) > middle
+        right = mine == (batch.actions.chunk[..., -1] > middle)
+        assert results[-1] == pytest.approx(right[batch.actions.mask].mean(), rel=1e-6)
+    assert results[0] != results[1]
 
 
 def test_report_writes_what_it_says(tmp_path):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 
 from vla_jax.data.decode import decode_into
 from vla_jax.data.errors import ImageDecodeError, Skips
@@ -27,6 +27,8 @@ from vla_jax.data.units.policy_units import PolicyUnits
 from vla_jax.moved import names_of
 
 log = logging.getLogger(__name__)
+
+_ROWS = 1 << 12  # whose chunks are scaled at a time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -224,6 +226,36 @@ class Prepared(Trajectories):
             return chunks, states
         scaled = self.chunk_units.prepare_actions(chunks, states).astype(np.float32)
         return scaled, self.chunk_units.prepare_state(states).astype(np.float32)
+
+    def mean_action(self, chunk: int) -> Float64[np.ndarray, "a"]:
+        """The mean of all actions in model units.
+
+        Args:
+            chunk: f; with `chunk_units` it is the mean over the chunks that start at all frames,
+                as far as they lie in their trajectories.
+        """
+        # Millions of numbers are added up, too many for float32.
+        if self.chunk_units is None or self.proprio is None:
+            return self.actions.mean(0, dtype=np.float64)
+        ends = np.repeat(self.starts[1:], self.lengths)
+        total, count = np.zeros(self.actions.shape[1]), 0
+        for row in range(0, len(self), _ROWS):
+            rows = np.arange(row, min(row + _ROWS, len(self)))
+            frames = rows[:, None] + np.arange(chunk)
+            inside = frames < ends[rows, None]
+            chunks = self.actions[np.minimum(frames, ends[rows, None] - 1)]
+            scaled = self.chunk_units.prepare_actions(chunks, self.proprio[rows])
+            total += scaled[inside].sum(0, dtype=np.float64)
+            count += int(inside.sum())
+        return total / count
+
+    @property
+    def gripper_middle(self) -> float:
+        """The number in model units above which the last number of an action is an open gripper."""
+        middle = np.full((1, self.actions.shape[1]), 0.5)  # recorded from 0 = closed to 1 = open
+        if self.chunk_units is None or self.proprio is None:
+            return float(middle[0, -1])
+        return float(self.chunk_units.prepare_actions(middle, self.proprio[0])[0, -1])
 
 
 __getattr__ = names_of(__name__)

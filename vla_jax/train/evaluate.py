@@ -22,7 +22,7 @@ from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
 from vla_jax.train.state import TrainState
 from vla_jax.train.step import Metrics, Model
-from vla_jax.types import Actions, Batch, Prediction
+from vla_jax.types import Actions, Batch
 
 EvalStep = Callable[[TrainState, Batch], Metrics]
 
@@ -32,28 +32,32 @@ class Baseline:
     """The constant policy a trained one must beat: it knows the dataset and nothing else.
 
     Attributes:
-        arm: float32 [n, a-1], each training set's mean normalized arm action; [n, a] without a
-            gripper.
+        arm: float32 [n, a-1], each training set's mean arm action in model units; [n, a] without
+            a gripper.
         gripper: bool [n], the gripper state most of its actions have, True = open; None without
             a gripper.
+        middle: float32 [n], the number in model units above which a gripper is open.
     """
 
     arm: Float[np.ndarray, "n d"]
     gripper: Bool[np.ndarray, "n"] | None
+    middle: Float[np.ndarray, "n"]
 
 
-def mean_actions(actions: Sequence[Float[np.ndarray, "_ a"]], gripper: bool = True) -> Baseline:
-    """The baseline of a mixture's training sets, from all their normalized actions.
+def mean_actions(
+    means: Sequence[Float[np.ndarray, "a"]], middles: Sequence[float], gripper: bool = True
+) -> Baseline:
+    """The baseline of a mixture.
 
     Args:
-        actions: of each dataset.
+        means: the mean action of each training set, in model units.
+        middles: of each, see `Baseline`.
         gripper: whether the last number of an action is one.
     """
-    # Millions of numbers are added up, too many for float32.
-    mean = np.stack([x.mean(0, dtype=np.float64) for x in actions])
+    mean, middle = np.stack(means), np.array(middles, np.float32)
     if not gripper:
-        return Baseline(mean.astype(np.float32), None)
-    return Baseline(mean[:, :-1].astype(np.float32), mean[:, -1] > 0.5)
+        return Baseline(mean.astype(np.float32), None, middle)
+    return Baseline(mean[:, :-1].astype(np.float32), mean[:, -1] > middle, middle)
 
 
 def make_eval_step(
@@ -96,17 +100,25 @@ def make_eval_step(
         sums = {
             k: jnp.where(count > 0, x * count, 0.0) for k, x in {**parts, "loss": total}.items()
         }
-        opened = None if prediction.gripper is None else prediction.gripper > 0
-        sums |= {"count": count, **_errors(prediction.arm, opened, actions)}
+        middle: Any = 0.5
+        if baseline is not None:
+            middle = jnp.asarray(baseline.middle)[batch.dataset][:, None, None]
+        opened = None
+        if prediction.gripper is not None:
+            # A number is in the units of the targets; others are logits.
+            opened = prediction.gripper > (middle if config.model.gripper_is_number else 0.0)
+        sums |= {"count": count, **_errors(prediction.arm, opened, actions, middle)}
         if baseline is not None:
             arm = jnp.asarray(baseline.arm, jnp.float32)[batch.dataset][:, None, None]
             is_open = None
             if baseline.gripper is not None:
                 is_open = jnp.asarray(baseline.gripper)[batch.dataset][:, None, None]
-            fixed = _errors(arm, is_open, actions)
+            fixed = _errors(arm, is_open, actions, middle)
             sums |= {f"baseline_{name}": x for name, x in fixed.items()}
             count = len(baseline.arm)
-            sums["datasets"] = _by_dataset(prediction, actions, batch.dataset, count)
+            sums["datasets"] = _by_dataset(
+                prediction.arm, opened, actions, middle, batch.dataset, count
+            )
         return sums
 
     shardings = jax.tree.map(lambda x: x.sharding, template)
@@ -119,26 +131,30 @@ def make_eval_step(
 
 
 def _errors(
-    arm: Float[Array, "..."], is_open: Bool[Array, "..."] | None, actions: Actions
+    arm: Float[Array, "..."], is_open: Bool[Array, "..."] | None, actions: Actions, middle: Any
 ) -> dict[str, Array]:
     distance = jnp.abs(arm.astype(jnp.float32) - actions.chunk[..., : arm.shape[-1]])
     sums = {"l1": jnp.where(actions.mask[..., None], distance, 0.0).sum((0, 1, 2))}
     if is_open is not None:
-        # The last number of an action is the gripper: 1 = open, 0 = closed.
-        right = is_open == (actions.chunk[..., -1] > 0.5)
+        # The last number of an action is the gripper, the larger the more open.
+        right = is_open == (actions.chunk[..., -1] > middle)
         sums["gripper"] = (actions.mask & right).sum(dtype=jnp.float32)
     return sums
 
 
 def _by_dataset(
-    prediction: Prediction, actions: Actions, dataset: Int[Array, "b"], datasets: int
+    arm: Float[Array, "b w f d"],
+    is_open: Bool[Array, "b w f"] | None,
+    actions: Actions,
+    middle: Any,
+    dataset: Int[Array, "b"],
+    datasets: int,
 ) -> Float[Array, "n k"]:
-    target = actions.chunk[..., : prediction.arm.shape[-1]]
-    distance = jnp.abs(prediction.arm.astype(jnp.float32) - target).mean(-1)
+    distance = jnp.abs(arm.astype(jnp.float32) - actions.chunk[..., : arm.shape[-1]]).mean(-1)
     # Under the mask the column of ones adds up to the count of actions.
     columns = [jnp.ones_like(distance), distance]
-    if prediction.gripper is not None:
-        right = (prediction.gripper > 0) == (actions.chunk[..., -1] > 0.5)
+    if is_open is not None:
+        right = is_open == (actions.chunk[..., -1] > middle)
         columns.append(right.astype(jnp.float32))
     each = jnp.stack(columns, axis=-1)
     rows = jnp.where(actions.mask[..., None], each, 0.0).sum((1, 2))

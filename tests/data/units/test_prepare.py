@@ -78,6 +78,32 @@ def test_units_that_take_the_state_wait_for_the_window(recorded, data_config, st
     np.testing.assert_allclose(states[0, 0], expected, atol=1e-5)
 
 
+def test_the_mean_action_is_in_model_units(recorded, data_config, structure):
+    config = data_config(("calvin", "unused", 1.0), cache_dir="")
+    prepared = prepare(recorded, units_of(recorded, config, structure()))
+    np.testing.assert_allclose(prepared.mean_action(2), prepared.actions.mean(0), rtol=1e-5)
+    assert prepared.gripper_middle == 0.5
+
+
+def test_the_mean_action_of_chunks_is_that_of_their_windows(recorded, data_config, structure):
+    config = data_config(
+        ("calvin", "unused", 1.0), cache_dir="", units="openpi_quantile", relative=(1, -6)
+    )
+    statistics = measure_chunks(measure([recorded], 7, None, config), recorded, 2, config)
+    units = choose_units("calvin", statistics, recorded.spec, structure(chunk=2), config)
+    prepared = prepare(recorded, units)
+    rows = []
+    for trajectory, length in enumerate(LENGTHS):
+        for first in range(length):
+            frames = np.array([[[first, min(first + 1, length - 1)]]])
+            chunks, _ = prepared.numbers(np.array([trajectory]), frames, frames[:, :, 0])
+            rows += list(chunks[0, 0, : length - first])
+    np.testing.assert_allclose(prepared.mean_action(2), np.mean(rows, 0), atol=1e-5)
+    assert abs(prepared.mean_action(2) - recorded.actions.mean(0)).max() > 0.1
+    # A gripper of 0 and 1 becomes one of about -1 and 1.
+    assert prepared.gripper_middle == pytest.approx(0, abs=1e-3)
+
+
 def test_leaving_out_idle_frames_gives_another_dataset(recorded):
     moving = recorded.without_idle(1e-4, 2)
     assert isinstance(moving, Dataset)
