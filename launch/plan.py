@@ -33,6 +33,7 @@ CONFIG = config_flags.DEFINE_config_file("config")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Machine: v5e:8x8, 2*v5e:8x8, h100:8, ...")
 WINDOWS = flags.DEFINE_integer("windows", 0, "Windows of a row block instead of the batch size.")
 SESSIONS = flags.DEFINE_integer("sessions", 1, "Sessions of the control step.")
+WEIGHTS = flags.DEFINE_enum("weights", "bf16", ["bf16", "int8"], "Of the control step, as served.")
 COMPILE = flags.DEFINE_boolean("compile", False, "Compile both steps for the machine.")
 SWEEP = flags.DEFINE_boolean("sweep", False, "Try meshes, remat and batches, and recommend.")
 DEBUG = flags.DEFINE_boolean("debug", False, refusal.HELP)
@@ -64,7 +65,7 @@ def plan() -> dict[str, Any]:
     # What takes one.
     train = measured.train_step(config, machine, WINDOWS.value)
     _print(report.train_lines(machine, sketch, train))
-    control = measured.control_step(config, machine, SESSIONS.value)
+    control = measured.control_step(config, machine, SESSIONS.value, WEIGHTS.value)
     _print(report.control_lines(machine, control))
     return report.to_json(machine, sketch, train, control)
 

@@ -76,6 +76,7 @@ def main() -> int:
             gripper={f"gripper_{k}": v for k, v in overrides.items() if v is not None},
             max_batch=min(flags.max_batch, flags.max_sessions),
             observation=robot_keys.load(flags.observation) if flags.observation else None,
+            weights=flags.weights,
         )
         if flags.unnorm_keys:
             policy.metadata["observation"]["aliases"] += flags.unnorm_keys.split(",")
@@ -130,6 +131,14 @@ def _parse_flags() -> argparse.Namespace:
         default="",
         metavar="NAMES",
         help="further names of the dataset, with commas between, that OpenVLA's clients may send",
+    )
+    add(
+        "--weights",
+        default="",
+        choices=("bf16", "int8"),
+        help="how weights are kept in memory, and read at each step. int8: the kernels of linear"
+        " maps as whole numbers, with a scale for every output; bf16: bfloat16 (default: the type"
+        " that the model computes in)",
     )
     add(
         "--untrained",

@@ -20,6 +20,7 @@ from vla_jax.data.units.gripper import GripperState
 from vla_jax.data.units.normalize import ActionSpec, StateSpec
 from vla_jax.data.units.policy_units import PolicyUnits
 from vla_jax.inference import limits, provenance, realtime
+from vla_jax.inference import weights as stored_weights
 from vla_jax.inference.batched_step import BatchedStep, StepInput
 from vla_jax.inference.execution import Execution, Plan
 from vla_jax.inference.protocol import (
@@ -78,6 +79,7 @@ class Policy:
         max_batch: int = 1,
         units: PolicyUnits | None = None,
         observation: ObservationConfig | None = None,
+        weights: str = "",
     ):
         """Wraps parameters.
 
@@ -96,10 +98,12 @@ class Policy:
                 trained in another project's (`data.units`).
             observation: the keys under which the robot sends its observations, in place of the
                 config's.
+            weights: form in which they are kept, see `inference.weights`; "" is the type that the
+                model computes in.
 
         Raises:
-            ValueError: the keys are no keys, the execution does not fit the chunk or the gripper,
-                or `max_batch` is not positive.
+            ValueError: the keys are no keys, the form is none, the execution does not fit the
+                chunk or the gripper, or `max_batch` is not positive.
         """
         self.keys = RobotKeys(observation or config.observation)
         model = vla.build(config.model)
@@ -121,9 +125,9 @@ class Policy:
         self._image = model.image
         form = vla.prompt_form(config.model)
         self._write = Writer(tokenizer, self._structure.text_len, vla.prompt(config.model), form)
-        # Parameters in the compute type: the cast would otherwise be paid at every step.
-        dtype = jnp.dtype(config.model.dtype)
-        params = jax.tree.map(lambda x: x.astype(dtype), dict(params))
+        # By default in the compute type: the cast would otherwise be paid at every step.
+        maps = vla.linear_maps(model) if weights == "int8" else {}
+        params = stored_weights.store(params, weights, jnp.dtype(config.model.dtype), maps)
         guidable = HEADS[config.model.head.kind].guidable
         # Heads that draw no samples cannot be guided: their chunks are blended by the client.
         guided = self._execution.mode == "rtc" and guidable
@@ -152,6 +156,7 @@ class Policy:
             "proprio_dim": self._state_dim,
             "max_batch": max_batch,
             "device": jax.local_devices()[0].platform,
+            "weights": weights or config.model.dtype,
         }
         if self._execution.mode == "rtc":
             guidance = self._execution.guidance if self._realtime else None
@@ -168,6 +173,7 @@ class Policy:
         gripper: Mapping[str, int] | None = None,
         max_batch: int = 1,
         observation: ObservationConfig | None = None,
+        weights: str = "",
     ) -> "Policy":
         """Loads what `launch/train.py` wrote.
 
@@ -181,6 +187,7 @@ class Policy:
                 gripper_repeat, gripper_patience.
             max_batch: see `Policy`.
             observation: see `Policy`.
+            weights: see `Policy`.
 
         Raises:
             CheckpointError: nothing usable there.
@@ -221,6 +228,7 @@ class Policy:
             max_batch=max_batch,
             units=PolicyUnits.from_json(units) if units else None,
             observation=observation,
+            weights=weights,
         )
         policy.metadata |= provenance.describe(
             stored, spec, statistics, untrained, execution or Execution()

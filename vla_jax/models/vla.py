@@ -7,6 +7,7 @@ The three are independent choices. The structure is the outermost module and hol
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -15,6 +16,7 @@ from vla_jax.config import ModelConfig
 from vla_jax.models import legality, structures
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.structures import Structure
+from vla_jax.models.towers.layers import Dense
 from vla_jax.types import Actions, Observation
 
 # What `build` returns; a structure with its backbone and head is the whole model.
@@ -82,3 +84,18 @@ def initial_params(model: VLA, key: Array) -> dict[str, Any]:
     # `loss` reaches every module, such as the sentence output, which `__call__` does not.
     variables = model.init(key, observation, actions, jax.random.key(0), 0.0, method="loss")
     return dict(variables["params"])
+
+
+def linear_maps(model: VLA) -> dict[str, int]:
+    """Path of the kernel of every linear map -> how many axes, behind a stack's, are its inputs."""
+    found: dict[str, int] = {}
+
+    def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if isinstance(module, Dense) and context.method_name == "__call__":
+            found["/".join((*module.path, "kernel"))] = module.contract
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(look):
+        jax.eval_shape(lambda key: initial_params(model, key), jax.random.key(0))
+    return found

@@ -70,19 +70,22 @@ def train_step(config: Config, machine: Machine, windows: int = 0) -> Measured:
     return _measured(lowered, machine, dict(program.mesh.shape), domains, argument_bytes)
 
 
-def control_step(config: Config, machine: Machine, sessions: int = 1) -> Control:
+def control_step(
+    config: Config, machine: Machine, sessions: int = 1, weights: str = "bf16"
+) -> Control:
     """Compile the control step of a config for one device of a machine.
 
     Args:
         config: of the run.
         machine: where it would run.
         sessions: that are served in one pass.
+        weights: form in which they are kept, see `inference.weights`.
 
     Raises:
         PlanError: there is no compiler for it.
     """
     device = compilers.devices(machine)[0]
-    program = programs.control_program(config, device, sessions)
+    program = programs.control_program(config, device, sessions, weights)
     with compilers.answering_for(machine):
         lowered = program.step.trace(*program.arguments).lower()
     argument_bytes = programs.device_bytes(program.arguments)

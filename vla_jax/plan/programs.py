@@ -15,6 +15,7 @@ from vla_jax.config import Config, ConfigError
 from vla_jax.convert import answers
 from vla_jax.convert.start import Start
 from vla_jax.inference import layers_apart
+from vla_jax.inference import weights as stored_weights
 from vla_jax.inference.batched_step import BatchedStep
 from vla_jax.models import vla
 from vla_jax.train import lora, state
@@ -53,7 +54,7 @@ class TrainProgram:
 
 @dataclass(frozen=True)
 class ControlProgram:
-    """One control step of some sessions on one device, with bfloat16 weights.
+    """One control step of some sessions on one device.
 
     Attributes:
         step: jitted.
@@ -162,23 +163,26 @@ def batch_shapes(config: Config, image: tuple[int, int], rows: int) -> Batch:
     )
 
 
-def control_program(config: Config, device: Any, sessions: int = 1) -> ControlProgram:
+def control_program(
+    config: Config, device: Any, sessions: int = 1, weights: str = "bf16"
+) -> ControlProgram:
     """The step that launch/serve.py would compile on one device.
 
     Args:
         config: of the run.
         device: of a compiler's topology, or a stand-in.
         sessions: that are served in one pass.
+        weights: form in which they are kept, see `inference.weights`.
     """
     model, c = vla.build(config.model, Start(config.model).arch()), config.model.structure
     # No tokenizer is read to plan with.
     model = vla.build(answers.stand_in(model), model.arch)
     where, mesh = SingleDeviceSharding(device), layers_apart.serving_mesh(device)
+    maps = vla.linear_maps(model)
 
     def init(key: jax.Array) -> Any:
         # Only shapes count here: this is traced and never run.
-        served = vla.initial_params(model, key)
-        served = jax.tree.map(lambda x: x.astype(jnp.bfloat16), served)
+        served = stored_weights.store(vla.initial_params(model, key), weights, jnp.bfloat16, maps)
         return served if mesh is None else layers_apart.apart(served)
 
     params = jax.eval_shape(init, jax.random.key(0))

@@ -85,6 +85,8 @@ class Dense(nn.Module):
         x = x.reshape(*lead, width).astype(self.dtype)
         low_rank = self._low_rank(x)  # before `x` becomes the product
         x = sharding.product(x, kernel.reshape(width, -1))
+        if self.has_variable("params", "kernel_scale"):  # of int8, in float32: inference/weights.py
+            x = (x * self.get_variable("params", "kernel_scale")).astype(self.dtype)
         x = x if low_rank is None else x + low_rank
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, tuple(self.features))

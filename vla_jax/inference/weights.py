@@ -1,0 +1,67 @@
+"""In which form a served model's weights lie in memory: what a control step reads.
+
+A control step of one session is bound by the bytes of its weights. `int8` keeps the kernels of all
+linear maps as whole numbers with a scale for every output, `kernel_scale` beside the kernel as
+LoRA's factors are; `layers.Dense` multiplies its product by it. `bf16` keeps everything in
+bfloat16, whatever the model computes in.
+
+Axis letters: l layers of a stack · i inputs of a linear map · o its outputs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int8
+
+from vla_jax import rules
+
+FORMS = ("", "bf16", "int8")
+_LARGEST = 127  # of int8, used symmetrically
+
+
+def store(
+    params: Mapping[str, Any], form: str, dtype: Any, inputs: Mapping[str, int]
+) -> dict[str, Any]:
+    """Parameters as they are served.
+
+    Args:
+        params: nested dict of float arrays.
+        form: one of FORMS; "" is the type that the model computes in.
+        dtype: that type.
+        inputs: path of the kernel of every linear map -> how many of its axes are inputs, see
+            `vla.linear_maps`.
+
+    Raises:
+        ValueError: an unknown form.
+    """
+    if form not in FORMS:
+        raise ValueError(f"weights: {form!r} is none of {[name for name in FORMS if name]}")
+    kept = jnp.bfloat16 if form == "bf16" else dtype
+    stored: dict[str, Any] = {}
+    for path, x in rules.flatten(params).items():
+        if form != "int8" or path not in inputs:
+            stored[path] = x.astype(kept)
+            continue
+        lead = 1 if rules.STACKED.search(path) else 0
+        stored[path], stored[path + "_scale"] = quantize(x, lead, inputs[path])
+    return rules.unflatten(stored)
+
+
+def quantize(
+    kernel: Float[Array, "..."], lead: int, inputs: int
+) -> tuple[Int8[Array, "..."], Float[Array, "..."]]:
+    """A kernel [*l, *i, *o] as int8, and the scales [*l, o] that bring its products back.
+
+    Args:
+        kernel: of a linear map, or of a stack of them.
+        lead: 1 of a stack, else 0.
+        inputs: how many axes behind these are inputs.
+    """
+    wide = kernel.astype(jnp.float32)
+    over = tuple(range(lead, lead + inputs))
+    scale = jnp.max(jnp.abs(wide), axis=over, keepdims=True) / _LARGEST
+    # An output that is always 0 needs some scale.
+    scale = jnp.where(scale == 0, 1.0, scale)
+    whole = jnp.round(wide / scale).astype(jnp.int8)
+    return whole, scale.reshape(*kernel.shape[:lead], -1)
