@@ -65,7 +65,7 @@ def _step(b: int, w: int) -> Any:
         text_config=text,
     )
     whole = Kosmos2ForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-    vlm = getattr(whole, "model", whole)
+    vlm: Any = getattr(whole, "model", whole)
     head, token = Head(v["width"]), nn.Parameter(torch.zeros(v["width"]))
     params = [*whole.parameters(), *head.parameters(), token]
     optimizer = torch.optim.AdamW(params, lr=2e-5, weight_decay=0.0)

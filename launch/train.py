@@ -172,9 +172,8 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
         # The two programs of a run. They are compiled by their first call.
         names = inputs.train.names
         train_step = make_train_step(model, config, mesh, template, names)
-        chunk, recorded = config.model.structure.chunk, inputs.train.datasets
-        means = [dataset.mean_action(chunk) for dataset in recorded]
-        middles = [dataset.gripper_middle for dataset in recorded]
+        chunk, sets = config.model.structure.chunk, inputs.train.datasets
+        means, middles = zip(*((s.mean_action(chunk), s.gripper_middle) for s in sets), strict=True)
         baseline = evaluate.mean_actions(means, middles, config.model.has_gripper)
         eval_step = evaluate.make_eval_step(model, config, mesh, template, baseline)
 
@@ -375,17 +374,16 @@ def count_operations(run: Run, meter: Meter, batch: Any) -> None:
 
 def main(_: Any) -> None:
     """Resolve the config, join the other processes, train; a user's mistake shows no traceback."""
-    heap.limit()
     try:
         if CONFIG.value is None:
             raise ConfigError(
                 "--config: name a config file of yours, or one of " + ", ".join(config_names())
             )
         config, workdir = resolve(CONFIG.value), Path(WORKDIR.value).expanduser()
+        heap.limit()
         kept = config.train.keep_heap and heap.keep()
         runtime.initialize()
-        if kept:
-            logger.info("memory that a step frees is kept for the next (train.keep_heap)")
+        logger.info("memory that a step frees is %s", "kept for the next" if kept else "given back")
         compilation_cache.enable(config.train.compilation_cache)
         peers = Peers()
 

@@ -222,9 +222,8 @@ class CalvinSource:
             unsound: list[Unsound] = []
 
             def parts() -> Generator[dict[str, np.ndarray], None, None]:
-                parallel = len(self._ids) >= _PARALLEL_FRAMES
-                with run_jobs(copy_low, jobs, parallel) as copied_jobs:
-                    for rows, wrong in copied_jobs:
+                with run_jobs(copy_low, jobs, len(self._ids) >= _PARALLEL_FRAMES) as results:
+                    for rows, wrong in results:
                         if wrong and not skip:
                             raise self._error(wrong[0])
                         unsound.extend(wrong)
