@@ -10,7 +10,7 @@ memory. Rows whose file is in OUT already are not compiled again.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,15 @@ ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
     ("llava_ph", "v5e:8x8", 2, ()),
     ("flamingo_ph", "h100:8", 4, ()),
     ("kosmos_interleaved", "h100:8", 2, ("--config.model.structure.window=16",)),
+    ("kosmos_interleaved", "h100:8", 2, (
+        "--config.model.structure.window=16", "--config.model.dropout=False",
+    )),
     ("kosmos_discrete", "h100:8", 4, (
         "--config.model.structure.window=8", "--config.model.structure.chunk=10",
     )),
+    ("pi05_libero", "h100:8", 8, ()),
+    ("pi05_libero", "h200:1", 8, ()),
+    ("pi05_libero", "h100:8", 8, ("--config.lora.rank=16", "--config.lora.alpha=32")),
 )  # fmt: skip
 
 
@@ -47,7 +53,7 @@ def main() -> None:
     out = Path(flags.out)
     out.mkdir(parents=True, exist_ok=True)
     for config, topology, windows, more in ROWS:
-        file = _file(out, config, topology)
+        file = _file(out, config, topology, more)
         if file.exists() or flags.only not in (topology, config, ""):
             continue
         where = (f"--config={config}", f"--topology={topology}", f"--windows={windows}")
@@ -63,16 +69,17 @@ def lines(out: Path) -> Iterator[str]:
         " ms |"
     )
     yield "|---" * 11 + "|"
-    for config, topology, windows, _ in ROWS:
-        file = _file(out, config, topology)
+    for config, topology, windows, more in ROWS:
+        file = _file(out, config, topology, more)
         if file.exists():
-            yield _line(config, windows, json.loads(file.read_text()))
+            yield _line(config, windows, more, json.loads(file.read_text()))
 
 
-def _line(config: str, windows: int, plan: dict[str, Any]) -> str:
+def _line(config: str, windows: int, more: Sequence[str], plan: dict[str, Any]) -> str:
     word = "" if plan["fits"] else "**no**, "
+    changed = "".join(f" `{flag.removeprefix('--config.')}`" for flag in more)
     cells = [
-        f"`{config}`, {windows}",
+        f"`{config}`{changed}, {windows}",
         plan["topology"],
         f"{word}{plan['bytes_per_device']['total'] / 2**30:.2f}",
     ]
@@ -98,8 +105,10 @@ def _line(config: str, windows: int, plan: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _file(out: Path, config: str, topology: str) -> Path:
-    return out / f"{config}-{topology.replace(':', '-').replace('*', 'x')}.json"
+def _file(out: Path, config: str, topology: str, more: Sequence[str]) -> Path:
+    # What a row changes tells it from others of its config: "-window=16".
+    changed = "".join(f"-{flag.rpartition('.')[2]}" for flag in more)
+    return out / f"{config}-{topology.replace(':', '-').replace('*', 'x')}{changed}.json"
 
 
 def _parse_flags() -> argparse.Namespace:
