@@ -2,9 +2,9 @@
 
 python launch/train.py --config=configs/libero_smoke.py:DATA --workdir=runs/libero_smoke
 
-DATA: RLDS of what a script recorded, which picks groceries up and puts them into the basket, in 42
-demonstrations of three tasks, 12 of which begin elsewhere and are pushed now and then. With VENV of
-eval_servers/libero/setup.sh:
+DATA, such as data/libero_object_no_noops/1.0.0: RLDS of what a script recorded, which picks
+groceries up and puts them into the basket, in 42 demonstrations of three tasks. The hand of 12 is
+pushed now and then. With VENV of eval_servers/libero/setup.sh:
 
 VENV/bin/python eval_servers/libero/record.py --suite=object --tasks 0 6 8 --size=128 \
     --out=recorded --episodes=10
@@ -16,7 +16,9 @@ python launch/evaluate.py libero --checkpoint=runs/libero_smoke --out=OUT \
     --python=VENV/bin/python -- --suite=object --tasks 0 6 8 --episodes=20 --size=128 \
     --execute-steps=5
 
-RESULT
+59 of 60 held-out initial states, 20 of each task (98 %, 95 % interval 91 to 100 %). The baselines,
+and what that means, are in docs/benchmarks.md. On one CPU core 8 CPU-minutes of recording, 4 of
+training and 4 of evaluation.
 """
 
 from typing import Any
