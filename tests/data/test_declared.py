@@ -357,3 +357,18 @@ def test_statistics_of_another_size(tmp_path, monkeypatch, data_config, structur
         return
     with pytest.raises(ConfigError, match=message):
         open_datasets(config, structure(), 7, "train")
+
+
+def test_more_episodes_than_any_dataset_has(tmp_path):
+    folder = write(tmp_path / "1.0.0", features.image(8, 12),
+                   lambda n: np.zeros((n, 8, 12, 3), np.uint8), lengths=(5, 4, 3),
+                   shard_bytes=1)  # fmt: skip
+    path = folder / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0]["shardLengths"][0] = str(10**12)
+    path.write_text(json.dumps(info))
+    with pytest.raises(errors.DataError, match="says 1000000000000"):
+        opened(folder)
+    # Left out, the rest would have the numbers from there on.
+    with pytest.raises(errors.DataError, match=r"my: episode number \d+: the dataset miscounts"):
+        opened(folder, skips=Skips("my", "skip"))

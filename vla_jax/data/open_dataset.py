@@ -34,6 +34,8 @@ Part = Literal["all", "head", "tail"]
 # (episode, its first frame, the next episode's) -> array of one feature.
 Column = Callable[[int, int, int], np.ndarray]
 log = logging.getLogger(__name__)
+# The largest collections have some millions; what is kept for each number would not fit above it.
+_MOST_EPISODES = 10**8
 
 
 def open_dataset(
@@ -150,8 +152,11 @@ def _read(
     raw = {short: column_reader(source, path) for short, path in paths.items()}
     frames, texts = [], []
     check_episodes(filters, source, name)
+    last = int(source.numbers.max(initial=0))
+    if last > _MOST_EPISODES:
+        raise DataError(f"{name}: episode number {last}: the dataset miscounts its episodes")
     # By the episode's number alone: the same for every process, seed and part of the split.
-    swaps = np.random.default_rng(0).integers(0, 2, int(source.numbers.max(initial=0)) + 1)
+    swaps = np.random.default_rng(0).integers(0, 2, last + 1)
     mistake: FeatureError | None = None
     unused: Counter[str] = Counter()
     sound = 0
