@@ -9,10 +9,12 @@ that ask and come back as new sessions every 50 requests. Every few seconds OUT/
 OUT/serve.jsonl get a row: seconds, resident memory, descriptors, threads, and how far it is.
 
 Flat means, of the samples behind the first third of the time, when programs are compiled and the
-allocator has settled: the line through them (Theil-Sen: the median of the slopes of all pairs,
-which a single spike does not move) rises by no more than 1 % of the median memory, or 4 MB, to the
+allocator has settled: the line through the least memory of every twentieth of that time (Theil-Sen:
+the median of the slopes of all pairs) rises by no more than 1 % of their median, or 4 MB, to the
 end; and the median of descriptors, and of threads, over the last third is no higher than over the
-middle one. Prints one line each and exits with 1 if one is not flat, or a process fails.
+middle one. The least memory is what a process holds in any case: a step, a checkpoint and an
+evaluation take a tenth more for a moment, and whether a sample meets one of them is chance.
+Prints one line each and exits with 1 if one is not flat, or a process fails.
 """
 
 import argparse
@@ -38,7 +40,7 @@ from eval_servers.client import PolicyClient  # noqa: E402
 
 CLIENTS, EPISODE = 4, 50  # clients at once, requests of a session
 RISE, FEW_MB = 0.01, 4.0  # share of the memory, and MB, that it may rise by
-MOST_SAMPLES = 400  # of which the slopes of all pairs are taken
+SPANS = 20  # parts of the time, of which the least memory counts
 
 
 def main() -> int:
@@ -178,12 +180,18 @@ def _state(pid: int) -> dict[str, Any]:
 
 def rise(samples: list[dict[str, Any]]) -> float:
     """MB by which the memory rises over the samples, by the median of the slopes of all pairs."""
-    chosen = samples[:: max(1, len(samples) // MOST_SAMPLES)]
     slopes = [
         (b["rss_mb"] - a["rss_mb"]) / (b["seconds"] - a["seconds"])
-        for a, b in combinations(chosen, 2)
+        for a, b in combinations(samples, 2)
     ]
-    return statistics.median(slopes) * (chosen[-1]["seconds"] - chosen[0]["seconds"])
+    return statistics.median(slopes) * (samples[-1]["seconds"] - samples[0]["seconds"])
+
+
+def floor(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sample with the least memory of every `SPANS`th part of the time."""
+    size = max(1, len(samples) // SPANS)
+    parts = (samples[i : i + size] for i in range(0, len(samples) - size + 1, size))
+    return [min(part, key=lambda row: row["rss_mb"]) for part in parts]
 
 
 def flat(samples: list[dict[str, Any]]) -> tuple[bool, str]:
@@ -192,9 +200,12 @@ def flat(samples: list[dict[str, Any]]) -> tuple[bool, str]:
         return False, f"only {len(samples)} samples, too few to judge"
     third = len(samples) // 3
     middle, last = samples[third:-third], samples[-third:]
-    memory = statistics.median(row["rss_mb"] for row in samples[third:])
-    rises = rise(samples[third:])
-    words = [f"{memory:.0f} MB, rising by {rises:.2f} MB ({rises / memory:.2%})"]
+    kept = floor(samples[third:])
+    memory, rises = statistics.median(row["rss_mb"] for row in kept), rise(kept)
+    most = max(row["rss_mb"] for row in samples)
+    words = [
+        f"{memory:.0f} MB, rising by {rises:.2f} MB ({rises / memory:.2%}), at most {most:.0f}"
+    ]
     is_flat = rises <= max(RISE * memory, FEW_MB)
     for name in ("descriptors", "threads"):
         before, after = (statistics.median(r[name] for r in part) for part in (middle, last))
