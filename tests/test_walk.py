@@ -21,6 +21,7 @@ FLOORS = (
         "rules",
         "shipped",
         "types",
+        "workers",
     ),
     ("models", "data"),
     ("train", "convert", "inference"),
@@ -37,8 +38,9 @@ def watched(tmp_path_factory):
 def test_few_calls_lie_between_the_step_and_attention(watched):
     assert watched.seen == set(walk.STATIONS)
     depths = {tower: len(way) for tower, way in watched.depths.items()}
-    assert depths["Decoder.run"] <= 10
-    assert max(depths.values()) <= 11, watched.depths
+    assert depths["VisionTransformer._layers"] <= 10
+    # The text decoder's last layer stands apart, and takes its numbers out of the stack of all.
+    assert max(depths.values()) <= 17, watched.depths
 
 
 def imports() -> dict[str, set[str]]:

@@ -108,7 +108,7 @@ def test_flags_reach_the_policy_and_the_server(launch, capsys):
     folder, choices = calls["checkpoint"]
     assert folder == "runs/a"
     wanted = {"step": 300, "dataset": "tabletop", "untrained": True, "gripper": {}}
-    wanted |= {"max_batch": 3, "observation": None}
+    wanted |= {"max_batch": 3, "observation": None, "weights": ""}
     assert {k: v for k, v in choices.items() if k != "execution"} == wanted
     assert choices["execution"].mode == "chunk"
     options = calls["options"]

@@ -294,7 +294,7 @@ class Structure(nn.Module):
         self,
         tokens: Float[Array, "b w k d"],
         observation: Observation,
-        inserted: Float[Array, "r m d"] | None = None,
+        inserted: Float[Array, "r m _"] | None = None,
     ) -> tuple[Tokens, Array]:
         """`splicing.splice` of every step by itself, r = b w; `inserted` as in `splice`."""
         (b, w, k, d), s = tokens.shape, self.config.structure
@@ -311,7 +311,7 @@ class Structure(nn.Module):
         prefix: Float[Array, "r k c"],
         exist: Bool[Array, "r k"],
         place: Array,
-        inserted: Float[Array, "r m d"] | None = None,
+        inserted: Float[Array, "r m _"] | None = None,
     ) -> tuple[Tokens, Array]:
         """`splicing.splice` in this model's layout; inserts the action tokens unless told else."""
         inserted = self.action_tokens(text) if inserted is None else inserted

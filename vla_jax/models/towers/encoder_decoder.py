@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vla_jax.models import sharding
 from vla_jax.models.towers import decoder
 from vla_jax.models.towers.layers import Dropout, LayerNorm
 from vla_jax.models.towers.normformer import (
@@ -118,7 +119,7 @@ class Encoder(nn.Module):
         # A longer text would fail below in a shape error that names no setting.
         _check_length(t, s)
         x = [
-            self.drop(norm(part * s.embed_scale + kind))
+            self.drop(norm(sharding.rows(part) * s.embed_scale + kind))
             for norm, part, kind in zip(
                 # Types are stored text first, while the sequence has its images first.
                 (self.image_norm, self.text_norm),
