@@ -103,22 +103,27 @@ def test_words_of_an_error(tmp_path):
     assert refusal.describe(MemoryError()) == "MemoryError; --debug shows where"
 
 
-def _lines_of_interrupted(command, started):
-    """What a program prints that gets Ctrl-C, as a terminal sends it, once `started()` is true."""
+def start_in_foreground(command, stdout=subprocess.DEVNULL):
+    """Starts a Python program as a terminal does, which sends Ctrl-C to it and its workers."""
     # Where this runs in the background, SIGINT is ignored, and would be there too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
             stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=stdout,
             text=True,
             start_new_session=True,
         )
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _lines_of_interrupted(command, started):
+    """What a program prints that gets Ctrl-C, as a terminal sends it, once `started()` is true."""
+    process = start_in_foreground(command)
     try:
         end = time.monotonic() + 60
         while not started() and process.poll() is None and time.monotonic() < end:

@@ -3,15 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.test_refusal import start_in_foreground
 from vla_jax import workers
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def _slow_at_first(number):
@@ -79,18 +77,8 @@ if __name__ == "__main__":
 def test_ctrl_c_ends_all_at_once(tmp_path, size, seconds, only_parent):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(
-            [sys.executable, str(program), str(size), str(seconds)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    command = [str(program), str(size), str(seconds)]
+    process = start_in_foreground(command, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         children = {int(process.stdout.readline()) for _ in range(1 if seconds else 6)}
