@@ -41,9 +41,11 @@ ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
     ("kosmos_discrete", "h100:8", 4, (
         "--config.model.structure.window=8", "--config.model.structure.chunk=10",
     )),
-    ("pi05_libero", "h100:8", 8, ()),
-    ("pi05_libero", "h200:1", 8, ()),
-    ("pi05_libero", "h100:8", 8, ("--config.lora.rank=16", "--config.lora.alpha=32")),
+    *(
+        ("pi05_libero", machine, 8, flags)
+        for machine in ("v5e:4x4", "v5e:8x8", "v6e:2x4", "h100:8", "h200:1")
+        for flags in ((), ("--config.lora.rank=16", "--config.lora.alpha=32"))
+    ),
 )  # fmt: skip
 
 
