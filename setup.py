@@ -30,6 +30,7 @@ CORE = [
     "simplejpeg>=1.8,<2",
     "tokenizers>=0.22,<0.24",
     "tqdm>=4.66",
+    "universal-pathlib>=0.3.10,<0.4",  # data in object stores; brings fsspec
     "websockets>=15,<18",
 ]
 EXTRAS = {
@@ -37,6 +38,8 @@ EXTRAS = {
     "data": ["tensorflow-cpu>=2.20,<2.22", "tensorflow-datasets>=4.9.9,<5", "google-crc32c>=1.6"],
     # Tokenizers that ship without a tokenizer.json are converted by transformers (no torch).
     "convert": ["transformers>=5.20,<6", "sentencepiece>=0.2", "protobuf>=5"],
+    # Data in object stores: http(s)://, gs:// and s3://.
+    "cloud": ["fsspec[http]>=2025.9", "gcsfs>=2025.9", "s3fs>=2025.9"],
     # LeRobot's parquet files and videos.
     "lerobot": ["av>=18.0,<19", "pyarrow>=25,<27"],
     "cuda": [f"jax[cuda13]{JAX}"],
@@ -57,6 +60,7 @@ EXTRAS["dev"] = [
     *EXTRAS["lerobot"],
     *EXTRAS["demo"],
     "beartype>=0.20",
+    "fsspec[http]>=2025.9",
     "setuptools>=77",
     "pyright==1.1.414",
     "pytest>=8.3,<10",

@@ -140,12 +140,31 @@ def _timed(step: Any) -> bool:
     return True
 
 
+def midsize(window: int = 8) -> Any:
+    """The model's config: a Kosmos-2 policy head of 107.9 M numbers in float32."""
+    from configs import base
+
+    c, v = base.get_config(), VISION
+    sizes = {"patch_size": 14, "image_size": 224, "num_hidden_layers": v["layers"]}
+    sizes |= {"hidden_size": v["width"], "num_attention_heads": v["heads"]}
+    text = {"vocab_size": 65037, "embed_dim": v["width"], "layers": v["layers"]}
+    text |= {"attention_heads": v["heads"], "ffn_dim": v["mlp"]}
+    c.model.backbone.arch = {
+        "latent_query_num": 64,
+        "vision_config": {**sizes, "intermediate_size": v["mlp"]},
+        "text_config": text,
+    }
+    c.model.structure.update({"window": window, "chunk": 10, "text_len": 32})
+    c.model.update({"dtype": "float32", "dropout": False})
+    c.data.datasets = ({"spec": "calvin", "dir": "none", "weight": 1.0},)
+    return c
+
+
 def ours(args: argparse.Namespace) -> Any:
     """Our own train step of the model, compiled and ready."""
     import jax
     import numpy as np
 
-    from configs import base
     from vla_jax.config import resolve
     from vla_jax.models import vla
     from vla_jax.train import heap, lora, state
@@ -158,19 +177,8 @@ def ours(args: argparse.Namespace) -> Any:
     heap.limit()  # as launch/train.py does, at the same point
     if kept == "kept" and not heap.keep():
         raise SystemExit("this C library cannot keep the heap")
-    c, v = base.get_config(), VISION
-    sizes = {"patch_size": 14, "image_size": 224, "num_hidden_layers": v["layers"]}
-    sizes |= {"hidden_size": v["width"], "num_attention_heads": v["heads"]}
-    text = {"vocab_size": 65037, "embed_dim": v["width"], "layers": v["layers"]}
-    text |= {"attention_heads": v["heads"], "ffn_dim": v["mlp"]}
-    c.model.backbone.arch = {
-        "latent_query_num": 64,
-        "vision_config": {**sizes, "intermediate_size": v["mlp"]},
-        "text_config": text,
-    }
-    c.model.structure.update({"window": args.window, "chunk": 10, "text_len": 32})
-    c.model.update({"dtype": "float32", "remat": remat, "dropout": False})
-    c.data.datasets = ({"spec": "calvin", "dir": "none", "weight": 1.0},)
+    c = midsize(args.window)
+    c.model.remat = remat
     c.train.update({"steps": 1000, "batch_size": args.batch})
     config = resolve(c)
     model, mesh = vla.build(config.model), meshes.make_mesh(config.mesh)

@@ -10,6 +10,7 @@ ROOT: holds NAME/VERSION of every dataset, as downloaded. Datasets whose actions
 Hardware: as configs/kosmos_ph.py with half the images. Not run on the whole of these data yet.
 """
 
+import re
 from typing import Any
 
 from vla_jax.configs import kosmos_ph
@@ -18,7 +19,10 @@ from vla_jax.data.oxe.folders import mixture_entries
 
 def get_config(argument: str = "bridge:data/oxe") -> Any:
     """MIX:ROOT or MIX:ROOT:VARIANT."""
-    mixture, root, variant = [*argument.split(":"), "", ""][:3]
+    mixture, _, remaining = argument.partition(":")
+    # ROOT may be a URL, whose own colons are followed by slashes.
+    matched = re.fullmatch(r"(.*?)(?::(\w*))?", remaining)
+    root, variant = matched.groups() if matched else (remaining, "")
     variant = variant or "openvla"
     if variant not in ("openvla", "octo"):
         raise ValueError(f"the variant is openvla or octo, not {variant!r} (of {argument!r})")

@@ -31,6 +31,7 @@ from vla_jax.data.find_spec import find_spec, short_name
 from vla_jax.data.first_spec import list_features, recorded_hz, source_code
 from vla_jax.data.inspection import Findings, check_images, inspect, trajectories_shown
 from vla_jax.data.oxe.folders import find_folder
+from vla_jax.data.places import DataPath, data_path, is_remote
 from vla_jax.data.quality.check import Quality, check, write_report
 from vla_jax.shipped import install_hint
 
@@ -133,14 +134,14 @@ def report(findings: Findings, quality: Quality, more: list[str]) -> str:
     return "\n".join([*lines, *(f"  - {warning}" for warning in warnings)])
 
 
-def locate(data: str, root: str, spec: str) -> tuple[Path, str]:
-    """The dataset's folder and its spec's name.
+def locate(data: str, root: str, spec: str) -> tuple[DataPath, str]:
+    """The dataset's folder or URL and its spec's name.
 
     Raises:
         DataError: there is no such folder; KeyError: no such spec.
     """
-    folder = Path(data).expanduser()
-    if folder.is_dir():
+    folder = data_path(data)
+    if is_remote(folder) or folder.is_dir():
         # .../NAME/1.0.0 or .../NAME
         named = folder.absolute()
         version = named.name.replace(".", "").isdigit()
@@ -155,11 +156,11 @@ def locate(data: str, root: str, spec: str) -> tuple[Path, str]:
 
 
 def is_unknown(data: str) -> bool:
-    """Whether the argument is a folder that the registry has no spec for."""
+    """Whether the argument is a folder or URL that the registry has no spec for."""
     try:
         find_spec(locate(data, "", "")[1])
     except (DataError, KeyError):
-        return Path(data).expanduser().is_dir()
+        return is_remote(data_path(data)) or data_path(data).is_dir()
     return False
 
 
@@ -201,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", help="folder of a dataset, or a name of the registry with --root")
+    parser.add_argument("data", help="folder or URL of a dataset, or, with --root, a name")
     parser.add_argument("--spec", default="", help="of the registry, or FILE.py:NAME")
     parser.add_argument(
         "--write-spec", type=Path, metavar="FILE.py", help="write a first spec, FILE.py:FILE"

@@ -1,6 +1,6 @@
 """What a file really is when it is not what its name says, in words that help."""
 
-from pathlib import PurePath
+import os
 from typing import Any
 
 _HEAD = 256  # bytes that are looked at
@@ -31,11 +31,13 @@ def explain_content(head: bytes) -> str:
 
 
 def explain_file(path: Any) -> str:
-    """Says the same of a file on a disk; "" where there is nothing to say or nothing to read."""
+    """Says the same of a file; "" where there is nothing to say or nothing to read."""
     try:
-        with open(path, "rb") as file:
+        # A path that is none of this machine opens its file itself.
+        on_disk = isinstance(path, (str, os.PathLike))
+        with open(path, "rb") if on_disk else path.open("rb") as file:
             return explain_content(file.read(_HEAD))
-    except (OSError, TypeError):
+    except (OSError, TypeError, AttributeError):
         return ""
 
 
@@ -44,11 +46,11 @@ def is_pointer(path: Any) -> bool:
     return "Git LFS" in explain_file(path)
 
 
-def problem_of(path: str | PurePath, otherwise: str) -> str:
+def problem_of(path: Any, otherwise: str) -> str:
     """Says what a file that cannot be read is, or `otherwise` when its first bytes do not tell."""
     return explain_file(path) or otherwise
 
 
-def is_foreign(path: PurePath) -> bool:
+def is_foreign(path: Any) -> bool:
     """Whether a file lies beside data by accident: hidden, as what macOS leaves (`._name`)."""
     return path.name.startswith((".", "__MACOSX"))

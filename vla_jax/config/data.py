@@ -170,8 +170,8 @@ class DataConfig(Options):
     )
     reader: str = option(
         "index",
-        "index: random access, on disks. stream: RLDS from front to back, through TensorFlow, for "
-        "object stores (gs://...). The windows are the same; index resumes exactly.",
+        "index: random access and exact resume, of folders and URLs. stream: RLDS from front to "
+        "back, through TensorFlow. The windows are the same.",
         "index",
         "stream",
     )

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -21,6 +22,7 @@ import numpy as np
 
 from vla_jax import progress, workers
 from vla_jax.data.errors import DataError
+from vla_jax.data.places import DataPath, is_remote, opened
 
 log = logging.getLogger(__name__)
 DONE = "index.json"  # written last
@@ -28,11 +30,12 @@ SKIPPED = "skipped"  # in it: a list of what was wrong and is left out
 ARRAYS = "arrays"  # in it: name of every array -> its size and checksum
 _CHECKED = 4 << 20  # bytes of an array up to which its checksum is compared at every opening
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_BESIDE = "vla_index"  # the folder beside the data
 _MAPPED = 1 << 20  # bytes from which an array is mapped: each of these holds a descriptor
 
 
 def cached_folder(
-    directory: Path | None,
+    directory: DataPath | None,
     cache_dir: str,
     name: str,
     rebuild: bool,
@@ -43,8 +46,9 @@ def cached_folder(
     """The folder `name`, built first where there is none that is whole and of the same data.
 
     Args:
-        directory: the data it belongs to, the folder lies in `vla_index` below; None = not on a
-            disk.
+        directory: the data it belongs to, the folder lies in `vla_index` below; None = it has no
+            place. Below a URL nothing is written, but one that was built on a disk and copied there
+            with the data is taken.
         cache_dir: where it lies instead; "" = beside the data if that may be written, else
             ~/.cache/vla_jax.
         name: tells by a digest what is inside.
@@ -70,13 +74,35 @@ def cached_folder(
         with _lock(root / f".{name}.lock"):
             # Again under the lock: another process may have built it while this one waited.
             if rebuild or not _fits(root / name, skip, renew, logging.DEBUG):
-                _build(root / name, build)
+                stored = _stored(directory, name) if not rebuild else None
+                if stored is not None:
+                    _build(root / name, functools.partial(_copied, stored))
+                if stored is None or not _fits(root / name, skip, renew):
+                    _build(root / name, build)
     except OSError as error:
         room = "free some space, or " if error.errno in _FULL else ""
         hint = f"{room}set data.cache_dir to a folder that can be written"
         problem = f"the index cannot be made ({error}): {hint}"
         raise DataError(problem, root) from error
     return root / name
+
+
+def _stored(directory: DataPath | None, name: str) -> DataPath | None:
+    """A finished folder beside data that lie in an object store."""
+    if directory is None or not is_remote(directory):
+        return None
+    folder = directory / _BESIDE / name
+    return folder if (folder / DONE).is_file() else None
+
+
+def _copied(stored: DataPath, work: Path) -> dict[str, Any]:
+    """Fills `work` with a stored folder; whether it is whole is seen as of any other."""
+    log.info("the index is copied from %s", stored)
+    meta = json.loads((stored / DONE).read_text(encoding="utf-8"))
+    for name in meta[ARRAYS]:
+        with opened(stored / name) as source, open(work / name, "wb") as target:
+            shutil.copyfileobj(source, target, _CHECKED)
+    return meta
 
 
 def _build(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:
@@ -133,18 +159,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         work.unlink(missing_ok=True)
 
 
-def stamp(path: Any) -> list[int]:
-    """Changes whenever a file is replaced or written to; [] if it is missing.
-
-    The time of the last change of an inode cannot be set by hand, unlike that of its content.
-    """
-    try:
-        status = os.stat(path)
-    except OSError:
-        return []
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
 def content_of(meta: Mapping[str, Any]) -> str:
     """A digest of all arrays of a folder, from what its `DONE` holds."""
     return hashlib.sha256(json.dumps(meta.get(ARRAYS), sort_keys=True).encode()).hexdigest()
@@ -164,7 +178,7 @@ def _checksum(path: Path) -> int:
 
 
 def cached_json(
-    directory: Path | None,
+    directory: DataPath | None,
     cache_dir: str,
     name: str,
     rebuild: bool,
@@ -195,10 +209,10 @@ def cached_json(
     return content
 
 
-def _roots(directory: Path | None, cache_dir: str) -> list[Path]:
+def _roots(directory: DataPath | None, cache_dir: str) -> list[Path]:
     if cache_dir:
         return [Path(cache_dir).expanduser()]
-    beside = [] if directory is None else [directory / "vla_index"]
+    beside = [] if directory is None or is_remote(directory) else [directory / _BESIDE]
     return [*beside, Path("~/.cache/vla_jax").expanduser()]
 
 

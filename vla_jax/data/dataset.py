@@ -121,10 +121,10 @@ class Trajectories:
         if role not in self.cameras:
             out[...] = 0
             return np.zeros(len(frames), bool)
-        base, stride = int(self.first_frames[trajectory]), int(self.strides[trajectory])
-        recorded = frames * stride
-        first, path = int(recorded[0]), self._path(role, trajectory)
-        views = self.source.read(path, base + first, base + int(recorded[-1]))
+        path, start, stop = self.span(role, trajectory, frames)
+        base = int(self.first_frames[trajectory])
+        recorded, first = frames * int(self.strides[trajectory]), start - base
+        views = self.source.read(path, start, stop)
         present = np.ones(len(frames), bool)
         for row, frame in enumerate(recorded.tolist()):
             data = views[frame - first]
@@ -141,6 +141,14 @@ class Trajectories:
                 problem = f"dataset {self.name!r}, camera {role!r} ({path}): {error.problem}"
                 raise ImageDecodeError(problem, *self.source.place(base + frame)) from error
         return present
+
+    def span(
+        self, role: str, trajectory: int, frames: Int64[np.ndarray, "w"]
+    ) -> tuple[str, int, int]:
+        """What the source is asked for to get a window: a camera, the first and the last frame."""
+        base, stride = int(self.first_frames[trajectory]), int(self.strides[trajectory])
+        first, last = base + int(frames[0]) * stride, base + int(frames[-1]) * stride
+        return self._path(role, trajectory), first, last
 
     def _tell_size(self, path: str, size: tuple[int, int], frame: int) -> None:
         """Warns once of an image that is not as large as its camera's others."""

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import Counter, deque
-from pathlib import PurePath
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ class DataError(ValueError):
         frame: number of the frame within the episode, -1 when it does not apply.
     """
 
-    def __init__(self, problem: str, file: str | PurePath = "", episode: int = -1, frame: int = -1):
+    def __init__(self, problem: str, file: Any = "", episode: int = -1, frame: int = -1):
         place = [str(file)] if str(file) else []
         place += [f"episode {episode}"] if episode >= 0 else []
         place += [f"frame {frame}"] if frame >= 0 else []

@@ -10,12 +10,12 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vla_jax.data.errors import DataError, FeatureError
+from vla_jax.data.places import DataPath
 from vla_jax.data.rlds import records
 from vla_jax.files import explain_content, problem_of
 
@@ -55,7 +55,7 @@ def text() -> Feature:
     return Feature("text")
 
 
-def load_features(path: Path) -> dict[str, Feature]:
+def load_features(path: DataPath) -> dict[str, Feature]:
     """features.json -> {slash path: Feature}; step features start with `steps/`.
 
     Raises:
@@ -69,7 +69,7 @@ def load_features(path: Path) -> dict[str, Feature]:
     return parse_features(text, path)
 
 
-def parse_features(text: str, path: Path) -> dict[str, Feature]:
+def parse_features(text: str, path: DataPath) -> dict[str, Feature]:
     """The text of a features.json; `path` is for messages.
 
     Raises:

@@ -12,8 +12,9 @@ from pathlib import Path
 from vla_jax.cameras import CAMERAS
 from vla_jax.data.errors import DataError
 from vla_jax.data.features import STEPS, Feature
-from vla_jax.data.formats import find_reader, to_folder
+from vla_jax.data.formats import find_reader
 from vla_jax.data.lerobot.meta import Info
+from vla_jax.data.places import data_path
 
 # Words in a camera's name that tell its role; without one it is the next role that is free.
 _ROLES = {
@@ -137,7 +138,7 @@ def standardize(episode):
 
 
 def _features(folder: str | Path) -> dict[str, Feature]:
-    features = find_reader(folder).features(to_folder(folder))
+    features = find_reader(folder).features(data_path(folder))
     return {path.removeprefix(STEPS): feature for path, feature in features.items()}
 
 
@@ -149,7 +150,7 @@ def _line(path: str, feature: Feature, width: int) -> str:
 
 def recorded_hz(folder: str | Path) -> float | None:
     """Frames a second as the dataset's own files say it; None if they do not."""
-    where = Path(folder).expanduser()
+    where = data_path(folder)
     return Info(where).fps if (where / "meta" / "info.json").is_file() else None
 
 

@@ -3,13 +3,13 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from vla_jax.data.calvin import source as calvin
 from vla_jax.data.errors import DataError
 from vla_jax.data.features import Feature, load_features
 from vla_jax.data.lerobot import source as lerobot
+from vla_jax.data.places import DataPath, data_path, is_remote, require_disk, require_store
 from vla_jax.data.rlds import index as rlds_index
 from vla_jax.data.rlds import stream as stream_records
 from vla_jax.data.source import Source
@@ -27,16 +27,18 @@ class Reader:
         open: `open(folder, split, low, cache_dir, rebuild, skip=...)` -> the episodes, with the
             features `low` at hand. `cache_dir` and `rebuild` are those of `cached_folder`; `skip`
             leaves unsound episodes out.
+        far: whether the data may lie behind a URL; a file for every frame had better not.
     """
 
     marks: tuple[str, ...]
     splits: Callable[[Any], Sequence[str]]
     features: Callable[[Any], Mapping[str, Feature]]
     open: Callable[..., Source]
+    far: bool = True
 
 
 def _open_rlds(
-    folder: Path,
+    folder: DataPath,
     split: str,
     low: Sequence[str],
     cache_dir: str,
@@ -63,6 +65,7 @@ READERS: dict[str, Reader] = {
         calvin.split_names,
         calvin.features,
         calvin.open_calvin,
+        far=False,
     ),
     "LeRobot": Reader(
         ("meta/info.json",), lerobot.split_names, lerobot.features, lerobot.open_lerobot
@@ -70,12 +73,7 @@ READERS: dict[str, Reader] = {
 }
 
 
-def to_folder(directory: str | Path) -> str | Path:
-    """A folder on a disk as a path; the URL of one stays as it is."""
-    return str(directory) if "://" in str(directory) else Path(directory).expanduser()
-
-
-def find_reader(directory: str | Path, kind: str = "index", check_crc: bool = False) -> Reader:
+def find_reader(directory: str | DataPath, kind: str = "index", check_crc: bool = False) -> Reader:
     """The reader of the data in a folder.
 
     Args:
@@ -87,13 +85,10 @@ def find_reader(directory: str | Path, kind: str = "index", check_crc: bool = Fa
     Raises:
         DataError: there are none of a known format; names the folders below that hold some.
     """
-    folder = to_folder(directory)
-    # Random access reads by file descriptor, and a URL has none.
-    if isinstance(folder, str) and kind != "stream":
-        raise DataError("is not on a disk; set data.reader=stream", folder)
-    rlds = READERS["RLDS"]
+    folder, rlds = data_path(directory), READERS["RLDS"]
     if kind == "stream" and (
-        isinstance(folder, str) or any((folder / mark).exists() for mark in rlds.marks)
+        # TensorFlow has readers of its own for URLs.
+        is_remote(folder) or any((folder / mark).exists() for mark in rlds.marks)
     ):
         return Reader(
             rlds.marks,
@@ -101,19 +96,25 @@ def find_reader(directory: str | Path, kind: str = "index", check_crc: bool = Fa
             stream_records.features,
             stream_records.open_stream,
         )
-    # A path already: every URL has returned or raised above.
-    folder = Path(folder)
+    require_store(folder)
     for reader in READERS.values():
         if any((folder / mark).exists() for mark in reader.marks):
+            if not reader.far:
+                require_disk(folder, "this format")
             # The other readers take no such argument: they check whatever has checksums.
             if reader is rlds and check_crc:
                 return replace(rlds, open=functools.partial(_open_rlds, check_crc=True))
             return reader
     # Naming the folder above or below the data is a common slip.
-    near = [folder.parent, *folder.glob("*/"), *folder.glob("*/*/")]
+    near = [folder.parent, *folder.glob("*"), *folder.glob("*/*")]
     marked = [p for p in near if any((p / m).exists() for r in READERS.values() for m in r.marks)]
     hint = f"; did you mean one of {sorted(map(str, marked))[:5]}?" if marked else ""
+    formats = ", ".join(f"{name} ({r.marks[0]})" for name, r in READERS.items())
+    if is_remote(folder):
+        # fsspec takes a server that does not answer for one that has no such file.
+        problem = f"shows none of the known formats: {formats}{hint}"
+        doubts = "is the address right, does it answer, and may you read there?"
+        raise DataError(f"{problem}; {doubts}", str(folder))
     if not folder.is_dir():
         raise DataError(f"is no folder{hint}", folder)
-    formats = ", ".join(f"{name} ({r.marks[0]})" for name, r in READERS.items())
     raise DataError(f"holds none of the known formats: {formats}{hint}", folder)

@@ -15,6 +15,7 @@ from vla_jax.data.errors import DataError, FeatureError, Skips
 from vla_jax.data.filters import moving
 from vla_jax.data.formats import find_reader
 from vla_jax.data.open_dataset import column_reader, open_dataset
+from vla_jax.data.places import DataPath, data_path
 from vla_jax.data.requested import find_feature
 from vla_jax.data.spec import ACTION_ENCODINGS, DatasetSpec
 from vla_jax.data.standardize import apply
@@ -68,7 +69,7 @@ def inspect(
     Raises:
         DataError: it cannot be used at all; parts that are wrong become warnings.
     """
-    folder = Path(directory).expanduser()
+    folder = data_path(directory)
     features = find_reader(folder).features(folder)
     cameras = [role for role, path in spec.images.items() if find_feature(features, path)]
     dim = action_dim(spec, folder, split, cache_dir)
@@ -97,7 +98,7 @@ def inspect(
     return Findings(dataset, measured, inside, _summary(dataset, measured), warnings)
 
 
-def action_dim(spec: DatasetSpec, folder: Path, split: str, cache_dir: str = "") -> int:
+def action_dim(spec: DatasetSpec, folder: DataPath, split: str, cache_dir: str = "") -> int:
     """Dimensions of the actions a spec makes: its encoding's, or of the first sound episode.
 
     Raises:

@@ -20,7 +20,9 @@ from vla_jax.data.buffers import BufferPool
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.language.fast_text import PADDING, AnswerWriter
 from vla_jax.data.mixture import Mixture, open_datasets
+from vla_jax.data.places import AT_ONCE, is_remote
 from vla_jax.data.sampler import MixtureOrder, SequentialOrder, Stream, uniform
+from vla_jax.data.source import Fetching
 from vla_jax.data.stream_order import StreamedOrder, streamed
 from vla_jax.types import Actions, Batch, Observation
 
@@ -28,6 +30,7 @@ __all__ = ["Loader", "Mixture", "open_datasets"]
 
 log = logging.getLogger(__name__)
 _TASKS_PER_THREAD = 2  # of a batch; more balance better, fewer cost less
+_AHEAD = 4  # batches that are made at once where their images come from an object store
 
 
 class Loader(Iterator[Batch]):
@@ -107,10 +110,17 @@ class Loader(Iterator[Batch]):
         }
         # One slot for each batch that is in preparation or waits to be taken.
         self._slots = threading.Semaphore(max(1, prefetch))
-        self._ready: queue.SimpleQueue[tuple[int, Batch | BaseException | None]]
+        self._ready: queue.SimpleQueue[tuple[int, concurrent.futures.Future[Batch] | None]]
         self._ready = queue.SimpleQueue()
         self._closed = threading.Event()
+        # Of an object store several batches are on their way while one is decoded; threads that
+        # wait for single images there are more than those that decode.
+        sources = [d.source for d in mixture.datasets if is_remote(d.source.root)]
+        self._is_far = bool(sources) and not isinstance(self._order, StreamedOrder)
+        if not all(isinstance(source, Fetching) for source in sources):
+            self._threads = AT_ONCE
         self._pool = concurrent.futures.ThreadPoolExecutor(self._threads, "decode")
+        self._makers = concurrent.futures.ThreadPoolExecutor(_AHEAD if self._is_far else 1, "batch")
         self._feeder = threading.Thread(target=self._feed, args=(self._samples,), daemon=True)
         self._feeder.start()
         # A thread that the interpreter's end finds inside numpy would abort the process.
@@ -123,16 +133,21 @@ class Loader(Iterator[Batch]):
         if self._closed.is_set():
             raise StopIteration
         # `after` is the sample to go on from once this batch is used.
-        after, batch = self._ready.get()
+        after, coming = self._ready.get()
+        try:
+            batch = None if coming is None else coming.result()
+        except concurrent.futures.CancelledError:  # closed by another thread
+            batch = None
+        except BaseException:
+            self.close()
+            raise
+        if batch is None:
+            self.close()
+            raise StopIteration
         # The batch has left the queue, so that the next one may be prepared.
         self._slots.release()
-        if isinstance(batch, Batch):
-            self._samples = after
-            return batch
-        self.close()
-        if batch is None:
-            raise StopIteration
-        raise batch
+        self._samples = after
+        return batch
 
     def __len__(self) -> int:
         """Batches of one pass without shuffle."""
@@ -157,8 +172,8 @@ class Loader(Iterator[Batch]):
         self._closed.set()
         # The feeder may wait for a slot; it has to see that it shall stop.
         self._slots.release()
-        if threading.current_thread() is not self._feeder:
-            self._feeder.join()
+        self._feeder.join()
+        self._makers.shutdown(cancel_futures=True)
         self._ready.put((self._samples, None))  # wakes a consumer in another thread
         self._pool.shutdown(cancel_futures=True)
 
@@ -190,20 +205,17 @@ class Loader(Iterator[Batch]):
         return int(state["samples"])
 
     def _feed(self, start: int) -> None:
-        """Runs in its own thread: prepares batches while there are free slots."""
-        try:
-            while True:
-                self._slots.acquire()
-                if self._closed.is_set():
-                    return
-                if self._total is not None and self._is_over(start):
-                    self._ready.put((start, None))
-                    return
-                batch = self._assemble(start)
-                start += self._batch_size
-                self._ready.put((start, batch))
-        except Exception as error:  # handed to the consumer, which raises it
-            self._ready.put((start, error))
+        """Runs in its own thread: has batches prepared while there are free slots."""
+        while True:
+            self._slots.acquire()
+            if self._closed.is_set():
+                return
+            if self._total is not None and self._is_over(start):
+                self._ready.put((start, None))
+                return
+            coming = self._makers.submit(self._assemble, start)
+            start += self._batch_size
+            self._ready.put((start, coming))
 
     def _is_over(self, start: int) -> bool:
         total = self._total or 0
@@ -322,12 +334,23 @@ class Loader(Iterator[Batch]):
                     for camera, out in images.items():
                         out[row], present[camera][row] = 0, wanted[row]
 
+        if self._is_far:
+            self._fetch(dataset, trajectory, frames)
         parts = np.array_split(np.arange(self._rows), self._threads * _TASKS_PER_THREAD)
         tasks = [self._pool.submit(work, part) for part in parts if len(part)]
         concurrent.futures.wait(tasks)  # all: a failed batch must not be written to any more
         for task in tasks:
             task.result()
         return images, present, sound
+
+    def _fetch(self, dataset: np.ndarray, trajectory: np.ndarray, frames: np.ndarray) -> None:
+        """Has all images of a batch that lie in an object store asked for at once."""
+        for d in np.unique(dataset):
+            views, members = self._datasets[d], np.flatnonzero(dataset == d)
+            if isinstance(views.source, Fetching):
+                places = [(int(trajectory[row]), frames[row]) for row in members]
+                roles = [role for role in self._images if role in views.cameras]
+                views.source.fetch([views.span(role, *place) for role in roles for place in places])
 
 
 def _encode_all(

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from vla_jax.config import ConfigError, DataConfig, DatasetConfig, StructureConfig
@@ -13,10 +12,11 @@ from vla_jax.data.dataset import Prepared
 from vla_jax.data.errors import DataError, FeatureError, MissingCameraError, Skips
 from vla_jax.data.filters import make_filters
 from vla_jax.data.find_spec import find_spec, short_name
-from vla_jax.data.formats import Reader, find_reader, to_folder
+from vla_jax.data.formats import Reader, find_reader
 from vla_jax.data.given import given_reader
 from vla_jax.data.language.instructions import Instructions
 from vla_jax.data.open_dataset import Part, open_dataset
+from vla_jax.data.places import data_path, is_remote
 from vla_jax.data.spec import DatasetSpec
 from vla_jax.data.units.foreign_statistics import read_statistics
 from vla_jax.data.units.lost_motion import check_motion, warn_of_options
@@ -189,8 +189,8 @@ def open_datasets(
             if config.parity.stats_split == "all" and held_out:
                 parts.append(opened["val"]())
             # Trajectories in memory and object stores have no folder that a cache could lie beside.
-            folder = None if name in streamed else to_folder(entry.dir)
-            local = folder if isinstance(folder, Path) else None
+            folder = None if name in streamed else data_path(entry.dir)
+            local = None if folder is None or is_remote(folder) else folder
             measured[name] = measure(parts, action_dim, local, config)
             recorded = opened["val"]() if split == "val" else recorded
         if noop := config.filters.noop or spec.noop:
@@ -214,7 +214,7 @@ def _sources(
     entry: DatasetConfig, config: DataConfig, reader: Reader
 ) -> dict[str, tuple[str, Part]]:
     """Where train and val come from: a split, and which part of it."""
-    if config.val_split in reader.splits(to_folder(entry.dir)):
+    if config.val_split in reader.splits(data_path(entry.dir)):
         return {"train": (config.train_split, "all"), "val": (config.val_split, "all")}
     return {"train": (config.train_split, "head"), "val": (config.train_split, "tail")}
 

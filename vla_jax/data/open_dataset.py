@@ -16,7 +16,8 @@ from vla_jax.data.dataset import Dataset
 from vla_jax.data.errors import DataError, FeatureError, MissingCameraError, Skips
 from vla_jax.data.features import STEPS
 from vla_jax.data.filters import SPAN, Filters
-from vla_jax.data.formats import Reader, find_reader, to_folder
+from vla_jax.data.formats import Reader, find_reader
+from vla_jax.data.places import data_path
 from vla_jax.data.requested import (
     check_episodes,
     find_cameras,
@@ -77,7 +78,7 @@ def open_dataset(
             `skips` allows it.
     """
     filters, skips = filters or Filters(), skips or Skips(name)
-    folder, reader = to_folder(directory), reader or find_reader(directory)
+    folder, reader = data_path(directory), reader or find_reader(directory)
     features = reader.features(folder)
     roles = list(dict.fromkeys([*cameras, *partners(spec, cameras)]))
     images = find_cameras(spec, features, roles)

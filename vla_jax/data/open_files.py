@@ -1,26 +1,55 @@
-"""Descriptors of data files, few of them over all datasets of a process."""
+"""Opened data files, few descriptors over all datasets of a process."""
 
 import contextlib
 import functools
 import itertools
 import os
 import resource
-from pathlib import PurePath
+from typing import Protocol, runtime_checkable
+
+from vla_jax.data.places import DataPath, RemoteFile, is_remote
 
 _MOST = 256  # files kept open
 _numbers = itertools.count()
 
 
+@runtime_checkable
+class Bytes(Protocol):
+    """A file of which any number of threads read parts."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        ...
+
+    def read(self, size: int, at: int) -> bytes:
+        """Up to `size` bytes from `at` on.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        ...
+
+
 class OpenFile:
     """A file descriptor that closes with its last reference, so that evicting it is safe."""
 
-    def __init__(self, path: PurePath):
+    def __init__(self, path: DataPath):
         """Opens it for reading.
 
         Raises:
             OSError: it cannot be opened.
         """
         self.fd = os.open(path, os.O_RDONLY)
+
+    @property
+    def size(self) -> int:
+        """See `Bytes`."""
+        return os.fstat(self.fd).st_size
+
+    def read(self, size: int, at: int) -> bytes:
+        """See `Bytes`; no position moves."""
+        return os.pread(self.fd, size, at)
 
     def __del__(self, close=os.close, quiet=contextlib.suppress):
         # At the interpreter's end `os` is gone; the descriptor is absent when the open failed.
@@ -36,7 +65,7 @@ def limit() -> int:
 
 # Evicting only drops a reference: whoever reads the file meanwhile holds its own.
 @functools.lru_cache(maxsize=limit())
-def shared_file(path: PurePath, owner: int) -> OpenFile:
+def shared_file(path: DataPath, owner: int) -> Bytes:
     """An opened file, kept for the next read while there is room.
 
     Args:
@@ -47,7 +76,7 @@ def shared_file(path: PurePath, owner: int) -> OpenFile:
     Raises:
         OSError: it cannot be opened.
     """
-    return OpenFile(path)
+    return RemoteFile(path) if is_remote(path) else OpenFile(path)
 
 
 def new_owner() -> int:

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from vla_jax.config import Config, ConfigError, DatasetConfig, resolve
 from vla_jax.data.errors import DataError
 from vla_jax.data.features import Feature
 from vla_jax.data.find_spec import find_spec, short_name
-from vla_jax.data.formats import find_reader, to_folder
+from vla_jax.data.formats import find_reader
 from vla_jax.data.inspection import action_dim
+from vla_jax.data.places import data_path
 from vla_jax.data.requested import find_feature
 from vla_jax.data.spec import ACTION_ENCODINGS, DatasetSpec
 
@@ -96,7 +96,7 @@ def _robots(config: Config) -> dict[str, Robot]:
 
 
 def _robot(spec: DatasetSpec, entry: DatasetConfig, config: Config) -> Robot:
-    folder, reader = to_folder(entry.dir), find_reader(entry.dir, config.data.reader)
+    folder, reader = data_path(entry.dir), find_reader(entry.dir, config.data.reader)
     features = reader.features(folder)
     cameras = [role for role in CAMERAS if role in spec.images]
     cameras = tuple(role for role in cameras if find_feature(features, spec.images[role]))
@@ -105,9 +105,8 @@ def _robot(spec: DatasetSpec, entry: DatasetConfig, config: Config) -> Robot:
     elif config.data.reader == "stream":
         numbers = _from_zeros(spec, features)
     else:
-        # Random access is on disks alone, as the reader has made sure.
         split, cache = config.data.train_split, config.data.cache_dir
-        numbers = action_dim(spec, Path(folder), split, cache)
+        numbers = action_dim(spec, folder, split, cache)
     return Robot(numbers, "last" if spec.has_gripper else "none", cameras)
 
 

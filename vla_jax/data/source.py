@@ -4,7 +4,6 @@ Axis letters: e episodes, n frames of all episodes.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Int64
 
 from vla_jax.data.errors import DataError
 from vla_jax.data.features import Feature
+from vla_jax.data.places import NamedPath
 
 # An encoded image (no bytes: no image), or its pixels: uint8 [h, x, 3], RGB.
 Frame = bytes | memoryview | np.ndarray
@@ -43,7 +43,7 @@ class Source(Protocol):
     skipped: list[tuple[DataError, int]]
 
     @property
-    def root(self) -> PurePath:
+    def root(self) -> NamedPath:
         """Folder of the data, for messages; not on a disk if the data are not."""
         ...
 
@@ -86,8 +86,17 @@ class Source(Protocol):
         """
         ...
 
-    def place(self, frame: int) -> tuple[PurePath, int, int]:
+    def place(self, frame: int) -> tuple[NamedPath, int, int]:
         """(file, episode within it, frame within the episode) of a frame, for messages."""
+        ...
+
+
+@runtime_checkable
+class Fetching(Protocol):
+    """A `Source` of an object store that can ask for many images at once."""
+
+    def fetch(self, spans: Sequence[tuple[str, int, int]]) -> None:
+        """Gets what calls of `read` with these arguments will want, once each."""
         ...
 
 

@@ -7,12 +7,12 @@ spans, which overlap, with each episode. Axis letters: e spans, n frames of all 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 
 import numpy as np
 
 from vla_jax.data.errors import DataError, FeatureError
 from vla_jax.data.features import STEPS, Feature
+from vla_jax.data.places import NamedPath
 from vla_jax.data.source import Frame, Source, find_place, text_codes
 
 # JSON: a list of {"start", "end" (exclusive), "task", "text"}, counted from the first frame.
@@ -109,7 +109,7 @@ class SpanSource:
         begin = self._at(first)
         return self._source.read(camera, begin, begin + last - first)
 
-    def place(self, frame: int) -> tuple[PurePath, int, int]:
+    def place(self, frame: int) -> tuple[NamedPath, int, int]:
         """(file, episode, frame) of the recording, for messages."""
         return self._source.place(self._at(frame))
 

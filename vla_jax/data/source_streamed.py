@@ -5,13 +5,13 @@ Axis letters: e episodes, k some of them.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
 from vla_jax.data.features import Feature
+from vla_jax.data.places import NamedPath
 from vla_jax.data.source import Frame, Source, find_place
 
 Frames = Mapping[str, Sequence[Frame]]  # camera -> all frames of an episode
@@ -93,6 +93,6 @@ class StreamSource:
             _, frames = next(self.passes(np.array([episode]), [camera], None))
         return frames[camera][step : step + last - first + 1]
 
-    def place(self, frame: int) -> tuple[PurePath, int, int]:
+    def place(self, frame: int) -> tuple[NamedPath, int, int]:
         """(file, episode, frame) for messages."""
         return self.columns.place(frame)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from vla_jax.data.cache import stamp
 from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError, TruncatedShardError
+from vla_jax.data.places import stamp
 from vla_jax.files import explain_content, is_foreign
 
 # What numpy and zipfile raise of a damaged archive; some of it is arithmetic on its numbers.

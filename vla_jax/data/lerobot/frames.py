@@ -6,18 +6,17 @@ is fed with them: no container is opened, kept or sought in for a frame.
 """
 
 import math
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from vla_jax.data.lerobot.mp4 import Samples, read_samples
-from vla_jax.data.open_files import shared_file
+from vla_jax.data.open_files import Bytes, shared_file
+from vla_jax.data.places import DataPath
 
 _TABLE_BYTES = 64 << 20  # of the tables of all files that are kept
 _DECODERS = 16  # idle ones that are kept
@@ -52,7 +51,7 @@ class File:
         kind: of its decoder.
     """
 
-    path: Path
+    path: DataPath
     owner: int
     tick: float
     step: float
@@ -141,7 +140,9 @@ class Decoder:
         self._may_skip = context.name == "h264"
         context.flush_buffers()
 
-    def decode(self, table: Table, fd: int, numbers: Sequence[int]) -> dict[int, np.ndarray] | None:
+    def decode(
+        self, table: Table, file: Bytes, numbers: Sequence[int]
+    ) -> dict[int, np.ndarray] | None:
         """RGB of these frames (ascending); None if the decoder does not show all of them.
 
         Raises:
@@ -152,7 +153,7 @@ class Decoder:
         for span in table.spans(numbers):
             wanted = set(span.numbers)
             left = len(wanted)
-            for frame in self._frames(table, fd, span, wanted):
+            for frame in self._frames(table, file, span, wanted):
                 if frame.pts in wanted:
                     found[frame.pts], left = rgb(self._convert, frame), left - 1
                     if not left:
@@ -163,9 +164,9 @@ class Decoder:
             self._context.flush_buffers()
         return found
 
-    def _frames(self, table: Table, fd: int, span: _Span, wanted: set[int]) -> Iterator[Any]:
+    def _frames(self, table: Table, file: Bytes, span: _Span, wanted: set[int]) -> Iterator[Any]:
         places, skips = range(span.first, span.last + 1), False
-        for place, data in zip(places, _packets(table, fd, span), strict=True):
+        for place, data in zip(places, _packets(table, file, span), strict=True):
             packet, number = self._packet(data), table.shown_as(place)
             packet.pts = number
             if self._may_skip and skips != (number not in wanted):
@@ -182,20 +183,20 @@ def rgb(convert: Any, frame: Any) -> np.ndarray:
     return rows[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
 
 
-def _packets(table: Table, fd: int, span: _Span) -> Iterator[memoryview]:
+def _packets(table: Table, file: Bytes, span: _Span) -> Iterator[memoryview]:
     """The bytes of every sample of a span."""
     begins = table.position[span.first : span.last + 1].tolist()
     sizes = table.size[span.first : span.last + 1].tolist()
     ends = [begin + size for begin, size in zip(begins, sizes, strict=True)]
     low, high = min(begins), max(ends)
     # Unless other tracks lie in between, one read fetches all.
-    whole = _bytes(fd, low, high - low) if high - low <= sum(sizes) + _FAR else None
+    whole = _bytes(file, low, high - low) if high - low <= sum(sizes) + _FAR else None
     for begin, end in zip(begins, ends, strict=True):
-        yield _bytes(fd, begin, end - begin) if whole is None else whole[begin - low : end - low]
+        yield _bytes(file, begin, end - begin) if whole is None else whole[begin - low : end - low]
 
 
-def _bytes(fd: int, begin: int, length: int) -> memoryview:
-    data = os.pread(fd, length, begin)
+def _bytes(file: Bytes, begin: int, length: int) -> memoryview:
+    data = file.read(length, begin)
     # It has been cut off since its tables were written.
     if len(data) < length:
         raise OSError("the file ends early")
@@ -213,7 +214,9 @@ class FrameTables:
         self._kinds: dict[Kind, Kind] = {}
         self._idle: list[tuple[Kind, Decoder]] = []
 
-    def file(self, path: Path, owner: int, stream: Any, step: float, reach: float) -> File | None:
+    def file(
+        self, path: DataPath, owner: int, stream: Any, step: float, reach: float
+    ) -> File | None:
         """What is worth remembering of a file that PyAV has opened; None: no ordinary mp4.
 
         Raises:
@@ -222,7 +225,7 @@ class FrameTables:
         context = stream.codec_context
         if context.name not in _CODECS:
             return None
-        samples = read_samples(shared_file(path, owner).fd)
+        samples = read_samples(shared_file(path, owner))
         if samples is None or not _agree(samples, stream.index_entries):
             return None
         colors = (context.color_range, context.colorspace, context.color_primaries)
@@ -245,7 +248,7 @@ class FrameTables:
             if file in self._tables:
                 self._tables.move_to_end(file)
                 return self._tables[file]
-        samples = read_samples(shared_file(file.path, file.owner).fd)
+        samples = read_samples(shared_file(file.path, file.owner))
         return None if samples is None else self._keep(file, samples)
 
     def _keep(self, file: File, samples: Samples) -> Table:

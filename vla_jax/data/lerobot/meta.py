@@ -12,9 +12,8 @@ usual ones. Source: lerobot/datasets of github.com/huggingface/lerobot.
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from vla_jax.data.errors import DataError, EmptyTrajectoryError, TruncatedShardError
@@ -27,6 +26,7 @@ from vla_jax.data.lerobot.tables import (
     read_table,
     understood,
 )
+from vla_jax.data.places import DataPath, stamps
 from vla_jax.files import is_foreign
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ class Episode(NamedTuple):
 
     number: int
     length: int
-    data: Path
-    videos: Mapping[str, tuple[Path, float]]
+    data: DataPath
+    videos: Mapping[str, tuple[DataPath, float]]
 
 
 class Info:
@@ -63,7 +63,7 @@ class Info:
         videos: paths of the cameras that are videos.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: DataPath):
         """Reads it.
 
         Raises:
@@ -154,11 +154,11 @@ class Info:
             problem = f"lacks {lacking} of the {len(wanted)} episodes of {split!r}"
             first = next(number for number in wanted if number not in counts)
             wrong.append((TruncatedShardError(problem, meta, first), lacking))
-        sound = []
-        for episode in listed:
-            if episode.number not in splits[split]:
-                continue
-            error = _unsound(episode)
+        sound, asked = [], [episode for episode in listed if episode.number in wanted]
+        files = {path for episode in asked for path, _ in episode.videos.values()}
+        present = {path for path, is_there in zip(files, stamps(files), strict=True) if is_there}
+        for episode in asked:
+            error = _unsound(episode, present)
             if error is None:
                 sound.append(episode)
             else:
@@ -209,12 +209,12 @@ class Info:
     def _video_keys(self) -> list[str]:
         return [self.keys[path] for path in self.videos]
 
-    def _video(self, key: str, names: Mapping[str, int]) -> Path:
+    def _video(self, key: str, names: Mapping[str, int]) -> DataPath:
         if not self._video_path:
             raise DataError(f"{key!r} is a video, but there is no video_path", self.folder)
         return self.folder / str(self._video_path).format(video_key=key, **names)
 
-    def data_files(self) -> list[Path]:
+    def data_files(self) -> list[DataPath]:
         """Every parquet file of the data, whatever meta names."""
         return sorted(p for p in (self.folder / "data").rglob("*.parquet") if not is_foreign(p))
 
@@ -225,7 +225,7 @@ def _shared_frames(episodes: Sequence[Episode], fps: float) -> list[str]:
     A merge that forgot to move the second dataset's times leaves this; so may windows cut from one
     recording on purpose, hence it is no error.
     """
-    by_file: dict[Path, list[tuple[float, float, int]]] = {}
+    by_file: dict[DataPath, list[tuple[float, float, int]]] = {}
     for episode in episodes:
         for path, begin in episode.videos.values():
             end = begin + episode.length / fps
@@ -242,18 +242,19 @@ def _shared_frames(episodes: Sequence[Episode], fps: float) -> list[str]:
     return problems
 
 
-def _unsound(episode: Episode) -> DataError | None:
+def _unsound(episode: Episode, present: Set[DataPath]) -> DataError | None:
+    """What is wrong with an episode as meta describes it; `present` are the videos there are."""
     if episode.length < 1:
         return EmptyTrajectoryError("the episode has no steps", episode.data, episode.number)
     for path, begin in episode.videos.values():
         if not math.isfinite(begin):
             return DataError(f"the episode begins at {begin} s", path, episode.number)
-        if not path.is_file():
+        if path not in present:
             return DataError("the file is missing", path, episode.number)
     return None
 
 
-def _tasks(path: Path, numbers: Sequence[Any], texts: Sequence[Any]) -> dict[int, str]:
+def _tasks(path: DataPath, numbers: Sequence[Any], texts: Sequence[Any]) -> dict[int, str]:
     """`task_index` -> text.
 
     Raises:
@@ -275,7 +276,7 @@ def _names(row: Mapping[str, Any], of: str) -> dict[str, int]:
     return {name: int(row[f"{of}/{name}"]) for name in ("chunk_index", "file_index")}
 
 
-def _task_column(path: Path, columns: list[str]) -> str:
+def _task_column(path: DataPath, columns: list[str]) -> str:
     """The column of a v3 task table that holds the tasks; others may hold texts, too.
 
     LeRobot writes a pandas table whose index is the text, called "task" or nothing.

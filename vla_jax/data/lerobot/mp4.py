@@ -9,13 +9,14 @@ Source: ISO/IEC 14496-12, "ISO base media file format"; the names of boxes are i
 Axis letters: n samples.
 """
 
-import os
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
+
+from vla_jax.data.open_files import Bytes
 
 _LARGEST = 64 << 20  # bytes of a movie box that are believed
 _HEADER = 8  # bytes of a box's size and name
@@ -39,10 +40,10 @@ class Samples(NamedTuple):
     keys: Int64[np.ndarray, "k"]
 
 
-def read_samples(fd: int) -> Samples | None:
+def read_samples(file: Bytes) -> Samples | None:
     """The samples of an opened file; None of a file that has no such tables or unusual ones."""
     try:
-        movie = _movie(fd)
+        movie = _movie(file)
         if movie is None or _find(movie, b"mvex") is not None:
             return None
         tracks = [box for name, box in _boxes(movie) if name == b"trak" and _is_video(box)]
@@ -51,11 +52,11 @@ def read_samples(fd: int) -> Samples | None:
         return None
 
 
-def _movie(fd: int) -> memoryview | None:
+def _movie(file: Bytes) -> memoryview | None:
     """The content of the box `moov`; None of a file without one, or one of fragments."""
-    at, end, movie = 0, os.fstat(fd).st_size, None
+    at, end, movie = 0, file.size, None
     while at + _HEADER <= end:
-        head = os.pread(fd, 16, at)
+        head = file.read(16, at)
         size, name = struct.unpack(">I4s", head[:_HEADER])
         begin = at + _HEADER
         if size == 1:  # the size follows in 64 bits
@@ -67,7 +68,7 @@ def _movie(fd: int) -> memoryview | None:
         if name == b"moov":
             if movie is not None or size > _LARGEST:
                 return None
-            movie = memoryview(os.pread(fd, at + size - begin, begin))
+            movie = memoryview(file.read(at + size - begin, begin))
         at += size
     return movie
 

@@ -9,12 +9,10 @@ that snappy, which LeRobot writes, leaves them in blocks that can be unpacked on
 """
 
 import functools
-import os
 import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +22,7 @@ from vla_jax.data.lerobot import parquet_bytes
 from vla_jax.data.lerobot.parquet_bytes import BLOCK, CODECS, DAMAGE
 from vla_jax.data.lerobot.tables import opened_parquet
 from vla_jax.data.open_files import new_owner, shared_file
+from vla_jax.data.places import DataPath
 
 _COLUMNS = 1024  # columns of files whose pages are known
 _LARGE = 1 << 20  # bytes of a page from which single images are read
@@ -86,7 +85,7 @@ class ImagePages:
         self._kept: OrderedDict[tuple, tuple[int, list[bytes | None]]] = OrderedDict()
         self._bytes_kept, self._lock = 0, threading.Lock()
 
-    def read(self, path: Path, key: str, rows: Sequence[int]) -> list[bytes | None]:
+    def read(self, path: DataPath, key: str, rows: Sequence[int]) -> list[bytes | None]:
         """The encoded images in these rows of a column; None where a row holds none.
 
         Raises:
@@ -113,7 +112,7 @@ class ImagePages:
         return images
 
     def _single(
-        self, path: Path, page: _Page, spans: _Spans, row: int, codec: str | None
+        self, path: DataPath, page: _Page, spans: _Spans, row: int, codec: str | None
     ) -> bytes | None:
         """One image of a large page."""
         begin, end = int(spans.begin[row]), int(spans.end[row])
@@ -131,7 +130,7 @@ class ImagePages:
         data = parquet_bytes.unpacked(stream, codec, stop - skipped)
         return data[begin - skipped : end - skipped]
 
-    def _locate(self, path: Path, key: str, number: int) -> _Spans | None:
+    def _locate(self, path: DataPath, key: str, number: int) -> _Spans | None:
         """Where the images of a page lie; None if it has to be read whole."""
         column = self._column(path, key)
         page = column.pages[number]
@@ -159,7 +158,7 @@ class ImagePages:
         begin[is_present] = np.concatenate([[len(data) - len(values)], ends[:-1]])[: len(ends)] + 4
         return _Spans(begin, end, len(data), blocks)
 
-    def _whole(self, path: Path, key: str, number: int) -> list[bytes | None]:
+    def _whole(self, path: DataPath, key: str, number: int) -> list[bytes | None]:
         """All images of a page, kept for the next read while there is room."""
         place = (path, key, number)
         with self._lock:
@@ -178,13 +177,13 @@ class ImagePages:
                 self._bytes_kept -= self._kept.popitem(last=False)[1][0]
         return values
 
-    def _read_column(self, path: Path, key: str) -> _Column:
+    def _read_column(self, path: DataPath, key: str) -> _Column:
         with opened_parquet(path) as file:
             number = _find(file, key, path)
             nested = file.schema.column(number).max_definition_level
             groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
             described = [(g.num_rows, g.column(number)) for g in groups]
-            size = os.path.getsize(path)
+            size = path.stat().st_size
         # What is packed in other ways is left to pyarrow, a row group at a time.
         if not all(_readable(chunk) for _, chunk in described):
             ends = np.cumsum([0, *(rows for rows, _ in described)]).tolist()
@@ -221,7 +220,7 @@ class ImagePages:
             raise CorruptRecordError(f"column {key!r} is damaged: {error!r}", path) from error
         return _Column(np.array([page.row for page in pages]), pages, chunks, nested)
 
-    def _header(self, path: Path, at: int) -> tuple[dict[int, Any], int]:
+    def _header(self, path: DataPath, at: int) -> tuple[dict[int, Any], int]:
         """A page's header, and where its body begins."""
         # Statistics can make a header long, but they seldom do.
         for size in _HEADER:
@@ -238,20 +237,20 @@ class ImagePages:
             return header, at + length
         raise ValueError(f"no page begins at byte {at}")
 
-    def _bytes(self, path: Path, at: int, size: int, whole: bool = True) -> bytes:
-        data = os.pread(shared_file(path, self._owner).fd, size, at)
+    def _bytes(self, path: DataPath, at: int, size: int, whole: bool = True) -> bytes:
+        data = shared_file(path, self._owner).read(size, at)
         if whole and len(data) < size:
             raise ValueError("the file has become shorter")
         return data
 
-    def _body(self, path: Path, at: int, header: dict[int, Any]) -> bytes:
+    def _body(self, path: DataPath, at: int, header: dict[int, Any]) -> bytes:
         """The bytes of a page as they are stored, checked where a checksum is stored too."""
         body = self._bytes(path, at, header[3])
         if header.get(4) is not None and zlib.crc32(body) != header[4] & 0xFFFFFFFF:
             raise ValueError("the checksum of a page differs")
         return body
 
-    def _read_page(self, path: Path, key: str, number: int) -> list[bytes | None]:
+    def _read_page(self, path: DataPath, key: str, number: int) -> list[bytes | None]:
         column = self._column(path, key)
         page = column.pages[number]
         if not page.header:
@@ -306,7 +305,7 @@ def _split_v2(
     return levels, parquet_bytes.unpacked(body[cut:], codec, page.header[2] - cut), about[4]
 
 
-def _find(file: Any, key: str, path: Path) -> int:
+def _find(file: Any, key: str, path: DataPath) -> int:
     """The column of the encoded bytes of an image feature."""
     if key not in file.schema_arrow.names:
         raise MissingCameraError(f"it has no such column: {file.schema_arrow.names}", path)
@@ -329,7 +328,7 @@ def _readable(chunk: Any) -> bool:
     return set(chunk.encodings) <= encodings and chunk.compression in CODECS
 
 
-def _row_group(path: Path, key: str, group: int) -> list[bytes | None]:
+def _row_group(path: DataPath, key: str, group: int) -> list[bytes | None]:
     """The images of a row group that pyarrow alone can take apart."""
     with opened_parquet(path) as file:
         rows = file.read_row_group(group, [key])[key].to_pylist()

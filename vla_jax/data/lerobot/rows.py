@@ -18,6 +18,7 @@ from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError
 from vla_jax.data.features import Feature, cast
 from vla_jax.data.lerobot.meta import Episode
 from vla_jax.data.lerobot.tables import opened_parquet, read_table
+from vla_jax.data.places import DataPath
 
 log = logging.getLogger(__name__)
 TIME = "timestamp of the videos"  # not the path of a feature
@@ -50,14 +51,16 @@ class Part(NamedTuple):
         notes: what is unusual about the ones that were found: (what, number of the episode).
     """
 
-    path: Path
+    path: DataPath
     episodes: list[Episode]
     columns: dict[str, np.ndarray]
     wrong: list[tuple[Episode, DataError]]
     notes: list[tuple[str, int]]
 
 
-def copy_rows(episodes: Sequence[Episode], wanted: Wanted, files: Sequence[Path]) -> Iterator[Part]:
+def copy_rows(
+    episodes: Sequence[Episode], wanted: Wanted, files: Sequence[DataPath]
+) -> Iterator[Part]:
     """Copies the rows of all episodes, file by file.
 
     Args:
@@ -69,7 +72,7 @@ def copy_rows(episodes: Sequence[Episode], wanted: Wanted, files: Sequence[Path]
     Yields:
         The parts that hold something; the last one lists what is wrong with what was not found.
     """
-    by_file: dict[Path, list[Episode]] = {}
+    by_file: dict[DataPath, list[Episode]] = {}
     for episode in episodes:
         by_file.setdefault(episode.data, []).append(episode)
     jobs = [(path, part, wanted) for path, part in by_file.items()]
@@ -94,10 +97,10 @@ def copy_rows(episodes: Sequence[Episode], wanted: Wanted, files: Sequence[Path]
 
 
 def _elsewhere(
-    lost: Sequence[tuple[Episode, DataError]], wanted: Wanted, files: Sequence[Path]
+    lost: Sequence[tuple[Episode, DataError]], wanted: Wanted, files: Sequence[DataPath]
 ) -> Iterator[Part]:
     """Episodes that are whole in another file than meta names."""
-    holders: dict[int, list[Path]] = {episode.number: [] for episode, _ in lost}
+    holders: dict[int, list[DataPath]] = {episode.number: [] for episode, _ in lost}
     lengths = {episode.number: episode.length for episode, _ in lost}
     for path in files:
         try:
@@ -108,7 +111,7 @@ def _elsewhere(
             # A file that holds only a part of the rows does not count.
             if lengths.get(int(number)) == count:
                 holders[int(number)].append(path)
-    moved: dict[Path, list[Episode]] = {}
+    moved: dict[DataPath, list[Episode]] = {}
     wrong: list[tuple[Episode, DataError]] = []
     for episode, error in lost:
         places = [path for path in holders[episode.number] if path != episode.data]
@@ -136,7 +139,7 @@ def _tell(notes: Sequence[tuple[str, int]]) -> None:
             log.warning("%d episodes: their rows %s", count, note)
 
 
-def _copy(job: tuple[Path, Sequence[Episode], Wanted]) -> Part:
+def _copy(job: tuple[DataPath, Sequence[Episode], Wanted]) -> Part:
     """The rows of some episodes of one file."""
     path, episodes, wanted = job
     part = Part(path, [], {}, [], [])
@@ -180,7 +183,7 @@ def _copy(job: tuple[Path, Sequence[Episode], Wanted]) -> Part:
     return part
 
 
-def _check_count(path: Path, episode: Episode, rows: np.ndarray) -> None:
+def _check_count(path: DataPath, episode: Episode, rows: np.ndarray) -> None:
     if len(rows) != episode.length:
         problem = (
             f"its rows are not those of the episodes that meta names: {episode.length} should be "
@@ -190,7 +193,7 @@ def _check_count(path: Path, episode: Episode, rows: np.ndarray) -> None:
 
 
 def _in_order(
-    path: Path, episode: Episode, rows: np.ndarray, steps: np.ndarray
+    path: DataPath, episode: Episode, rows: np.ndarray, steps: np.ndarray
 ) -> tuple[np.ndarray, str]:
     """The rows by their `frame_index`, and what is unusual about it."""
     jumps = np.diff(steps)
@@ -211,7 +214,7 @@ def _in_order(
 
 
 def _check(
-    path: Path,
+    path: DataPath,
     episode: Episode,
     rows: np.ndarray,
     columns: Mapping[str, np.ndarray],
@@ -236,7 +239,7 @@ def _check(
             raise FeatureError(problem, path, episode.number)
 
 
-def _column(path: Path, table: Any, key: str, feature: Feature) -> np.ndarray:
+def _column(path: DataPath, table: Any, key: str, feature: Feature) -> np.ndarray:
     try:
         if feature.kind == "text":
             return np.array([str(text or "") for text in table[key].to_pylist()], object)

@@ -22,7 +22,6 @@ from vla_jax.data.cache import (
     cached_folder,
     content_of,
     map_array,
-    stamp,
     write_columns,
 )
 from vla_jax.data.errors import KINDS, DataError, FeatureError, ImageDecodeError
@@ -31,6 +30,7 @@ from vla_jax.data.lerobot.meta import LANGUAGE, Episode, Info
 from vla_jax.data.lerobot.pages import ImagePages
 from vla_jax.data.lerobot.rows import ROW, SCALAR, TIME, Wanted, copy_rows
 from vla_jax.data.lerobot.video import VideoFrames
+from vla_jax.data.places import DataPath, data_path, stamp, stamps, unchanged
 from vla_jax.data.source import find_place, text_codes
 
 FORMAT = 3  # of the meaning of the numbers; part of the digest
@@ -39,18 +39,18 @@ _FILES = "files"  # in index.json: file, relative to the dataset -> its stamp
 _EPISODES = "episodes"  # in index.json: [number, file] of every episode, in order
 
 
-def split_names(folder: Path) -> list[str]:
+def split_names(folder: DataPath) -> list[str]:
     """The splits in info.json, mostly "train" alone."""
     return list(Info(folder).splits())
 
 
-def features(folder: Path) -> dict[str, Feature]:
+def features(folder: DataPath) -> dict[str, Feature]:
     """Every feature of the dataset in `folder`."""
     return Info(folder).features
 
 
 def open_lerobot(
-    folder: str | Path,
+    folder: str | DataPath,
     split: str,
     low: Sequence[str] = (),
     cache_dir: str = "",
@@ -60,7 +60,7 @@ def open_lerobot(
     """Opens one split; the first time, copies the numbers that are asked for.
 
     Args:
-        folder: holds `meta`, `data` and mostly `videos`.
+        folder: a folder or URL, holds `meta`, `data` and mostly `videos`.
         split: of info.json.
         low: paths of numbers and texts, such as `steps/action`.
         cache_dir: where the copies live; see `cached_folder`.
@@ -71,7 +71,7 @@ def open_lerobot(
     Raises:
         DataError: a file, a codec or a package that is missing; an unsound file.
     """
-    folder = Path(folder).expanduser()
+    folder = data_path(folder)
     info = Info(folder)
     missing = sorted(set(low) - set(info.features))
     if missing:
@@ -118,8 +118,10 @@ class LeRobotSource:
             return self._copy(folder, sound, wanted, stems, skip)
 
         def renew(meta: dict[str, Any]) -> dict[str, Any] | None:
-            same = all(stamp(info.folder / name) == then for name, then in meta[_FILES].items())
-            return meta if same and meta[_EPISODES] else None
+            now = stamps([info.folder / name for name in meta[_FILES]])
+            same = all(map(unchanged, meta[_FILES].values(), now))
+            renewed = meta | {_FILES: dict(zip(meta[_FILES], now, strict=True))}
+            return renewed if same and meta[_EPISODES] else None
 
         layout = hashlib.sha256(json.dumps([_LAYOUT, self.digest]).encode()).hexdigest()
         name = f"lerobot-{split}-{layout[:16]}"
@@ -223,7 +225,7 @@ class LeRobotSource:
             problem = f"camera {key!r}: {error.problem}"
             raise type(error)(problem, path, episode.number, step) from error
 
-    def place(self, frame: int) -> tuple[Path, int, int]:
+    def place(self, frame: int) -> tuple[DataPath, int, int]:
         """(parquet file, episode as it is numbered, frame within it), for messages."""
         number, step = find_place(self.starts, frame)
         return self._episodes[number].data, self._episodes[number].number, step
@@ -236,21 +238,22 @@ def _digest(
     columns: Mapping[str, tuple[str, Any]],
 ) -> str:
     """Changes when the episodes or the sizes of their files would."""
-    by_file: dict[Path, list[int]] = {}
+    by_file: dict[DataPath, list[int]] = {}
     for episode in episodes:
         by_file.setdefault(episode.data, []).append(episode.length)
     # In the order of the copies, which are made file by file.
     lengths = [length for part in by_file.values() for length in part]
     files = set(by_file) | {path for e in episodes for path, _ in e.videos.values()}
-    sizes = sorted([_relative(p, info.folder), (stamp(p) or [-1])[0]] for p in files)
+    named_sizes = zip(files, stamps(files), strict=True)
+    sizes = sorted([_relative(p, info.folder), (then or [-1])[0]] for p, then in named_sizes)
     named = [[path, key] for path, (key, _) in columns.items()]
     identity = [FORMAT, info.version, info.fps, split, lengths, named, sizes]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def _relative(path: str | Path, folder: Path) -> str:
+def _relative(path: str | DataPath, folder: DataPath) -> str:
     try:
-        return str(Path(path).relative_to(folder))
+        return str(data_path(path).relative_to(folder))
     except ValueError:
         return str(path)
 

@@ -3,10 +3,10 @@
 import contextlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError, TruncatedShardError
+from vla_jax.data.places import DataPath, is_remote
 from vla_jax.files import explain_file, problem_of
 from vla_jax.shipped import install_hint
 
@@ -16,7 +16,7 @@ _MISTAKES = (AttributeError, LookupError, TypeError, ValueError, OverflowError)
 
 
 @contextlib.contextmanager
-def understood(path: Path, kind: str) -> Iterator[None]:
+def understood(path: DataPath, kind: str) -> Iterator[None]:
     """Turns what goes wrong inside into the news that a file is not `kind` it should be."""
     try:
         yield
@@ -26,7 +26,7 @@ def understood(path: Path, kind: str) -> Iterator[None]:
         raise DataError(f"is not {kind} ({error!r})", path) from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: DataPath) -> Any:
     """The content of a JSON file, with a byte order mark or without.
 
     Raises:
@@ -35,7 +35,7 @@ def read_json(path: Path) -> Any:
     return _parsed(path, lambda text: json.loads(text))
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: DataPath) -> list[dict[str, Any]]:
     """The rows of a file with one JSON object a line.
 
     A line ends at a line feed alone: a text may hold U+2028 and other characters that Python's
@@ -54,14 +54,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return _parsed(path, rows)
 
 
-def _parsed(path: Path, parse: Any) -> Any:
+def _parsed(path: DataPath, parse: Any) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(problem_of(path, f"cannot be read: {error}"), path) from error
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> Any:
+def read_table(path: DataPath, columns: list[str] | None = None) -> Any:
     """A parquet file as a pyarrow table.
 
     Raises:
@@ -76,7 +76,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
 
 
 @contextlib.contextmanager
-def opened_parquet(path: Path) -> Iterator[Any]:
+def opened_parquet(path: DataPath) -> Iterator[Any]:
     """A `pyarrow.parquet.ParquetFile`; what pyarrow raises becomes a `DataError`."""
     try:
         import pyarrow as arrow
@@ -85,21 +85,23 @@ def opened_parquet(path: Path) -> Iterator[Any]:
         hint = f"LeRobot's parquet files need pyarrow: {install_hint('lerobot')}"
         raise DataError(hint, path) from error
     try:
-        # pyarrow compares checksums only where it is told to.
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        # pyarrow takes the name of a file on a disk, and an opened file of any other place.
+        where: Any = path.open("rb") if is_remote(path) else path
+        # It compares checksums only where it is told to.
+        with parquet.ParquetFile(where, page_checksum_verification=True) as file:
             yield file
     except (OSError, arrow.ArrowException, MemoryError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def _unreadable(path: DataPath, error: Exception) -> DataError:
     """What to say of a parquet file that cannot be read."""
     if not path.exists():
         return DataError("the file is missing", path)
     other = explain_file(path)
     if other:
         return CorruptRecordError(other, path)
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), path.open("rb") as file:
         head = file.read(4)
         file.seek(max(path.stat().st_size - 4, 0))  # the magic stands at both ends
         if head == _MAGIC != file.read(4):

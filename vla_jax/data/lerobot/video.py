@@ -13,7 +13,6 @@ and those in which something is unexpected, through PyAV's containers, a few of 
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,13 @@ import numpy as np
 from vla_jax.data.errors import CorruptRecordError, DataError, ImageDecodeError
 from vla_jax.data.lerobot.frames import EXACT, TIE, Decoder, File, FrameTables, rgb
 from vla_jax.data.open_files import new_owner, shared_file
+from vla_jax.data.places import DataPath, is_remote
 from vla_jax.files import explain_file
 from vla_jax.shipped import install_hint
 
 _IDLE = 16  # opened videos of all datasets that are kept for the next read
 _AHEAD = 8  # frames that are decoded and dropped rather than sought
+_BLOCK = 1 << 18  # bytes that are asked for at a time where PyAV reads from a store
 _BACK = (0.0, 1.0, 10.0)  # s before the frame where a seek may have to begin
 _lock = threading.Lock()
 _idle: "OrderedDict[int, _Video]" = OrderedDict()
@@ -39,9 +40,9 @@ class VideoFrames:
         """Videos beside rows of `fps` a second; a frame is off by at most half a row's time."""
         self._fps, self._starts, self._owner = fps, {}, new_owner()
         # All that have been looked at; None: it has to be read through its container.
-        self._files: dict[Path, File | None] = {}
+        self._files: dict[DataPath, File | None] = {}
 
-    def read(self, path: Path, times: Sequence[float]) -> list[np.ndarray]:
+    def read(self, path: DataPath, times: Sequence[float]) -> list[np.ndarray]:
         """RGB pixels, uint8 [h, x, 3] each, of the frames nearest to `times` (s, ascending).
 
         Raises:
@@ -55,7 +56,7 @@ class VideoFrames:
         # Whatever is wrong with a file is found and told by the container.
         return self._by_container(path, times) if pixels is None else pixels
 
-    def _look(self, path: Path) -> File | None:
+    def _look(self, path: DataPath) -> File | None:
         """Opens a file for the first time."""
         video = self._take(path)
         try:
@@ -83,7 +84,7 @@ class VideoFrames:
             opened = shared_file(file.path, file.owner)
             # A new one comes out of the container, which is opened for it.
             decoder = _tables.take(file.kind) or self._take(file.path).decoder()
-            found = decoder.decode(table, opened.fd, sorted(set(numbers)))
+            found = decoder.decode(table, opened, sorted(set(numbers)))
         except (OSError, FFmpegError):  # the decoder's state is unknown now
             return None
         if found is None:
@@ -91,7 +92,7 @@ class VideoFrames:
         _tables.give(file.kind, decoder)
         return [found[number] for number in numbers]
 
-    def _by_container(self, path: Path, times: Sequence[float]) -> list[np.ndarray]:
+    def _by_container(self, path: DataPath, times: Sequence[float]) -> list[np.ndarray]:
         video, pixels = self._take(path), []
         try:
             for time in times:
@@ -112,7 +113,7 @@ class VideoFrames:
             while len(_idle) > _IDLE:
                 _idle.popitem(last=False)[1].close()
 
-    def _take(self, path: Path) -> "_Video":
+    def _take(self, path: DataPath) -> "_Video":
         with _lock:
             key = next((k for k, v in _idle.items() if v.owner is self and v.path == path), None)
             if key is not None:
@@ -125,7 +126,7 @@ class VideoFrames:
 class _Video:
     """One opened file and the frame it is at."""
 
-    def __init__(self, path: Path, fps: float, start: float | None):
+    def __init__(self, path: DataPath, fps: float, start: float | None):
         try:
             import av  # noqa: F401 - asked for first, for the hint
             from av.error import FFmpegError
@@ -149,7 +150,7 @@ class _Video:
         import av
 
         try:
-            self._container: Any = av.open(str(self.path))
+            self._container: Any = av.open(self._source())
         except (OSError, self._errors, UnicodeError) as error:
             other = explain_file(self.path)
             if other:
@@ -167,6 +168,11 @@ class _Video:
         self.stream.codec_context.thread_count = 1  # the loader's threads decode side by side
         self._now: Any = None
         self._coming: Iterator[Any] = self._container.decode(self.stream)
+
+    def _source(self) -> Any:
+        """What PyAV opens: the name of a file on a disk, or an opened file of another place."""
+        remote: Any = self.path
+        return remote.open("rb", block_size=_BLOCK) if is_remote(remote) else str(remote)
 
     def _first_time(self) -> float:
         """Time of the first frame that is shown."""

@@ -2,12 +2,12 @@
 
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 from vla_jax.config import ConfigError
 from vla_jax.data.oxe.mixtures import Variant, get_mixture
 from vla_jax.data.oxe.octo import UNINFORMATIVE
+from vla_jax.data.places import DataPath, data_path
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ _VERSIONS = {"bc_z": "0.1.0"}
 
 
 def mixture_entries(
-    mixture: str, root: str | Path, variant: Variant = "openvla", action: str = "eef_pos"
+    mixture: str, root: str | DataPath, variant: Variant = "openvla", action: str = "eef_pos"
 ) -> tuple[dict[str, Any], ...]:
     """`data.datasets` of a mixture.
 
@@ -56,10 +56,10 @@ def mixture_entries(
     )
 
 
-def find_folder(root: str | Path, name: str) -> Path | None:
+def find_folder(root: str | DataPath, name: str) -> DataPath | None:
     """The newest version's folder of a dataset (of bc_z the sound one's), None if there is none."""
     for spelled in (name, _PUBLISHED.get(name, name)):
-        folder = Path(root).expanduser() / spelled
+        folder = data_path(root) / spelled
         versions = {path.parent.name: path.parent for path in folder.glob("*/dataset_info.json")}
         if not versions:
             continue

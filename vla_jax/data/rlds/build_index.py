@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from vla_jax.data.errors import (
     TruncatedShardError,
 )
 from vla_jax.data.features import STEPS, Feature
+from vla_jax.data.places import NamedPath, stamps
 from vla_jax.data.rlds import crc32c, records
 
 Read = Callable[[Any, bool], Iterator[tuple[int, bytes, bool]]]
@@ -54,7 +55,7 @@ class _Shard(NamedTuple):
 
 def index_shards(
     folder: Path,
-    directory: PurePath,
+    directory: NamedPath,
     shards: Mapping[str, int],
     features: Mapping[str, Feature],
     low: Sequence[str],
@@ -86,7 +87,7 @@ def index_shards(
         for n, count in shards.items()
     ]
     # TensorFlow reads ahead with threads of its own, and its shards may lie on no disk.
-    parallel = in_processes and sum(os.path.getsize(job[0]) for job in jobs) >= _PARALLEL_BYTES
+    parallel = in_processes and _bytes([job[0] for job in jobs]) >= _PARALLEL_BYTES
     skipped: list[Skipped] = []
     tables: dict[str, dict[str, int]] = {p: {} for p in low if features[p].kind == "text"}
 
@@ -121,7 +122,11 @@ def index_shards(
     }
 
 
-def as_error(skipped: Skipped, directory: PurePath) -> DataError:
+def _bytes(paths: Sequence[NamedPath]) -> int:
+    return sum(size for size, *_ in stamps(paths))
+
+
+def as_error(skipped: Skipped, directory: NamedPath) -> DataError:
     """The error that was not raised."""
     return KINDS[skipped.kind](skipped.problem, directory / skipped.shard, skipped.episode)
 

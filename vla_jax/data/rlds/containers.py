@@ -12,20 +12,21 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from vla_jax.data.errors import CorruptRecordError, DataError, TruncatedShardError
 from vla_jax.data.lerobot.pages import ImagePages
 from vla_jax.data.lerobot.tables import opened_parquet
 from vla_jax.data.open_files import limit, new_owner, shared_file
+from vla_jax.data.places import DataPath, opened, read_ranges, require_disk
 from vla_jax.data.rlds import records
 from vla_jax.files import explain_file
 from vla_jax.shipped import install_hint
 
 _KEPT = 64 << 20  # bytes of unpacked records that are kept
+_FETCHED = 1 << 14  # ranges of an object store that may wait to be read
 _OPENED = 64  # ArrayRecord files kept open, over all datasets
 _AT_ONCE = 16  # records of a parquet file that are in memory during a pass
 _COLUMN = "data"  # in parquet, which TFDS uses as a list of records
@@ -36,7 +37,7 @@ _SMALLEST = 1 << 16  # bytes of an ArrayRecord file, which ends in a block of th
 class Parts(Protocol):
     """Reads parts of the records of one dataset's files, from any number of threads."""
 
-    def read(self, path: PurePath, record: int, begin: int, end: int) -> memoryview:
+    def read(self, path: DataPath, record: int, begin: int, end: int) -> memoryview:
         """Bytes `begin`..`end`, exclusive, as a pass of the same container counts them.
 
         Raises:
@@ -56,34 +57,46 @@ class Container(NamedTuple):
     """
 
     scan: Callable[[Any, bool], Iterator[tuple[int, bytes, bool]]]
-    fingerprint: Callable[[Path], str]
+    fingerprint: Callable[[DataPath], str]
     parts: Callable[[], Parts]
 
 
-class _FileParts:
-    """Of TFRecord: places are those in the file."""
+class FileParts:
+    """Of TFRecord: places are those in the file. See `Parts`."""
 
     def __init__(self):
         self._owner = new_owner()
+        self._coming: dict[tuple[DataPath, int, int], bytes] = {}
 
-    def read(self, path: PurePath, record: int, begin: int, end: int) -> memoryview:
-        # pread needs no file position, so threads can share the descriptor.
-        file = shared_file(path, self._owner)
-        return memoryview(os.pread(file.fd, end - begin, begin))
+    def read(self, path: DataPath, record: int, begin: int, end: int) -> memoryview:
+        """See `Parts`."""
+        data = self._coming.pop((path, begin, end), None) if self._coming else None
+        if data is None:
+            data = shared_file(path, self._owner).read(end - begin, begin)
+        return memoryview(data)
+
+    def fetch(self, spans: Sequence[tuple[DataPath, int, int]]) -> None:
+        """Gets what calls of `read` will want from an object store, many requests at once."""
+        # Some are never read, as those of a window whose other camera is damaged.
+        if len(self._coming) > _FETCHED:
+            self._coming.clear()
+        for span, data in zip(spans, read_ranges(spans), strict=True):
+            if data is not None:
+                self._coming[span] = data
 
 
 class _RecordParts:
     """Of formats that pack: places are those in the unpacked record."""
 
-    def __init__(self, read: Callable[[PurePath, int], bytes]):
+    def __init__(self, read: Callable[[DataPath, int], bytes]):
         self._read = read
-        self._kept: OrderedDict[tuple[PurePath, int], bytes] = OrderedDict()
+        self._kept: OrderedDict[tuple[DataPath, int], bytes] = OrderedDict()
         self._size, self._lock = 0, threading.Lock()
 
-    def read(self, path: PurePath, record: int, begin: int, end: int) -> memoryview:
+    def read(self, path: DataPath, record: int, begin: int, end: int) -> memoryview:
         return memoryview(self._record(path, record))[begin:end]
 
-    def _record(self, path: PurePath, number: int) -> bytes:
+    def _record(self, path: DataPath, number: int) -> bytes:
         with self._lock:
             if (path, number) in self._kept:
                 self._kept.move_to_end((path, number))
@@ -99,20 +112,21 @@ class _RecordParts:
         return data
 
 
-def _whole_file(path: Path) -> str:
-    with open(path, "rb") as file:
+def _whole_file(path: DataPath) -> str:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _ArrayRecord:
     """An opened ArrayRecord file; one thread at a time reads."""
 
-    def __init__(self, path: PurePath):
+    def __init__(self, path: DataPath):
         """Opens it.
 
         Raises:
             DataError: it cannot be read, or the package is missing.
         """
+        require_disk(path, "ArrayRecord")
         self._path, self._lock = path, threading.Lock()
         with _array_record(path) as module:
             if os.path.getsize(path) < _SMALLEST:
@@ -128,7 +142,7 @@ class _ArrayRecord:
 
 
 @contextmanager
-def _array_record(path: PurePath) -> Iterator[Any]:
+def _array_record(path: DataPath) -> Iterator[Any]:
     """The package's module; what it raises while it reads `path` becomes a `DataError`."""
     try:
         from array_record.python import (
@@ -148,7 +162,7 @@ def _array_record(path: PurePath) -> Iterator[Any]:
 
 
 @functools.lru_cache(maxsize=min(_OPENED, limit()))
-def _opened(path: PurePath, owner: int) -> _ArrayRecord:
+def _opened(path: DataPath, owner: int) -> _ArrayRecord:
     return _ArrayRecord(path)
 
 
@@ -157,7 +171,7 @@ def _array_record_parts() -> Parts:
     return _RecordParts(lambda path, number: _opened(path, owner)[number])
 
 
-def scan_array_record(path: Path, check_crc: bool = False) -> Iterator[tuple[int, bytes, bool]]:
+def scan_array_record(path: DataPath, check_crc: bool = False) -> Iterator[tuple[int, bytes, bool]]:
     """`records.scan_records` of an ArrayRecord file, which always checks what it reads."""
     file = _ArrayRecord(path)
     for number in range(file.count):
@@ -171,13 +185,13 @@ def scan_array_record(path: Path, check_crc: bool = False) -> Iterator[tuple[int
 def _parquet_parts() -> Parts:
     pages = ImagePages()
 
-    def read(path: PurePath, number: int) -> bytes:
-        return pages.read(Path(path), _COLUMN, [number])[0] or b""
+    def read(path: DataPath, number: int) -> bytes:
+        return pages.read(path, _COLUMN, [number])[0] or b""
 
     return _RecordParts(read)
 
 
-def scan_parquet(path: Path, check_crc: bool = False) -> Iterator[tuple[int, bytes, bool]]:
+def scan_parquet(path: DataPath, check_crc: bool = False) -> Iterator[tuple[int, bytes, bool]]:
     """`records.scan_records` of a parquet file; its checksums count where it has some."""
     with opened_parquet(path) as file:
         if _COLUMN not in file.schema_arrow.names:
@@ -190,7 +204,7 @@ def scan_parquet(path: Path, check_crc: bool = False) -> Iterator[tuple[int, byt
 
 # `fileFormat` in dataset_info.json -> how such files are read.
 CONTAINERS: dict[str, Container] = {
-    "tfrecord": Container(records.scan_records, records.fingerprint, _FileParts),
+    "tfrecord": Container(records.scan_records, records.fingerprint, FileParts),
     "array_record": Container(scan_array_record, _whole_file, _array_record_parts),
     "parquet": Container(scan_parquet, _whole_file, _parquet_parts),
 }

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from vla_jax import progress
 from vla_jax.data.decode import decode, image_size
 from vla_jax.data.errors import FeatureError, ImageDecodeError
 from vla_jax.data.features import STEPS, Feature
+from vla_jax.data.places import NamedPath
 from vla_jax.data.rlds.writer import RLDSWriter, encode_image
 from vla_jax.data.source import Frame, Source
 
@@ -73,7 +74,7 @@ def _version(out: str | Path) -> str:
     return "1.0.0"
 
 
-def _check_names(features: Mapping[str, Feature], root: PurePath) -> None:
+def _check_names(features: Mapping[str, Feature], root: NamedPath) -> None:
     # TFDS nests features by the slashes in their names.
     clashes = sorted(p for p in features if any(other.startswith(p + "/") for other in features))
     if clashes:

@@ -18,15 +18,24 @@ On disk, in a folder beside the data or in a cache folder:
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vla_jax.data.cache import SKIPPED, cached_folder, content_of, map_array, stamp
+from vla_jax.data.cache import SKIPPED, cached_folder, content_of, map_array
 from vla_jax.data.errors import DataError, EmptyTrajectoryError, FeatureError
 from vla_jax.data.features import STEPS, Feature, load_features
+from vla_jax.data.places import (
+    DataPath,
+    NamedPath,
+    data_path,
+    is_remote,
+    stamps,
+    unchanged,
+)
 from vla_jax.data.rlds.build_index import Skipped, as_error, index_shards
-from vla_jax.data.rlds.containers import CONTAINERS, Container
+from vla_jax.data.rlds.containers import CONTAINERS, Container, FileParts
 from vla_jax.data.source import find_place
 from vla_jax.files import problem_of
 
@@ -53,7 +62,7 @@ class RLDSIndex:
         skipped: what is wrong with the episodes that were left out, and how many each concerns.
     """
 
-    def __init__(self, folder: Path, directory: PurePath, features: dict[str, Feature]):
+    def __init__(self, folder: Path, directory: NamedPath, features: dict[str, Feature]):
         """Opens the finished index in `folder` of the dataset in `directory`; see `open_index`."""
         meta = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.name, self.split, self.digest = meta["name"], meta["split"], meta["digest"]
@@ -96,16 +105,26 @@ class RLDSIndex:
         """A text feature: int32 codes over all frames (or episodes), and the table they index."""
         return self.low(path), self._meta["tables"][path]
 
+    def fetch(self, spans: Sequence[tuple[str, int, int]]) -> None:
+        """See `vla_jax.data.source.Fetching`; on a disk there is nothing to gain."""
+        if isinstance(self._parts, FileParts) and is_remote(self.root):
+            self._parts.fetch([self._bytes(*span) for span in spans])
+
+    def _bytes(self, camera: str, first: int, last: int) -> tuple[Any, int, int]:
+        """Shard, first byte and the one after the last of frames of one episode."""
+        at, size = self._cameras[camera]
+        episode = int(np.searchsorted(self.starts, first, side="right")) - 1
+        # Within a record the frames of one camera lie back to back.
+        return self.shards[self.shard[episode]], int(at[first]), int(at[last]) + int(size[last])
+
     def read(self, camera: str, first: int, last: int) -> list[memoryview]:
         """Encoded images of frames `first`..`last` (inclusive, one episode) with one read.
 
         Frames are numbered over the whole split. An empty view means: no image.
         """
         at, size = self._cameras[camera]
-        # Within a record the frames of one camera lie back to back.
-        begin, end = int(at[first]), int(at[last]) + int(size[last])
+        path, begin, end = self._bytes(camera, first, last)
         episode = int(np.searchsorted(self.starts, first, side="right")) - 1
-        path = self.shards[self.shard[episode]]
         try:
             data = self._parts.read(path, int(self.number[episode]), begin, end)
         except DataError as error:
@@ -125,20 +144,20 @@ class RLDSIndex:
             views.append(data[start : start + int(size[frame])])
         return views
 
-    def place(self, frame: int) -> tuple[PurePath, int, int]:
+    def place(self, frame: int) -> tuple[NamedPath, int, int]:
         """(shard file, episode within it, frame within the episode) of a frame, for messages."""
         episode, step = find_place(self.starts, frame)
         shard = int(self.shard[episode])
         return self.shards[shard], int(self.number[episode]), step
 
 
-def split_names(directory: Path) -> list[str]:
+def split_names(directory: DataPath) -> list[str]:
     """Splits of the dataset in `directory`, as dataset_info.json lists them."""
     return [split["name"] for split in _dataset_info(directory)["splits"]]
 
 
 def open_index(
-    directory: str | Path,
+    directory: str | DataPath,
     split: str,
     low: Sequence[str] = (),
     cache_dir: str = "",
@@ -149,7 +168,7 @@ def open_index(
     """Opens the index of one split, building it first where there is none that fits.
 
     Args:
-        directory: version folder with dataset_info.json, features.json and the shards.
+        directory: version folder, or its URL, with dataset_info.json, features.json and the shards.
         split: TFDS split name.
         low: paths of the numeric and text features to copy, such as `steps/action`.
         cache_dir: where indices live; "" = beside the data if that may be written, else
@@ -161,7 +180,7 @@ def open_index(
     Raises:
         DataError: with file, episode and frame; see `vla_jax.data.errors`.
     """
-    directory = Path(directory).expanduser()
+    directory = data_path(directory)
     info, features = _dataset_info(directory), load_features(directory / "features.json")
     shards = _shard_names(directory, info, split)
     container = CONTAINERS[info["format"]]
@@ -175,41 +194,50 @@ def open_index(
 
     # The stamps are taken before the pass, so a shard that changes meanwhile is noticed.
     def build(folder: Path) -> dict:
-        stamps = {
-            path: [stamp(directory / path), _fingerprint(container, directory / path)]
-            for path in shards
-        }
+        stamped = _stamped(directory, list(shards), container)
         meta = index_shards(
             folder, directory, shards, features, low, check_crc, skip, container.scan
         )
         origin = {"name": info["name"], "split": split, "container": info["format"]}
-        return meta | origin | {"digest": digest, _FILES: stamps}
+        return meta | origin | {"digest": digest, _FILES: stamped}
 
     def renew(meta: dict) -> dict | None:
-        stamps = {}
+        renewed = {}
         # dataset_info.json may have been corrected since.
         if meta["lengths"] != list(shards.values()):
             return None
-        for path, (then, content) in meta[_FILES].items():
-            current = stamp(directory / path)
+        current = stamps([directory / path for path in meta[_FILES]])
+        for (path, (then, content)), now in zip(meta[_FILES].items(), current, strict=True):
             # A copied or touched shard has another stamp and the same content.
-            if current != then and _fingerprint(container, directory / path) != content:
+            if not unchanged(then, now) and (
+                is_remote(directory) or _fingerprint(container, directory / path) != content
+            ):
                 return None
-            stamps[path] = [current, content]
-        return meta | {_FILES: stamps}
+            renewed[path] = [now, content]
+        return meta | {_FILES: renewed}
 
     folder = cached_folder(directory, cache_dir, name, rebuild, build, skip, renew)
     return RLDSIndex(folder, directory, features)
 
 
-def _fingerprint(container: Container, path: Path) -> str:
+def _stamped(directory: DataPath, shards: Sequence[str], container: Container) -> dict[str, list]:
+    """Shard -> its stamp, and a fingerprint of its content."""
+    now = stamps([directory / path for path in shards])
+    prints = [_fingerprint(container, directory / path) for path in shards]
+    return {path: [*pair] for path, *pair in zip(shards, now, prints, strict=True)}
+
+
+def _fingerprint(container: Container, path: DataPath) -> str:
+    # It would take a request for every record; a store has a word of its own for the version.
+    if is_remote(path):
+        return ""
     try:
         return container.fingerprint(path)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path) from error
 
 
-def _dataset_info(directory: Path) -> dict:
+def _dataset_info(directory: DataPath) -> dict:
     path = directory / "dataset_info.json"
     try:
         info = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -238,7 +266,7 @@ def _dataset_info(directory: Path) -> dict:
         raise DataError(problem, path) from error
 
 
-def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
+def _shard_names(directory: DataPath, info: dict, split: str) -> dict[str, int]:
     """Shard file -> number of episodes, in order."""
     splits = {s["name"]: s for s in info["splits"]}
     if split not in splits:
@@ -265,7 +293,8 @@ def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
     if len(names) < len(lengths) or any(length < 0 for length in lengths):
         problem = f"split {split!r}: shards without a name or a number of their own"
         raise DataError(problem, directory / "dataset_info.json")
-    absent = [name for name in names if not (directory / name).is_file()]
+    there = stamps([directory / name for name in names])
+    absent = [name for name, is_there in zip(names, there, strict=True) if not is_there]
     if absent:
         raise DataError(
             f"{len(absent)} of {len(names)} shards are missing: {absent[:5]}", directory
@@ -277,8 +306,9 @@ def _shard_names(directory: Path, info: dict, split: str) -> dict[str, int]:
     return names
 
 
-def _digest(directory: Path, info: dict, split: str, shards, features, low) -> str:
-    sizes = sorted((name, (directory / name).stat().st_size) for name in shards)
+def _digest(directory: DataPath, info: dict, split: str, shards, features, low) -> str:
+    now = stamps([directory / name for name in shards])
+    sizes = sorted((name, size) for name, (size, *_) in zip(shards, now, strict=True))
     cameras = sorted(p for p, f in features.items() if f.kind == "image" and p.startswith(STEPS))
     # How a feature is described decides how its bytes are read.
     read = [(path, repr(features[path])) for path in [*cameras, *low]]

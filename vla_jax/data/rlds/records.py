@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from vla_jax.data.errors import CorruptRecordError, TruncatedShardError
+from vla_jax.data.places import DataPath, opened
 from vla_jax.data.rlds.crc32c import masked_crc32c
 from vla_jax.files import explain_file
 from vla_jax.moved import names_of
@@ -37,7 +38,7 @@ class Field(NamedTuple):
 _NO_FIELD = Field(EMPTY, 0, 0)  # made once: every entry of every record begins with it
 
 
-def read_records(path: Path, check_crc: bool = False) -> Iterator[tuple[int, bytes]]:
+def read_records(path: DataPath, check_crc: bool = False) -> Iterator[tuple[int, bytes]]:
     """Yields (byte offset of the payload in the file, payload) for every record of a shard.
 
     Args:
@@ -54,10 +55,10 @@ def read_records(path: Path, check_crc: bool = False) -> Iterator[tuple[int, byt
         yield offset, record
 
 
-def scan_records(path: Path, check_crc: bool = False) -> Iterator[tuple[int, bytes, bool]]:
+def scan_records(path: DataPath, check_crc: bool = False) -> Iterator[tuple[int, bytes, bool]]:
     """Yields what `read_records` does, and whether the checksum of each payload matches."""
-    size, position, episode = os.path.getsize(path), 0, 0
-    with open(path, "rb") as file:
+    size, position, episode = path.stat().st_size, 0, 0
+    with opened(path) as file:
         while position < size:
             header = file.read(12)  # the length and the checksum of it
             length, length_crc = struct.unpack("<QI", header.ljust(12, b"\0"))

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from vla_jax.data import cache
 from vla_jax.data.cache import cached_folder
 from vla_jax.data.errors import CorruptRecordError, DataError, FeatureError, TruncatedShardError
 from vla_jax.data.features import Feature, parse_features
+from vla_jax.data.places import stamp
 from vla_jax.data.rlds import records
 from vla_jax.data.rlds.build_index import index_shards
 from vla_jax.data.rlds.index import FORMAT, RLDSIndex
@@ -190,7 +190,7 @@ def _stamps(paths: Sequence[Any]) -> list[list[int]]:
     """Changes when a shard is replaced: of one on no disk its size and the time it was stored."""
     stamps = []
     for path in paths:
-        local = cache.stamp(str(path))
+        local = stamp(Path(str(path)))
         if not local:
             status = path.stat()
             local = [int(status.length), int(status.mtime * 1000)]
