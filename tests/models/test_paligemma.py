@@ -112,8 +112,9 @@ def test_what_is_written_behind_a_prefix_is_what_recomputing_gives(name):
     def best(m):
         tokens = m.encode(seen)
         valid = jnp.ones(tokens.shape[:2], bool)
-        scores = m.read(m.sequence(tokens, valid, seen, ids), valid)
-        return m.head.choose(scores)
+        sequence = m.sequence(tokens, valid, seen, ids)
+        hidden = m.backbone(sequence.tokens, columns=sequence.columns)
+        return m.head.choose(m.scores(hidden, valid))
 
     chosen = jax.jit(lambda p: model.apply(p, method=best))(weights)
     assert len(np.unique(ids)) > 2  # one token again and again would prove little

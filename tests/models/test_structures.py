@@ -268,7 +268,8 @@ def test_discrete_writes_action_ids_one_by_one():
     def scores(ids):
         def read(m):
             tokens, valid = m.encode(observation), splicing.step_mask(observation)
-            return m.read(m.sequence(tokens, valid, observation, ids), valid)
+            sequence = m.sequence(tokens, valid, observation, ids)
+            return m.scores(m.backbone(sequence.tokens, columns=sequence.columns), valid)
 
         return model.apply({"params": params}, method=read)
 
