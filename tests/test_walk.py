@@ -53,9 +53,9 @@ def imports() -> dict[str, set[str]]:
         for path in (ROOT / "vla_jax").rglob("*.py")
         if not path.is_symlink()
     }
-    found: dict[str, set[str]] = {}
+    collected: dict[str, set[str]] = {}
     for module, path in files.items():
-        found[module] = set()
+        collected[module] = set()
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
             if isinstance(node, ast.Import):
@@ -66,8 +66,8 @@ def imports() -> dict[str, set[str]]:
                 # `from a.b import c` may mean a module c or a name within b.
                 holder = name if name in files else name.rpartition(".")[0]
                 if holder in files:
-                    found[module].add(holder)
-    return found
+                    collected[module].add(holder)
+    return collected
 
 
 def floor(module: str) -> int:
