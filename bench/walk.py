@@ -38,7 +38,7 @@ OURS = str(ROOT / "vla_jax") + "/"
 DATA = ROOT / "tests/fixtures/bridge_dataset/1.0.0"
 STEP, ATTENTION = "make_train_step.<locals>.step", "Attention.__call__"
 TOWER = "VisionTransformer.__call__"
-LAYER = (ATTENTION, "Block.__call__", "_layer")
+LAYER = (ATTENTION, "Block.__call__", "layer", "Stack.turn.<locals>.turn")
 # Where a batch is made or changed: its order, numbers, pixels, input, tokens, features and loss.
 STATIONS = (
     "MixtureOrder.__call__", "chunks", "Prepared.numbers", "decode_into",

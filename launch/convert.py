@@ -73,6 +73,7 @@ def import_robovlms(flags: argparse.Namespace) -> None:
     from vla_jax.config import load_config_file, read_json
     from vla_jax.convert import importing
 
+    # Their config decides the model; ours says all that theirs has no word for.
     original = read_json(flags.config_json)
     base = load_config_file("base", flags.set)
     units, vlm = flags.statistics, flags.vlm
@@ -113,6 +114,7 @@ def export_openvla(flags: argparse.Namespace) -> None:
     from vla_jax.convert.openvla.exporting import to_openvla
 
     stored = store.Stored(flags.ckpt, flags.step)
+    # In bytes of 10^9, as Hugging Face counts the size of a shard.
     limit = round(flags.max_shard_gb * 1e9)
     with _bar(stored.leaves) as bar:
         exported = to_openvla(stored, flags.out, limit, _dtype(flags), flags.overwrite, bar.update)
@@ -188,6 +190,7 @@ def push(flags: argparse.Namespace) -> None:
             write_checkpoint(stored, flags.out, _dtype(flags), flags.overwrite, bar.update)
         _summary(stored.leaves, (), flags.out)
     else:
+        # These write the model card as well, so that a hub's folder is whole either way.
         {"hf": export_hf, "openpi": export_openpi, "lerobot": export_lerobot}[flags.layout](flags)
     if flags.repo:
         print(f"sent to {upload(flags.out, flags.repo, private=not flags.public)}")
@@ -196,6 +199,7 @@ def push(flags: argparse.Namespace) -> None:
 
 
 def _save(imported: Any, flags: argparse.Namespace) -> None:
+    # All names and shapes were checked while `imported` was made; no tensor was read as yet.
     if not flags.check:
         with _bar(imported.leaves) as bar:
             imported.save(flags.out, flags.overwrite, lambda leaf: bar.update(leaf.nbytes))
@@ -228,6 +232,7 @@ def _bar(leaves: Mapping[str, Any]) -> Any:
 def _dtype(flags: argparse.Namespace) -> np.dtype | None:
     import jax.numpy as jnp
 
+    # Through jax, as numpy by itself knows no bfloat16.
     return None if flags.dtype == "keep" else np.dtype(jnp.dtype(flags.dtype))
 
 
@@ -237,11 +242,13 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    # Each command's help is its function's docstring, so that the two cannot differ.
     def command(function: Any, name: str, importer: bool, arguments: Mapping[str, str]) -> Any:
         sub = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
         add = sub.add_argument
         for argument, text in arguments.items():
             add(argument.lower().replace(".", "_"), metavar=argument, help=text)
+        # What all of them take, so that one habit does for every format.
         add("--overwrite", action="store_true", help="replace OUT if it exists")
         add("--dtype", default="keep", choices=("keep", "float32", "bfloat16", "float16"),
             help="store every parameter in this type (default: keep each one's)")  # fmt: skip

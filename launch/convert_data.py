@@ -44,6 +44,7 @@ def open_sources(
         raise DataError("no training/ or validation/ with ep_start_end_ids.npy", folder)
     if kind == "lerobot":
         columns = lerobot.features(folder)
+        # Pictures are read one by one later; the rest is small enough to be opened whole.
         low = [path for path, f in columns.items() if f.kind in ("tensor", "text")]
         return {split: lerobot.open_lerobot(folder, split, low, cache_dir) for split in splits}
     low = list(calvin.features(folder, depth))

@@ -129,6 +129,7 @@ def _extra(extra: str, good: Sequence[str], absent: Sequence[Requirement]) -> Fi
 def _jax_plugins() -> Iterator[Finding]:
     """An accelerator's plugin must be of jaxlib's own version."""
     jaxlib = _installed("jaxlib")
+    # Its name holds a CUDA version that changes from year to year, so it is searched for.
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"] or ""
         if re.fullmatch(r"jax[-_](cuda|rocm)\d+[-_]plugin", name) and jaxlib:
@@ -216,6 +217,7 @@ def simulators(
         for name in SIMULATORS:
             python = pythons.get(name, sys.executable)
             need = NEEDS.get(name)
+            # Asked of the Python that a rollout would run in, which need not be this one.
             status, _, err = _ask([python, "-c", f"import {need}"]) if need else (0, "", "")
             if status:
                 # Not there is no fault, unless someone says that it is.
@@ -235,6 +237,7 @@ def simulators(
 
 def _frame(name: str, status: int, out: str, err: str, saved_path: str) -> Finding:
     try:
+        # Simulators greet on stdout, too; our line is the last.
         reply = json.loads(out.strip().splitlines()[-1])
     except (IndexError, ValueError):
         advice = "the simulator does not start: read the line above, and graphics further up"
@@ -269,9 +272,11 @@ def server(checkpoint: str | None) -> Iterator[Finding]:
             size = client.metadata["image_size"]
             picture = np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)
             obs: dict[str, Any] = dict.fromkeys(client.metadata["cameras"].values(), picture)
+            # A policy that reads the robot's state refuses an observation without it.
             if client.metadata.get("needs_proprio"):
                 obs["observation/state"] = np.zeros(client.metadata["proprio_dim"], np.float32)
             times = []
+            # Several, as the first is slower than those that a robot will wait for.
             for _ in range(20):
                 start = time.perf_counter()
                 actions = client.infer({**obs, "prompt": "look"})["actions"]
@@ -314,6 +319,7 @@ class _Mirror:
 
 def _ask(command: Sequence[str]) -> tuple[int, str, str]:
     """(exit status, stdout, last words) of a process that may crash or hang."""
+    # A simulator's Python need not have us installed, and must find `eval_servers`.
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:
         done = subprocess.run(

@@ -66,6 +66,7 @@ def _server(flags: argparse.Namespace) -> Iterator[str]:
 
 
 def _rollout(flags: argparse.Namespace, uri: str) -> int:
+    # A process of its own: the simulator's Python may be older, and has no jax.
     command = [flags.python, str(ROLLOUTS[flags.simulator]), "--server", uri, "--out", flags.out]
     command += ["--workers", str(flags.workers), "--sanity", flags.sanity]
     if not flags.server:
@@ -89,6 +90,7 @@ def _report(flags: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "eval_servers.results", "report"]
     for run in [*flags.against, f"{name}={flags.out}"]:  # the first is what others are set against
         command += ["--run", run]
+    # An imported checkpoint was not trained here and has no log.
     log = Path(flags.checkpoint or "") / "log.jsonl"
     if flags.checkpoint and log.is_file():
         command += ["--loss-log", str(log)]
@@ -137,6 +139,7 @@ def _parse_flags() -> argparse.Namespace:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     flags = parser.parse_args(arguments[:end])
     flags.rollout = arguments[end + 1 :]
+    # Both would leave open which of the two the score is of.
     if bool(flags.checkpoint) == bool(flags.server):
         parser.error("name either --checkpoint, which is then served, or --server")
     return flags

@@ -78,6 +78,7 @@ def _print(lines: Any) -> None:
 def main(_: Any) -> None:
     """Plan and write the numbers; a user's mistake shows no traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    # Before jax starts, which would look for the devices of this machine.
     compilers.prepare()
     try:
         numbers = plan()

@@ -93,6 +93,7 @@ def replay(policy: Any, dataset: Any, keys: dict[str, str], episodes: int) -> li
 
 def errors(replayed: list[Episode]) -> dict[str, Any]:
     """Mean absolute errors of every dimension: the policy's, and the mean action's."""
+    # Of all steps alike, so that a short episode does not weigh as much as a long one.
     recorded = np.concatenate([episode.recorded for episode in replayed])
     predicted = np.concatenate([episode.predicted for episode in replayed])
     return {
@@ -111,6 +112,7 @@ def report(measured: dict[str, Any]) -> str:
         ratio = f"{ours / base:.2f}" if base > 0 else "the recording is constant"
         ratios += [ours / base] if base > 0 else []
         lines.append(f"{i:>10}{ours:>12.4g}{base:>13.4g}   {ratio}")
+    # Of ratios, because dimensions have different units: meters, radians, an opening.
     mean = float(np.mean(ratios)) if ratios else 1.0
     verdict = (
         "it knows these data: look at the robot's side" if mean < 0.5
@@ -174,6 +176,7 @@ def run(flags: argparse.Namespace) -> None:
         flags.checkpoint, flags.step, flags.dataset, execution=Execution("first")
     )
     with checkpoint.Checkpoints(flags.checkpoint, read_only=True) as saved:
+        # The stored config and no file, which may have changed since the training.
         config = resolve(saved.meta(flags.step)["config"])
     name = policy.metadata["dataset"]
     (entry,) = [e for e in config.data.datasets if short_name(e.spec) == name]
@@ -188,6 +191,7 @@ def run(flags: argparse.Namespace) -> None:
         config.model.action_dim,
         cache_dir=config.data.cache_dir,
     )
+    # Compiled before the bar begins, whose speed would else include it.
     policy.warmup()
     replayed = replay(policy, dataset, policy.metadata["cameras"], flags.episodes)
     measured = errors(replayed)

@@ -58,6 +58,7 @@ def main() -> int:
         from vla_jax.inference.execution import Execution
         from vla_jax.inference.policy import Policy  # after the flags: --help need not wait for jax
 
+        # Before anything is compiled, or the first programs would not be kept.
         compilation_cache.enable(flags.compilation_cache)
         overrides = {"repeat": flags.gripper_repeat, "patience": flags.gripper_patience}
         policy = Policy.from_checkpoint(
@@ -74,14 +75,17 @@ def main() -> int:
             ),
             # None leaves the checkpoint's own setting.
             gripper={f"gripper_{k}": v for k, v in overrides.items() if v is not None},
+            # A batch for more sessions than may connect would be compiled in vain.
             max_batch=min(flags.max_batch, flags.max_sessions),
             observation=robot_keys.load(flags.observation) if flags.observation else None,
             weights=flags.weights,
         )
+        # Added before the server starts, as every connection is answered by these metadata.
         if flags.unnorm_keys:
             policy.metadata["observation"]["aliases"] += flags.unnorm_keys.split(",")
         if flags.action_space:
             policy.metadata["observation"]["action_space"] = flags.action_space
+        # Flushed, since scripts wait for this line before they start clients.
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
     except refusal.CAUSED as error:
         return refusal.tell("serve.py", error, flags.debug)
@@ -265,6 +269,7 @@ def _parse_flags() -> argparse.Namespace:
     add("--verbose", action="store_true", help="log every frame")
     refusal.add_flag(parser)
     flags = parser.parse_args()
+    # Judged here, where a mistake costs a second and not the loading of a model.
     if not 0 <= flags.port < 65536:
         parser.error(f"--port: {flags.port} is not in 0..65535")
     if flags.max_message_mb <= 0 or flags.max_sessions < 1 or flags.max_batch < 1:

@@ -45,5 +45,5 @@ def test_programs_are_kept_by_default_and_not_when_it_is_off(tmp_path):
 def test_the_folder(setting, variable, expected, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv(compilation_cache.VARIABLE, variable)
-    found = compilation_cache.folder(setting)
-    assert found == (Path(expected).expanduser() if expected else None)
+    folder = compilation_cache.folder(setting)
+    assert folder == (Path(expected).expanduser() if expected else None)

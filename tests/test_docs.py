@@ -54,16 +54,16 @@ def test_commands_exist_and_know_their_flags(page):
     for language, text in blocks(page):
         assert language in LANGUAGES, f"{page}: {language}"
         for words in commands(text) if language == "bash" else ():
-            program, *rest = words
+            program, *remainder = words
             if program == "make":
-                assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.M), words
-            elif program == "python" and rest[0] != "-m" and (ROOT / rest[0]).exists():
-                own = rest[: rest.index("--")] if "--" in rest else rest
-                for flag in (word.partition("=")[0] for word in own if word.startswith("--")):
-                    known = flag.startswith("--config.") or flag in flags_of(rest[0])
-                    assert known, f"{page}: {rest[0]} has no {flag}"
+                assert re.search(rf"^{remainder[0]}:", (ROOT / "Makefile").read_text(), re.M), words
+            elif program == "python" and remainder[0] != "-m" and (ROOT / remainder[0]).exists():
+                separate = remainder[: remainder.index("--")] if "--" in remainder else remainder
+                for flag in (word.partition("=")[0] for word in separate if word.startswith("--")):
+                    expected = flag.startswith("--config.") or flag in flags_of(remainder[0])
+                    assert expected, f"{page}: {remainder[0]} has no {flag}"
             elif program != "pip":
-                file = rest[0] if program == "python" else program
+                file = remainder[0] if program == "python" else program
                 code = [text for language, text in blocks(page) if language == "python"]
                 shown = {named[1] for named in map(NAMED.match, code) if named}
                 assert (ROOT / file).exists() or file in shown, f"{page}: {' '.join(words)}"
@@ -147,9 +147,9 @@ def test_your_dataset(tmp_path, one_device):
 def test_your_dataset_on_a_real_robot(tmp_path, one_device):
     """The page as it is written, on one episode of a humanoid: 26 joints, no gripper."""
     shutil.copytree(ROOT / "tests" / "fixtures" / "unitree_g1", tmp_path / "data" / "my_robot")
-    others = ("record.py", "with_gripper")  # about another robot
+    remaining = ("record.py", "with_gripper")  # about another robot
     *_, report, trained, replayed, _ = walk(
-        "docs/your_dataset.md", tmp_path, one_device, skip=others
+        "docs/your_dataset.md", tmp_path, one_device, skip=remaining
     )
     assert "action: 26 numbers" in report
     assert "held-out action L1" in trained

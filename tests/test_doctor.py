@@ -44,9 +44,9 @@ def test_a_package_that_is_not_installed_is_said(doctor, monkeypatch):
         raise doctor.importlib.metadata.PackageNotFoundError("vla_jax")
 
     monkeypatch.setattr(doctor.shipped, "requirements", missing)
-    (found,) = doctor.versions()
-    assert (found.name, found.level) == ("vla_jax", "fail")
-    assert found.advice.startswith("pip install -e ")
+    (result,) = doctor.versions()
+    assert (result.name, result.level) == ("vla_jax", "fail")
+    assert result.advice.startswith("pip install -e ")
 
 
 def levels(findings):
@@ -57,13 +57,13 @@ def test_versions_outside_the_window_say_what_to_install(doctor, monkeypatch):
     versions = {"jax": "0.9.0", "flax": "0.12.9"}
     wanted = {"": ["jax>=0.10.2,<0.12", "flax>=0.12.8,<0.13", "optax>=0.2"], "log": ["wandb>=0.19"]}
     Installed(monkeypatch, doctor, ">=3.8,<3.10", wanted, versions)
-    found = {finding.name: finding for finding in doctor.versions()}
-    assert levels(found.values()) == {
+    results = {finding.name: finding for finding in doctor.versions()}
+    assert levels(results.values()) == {
         "python": "fail", "jax": "fail", "core packages": "fail", "[log]": "skip"
     }  # fmt: skip
-    assert found["jax"].text == "0.9.0, tested <0.12,>=0.10.2"
-    assert found["jax"].advice == "pip install 'jax>=0.10.2,<0.12'"
-    assert found["core packages"].advice == "pip install 'optax>=0.2'"
+    assert results["jax"].text == "0.9.0, tested <0.12,>=0.10.2"
+    assert results["jax"].advice == "pip install 'jax>=0.10.2,<0.12'"
+    assert results["core packages"].advice == "pip install 'optax>=0.2'"
 
 
 def test_an_extra_of_an_extra_counts(doctor, monkeypatch):
@@ -72,9 +72,9 @@ def test_an_extra_of_an_extra_counts(doctor, monkeypatch):
     wanted = {"cuda": ["jax[cuda13]>=0.10.2,<0.12"]}
     versions = {"jax": "0.10.2", "jaxlib": "0.10.2"}
     installed = Installed(monkeypatch, doctor, ">=3.8", wanted, versions)
-    found = {finding.name: finding for finding in doctor.versions()}
-    assert found["[cuda]"].text == "not installed: jax[cuda13]"
-    assert "[cuda]" in found["[cuda]"].advice
+    results = {finding.name: finding for finding in doctor.versions()}
+    assert results["[cuda]"].text == "not installed: jax[cuda13]"
+    assert "[cuda]" in results["[cuda]"].advice
     installed.versions["jax-cuda13-plugin"] = "0.10.2"
     assert levels(doctor.versions())["[cuda]"] == "ok"
 
@@ -86,8 +86,8 @@ def test_a_plugin_of_another_jaxlib(doctor, monkeypatch):
 
     monkeypatch.setattr(doctor.importlib.metadata, "distributions", lambda: [Plugin()])
     monkeypatch.setattr(doctor, "_installed", {"jaxlib": "0.10.2"}.get)
-    (found,) = doctor._jax_plugins()
-    assert (found.level, found.advice) == ("fail", "pip install 'jax-cuda13-plugin==0.10.2'")
+    (result,) = doctor._jax_plugins()
+    assert (result.level, result.advice) == ("fail", "pip install 'jax-cuda13-plugin==0.10.2'")
 
 
 @pytest.mark.parametrize(
@@ -101,44 +101,44 @@ def test_a_plugin_of_another_jaxlib(doctor, monkeypatch):
     ],
 )  # fmt: skip
 def test_a_simulators_frame(doctor, reply, level, words):
-    found = doctor._frame("calvin", *reply, "")
-    assert found.level == level
-    assert words in found.text
-    assert bool(found.advice) == (level == "fail")
+    result = doctor._frame("calvin", *reply, "")
+    assert result.level == level
+    assert words in result.text
+    assert bool(result.advice) == (level == "fail")
 
 
 def test_the_tabletop_is_drawn_and_a_missing_simulator_is_no_fault(doctor, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "SIMULATORS", ["tabletop", "absent"])
     monkeypatch.setattr(doctor, "NEEDS", {"absent": "no_such_simulator"})
-    found = {f.name: f for f in doctor.simulators({}, {"tabletop": "--image-size=32"}, tmp_path)}
-    assert levels(found.values()) == {"tabletop": "ok", "absent": "skip"}
-    assert "2 pictures" in found["tabletop"].text
+    results = {f.name: f for f in doctor.simulators({}, {"tabletop": "--image-size=32"}, tmp_path)}
+    assert levels(results.values()) == {"tabletop": "ok", "absent": "skip"}
+    assert "2 pictures" in results["tabletop"].text
     assert (tmp_path / "tabletop.png").stat().st_size > 100
-    assert "--python absent=PATH" in found["absent"].advice
+    assert "--python absent=PATH" in results["absent"].advice
 
 
 def test_a_simulator_that_was_named_and_is_not_there_is_a_fault(doctor, monkeypatch):
     monkeypatch.setattr(doctor, "SIMULATORS", ["absent"])
     monkeypatch.setattr(doctor, "NEEDS", {"absent": "no_such_simulator"})
     for python, word in ((sys.executable, "No module named"), ("/no/such/python", "No such file")):
-        (found,) = doctor.simulators({"absent": python}, {}, None)
-        assert found.level == "fail"
-        assert word in found.text
-        assert "setup.sh" in found.advice
+        (result,) = doctor.simulators({"absent": python}, {}, None)
+        assert result.level == "fail"
+        assert word in result.text
+        assert "setup.sh" in result.advice
 
 
 def test_a_simulator_that_is_there_and_does_not_load_is_a_fault(doctor, monkeypatch):
     monkeypatch.setattr(doctor, "SIMULATORS", ["broken"])
     monkeypatch.setattr(doctor, "NEEDS", {"broken": "sys; raise OSError('libGL.so.1 is missing')"})
-    (found,) = doctor.simulators({}, {}, None)
-    assert found.level == "fail"
-    assert "libGL.so.1" in found.text
+    (result,) = doctor.simulators({}, {}, None)
+    assert result.level == "fail"
+    assert "libGL.so.1" in result.text
 
 
 def test_a_round_trip(doctor):
-    (found,) = doctor.server(None)
-    assert found.level == "ok"
-    assert "actions [1, 7]" in found.text
+    (result,) = doctor.server(None)
+    assert result.level == "ok"
+    assert "actions [1, 7]" in result.text
 
 
 def test_processes_that_hang_crash_or_are_not_there(doctor, monkeypatch):
@@ -171,6 +171,6 @@ def test_exit_status(doctor, monkeypatch, capsys, level, status):
     monkeypatch.setattr(doctor, "server", lambda _: [Finding("x", level, "seen", "do that")])
     monkeypatch.setattr(sys, "argv", ["doctor.py"])
     assert doctor.main() == status
-    told = capsys.readouterr().out
-    assert "do that" in told
-    assert ("ready" in told) == (status == 0)
+    printed = capsys.readouterr().out
+    assert "do that" in printed
+    assert ("ready" in printed) == (status == 0)

@@ -29,12 +29,12 @@ def run(*arguments):
 
 def test_a_running_server_gives_rows_score_and_page(tmp_path):
     with server.background(OpenHand(), server.ServerOptions(port=0)) as uri:
-        given = [f"--server={uri}", "--workers=2", f"--out={tmp_path / 'one'}"]
-        done = run(*given, *ROLLOUT, "--episodes=4")
+        inputs = [f"--server={uri}", "--workers=2", f"--out={tmp_path / 'one'}"]
+        done = run(*inputs, *ROLLOUT, "--episodes=4")
         assert done.returncode == 0, done.stderr
-        given[-1] = f"--out={tmp_path / 'two'}"
+        inputs[-1] = f"--out={tmp_path / 'two'}"
         earlier = f"--against=one={tmp_path / 'one'}"
-        again = run(*given, earlier, *ROLLOUT, "--episodes=6", "--sanity=warn")
+        again = run(*inputs, earlier, *ROLLOUT, "--episodes=6", "--sanity=warn")
     assert again.returncode == 0, again.stderr
     assert "fail  instruction" in again.stderr  # it holds its hand open, whatever it is told
     score, rows = results.load_run(str(tmp_path / "two"))

@@ -44,9 +44,9 @@ def test_an_old_module_is_the_new_one(old):
     sys.modules.pop(f"vla_jax.{old}", None)
     new = f"vla_jax.{moved.MODULES[old]}"
     with pytest.warns(FutureWarning, match=f"vla_jax.{old} is now {new}"):
-        found = importlib.import_module(f"vla_jax.{old}")
-    assert found is importlib.import_module(new)
-    assert [found.__name__, getattr(found.__spec__, "name", "")] == [new, new]
+        result = importlib.import_module(f"vla_jax.{old}")
+    assert result is importlib.import_module(new)
+    assert [result.__name__, getattr(result.__spec__, "name", "")] == [new, new]
     path = Path(moved.__file__).parent / old.replace(".", "/")
     assert not any(p.exists() for p in (path, path.with_suffix(".py")))
 
@@ -61,9 +61,9 @@ def test_an_old_name_is_the_new_one(module, name, new):
     home, _, holder = new.partition(":")
     meant = importlib.import_module(home)
     with pytest.warns(FutureWarning, match=f"{module}.{name} is now"):
-        found = getattr(importlib.import_module(module), name)
+        result = getattr(importlib.import_module(module), name)
     expected = getattr(meant, holder) if holder else meant
-    assert found is getattr(expected, name, expected)
+    assert result is getattr(expected, name, expected)
 
 
 def test_what_neither_has_is_missing():

@@ -84,10 +84,10 @@ def test_the_commands_run_from_any_folder_without_a_checkout(wheel, tmp_path):
     recorded = run_in(wheel, tmp_path, "-m", "vla_jax.cli", "data", "record", *flags)
     assert recorded.returncode == 0, recorded.stderr
     assert "2 train and 0 val episodes" in recorded.stdout
-    found = run_in(
+    result = run_in(
         wheel, tmp_path, "-c", "import vla_jax.launch as l, sys; sys.stdout.write(l.__file__)"
     )
-    assert found.stdout.startswith(str(wheel))
+    assert result.stdout.startswith(str(wheel))
     trained = run_in(
         wheel, tmp_path, "-m", "vla_jax.cli", "train", "--config=quickstart:none", "--workdir=w"
     )

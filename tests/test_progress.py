@@ -14,11 +14,11 @@ class Terminal(io.StringIO):
 
 def go_through(monkeypatch, stream, steps):
     monkeypatch.setattr(sys, "stderr", stream)
-    seen = []
+    recorded = []
     for step in progress.bar(range(steps), desc="work"):
         time.sleep(0.02)
-        seen.append(step)
-    assert seen == list(range(steps))
+        recorded.append(step)
+    assert recorded == list(range(steps))
     return stream.getvalue()
 
 

@@ -40,11 +40,11 @@ def launch(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("in the way of a folder")
 
     def call(name, *more):
-        flags, said = REFUSED[name]
+        flags, message = REFUSED[name]
         flags = [flag.format(tmp=tmp_path) for flag in flags]
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *flags, *more])
         status = importlib.import_module(f"launch.{name}").main()
-        return status, said.format(tmp=tmp_path)
+        return status, message.format(tmp=tmp_path)
 
     return call
 
@@ -156,9 +156,9 @@ def test_ctrl_c_with_debug_shows_where(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         except KeyboardInterrupt as error:
             sys.excepthook(KeyboardInterrupt, error, error.__traceback__)
-        said = capsys.readouterr().err
-        assert ("Traceback" in said) == is_shown
-        assert is_shown or said == "convert.py: interrupted\n"
+        message = capsys.readouterr().err
+        assert ("Traceback" in message) == is_shown
+        assert is_shown or message == "convert.py: interrupted\n"
 
 
 def test_ctrl_c_within_a_garbage_collection_is_not_lost(tmp_path):
@@ -191,8 +191,8 @@ def test_a_config_file_that_fails_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("absl.app.parse_flags_with_usage", run)
     with pytest.raises(SystemExit) as ended:
         cli._parse_flags(sys.argv)
-    said = f"train.py: {path}, line 2: ZeroDivisionError: division by zero; --debug shows more"
-    assert ended.value.code == said
+    text = f"train.py: {path}, line 2: ZeroDivisionError: division by zero; --debug shows more"
+    assert ended.value.code == text
     with pytest.raises(ZeroDivisionError):
         cli._parse_flags([*sys.argv, "--debug"])
 

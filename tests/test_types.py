@@ -55,14 +55,14 @@ def test_rows_and_split_batches_are_of_the_same_type():
 
 
 def test_a_pytree_holds_whatever_jax_puts_there():
-    whole = batch()
-    shardings = jax.tree.map(lambda _: PartitionSpec("data"), whole)
+    full = batch()
+    shardings = jax.tree.map(lambda _: PartitionSpec("data"), full)
     assert shardings.observation.images["primary"] == PartitionSpec("data")
-    shapes = jax.eval_shape(lambda b: jax.tree.map(jnp.asarray, b), whole)
+    shapes = jax.eval_shape(lambda b: jax.tree.map(jnp.asarray, b), full)
     assert shapes.actions.chunk.shape == (B, W, F, A)
-    mapped = jax.jit(jax.vmap(lambda b: b))(whole)
+    mapped = jax.jit(jax.vmap(lambda b: b))(full)
     assert isinstance(mapped, Batch)
     assert mapped.captions is None
-    np.testing.assert_array_equal(mapped.observation.text, whole.observation.text)
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(whole)]
+    np.testing.assert_array_equal(mapped.observation.text, full.observation.text)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(full)]
     assert ".observation.images['primary']" in paths

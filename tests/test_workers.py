@@ -84,9 +84,9 @@ def test_ctrl_c_ends_all_at_once(tmp_path, size, seconds, only_parent):
         children = {int(process.stdout.readline()) for _ in range(1 if seconds else 6)}
         send = os.kill if only_parent else os.killpg
         send(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, message = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == -signal.SIGINT, said
-    assert said == "program.py: interrupted\n"
+    assert process.returncode == -signal.SIGINT, message
+    assert message == "program.py: interrupted\n"
     assert not any(Path(f"/proc/{child}").exists() for child in children)

@@ -43,9 +43,9 @@ def test_moved_keys_keep_their_values(stored):
 @pytest.mark.parametrize("gripper", ["number", "binary"])
 def test_three_options_of_a_gripper_became_one(stored, name, was, gripper):
     model = json.loads((FIXTURES / "models_format_2.json").read_text())["models"][name]
-    others = {"expert", "fast", "head"} - {was}
+    remaining = {"expert", "fast", "head"} - {was}
     model[was]["gripper"] = gripper
-    for other in others:  # they did not count
+    for other in remaining:  # they did not count
         model[other]["gripper"] = "binary"
     config = resolve(upgrade({**stored["config"], "model": model}, 2, "here"))
     assert config.model.gripper_is_number == (gripper == "number")
@@ -63,9 +63,9 @@ def test_keys_that_did_not_exist_yet_take_defaults_with_one_line(stored, caplog)
     with caplog.at_level(logging.INFO):
         complete = upgrade(config, 1, "here")
     (record,) = caplog.records
-    told = re.fullmatch("here: its config lacks ([0-9]+) newer keys, .*: (.*)", record.message)
-    assert told
-    count, lacking = int(told[1]), told[2].split(", ")
+    match = re.fullmatch("here: its config lacks ([0-9]+) newer keys, .*: (.*)", record.message)
+    assert match
+    count, lacking = int(match[1]), match[2].split(", ")
     # And those that the schema got after format 1.
     assert {"model.structure.slide", "data.datasets[0].weight", "lora"} < set(lacking)
     assert len(lacking) == count

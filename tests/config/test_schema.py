@@ -21,8 +21,8 @@ def leaves(cls: type, prefix: str = ""):
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
             yield from leaves(hints[field.name], f"{prefix}{field.name}.")
-            for own in kinds(field.metadata).values():
-                yield from leaves(own, f"{prefix}{field.name}.")
+            for separate in kinds(field.metadata).values():
+                yield from leaves(separate, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, field
 
@@ -42,9 +42,9 @@ def test_config_files_start_from_the_schema():
     config = base.get_config()
     shown, default = config.to_dict(), to_dict(Config())
     # And the options of heads that are not the default's.
-    others = set(shown["model"]["head"]) - set(default["model"]["head"])
-    assert {"bins", "heads", "noise_levels", "parity", "sampling_steps"} <= others
-    for name in others:
+    remaining = set(shown["model"]["head"]) - set(default["model"]["head"])
+    assert {"bins", "heads", "noise_levels", "parity", "sampling_steps"} <= remaining
+    for name in remaining:
         del shown["model"]["head"][name]
     assert shown == default
     config.model.backbone.arch["anything"] = 1
@@ -80,7 +80,7 @@ def test_a_program_may_give_groups_as_dicts(monkeypatch):
     # The hook of the tests asks for what the fields say, before they are made so.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     raw = base.get_config().to_dict()["data"] | {"val_fraction": 0.25}
-    made = DataConfig(**raw)
-    assert made == dataclasses.replace(Config().data, val_fraction=0.25)
+    config = DataConfig(**raw)
+    assert config == dataclasses.replace(Config().data, val_fraction=0.25)
     with pytest.raises(TypeError, match="no_such_option"):
         DataConfig(**raw | {"parity": {"no_such_option": 1}})

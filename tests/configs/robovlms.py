@@ -144,8 +144,8 @@ def shipped(name: str) -> dict[str, Any]:
     for key, value in copy.deepcopy(_CHANGES.get(name, {})).items():
         group = isinstance(value, dict) and key in config
         # Flamingo's train_setup is another list of keys altogether.
-        whole = key == "train_setup" and kind == "RoboFlamingo"
-        config[key] = {**config[key], **value} if group and not whole else value
+        full = key == "train_setup" and kind == "RoboFlamingo"
+        config[key] = {**config[key], **value} if group and not full else value
     if kind == "RoboFlamingo":
         del config["use_vision_resampler"], config["vision_resampler"]
     return config

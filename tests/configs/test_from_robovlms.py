@@ -114,8 +114,8 @@ def test_the_files_differ_where_they_should():
 )
 def test_one_class_serves_two_generations(folder, backbone):
     original = shipped("paligemma_calvin")
-    found = translate(changed(original, "vlm.pretrained_model_name_or_path", folder))
-    assert found.model.backbone.name == backbone
+    translated = translate(changed(original, "vlm.pretrained_model_name_or_path", folder))
+    assert translated.model.backbone.name == backbone
 
 
 def test_epochs_become_steps():
@@ -227,8 +227,8 @@ def test_every_key_is_in_the_table_once():
     for name in NAMES:
         assert not [note for note in robovlms_keys.notes(shipped(name)) if "nothing" in note
                     and note.split(":")[0] not in paths]  # fmt: skip
-    told = robovlms_keys.notes({**shipped("kosmos_calvin"), "learnig_rate": 3})
-    assert "learnig_rate: read by nothing" in told
+    message = robovlms_keys.notes({**shipped("kosmos_calvin"), "learnig_rate": 3})
+    assert "learnig_rate: read by nothing" in message
 
 
 @pytest.mark.parametrize(

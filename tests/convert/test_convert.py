@@ -187,7 +187,9 @@ def test_trained_checkpoints_read_back_into_training(imported):
     same_bytes({k: np.asarray(v) for k, v in flat.items()},
                {p: leaf.read() for p, leaf in stored.leaves.items()})  # fmt: skip
     with (
-        checkpoint.Checkpoints(imported, read_only=True) as found,
+        checkpoint.Checkpoints(imported, read_only=True) as checkpoints,
         pytest.raises(checkpoint.CheckpointError, match="weights alone"),
     ):
-        found.restore(TrainState(step=0, trainable={}, frozen={}, ema={}, opt_state={}, rng=None))
+        checkpoints.restore(
+            TrainState(step=0, trainable={}, frozen={}, ema={}, opt_state={}, rng=None)
+        )

@@ -50,11 +50,11 @@ def assert_same(leaves, flat):
 def test_robovlms_round_trip_of_every_name(tmp_path):
     config, flat = filled(clip_text_config=CLIP_TEXT)
     rows, ignore = maps.robovlms(config)
-    theirs = dict(maps.outgoing(rows, lazy(flat)).repeated())
+    reference = dict(maps.outgoing(rows, lazy(flat)).repeated())
     gate = "transformer.blocks.1.gated_cross_attn_layer.attn_gate"
     twice = [f"model.{root}.{gate}" for root in ("backbone", "model")]
     thrice = [f"model.{root}.gated_cross_attn_layers.1.attn_gate" for root in ("backbone", "model")]
-    assert {*twice, *thrice, "model.vision_encoder.logit_scale"} <= set(theirs)
+    assert {*twice, *thrice, "model.vision_encoder.logit_scale"} <= set(reference)
 
     def read(tensors):
         save_file(tensors, tmp_path / "x.safetensors")
@@ -62,10 +62,10 @@ def test_robovlms_round_trip_of_every_name(tmp_path):
         bare, _ = maps.robovlms(config, prefix="")
         return maps.incoming(bare, shapes(flat), source, ignore, unequal=source.unequal())
 
-    assert_same(read(theirs).leaves, flat)
+    assert_same(read(reference).leaves, flat)
     for name in (twice[1], thrice[0], "model.backbone.old_decoder_blocks.0.ln_1.weight"):
         with pytest.raises(WeightError, match="differ from their original"):
-            read({**theirs, name: theirs[name] + 1})
+            read({**reference, name: reference[name] + 1})
 
 
 def test_the_released_files_side_by_side(tmp_path):
@@ -73,17 +73,17 @@ def test_the_released_files_side_by_side(tmp_path):
     config, flat = filled()
     flat = {path: value for path, value in flat.items() if path.startswith("backbone/")}
     rows, ignore = maps.hugging_face(config)
-    theirs = dict(maps.outgoing(rows, lazy(flat)).tensors())
-    trained = {k: v for k, v in theirs.items() if "gated" in k or "perceiver" in k or "wte" in k}
+    reference = dict(maps.outgoing(rows, lazy(flat)).tensors())
+    trained = {k: v for k, v in reference.items() if "gated" in k or "perceiver" in k or "wte" in k}
     clip = {
         k.replace("vision_encoder.", "visual."): v
-        for k, v in theirs.items()
+        for k, v in reference.items()
         if k.startswith("vision_encoder.")
     }
     clip |= {"transformer.resblocks.0.ln_1.weight": np.ones(3, np.float32), "logit_scale": 1.0}
     language = {
         k.replace("lang_encoder.", "").replace("decoder_layer.", ""): v
-        for k, v in theirs.items()
+        for k, v in reference.items()
         if k.startswith("lang_encoder.") and "gated" not in k
     }
     language["transformer.wte.weight"] = language["transformer.wte.weight"] + 1
@@ -99,7 +99,7 @@ def test_the_released_files_side_by_side(tmp_path):
 
 
 def test_config_of_a_trained_policy():
-    theirs = {
+    reference = {
         "robovlm_name": "RoboFlamingo",
         "vlm": {"name": "mpt_3b_ift"},
         "act_head": {
@@ -111,7 +111,7 @@ def test_config_of_a_trained_policy():
         "fwd_pred_next_n": 10,
         "train_dataset": {"type": "DiskCalvinDataset"},
     }
-    raw = robovlms.to_config(theirs, base.get_config().to_dict())
+    raw = robovlms.to_config(reference, base.get_config().to_dict())
     structure, arch = (
         raw["model"]["structure"],
         flamingo.Flamingo.arch(raw["model"]["backbone"]["arch"]),
@@ -130,12 +130,12 @@ def test_the_tokenizer_gets_its_tokens(tmp_path):
     backend.add_special_tokens(["<|endoftext|>"])
     backend.save(str(tmp_path / "tokenizer.json"))
     config, _ = filled()
-    found = hf.tokenizer(tmp_path, config)
+    tokenizer = hf.tokenizer(tmp_path, config)
     end = backend.get_vocab_size()
-    assert [found.token_id(t) for t in flamingo.Flamingo.ADDED_TOKENS] == [end, end + 1]
-    ids, mask = found.encode(vla.prompt(config).format(instruction="go"), 8)
-    stop = found.token_id("<|endoftext|>")
-    letters = [found.token_id(c) for c in "go"]
+    assert [tokenizer.token_id(t) for t in flamingo.Flamingo.ADDED_TOKENS] == [end, end + 1]
+    ids, mask = tokenizer.encode(vla.prompt(config).format(instruction="go"), 8)
+    stop = tokenizer.token_id("<|endoftext|>")
+    letters = [tokenizer.token_id(c) for c in "go"]
     assert ids[mask].tolist() == [end + 1, *letters, end, stop]
-    again = type(found).from_json(found.to_json())
+    again = type(tokenizer).from_json(tokenizer.to_json())
     assert again.token_id("<image>") == end + 1

@@ -158,13 +158,13 @@ def test_shards(folder, tmp_path, capsys):
     text = refused(capsys, tmp_path / "out", "import-hf", folder)
     assert "b.safetensors: No such file" in text
     assert f"{folder / 'c'}: No such file" in text
-    for wrong, told in (
+    for wrong, message in (
         ({"weight_map": {"a": "../a.safetensors"}}, "outside its folder: ['../a.safetensors']"),
         ({"weight_map": {"a": 5}}, "5: No such file"),
         ({"map": {}}, "not an index of shards"),
     ):
         where.write_text(json.dumps(wrong))
-        assert told in refused(capsys, tmp_path / "out", "import-hf", folder)
+        assert message in refused(capsys, tmp_path / "out", "import-hf", folder)
 
 
 def test_every_part_of_our_own_folders(folder, tmp_path, capsys):
@@ -181,13 +181,13 @@ def test_every_part_of_our_own_folders(folder, tmp_path, capsys):
     assert "the VLM:\n1 unexpected:\n  surprise in model.safetensors" in text
     assert "policy_head.safetensors:\n1 unexpected:\n  surprise in policy_head" in text
     settings = json.loads((ours / "vla_config.json").read_text())
-    for wrong, told in (
+    for wrong, message in (
         ({**settings, "format": 99}, "format 99, this version"),
         ({"format": 1}, "['config', 'action_specs'] missing"),
         ({**settings, "config": {**settings["config"], "surprise": 1}}, "surprise"),
     ):
         (ours / "vla_config.json").write_text(json.dumps(wrong))
-        assert told in refused(capsys, tmp_path / "out", "import-hf", ours)
+        assert message in refused(capsys, tmp_path / "out", "import-hf", ours)
 
 
 def test_damaged_checkpoints(folder, tmp_path, capsys):

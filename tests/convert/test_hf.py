@@ -42,32 +42,32 @@ def names_in(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def test_full_size_hugging_face_names(full):
-    theirs = names_in(TINY / "full_param_names.txt")
+    reference = names_in(TINY / "full_param_names.txt")
     rows, ignore = maps.hugging_face(full)
     ours = {k: v for k, v in shapes_of(full).items() if k.startswith("backbone/")}
-    assert len(theirs) == 886
-    assert str(weights.check(rows, ours, theirs, ignore)) == ""
+    assert len(reference) == 886
+    assert str(weights.check(rows, ours, reference, ignore)) == ""
     exported = [n for row in rows for n in row.expand(ours[row.target][0])]
-    assert sorted(exported) == sorted(theirs)
+    assert sorted(exported) == sorted(reference)
 
 
 def test_full_size_checkpoint_names(full):
-    theirs = names_in(FIXTURES / "robokosmos_full_hand_ws16" / "full_param_names.txt")
+    reference = names_in(FIXTURES / "robokosmos_full_hand_ws16" / "full_param_names.txt")
     rows, ignore = maps.robovlms(full)
     ours = shapes_of(full)
-    assert str(weights.check(rows, ours, theirs, ignore)) == ""
+    assert str(weights.check(rows, ours, reference, ignore)) == ""
     count = sum(int(np.prod(shape)) for shape in ours.values())
     assert count == 1_705_698_374  # the released files' number, tied head counted once
 
 
 def test_report_lists_everything(full):
-    theirs = names_in(TINY / "full_param_names.txt")
-    del theirs["text_model.model.layer_norm.bias"]
-    theirs["text_model.model.layers.3.ffn.fc1.bias"] = (7,)
-    theirs["text_model.surprise"] = (1,)
+    reference = names_in(TINY / "full_param_names.txt")
+    del reference["text_model.model.layer_norm.bias"]
+    reference["text_model.model.layers.3.ffn.fc1.bias"] = (7,)
+    reference["text_model.surprise"] = (1,)
     rows, ignore = maps.hugging_face(full)
     ours = {k: v for k, v in shapes_of(full).items() if k.startswith("backbone/")}
-    report = weights.check(rows, ours, theirs, ignore)
+    report = weights.check(rows, ours, reference, ignore)
     assert report.missing == ("text_model.model.layer_norm.bias [2048]",)
     assert report.unexpected == ("text_model.surprise",)
     assert report.misshaped == ("text_model.model.layers.3.ffn.fc1.bias: [7], expected [8192]",)
@@ -151,17 +151,17 @@ def test_unequal_alias_is_refused():
 def test_a_fused_tensor_is_read_once():
     """Three layers of q, k and v in one tensor each: three reads, whichever part comes first."""
     rng = np.random.default_rng(0)
-    theirs = {f"h.{i}.qkv": rng.normal(size=(12, 4)).astype(np.float32) for i in range(3)}
+    reference = {f"h.{i}.qkv": rng.normal(size=(12, 4)).astype(np.float32) for i in range(3)}
     row = Weight("h.{}.qkv", "h/{q,k,v}/kernel", "linear")
-    source = arrays.Arrays(theirs)
+    source = arrays.Arrays(reference)
     shapes = dict.fromkeys(row.targets, (3, 4, 2, 2))
     leaves = maps.incoming([row], shapes, source).leaves
     for path in reversed(row.targets):
-        expected = arrays.to_ours([row], shapes, theirs)[path]
+        expected = arrays.to_ours([row], shapes, reference)[path]
         np.testing.assert_array_equal(leaves[path].read(), expected)
-    assert source.reads == list(theirs)
+    assert source.reads == list(reference)
     leaves["h/q/kernel"].read()  # once more: a new pass
-    assert len(source.reads) == 2 * len(theirs)
+    assert len(source.reads) == 2 * len(reference)
 
 
 @pytest.mark.parametrize(

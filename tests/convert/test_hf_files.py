@@ -56,8 +56,8 @@ def test_small_files_outlive_their_folder(tmp_path):
     assert all((out / name).read_text() == text for name, text in texts.items())
     shutil.rmtree(source)
     assert convert.main(["export-hf", str(run), str(out), "--overwrite"]) == 0
-    kept = set(texts) - {"processor_config.json", "modeling_x.py", "tokenizer.json"}
-    assert all((out / name).read_text() == texts[name] for name in kept)
+    retained = set(texts) - {"processor_config.json", "modeling_x.py", "tokenizer.json"}
+    assert all((out / name).read_text() == texts[name] for name in retained)
     assert not (out / "modeling_x.py").exists()
     # Its code is gone, so it would only stand in the way.
     assert not (out / "processor_config.json").exists()
@@ -123,11 +123,11 @@ def test_files_that_are_there_stay(tmp_path):
     ids=["squash", "crop", "pad"],
 )  # fmt: skip
 def test_image_processors(spec, expected):
-    found = hf_files.preprocessor(
+    preprocessor = hf_files.preprocessor(
         ImageSpec(**{"size": 28, "width": 42, **spec}, mean=MEAN, std=STD)
     )
-    assert {key: found[key] for key in expected} == expected
-    assert (found["image_mean"], found["image_std"]) == (list(MEAN), list(STD))
+    assert {key: preprocessor[key] for key in expected} == expected
+    assert (preprocessor["image_mean"], preprocessor["image_std"]) == (list(MEAN), list(STD))
 
 
 def test_processors_that_count_image_tokens(tmp_path):
@@ -143,9 +143,9 @@ def test_processors_that_count_image_tokens(tmp_path):
         "patch_size": 14, "vision_feature_select_strategy": "default",
         "num_additional_image_tokens": 1,
     }  # fmt: skip
-    found = read(tmp_path / "preprocessor_config.json")
-    assert found["image_seq_length"] == 6
-    assert found["processor_class"] == "LlavaProcessor"
+    content = read(tmp_path / "preprocessor_config.json")
+    assert content["image_seq_length"] == 6
+    assert content["processor_class"] == "LlavaProcessor"
 
 
 def test_processors_that_cut_patches(tmp_path):
@@ -153,7 +153,11 @@ def test_processors_that_cut_patches(tmp_path):
     vision = {"patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2}
     config = {"architectures": ["Qwen2VLForConditionalGeneration"], "vision_config": vision}
     hf_files.write_processor(image, 4, config, tmp_path)
-    found = read(tmp_path / "preprocessor_config.json")
-    assert found["image_processor_type"] == "Qwen2VLImageProcessor"
-    assert found["size"] == {"shortest_edge": 3136, "longest_edge": 3136}
-    assert (found["patch_size"], found["merge_size"], found["temporal_patch_size"]) == (14, 2, 2)
+    content = read(tmp_path / "preprocessor_config.json")
+    assert content["image_processor_type"] == "Qwen2VLImageProcessor"
+    assert content["size"] == {"shortest_edge": 3136, "longest_edge": 3136}
+    assert (content["patch_size"], content["merge_size"], content["temporal_patch_size"]) == (
+        14,
+        2,
+        2,
+    )

@@ -36,11 +36,11 @@ def folder(tmp_path_factory) -> Path:
     model: Any = vla.build(resolve(raw_config()).model)
     rng = np.random.default_rng(0)
     ours = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes_of(model).items()}
-    theirs: dict[str, np.ndarray] = {}
+    reference: dict[str, np.ndarray] = {}
     for row in names.rows(model):
-        theirs |= arrays.to_theirs(row, ours)
+        reference |= arrays.to_theirs(row, ours)
     out = tmp_path_factory.mktemp("smolvla")
-    save_file(theirs, out / "model.safetensors")
+    save_file(reference, out / "model.safetensors")
     return out
 
 
@@ -49,22 +49,22 @@ def test_round_trip(folder, tmp_path):
         key: {"mean": [0.5] * 6, "std": [2.0] * 6} for key in ("observation.state", "action")
     }
     (tmp_path / "stats.json").write_text(json.dumps(statistics))
-    found = from_lerobot(folder, raw_config(), statistics=tmp_path / "stats.json")
-    found.save(tmp_path / "run", overwrite=False)
+    imported = from_lerobot(folder, raw_config(), statistics=tmp_path / "stats.json")
+    imported.save(tmp_path / "run", overwrite=False)
     to_lerobot(Stored(tmp_path / "run"), tmp_path / "out")
     assert "import-lerobot" in (tmp_path / "out/README.md").read_text()
-    one, two = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "out"))
-    assert one.keys() == two.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
-    units = PolicyUnits.from_json(found.meta["units"]["tiny"])
+    single, two = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "out"))
+    assert single.keys() == two.keys()
+    for name in single:
+        np.testing.assert_array_equal(single[name], two[name], err_msg=name)
+    units = PolicyUnits.from_json(imported.meta["units"]["tiny"])
     np.testing.assert_allclose(units.actions.normalize(np.full(6, 2.5)), 1.0)
 
 
 def test_layers_alternate(folder):
     """The cross layers' keys are made of the VLM's keys, not of the expert's tokens."""
-    found = from_lerobot(folder, raw_config())
-    kinds = [found.leaves[f"expert/layers/block{i}/attn/k/kernel"].shape for i in (0, 1)]
+    imported = from_lerobot(folder, raw_config())
+    kinds = [imported.leaves[f"expert/layers/block{i}/attn/k/kernel"].shape for i in (0, 1)]
     assert kinds[0][1] == 24
     assert kinds[1][1] != 24
 
@@ -86,8 +86,8 @@ def exported(folder: Path, tmp_path: Path, statistics: dict[str, Any] | None, **
     raw["data"] |= units
     path = tmp_path / "stats.json"
     path.write_text(json.dumps(statistics))
-    found = from_lerobot(folder, raw, statistics=path if statistics else None)
-    found.save(tmp_path / "run", overwrite=False)
+    imported = from_lerobot(folder, raw, statistics=path if statistics else None)
+    imported.save(tmp_path / "run", overwrite=False)
     to_lerobot(Stored(tmp_path / "run"), tmp_path / "out")
     return tmp_path / "out"
 
@@ -125,10 +125,10 @@ def test_an_expert_that_lerobot_cannot_make_is_refused(tmp_path):
     raw["model"]["expert"]["hidden"] = 16
     model: Any = vla.build(resolve(raw).model)
     ours = {k: np.ones(s, np.float32) for k, s in shapes_of(model).items()}
-    theirs: dict[str, np.ndarray] = {}
+    reference: dict[str, np.ndarray] = {}
     for row in names.rows(model):
-        theirs |= arrays.to_theirs(row, ours)
-    save_file(theirs, tmp_path / "model.safetensors")
+        reference |= arrays.to_theirs(row, ours)
+    save_file(reference, tmp_path / "model.safetensors")
     from_lerobot(tmp_path, raw).save(tmp_path / "run", overwrite=False)
     with pytest.raises(ConfigError, match="width 24 with 256, this one has 16"):
         to_lerobot(Stored(tmp_path / "run"), tmp_path / "out")

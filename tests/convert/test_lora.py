@@ -119,15 +119,15 @@ def joint_arrays(chosen, groups=1, layers=2, inputs=5, dtype: Any = np.float32):
     def normal(*shape):
         return rng.normal(size=shape).astype(dtype)
 
-    found = {}
+    collected = {}
     for letter in "qkv":
         heads = HEADS if letter == "q" else HEADS // groups
         folder = f"backbone/layers/attn/{letter}"
-        found[f"{folder}/kernel"] = normal(layers, inputs, heads, WIDTH)
+        collected[f"{folder}/kernel"] = normal(layers, inputs, heads, WIDTH)
         if letter in chosen:
-            found[f"{folder}/lora_a"] = normal(layers, inputs, RANK)
-            found[f"{folder}/lora_b"] = normal(layers, RANK, heads * WIDTH)
-    return found
+            collected[f"{folder}/lora_a"] = normal(layers, inputs, RANK)
+            collected[f"{folder}/lora_b"] = normal(layers, RANK, heads * WIDTH)
+    return collected
 
 
 @pytest.mark.parametrize("chosen", ["qkv", "qv", "k"])
@@ -156,9 +156,9 @@ def test_kernels_that_share_a_module(kind, groups, chosen, tmp_path):
         a, b = (adapter[f"base_model.model.{module}.lora_{m}.weight"] for m in "AB")
         assert a.shape == (total, 5)
         assert b.shape == ((HEADS + 2 * HEADS // groups) * WIDTH, total)
-        theirs = config["alpha_pattern"].get(module, ALPHA)
-        theirs /= config["rank_pattern"].get(module, RANK)
-        update = theirs * b @ a
+        reference = config["alpha_pattern"].get(module, ALPHA)
+        reference /= config["rank_pattern"].get(module, RANK)
+        update = reference * b @ a
         update = update.T if kind == "conv1d" else update
         np.testing.assert_allclose(merged[f"{module}.weight"], plain[f"{module}.weight"] + update,
                                    atol=2e-5)  # fmt: skip

@@ -36,9 +36,9 @@ def test_weights_of_torch(tmp_path, model):
     source = Safetensors(SOURCE)
     names = sorted(source.shapes)
     write(tmp_path / "pytorch_model.bin", source, names)
-    found = open_source(tmp_path, model)
-    assert found.shapes == source.shapes
-    np.testing.assert_array_equal(found.read(names[3]), source.read(names[3]))
+    result = open_source(tmp_path, model)
+    assert result.shapes == source.shapes
+    np.testing.assert_array_equal(result.read(names[3]), source.read(names[3]))
 
 
 def test_weights_of_torch_in_shards(tmp_path, model):
@@ -49,10 +49,10 @@ def test_weights_of_torch_in_shards(tmp_path, model):
         write(tmp_path / file, source, part)
     index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    found = open_source(tmp_path, model)
-    assert found.shapes == source.shapes
+    result = open_source(tmp_path, model)
+    assert result.shapes == source.shapes
     for name in (names[0], names[-1]):
-        np.testing.assert_array_equal(found.read(name), source.read(name))
+        np.testing.assert_array_equal(result.read(name), source.read(name))
     index["weight_map"][names[0]] = "../elsewhere.bin"
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     with pytest.raises(WeightError, match="names files outside its folder"):

@@ -45,24 +45,26 @@ def raw_config(**expert: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
     out = tmp_path_factory.mktemp("openpi") / "run"
-    found = from_openpi(TRAINED, raw_config())
-    found.save(out, overwrite=False)
-    return found, out
+    result = from_openpi(TRAINED, raw_config())
+    result.save(out, overwrite=False)
+    return result, out
 
 
 def same(one: Path, two: Path) -> bool:
-    found, expected = OrbaxParams(one), OrbaxParams(two)
-    return (found.shapes, found.dtypes) == (expected.shapes, expected.dtypes) and all(
-        found.read(name).tobytes() == expected.read(name).tobytes() for name in found.shapes
+    result, expected = OrbaxParams(one), OrbaxParams(two)
+    return (result.shapes, result.dtypes) == (expected.shapes, expected.dtypes) and all(
+        result.read(name).tobytes() == expected.read(name).tobytes() for name in result.shapes
     )
 
 
 def test_every_tensor_is_read_once(imported):
-    found, _ = imported
-    theirs = golden.weights(FOLDER)
-    assert sum(leaf.size for leaf in found.leaves.values()) == sum(x.size for x in theirs.values())
-    kernel = theirs["PaliGemma/llm/layers/attn/q_einsum_1/w"].transpose(0, 2, 1, 3)
-    np.testing.assert_array_equal(found.leaves["expert/layers/block/attn/q/kernel"].read(), kernel)
+    result, _ = imported
+    reference = golden.weights(FOLDER)
+    assert sum(leaf.size for leaf in result.leaves.values()) == sum(
+        x.size for x in reference.values()
+    )
+    kernel = reference["PaliGemma/llm/layers/attn/q_einsum_1/w"].transpose(0, 2, 1, 3)
+    np.testing.assert_array_equal(result.leaves["expert/layers/block/attn/q/kernel"].read(), kernel)
 
 
 def test_out_again_to_the_bit(imported, tmp_path):
@@ -82,18 +84,18 @@ def test_leaves_without_value_and_bfloat16(tmp_path):
 
 
 def test_the_torch_file_has_the_same_parameters(imported, tmp_path):
-    found, run = imported
+    result, run = imported
     to_openpi(Stored(run), tmp_path / "out", "torch")
     raw = raw_config(width=16, hidden=24, padded=8)
-    raw["model"]["backbone"]["arch"] = dict(found.config.model.backbone.arch)
+    raw["model"]["backbone"]["arch"] = dict(result.config.model.backbone.arch)
     again = from_openpi(tmp_path / "out", raw)
-    for path, leaf in found.leaves.items():
+    for path, leaf in result.leaves.items():
         np.testing.assert_array_equal(again.leaves[path].read(), leaf.read(), err_msg=path)
 
 
 def test_the_statistics_become_units(imported):
-    found, _ = imported
-    units = PolicyUnits.from_json(found.meta["units"]["tiny"])
+    result, _ = imported
+    units = PolicyUnits.from_json(result.meta["units"]["tiny"])
     stored = json.loads((TRAINED / "assets/tiny_asset/norm_stats.json").read_text())
     assert list(units.actions.first) == stored["norm_stats"]["actions"]["q01"]
     assert units.dim == 7
@@ -117,8 +119,8 @@ def test_openpis_own_tokenizer_travels_along(tmp_path):
     (tmp_path / "words").mkdir()
     model = ROOT / "tests/fixtures/openpi_tokenizer/tiny_tokenizer.model"
     shutil.copy(model, tmp_path / "words/paligemma_tokenizer.model")
-    found = from_openpi(TRAINED, raw_config(), tmp_path / "words")
-    write = Writer(Tokenizer.from_json(found.meta["tokenizer"]), 90, "", "pi05")
+    result = from_openpi(TRAINED, raw_config(), tmp_path / "words")
+    write = Writer(Tokenizer.from_json(result.meta["tokenizer"]), 90, "", "pi05")
     ids, mask = write("open the drawer", np.zeros(7))
     assert ids[mask].tolist().count(2) == 1
     assert ids[0] == 2
@@ -158,12 +160,12 @@ def test_pi0_fast_in_and_out_to_the_bit(fast_folder, tmp_path):
     (words / "fast/processor_config.json").write_text(json.dumps(settings))
     # The folder's 512 words leave the 300 FAST tokens their room.
     raw = fast_config(dir=str(words / "fast"))
-    found = from_openpi(fast_folder, raw, words)
-    assert found.fresh == ()
-    code = found.meta["config"]["model"]["fast"]["code"]
+    result = from_openpi(fast_folder, raw, words)
+    assert result.fresh == ()
+    code = result.meta["config"]["model"]["fast"]["code"]
     assert code["stop"] == 1
     assert code["fast"]["vocab_size"] == 300
-    found.save(tmp_path / "run", overwrite=False)
+    result.save(tmp_path / "run", overwrite=False)
     to_openpi(Stored(tmp_path / "run"), tmp_path / "out")
     assert same(tmp_path / "out/params", fast_folder / "params")
     assert next((tmp_path / "out/assets").glob("*/norm_stats.json")).is_file()
@@ -176,5 +178,5 @@ def test_pi0_fast_is_not_taken_for_pi0(fast_folder):
         from_openpi(fast_folder, raw_config())
     with pytest.raises(ConfigError, match=r"pi0 or pi0\.5, with an expert"):
         from_openpi(TRAINED, fast_config())
-    found = from_openpi(fast_folder, fast_config())
-    assert found.meta["config"]["model"]["fast"]["code"] == {}
+    result = from_openpi(fast_folder, fast_config())
+    assert result.meta["config"]["model"]["fast"]["code"] == {}

@@ -69,13 +69,13 @@ def tensors(kind: str) -> dict[str, np.ndarray]:
     model = vla.build(config)
     backbone = dataclasses.replace(model.config.backbone, arch=model.arch)
     rows, _ = names.rows(dataclasses.replace(model.config, backbone=backbone))
-    ours, rng, found = shapes_of(model), np.random.default_rng(0), {}
+    ours, rng, collected = shapes_of(model), np.random.default_rng(0), {}
     for row in rows:
         shapes = [ours[path][1:] if row.stacked else ours[path] for path in row.targets]
         for name in row.expand(ours[row.targets[0]][0] if ours[row.targets[0]] else 0):
             shape = row.join([np.broadcast_to(np.int8(0), shape) for shape in shapes]).shape
-            found[name] = rng.normal(size=shape).astype(np.float32)
-    return found
+            collected[name] = rng.normal(size=shape).astype(np.float32)
+    return collected
 
 
 def save_torch(path: Path, state: dict[str, np.ndarray]) -> None:
@@ -87,16 +87,16 @@ def save_torch(path: Path, state: dict[str, np.ndarray]) -> None:
 def write(folder: Path, kind: str, wrapped: str = "module.") -> None:
     """A folder as the original's training leaves it."""
     folder.mkdir()
-    found, parts = tensors(kind), {}
+    result, parts = tensors(kind), {}
     for part in (names.HEAD, names.STATE):
-        own = [name for name in found if name.startswith(f"{part}/")]
-        parts[part] = {wrapped + name.split("/")[1]: found[name] for name in own}
-    vision = {name: x for name, x in found.items() if name.startswith(f"{names.VISION}." * 2)}
+        separate = [name for name in result if name.startswith(f"{part}/")]
+        parts[part] = {wrapped + name.split("/")[1]: result[name] for name in separate}
+    vision = {name: x for name, x in result.items() if name.startswith(f"{names.VISION}." * 2)}
     parts[names.VISION] = {name.removeprefix(f"{names.VISION}."): x for name, x in vision.items()}
     for part, state in parts.items():
         if state:
             save_torch(folder / f"{part}--150000_checkpoint.pt", state)
-    main = {name: x for name, x in found.items() if "/" not in name and name not in vision}
+    main = {name: x for name, x in result.items() if "/" not in name and name not in vision}
     for name, x in vision.items():  # a folder with FiLM has the plain towers as well
         if ".scale." not in name and ".shift." not in name:
             plain = name.removeprefix(f"{names.VISION}.").replace(".block.", ".")
@@ -114,9 +114,9 @@ def write(folder: Path, kind: str, wrapped: str = "module.") -> None:
 
 
 def imported(folder: Path, out: Path, kind: str) -> Any:
-    found = from_openvla(folder, raw_config(kind))
-    found.save(out, overwrite=False)
-    return found
+    result = from_openvla(folder, raw_config(kind))
+    result.save(out, overwrite=False)
+    return result
 
 
 class Made(NamedTuple):
@@ -150,8 +150,8 @@ def read_back(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("kind", ["base", "oft", "film"])
 def test_in_and_out_to_the_bit(made, tmp_path, kind):
-    folder, run, found = made(kind)
-    assert not found.fresh
+    folder, run, result = made(kind)
+    assert not result.fresh
     to_openvla(Stored(run), tmp_path / "out")
     before, after = read_back(folder), read_back(tmp_path / "out")
     assert before.keys() == after.keys()
@@ -168,17 +168,17 @@ def test_in_and_out_to_the_bit(made, tmp_path, kind):
     if kind != "film":  # which has all that the others have
         return
     again = from_openvla(tmp_path / "out", raw_config(kind))
-    for path, leaf in found.leaves.items():
+    for path, leaf in result.leaves.items():
         assert np.array_equal(again.leaves[path].read(), leaf.read()), path
 
 
 def test_what_the_folder_says_becomes_the_config(made):
-    found = made("oft").found
-    arch = found.config.model.backbone.arch
+    findings = made("oft").found
+    arch = findings.config.model.backbone.arch
     assert arch["featurizer"]["registers"] == 4
     assert arch["means"] == [[0.1, 0.2, 0.3], [0.5] * 3]
-    assert (arch["image_crop"], found.config.model.head.hidden) == (0.9, 16)
-    units, entry = PolicyUnits.from_json(found.meta["units"][SUITE]), statistics()[SUITE]
+    assert (arch["image_crop"], findings.config.model.head.hidden) == (0.9, 16)
+    units, entry = PolicyUnits.from_json(findings.meta["units"][SUITE]), statistics()[SUITE]
     assert list(units.actions.first) == entry["action"]["q01"]
     assert list(units.state.second) == entry["proprio"]["q99"]
     assert not units.actions.mask[-1]
@@ -201,10 +201,10 @@ def test_an_imported_policy_acts_in_the_robots_units(made):
 def test_import_hf_reads_the_same_vlm(made):
     raw = raw_config("base")
     raw["model"]["backbone"]["arch"] = HEADS
-    folder, _, found = made("base")
+    folder, _, result = made("base")
     again = from_hf(folder, raw)
-    assert again.leaves.keys() == found.leaves.keys()
-    for path, leaf in found.leaves.items():
+    assert again.leaves.keys() == result.leaves.keys()
+    for path, leaf in result.leaves.items():
         assert np.array_equal(again.leaves[path].read(), leaf.read()), path
 
 
@@ -248,12 +248,12 @@ def test_a_run_with_film_starts_from_a_vlm_without(made, caplog):
 
 
 def test_a_trained_run_is_written_with_its_own_units(made, tmp_path):
-    found = made("oft").found
-    units = dict(found.meta["units"][SUITE])
+    findings = made("oft").found
+    units = dict(findings.meta["units"][SUITE])
     units["actions"] = {**units["actions"], "first": [-7.0] * 7}
     measured = {SUITE: {**statistics()[SUITE], "chunks": {}}}
-    meta = {**found.meta, "statistics": measured, "units": {SUITE: units}}
-    dataclasses.replace(found, meta=meta).save(tmp_path / "run", overwrite=False)
+    meta = {**findings.meta, "statistics": measured, "units": {SUITE: units}}
+    dataclasses.replace(findings, meta=meta).save(tmp_path / "run", overwrite=False)
     to_openvla(Stored(tmp_path / "run"), tmp_path / "out")
     entry = json.loads((tmp_path / "out/dataset_statistics.json").read_text())[SUITE]
     assert entry["action"]["q01"] == [-7.0] * 7
@@ -276,8 +276,8 @@ def test_an_adapter_alone_is_added_to_its_base(made, tmp_path):
     (folder / "lora_adapter/adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match="--base=DIR"):
         from_openvla(folder, raw_config("base"))
-    found = from_openvla(folder, raw_config("base"), base=made("base").folder)
-    kernel = found.leaves["backbone/text/layers/mlp/up/kernel"].read()[0]
+    result = from_openvla(folder, raw_config("base"), base=made("base").folder)
+    kernel = result.leaves["backbone/text/layers/mlp/up/kernel"].read()[0]
     expected = weights[f"{name}.weight"] + 0.5 * b @ a
     np.testing.assert_allclose(kernel, expected.T, rtol=1e-5, atol=1e-5)
 

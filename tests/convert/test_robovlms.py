@@ -30,10 +30,10 @@ def source(tmp_path, tensors, **kwargs):
 @pytest.mark.parametrize("prefix", ["", "model.", "module.model.", "_forward_module.model."])
 def test_wrappers_come_off(tmp_path, prefix):
     names = ("backbone.text_model.a", "act_head.rnn.b", "action_token")
-    found = source(tmp_path, {prefix + n: [i] for i, n in enumerate(names)})
-    assert set(found.shapes) == set(names)
-    assert found.prefix == ("model." if "model." in prefix else "")
-    assert [found.read(n)[0] for n in names] == [0, 1, 2]
+    result = source(tmp_path, {prefix + n: [i] for i, n in enumerate(names)})
+    assert set(result.shapes) == set(names)
+    assert result.prefix == ("model." if "model." in prefix else "")
+    assert [result.read(n)[0] for n in names] == [0, 1, 2]
 
 
 def test_models_registered_twice(tmp_path):
@@ -43,14 +43,14 @@ def test_models_registered_twice(tmp_path):
         "model.backbone.transformer.w": w,
         "model.action_token": w,
     }
-    found = source(tmp_path, names)
-    assert set(found.shapes) == {"backbone.transformer.w", "action_token"}
-    assert found.unequal() == ()
-    found = source(tmp_path, {**names, "model.model.transformer.w": w + 1})
-    assert found.unequal() == ("model.model.transformer.w (of model.backbone.transformer.w)",)
+    result = source(tmp_path, names)
+    assert set(result.shapes) == {"backbone.transformer.w", "action_token"}
+    assert result.unequal() == ()
+    result = source(tmp_path, {**names, "model.model.transformer.w": w + 1})
+    assert result.unequal() == ("model.model.transformer.w (of model.backbone.transformer.w)",)
     rows = [Weight("backbone.transformer.w", "w"), Weight("action_token", "a")]
     with pytest.raises(WeightError, match="differ from their original"):
-        maps.incoming(rows, {"w": (4,), "a": (4,)}, found, unequal=found.unequal())
+        maps.incoming(rows, {"w": (4,), "a": (4,)}, result, unequal=result.unequal())
 
 
 def test_lora_is_merged_and_twice_registered(tmp_path):
@@ -62,11 +62,11 @@ def test_lora_is_merged_and_twice_registered(tmp_path):
         tensors[top + "q.lora_A.default.weight"] = a
         tensors[top + "q.lora_B.default.weight"] = b
         tensors[top + "k.weight"] = w
-    found = source(tmp_path, tensors, lora_alpha=16)
-    assert set(found.shapes) == {"backbone.q.weight", "backbone.k.weight", "action_token"}
-    np.testing.assert_allclose(found.read("backbone.q.weight"), w + 8 * b @ a, atol=1e-5)
-    np.testing.assert_array_equal(found.read("backbone.k.weight"), w.astype(np.float32))
-    assert found.unequal() == ()
+    result = source(tmp_path, tensors, lora_alpha=16)
+    assert set(result.shapes) == {"backbone.q.weight", "backbone.k.weight", "action_token"}
+    np.testing.assert_allclose(result.read("backbone.q.weight"), w + 8 * b @ a, atol=1e-5)
+    np.testing.assert_array_equal(result.read("backbone.k.weight"), w.astype(np.float32))
+    assert result.unequal() == ()
     tensors["model.backbone.q.lora_B.default.weight"] = b + 1
     assert len(source(tmp_path, tensors, lora_alpha=16).unequal()) == 1
     with pytest.raises(WeightError, match="lora_alpha"):
@@ -117,29 +117,29 @@ def test_mixtures(tmp_path):
     version = tmp_path / "taco_play" / "0.1.0"
     version.mkdir(parents=True)
     (version / "dataset_info.json").write_text("{}")
-    found = {"type": "OpenVLADataset", "data_mix": "taco_play", "data_root_dir": str(tmp_path)}
-    assert convert(original(train_dataset=found)).data.datasets[0].dir == str(version)
+    results = {"type": "OpenVLADataset", "data_mix": "taco_play", "data_root_dir": str(tmp_path)}
+    assert convert(original(train_dataset=results)).data.datasets[0].dir == str(version)
 
 
 def test_statistics_may_be_a_file(tmp_path):
-    theirs = original(train_dataset={"type": "OpenVLADataset", "data_mix": "taco_play"})
-    given = (tmp_path / "none.pt", theirs, base.get_config().to_dict(), None)
+    reference = original(train_dataset={"type": "OpenVLADataset", "data_mix": "taco_play"})
+    inputs = (tmp_path / "none.pt", reference, base.get_config().to_dict(), None)
     with pytest.raises(ConfigError, match=r"statistics of \['taco_play'\] are not known"):
-        importing.from_robovlms(*given)
+        importing.from_robovlms(*inputs)
     file = tmp_path / "dataset_statistics.json"
     file.write_text(json.dumps({"action": {"mean": [0.0] * 7}}))
     with pytest.raises(ConfigError, match="taco_play: action: std is missing"):
-        importing.from_robovlms(*given, statistics=file)
+        importing.from_robovlms(*inputs, statistics=file)
     columns = {"mean": 0.0, "std": 1.0, "q01": -2.0, "q99": 2.0}
     file.write_text(json.dumps({"action": {k: [v] * 7 for k, v in columns.items()}}))
     with pytest.raises(WeightError, match=r"none\.pt"):  # the next thing that is missing
-        importing.from_robovlms(*given, statistics=file)
+        importing.from_robovlms(*inputs, statistics=file)
 
 
 def test_config_problems_come_all_at_once():
-    theirs = original(robovlm_name="RoboGPT", norm_min=-1, train_dataset={"type": "Other"})
+    reference = original(robovlm_name="RoboGPT", norm_min=-1, train_dataset={"type": "Other"})
     with pytest.raises(ConfigError) as caught:
-        convert(theirs)
+        convert(reference)
     for text in ("'RoboGPT' is none of", "norm_min, norm_max: -1", "train_dataset"):
         assert text in str(caught.value)
     with pytest.raises(ConfigError, match="act_head"):
@@ -158,5 +158,5 @@ def test_units_of_the_released_checkpoints():
     with pytest.raises(ConfigError, match=r"statistics of \['mine'\] are not known"):
         released.action_specs(("mine",), "q99", 1.0, 7, {})
     numbers = {k: [v] * 7 for k, v in (("min", -2), ("max", 2), ("q01", -1), ("q99", 1))}
-    given = released.action_specs(("mine",), "q99", 1.0, 7, {"mine": {"action": numbers}})
-    assert given["mine"].low == (-1.0,) * 6
+    inputs = released.action_specs(("mine",), "q99", 1.0, 7, {"mine": {"action": numbers}})
+    assert inputs["mine"].low == (-1.0,) * 6

@@ -93,8 +93,8 @@ def test_damaged_files_are_named(tmp_path, tensors, damage):
     path = tmp_path / "model.safetensors"
     save_file(tensors, path)
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    told = {"empty file": "the file is empty", "a web page": "is a web page"}
-    expected = told.get(damage, "not a whole safetensors file")
+    answers = {"empty file": "the file is empty", "a web page": "is a web page"}
+    expected = answers.get(damage, "not a whole safetensors file")
     with pytest.raises(WeightError, match=rf"model\.safetensors: {expected}"):
         Safetensors(tmp_path)
 

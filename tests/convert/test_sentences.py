@@ -103,8 +103,8 @@ def test_what_does_not_fit(folder, tmp_path):
         embed(folder, TEXTS, 768)
     with pytest.raises(ConfigError, match=r"config\.json does not exist"):
         embed(tmp_path / "nowhere", TEXTS, SIZE)
-    found = tensors()
-    del found["text_projection.weight"]
-    save_file(found, folder / "model.safetensors")
+    result = tensors()
+    del result["text_projection.weight"]
+    save_file(result, folder / "model.safetensors")
     with pytest.raises(WeightError, match=r"text_projection\.weight"):
         embed(folder, TEXTS, SIZE)

@@ -78,15 +78,15 @@ def test_any_head_of_any_robot_starts_from_an_imported_vlm(imported, config, hea
         window=1 if head == "detokenizer" else 2,
         chunk=3,
     )
-    made = dataclasses.replace(
+    changed = dataclasses.replace(
         config,
         head=head_config(**{**vars(config.head), "kind": head, "bins": 20}),
         structure=structure,
         action_dim=26,
         gripper="none",
     )
-    start = Start(made, imported)
-    shapes = importing.shapes_of(vla.build(made, start.arch()))
+    start = Start(changed, imported)
+    shapes = importing.shapes_of(vla.build(changed, start.arch()))
     loaded = start.load(shapes, lambda _, x: x.shape)
     assert {p for p in loaded if p.startswith("backbone/")} == {
         path for path in shapes if path.startswith("backbone/")

@@ -53,12 +53,12 @@ CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def folders() -> list[Path]:
     """Golden VLMs that transformers has a class for and that we have a backbone for."""
-    found = []
+    collected = []
     for path in sorted(FIXTURES.glob("hf_*/config.json")):
         kind = json.loads(path.read_text()).get("model_type")
         if kind in CLASSES and kind in MODELS and (path.parent / "model.safetensors").is_file():
-            found.append(path.parent)
-    return found
+            collected.append(path.parent)
+    return collected
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def torch_side(python: str, *arguments: Any) -> Any:
     script = Path(__file__).with_name("torch_side.py")
     done = subprocess.run([python, script, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = np.load(next(a for a in arguments if str(a).endswith("out.npz")))
-    return found, json.loads(str(found["report"]))
+    loaded = np.load(next(a for a in arguments if str(a).endswith("out.npz")))
+    return loaded, json.loads(str(loaded["report"]))
 
 
 def run(*arguments: Any) -> None:
@@ -97,13 +97,13 @@ def test_transformers_loads_the_export(python, tmp_path, fixture, source_files):
     kind = golden.config(fixture)["model_type"]
     io = golden.arrays(fixture)
     photo = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
-    given: dict[str, Any] = {k: v for k, v in io.items() if "/" in k}
+    arguments: dict[str, Any] = {k: v for k, v in io.items() if "/" in k}
     # On which the mask of a PaliGemma depends, and whether Gemma 2 caps its scores.
-    told = fixture / "meta.json"
-    attention = json.loads(told.read_text()).get("attn", "sdpa") if told.is_file() else "sdpa"
-    np.savez(tmp_path / "in.npz", photo=photo, attention=attention, **given)
+    message = fixture / "meta.json"
+    attention = json.loads(message.read_text()).get("attn", "sdpa") if message.is_file() else "sdpa"
+    np.savez(tmp_path / "in.npz", photo=photo, attention=attention, **arguments)
     name, inputs = CLASSES[kind]
-    theirs, report = torch_side(
+    reference, report = torch_side(
         python, "folder", hf, tmp_path / "in.npz", tmp_path / "out.npz", name, TEXT, *inputs
     )
     assert {key: report[key] for key in ("missing", "unexpected", "mismatched")} == {
@@ -111,23 +111,23 @@ def test_transformers_loads_the_export(python, tmp_path, fixture, source_files):
     }  # fmt: skip
     assert report["dtype"] == "torch.float32"
     assert report["processor"].endswith("Processor") or "torchvision" in report["processor"].lower()
-    expected, _ = Tokenizer.from_dir(hf).encode(TEXT, len(theirs["ids"]))
-    np.testing.assert_array_equal(theirs["ids"], expected)
+    expected, _ = Tokenizer.from_dir(hf).encode(TEXT, len(reference["ids"]))
+    np.testing.assert_array_equal(reference["ids"], expected)
     model = store.Stored(workdir).meta["config"]["model"]["backbone"]
-    if theirs["pixels"].ndim == 4:  # else cut into patches
+    if reference["pixels"].ndim == 4:  # else cut into patches
         spec = BACKBONES[model["name"]](model["arch"]).image_spec
         ours = preprocess(jax.numpy.asarray(photo[None]), spec)
-        np.testing.assert_allclose(theirs["pixels"].transpose(0, 2, 3, 1), ours, atol=1e-5)
+        np.testing.assert_allclose(reference["pixels"].transpose(0, 2, 3, 1), ours, atol=1e-5)
     # The parity runner, on the exported weights, with transformers' logits as the golden ones.
     again = tmp_path / "again"
     again.mkdir()
     shutil.copy(hf / "config.json", again)
-    if told.is_file():
-        shutil.copy(told, again)
+    if message.is_file():
+        shutil.copy(message, again)
     shards = [load_file(path) for path in sorted(hf.glob("model*.safetensors"))]
     assert len(shards) > 1
     save_file({k: v for shard in shards for k, v in shard.items()}, again / "model.safetensors")
-    np.savez(again / "io.npz", **{**io, "out/logits": theirs["logits"]})
+    np.savez(again / "io.npz", **{**io, "out/logits": reference["logits"]})
     rows = list(MODELS[kind](again))
     assert any(row.quantity.startswith("logits") for row in rows)
     for row in rows:
@@ -215,12 +215,12 @@ def test_peft_loads_stacked_factors(python, tmp_path, kind):
     plain = {path: leaf for path, leaf in leaves.items() if not lora.is_factor(path)}
     merged = lora.merged(leaves, test_lora.ALPHA / test_lora.RANK)
     factors = test_lora.outgoing(rows, leaves)
-    for name, what in (
+    for name, case in (
         ("plain.safetensors", maps.outgoing(rows, plain)),
         ("merged.safetensors", maps.outgoing(rows, merged)),
         (lora.WEIGHTS, factors),
     ):
-        save_file(dict(what.tensors()), tmp_path / name)
+        save_file(dict(case.tensors()), tmp_path / name)
     settings = {"rank": test_lora.RANK, "alpha": test_lora.ALPHA, "dropout": 0.0}
     hf_files.write_json(
         tmp_path / lora.SETTINGS, lora.adapter_config(settings, factors.shapes, "x")

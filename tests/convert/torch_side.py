@@ -17,15 +17,15 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoPr
 def folder(where, io, out, class_name, text, *inputs):
     """The golden inputs through the exported model; its tokenizer's and processor's outputs."""
     kind = getattr(transformers, class_name)
-    given = np.load(io)
+    loaded = np.load(io)
     model, loading = kind.from_pretrained(
-        where, output_loading_info=True, attn_implementation=str(given["attention"])
+        where, output_loading_info=True, attn_implementation=str(loaded["attention"])
     )
-    batch = {name: torch.from_numpy(given["in/" + name]) for name in inputs}
+    batch = {name: torch.from_numpy(loaded["in/" + name]) for name in inputs}
     if "image_grid_thw" in batch:  # without it, images have the positions of text
         batch["mm_token_type_ids"] = (batch["input_ids"] == model.config.image_token_id).int()
     with torch.no_grad():
-        found = model.eval()(**batch)
+        result = model.eval()(**batch)
     images = AutoImageProcessor.from_pretrained(where)
     try:
         processor = type(AutoProcessor.from_pretrained(where)).__name__
@@ -40,9 +40,9 @@ def folder(where, io, out, class_name, text, *inputs):
     }
     np.savez(
         out,
-        logits=found.logits.numpy(),
+        logits=result.logits.numpy(),
         ids=np.array(transformers.AutoTokenizer.from_pretrained(where)(text)["input_ids"]),
-        pixels=images(list(given["photo"][None]), return_tensors="np")["pixel_values"],
+        pixels=images(list(loaded["photo"][None]), return_tensors="np")["pixel_values"],
         report=json.dumps(report),
     )
 
@@ -68,10 +68,10 @@ def adapter(where, beside, merged, out):
 
     plain = AutoModelForImageTextToText.from_pretrained(where)
     before = {name: x.clone() for name, x in plain.state_dict().items()}
-    theirs = PeftModel.from_pretrained(plain, beside).merge_and_unload().state_dict()
+    reference = PeftModel.from_pretrained(plain, beside).merge_and_unload().state_dict()
     ours = AutoModelForImageTextToText.from_pretrained(merged).state_dict()
     report = {
-        "error": max(float((theirs[name] - x).abs().max()) for name, x in ours.items()),
+        "error": max(float((reference[name] - x).abs().max()) for name, x in ours.items()),
         "change": max(float((before[name] - x).abs().max()) for name, x in ours.items()),
     }
     np.savez(out, report=json.dumps(report))

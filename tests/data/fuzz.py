@@ -132,7 +132,7 @@ def read(name, folder, cache, skip):
         name, spec, folder, "train", ["primary"], 7, cache_dir=str(cache), skips=skips,
         reader=find_reader(folder, kind),
     )  # fmt: skip
-    found = {}
+    collected = {}
     height, width = dataset.image_sizes.get("primary", (8, 12))  # black where there is none
     _, places = dataset.in_source()
     for episode, length in enumerate(dataset.lengths.tolist()):
@@ -144,8 +144,8 @@ def read(name, folder, cache, skip):
             continue
         rows = slice(int(dataset.starts[episode]), int(dataset.starts[episode + 1]))
         number = int(dataset.source.numbers[places[episode]])
-        found[number] = (dataset.actions[rows].copy(), out, present)
-    return found
+        collected[number] = (dataset.actions[rows].copy(), out, present)
+    return collected
 
 
 def alike(found, sound):
@@ -186,8 +186,8 @@ def _exchange(path, rng, files):
     # Two frames, or two shards of as many episodes, cannot be told apart when they change places.
     twins = path.suffix == ".npz" or path.name.startswith("my_robot-train.")
     kind = {path.suffix, path.name[:9]}
-    others = [p for p in files if not twins or not {p.suffix, p.name[:9]} & kind]
-    other = others[rng.integers(len(others))]
+    remaining = [p for p in files if not twins or not {p.suffix, p.name[:9]} & kind]
+    other = remaining[rng.integers(len(remaining))]
     first, second = path.read_bytes(), other.read_bytes()
     path.write_bytes(second)
     other.write_bytes(first)
@@ -354,13 +354,13 @@ def run(count, seed, names=tuple(FORMATS)):
             heard.lines.clear()
             began = time.monotonic()
             try:
-                found = read(name, folder, work / "cache", skip=bool(rng.integers(2)))
+                content = read(name, folder, work / "cache", skip=bool(rng.integers(2)))
             except DataError:
                 outcomes["refused"] += 1
             except Exception:
                 failures.append(f"{how}\n{traceback.format_exc()}")
             else:
-                same = alike(found, sound[name])
+                same = alike(content, sound[name])
                 outcomes["the same" if same else "others, with a message"] += 1
                 if not same and not heard.lines:
                     failures.append(f"{how}: other data without a word")

@@ -67,13 +67,13 @@ KEY = "observation.images.front"
 
 def lerobot_rows(lengths=LENGTHS, fps=10):
     """The columns of every episode; actions name their episode and step."""
-    found, index = [], 0
+    collected, index = [], 0
     tasks = list(dict.fromkeys(TOLD))
     for number, length in enumerate(lengths):
         rng = np.random.default_rng(number)
         action = rng.normal(size=(length, 7)).astype(np.float32)
         action[:, 0], action[:, 1] = number, np.arange(length)
-        found.append(
+        collected.append(
             {
                 "action": action,
                 "observation.state": rng.normal(size=(length, 2, 3)).astype(np.float32),
@@ -88,7 +88,7 @@ def lerobot_rows(lengths=LENGTHS, fps=10):
             }
         )
         index += length
-    return found
+    return collected
 
 
 def lerobot_pixels(number, length, size=(48, 64)):

@@ -52,19 +52,23 @@ def test_calvin_windows(tmp_path, data_config, structure):
     assert sorted(p.name for p in out.parent.iterdir()) == ["1.0.0"]
     spans = [(3, 20), (12, 30), (60, 75)]
     for split in ("train", "val"):
-        found = list(episodes(out, split))
-        assert len(found) == 3
-        for (steps, rest), (a, b), text, task in zip(found, spans, TEXTS, TASKS, strict=True):
-            assert rest["episode_metadata"]["start"] == START + a
-            assert rest["episode_metadata"]["end"] == START + b
-            assert rest["episode_metadata"]["task"].decode() == task
+        results = list(episodes(out, split))
+        assert len(results) == 3
+        for (steps, remainder), (a, b), text, task in zip(
+            results, spans, TEXTS, TASKS, strict=True
+        ):
+            assert remainder["episode_metadata"]["start"] == START + a
+            assert remainder["episode_metadata"]["end"] == START + b
+            assert remainder["episode_metadata"]["task"].decode() == task
             assert len(steps) == b - a
             for i, step in enumerate(steps):
                 frame = calvin_frame(START + a + i)
-                seen = step["observation"]
+                observed = step["observation"]
                 for name in ("rgb_static", "rgb_gripper"):
-                    np.testing.assert_array_equal(seen[name], frame[name])
-                np.testing.assert_array_equal(seen["scene_obs"], frame["scene_obs"].astype("f4"))
+                    np.testing.assert_array_equal(observed[name], frame[name])
+                np.testing.assert_array_equal(
+                    observed["scene_obs"], frame["scene_obs"].astype("f4")
+                )
                 for name in ("rel_actions", "actions"):
                     np.testing.assert_array_equal(step["action"][name], frame[name].astype("f4"))
                 assert step["language_instruction"].decode() == text
@@ -75,8 +79,8 @@ def test_calvin_windows(tmp_path, data_config, structure):
         for folder in (src, out)
     ]
     assert mixtures[0].statistics == mixtures[1].statistics
-    one, two = (m.datasets[0].actions for m in mixtures)
-    np.testing.assert_array_equal(one, two)
+    single, two = (m.datasets[0].actions for m in mixtures)
+    np.testing.assert_array_equal(single, two)
     again = convert("calvin", src, out)
     assert again.returncode == 1
     assert again.stderr.strip().endswith("exists and is not empty")
@@ -85,8 +89,8 @@ def test_calvin_windows(tmp_path, data_config, structure):
 def test_spans_of_segments_train_like_windows(tmp_path, data_config, structure):
     src = write_calvin_npz(tmp_path / "c")
     for mode in ("windows", "segments"):
-        found = {s: open_calvin(src, s, list(features(src)), mode=mode) for s in ("train", "val")}
-        write_rlds(found, tmp_path / mode / "1.0.0", "calvin", "png")
+        results = {s: open_calvin(src, s, list(features(src)), mode=mode) for s in ("train", "val")}
+        write_rlds(results, tmp_path / mode / "1.0.0", "calvin", "png")
     windows, segments = (
         open_datasets(
             data_config(("calvin", tmp_path / mode / "1.0.0", 1.0)), structure(), 7, "val"
@@ -118,9 +122,9 @@ def test_calvin_segments_and_jpeg(tmp_path):
     src, out = write_calvin_npz(tmp_path / "c", splits=("training",)), tmp_path / "p" / "2.0.0"
     source = open_calvin(src, "train", list(features(src)), mode="segments")
     assert write_rlds({"train": source}, out, "calvin_play") == {"train": 2}
-    (steps, rest), (other, _) = episodes(out, "train")
+    (steps, remainder), (other, _) = episodes(out, "train")
     assert (len(steps), len(other)) == (40, 20)
-    spans = json.loads(rest["episode_metadata"]["annotations"])
+    spans = json.loads(remainder["episode_metadata"]["annotations"])
     assert [(s["start"], s["end"], s["text"]) for s in spans] == [
         (3, 20, TEXTS[0]),
         (12, 30, TEXTS[1]),
@@ -136,22 +140,22 @@ def test_calvin_segments_and_jpeg(tmp_path):
 @pytest.mark.parametrize("mode", ["windows", "segments"])
 def test_calvin_depth(tmp_path, mode):
     src = write_calvin_npz(tmp_path / "c", splits=("training",))
-    found = {}
+    collected = {}
     for name, flags in (("deep", ["--depth"]), ("flat", [])):
         out = tmp_path / name / "1.0.0"
         done = convert("calvin", src, out, f"--episodes={mode}", *flags)
         assert done.returncode == 0, done.stderr
-        found[name] = list(episodes(out, "train"))
+        collected[name] = list(episodes(out, "train"))
         index = open_index(out, "train", ["steps/action/rel_actions"])
-        found[name].append([bytes(v) for v in index.read(index.cameras[1], 0, 16)])
-    assert found["deep"][-1] == found["flat"][-1]
+        collected[name].append([bytes(v) for v in index.read(index.cameras[1], 0, 16)])
+    assert collected["deep"][-1] == collected["flat"][-1]
     starts = [0, 60] if mode == "segments" else [3, 12, 60]
-    for (steps, _), begin in zip(found["deep"], starts, strict=False):
+    for (steps, _), begin in zip(collected["deep"], starts, strict=False):
         for i, step in enumerate(steps):
-            seen = step["observation"]["depth_static"]
-            assert seen.dtype == np.float32
-            np.testing.assert_array_equal(seen, calvin_frame(START + begin + i)["depth_static"])
-    assert "depth_static" not in found["flat"][0][0][0]["observation"]
+            observed = step["observation"]["depth_static"]
+            assert observed.dtype == np.float32
+            np.testing.assert_array_equal(observed, calvin_frame(START + begin + i)["depth_static"])
+    assert "depth_static" not in collected["flat"][0][0][0]["observation"]
 
 
 def test_depth_must_be_there(tmp_path):
@@ -181,14 +185,14 @@ def test_lerobot_images_stay_untouched(tmp_path, version):
         first = int(index.starts[number])
         views = index.read(camera, first, first + length - 1)
         assert [bytes(v) for v in views] == [encoded(p) for p in lerobot_pixels(number, length)]
-    for (steps, _), rows, told in zip(episodes(out, "train"), lerobot_rows(), TOLD, strict=True):
+    for (steps, _), rows, message in zip(episodes(out, "train"), lerobot_rows(), TOLD, strict=True):
         for i, step in enumerate(steps):
             np.testing.assert_array_equal(step["action"], rows["action"][i])
-            seen = step["observation"]
-            np.testing.assert_array_equal(seen["state"], rows["observation.state"][i])
-            assert seen["state_wide"] == rows["observation.state.wide"][i]  # float64, exactly
+            observed = step["observation"]
+            np.testing.assert_array_equal(observed["state"], rows["observation.state"][i])
+            assert observed["state_wide"] == rows["observation.state.wide"][i]  # float64, exactly
             assert step["next"]["done"] == rows["next.done"][i]
-            assert step["language_instruction"].decode() == told
+            assert step["language_instruction"].decode() == message
             assert step["timestamp"] == rows["timestamp"][i]
 
 
@@ -196,8 +200,8 @@ def test_lerobot_videos_become_images(tmp_path):
     pytest.importorskip("av")
     src, out = write_lerobot(tmp_path / "r", "v3.0"), tmp_path / "robot" / "1.0.0"
     source = open_lerobot(src, "train", ["steps/action", "steps/language_instruction"])
-    some = {p: f for p, f in source.features.items() if p in ("steps/action", *source.cameras)}
-    source.features = some  # the others were not opened
+    subset = {p: f for p, f in source.features.items() if p in ("steps/action", *source.cameras)}
+    source.features = subset  # the others were not opened
     write_rlds({"train": source}, out, "robot", "png")
     index = open_index(out, "train", ["steps/action"])
     np.testing.assert_array_equal(index.low("steps/action"), source.low("steps/action"))

@@ -110,16 +110,16 @@ def test_given_pixels_that_are_no_pictures(data_config, structure):
     config = data_config(("calvin", "none", 1.0), val_fraction=0.0, normalization="none")
     with pytest.raises(errors.FeatureError, match=r"'primary' .*stored as numbers"):
         open_datasets(config, structure(), 7, "train", trajectories={"calvin": trajectories(float)})
-    made = open_datasets(
+    mixture = open_datasets(
         config, structure(), 7, "train", trajectories={"calvin": trajectories(np.uint8)}
     )
-    assert made.datasets[0].image_sizes == {"primary": (8, 8)}
+    assert mixture.datasets[0].image_sizes == {"primary": (8, 8)}
 
 
 def test_calvins_pixels_that_are_no_pictures(tmp_path):
     def frame(number):
-        found = calvin_frame(number)
-        return found | {"rgb_static": found["rgb_static"].astype(np.float32)}
+        result = calvin_frame(number)
+        return result | {"rgb_static": result["rgb_static"].astype(np.float32)}
 
     write_calvin_npz(tmp_path / "c", splits=("training",), frame=frame)
     with pytest.raises(errors.FeatureError, match=r"'primary' .*stored as numbers .float32"):
@@ -229,8 +229,8 @@ def test_what_a_spec_returns(tmp_path, name):
                    lambda n: np.zeros((n, 8, 12, 3), np.uint8), lengths=(8,))  # fmt: skip
     spec = dataclasses.replace(SPEC, standardize=standardize)
     if length:
-        found = open_dataset("my", spec, folder, "train", ["primary"], 7)
-        assert (found.instructions, len(found)) == (expected, length)
+        dataset = open_dataset("my", spec, folder, "train", ["primary"], 7)
+        assert (dataset.instructions, len(dataset)) == (expected, length)
         return
     with pytest.raises(errors.DataError, match=expected):
         open_dataset("my", spec, folder, "train", ["primary"], 7)
@@ -244,8 +244,8 @@ def test_episodes_keep_their_numbers_when_others_are_skipped(tmp_path, monkeypat
     for shard in (shards[0], shards[2]):
         shard.write_bytes(shard.read_bytes()[:-30])
     skips = Skips("my", "skip")
-    kept = opened(folder, filters=Filters(episodes=frozenset([1, 2, 4])), skips=skips)
-    assert np.unique(kept.actions[:, 0]).tolist() == [1, 4]
+    retained = opened(folder, filters=Filters(episodes=frozenset([1, 2, 4])), skips=skips)
+    assert np.unique(retained.actions[:, 0]).tolist() == [1, 4]
     with pytest.raises(errors.DataError, match=r"names \[5\], which are no episodes.*0 to 4"):
         opened(folder, filters=Filters(episodes=frozenset([1, 5])), skips=Skips("my", "skip"))
 
@@ -282,9 +282,9 @@ def test_a_run_stops_when_most_windows_are_lost(tmp_path, data_config, structure
     shard.write_bytes(bytes(shard.stat().st_size))  # under the run, which keeps it open or not
     ids = np.zeros(2, np.int32), np.ones(2, bool)
     with Loader(mixture, lambda _: ids, 4, 0) as batches:
-        some = itertools.islice(batches, 60)
+        subset = itertools.islice(batches, 60)
         with pytest.raises(errors.DataError, match=r"of the last \d+ parts would be skipped"):
-            list(some)
+            list(subset)
 
 
 def sparse(n):
@@ -308,7 +308,7 @@ def test_motion_that_the_model_is_not_shown(tmp_path, monkeypatch, data_config, 
     config = data_config(entry, val_fraction=0.0, normalization="bounds")
     open_datasets(config, structure(), 7, "train")
     assert "moves from" not in caplog.text
-    for scale, what in ((1000.0, "which is"), (0.01, "of the frames are cut off")):
+    for scale, case in ((1000.0, "which is"), (0.01, "of the frames are cut off")):
         low = [-scale * 0.3] * 7
         columns = {"q01": low, "min": low, "mean": [0.0] * 7, "std": [scale / 10] * 7,
                    "q99": [-x for x in low], "max": [-x for x in low]}  # fmt: skip
@@ -317,12 +317,12 @@ def test_motion_that_the_model_is_not_shown(tmp_path, monkeypatch, data_config, 
         config = data_config(entry, val_fraction=0.0, statistics=str(path))
         caplog.clear()
         open_datasets(config, structure(), 7, "train")
-        assert caplog.text.count(what) >= 4, caplog.text
+        assert caplog.text.count(case) >= 4, caplog.text
 
 
 def statistics(size, keys=("mean", "std", "min", "max", "q01", "q99"), padding=0):
-    one = {"mean": 0.0, "std": 1.0, "min": -2.0, "max": 2.0, "q01": -1.0, "q99": 1.0}
-    return {key: [one[key]] * size + [0.0] * padding for key in keys}
+    single = {"mean": 0.0, "std": 1.0, "min": -2.0, "max": 2.0, "q01": -1.0, "q99": 1.0}
+    return {key: [single[key]] * size + [0.0] * padding for key in keys}
 
 
 EXTREMES = ("mean", "std", "min", "max")

@@ -44,14 +44,14 @@ def test_language(kept, caplog):
 
 
 def test_few_shot_keeps_some_of_every_instruction(kept):
-    seen = set()
+    recorded = set()
     for seed in range(20):
-        found = kept(few_shot=1, few_shot_seed=seed)
-        assert found == kept(few_shot=1, few_shot_seed=seed)
-        assert len(found) == 4
-        assert set(found) >= {4, 6, 8}
-        seen |= set(found)
-    assert seen == set(LENGTHS)  # the seed decides which of the two drawers
+        result = kept(few_shot=1, few_shot_seed=seed)
+        assert result == kept(few_shot=1, few_shot_seed=seed)
+        assert len(result) == 4
+        assert set(result) >= {4, 6, 8}
+        recorded |= set(result)
+    assert recorded == set(LENGTHS)  # the seed decides which of the two drawers
     assert kept(few_shot=2) == LENGTHS
     assert kept("val", few_shot=1) == LENGTHS
 
@@ -122,9 +122,9 @@ def test_idle_frames_equal_the_definition(chunk):
     actions = rng.choice([0.0, 0.0, 0.0, 0.0, 1e-5, -0.3], (60, 7)).astype(np.float32)
     actions[:, :-1] *= rng.random((60, 1)) < 0.2
     actions[:, -1] = np.repeat(rng.integers(0, 2, 12), 5)
-    found = moving(actions, starts, chunk, 1e-4)
-    assert found.tolist() == idle_by_loop(actions, starts, chunk, 1e-4)
-    assert 5 < found.sum() < 55
+    result = moving(actions, starts, chunk, 1e-4)
+    assert result.tolist() == idle_by_loop(actions, starts, chunk, 1e-4)
+    assert 5 < result.sum() < 55
 
 
 def test_no_window_ends_where_the_robot_idles(tmp_path, data_config, structure, caplog):
@@ -142,8 +142,8 @@ def test_no_window_ends_where_the_robot_idles(tmp_path, data_config, structure, 
     ends = np.concatenate([b.observation.images["primary"][:, -1, 0, 0, :2] for b in batches])
     assert {tuple(end) for end in ends.tolist()} == expected
     # What lies between is still there as history and as targets.
-    seen = np.concatenate([b.observation.images["primary"][:, :, 0, 0, :2] for b in batches])
-    assert (0, 6) in {tuple(x) for x in seen.reshape(-1, 2).tolist()}
+    observed = np.concatenate([b.observation.images["primary"][:, :, 0, 0, :2] for b in batches])
+    assert (0, 6) in {tuple(x) for x in observed.reshape(-1, 2).tolist()}
     all_idle = write_calvin(tmp_path / "d" / "1.0.0", [5], idle=((0, 0, 5),))
     config = data_config(("calvin", all_idle, 1.0), filters={"noop": 1e-6}, val_fraction=0.0)
     with pytest.raises(errors.DataError, match=r"no window is left.*data\.filters\.noop"):

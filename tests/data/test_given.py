@@ -75,11 +75,11 @@ def renamed(trajectory):
     ],
 )
 def test_what_is_wrong_is_named_or_left_out(opened, damage, kind, message):
-    found = [make(number, length) for number, length in enumerate(LENGTHS)]
-    damage(found[1])
+    results = [make(number, length) for number, length in enumerate(LENGTHS)]
+    damage(results[1])
     with pytest.raises(kind, match=message):
-        opened(found)
-    mixture = opened(found, on_error="skip")
+        opened(results)
+    mixture = opened(results, on_error="skip")
     (dataset,) = mixture.datasets
     assert dataset.lengths.tolist() == [4, 6]
     assert dataset.skips.counts == {kind.__name__: 1}
@@ -112,8 +112,8 @@ def test_kukas_states_may_come_as_bytes(opened):
             },
         }
 
-    made = [kuka(number, length) for number, length in enumerate(LENGTHS)]
-    mixture = opened([trajectory for _, trajectory in made], "kuka", stats_split="train")
+    created = [kuka(number, length) for number, length in enumerate(LENGTHS)]
+    mixture = opened([trajectory for _, trajectory in created], "kuka", stats_split="train")
     proprio = mixture.statistics["kuka"]["proprio"]
-    every = np.concatenate([pose for pose, _ in made])
-    np.testing.assert_array_equal(proprio["max"][:7], every.max(axis=0))
+    everything = np.concatenate([pose for pose, _ in created])
+    np.testing.assert_array_equal(proprio["max"][:7], everything.max(axis=0))

@@ -27,7 +27,7 @@ def spec(change=lambda action: action, **changes):
         action[:, 6] = (action[:, 6] + 1) / 2
         return Trajectory(change(action), episode["text"], episode["state"])
 
-    found = {
+    results = {
         "images": {"primary": "observation/rgb_static", "wrist": "observation/rgb_gripper"},
         "features": {
             "action": "rel_actions",
@@ -37,7 +37,7 @@ def spec(change=lambda action: action, **changes):
         "standardize": standardize,
         "gripper_env": (-1.0, 1.0),
     }
-    return DatasetSpec(**{**found, **changes})
+    return DatasetSpec(**{**results, **changes})
 
 
 @pytest.fixture
@@ -63,13 +63,13 @@ def with_gripper(values):
 
 def test_sound_data_warn_of_nothing(folder, tmp_path):
     sound = with_gripper(lambda gripper, t: np.where(t == 0, 1, gripper))
-    found = inspect("robot", spec(sound, hz=5.0), folder, "train", str(tmp_path / "c"))
-    assert found.warnings == []
-    assert found.summary[0].startswith("5 trajectories, 55 frames (5 Hz); length 8 to 15")
-    assert "camera wrist: 8 x 12" in found.summary
-    shares = np.array(found.gripper)
+    report = inspect("robot", spec(sound, hz=5.0), folder, "train", str(tmp_path / "c"))
+    assert report.warnings == []
+    assert report.summary[0].startswith("5 trajectories, 55 frames (5 Hz); length 8 to 15")
+    assert "camera wrist: 8 x 12" in report.summary
+    shares = np.array(report.gripper)
     assert shares[[0, 9]].sum() == pytest.approx(1)
-    assert shares[9] == pytest.approx(found.statistics["action"]["mean"][6], abs=1e-6)
+    assert shares[9] == pytest.approx(report.statistics["action"]["mean"][6], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_sound_data_warn_of_nothing(folder, tmp_path):
     ],
 )
 def test_gripper(warnings, values, message):
-    found = warnings(with_gripper(values))
-    assert any(re.search(message, warning) for warning in found), found
+    result = warnings(with_gripper(values))
+    assert any(re.search(message, warning) for warning in result), result
 
 
 def test_constant_dimensions_and_outliers(tmp_path, warnings):
@@ -94,10 +94,10 @@ def test_constant_dimensions_and_outliers(tmp_path, warnings):
         action[0, 3:5] = 1e3
         return action
 
-    found = warnings(change, data=data)
-    assert "action dimensions [0, 2] are constant" in found  # 0 names the episode
-    assert "action dimensions [3] are constant in 98 % of the frames" in found
-    assert any(warning.startswith("action dimensions [4] have outliers") for warning in found)
+    result = warnings(change, data=data)
+    assert "action dimensions [0, 2] are constant" in result  # 0 names the episode
+    assert "action dimensions [3] are constant in 98 % of the frames" in result
+    assert any(warning.startswith("action dimensions [4] have outliers") for warning in result)
 
 
 def test_texts_cameras_and_broken_parts(tmp_path, warnings):
@@ -110,10 +110,12 @@ def test_texts_cameras_and_broken_parts(tmp_path, warnings):
             action[2, 2] = np.nan
         return action
 
-    found = warnings(change, data=data, images=images)
-    assert any(w.startswith("parts are skipped: 1 ActionError: ") and "frame 2" in w for w in found)
-    assert "no camera 'secondary': there is no 'observation/none'" in found
-    assert any("1 instructions have blanks at an end" in w for w in found)
+    result = warnings(change, data=data, images=images)
+    assert any(
+        w.startswith("parts are skipped: 1 ActionError: ") and "frame 2" in w for w in result
+    )
+    assert "no camera 'secondary': there is no 'observation/none'" in result
+    assert any("1 instructions have blanks at an end" in w for w in result)
 
 
 def test_idle_robots(tmp_path, warnings):
@@ -122,8 +124,8 @@ def test_idle_robots(tmp_path, warnings):
 
 
 def test_images(folder, tmp_path):
-    found = inspect("robot", spec(), folder, "train", str(tmp_path / "c"))
-    images, more = check_images(found.dataset, rows=3, columns=4)
+    report = inspect("robot", spec(), folder, "train", str(tmp_path / "c"))
+    images, more = check_images(report.dataset, rows=3, columns=4)
     assert more == []
     assert images["primary"].shape == (3, 4, 24, 24, 3)
     assert images["primary"][:, :, 0, 0, :2].tolist() == [

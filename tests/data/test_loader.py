@@ -39,44 +39,47 @@ def assert_equal(a, b):
 
 def test_batch_keeps_the_contract(mixture):
     (batch,) = take(mixture, 1)
-    seen = batch.observation
-    assert {k: (v.shape, v.dtype.name) for k, v in seen.images.items()} == {
+    observation = batch.observation
+    assert {k: (v.shape, v.dtype.name) for k, v in observation.images.items()} == {
         "primary": ((8, 3, 24, 24, 3), "uint8"),
         "wrist": ((8, 3, 8, 12, 3), "uint8"),
     }
-    assert seen.image_mask["wrist"].shape == (8, 3)
-    assert (seen.text.shape, seen.text.dtype.name) == ((8, 16), "int32")
+    assert observation.image_mask["wrist"].shape == (8, 3)
+    assert (observation.text.shape, observation.text.dtype.name) == ((8, 16), "int32")
     assert (batch.actions.chunk.shape, batch.actions.chunk.dtype.name) == ((8, 3, 4, 7), "float32")
     assert (batch.actions.mask.shape, batch.actions.mask.dtype.name) == ((8, 3, 4), "bool")
     assert (batch.sample.shape, batch.sample.dtype.name) == ((8, 2), "uint32")
     assert batch.sample.tolist() == [[0, n] for n in range(8)]
     assert (batch.dataset.shape, batch.dataset.dtype.name) == ((8,), "int32")
-    assert seen.proprio is None
+    assert observation.proprio is None
     assert np.isin(batch.actions.chunk[..., 6], [0, 1]).all()
 
 
 def test_states_belong_to_their_frames(calvin, data_config, structure):
     config = data_config(("calvin", calvin, 1.0), normalization="none", val_fraction=0.0)
     mixture = open_datasets(config, structure(proprio=15), 7, "train")
-    found, recorded = mixture.statistics["calvin"]["proprio"], mixture.datasets[0].proprio
+    statistics, recorded = mixture.statistics["calvin"]["proprio"], mixture.datasets[0].proprio
     assert recorded is not None
     assert recorded.shape == (sum(LENGTHS), 15)
     assert np.abs(recorded).max() == 1  # clipped at the 1 % and 99 % quantiles
-    assert len(found["q01"]) == 15
+    assert len(statistics["q01"]) == 15
     starts = np.cumsum([0, *LENGTHS])
     for batch in take(mixture, 4):
-        seen = batch.observation
-        pixels = seen.images["primary"]
+        observation = batch.observation
+        pixels = observation.images["primary"]
         episode, step = pixels[..., 0, 0, 0].astype(int), pixels[..., 0, 0, 1].astype(int)
-        np.testing.assert_array_equal(seen.proprio, recorded[starts[episode] + step])
+        np.testing.assert_array_equal(observation.proprio, recorded[starts[episode] + step])
 
 
 def test_sentences_go_with_their_text(mixture):
     vectors = {f"task {i}": np.full(3, i, np.float32) for i in range(3)}
     for batch in take(mixture, 3, sentences=vectors):
-        seen = batch.observation
-        texts = ["".join(map(chr, t[m])) for t, m in zip(seen.text, seen.text_mask, strict=True)]
-        np.testing.assert_array_equal(seen.sentence, [vectors[text] for text in texts])
+        observation = batch.observation
+        texts = [
+            "".join(map(chr, t[m]))
+            for t, m in zip(observation.text, observation.text_mask, strict=True)
+        ]
+        np.testing.assert_array_equal(observation.sentence, [vectors[text] for text in texts])
 
 
 def test_pixels_text_and_actions_belong_together(mixture):
@@ -99,8 +102,8 @@ def test_pixels_text_and_actions_belong_together(mixture):
                     valid = frame >= 0 and frame + k < LENGTHS[episode[b, 0]]
                     assert batch.actions.mask[b, j, k] == valid
                     if valid:
-                        found = batch.actions.chunk[b, j, k, :2] * 100
-                        np.testing.assert_allclose(found, [episode[b, j], frame + k], atol=1e-4)
+                        result = batch.actions.chunk[b, j, k, :2] * 100
+                        np.testing.assert_allclose(result, [episode[b, j], frame + k], atol=1e-4)
     assert visited == {(e, t) for e, length in enumerate(LENGTHS) for t in range(length)}
 
 
@@ -124,12 +127,12 @@ def test_segments_hide_the_start(calvin, data_config, structure):
     for length in LENGTHS:
         for end in range(length):
             for hidden in range(3):
-                seen, mask = batches[number].observation, batches[number].actions.mask[0]
+                observation, mask = batches[number].observation, batches[number].actions.mask[0]
                 first = max(end - 2 + hidden, 0)
-                steps = seen.images["primary"][0, :, 0, 0, 1].tolist()
+                steps = observation.images["primary"][0, :, 0, 0, 1].tolist()
                 assert steps == [max(end - 2 + j, first) for j in range(3)]
                 expected = [end - 2 + j >= first for j in range(3)]
-                assert seen.image_mask["primary"][0].tolist() == expected
+                assert observation.image_mask["primary"][0].tolist() == expected
                 assert mask.any(-1).tolist() == expected
                 number += 1
 
@@ -147,9 +150,9 @@ def test_random_goals_cut_the_chunks(calvin, data_config, structure):
     config = data_config(("calvin", calvin, 1.0), normalization="none", random_goal=True)
     mixture = open_datasets(config, structure(window=1, chunk=10), 7, "train")
     plain = data_config(("calvin", calvin, 1.0), normalization="none")
-    whole = open_datasets(plain, structure(window=1, chunk=10), 7, "train")
+    complete = open_datasets(plain, structure(window=1, chunk=10), 7, "train")
     cuts = set()
-    for a, b in zip(take(mixture, 40), take(whole, 40), strict=True):
+    for a, b in zip(take(mixture, 40), take(complete, 40), strict=True):
         ours, all_of_it = a.actions.mask[:, 0], b.actions.mask[:, 0]
         assert (ours <= all_of_it).all()
         left, full = ours.sum(-1), all_of_it.sum(-1)
@@ -207,12 +210,12 @@ def test_resuming_gives_the_same_next_thousand_samples(everything):
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_any_number_of_processes_gives_the_same_batches(everything, processes):
-    whole = take(everything(), 6)
+    full = take(everything(), 6)
     shares = [
         take(everything(), 6, process_index=p, process_count=processes) for p in range(processes)
     ]
-    for step, batch in enumerate(whole):
-        parts = [share[step] for share in shares]
+    for step, batch in enumerate(full):
+        parts = [fraction[step] for fraction in shares]
         assert_equal(jax.tree.map(lambda *x: np.concatenate(x), *parts), batch)
 
 
@@ -221,8 +224,8 @@ def test_an_epoch_visits_every_window_once(mixture):
     batches = take(mixture, size)  # of eight: eight epochs
     ends = [b.observation.images["primary"][:, -1, 0, 0, :2] for b in batches]
     epochs = np.concatenate(ends).reshape(8, size, 2).tolist()
-    every = sorted([e, t] for e, length in enumerate(LENGTHS) for t in range(length))
-    assert all(sorted(epoch) == every for epoch in epochs)
+    entries = sorted([e, t] for e, length in enumerate(LENGTHS) for t in range(length))
+    assert all(sorted(epoch) == entries for epoch in epochs)
     assert epochs[0] != epochs[1]
 
 
@@ -233,10 +236,10 @@ def test_two_runs_are_identical(everything):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_global_batch_does_not_depend_on_the_number_of_processes(mixture, processes):
-    whole = take(mixture, 3)
+    full = take(mixture, 3)
     shares = [take(mixture, 3, process_index=p, process_count=processes) for p in range(processes)]
-    for step, batch in enumerate(whole):
-        parts = [share[step] for share in shares]
+    for step, batch in enumerate(full):
+        parts = [fraction[step] for fraction in shares]
         assert_equal(jax.tree.map(lambda *x: np.concatenate(x), *parts), batch)
 
 
@@ -336,11 +339,11 @@ def test_too_long_prompts_are_all_listed(mixture):
 
 def test_corrupt_image_names_everything(calvin, data_config, structure):
     shard = next(calvin.glob("*-train.tfrecord-*"))
-    found = [record for _, record in records.read_records(shard)]
-    field = records.walk_example(found[2])["steps/observation/rgb_gripper"]
-    start, stop = records.byte_spans(found[2], field)[6]
-    found[2] = found[2][: start + 4] + bytes(stop - start - 4) + found[2][stop:]
-    shard.write_bytes(b"".join(map(records.frame_record, found)))
+    results = [record for _, record in records.read_records(shard)]
+    field = records.walk_example(results[2])["steps/observation/rgb_gripper"]
+    start, stop = records.byte_spans(results[2], field)[6]
+    results[2] = results[2][: start + 4] + bytes(stop - start - 4) + results[2][stop:]
+    shard.write_bytes(b"".join(map(records.frame_record, results)))
     config = data_config(("calvin", calvin, 1.0), val_fraction=0.0)
     mixture = open_datasets(config, structure(cameras=("wrist",)), 7, "train")
     before = threading.active_count()

@@ -22,20 +22,20 @@ def shard_of(folder):
 
 def rewrite(folder, change):
     """Applies `change` to the list of the shard's records."""
-    found = [record for _, record in records.read_records(shard_of(folder))]
-    change(found)
-    shard_of(folder).write_bytes(b"".join(map(records.frame_record, found)))
+    results = [record for _, record in records.read_records(shard_of(folder))]
+    change(results)
+    shard_of(folder).write_bytes(b"".join(map(records.frame_record, results)))
 
 
 def fields_of(folder, record):
     """A record's values by name, as `records.build_example` takes them."""
-    found = {}
+    collected = {}
     for name, field in records.walk_example(record).items():
         read = {records.FLOAT: records.floats, records.INT: records.ints}.get(field.kind)
         spans = records.byte_spans(record, field) if read is None else ()
         values = [record[a:b] for a, b in spans] if read is None else read(record, field)
-        found[name] = (field.kind, values)
-    return found
+        collected[name] = (field.kind, values)
+    return collected
 
 
 def truncate(folder):
@@ -171,8 +171,8 @@ def _check(mixture, case):
             for row, (episode, step) in enumerate(pixels.tolist()):
                 assert LENGTHS[episode] in _left(case)
                 if batch.actions.mask[row].any():
-                    found = batch.actions.chunk[row, -1, 0, :2] * 100
-                    np.testing.assert_allclose(found, [episode, step], atol=1e-4)
+                    result = batch.actions.chunk[row, -1, 0, :2] * 100
+                    np.testing.assert_allclose(result, [episode, step], atol=1e-4)
     source = mixture.datasets[0]
     last = int(source.source.starts[-1]) - 1
     length = sorted(_left(case))[-1]
@@ -183,8 +183,8 @@ def _check(mixture, case):
 def test_mended_shards_are_used_again(folder, opened, reader):
     sound = shard_of(folder).read_bytes()
     no_list(folder)  # the shard keeps its size
-    kept = opened(folder, on_error="skip", reader=reader).datasets[0]
-    assert kept.lengths.tolist() == [4, 6, 7]
+    retained = opened(folder, on_error="skip", reader=reader).datasets[0]
+    assert retained.lengths.tolist() == [4, 6, 7]
     shard_of(folder).write_bytes(sound)
     assert opened(folder, reader=reader).datasets[0].lengths.tolist() == LENGTHS
 
@@ -231,13 +231,13 @@ def test_windows_with_a_corrupt_image(folder, opened, caplog):
     mixture = opened(folder, cameras=("primary", "wrist"), on_error="skip")
     clean = _collect(opened(folder, cameras=("primary",)))
     with caplog.at_level(logging.WARNING):
-        found = _collect(mixture)
+        collected = _collect(mixture)
     # Three windows of two cameras hold frame 4 of episode 2, which has frames up to 5.
     first = sum(LENGTHS[:2])
     bad = [first + 4, first + 5]
     assert mixture.datasets[0].skips.counts == {"ImageDecodeError": len(bad)}
     assert "calvin: skipped 2 ImageDecodeError" in caplog.text
-    for number, (row, other) in enumerate(zip(found, clean, strict=True)):
+    for number, (row, other) in enumerate(zip(collected, clean, strict=True)):
         if number in bad:
             assert not row["mask"].any()
             assert not row["primary"].any()
@@ -247,7 +247,7 @@ def test_windows_with_a_corrupt_image(folder, opened, caplog):
             np.testing.assert_array_equal(row["primary"], other["primary"])
             assert row["wrist"].any()
         np.testing.assert_array_equal(row["seen"], other["seen"])
-    assert [row["text"].tolist() for row in found] == [row["text"].tolist() for row in clean]
+    assert [row["text"].tolist() for row in collected] == [row["text"].tolist() for row in clean]
 
 
 def _collect(mixture):
@@ -256,9 +256,9 @@ def _collect(mixture):
         for batch in loader:
             for row in range(2):
                 images = {c: x[row].copy() for c, x in batch.observation.images.items()}
-                seen = batch.observation.image_mask["primary"][row]
+                observed = batch.observation.image_mask["primary"][row]
                 mask, text = batch.actions.mask[row], batch.observation.text[row]
-                rows.append({**images, "mask": mask, "seen": seen, "text": text})
+                rows.append({**images, "mask": mask, "seen": observed, "text": text})
     return rows
 
 
@@ -297,8 +297,10 @@ def test_a_view_that_one_dataset_lacks_is_black(tmp_path, opened, caplog):
 
 def _renamed(folder, found):
     old, new = "steps/observation/rgb_gripper", "steps/observation/rgb_elsewhere"
-    every = [fields_of(folder, record) for record in found]
-    return [records.build_example({new if k == old else k: v for k, v in e.items()}) for e in every]
+    everything = [fields_of(folder, record) for record in found]
+    return [
+        records.build_example({new if k == old else k: v for k, v in e.items()}) for e in everything
+    ]
 
 
 def test_a_wrong_feature_name_leaves_the_dataset_out(

@@ -38,15 +38,15 @@ def make_episode(row: Row) -> dict[str, np.ndarray]:
 
 
 def columns(numbers, row: Row) -> np.ndarray:
-    made = []
+    collected = []
     for number in numbers:
         if number in ANGLES:
-            made.append(ANGLES[number])
+            collected.append(ANGLES[number])
         elif number == "g":
-            made.append(TRACKS[row.gripper[0]][0])
+            collected.append(TRACKS[row.gripper[0]][0])
         else:
-            made.append(number + np.arange(STEPS) / 8 if number else np.zeros(STEPS))
-    return np.array(made, np.float32).T
+            collected.append(number + np.arange(STEPS) / 8 if number else np.zeros(STEPS))
+    return np.array(collected, np.float32).T
 
 
 @pytest.mark.parametrize("variant", ["openvla", "octo"])
@@ -56,24 +56,30 @@ def test_columns(name, variant):
     octo = variant == "octo"
     episode = make_episode(row)
     assert set(spec.features) <= set(episode)
-    found = spec.standardize({short: episode[short] for short in spec.features})
+    standardized = spec.standardize({short: episode[short] for short in spec.features})
     convention = row.octo_gripper if octo and row.octo_gripper else row.gripper[0]
-    np.testing.assert_allclose(found.action[:, :-1], columns(row.arm, row), rtol=0, atol=2e-7)
-    np.testing.assert_array_equal(found.action[:, -1], np.float32(TRACKS[convention][1]))
+    np.testing.assert_allclose(
+        standardized.action[:, :-1], columns(row.arm, row), rtol=0, atol=2e-7
+    )
+    np.testing.assert_array_equal(standardized.action[:, -1], np.float32(TRACKS[convention][1]))
     state = row.state
     if octo and row.octo is not None:
         state = row.octo
     elif octo and state:
         state = [number for i, number in enumerate(state) if i not in row.padding]
     if state:
-        assert found.proprio is not None
-        np.testing.assert_array_equal(found.proprio, columns(state, row))
-        assert found.proprio.dtype == np.float32
+        assert standardized.proprio is not None
+        np.testing.assert_array_equal(standardized.proprio, columns(state, row))
+        assert standardized.proprio.dtype == np.float32
     else:
-        assert found.proprio is None
-    assert found.action.dtype == np.float32
-    assert found.keep == slice(None, None, 1)
-    text = found.language if isinstance(found.language, str) else found.language[0]
+        assert standardized.proprio is None
+    assert standardized.action.dtype == np.float32
+    assert standardized.keep == slice(None, None, 1)
+    text = (
+        standardized.language
+        if isinstance(standardized.language, str)
+        else standardized.language[0]
+    )
     assert text == ("" if octo and row.blank else "do it")
 
 

@@ -24,14 +24,14 @@ def encode(text):
 
 def tree(flat):
     """{"a/b": x} -> {"a": {"b": x}}."""
-    made = {}
+    collected = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
-        node = made
+        node = collected
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = value
-    return made
+    return collected
 
 
 def write(folder, name, cameras, numbers, episodes):
@@ -75,7 +75,7 @@ def droid(tmp_path):
 def seen(config, structure):
     """Camera that was read in each role, of each (episode, step)."""
     mixture = open_datasets(config, structure, 7, "train")
-    found = {}
+    collected = {}
     with Loader(mixture, encode, 8, 3) as loader:
         for _ in range(mixture.num_windows // 8 * 3):
             images = next(loader).observation.images
@@ -83,8 +83,8 @@ def seen(config, structure):
                 views = {role: x[row, -1, 0, 0] for role, x in images.items()}
                 place = {(int(v[1]), int(v[2])) for v in views.values()}
                 assert len(place) == 1
-                found[place.pop()] = {role: int(v[0]) for role, v in views.items()}
-    return found
+                collected[place.pop()] = {role: int(v[0]) for role, v in views.items()}
+    return collected
 
 
 def test_droids_outer_cameras_change_places_between_trajectories(droid, data_config, structure):
@@ -106,14 +106,14 @@ def test_droids_outer_cameras_change_places_between_trajectories(droid, data_con
 
 
 def test_held_out_trajectories_keep_their_order_of_cameras(droid, data_config, structure):
-    whole = open_datasets(
+    full = open_datasets(
         data_config(("droid", droid, 1.0), val_fraction=0.0), structure(window=1), 7, "train"
     )
     held_out = open_datasets(
         data_config(("droid", droid, 1.0), val_fraction=0.25), structure(window=1), 7, "val"
     )
     for number in range(6):
-        expected = whole.datasets[0]._path("primary", 18 + number)
+        expected = full.datasets[0]._path("primary", 18 + number)
         assert held_out.datasets[0]._path("primary", number) == expected
 
 
@@ -183,9 +183,9 @@ def test_a_variant_changes_what_is_kept(bridge, data_config, structure):
 )
 def test_gripper_targets(rule, binary, expected):
     opened = np.array([-1, 0, 0.5, 0.75, 1, 1.5, 2], np.float32)
-    found = targets(opened, binary, rule)
-    assert found.tolist() == expected
-    assert found.dtype == np.float32
+    result = targets(opened, binary, rule)
+    assert result.tolist() == expected
+    assert result.dtype == np.float32
 
 
 @pytest.fixture
@@ -225,28 +225,28 @@ def test_statistics_over_train_and_validation(tmp_path, data_config, structure):
     train = open_datasets(data_config(calvin, val_fraction=0.25), structure(), 7, "train")
     both = data_config(calvin, val_fraction=0.25, stats_split="all")
     everything = open_datasets(both, structure(), 7, "train")
-    whole = open_datasets(data_config(calvin, val_fraction=0.0), structure(), 7, "train")
-    assert everything.statistics == whole.statistics
+    full = open_datasets(data_config(calvin, val_fraction=0.0), structure(), 7, "train")
+    assert everything.statistics == full.statistics
     assert everything.statistics != train.statistics
     assert everything.num_windows == train.num_windows
     config = data_config(calvin, val_fraction=0.0, stats_split="all")
-    assert open_datasets(config, structure(), 7, "train").statistics == whole.statistics
+    assert open_datasets(config, structure(), 7, "train").statistics == full.statistics
     split = write_calvin(tmp_path / "split" / "1.0.0", [4, 5], splits=("train", "val"))
     config = data_config(("calvin", split, 1.0), stats_split="all")
-    found = open_datasets(config, structure(), 7, "train").statistics["calvin"]
-    assert found["num_trajectories"] == 4
+    result = open_datasets(config, structure(), 7, "train").statistics["calvin"]
+    assert result["num_trajectories"] == 4
 
 
 def test_statistics_from_a_file(tmp_path, calvin, data_config, structure):
     actions = np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32)
-    given = {"calvin": statistics.statistics(actions, None, 3)}
+    inputs = {"calvin": statistics.statistics(actions, None, 3)}
     file = tmp_path / "dataset_statistics.json"
-    file.write_text(json.dumps(given))
+    file.write_text(json.dumps(inputs))
     config = data_config(("calvin", calvin, 1.0), statistics=str(tmp_path))
     mixture = open_datasets(config, structure(), 7, "train")
-    assert mixture.statistics == given
-    assert mixture.action_specs["calvin"].low == tuple(given["calvin"]["action"]["q01"][:6])
-    file.write_text(json.dumps({"other": given["calvin"]}))
+    assert mixture.statistics == inputs
+    assert mixture.action_specs["calvin"].low == tuple(inputs["calvin"]["action"]["q01"][:6])
+    file.write_text(json.dumps({"other": inputs["calvin"]}))
     with pytest.raises(ConfigError, match=r"lack \['calvin'\]; they have \['other'\]"):
         open_datasets(config, structure(), 7, "train")
 
@@ -262,16 +262,16 @@ def test_cutting_twice_is_told(calvin, data_config, structure, caplog):
 
 def test_masks_come_from_the_encoding():
     spec = get_spec("aloha_static_dataset")
-    found = statistics.statistics(np.ones((2, 14), np.float32), None, 1, spec.mask(14))
-    assert found["action"]["mask"] == ([True] * 6 + [False]) * 2
+    result = statistics.statistics(np.ones((2, 14), np.float32), None, 1, spec.mask(14))
+    assert result["action"]["mask"] == ([True] * 6 + [False]) * 2
 
 
 def test_the_dct_is_a_choice(bridge, data_config, structure):
-    found = {}
+    collected = {}
     for dct in ("fast", "accurate"):
         config = data_config(("bridge_dataset", bridge, 1.0), val_fraction=0.0, dct=dct)
         dataset = open_datasets(config, structure(), 7, "train").datasets[0]
-        found[dct] = np.empty((2, *dataset.image_sizes["primary"], 3), np.uint8)
-        dataset.images("primary", 0, np.array([0, 1]), found[dct])
-    difference = np.abs(found["fast"].astype(int) - found["accurate"])
+        collected[dct] = np.empty((2, *dataset.image_sizes["primary"], 3), np.uint8)
+        dataset.images("primary", 0, np.array([0, 1]), collected[dct])
+    difference = np.abs(collected["fast"].astype(int) - collected["accurate"])
     assert 0 < difference.mean() < 4

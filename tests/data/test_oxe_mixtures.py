@@ -68,14 +68,14 @@ WEIGHTS = {
 def test_weights(column):
     variant, name = COLUMNS[column]
     expected = {dataset: w[column] for dataset, w in WEIGHTS.items() if w[column]}
-    found = get_mixture(name, variant)
-    assert found == expected
+    mixture = get_mixture(name, variant)
+    assert mixture == expected
     # In their order, which the numbers of a batch's datasets follow.
     first = ["bridge_orig", "fractal20220817_data"]
     if name != "bridge_rt_1":
         bridge = {"openvla": "bridge_orig", "octo": "bridge_dataset"}[variant]
         first = ["fractal20220817_data", "kuka", bridge, "taco_play"]
-    assert list(found)[: len(first)] == first
+    assert list(mixture)[: len(first)] == first
 
 
 def test_the_small_ones():
@@ -105,8 +105,8 @@ def test_unknown_names_are_told_with_the_nearest():
 
 
 def test_other_actions_are_left_out_and_named(caplog):
-    found = get_mixture("rtx_franka", action="eef_pos")
-    assert set(get_mixture("rtx_franka")) - set(found) == {f"berkeley_rpt{X}"}
+    mixture = get_mixture("rtx_franka", action="eef_pos")
+    assert set(get_mixture("rtx_franka")) - set(mixture) == {f"berkeley_rpt{X}"}
     assert f"berkeley_rpt{X}" in caplog.text
     with pytest.raises(KeyError, match="no dataset of the mixture 'roboset' has actions 'eef_pos'"):
         get_mixture("roboset", action="eef_pos")
@@ -157,9 +157,9 @@ def test_all_missing_datasets_are_told(tmp_path):
 def test_octo_leaves_out_what_it_has_no_instructions_for(tmp_path, caplog):
     for name in get_mixture("rtx", "octo"):
         make(tmp_path, name, "0.1.0")
-    found = [entry["spec"] for entry in mixture_entries("rtx", tmp_path, "octo")]
+    results = [entry["spec"] for entry in mixture_entries("rtx", tmp_path, "octo")]
     left = ["fractal20220817_data", "bridge_dataset", "taco_play", "jaco_play"]
-    assert found == [*left, "berkeley_autolab_ur5"]
+    assert results == [*left, "berkeley_autolab_ur5"]
     assert "'berkeley_cable_routing', 'kuka', 'nyu_door_opening" in caplog.text
     with pytest.raises(ConfigError, match="take the variant openvla"):
         mixture_entries("viola", tmp_path, "octo")

@@ -39,8 +39,8 @@ def test_binarize_gripper_equals_a_backward_scan(seed):
 
 def test_binarize_gripper_worked_example():
     position = np.array([0.5, 1.0, 0.6, 0.02, 0.4, 0.99, 0.3], np.float32)
-    found = ops.binarize_gripper(position)
-    np.testing.assert_array_equal(found, np.array([1, 1, 0, 0, 1, 1, 0.3], np.float32))
+    gripper = ops.binarize_gripper(position)
+    np.testing.assert_array_equal(gripper, np.array([1, 1, 0, 0, 1, 1, 0.3], np.float32))
 
 
 @pytest.mark.parametrize(
@@ -56,25 +56,25 @@ def test_binarize_gripper_worked_example():
     ],
 )
 def test_absolute_gripper(change, expected):
-    found = ops.absolute_gripper(np.array(change, np.float32))
-    assert found.tolist() == expected
-    assert found.dtype == np.float32
+    gripper = ops.absolute_gripper(np.array(change, np.float32))
+    assert gripper.tolist() == expected
+    assert gripper.dtype == np.float32
 
 
 def test_euler_angles_turn_like_their_quaternion():
     turns = Rotation.random(500, rng=np.random.default_rng(0))
-    found = ops.euler_from_quaternion(turns.as_quat())
-    again = Rotation.from_euler("xyz", found).as_matrix()
+    angles = ops.euler_from_quaternion(turns.as_quat())
+    again = Rotation.from_euler("xyz", angles).as_matrix()
     np.testing.assert_allclose(again, turns.as_matrix(), atol=1e-6)
 
 
 @pytest.mark.parametrize("y", [np.pi / 2, -np.pi / 2])
 def test_euler_angles_at_the_poles(y):
     turn = Rotation.from_euler("xyz", [0.3, y, 0.4])
-    found = ops.euler_from_quaternion(turn.as_quat()[None])
-    assert found[0, 2] == 0
+    angles = ops.euler_from_quaternion(turn.as_quat()[None])
+    assert angles[0, 2] == 0
     np.testing.assert_allclose(
-        Rotation.from_euler("xyz", found[0]).as_matrix(), turn.as_matrix(), atol=1e-6
+        Rotation.from_euler("xyz", angles[0]).as_matrix(), turn.as_matrix(), atol=1e-6
     )
 
 
@@ -99,34 +99,34 @@ def bridge_episode():
     ],
 )
 def test_bridge(bridge_episode, name, variant, kept):
-    found = get_spec(name, variant).standardize(bridge_episode)
+    standardized = get_spec(name, variant).standardize(bridge_episode)
     state = bridge_episode["state"]
-    assert np.arange(6)[found.keep].tolist() == kept
+    assert np.arange(6)[standardized.keep].tolist() == kept
     for t in kept:
-        np.testing.assert_array_equal(found.action[t, :6], state[t + 1, :6] - state[t, :6])
-    assert (found.action[:, 6] == 1).all()
-    assert found.action.dtype == np.float32
+        np.testing.assert_array_equal(standardized.action[t, :6], state[t + 1, :6] - state[t, :6])
+    assert (standardized.action[:, 6] == 1).all()
+    assert standardized.action.dtype == np.float32
     expected = state if len(kept) == 5 else np.insert(state, 6, 0, axis=1)
-    np.testing.assert_array_equal(state_of(found), expected)
+    np.testing.assert_array_equal(state_of(standardized), expected)
 
 
 def test_bridge_oxe():
     state = np.cumsum(np.arange(28, dtype=np.float32).reshape(4, 7), axis=0)
     opened = np.array([False, True, True, False])
-    found = get_spec("bridge_oxe").standardize(
+    standardized = get_spec("bridge_oxe").standardize(
         {"state": state, "open": opened, "language": np.array(["go"] * 4, object)}
     )
-    kept = found.action[found.keep]
-    assert kept.tolist() == [[14, 15, 16, 17, 18, 19, 1], [21, 22, 23, 24, 25, 26, 1]]
-    assert state_of(found)[1].tolist() == [*state[1, :6].tolist(), 0, state[1, 6]]
+    retained = standardized.action[standardized.keep]
+    assert retained.tolist() == [[14, 15, 16, 17, 18, 19, 1], [21, 22, 23, 24, 25, 26, 1]]
+    assert state_of(standardized)[1].tolist() == [*state[1, :6].tolist(), 0, state[1, 6]]
 
 
 def test_calvin_gripper_and_arm():
     action = np.array([[0.5, -1, 1, 0, 0.25, -0.5, -1], [0, 0, 0, 0, 0, 0, 1]], np.float32)
     episode = {"action": action, "robot_obs": np.zeros((2, 15)), "language": "x"}
-    found = get_spec("calvin").standardize(episode)
-    np.testing.assert_array_equal(found.action[:, :6], action[:, :6])
-    np.testing.assert_array_equal(found.action[:, 6], [0, 1])
+    standardized = get_spec("calvin").standardize(episode)
+    np.testing.assert_array_equal(standardized.action[:, :6], action[:, :6])
+    np.testing.assert_array_equal(standardized.action[:, 6], [0, 1])
     assert get_spec("calvin").gripper_env == (-1, 1)
 
 
@@ -146,10 +146,10 @@ def test_kuka_states_may_come_compressed():
         for name, values in zip(names, (pose, closed), strict=True)
     }
     plain = spec.standardize(episode | dict(zip(names, (pose, closed), strict=True)))
-    found = spec.standardize(episode | packed)
-    np.testing.assert_array_equal(state_of(found), np.concatenate([pose, closed], axis=1))
-    np.testing.assert_array_equal(state_of(found), state_of(plain))
-    assert found.action[:, 6].tolist() == [0, 1]
+    standardized = spec.standardize(episode | packed)
+    np.testing.assert_array_equal(state_of(standardized), np.concatenate([pose, closed], axis=1))
+    np.testing.assert_array_equal(state_of(standardized), state_of(plain))
+    assert standardized.action[:, 6].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("variant", ["openvla", "octo"])
@@ -157,18 +157,18 @@ def test_language_table(variant):
     codes = np.zeros((3, 12), np.int32)
     codes[:, :7] = [ord(letter) for letter in "go → é"] + [0]
     codes[:, 8] = ord("x")  # what follows the end does not count
-    found = get_spec("language_table", variant).standardize(
+    standardized = get_spec("language_table", variant).standardize(
         {
             "action": np.array([[0.1, -0.2]] * 3, np.float32),
             "observation/effector_translation": np.array([[0.5, 0.25]] * 3, np.float32),
             "observation/instruction": codes,
         }
     )
-    assert found.language == "go → é"
+    assert standardized.language == "go → é"
     expected = np.array([[0.1, -0.2, 0, 0, 0, 0, 1]] * 3, np.float32)
-    np.testing.assert_array_equal(found.action, expected)
+    np.testing.assert_array_equal(standardized.action, expected)
     padding = [0.0] * (6 if variant == "openvla" else 0)
-    assert state_of(found).tolist() == [[0.5, 0.25, *padding]] * 3
+    assert state_of(standardized).tolist() == [[0.5, 0.25, *padding]] * 3
 
 
 def test_language_table_without_text():
@@ -188,10 +188,10 @@ def test_droid_in_both_its_forms():
     }
     for name in ("droid", "droid_wipe"):
         spec = get_spec(name)
-        found = spec.standardize(episode)
-        np.testing.assert_array_equal(found.action[:, :6], velocity)
-        assert found.action[:, 6].tolist() == [1, 0.75, 0]
-        assert state_of(found).shape == (3, 7)
+        standardized = spec.standardize(episode)
+        np.testing.assert_array_equal(standardized.action[:, :6], velocity)
+        assert standardized.action[:, 6].tolist() == [1, 0.75, 0]
+        assert state_of(standardized).shape == (3, 7)
         assert spec.gripper_env == (1, 0)
         assert not spec.gripper_binary
     assert get_spec("droid").swap == ("primary", "secondary")
@@ -217,12 +217,15 @@ def test_berkeley_rpt_by_octo_goes_at_a_third_of_the_rate():
         "action": action,
         "language": np.array(["go"] * 8, object),
     }
-    found = get_spec(f"berkeley_rpt{X}", "octo").standardize(episode)
+    standardized = get_spec(f"berkeley_rpt{X}", "octo").standardize(episode)
     # Steps 0, 3, 6 of which the last has no next: 9 - 0 and 36 - 9.
-    kept = found.action[found.keep]
-    assert kept[:, 0].tolist() == [9, 27]
-    assert kept[:, 7].tolist() == [1, 1 - 3 / 8]
-    assert state_of(found)[found.keep].tolist() == [[*range(7), 1], [*range(9, 16), 1]]
+    retained = standardized.action[standardized.keep]
+    assert retained[:, 0].tolist() == [9, 27]
+    assert retained[:, 7].tolist() == [1, 1 - 3 / 8]
+    assert state_of(standardized)[standardized.keep].tolist() == [
+        [*range(7), 1],
+        [*range(9, 16), 1],
+    ]
     plain = get_spec(f"berkeley_rpt{X}")
     assert plain.hz == 30
     assert get_spec(f"berkeley_rpt{X}", "octo").hz == 10
@@ -230,7 +233,7 @@ def test_berkeley_rpt_by_octo_goes_at_a_third_of_the_rate():
 
 @pytest.mark.parametrize(("steps", "kept"), [(1, 0), (3, 0), (4, 1), (6, 1), (7, 2)])
 def test_strides_leave_out_the_last_of_what_is_left(steps, kept):
-    found = get_spec(f"berkeley_rpt{X}", "octo").standardize(
+    standardized = get_spec(f"berkeley_rpt{X}", "octo").standardize(
         {
             "joints": np.zeros((steps, 7), np.float32),
             "gripper": np.zeros(steps, bool),
@@ -238,7 +241,7 @@ def test_strides_leave_out_the_last_of_what_is_left(steps, kept):
             "language": np.array([""] * steps, object),
         }
     )
-    assert len(np.arange(steps)[found.keep]) == kept
+    assert len(np.arange(steps)[standardized.keep]) == kept
 
 
 def gnm_episode(position, yaw, first_action=(0.5, 0.0)):
@@ -257,18 +260,18 @@ def gnm_episode(position, yaw, first_action=(0.5, 0.0)):
 def test_gnm_by_octo():
     # Turned a quarter to the left, so that the world's y is ahead and its x to the right.
     position = [[0, 0], [0, 1], [0, 2], [0, 3], [1, 4], [2, 5], [3, 6]]
-    found = get_spec("gnm_dataset").standardize(gnm_episode(position, [np.pi / 2] * 7))
+    standardized = get_spec("gnm_dataset").standardize(gnm_episode(position, [np.pi / 2] * 7))
     # The first action is half the first step long, so everything is halved.
     expected = [[1.5, 0], [1.5, -1.5]]
-    np.testing.assert_allclose(found.action[found.keep], expected, atol=1e-6)
-    assert found.action.dtype == np.float32
+    np.testing.assert_allclose(standardized.action[standardized.keep], expected, atol=1e-6)
+    assert standardized.action.dtype == np.float32
 
 
 @pytest.mark.parametrize("position", [[[1, 1]], [[1, 1], [1, 1], [2, 2], [3, 3]]])
 def test_gnm_without_a_first_step_has_no_scale(position):
-    found = get_spec("gnm_dataset").standardize(gnm_episode(position, [0.0] * len(position)))
-    assert len(found.action[found.keep]) == 0
-    assert np.isfinite(found.action).all()
+    standardized = get_spec("gnm_dataset").standardize(gnm_episode(position, [0.0] * len(position)))
+    assert len(standardized.action[standardized.keep]) == 0
+    assert np.isfinite(standardized.action).all()
 
 
 @pytest.mark.parametrize(("robot", "numbers"), [("static", 14), ("dagger", 14), ("mobile", 16)])
@@ -281,7 +284,7 @@ def test_aloha_goes_at_a_fifth_of_the_rate(robot, numbers):
         "observation/state": state,
         "language_instruction": np.array(["go"] * 11, object),
     }
-    found = spec.standardize(episode)
-    np.testing.assert_array_equal(found.action[found.keep], action[[0, 5, 10]])
-    np.testing.assert_array_equal(state_of(found)[found.keep], state[[0, 5, 10]])
+    standardized = spec.standardize(episode)
+    np.testing.assert_array_equal(standardized.action[standardized.keep], action[[0, 5, 10]])
+    np.testing.assert_array_equal(state_of(standardized)[standardized.keep], state[[0, 5, 10]])
     assert spec.hz == 10

@@ -45,10 +45,10 @@ def test_an_experts_failure_is_no_demonstration(tmp_path):
 
 def test_what_is_recorded_is_seen_before_it_is_done(recorded):
     folder, lengths = recorded
-    found = list(recordings.read(folder))
-    assert [split for split, _ in found] == ["train"] * 24 + ["val", "train"]
-    assert [len(episode.action) for _, episode in found] == lengths
-    first = found[0][1]
+    results = list(recordings.read(folder))
+    assert [split for split, _ in results] == ["train"] * 24 + ["val", "train"]
+    assert [len(episode.action) for _, episode in results] == lengths
+    first = results[0][1]
     assert (first.task, first.seed) == (suites.tasks("object")[0].name, 1000)
     assert first.state[0, :3] == pytest.approx([-0.14, 0, 0.27])
     assert np.abs(first.action).max() <= 1

@@ -86,16 +86,16 @@ def test_what_contradicts_the_data_names_its_key(robot, changes, problem):
 
 def test_every_dataset_that_cannot_be_opened_is_named_at_once(robot, tmp_path):
     raw = robot()
-    (whole,) = raw.data.datasets
+    (full,) = raw.data.datasets
     raw.data.datasets = (
-        {**whole, "dir": "nowhere"}, {**whole, "spec": "mine.py:other"}, {**whole, "spec": "gone"},
+        {**full, "dir": "nowhere"}, {**full, "spec": "mine.py:other"}, {**full, "spec": "gone"},
     )  # fmt: skip
     with pytest.raises(ConfigError) as error:
         resolve_with_data(raw)
-    told = str(error.value)
-    assert "data.datasets[0] (mine.py:mine): nowhere: is no folder" in told
-    assert "data.datasets[1].spec: 'mine.py:other': no DatasetSpec 'other'" in told
-    assert "data.datasets[2].spec: " in told
+    message = str(error.value)
+    assert "data.datasets[0] (mine.py:mine): nowhere: is no folder" in message
+    assert "data.datasets[1].spec: 'mine.py:other': no DatasetSpec 'other'" in message
+    assert "data.datasets[2].spec: " in message
 
 
 def test_datasets_of_different_robots_make_no_model(robot):
@@ -106,8 +106,8 @@ def test_datasets_of_different_robots_make_no_model(robot):
 
 
 def test_the_argument_of_a_config_names_a_spec_and_a_folder():
-    found = finetune.dataset("my robot.py:spec:gs://bucket/data")
-    assert (found["spec"], found["dir"]) == ("my robot.py:spec", "gs://bucket/data")
+    result = finetune.dataset("my robot.py:spec:gs://bucket/data")
+    assert (result["spec"], result["dir"]) == ("my robot.py:spec", "gs://bucket/data")
     assert finetune.dataset("bridge_dataset:d")["spec"] == "bridge_dataset"
     with pytest.raises(ValueError, match=r"NAME:DIR; 'a.py:spec' has no folder"):
         finetune.dataset("a.py:spec")
@@ -137,10 +137,10 @@ def test_the_first_spec_works_as_it_is(lerobot, tmp_path, monkeypatch, capsys):
     spec = runpy.run_path("mine.py")["mine"]
     assert (spec.images, spec.hz) == ({"primary": "observation/images/front"}, 10.0)
     assert not spec.has_gripper
-    found = inspect("mine", spec, "data", cache_dir=str(tmp_path / "cache"))
-    assert found.gripper == []
-    assert len(found.dataset) == 43
-    assert found.statistics["action"]["mask"] == [True] * 7
+    report = inspect("mine", spec, "data", cache_dir=str(tmp_path / "cache"))
+    assert report.gripper == []
+    assert len(report.dataset) == 43
+    assert report.statistics["action"]["mask"] == [True] * 7
     model = resolve_with_data(first_run.get_config("mine.py:mine:data")).model
     assert (model.action_dim, model.gripper, model.structure.cameras) == (7, "none", ("primary",))
     # It is never written over.
@@ -177,8 +177,8 @@ def described(folder, **features):
     steps = {"sequence": {"feature": {"featuresDict": {"features": tree}}}}
     folder.mkdir()
     (folder / "dataset_info.json").write_text("{}")
-    whole = {"featuresDict": {"features": {"steps": steps}}}
-    (folder / "features.json").write_text(json.dumps(whole))
+    full = {"featuresDict": {"features": {"steps": steps}}}
+    (folder / "features.json").write_text(json.dumps(full))
     return folder
 
 
@@ -191,22 +191,22 @@ def test_roles_and_parts_are_guessed_by_name(tmp_path):
             "observation/cam_right_wrist": "image", "observation/overview": "image",
         },
     )  # fmt: skip
-    found = guess(folder)
-    assert found.action == ("action/left", "action/right")
-    assert (found.state, found.text, found.hz) == ("observation/qpos", "", None)
-    assert found.images == {
+    result = guess(folder)
+    assert result.action == ("action/left", "action/right")
+    assert (result.state, result.text, result.hz) == ("observation/qpos", "", None)
+    assert result.images == {
         "primary": "observation/cam_high",
         "secondary": "observation/cam_right_wrist",
         "wrist": "observation/cam_left_wrist",
     }
-    assert found.others == ("observation/overview",)
+    assert result.others == ("observation/overview",)
     code = source_code("two_arms", folder)
     (tmp_path / "two_arms.py").write_text(code)
     spec = runpy.run_path(str(tmp_path / "two_arms.py"))["two_arms"]
     raw = {"action_0": np.zeros((3, 7)), "action_1": np.ones((3, 7)), "state": np.zeros((3, 14))}
-    made = spec.standardize(raw)
-    assert made.action.shape == (3, 14)
-    assert made.language == "do the task"
+    standardized = spec.standardize(raw)
+    assert standardized.action.shape == (3, 14)
+    assert standardized.language == "do the task"
     assert "No text was recorded" in code
     assert "Not used: observation/overview, reward." in code
 

@@ -7,18 +7,18 @@ from vla_jax.data.sampler import MixtureOrder, SequentialOrder, feistel
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 65537])
 @pytest.mark.parametrize("key", [0, 2**64 - 1])
 def test_feistel_is_a_permutation(size, key):
-    found = feistel(np.arange(size), size, np.full(size, key, np.uint64))
-    np.testing.assert_array_equal(np.sort(found), np.arange(size))
+    permuted = feistel(np.arange(size), size, np.full(size, key, np.uint64))
+    np.testing.assert_array_equal(np.sort(permuted), np.arange(size))
 
 
 def test_feistel_looks_random():
     size = 50_000
-    found = feistel(np.arange(size), size, np.full(size, 3, np.uint64))
+    permuted = feistel(np.arange(size), size, np.full(size, 3, np.uint64))
     other = feistel(np.arange(size), size, np.full(size, 4, np.uint64))
-    assert abs(np.corrcoef(np.arange(size), found)[0, 1]) < 0.02
-    assert abs(np.corrcoef(found[1:], found[:-1])[0, 1]) < 0.02
-    assert (found == other).mean() < 1e-3
-    counts = np.bincount(found[:5000] * 50 // size, minlength=50)  # where the first tenth goes
+    assert abs(np.corrcoef(np.arange(size), permuted)[0, 1]) < 0.02
+    assert abs(np.corrcoef(permuted[1:], permuted[:-1])[0, 1]) < 0.02
+    assert (permuted == other).mean() < 1e-3
+    counts = np.bincount(permuted[:5000] * 50 // size, minlength=50)  # where the first tenth goes
     assert ((counts - 100) ** 2 / 100).sum() < 90  # chi square, 49 degrees: 99.97 %
 
 
@@ -27,8 +27,8 @@ def test_every_epoch_visits_each_window_once():
     order = MixtureOrder(sizes, [1.0, 2.0, 1.0], seed=1, block=64)
     dataset, window = order(np.arange(5_000))
     for d, size in enumerate(sizes):
-        mine = window[dataset == d]
-        epochs = mine[: len(mine) // size * size].reshape(-1, size)
+        actual = window[dataset == d]
+        epochs = actual[: len(actual) // size * size].reshape(-1, size)
         assert len(epochs) > 5
         assert (np.sort(epochs, axis=1) == np.arange(size)).all()
         assert (epochs[0] != epochs[1]).any()

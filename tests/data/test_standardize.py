@@ -36,9 +36,9 @@ def opened(tmp_path, data_config, structure, monkeypatch):
 
 def made(action, language, proprio=None):
     """A Trajectory as users make it, whose shapes nothing has checked."""
-    found = object.__new__(Trajectory)
-    vars(found).update(action=action, language=language, proprio=proprio, keep=slice(None))
-    return found
+    result = object.__new__(Trajectory)
+    vars(result).update(action=action, language=language, proprio=proprio, keep=slice(None))
+    return result
 
 
 def without_first(e):

@@ -31,15 +31,20 @@ def encode(text):
 
 def rows(mixture, batches, size=8, **options):
     """What the loader gives, window by window, as bytes (without the sample numbers)."""
-    found = []
+    collected = []
     with Loader(mixture, encode, size, 3, **options) as loader:
         for _, batch in zip(range(batches), loader, strict=False):
-            seen = batch.observation
-            parts = [*seen.images.values(), *seen.image_mask.values(), seen.text, seen.proprio]
+            observation = batch.observation
+            parts = [
+                *observation.images.values(),
+                *observation.image_mask.values(),
+                observation.text,
+                observation.proprio,
+            ]
             parts += [batch.actions.chunk, batch.actions.mask]
-            for row in range(len(seen.text)):
-                found.append(b"".join(p[row].tobytes() for p in parts if p is not None))
-    return found
+            for row in range(len(observation.text)):
+                collected.append(b"".join(p[row].tobytes() for p in parts if p is not None))
+    return collected
 
 
 @pytest.fixture
@@ -109,8 +114,8 @@ def test_a_stream_visits_every_window_once_a_pass(tmp_path, both):
 
 def _first_pass(mixture, process, processes):
     """Windows of the process's share of the episodes: those up to the first that comes again."""
-    share = np.array_split(np.arange(len(LENGTHS)), processes)[process]
-    count = sum(LENGTHS[e] for e in share)
+    fraction = np.array_split(np.arange(len(LENGTHS)), processes)[process]
+    count = sum(LENGTHS[e] for e in fraction)
     options = {"process_index": process, "process_count": processes}
     return Counter(rows(mixture, count, size=processes, **options))
 
@@ -204,16 +209,16 @@ class Trajectories:
     def __iter__(self):
         builder = tfds.builder_from_directory(str(self.folder))
         skip = {"steps": tfds.decode.SkipDecoding()}
-        found = [e["steps"] for e in builder.as_dataset(split="train", decoders=skip)]
-        for number in self.order or range(len(found)):
-            yield self.change(found[number], number)
+        results = [e["steps"] for e in builder.as_dataset(split="train", decoders=skip)]
+        for number in self.order or range(len(results)):
+            yield self.change(results[number], number)
 
 
 def test_given_trajectories_equal_the_files(bridge, data_config, structure):
     shape, config = structure(), data_config(("bridge_dataset", bridge, 1.0))
     index = open_datasets(config, shape, 7, "train")
-    given = {"bridge_dataset": Trajectories(bridge)}
-    stream = open_datasets(config, shape, 7, "train", trajectories=given)
+    inputs = {"bridge_dataset": Trajectories(bridge)}
+    stream = open_datasets(config, shape, 7, "train", trajectories=inputs)
     assert stream.statistics == index.statistics
     expected = rows(index, 99, shuffle=False, pad_last=True)
     assert rows(stream, 99, shuffle=False, pad_last=True) == expected
@@ -227,8 +232,8 @@ def test_dlimp_itself_equals_the_files(bridge, data_config, structure):
     dataset = dlimp.DLataset.from_rlds(builder, split="train", shuffle=False)
     shape, config = structure(), data_config(("bridge_dataset", bridge, 1.0))
     index = open_datasets(config, shape, 7, "train")
-    given = {"bridge_dataset": dataset}
-    stream = open_datasets(config, shape, 7, "train", trajectories=given)
+    inputs = {"bridge_dataset": dataset}
+    stream = open_datasets(config, shape, 7, "train", trajectories=inputs)
     assert stream.statistics == index.statistics
     expected = rows(index, 99, shuffle=False, pad_last=True)
     assert rows(stream, 99, shuffle=False, pad_last=True) == expected

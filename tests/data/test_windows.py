@@ -8,14 +8,14 @@ from vla_jax.data import sampler
 
 def by_hand(length, end, window, chunk):
     """One sample, frame by frame, from the definition."""
-    frames, seen, targets, mask = [], [], [], []
+    frames, recorded, targets, mask = [], [], [], []
     for j in range(window):
         row = end - window + 1 + j
         frames.append(max(row, 0))
-        seen.append(row >= 0)
+        recorded.append(row >= 0)
         targets.append([min(max(row + k, 0), length - 1) for k in range(chunk)])
         mask.append([row >= 0 and row + k < length for k in range(chunk)])
-    return frames, seen, targets, mask
+    return frames, recorded, targets, mask
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ def by_hand(length, end, window, chunk):
 def test_equal_to_the_definition(length, window, chunk):
     ends = np.arange(length)
     lengths = np.full(length, length)
-    frames, seen = sampler.history(ends, window)
+    frames, observed = sampler.history(ends, window)
     targets, mask = sampler.chunks(ends, lengths, window, chunk)
     for end in range(length):
         expected = by_hand(length, end, window, chunk)
-        found = (frames[end], seen[end], targets[end], mask[end])
-        for a, b in zip(found, expected, strict=True):
+        result = (frames[end], observed[end], targets[end], mask[end])
+        for a, b in zip(result, expected, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -40,9 +40,9 @@ def test_calvin_worked_example():
     assert sampler.num_windows(np.array([64, 5]), 8, left_pad=True).tolist() == [64, 5]
     assert sampler.num_windows(np.array([8, 7]), 8, left_pad=False).tolist() == [1, 0]
     starts = np.array([147, 156])
-    frames, seen = sampler.history(starts - 100 + 7, 8)
+    frames, observed = sampler.history(starts - 100 + 7, 8)
     assert (frames[1] + 100).tolist() == list(range(156, 164))
-    assert seen.all()
+    assert observed.all()
     targets, mask = sampler.chunks(starts - 100 + 7, np.array([64, 64]), 8, 10)
     assert mask[0].all()
     w, k = np.indices((8, 10))
@@ -86,5 +86,5 @@ def test_the_collater_of_the_original():
         actions = spec.normalize(get_spec("calvin").standardize(episode).action)
         targets, mask = sampler.chunks(np.array([3]), np.array([length]), 4, 3)
         np.testing.assert_array_equal(mask[0], golden["disc0/chunck_mask"][i])
-        found, expected = actions[targets[0]], golden["disc0/action_chunck"][i]
-        np.testing.assert_allclose(found[mask[0]], expected[mask[0]], atol=1e-6)
+        result, expected = actions[targets[0]], golden["disc0/action_chunck"][i]
+        np.testing.assert_allclose(result[mask[0]], expected[mask[0]], atol=1e-6)

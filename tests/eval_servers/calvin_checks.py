@@ -23,13 +23,13 @@ def states(world):
         obs = world.reset(robot, scene)
         off = np.abs(obs["scene_obs"] - scene)
         blocks = off[6:].reshape(3, 6)
-        found = {
+        results = {
             "robot": np.abs(obs["robot_obs"][7:14] - robot[7:14]).max(),  # joints
             "doors and lamps": off[:6].max(),
             "blocks": blocks[:, :3].max(),
             "yaw": blocks[:, 5].max(),
         }
-        for key, value in found.items():
+        for key, value in results.items():
             worst[key] = max(worst[key], float(value))
     return worst
 
@@ -57,7 +57,7 @@ def repeated(world):
 
 def played(world, upstream):
     """Infos along scripted and random motion: both oracles on every pair with the start."""
-    compared, different, seen = 0, [], set()
+    compared, different, recorded = 0, [], set()
     rng = np.random.default_rng(0)
     episodes = chains.episodes_of_tasks(chains.load(), expert.TASKS, 2 * len(expert.TASKS))
     for episode in episodes:
@@ -69,19 +69,19 @@ def played(world, upstream):
             if step > 45:
                 action = np.append(rng.uniform(-1, 1, 6), rng.choice([-1.0, 1.0]))
             obs, info = world.step(action)
-            ours, theirs = achieved(start, info), upstream.get_task_info(start, info)
+            ours, reference = achieved(start, info), upstream.get_task_info(start, info)
             compared += 1
-            seen |= theirs
-            if ours != theirs:
-                different.append([episode.task, step, sorted(ours ^ theirs)])
-    return {"compared": compared, "different": different[:5], "seen": sorted(seen)}
+            recorded |= reference
+            if ours != reference:
+                different.append([episode.task, step, sorted(ours ^ reference)])
+    return {"compared": compared, "different": different[:5], "seen": sorted(recorded)}
 
 
 def imagined(world, upstream, count=6000):
     """Infos with random contacts, poses and lamps: both oracles on all of them."""
     rng = np.random.default_rng(1)
     template = world.info()
-    compared, different, seen = 0, [], {}
+    compared, different, recorded = 0, [], {}
     for _ in range(count):
         start, end = (_imagine(template, rng) for _ in range(2))
         if rng.random() < 0.5:  # the same place and surface, so that small changes count
@@ -89,13 +89,13 @@ def imagined(world, upstream, count=6000):
                 before = start["scene_info"]["movable_objects"][name]
                 shift = rng.choice([0.0, 0.04, 0.06, 0.12, -0.12], 3)
                 block["current_pos"] = tuple(np.add(before["current_pos"], shift))
-        ours, theirs = achieved(start, end), upstream.get_task_info(start, end)
+        ours, reference = achieved(start, end), upstream.get_task_info(start, end)
         compared += 1
-        for task in theirs:
-            seen[task] = seen.get(task, 0) + 1
-        if ours != theirs:
-            different.append(sorted(ours ^ theirs))
-    return {"compared": compared, "different": different[:5], "seen": seen}
+        for task in reference:
+            recorded[task] = recorded.get(task, 0) + 1
+        if ours != reference:
+            different.append(sorted(ours ^ reference))
+    return {"compared": compared, "different": different[:5], "seen": recorded}
 
 
 def _imagine(template, rng):
@@ -108,8 +108,8 @@ def _imagine(template, rng):
     touchable += [(uid, -1) for uid in uids]
 
     def contacts(without):
-        some = [touchable[i] for i in rng.permutation(len(touchable))[: rng.integers(0, 3)]]
-        return [(0, 0, body, 0, link) for body, link in some if body != without]
+        subset = [touchable[i] for i in rng.permutation(len(touchable))[: rng.integers(0, 3)]]
+        return [(0, 0, body, 0, link) for body, link in subset if body != without]
 
     def block(uid):
         half = rng.uniform(-np.pi, np.pi) / 2

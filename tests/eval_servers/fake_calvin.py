@@ -61,8 +61,8 @@ def make_env(crash_on=-1):
 
 
 def make_chain(index, tasks, state=DARK):
-    told = chains.load().instructions
-    instructions = tuple(told[task] for task in tasks)
+    message = chains.load().instructions
+    instructions = tuple(message[task] for task in tasks)
     return chains.Chain(index, 7, chains.CHAIN, instructions[0], state, tasks, instructions)
 
 

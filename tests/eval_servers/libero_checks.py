@@ -45,13 +45,13 @@ def stock_episodes(suite, number, episodes=EPISODES):
         obs = env.set_init_state(listed.get_task_init_states(number)[trial])
         for _ in range(10):
             obs, _, _, _ = env.step(STAY.tolist())
-        seen = []
+        recorded = []
         for action in [None, *ACTIONS]:
             if action is not None:
                 obs, _, _, _ = env.step(action)
-            seen += [obs[name + "_image"][::-1, ::-1] for name in CAMERAS.values()]
-            seen += [obs[f"robot0_{name}"] for name in ("eef_pos", "gripper_qpos", "joint_pos")]
-        yield digest(seen), env.sim.get_state().flatten().copy(), env.sim.model.body_pos.copy()
+            recorded += [obs[name + "_image"][::-1, ::-1] for name in CAMERAS.values()]
+            recorded += [obs[f"robot0_{name}"] for name in ("eef_pos", "gripper_qpos", "joint_pos")]
+        yield digest(recorded), env.sim.get_state().flatten().copy(), env.sim.model.body_pos.copy()
     env.close()
 
 
@@ -60,33 +60,35 @@ def our_episodes(suite, number, order):
     for trial in order:
         world.reset(suite, suites.tasks(suite)[number].name, SEED, trial, 10)
         sim = world._env.env.sim
-        seen = []
+        recorded = []
         for action in [None, *ACTIONS]:
             if action is not None:
                 world.step(action)
-            seen += [world.draw(name) for name in CAMERAS]
-            seen += [world._obs[f"robot0_{n}"] for n in ("eef_pos", "gripper_qpos", "joint_pos")]
-        yield digest(seen), sim.get_state().flatten().copy(), sim.model.body_pos.copy()
+            recorded += [world.draw(name) for name in CAMERAS]
+            recorded += [
+                world._obs[f"robot0_{n}"] for n in ("eef_pos", "gripper_qpos", "joint_pos")
+            ]
+        yield digest(recorded), sim.get_state().flatten().copy(), sim.model.body_pos.copy()
     world.close()
 
 
 def stock(suite, number):
     """Whether three episodes, begun with the last, are the stock environment's to the bit."""
     with contextlib.redirect_stdout(io.StringIO()):
-        theirs = list(stock_episodes(suite, number))
+        reference = list(stock_episodes(suite, number))
     order = [2, 0, 1, 2]
     ours = list(our_episodes(suite, number, order))
     return {
-        "pixels": [ours[i][0] == theirs[trial][0] for i, trial in enumerate(order)],
-        "state": max(off(ours[i][1], theirs[trial][1]) for i, trial in enumerate(order)),
-        "fixtures": max(off(ours[i][2], theirs[trial][2]) for i, trial in enumerate(order)),
-        "moved": max(off(theirs[0][2], other[2]) for other in theirs[1:]),
+        "pixels": [ours[i][0] == reference[trial][0] for i, trial in enumerate(order)],
+        "state": max(off(ours[i][1], reference[trial][1]) for i, trial in enumerate(order)),
+        "fixtures": max(off(ours[i][2], reference[trial][2]) for i, trial in enumerate(order)),
+        "moved": max(off(reference[0][2], other[2]) for other in reference[1:]),
     }
 
 
 def every_task(suite, numbers):
     """Each task made, settled, stepped and drawn, twice."""
-    world, found = Simulator(Settings("egl", SIZE)), {}
+    world, collected = Simulator(Settings("egl", SIZE)), {}
     for number in numbers or range(len(suites.tasks(suite))):
         twice, solved = [], []
         for _ in range(2):
@@ -97,12 +99,12 @@ def every_task(suite, numbers):
             pictures = [world.draw(name) for name in CAMERAS]
             twice.append((digest(pictures), digest([world._env.env.sim.get_state().flatten()])))
             blank = [picture.std() < 2 for picture in pictures]
-        found[number] = {
+        collected[number] = {
             "repeats": twice[0] == twice[1], "solved": any(solved), "blank": any(blank),
             "pictures": twice[0][0], "state": twice[0][1],
         }  # fmt: skip
     world.close()
-    return found
+    return collected
 
 
 def files():
@@ -114,16 +116,16 @@ def files():
         with contextlib.redirect_stdout(io.StringIO()):
             listed = benchmark.get_benchmark("libero_" + suite)()
         kind = suites.perturbation(suite)
-        for number, (name, told) in enumerate(suites.tasks(suite)):
+        for number, (name, message) in enumerate(suites.tasks(suite)):
             path = os.path.join(get_libero_path("bddl_files"), "libero_" + suite, name + ".bddl")
-            theirs = listed.get_task(number).language
+            reference = listed.get_task(number).language
             if kind in ("lan", "task"):
                 with open(path, encoding="utf-8") as file:
                     match = re.search(r"\(:language\s+(.*?)\)", file.read(), re.S)
-                theirs = match.group(1).strip() if match else ""
+                reference = match.group(1).strip() if match else ""
             states = listed.get_task_init_states(number)
-            if listed.get_task(number).name != name or theirs != told or len(states) < 50:
-                wrong.append([suite, number, told, theirs, len(states)])
+            if listed.get_task(number).name != name or reference != message or len(states) < 50:
+                wrong.append([suite, number, message, reference, len(states)])
     return wrong
 
 
@@ -159,24 +161,24 @@ def cost(number, steps, uri=""):
         run_episode(env, client, trial, steps, profile.execute_steps)
         return time.process_time() - start
 
-    told = {
+    answers = {
         "every step": seconds(Drawing(simulator, profile), Still(), profile.settle),
         "when asked": seconds(env, Still()),
     }
-    told["ratio"] = told["when asked"] / told["every step"]
+    answers["ratio"] = answers["when asked"] / answers["every step"]
     if uri:
         with PolicyClient(uri) as client:
-            told["with a server"] = seconds(env, client)
-        told["overhead"] = told["with a server"] / told["when asked"] - 1
+            answers["with a server"] = seconds(env, client)
+        answers["overhead"] = answers["with a server"] / answers["when asked"] - 1
     env.close()
-    return told
+    return answers
 
 
 def digest(arrays):
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for array in arrays:
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()[:16]
+        result.update(np.ascontiguousarray(array).tobytes())
+    return result.hexdigest()[:16]
 
 
 def off(a, b):
@@ -184,16 +186,16 @@ def off(a, b):
 
 
 def main():
-    what, *rest = sys.argv[1:]
-    if what == "stock":
-        told = stock(rest[0], int(rest[1]))
-    elif what == "tasks":
-        told = every_task(rest[0], [int(number) for number in rest[1:]])
-    elif what == "files":
-        told = files()
+    case, *remainder = sys.argv[1:]
+    if case == "stock":
+        message = stock(remainder[0], int(remainder[1]))
+    elif case == "tasks":
+        message = every_task(remainder[0], [int(number) for number in remainder[1:]])
+    elif case == "files":
+        message = files()
     else:
-        told = cost(int(rest[0]), int(rest[1]), *rest[2:])
-    print(json.dumps(told))
+        message = cost(int(remainder[0]), int(remainder[1]), *remainder[2:])
+    print(json.dumps(message))
 
 
 if __name__ == "__main__":

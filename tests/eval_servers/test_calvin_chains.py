@@ -127,10 +127,10 @@ def test_episodes_of_tasks_take_turns_and_starts_that_allow_them(protocol):
 
 
 def test_swapped_instructions_are_other_tasks_ones(protocol):
-    told = rollout.other_instructions(list(protocol.instructions))
+    instructions = rollout.other_instructions(list(protocol.instructions))
     for episode in chains.episodes_of_chains(protocol, 0, 50, swap_instructions=True):
         for task, instruction in zip(episode.tasks, episode.instructions, strict=True):
-            assert instruction == protocol.instructions[told[task]]
+            assert instruction == protocol.instructions[instructions[task]]
             assert instruction != protocol.instructions[task]
 
 

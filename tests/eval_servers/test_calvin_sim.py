@@ -110,8 +110,8 @@ def test_recorded_demonstrations_read_as_calvins(tmp_path):
         assert np.allclose(targets - places, actions[:, :3] * 0.02)
         assert not actions[-1, :6].any()
         # The tool goes where the actions say: most of the way is explained by them.
-        said, went = actions[:-1, :3].sum(0) * 0.02, places[-1] - places[0]
-        assert np.abs(said - went).max() < 0.05
+        message, went = actions[:-1, :3].sum(0) * 0.02, places[-1] - places[0]
+        assert np.abs(message - went).max() < 0.05
     # The recording's own configuration builds the same world.
     flags = ("-m", "eval_servers.calvin.probe", f"--calvin-env={TREE}", "--renderer=tiny")
     world = json.loads(simulate(*flags, f"--dataset={training}"))

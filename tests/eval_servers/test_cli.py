@@ -59,19 +59,19 @@ def run(uri, out, *flags):
 
 def test_sanity_alone(uri, tmp_path, capsys):
     assert run(uri, tmp_path / "run", "--sanity=only") == 0
-    told = capsys.readouterr().err
-    assert "ok    image" in told
-    assert "ok    instruction" in told
+    message = capsys.readouterr().err
+    assert "ok    image" in message
+    assert "ok    instruction" in message
     assert not (tmp_path / "run").exists()
 
 
 def test_a_failed_suite_stops_a_long_evaluation(deaf, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli, "LONG", 12)
     assert run(deaf, tmp_path / "run") == cli.UNWELL
-    told = capsys.readouterr().err
-    assert "fail  instruction" in told
-    assert "-> the instruction does not reach the network" in told
-    assert "--sanity=warn" in told
+    message = capsys.readouterr().err
+    assert "fail  instruction" in message
+    assert "-> the instruction does not reach the network" in message
+    assert "--sanity=warn" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -81,8 +81,8 @@ def test_a_short_one_is_not_held_up_and_warn_goes_on_with_it_on_record(deaf, tmp
     short, _ = results.load_run(str(tmp_path / "short"))
     warned, _ = results.load_run(str(tmp_path / "warned"))
     assert short["conditions"]["sanity"] == []
-    found = {each["name"]: each["level"] for each in warned["conditions"]["sanity"]}
-    assert found["instruction"] == "fail"
+    outcomes = {each["name"]: each["level"] for each in warned["conditions"]["sanity"]}
+    assert outcomes["instruction"] == "fail"
     assert short["protocol"] == warned["protocol"]
 
 
@@ -116,9 +116,9 @@ def test_whoever_is_told_to_end_takes_the_workers_along(uri, tmp_path):
     while len(workers := children(process.pid)) < 3 and time.monotonic() < until:
         time.sleep(0.2)
     process.terminate()
-    told = process.communicate(timeout=60)[1]
+    message = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "interrupted; --resume goes on from here" in told
+    assert "interrupted; --resume goes on from here" in message
     assert len(workers) == 3
     while any(Path(f"/proc/{pid}").is_dir() for pid in workers) and time.monotonic() < until:
         time.sleep(0.2)
@@ -126,15 +126,15 @@ def test_whoever_is_told_to_end_takes_the_workers_along(uri, tmp_path):
 
 
 def test_workers_are_spread_over_several_servers(tmp_path):
-    one, two = CountingPolicy(), CountingPolicy()
+    single, two = CountingPolicy(), CountingPolicy()
     options = server.ServerOptions(port=0)
-    with server.background(one, options) as a, server.background(two, options) as b:
+    with server.background(single, options) as a, server.background(two, options) as b:
         assert run(f"{a},{b}", tmp_path / "run", "--workers=2", "--pace=0.02") == 0
-        assert one.sessions > 0
+        assert single.sessions > 0
         assert two.sessions > 0
         two.metadata["step"] = 9
     two.metadata["step"] = 9
-    with server.background(one, options) as a, server.background(two, options) as b:
+    with server.background(single, options) as a, server.background(two, options) as b:
         assert run(f"{a},{b}", tmp_path / "other") == 1
 
 
@@ -148,9 +148,9 @@ def test_workers_are_spread_over_several_servers(tmp_path):
 )
 def test_what_is_missing_is_one_line(flags, word, capsys):
     assert fake_rollout.main(flags) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("rollout: ")
-    assert word in told
+    message = capsys.readouterr().err
+    assert message.startswith("rollout: ")
+    assert word in message
 
 
 @pytest.mark.parametrize("shard", ["3", "3/3", "-1/2", "a/b"])
@@ -163,8 +163,8 @@ def test_bad_shards(shard, capsys):
 def test_frame_draws_without_a_server_and_tells_a_blank_one(tmp_path, capsys, monkeypatch):
     path = tmp_path / "frame.png"
     assert fake_rollout.main([f"--frame={path}"]) == 1  # this world is one grey level
-    told = json.loads(capsys.readouterr().out)
-    assert told["blank"] == ["observation/image", "observation/wrist_image"]
+    parsed = json.loads(capsys.readouterr().out)
+    assert parsed["blank"] == ["observation/image", "observation/wrist_image"]
     assert Image.open(path).size == (8, 4)
     noise = np.random.default_rng(0).integers(0, 255, (6, 4, 3), np.uint8)
     monkeypatch.setattr(FakeEnv, "_observe", lambda self: {"observation/image": noise})

@@ -98,12 +98,16 @@ def row(index, success, task="lift", **changes):
 
 def test_differences_are_of_the_episodes_that_both_made():
     base = [row(i, i < 4, "lift" if i % 2 else "push") for i in range(10)]
-    mine = [row(i, i < 8, "lift" if i % 2 else "push") for i in range(8)]
-    mine += [row(8, True, "push", error="died"), row(9, True, "lift", seed=99)]
-    found = compare.differences(mine, base)
-    assert {name: d.episodes for name, d in found.items()} == {None: 8, "push": 4, "lift": 4}
-    assert (found[None].rate, found[None].base_rate, found[None].change) == (1.0, 0.5, 0.5)
-    assert found[None][3:] == paired_difference(4, 4, 0, 0)
+    actual = [row(i, i < 8, "lift" if i % 2 else "push") for i in range(8)]
+    actual += [row(8, True, "push", error="died"), row(9, True, "lift", seed=99)]
+    differences = compare.differences(actual, base)
+    assert {name: d.episodes for name, d in differences.items()} == {None: 8, "push": 4, "lift": 4}
+    assert (differences[None].rate, differences[None].base_rate, differences[None].change) == (
+        1.0,
+        0.5,
+        0.5,
+    )
+    assert differences[None][3:] == paired_difference(4, 4, 0, 0)
 
 
 def test_differences_of_chains_are_of_tasks_in_a_row():
@@ -111,16 +115,16 @@ def test_differences_of_chains_are_of_tasks_in_a_row():
         stages = (Stage("t", success=True),) * solved + (Stage("t", success=False),)
         return row(index, solved == 3, "chain", tasks=("t",) * 3, stages=stages)
 
-    found = compare.differences([chain(0, 2), chain(1, 1)], [chain(0, 1), chain(1, 0)])
-    assert {name: d.change for name, d in found.items()} == {
+    differences = compare.differences([chain(0, 2), chain(1, 1)], [chain(0, 1), chain(1, 0)])
+    assert {name: d.change for name, d in differences.items()} == {
         None: 0, "1 in a row": 0.5, "2 in a row": 0.5, "3 in a row": 0
     }  # fmt: skip
 
 
 def test_starts_that_show_other_pixels():
     base = [row(i, True, first_frame=f"{i}") for i in range(4)]
-    mine = [row(i, True, first_frame="x" if i == 2 else f"{i}") for i in range(3)]
-    assert compare.other_starts(mine, base) == (1, 3)
+    actual = [row(i, True, first_frame="x" if i == 2 else f"{i}") for i in range(3)]
+    assert compare.other_starts(actual, base) == (1, 3)
     assert compare.other_starts([row(0, True)], base) == (0, 0)
 
 

@@ -66,10 +66,10 @@ def test_other_servers_are_not_asked(monkeypatch):
 def test_no_simulator_is_started_for_them(uri, simulator, flags, named, tmp_path, capsys):
     """Neither simulator is installed here: starting one would be another error."""
     status = simulator.main([f"--server={uri}", f"--out={tmp_path}/run", *flags])
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert status == 1
-    assert "do not fit the policy, so nothing was started" in told
-    assert named in told
+    assert "do not fit the policy, so nothing was started" in message
+    assert named in message
     assert not (tmp_path / "run").exists()
 
 

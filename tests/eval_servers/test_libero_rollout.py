@@ -42,9 +42,9 @@ def test_every_suite_has_its_tasks():
     assert set(sizes.values()) == {10}
     assert suites.MAX_STEPS == {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
     for suite in suites.SUITES:
-        own, plain = suites.tasks(suite), suites.tasks(suites.plain(suite))
-        assert [task.name for task in own] == [task.name for task in plain]
-        assert all(task.instruction.strip() == task.instruction != "" for task in own)
+        separate, plain = suites.tasks(suite), suites.tasks(suites.plain(suite))
+        assert [task.name for task in separate] == [task.name for task in plain]
+        assert all(task.instruction.strip() == task.instruction != "" for task in separate)
     with pytest.raises(ValueError, match="no suite 'goal_env'"):
         suites.tasks("goal_env")
 
@@ -63,16 +63,16 @@ def test_what_is_told_is_the_problem_files_only_where_the_name_is_old():
 
 
 def test_trials_keep_their_index_however_many_are_run():
-    some = suites.trials("object_swap", [3, 1], 2)
-    assert [(t.index, t.seed, t.number) for t in some] == [(150, 0, 3), (151, 1, 3), (50, 0, 1),
+    subset = suites.trials("object_swap", [3, 1], 2)
+    assert [(t.index, t.seed, t.number) for t in subset] == [(150, 0, 3), (151, 1, 3), (50, 0, 1),
                                                            (51, 1, 1)]  # fmt: skip
     everything = {trial.index: trial for trial in suites.trials("object_swap")}
     assert len(everything) == 500
-    assert all(everything[trial.index] == trial for trial in some)
+    assert all(everything[trial.index] == trial for trial in subset)
     swapped = suites.trials("object", [0, 1, 2], 1, swap_instructions=True)
-    own = suites.trials("object", [0, 1, 2], 1)
-    assert {t.instruction for t in swapped} == {t.instruction for t in own}
-    assert all(a.instruction != b.instruction for a, b in zip(own, swapped, strict=True))
+    separate = suites.trials("object", [0, 1, 2], 1)
+    assert {t.instruction for t in swapped} == {t.instruction for t in separate}
+    assert all(a.instruction != b.instruction for a, b in zip(separate, swapped, strict=True))
     for numbers, count in (([10], 1), (None, 51), (None, 0)):
         with pytest.raises(ValueError, match=r"it has 0 to 9|there are 1 to 50"):
             suites.trials("object", numbers, count)
@@ -151,20 +151,20 @@ def test_the_sanity_suite_knows_its_commands(uri, policy):
         server.background(policy, server.ServerOptions(port=0)) as other,
         PolicyClient(other) as client,
     ):
-        found = {
+        results = {
             f.name: f for f in sanity.check(make_env(), client, suites.trials("object", None, 1))
         }
-    assert found["gripper commands"].level == "fail"
-    assert "open where it should close" in found["gripper commands"].advice
-    assert found["simulator's units"].level == "ok"
-    assert findings.worst(found.values()) == "fail"
+    assert results["gripper commands"].level == "fail"
+    assert "open where it should close" in results["gripper commands"].advice
+    assert results["simulator's units"].level == "ok"
+    assert findings.worst(results.values()) == "fail"
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The script with a simulator that need not be probed."""
-    told = {"renderer": "egl", "driver": "none", "versions": {"mujoco": "2.3.7"}}
-    monkeypatch.setattr(script, "probe", lambda *_: told)
+    answers = {"renderer": "egl", "driver": "none", "versions": {"mujoco": "2.3.7"}}
+    monkeypatch.setattr(script, "probe", lambda *_: answers)
     monkeypatch.setattr(script, "make_env", lambda settings, profile, privileged: make_env())
 
 
@@ -185,12 +185,12 @@ def drawn(monkeypatch):
 )
 def test_a_score_says_whose_protocol_it_is_of(drawn, flags, profile):
     parsed = script._parse_flags(flags)
-    told = script._prepare(parsed).protocol
-    assert told["profile"] == profile
-    assert told["suite"] == parsed.suite
-    assert told["perturbation"] == ("swap" if "swap" in parsed.suite else None)
-    assert told["fixtures_seed"] == (0 if "--profile=openvla" in flags else 7)
-    assert told["simulator"]["versions"]["mujoco"] == "2.3.7"
+    message = script._prepare(parsed).protocol
+    assert message["profile"] == profile
+    assert message["suite"] == parsed.suite
+    assert message["perturbation"] == ("swap" if "swap" in parsed.suite else None)
+    assert message["fixtures_seed"] == (0 if "--profile=openvla" in flags else 7)
+    assert message["simulator"]["versions"]["mujoco"] == "2.3.7"
     if profile != "custom":
         assert parsed.max_steps == suites.MAX_STEPS[suites.plain(parsed.suite)]
         assert parsed.execute_steps == (1 if profile == "openvla" else 5)
@@ -200,8 +200,8 @@ def test_the_script_end_to_end(drawn, uri, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli.rollout, "check_imports", lambda: None)  # jax serves in this process
     flags = [f"--server={uri}", f"--out={tmp_path / 'run'}", "--suite=spatial_lan", "--tasks", "0"]
     parsed = script._parse_flags([*flags, "--episodes=2", "--workers=1", "--max-steps=5"])
-    what = script._prepare(parsed)
-    picklable = cli.Evaluation(make_env, what.episodes, what.protocol, film)
+    case = script._prepare(parsed)
+    picklable = cli.Evaluation(make_env, case.episodes, case.protocol, film)
     assert cli.main(parsed, lambda _: picklable) == 0
     assert capsys.readouterr().out.startswith("success 0.0 % (0/2")
     score = json.loads((tmp_path / "run" / "score.json").read_text())

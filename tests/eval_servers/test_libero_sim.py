@@ -36,30 +36,30 @@ def check(*arguments):
 # Without fixtures; with some; with something that is open at the start; with two of those.
 @pytest.mark.parametrize("task", ["object 0", "goal 3", "spatial 4", "10 3"])
 def test_states_and_pixels_are_the_stock_environments_from_any_trial(task):
-    found = check("stock", *task.split())
-    assert found["pixels"] == [True] * 4
-    assert found["state"] == 0
-    assert found["fixtures"] == 0
-    assert (found["moved"] > 0.001) == (task != "object 0")  # or the test would show nothing
+    findings = check("stock", *task.split())
+    assert findings["pixels"] == [True] * 4
+    assert findings["state"] == 0
+    assert findings["fixtures"] == 0
+    assert (findings["moved"] > 0.001) == (task != "object 0")  # or the test would show nothing
 
 
 @pytest.mark.parametrize("suite", ["spatial", "object", "goal", "10"])
 def test_every_task_starts_draws_and_repeats(suite):
-    found = check("tasks", suite)
-    assert len(found) == 10
-    for number, task in found.items():
+    findings = check("tasks", suite)
+    assert len(findings) == 10
+    for number, task in findings.items():
         assert task["repeats"], number
         assert not task["solved"], number
         assert not task["blank"], number
-    assert len({task["pictures"] for task in found.values()}) == 10
+    assert len({task["pictures"] for task in findings.values()}) == 10
 
 
 @pytest.mark.parametrize("kind", suites.PERTURBATIONS)
 def test_perturbed_tasks_start_and_draw(kind):
-    (found,) = check("tasks", f"goal_{kind}", "0").values()
-    assert found["repeats"]
-    assert not found["solved"]
-    assert not found["blank"]
+    (result,) = check("tasks", f"goal_{kind}", "0").values()
+    assert result["repeats"]
+    assert not result["solved"]
+    assert not result["blank"]
 
 
 def test_names_sentences_and_initial_states_are_liberos():
@@ -98,11 +98,11 @@ def test_recorded_demonstrations_do_what_they_say(tmp_path):
     number = scripted("object")[0]
     flags = [f"--out={out}", "--suite=object", "--tasks", str(number), "--episodes=2"]
     assert "2 demonstrations" in simulate(script, *flags, "--noise=0", "--workers=1", "--size=64")
-    found = [episode for _, episode in recordings.read(out)]
-    assert [episode.task for episode in found] == [suites.tasks("object")[number].name] * 2
-    for episode in found:
+    results = [episode for _, episode in recordings.read(out)]
+    assert [episode.task for episode in results] == [suites.tasks("object")[number].name] * 2
+    for episode in results:
         # The hand goes where the actions say: in their direction, less far.
-        went, told = np.diff(episode.state[2:, :3], axis=0), episode.action[1:-2, :3]
-        assert np.corrcoef(went.ravel(), told.ravel())[0, 1] > 0.7
+        went, message = np.diff(episode.state[2:, :3], axis=0), episode.action[1:-2, :3]
+        assert np.corrcoef(went.ravel(), message.ravel())[0, 1] > 0.7
         assert episode.action[-1, 6] == -1
-    assert not np.array_equal(found[0].action[:20], found[1].action[:20])
+    assert not np.array_equal(results[0].action[:20], results[1].action[:20])

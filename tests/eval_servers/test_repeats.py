@@ -22,7 +22,7 @@ SERVER = {"max_batch": 1, "device": "cpu"}
 )
 def test_one_reason_each(changes, servers, workers, varies, reason):
     options = rollout.Options(servers, workers=workers, max_steps=1)
-    found = repeats.statement({**SERVER, **changes}, options, varies)
-    assert found["bit_equal"] == (reason is None)
-    assert len(found["why_not"]) == (reason is not None)
-    assert all(reason in text for text in found["why_not"])
+    result = repeats.statement({**SERVER, **changes}, options, varies)
+    assert result["bit_equal"] == (reason is None)
+    assert len(result["why_not"]) == (reason is not None)
+    assert all(reason in text for text in result["why_not"])

@@ -139,10 +139,10 @@ def test_runs_of_one_protocol_are_compared_by_task(tmp_path):
 
 
 def test_other_first_frames_are_told(tmp_path):
-    one, two = make_run(tmp_path / "a", 1), make_run(tmp_path / "b", 2)
+    single, two = make_run(tmp_path / "a", 1), make_run(tmp_path / "b", 2)
     path = tmp_path / "b" / "episodes.jsonl"
     path.write_text(path.read_text().replace('"first_frame": "fake3"', '"first_frame": "gpu3"'))
-    report.report({"a": one, "b": two}, str(tmp_path / "page"))
+    report.report({"a": single, "b": two}, str(tmp_path / "page"))
     page = (tmp_path / "page" / "index.html").read_text()
     assert "1 of 8 episodes of b start with other pixels" in page
 

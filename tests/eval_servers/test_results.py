@@ -44,27 +44,27 @@ def test_score_is_written_beside_then_renamed(tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         results.write_score(str(path), {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
-    seen = []
+    recorded = []
     monkeypatch.setattr(
         os,
         "replace",
-        lambda a, b: seen.append((json.loads(Path(a).read_text()), b, path.read_text())),
+        lambda a, b: recorded.append((json.loads(Path(a).read_text()), b, path.read_text())),
     )
     results.write_score(str(path), {"a": 2})
-    assert seen[0][:2] == ({"a": 2}, str(path))
-    assert json.loads(seen[0][2]) == {"a": 1}
+    assert recorded[0][:2] == ({"a": 2}, str(path))
+    assert json.loads(recorded[0][2]) == {"a": 1}
     assert os.listdir(tmp_path) == ["score.json"]
 
 
 def test_rows_of_a_killed_run_and_of_a_broken_file(tmp_path):
     path = tmp_path / "episodes.jsonl"
-    whole = json.dumps(row(0).to_json()) + "\n"
-    path.write_text(whole + json.dumps(row(1).to_json())[:30])
+    full = json.dumps(row(0).to_json()) + "\n"
+    path.write_text(full + json.dumps(row(1).to_json())[:30])
     assert [r.index for r in results.load_rows(str(path))] == [0]
-    path.write_text(whole + "{}\n")
+    path.write_text(full + "{}\n")
     with pytest.raises(results.ResultsError, match="line 2: no index"):
         results.load_rows(str(path))
-    path.write_text("nonsense\n" + whole)
+    path.write_text("nonsense\n" + full)
     with pytest.raises(results.ResultsError, match="line 1"):
         results.load_rows(str(path))
 
@@ -93,8 +93,8 @@ def test_merge_command(tmp_path, capsys):
     make_run(tmp_path / "b", [row(2), row(3)])
     command = ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "all")]
     assert results._main(command) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("success 75.0 % (3/4, 95 % interval 30.1 to 95.4 %); 1 episodes are")
+    printed = capsys.readouterr().out
+    assert printed.startswith("success 75.0 % (3/4, 95 % interval 30.1 to 95.4 %); 1 episodes are")
     score, rows = results.load_run(str(tmp_path / "all"))
     assert [r.index for r in rows] == [0, 1, 2, 3]
     assert rows[0].video == os.path.join("..", "a", "videos", "0.webp")
@@ -110,9 +110,9 @@ def test_shards_of_other_protocols_are_refused_with_what_differs(tmp_path, capsy
     make_run(tmp_path / "b", [row(1)], simulator={"driver": "NVIDIA"}, max_steps=60)
     out = ["--out", str(tmp_path / "all")]
     assert results._main(["merge", str(tmp_path / "a"), str(tmp_path / "b"), *out]) == 1
-    told = capsys.readouterr().err
-    assert "simulator.driver (llvmpipe / NVIDIA)" in told
-    assert "max_steps" not in told
+    message = capsys.readouterr().err
+    assert "simulator.driver (llvmpipe / NVIDIA)" in message
+    assert "max_steps" not in message
     assert not (tmp_path / "all").exists()
 
 
@@ -125,12 +125,12 @@ def test_chains(tmp_path):
     rows = [chain(0, True, True, True), chain(1, True, False), chain(2, False)]
     rows.append(row(3, False, "chain", tasks=("t0", "t1", "t2"), error="died"))
     score = results.summarize(rows, {})
-    found = score["chains"]
-    assert [c["successes"] for c in found["solved_in_a_row"].values()] == [2, 1, 1]
-    assert [c["episodes"] for c in found["solved_in_a_row"].values()] == [3, 3, 3]
-    assert found["average_solved"] == pytest.approx(4 / 3)
+    result = score["chains"]
+    assert [c["successes"] for c in result["solved_in_a_row"].values()] == [2, 1, 1]
+    assert [c["episodes"] for c in result["solved_in_a_row"].values()] == [3, 3, 3]
+    assert result["average_solved"] == pytest.approx(4 / 3)
     spread = np.std([3, 1, 0], ddof=1) / np.sqrt(3) * 1.96
-    assert found["average_low"] == pytest.approx(max(4 / 3 - spread, 0), abs=1e-4)
+    assert result["average_low"] == pytest.approx(max(4 / 3 - spread, 0), abs=1e-4)
     counts = {task: (c["successes"], c["episodes"]) for task, c in score["per_task"].items()}
     assert counts == {"t0": (2, 3), "t1": (1, 2), "t2": (1, 1)}
     assert (score["successes"], score["episodes"], score["crashes"]) == (1, 3, 1)

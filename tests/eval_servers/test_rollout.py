@@ -68,9 +68,9 @@ def test_one_episode(uri):
 
 def test_only_what_the_policy_takes_is_sent():
     obs = FakeEnv().reset(rollout.Episode(0, 0, "up", "go"))
-    one = {"cameras": {"primary": "observation/image"}}
-    assert set(rollout.select(obs, one)) == {"observation/image"}
-    assert set(rollout.select(obs, {**one, "needs_proprio": True})) == {
+    single = {"cameras": {"primary": "observation/image"}}
+    assert set(rollout.select(obs, single)) == {"observation/image"}
+    assert set(rollout.select(obs, {**single, "needs_proprio": True})) == {
         "observation/image",
         "observation/state",
     }
@@ -213,8 +213,8 @@ def test_an_interrupted_run_is_finished_by_resume(uri, tmp_path):
         evaluate(uri, out, resume=True, max_steps=7)
     score = evaluate(uri, out, resume=True)
     assert [row.index for row in rows_of(out)] == list(range(12))
-    kept = (out / "episodes.jsonl").read_text().splitlines(keepends=True)[:5]
-    assert sorted(kept) == sorted(lines[:5])
+    retained = (out / "episodes.jsonl").read_text().splitlines(keepends=True)[:5]
+    assert sorted(retained) == sorted(lines[:5])
     assert score["per_task"] == full["per_task"]
 
 
@@ -271,11 +271,11 @@ def test_execute_steps_beyond_the_chunk_are_refused_before_anything_starts(uri, 
 
 def test_other_instructions_is_a_fixed_derangement():
     tasks = [f"task {i}" for i in range(13)]
-    told = rollout.other_instructions(tasks)
-    assert sorted(told) == sorted(told.values()) == sorted(tasks)
-    assert all(task != other for task, other in told.items())
-    assert told == rollout.other_instructions(tasks)
-    assert told != rollout.other_instructions(tasks, seed=1)
+    instructions = rollout.other_instructions(tasks)
+    assert sorted(instructions) == sorted(instructions.values()) == sorted(tasks)
+    assert all(task != other for task, other in instructions.items())
+    assert instructions == rollout.other_instructions(tasks)
+    assert instructions != rollout.other_instructions(tasks, seed=1)
     with pytest.raises(ValueError, match="at least two"):
         rollout.other_instructions(["a", "a"])
 

@@ -33,9 +33,9 @@ class Policy:
 
     def infer(self, obs):
         self.steps += 1
-        seen = self.see * obs["observation/image"].mean() / 255 - 0.2
-        seen += self.wrist * obs["observation/wrist_image"].mean() / 255
-        unit = np.clip(seen + self.hear * (len(obs["prompt"]) - 5), -1, 1) * self.scale
+        observed = self.see * obs["observation/image"].mean() / 255 - 0.2
+        observed += self.wrist * obs["observation/wrist_image"].mean() / 255
+        unit = np.clip(observed + self.hear * (len(obs["prompt"]) - 5), -1, 1) * self.scale
         low, high = np.asarray(LOW), np.asarray(HIGH)
         actions = np.empty((2, 7), np.float32)
         actions[:, :6] = (unit + 1) / 2 * (high - low) + low
@@ -47,8 +47,8 @@ EPISODES[1] = Episode(1, 1, "up", "drop it now")
 
 
 def check(policy, env=None):
-    found = sanity.check(env or Robot(), policy, EPISODES)
-    return {finding.name: finding for finding in found}
+    result = sanity.check(env or Robot(), policy, EPISODES)
+    return {finding.name: finding for finding in result}
 
 
 def levels(found):
@@ -56,9 +56,9 @@ def levels(found):
 
 
 def test_a_sound_policy_passes():
-    found = check(Policy())
-    assert levels(found) == {}
-    assert set(found) == {
+    result = check(Policy())
+    assert levels(result) == {}
+    assert set(result) == {
         "image",
         "instruction",
         "action range",
@@ -66,26 +66,26 @@ def test_a_sound_policy_passes():
         "gripper commands",
         "gripper polarity",
     }
-    assert "move the action by 50 %" in found["image"].text
+    assert "move the action by 50 %" in result["image"].text
 
 
 def test_a_policy_that_sees_nothing():
-    found = check(Policy(see=0, wrist=0))
-    assert levels(found) == {"image": "fail"}
-    assert "camera names" in found["image"].advice
+    result = check(Policy(see=0, wrist=0))
+    assert levels(result) == {"image": "fail"}
+    assert "camera names" in result["image"].advice
     assert levels(check(Policy(see=0.005, wrist=0.004))) == {"image": "warn"}
 
 
 def test_one_dead_camera():
-    found = check(Policy(wrist=0))
-    assert levels(found) == {"cameras": "warn"}
-    assert "observation/wrist_image" in found["cameras"].text
+    result = check(Policy(wrist=0))
+    assert levels(result) == {"cameras": "warn"}
+    assert "observation/wrist_image" in result["cameras"].text
 
 
 def test_a_policy_that_does_not_listen():
-    found = check(Policy(hear=0))
-    assert levels(found) == {"instruction": "fail"}
-    assert "tokenizer" in found["instruction"].advice
+    result = check(Policy(hear=0))
+    assert levels(result) == {"instruction": "fail"}
+    assert "tokenizer" in result["instruction"].advice
     assert levels(check(Policy(hear=1e-4))) == {"instruction": "warn"}
 
 
@@ -104,10 +104,10 @@ def test_chance_does_not_pass_for_sight():
 
 @pytest.mark.parametrize(("scale", "level"), [(1.0, "ok"), (10.0, "fail"), (60.0, "fail")])
 def test_actions_outside_their_statistics(scale, level):
-    found = check(Policy(scale=scale, hear=0.13))["action range"]
-    assert found.level == level
+    result = check(Policy(scale=scale, hear=0.13))["action range"]
+    assert result.level == level
     if level == "fail":
-        assert "un-normalized twice" in found.advice
+        assert "un-normalized twice" in result.advice
 
 
 def test_actions_stuck_at_the_ends():
@@ -117,9 +117,9 @@ def test_actions_stuck_at_the_ends():
             reply["actions"][:, :6] = np.where(reply["actions"][:, :6] > 0, HIGH, LOW)
             return reply
 
-    found = check(Stuck(hear=0.05))["action range"]
-    assert found.level == "fail"
-    assert "outside [-1, 1]" in found.advice
+    result = check(Stuck(hear=0.05))["action range"]
+    assert result.level == "fail"
+    assert "outside [-1, 1]" in result.advice
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_actions_stuck_at_the_ends():
 def test_units_of_another_simulator(arm_range, word):
     env = Robot()
     env.arm_range = arm_range
-    found = check(Policy(), env)["simulator's units"]
-    assert found.level == "fail"
-    assert word in found.advice
+    result = check(Policy(), env)["simulator's units"]
+    assert result.level == "fail"
+    assert word in result.advice
 
 
 def test_an_action_the_simulator_refuses():
@@ -138,10 +138,10 @@ def test_an_action_the_simulator_refuses():
         def step(self, action):
             raise ActionError("seven numbers, please")
 
-    found = check(Policy(), Strict())
-    assert found["simulator's units"].level == "fail"
-    assert "seven numbers" in found["simulator's units"].text
-    assert found["gripper polarity"].level == "skip"
+    result = check(Policy(), Strict())
+    assert result["simulator's units"].level == "fail"
+    assert "seven numbers" in result["simulator's units"].text
+    assert result["gripper polarity"].level == "skip"
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def test_an_action_the_simulator_refuses():
 )
 def test_gripper_commands_of_another_simulator(closed, opened, word):
     metadata = {**METADATA, "gripper": {"closed": closed, "open": opened}}
-    found = check(Policy(metadata))["gripper commands"]
-    assert found.level == "fail"
-    assert word in found.advice
+    result = check(Policy(metadata))["gripper commands"]
+    assert result.level == "fail"
+    assert word in result.advice
 
 
 @pytest.mark.parametrize(
@@ -181,22 +181,22 @@ def test_polarity_counts_an_inverted_command_pair():
 
 
 def test_a_server_that_says_little_is_asked_what_can_be_asked():
-    found = check(Policy({}), FakeEnv())
-    assert {n for n, f in found.items() if f.level == "skip"} == {
+    result = check(Policy({}), FakeEnv())
+    assert {n for n, f in result.items() if f.level == "skip"} == {
         "action range",
         "simulator's units",
         "gripper commands",
         "gripper polarity",
     }
-    assert found["image"].level == found["instruction"].level == "ok"
+    assert result["image"].level == result["instruction"].level == "ok"
     assert levels(check(Policy({}, see=0, wrist=0), FakeEnv()))["image"] == "fail"
 
 
 @pytest.mark.parametrize(("hear", "level"), [(0.1, "ok"), (1e-4, "ok"), (0, "warn")])
 def test_one_instruction_alone_is_set_against_a_made_up_one(hear, level):
-    found = {f.name: f for f in sanity.check(Robot(), Policy(hear=hear), EPISODES[:1])}
-    assert found["instruction"].level == level
-    assert "made-up" in found["instruction"].text
+    results = {f.name: f for f in sanity.check(Robot(), Policy(hear=hear), EPISODES[:1])}
+    assert results["instruction"].level == level
+    assert "made-up" in results["instruction"].text
 
 
 def test_an_instruction_that_only_the_simulator_knows():
@@ -225,16 +225,16 @@ def test_actions_unnormalized_twice_where_that_makes_them_small(untrained, level
             reply["actions"][:, :6] = (reply["actions"][:, :6] + 1) / 2 * (high - low) + low
             return reply
 
-    found = check(Twice({**METADATA, "untrained": untrained}))["action range"]
-    assert found.level == level
-    assert "un-normalized twice" in found.advice
+    result = check(Twice({**METADATA, "untrained": untrained}))["action range"]
+    assert result.level == level
+    assert "un-normalized twice" in result.advice
 
 
 def test_lines_say_what_to_do():
-    found = [findings.Finding("a", "ok", "fine"), findings.Finding("b", "fail", "bad", "do this")]
-    assert findings.worst(found) == "fail"
+    results = [findings.Finding("a", "ok", "fine"), findings.Finding("b", "fail", "bad", "do this")]
+    assert findings.worst(results) == "fail"
     assert findings.worst([]) == "ok"
-    assert [line.split() for line in findings.lines(found)] == [
+    assert [line.split() for line in findings.lines(results)] == [
         ["ok", "a", "fine"], ["fail", "b", "bad"], ["->", "do", "this"]
     ]  # fmt: skip
-    assert "\x1b[31mfail" in findings.lines(found, colour=True)[1]
+    assert "\x1b[31mfail" in findings.lines(results, colour=True)[1]

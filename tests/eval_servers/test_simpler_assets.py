@@ -41,8 +41,8 @@ def needed(name="widowx_stack_cube", setting="visual_matching"):
 
 
 def missing(tree, *names, **options):
-    found = assets.Files(str(tree)).missing(needed(*names, **options))
-    return [str(Path(path).relative_to(tree)) for path in found]
+    result = assets.Files(str(tree)).missing(needed(*names, **options))
+    return [str(Path(path).relative_to(tree)) for path in result]
 
 
 def test_nothing_is_missing(tree):
@@ -80,24 +80,24 @@ def test_any_visual_will_do(tree):
 
 
 def test_what_other_tasks_draw(tree):
-    found = missing(tree, "google_robot_open_top_drawer")
-    photographs = [path for path in found if path.endswith(".png")]
+    result = missing(tree, "google_robot_open_top_drawer")
+    photographs = [path for path in result if path.endswith(".png")]
     assert len(photographs) == 9
-    assert "data/custom/mk_station_recolor.urdf" in found
-    assert sum("google_robot_meta_sim" in path for path in found) == 4  # arms of four looks
-    assert not any("stages" in path for path in found)  # a bare floor
-    found = missing(tree, "google_robot_move_near", setting="variant_aggregation")
-    assert sum("stages" in path for path in found) == 5
-    assert "data/custom/models/opened_redbull_can/collision.obj" in found
-    found = missing(tree, "google_robot_move_near")
-    assert "data/custom/models/baked_opened_redbull_can/collision.obj" in found
-    found = missing(tree, "google_robot_pick_vertical_coke_can", setting="variant_aggregation")
+    assert "data/custom/mk_station_recolor.urdf" in result
+    assert sum("google_robot_meta_sim" in path for path in result) == 4  # arms of four looks
+    assert not any("stages" in path for path in result)  # a bare floor
+    result = missing(tree, "google_robot_move_near", setting="variant_aggregation")
+    assert sum("stages" in path for path in result) == 5
+    assert "data/custom/models/opened_redbull_can/collision.obj" in result
+    result = missing(tree, "google_robot_move_near")
+    assert "data/custom/models/baked_opened_redbull_can/collision.obj" in result
+    result = missing(tree, "google_robot_pick_vertical_coke_can", setting="variant_aggregation")
     for model in ("opened_coke_can", "opened_fanta_can", "opened_pepsi_can"):
-        assert f"data/custom/models/{model}/collision.obj" in found
+        assert f"data/custom/models/{model}/collision.obj" in result
     (tree / "data/custom/info_pick_custom_baked_tex_v1.json").write_text('{"cup": {}}')
-    found = missing(tree, "google_robot_place_in_closed_drawer", setting="prepackaged")
-    assert "data/custom/models/cup/collision.obj" in found
-    assert sum(path.endswith(".png") for path in found) == 3
+    result = missing(tree, "google_robot_place_in_closed_drawer", setting="prepackaged")
+    assert "data/custom/models/cup/collision.obj" in result
+    assert sum(path.endswith(".png") for path in result) == 3
 
 
 def read_glb(path):
@@ -128,16 +128,16 @@ def test_stand_ins_make_the_check_pass(tree, tmp_path, capsys):
     (tree / f"data/custom/models/{CUBES[0]}/textured.dae").unlink()
     out = tmp_path / "out"
     files = assets.Files(str(tree))
-    made, hopeless = stand_ins.fill(files, needed(), str(out))
+    created, hopeless = stand_ins.fill(files, needed(), str(out))
     assert hopeless == []
-    assert made == [
+    assert created == [
         f"custom/models/{CUBES[0]}/textured.glb",
         "hab2_bench_assets/stages/bridge_table_1_v1.glb",
     ]
     filled = assets.Files(str(tree), str(out))
     assert filled.missing(needed()) == []
-    assert filled.stand_ins() == made
-    assert simulator.describe(simulator.Settings(str(tree), str(out)))["stand_ins"] == made
+    assert filled.stand_ins() == created
+    assert simulator.describe(simulator.Settings(str(tree), str(out)))["stand_ins"] == created
     assert files.stand_ins() == []
     # What was there is linked, nothing in the source is touched.
     assert (out / "real_inpainting").is_symlink()

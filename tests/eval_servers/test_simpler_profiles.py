@@ -20,11 +20,11 @@ OFFICIAL, ROBOVLMS = PROFILES["official"], PROFILES["robovlms"]
 
 
 def run(gripper, openness):
-    state, found = GripperState(), []
+    state, collected = GripperState(), []
     for value in openness:
         command, state = grip(gripper, value, state)
-        found.append(command)
-    return found
+        collected.append(command)
+    return collected
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_axis_angle_is_the_same_rotation():
     def matrix(axis, angle):
         c, s = np.cos(angle), np.sin(angle)
         plane = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
-        found = np.eye(3)
-        found[np.ix_(plane, plane)] = [[c, -s], [s, c]]
-        return found
+        outcome = np.eye(3)
+        outcome[np.ix_(plane, plane)] = [[c, -s], [s, c]]
+        return outcome
 
     for euler in np.random.default_rng(0).uniform(-3, 3, (50, 3)):
         expected = matrix("z", euler[2]) @ matrix("y", euler[1]) @ matrix("x", euler[0])
@@ -60,8 +60,8 @@ def test_axis_angle_is_the_same_rotation():
         angle = np.linalg.norm(vector)
         x, y, z = vector / angle
         cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-        found = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-        assert np.allclose(found, expected, rtol=0, atol=1e-12)
+        result = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+        assert np.allclose(result, expected, rtol=0, atol=1e-12)
 
 
 def test_the_robovlms_google_gripper_holds_a_change_for_two_steps():
@@ -77,8 +77,8 @@ def test_the_official_google_gripper_holds_a_change_for_fifteen_steps():
 
 
 def test_the_official_google_gripper_passes_small_changes_on():
-    told = run(OFFICIAL.grippers[GOOGLE], [1.0, 0.75, 0.5, 0.75])
-    assert np.allclose(told, [0, 0.25, 0.25, -0.25])
+    result = run(OFFICIAL.grippers[GOOGLE], [1.0, 0.75, 0.5, 0.75])
+    assert np.allclose(result, [0, 0.25, 0.25, -0.25])
     # Not more than one half: no change to hold. The same decision cut at one half is one.
     assert run(OFFICIAL.grippers[GOOGLE], [0.75, 0.25, 0.25]) == [0, 0.5, 0]
     assert run(Gripper(True, repeat=2), [0.75, 0.25, 0.25, 0.25]) == [0, 1, 1, 0]
@@ -93,8 +93,8 @@ def test_widowx_opens_at_once_or_late():
 def test_the_scale_multiplies_way_and_turn_and_not_the_gripper():
     profile = Profile("mine", {WIDOWX: Gripper(False)}, action_scale=2.0)
     action = np.array([0.01, -0.02, 0.03, 0.0, 0.1, 0.0, 1.0])
-    found, _ = convert(action, WIDOWX, profile, GripperState())
-    assert np.allclose(found, [0.02, -0.04, 0.06, 0, 0.2, 0, 1])
+    result, _ = convert(action, WIDOWX, profile, GripperState())
+    assert np.allclose(result, [0.02, -0.04, 0.06, 0, 0.2, 0, 1])
 
 
 def test_each_robot_has_its_own_commands():
@@ -109,9 +109,9 @@ def test_each_robot_has_its_own_commands():
 
 
 def test_profiles_are_data():
-    told = json.loads(json.dumps({name: profile.to_json() for name, profile in PROFILES.items()}))
-    assert told["official"]["grippers"][GOOGLE]["repeat"] == 15
-    assert told["robovlms"]["grippers"][GOOGLE]["repeat"] == 2
-    assert told["robovlms"]["advances"]
-    assert not told["official"]["advances"]
-    assert not any(profile["stops"] for profile in told.values())
+    parsed = json.loads(json.dumps({name: profile.to_json() for name, profile in PROFILES.items()}))
+    assert parsed["official"]["grippers"][GOOGLE]["repeat"] == 15
+    assert parsed["robovlms"]["grippers"][GOOGLE]["repeat"] == 2
+    assert parsed["robovlms"]["advances"]
+    assert not parsed["official"]["advances"]
+    assert not any(profile["stops"] for profile in parsed.values())

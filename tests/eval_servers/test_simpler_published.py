@@ -56,10 +56,10 @@ def test_correlation_by_hand():
 def test_agreement_takes_four_policies_that_both_have():
     real = REAL["google_robot_move_near"]
     simulated = {"rt-1-x": 0.3, "mine": 1.0, "octo-base": 0.1, "rt-2-x": 0.8, "rt-1-begin": 0.0}
-    found = agreement(simulated, real)
-    assert found.policies == ["rt-2-x", "rt-1-x", "rt-1-begin", "octo-base"]
-    assert found.mmrv == 0
-    assert found.pearson > 0.9
+    result = agreement(simulated, real)
+    assert result.policies == ["rt-2-x", "rt-1-x", "rt-1-begin", "octo-base"]
+    assert result.mmrv == 0
+    assert result.pearson > 0.9
     del simulated["rt-2-x"]
     with pytest.raises(ValueError, match=r"at least 4.*are 3: rt-1-x, rt-1-begin, octo-base"):
         agreement(simulated, real)

@@ -105,7 +105,7 @@ def test_the_gripper_forgets_between_episodes_and_remembers_within():
         env.reset(trial)
         for action in (closed, opened, opened, opened):
             env.step(action)
-        assert [told[6] for told in simulator.told] == [0, -2, -2, 0]
+        assert [message[6] for message in simulator.told] == [0, -2, -2, 0]
 
 
 def test_a_connection_lost_while_a_world_is_built_costs_nothing():
@@ -201,9 +201,11 @@ def test_an_evaluation_and_its_scores(uri, tmp_path):
     assert "widowx_stack_cube" in shown
     assert "100.0% (2/2)" in shown
     assert len(list((tmp_path / "one" / "videos").glob("*.webp"))) == 2
-    found = scores.collect([("mine", str(tmp_path / "one"))])
-    assert found["visual_matching"][STACK]["mine"].rate == 1
-    assert scores.average(found, "mine", [("visual_matching", t) for t in (STACK, CARROT)]) == 0.5
+    collected = scores.collect([("mine", str(tmp_path / "one"))])
+    assert collected["visual_matching"][STACK]["mine"].rate == 1
+    assert (
+        scores.average(collected, "mine", [("visual_matching", t) for t in (STACK, CARROT)]) == 0.5
+    )
     with pytest.raises(results.ResultsError, match="a second time"):
         scores.collect([("mine", str(tmp_path / "one"))] * 2)
 
@@ -224,13 +226,13 @@ def test_settings_are_never_mixed(tmp_path):
     near = "google_robot_move_near"
     runs = [("a", fake_run(tmp_path / s, {near: (k, 10)}, s)) for s, k in
             (("visual_matching", 3), ("variant_aggregation", 7))]  # fmt: skip
-    found = scores.collect(runs)
-    shown = scores.text(found, scores.read_real(""))
+    collected = scores.collect(runs)
+    shown = scores.text(collected, scores.read_real(""))
     assert "30.0%" in shown
     assert "70.0%" in shown
     assert "50.0%" not in shown
     with pytest.raises(ValueError, match=r"different quantities.*variant_aggregation, visual"):
-        scores.average(found, "a", [(setting, near) for setting in found])
+        scores.average(collected, "a", [(setting, near) for setting in collected])
     for _, folder in runs:
         protocol = json.loads(Path(folder, "score.json").read_text())["protocol"]
         Path(folder, "protocol.json").write_text(json.dumps(protocol))
@@ -265,9 +267,9 @@ def test_agreement_with_the_real_robot(tmp_path, capsys):
 
 def test_a_task_that_was_run_in_part_ranks_nowhere(tmp_path):
     part = {"google_robot_open_top_drawer": (2, 4)}
-    found = scores.collect([(n, fake_run(tmp_path / n, part)) for n in
+    collected = scores.collect([(n, fake_run(tmp_path / n, part)) for n in
                             ("rt-1-x", "octo-base", "rt-2-x", "rt-1-begin")])  # fmt: skip
-    shown = scores.text(found, scores.read_real(""))
+    shown = scores.text(collected, scores.read_real(""))
     assert "without google_robot_open_middle_drawer, google_robot_open_bottom_drawer" in shown
     assert "no MMRV" in shown
 
@@ -285,11 +287,11 @@ def test_a_score_shows_parts_below_their_task(tmp_path):
 def test_options_of_the_published_evaluation(tmp_path):
     settings = simulator.Settings(str(tmp_path))
     world = worlds("google_robot_open_top_drawer", "visual_matching")["None a0"]
-    found = simulator.build_options(world, settings)
-    assert found["shader_dir"] == "rt"
-    assert found["rgb_overlay_cameras"] == ["overhead_camera"]
-    assert found["rgb_overlay_path"].endswith("data/real_inpainting/open_drawer_a0.png")
-    assert (found["control_freq"], found["sim_freq"]) == (3, 513)
+    result = simulator.build_options(world, settings)
+    assert result["shader_dir"] == "rt"
+    assert result["rgb_overlay_cameras"] == ["overhead_camera"]
+    assert result["rgb_overlay_path"].endswith("data/real_inpainting/open_drawer_a0.png")
+    assert (result["control_freq"], result["sim_freq"]) == (3, 513)
     raster = simulator.build_options(world, simulator.Settings(str(tmp_path), drawn="raster"))
     assert "shader_dir" not in raster
     stack = simulator.build_options(worlds(STACK, "visual_matching")["base"], settings)
@@ -302,12 +304,12 @@ def test_options_of_the_published_evaluation(tmp_path):
 
 
 def test_options_of_a_start():
-    found = simulator.reset_options(Start((0.3, 0.2, np.pi / 3), (0.1, 0.4)))
-    assert np.allclose(found["robot_init_options"]["init_xy"], [0.3, 0.2])
+    result = simulator.reset_options(Start((0.3, 0.2, np.pi / 3), (0.1, 0.4)))
+    assert np.allclose(result["robot_init_options"]["init_xy"], [0.3, 0.2])
     # Half a turn and then a sixth: (cos, sin of 30 degrees) times (0, 0, 0, 1).
-    turn = found["robot_init_options"]["init_rot_quat"]
+    turn = result["robot_init_options"]["init_rot_quat"]
     assert np.allclose(turn, [-0.5, 0, 0, np.sqrt(0.75)])
-    assert np.allclose(found["obj_init_options"]["init_xy"], [0.1, 0.4])
+    assert np.allclose(result["obj_init_options"]["init_xy"], [0.1, 0.4])
     assert simulator.reset_options(Start(episode=7)) == {"obj_init_options": {"episode_id": 7}}
     assert simulator.reset_options(Start(seed=7)) == {}
 

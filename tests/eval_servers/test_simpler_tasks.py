@@ -49,22 +49,22 @@ def test_simplerenvs_25_names():
 
 
 def test_episodes_of_the_published_evaluation():
-    found = {
+    results = {
         (task, setting): len(trials([task], setting))
         for task, parts in TASKS.items()
         for setting in settings_of(parts[0])
         if setting != "prepackaged"
     }
-    assert found == COUNTS
+    assert results == COUNTS
 
 
 def test_no_episode_twice():
     for task, setting in COUNTS:
-        found = trials([task], setting)
-        assert len({(t.task, t.variant, t.start) for t in found}) == len(found)
-        assert [t.index for t in found] == list(range(len(found)))
-        distinct = {worlds(t.task, setting)[t.variant] for t in found}
-        assert len(distinct) == len({(t.task, t.variant) for t in found})
+        result = trials([task], setting)
+        assert len({(t.task, t.variant, t.start) for t in result}) == len(result)
+        assert [t.index for t in result] == list(range(len(result)))
+        distinct = {worlds(t.task, setting)[t.variant] for t in result}
+        assert len(distinct) == len({(t.task, t.variant) for t in result})
 
 
 def test_every_variant_of_a_task_has_as_many_starts():
@@ -94,8 +94,8 @@ def test_grids_by_hand():
 
 
 def test_worlds_by_hand():
-    found = worlds("google_robot_close_top_drawer", "visual_matching")
-    world = found["recolor_cabinet_visual_matching_1 b1"]
+    result = worlds("google_robot_close_top_drawer", "visual_matching")
+    world = result["recolor_cabinet_visual_matching_1 b1"]
     assert (world.scene, world.overlay, world.traced) == (
         "dummy_drawer", "open_drawer_b1.png", True
     )  # fmt: skip
@@ -148,19 +148,19 @@ def test_instructions():
 
 
 def test_a_subset_is_spread_over_variants():
-    found = trials(["google_robot_pick_coke_can"], "visual_matching", 4)
-    assert len(found) == 12
-    assert len({t.variant for t in found}) == 4
+    result = trials(["google_robot_pick_coke_can"], "visual_matching", 4)
+    assert len(result) == 12
+    assert len({t.variant for t in result}) == 4
     assert len(trials(["widowx_stack_cube"], "visual_matching", 100)) == 24
 
 
 def test_swapped_instructions():
     tasks = ["widowx_stack_cube", "widowx_carrot_on_plate"]
-    found = trials(tasks, "visual_matching", 1, swap=True)
-    assert [t.instruction for t in found] == [
+    result = trials(tasks, "visual_matching", 1, swap=True)
+    assert [t.instruction for t in result] == [
         "put carrot on plate", "stack the green block on the yellow block"
     ]  # fmt: skip
-    assert all(t.swapped for t in found)
+    assert all(t.swapped for t in result)
     with pytest.raises(ValueError, match="at least two tasks"):
         trials(tasks[:1], "visual_matching", 1, swap=True)
 

@@ -32,8 +32,8 @@ def digest(obs):
 def coloured(image, channel):
     """Pixels in which one colour channel clearly rules."""
     image = image.astype(int)
-    rest = np.delete(image, channel, axis=-1).max(-1)
-    return image[..., channel] > 1.8 * rest + 20
+    remainder = np.delete(image, channel, axis=-1).max(-1)
+    return image[..., channel] > 1.8 * remainder + 20
 
 
 def info_with(**changes):
@@ -76,8 +76,8 @@ def test_same_seed_same_frames_in_this_and_another_process():
         env.reset(11, "place_blue_left")
         digests.append(digest(env.step([0.5, -0.5, -1, 0, 0, 0.2, -1])))
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
-    there, modules = done.stdout.splitlines()
-    assert digests == [there, there]
+    present, modules = done.stdout.splitlines()
+    assert digests == [present, present]
     assert digest(env.reset(12, "place_blue_left")) != digest(env.reset(11, "place_blue_left"))
     forbidden = {"jax", "jaxlib", "flax", "torch", "tensorflow", "vla_jax", "OpenGL", "matplotlib"}
     assert not forbidden & set(modules.split())
@@ -146,12 +146,12 @@ def test_blocks_are_five_pixels_wide_and_map_almost_linearly(channel):
     spots, centres = [], []
     for x in (-0.12, 0.0, 0.12):
         for y in (-0.2, -0.08, 0.04):
-            others = iter(elsewhere)
+            remaining = iter(elsewhere)
             blocks = {
-                c: (x, y, 0.0) if c == colour else next(others) for c in ("red", "green", "blue")
+                c: (x, y, 0.0) if c == colour else next(remaining) for c in ("red", "green", "blue")
             }
-            seen = coloured(render.render(info_with(blocks=blocks), "static", 64), channel)
-            rows, columns = np.nonzero(seen)
+            observed = coloured(render.render(info_with(blocks=blocks), "static", 64), channel)
+            rows, columns = np.nonzero(observed)
             assert np.ptp(columns) + 1 >= 5
             assert np.ptp(rows) + 1 >= 5
             spots.append((x, y, 1.0))

@@ -53,12 +53,12 @@ def test_episodes_go_round_the_tasks_with_unseen_seeds():
 
 
 def test_swapped_instructions_are_other_tasks_ones():
-    own = make_episodes(tasks.TASKS, 30, 10000, False)
+    separate = make_episodes(tasks.TASKS, 30, 10000, False)
     swapped = make_episodes(tasks.TASKS, 30, 10000, True)
-    for a, b in zip(own, swapped, strict=True):
+    for a, b in zip(separate, swapped, strict=True):
         assert (a.index, a.seed, a.task) == (b.index, b.seed, b.task)
         assert a.instruction != b.instruction
-    assert {e.instruction for e in swapped} == {e.instruction for e in own}
+    assert {e.instruction for e in swapped} == {e.instruction for e in separate}
 
 
 @pytest.mark.parametrize("task", ["lift_red_block", "turn_off_led"])

@@ -13,17 +13,17 @@ def fresh(task, seed):
 
 def attempt(world, task, noise=0.0, rng=None):
     """(steps until the task is solved or None, every task that any oracle reported on the way)."""
-    expert, start, seen = Expert(task), world.get_info(), set()
+    expert, start, recorded = Expert(task), world.get_info(), set()
     for step in range(1, tasks.HORIZON + 1):
         action = expert.act(world)
         if rng is not None:
             action[[0, 1, 2, 5]] += noise * rng.normal(size=4)
         world.step(action)
         solved = solved_tasks(start, world.get_info())
-        seen.update(solved)
+        recorded.update(solved)
         if task in solved:
-            return step, seen
-    return None, seen
+            return step, recorded
+    return None, recorded
 
 
 def test_instructions_tell_the_tasks_apart():
@@ -49,8 +49,8 @@ def test_nothing_is_solved_at_the_start(task):
 def test_expert_solves_its_task_and_only_that(task):
     lengths = []
     for seed in range(20):
-        steps, seen = attempt(fresh(task, seed), task)
-        assert seen <= {task}
+        steps, observed = attempt(fresh(task, seed), task)
+        assert observed <= {task}
         lengths.append(steps)
     done = [n for n in lengths if n is not None]
     assert len(done) >= 19
@@ -76,7 +76,7 @@ def test_expert_over_many_seeds(task):
             for seed in range(1000, 1300)
         ]
         assert np.mean([steps is not None for steps, _ in results]) >= 0.99
-        assert all(seen <= {task} for _, seen in results)
+        assert all(observed <= {task} for _, observed in results)
 
 
 def test_expert_goes_on_from_where_the_last_task_ended():
@@ -97,8 +97,8 @@ def test_another_tasks_expert_does_not_solve_this_task():
         for other in tasks.TASKS:
             if other == task or not startable(other, fresh(task, 3).get_info()):
                 continue
-            _, seen = attempt(fresh(task, 3), other)
-            assert task not in seen, (task, other)
+            _, observed = attempt(fresh(task, 3), other)
+            assert task not in observed, (task, other)
 
 
 def test_an_idle_hand_solves_nothing():
@@ -111,26 +111,26 @@ def test_an_idle_hand_solves_nothing():
 
 def test_a_block_pushed_onto_the_pad_is_not_placed():
     world = fresh(None, 0)
-    start, now = world.get_info(), world.get_info()
-    block = now["scene_info"]["blocks"]["red"]
+    start, current = world.get_info(), world.get_info()
+    block = current["scene_info"]["blocks"]["red"]
     block["pos"][:2] = layout.PADS["left"]
-    assert not tasks.solved("place_red_left", start, now)
+    assert not tasks.solved("place_red_left", start, current)
     block["grasps"] += 1
-    assert tasks.solved("place_red_left", start, now)
-    assert not tasks.solved("place_red_right", start, now)
+    assert tasks.solved("place_red_left", start, current)
+    assert not tasks.solved("place_red_right", start, current)
     block["held"] = True
-    assert not tasks.solved("place_red_left", start, now)
+    assert not tasks.solved("place_red_left", start, current)
 
 
 def test_a_block_low_in_the_hand_is_not_lifted():
     world = fresh(None, 0)
-    start, now = world.get_info(), world.get_info()
-    block = now["scene_info"]["blocks"]["red"]
+    start, current = world.get_info(), world.get_info()
+    block = current["scene_info"]["blocks"]["red"]
     block["held"], block["pos"][2] = True, tasks.LIFT_HEIGHT - 0.01
-    assert not tasks.solved("lift_red_block", start, now)
+    assert not tasks.solved("lift_red_block", start, current)
     block["pos"][2] = tasks.LIFT_HEIGHT + 0.01
-    assert solved_tasks(start, now) == ["lift_red_block"]
-    assert not tasks.solved("lift_red_block", now, now)
+    assert solved_tasks(start, current) == ["lift_red_block"]
+    assert not tasks.solved("lift_red_block", current, current)
 
 
 def test_unknown_tasks_are_refused():
@@ -183,9 +183,9 @@ def test_noise_moves_the_hand_but_not_the_label():
 
 
 def test_demonstrations_do_not_depend_on_the_split():
-    whole = list(demonstrations([4, 5], ["turn_on_led"], image_size=16))
+    full = list(demonstrations([4, 5], ["turn_on_led"], image_size=16))
     parts = [e for s in ([4], [5]) for e in demonstrations(s, ["turn_on_led"], image_size=16)]
-    for a, b in zip(whole, parts, strict=True):
+    for a, b in zip(full, parts, strict=True):
         assert a["episode_metadata"] == b["episode_metadata"]
         for key, column in a["steps"].items():
             np.testing.assert_array_equal(column, b["steps"][key])

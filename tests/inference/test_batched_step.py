@@ -44,11 +44,11 @@ def check_shared_steps(policy: Any, ages: tuple[int, ...], steps: int = 4) -> No
     shared = list(alone)
     replies = set()
     for step in range(steps):
-        seen = [observe(100 * i + age + step, prompt=f"lift {i}") for i, age in enumerate(ages)]
-        results = policy.infer_many(shared, seen)
+        observed = [observe(100 * i + age + step, prompt=f"lift {i}") for i, age in enumerate(ages)]
+        results = policy.infer_many(shared, observed)
         shared = [session for _, session in results]
         for i, (reply, _) in enumerate(results):
-            expected, alone[i] = policy.infer(alone[i], seen[i])
+            expected, alone[i] = policy.infer(alone[i], observed[i])
             np.testing.assert_allclose(
                 reply["actions"], expected["actions"], rtol=0, atol=TOLERANCE
             )
@@ -86,12 +86,12 @@ def test_layers_apart_answer_as_layers_in_a_stack(policy, monkeypatch):
     steps._params = layers_apart.apart(stacked)
     assert isinstance(steps._params["backbone"]["text"]["layers"]["norm1"]["scale"], tuple)
     jax.tree.map(np.testing.assert_array_equal, layers_apart.together(steps._params), stacked)
-    sessions, others = [policy.new_session()] * 2, [apart.new_session()] * 2
+    sessions, remaining = [policy.new_session()] * 2, [apart.new_session()] * 2
     for step in range(2):
-        seen = [observe(step), observe(10 + step)]
-        expected, sessions = zip(*policy.infer_many(sessions, seen), strict=True)
-        found, others = zip(*apart.infer_many(others, seen), strict=True)
-        for a, b in zip(found, expected, strict=True):
+        recorded = [observe(step), observe(10 + step)]
+        expected, sessions = zip(*policy.infer_many(sessions, recorded), strict=True)
+        result, remaining = zip(*apart.infer_many(remaining, recorded), strict=True)
+        for a, b in zip(result, expected, strict=True):
             np.testing.assert_allclose(a["actions"], b["actions"], atol=1e-4)
 
 
@@ -105,9 +105,9 @@ def test_more_sessions_than_a_batch_takes(policy):
 
 
 def test_cameras_of_many_sizes_in_one_batch(policy):
-    seen = [observe(i, size=size) for i, size in enumerate((32, 48, 200))]
+    observed = [observe(i, size=size) for i, size in enumerate((32, 48, 200))]
     fresh = policy.new_session()
-    for obs, (reply, _) in zip(seen, policy.infer_many([fresh] * 3, seen), strict=True):
+    for obs, (reply, _) in zip(observed, policy.infer_many([fresh] * 3, observed), strict=True):
         alone, _ = policy.infer(fresh, obs)
         np.testing.assert_allclose(reply["actions"], alone["actions"], rtol=0, atol=TOLERANCE)
 
@@ -123,14 +123,14 @@ def test_sizes_of_clients_choice_do_not_pile_up(policy, monkeypatch):
 def test_chunks_being_executed_need_no_pass():
     policy = make("one_step", "mlp", Execution("receding"), max_batch=4)
     first, second = policy.new_session(), policy.new_session()
-    whole, first = policy.infer(first, observe(0))
+    full, first = policy.infer(first, observe(0))
     ran = []
     run = policy._steps.run
     policy._steps.run = lambda inputs: ran.append(len(inputs)) or run(inputs)
-    (rest, _), (fresh, _) = policy.infer_many([first, second], [observe(1), observe(0)])
+    (remainder, _), (fresh, _) = policy.infer_many([first, second], [observe(1), observe(0)])
     assert ran == [1]  # the first session still has an action left
-    np.testing.assert_allclose(fresh["actions"], whole["actions"], rtol=0, atol=TOLERANCE)
-    assert not np.allclose(rest["actions"], whole["actions"])
+    np.testing.assert_allclose(fresh["actions"], full["actions"], rtol=0, atol=TOLERANCE)
+    assert not np.allclose(remainder["actions"], full["actions"])
 
 
 def test_everything_is_compiled_before_the_first_request():

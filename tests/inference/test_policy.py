@@ -276,9 +276,9 @@ def test_an_answer_that_is_no_chunk_reaches_no_robot_as_one():
         "fast.images": "backbone", "fast.length": 20,
     }  # fmt: skip
     guided = make("discrete", "fast", max_batch=2, **changes)
-    sessions, seen = [guided.new_session()] * 2, [observe(), observe(seed=5)]
-    together = [reply["actions"] for reply, _ in guided.infer_many(sessions, seen)]
-    for session, obs, actions in zip(sessions, seen, together, strict=True):
+    sessions, recorded = [guided.new_session()] * 2, [observe(), observe(seed=5)]
+    together = [reply["actions"] for reply, _ in guided.infer_many(sessions, recorded)]
+    for session, obs, actions in zip(sessions, recorded, together, strict=True):
         assert np.isfinite(actions).all()
         np.testing.assert_allclose(guided.infer(session, obs)[0]["actions"], actions, atol=1e-5)
     # Left to itself a random model writes nothing that could be read.

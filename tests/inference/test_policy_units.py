@@ -61,8 +61,8 @@ def test_the_loader_scales_chunks_by_the_state_they_start_from(world):
 def test_every_window_is_told_its_own_state(world):
     _, mixture, _, write, batch = world
     text = mixture.instructions[0]
-    one, two = (write(text, batch.observation.proprio[i, 0])[0] for i in (0, 7))
-    assert (one != two).any()
+    single, two = (write(text, batch.observation.proprio[i, 0])[0] for i in (0, 7))
+    assert (single != two).any()
     rows = {tuple(row) for row in batch.observation.text}
     assert len(rows) > 1
 

@@ -30,16 +30,16 @@ def test_a_hash_is_of_names_and_contents_wherever_they_lie(tmp_path):
 
 
 def test_statistics_hash_whatever_the_order_of_their_keys():
-    one = provenance.hash_json({"a": [1.0, 2.0], "b": {"c": 1}})
-    assert one == provenance.hash_json({"b": {"c": 1}, "a": [1.0, 2.0]})
-    assert one != provenance.hash_json({"a": [1.0, 2.5], "b": {"c": 1}})
+    single = provenance.hash_json({"a": [1.0, 2.0], "b": {"c": 1}})
+    assert single == provenance.hash_json({"b": {"c": 1}, "a": [1.0, 2.0]})
+    assert single != provenance.hash_json({"a": [1.0, 2.5], "b": {"c": 1}})
 
 
 def test_what_a_server_says():
     statistics = {"action": {"mean": [0.1, 0.2, 0.7]}}
-    told = provenance.describe("ab", SPEC, statistics, False, Execution("receding", 3))
-    assert told["checkpoint"] == "ab"
-    assert told["action"] == {
+    message = provenance.describe("ab", SPEC, statistics, False, Execution("receding", 3))
+    assert message["checkpoint"] == "ab"
+    assert message["action"] == {
         "normalization": "q99",
         "clip": 0.65,
         "low": [-1.0, 0.0],
@@ -48,7 +48,7 @@ def test_what_a_server_says():
         "gripper_patience": 2,
         "gripper_open": 0.7,
     }
-    assert (told["horizon"], told["untrained"]) == (3, False)
+    assert (message["horizon"], message["untrained"]) == (3, False)
     unknown = provenance.describe("ab", SPEC, {}, True, Execution())
     assert unknown["action"]["gripper_open"] is None
     assert np.isfinite(unknown["decay"])

@@ -63,8 +63,8 @@ def test_a_chunk_follows_the_last(head, guidance):
     # An episode's first chunk has nothing to follow.
     np.testing.assert_allclose(first["actions"], plain["actions"], atol=1e-5)
     executed, delay = 3, 2
-    seen = observation(1, executed=executed, delay=delay)
-    second, _ = guided.infer(session, seen)
+    observed = observation(1, executed=executed, delay=delay)
+    second, _ = guided.infer(session, observed)
     unguided, _ = free.infer(other, observation(1))
     arm = slice(0, 6)
     overlap = slice(0, delay)
@@ -107,11 +107,11 @@ def test_wrong_times_are_refused_by_name():
 def test_relative_actions_are_counted_from_the_state_of_now():
     scaling = Scaling("openpi_quantile", (-1.0, -2.0, 0.0), (1.0, 2.0, 1.0))
     units = PolicyUnits(scaling, scaling, 3, (True, True, False))
-    before, now = np.array([0.1, 0.2, 0.3]), np.array([0.4, -0.1, 0.5])
+    before, array = np.array([0.1, 0.2, 0.3]), np.array([0.4, -0.1, 0.5])
     chunk = np.random.default_rng(0).normal(size=(4, 5))  # two numbers of padding
-    moved = units.reanchor(chunk, before, now)
+    moved = units.reanchor(chunk, before, array)
     # The same targets in robot units, asked for from another state.
-    np.testing.assert_allclose(units.restore(moved, now), units.restore(chunk, before), atol=1e-9)
+    np.testing.assert_allclose(units.restore(moved, array), units.restore(chunk, before), atol=1e-9)
     np.testing.assert_array_equal(moved[:, 3:], chunk[:, 3:])
     assert np.abs(moved[:, :2] - chunk[:, :2]).min() > 0.01
 

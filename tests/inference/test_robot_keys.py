@@ -92,21 +92,21 @@ def test_states_are_put_together():
     libero = RobotKeys(ObservationConfig("libero"))
     nine = libero.standardize(LIBERO, 9)["observation/state"]
     assert nine.tolist() == [1, 2, 3, 4, 5, 6, 0, 7, 8]
-    own = RobotKeys(ObservationConfig(state=("a.b[1:3]", 7, "c")))
+    separate = RobotKeys(ObservationConfig(state=("a.b[1:3]", 7, "c")))
     sent = {"a": {"b": [1, 2, 3]}, "c": 4}
-    assert own.standardize(sent, 4)["observation/state"].tolist() == [2, 3, 7, 4]
+    assert separate.standardize(sent, 4)["observation/state"].tolist() == [2, 3, 7, 4]
 
 
 def test_dots_lead_into_maps_and_may_stand_in_names():
-    own = RobotKeys(ObservationConfig(images={"primary": ["x.y", "observation.images.top"]}))
+    separate = RobotKeys(ObservationConfig(images={"primary": ["x.y", "observation.images.top"]}))
     for sent in (
         {"observation.images.top": picture(5)},
         {"observation": {"images": {"top": picture(5)}}},
         {"observation.images": {"top": picture(5)}},
     ):
-        assert own.standardize(sent)["observation/image"].mean() == 5
+        assert separate.standardize(sent)["observation/image"].mean() == 5
     for sent in ({"x": picture(1)}, {"x": {"z": 1}}, {"x": "y"}, {}):
-        assert "observation/image" not in own.standardize(sent)
+        assert "observation/image" not in separate.standardize(sent)
 
 
 def test_openpis_own_names_are_taken_beside_a_robots():
@@ -174,9 +174,9 @@ def test_a_policy_answers_its_robot():
     ours["observation/wrist_image"] = DROID["observation/wrist_image_left"]
     ours["observation/state"] = np.array([0, 1, 2, 3, 4, 5, 6, 0.5])
     policy.keys = RobotKeys(ObservationConfig("droid"))
-    theirs = {**DROID, "prompt": ours["prompt"]}
-    policy.check(theirs)
-    replies = [policy.infer(policy.new_session(), obs)[0]["actions"] for obs in (ours, theirs)]
+    reference = {**DROID, "prompt": ours["prompt"]}
+    policy.check(reference)
+    replies = [policy.infer(policy.new_session(), obs)[0]["actions"] for obs in (ours, reference)]
     np.testing.assert_array_equal(*replies)
     with pytest.raises(ObservationError) as refused:
         policy.check({"prompt": "lift the red block", "observation/wrist_image_left": picture(2)})

@@ -34,17 +34,17 @@ def chunk(config, model, params):
 @pytest.mark.parametrize(("axes", "lead", "inputs"), [((8, 6), 0, 1), ((3, 4, 2, 6), 1, 2)])
 def test_a_kernel_comes_back_within_half_a_step_of_its_scale(axes, lead, inputs):
     kernel = jax.random.normal(jax.random.key(0), axes) * jnp.linspace(0.1, 9, axes[-1])
-    whole, scale = weights.quantize(kernel, lead, inputs)
-    assert whole.dtype == jnp.int8
+    full, scale = weights.quantize(kernel, lead, inputs)
+    assert full.dtype == jnp.int8
     assert scale.shape == (*axes[:lead], axes[-1])
     wide = scale.reshape(*axes[:lead], *(1,) * inputs, axes[-1])
-    assert (jnp.abs(whole * wide - kernel) <= wide / 2 + 1e-6).all()
-    assert (jnp.abs(whole).max(axis=tuple(range(lead, lead + inputs))) == 127).all()
+    assert (jnp.abs(full * wide - kernel) <= wide / 2 + 1e-6).all()
+    assert (jnp.abs(full).max(axis=tuple(range(lead, lead + inputs))) == 127).all()
 
 
 def test_an_output_without_weights_stays_zero():
-    whole, scale = weights.quantize(jnp.zeros((4, 3)), 0, 1)
-    assert not whole.any()
+    full, scale = weights.quantize(jnp.zeros((4, 3)), 0, 1)
+    assert not full.any()
     assert (scale == 1).all()
 
 

@@ -40,21 +40,21 @@ def start(checkout, task, count, *flags, **variables):
 def test_two_tasks_and_two_servers_make_one_score(checkout):
     options = server.ServerOptions(port=0)
     with (
-        server.background(CountingPolicy(), options) as one,
+        server.background(CountingPolicy(), options) as single,
         server.background(CountingPolicy(), options) as two,
     ):
-        flags = ["fake", f"--server={one},{two}", f"--out={checkout / 'parts'}"]
+        flags = ["fake", f"--server={single},{two}", f"--out={checkout / 'parts'}"]
         tasks = [start(checkout, i, 2, *flags) for i in range(2)]
         assert [task.wait(timeout=120) for task in tasks] == [0, 0]
-        whole = start(checkout, 0, 1, "fake", f"--server={one}", f"--out={checkout / 'whole'}")
-        assert whole.wait(timeout=120) == 0
+        full = start(checkout, 0, 1, "fake", f"--server={single}", f"--out={checkout / 'whole'}")
+        assert full.wait(timeout=120) == 0
         # A task that is queued again after it has ended finds nothing left to do.
         assert start(checkout, 1, 2, *flags).wait(timeout=120) == 0
     score, rows = results.load_run(str(checkout / "parts"))
-    expected, others = results.load_run(str(checkout / "whole"))
+    expected, remaining = results.load_run(str(checkout / "whole"))
     assert (score["episodes"], score["missing"]) == (expected["episodes"], 0)
     assert [(*row.key, row.success, row.steps) for row in rows] == [
-        (*row.key, row.success, row.steps) for row in others
+        (*row.key, row.success, row.steps) for row in remaining
     ]
 
 

@@ -30,9 +30,9 @@ def test_a_checkpoint_over_the_data_it_was_trained_on(tmp_path, one_device):
     )
     assert done.returncode == 0, done.stderr
     assert "no better than the mean action" in done.stdout  # four steps of training
-    found = json.loads((tmp_path / "out" / "replay.json").read_text())
-    assert found["episodes"] == 2
-    assert len(found["policy"]) == len(found["mean_action"]) == 7
+    parsed = json.loads((tmp_path / "out" / "replay.json").read_text())
+    assert parsed["episodes"] == 2
+    assert len(parsed["policy"]) == len(parsed["mean_action"]) == 7
     assert (tmp_path / "out" / "replay.png").stat().st_size > 10_000
     wrong = run(tmp_path, one_device, "--checkpoint=run", f"--data={tmp_path / 'none'}")
     assert wrong.returncode == 1
@@ -45,12 +45,12 @@ def episode(recorded, predicted):
 
 
 def test_errors_are_means_over_all_steps_beside_the_mean_action():
-    found = replay.errors(
+    result = replay.errors(
         [episode([[0, 1], [2, 1]], [[1, 1], [2, 1]]), episode([[4, 1]], [[4, 0]])]
     )
-    assert found["policy"] == pytest.approx([1 / 3, 1 / 3])
-    assert found["mean_action"] == pytest.approx([4 / 3, 0])
-    text = replay.report(found)
+    assert result["policy"] == pytest.approx([1 / 3, 1 / 3])
+    assert result["mean_action"] == pytest.approx([4 / 3, 0])
+    text = replay.report(result)
     assert "0.25" in text
     assert "constant" in text
     assert "it knows these data" in text

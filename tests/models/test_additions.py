@@ -116,17 +116,17 @@ def test_the_options_of_a_new_head_are_options_like_all_others():
 def test_they_train_and_a_stream_of_steps_equals_the_window():
     model, params = tiny.build(tiny.config("average", "linear"))
     assert set(params["head"]) == {"out"}
-    variables, whole = {"params": params}, tiny.observe()
+    variables, full = {"params": params}, tiny.observe()
 
     def loss(params: Any) -> Any:
-        args = (whole, tiny.act(), None, 0.1)
+        args = (full, tiny.act(), None, 0.1)
         return model.apply({"params": params}, *args, method="loss")[0]
 
     assert np.abs(jax.jit(jax.grad(loss))(params)["gain"]) > 0
     step = jax.jit(lambda o, h: model.apply(variables, o, h, method="step"))
     history = model.empty_history(2)
     for t in range(tiny.WINDOW):
-        got, history = step(tiny.steps(whole, t, t + 1), history)
-    expected = jax.jit(lambda o: model.apply(variables, o))(whole)
+        got, history = step(tiny.steps(full, t, t + 1), history)
+    expected = jax.jit(lambda o: model.apply(variables, o))(full)
     np.testing.assert_allclose(got.arm, expected.arm, atol=1e-5)
     np.testing.assert_allclose(got.gripper, expected.gripper, atol=1e-5)

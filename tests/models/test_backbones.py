@@ -57,16 +57,16 @@ def test_streaming_equals_the_window(name, structure):
     model, params = tiny.build(config(name, structure))
     window, key = model.config.structure.window, jax.random.key(9)
     size = model.image.size
-    whole = tiny.observe(window=window + 1, size=size)
+    full = tiny.observe(window=window + 1, size=size)
     step = jax.jit(lambda p, o, h: model.apply({"params": p}, o, h, key, method="step"))
     history = model.empty_history(2)
     got: Any = None
     for t in range(window + 1):
-        got, history = step(params, tiny.steps(whole, t, t + 1), history)
+        got, history = step(params, tiny.steps(full, t, t + 1), history)
         if structure == "discrete" and t == window - 1:
             break  # what was written before the window began is in the stream's context
     begin = 0 if structure == "discrete" else 1
-    last = tiny.steps(whole, begin, begin + window)
+    last = tiny.steps(full, begin, begin + window)
     expected = jax.jit(lambda p, o: model.apply({"params": p}, o, key))(params, last)
     np.testing.assert_allclose(got.arm, expected.arm[:, -1:], atol=1e-5)
     np.testing.assert_allclose(got.gripper, expected.gripper[:, -1:], atol=1e-5)
@@ -88,11 +88,11 @@ def each():
 def test_padding_changes_nothing(name):
     """A row's prediction does not depend on how far its text is padded, nor on the ids there."""
     model, params = tiny.build(config(name, "policy_head"))
-    seen = tiny.observe(window=1, size=model.image.size)
+    observation = tiny.observe(window=1, size=model.image.size)
     run = jax.jit(lambda o: model.apply({"params": params}, o, method="features")[0])
     features = [
-        run(jax.tree.map(lambda x: x, seen.__class__(**{**vars(seen), "text": text})))
-        for text in (seen.text, jnp.where(seen.text_mask, seen.text, 7))
+        run(jax.tree.map(lambda x: x, observation.__class__(**{**vars(observation), "text": text})))
+        for text in (observation.text, jnp.where(observation.text_mask, observation.text, 7))
     ]
     np.testing.assert_allclose(*features, atol=1e-5)
 

@@ -80,11 +80,11 @@ def test_a_masked_camera_is_as_if_it_were_not_there():
     alone = dataclasses.replace(model.config.structure, cameras=("primary",))
     other = vla.build(dataclasses.replace(model.config, structure=alone), model.arch)
     start = jax.random.normal(jax.random.key(1), (2, 2, 8))
-    found = [
+    results = [
         jax.jit(lambda o, m=m: m.apply({"params": params}, o, start, method="sample"))(o)
         for m, o in ((model, masked), (other, observation))
     ]
-    np.testing.assert_allclose(*found, atol=1e-5)
+    np.testing.assert_allclose(*results, atol=1e-5)
 
 
 def test_control_steps_are_samples_of_their_key():
@@ -95,23 +95,23 @@ def test_control_steps_are_samples_of_their_key():
             {"params": params}, observation, model.empty_history(2), k, method="step"
         )[0]
     )
-    one, same, other = (step(jax.random.key(i)) for i in (0, 0, 1))
-    assert one.arm.shape == (2, 1, 2, 6)
-    np.testing.assert_array_equal(one.arm, same.arm)
-    assert np.abs(np.asarray(one.arm) - np.asarray(other.arm)).max() > 1e-3
+    single, same, other = (step(jax.random.key(i)) for i in (0, 0, 1))
+    assert single.arm.shape == (2, 1, 2, 6)
+    np.testing.assert_array_equal(single.arm, same.arm)
+    assert np.abs(np.asarray(single.arm) - np.asarray(other.arm)).max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_denoising_step_reads_nothing_that_could_be_made_before(kind):
     """Neither the VLM nor, where norms follow the time, the maps of the time."""
     changes: dict[str, Any] = {"structure.proprio": 5} | KINDS[kind]
-    found = reads(tiny.config("expert", "expert_flow", **changes))
-    inside = {path.rsplit("/", 1)[0] for path in found.inside}
+    result = reads(tiny.config("expert", "expert_flow", **changes))
+    inside = {path.rsplit("/", 1)[0] for path in result.inside}
     assert not any(path.startswith("backbone/") for path in inside)
     assert any(path.startswith("expert/layers/") for path in inside)
     of_time = {path for path in inside if "modulation" in path or path.startswith("head/time")}
     assert bool(of_time) == (kind != "pi05")
-    assert sum("modulation" in path for path in found.before) == (6 if kind == "pi05" else 0)
+    assert sum("modulation" in path for path in result.before) == (6 if kind == "pi05" else 0)
 
 
 def test_blocks():

@@ -44,8 +44,8 @@ def test_a_random_model_writes_whole_chunks_and_each_is_what_its_ids_say():
     ids = np.asarray(run(model, params, observation, jax.random.key(0), method="write"))
     assert ids.shape == (2, tiny.ANSWER)
     assert (ids[:, :2] == CODE.opening).all()
-    found = chunks(model, run(model, params, observation, method="__call__"))
-    for row, chunk in zip(ids, found, strict=True):
+    result = chunks(model, run(model, params, observation, method="__call__"))
+    for row, chunk in zip(ids, result, strict=True):
         wanted = CODE.read(row, tiny.CHUNK, 7)
         wanted[:, :-1] = wanted[:, :-1].clip(-1, 1)  # of the arm
         np.testing.assert_allclose(chunk, wanted, atol=1e-5)
@@ -143,11 +143,11 @@ def test_state_and_black_images_are_tokens():
         ),
     )
     third = vla.build(with_third, model.arch)
-    seen = observation.image_mask | {"secondary": jnp.ones((2, 1), bool)}
-    same = dataclasses.replace(observation, images=images, image_mask=seen)
-    one = run(model, params, observation, actions.written, method="scores")
+    observed = observation.image_mask | {"secondary": jnp.ones((2, 1), bool)}
+    same = dataclasses.replace(observation, images=images, image_mask=observed)
+    single = run(model, params, observation, actions.written, method="scores")
     two = run(third, params, same, actions.written, method="scores")
-    np.testing.assert_allclose(one, two, atol=1e-5)
+    np.testing.assert_allclose(single, two, atol=1e-5)
 
 
 def test_without_a_tokenizer_nothing_is_written():
@@ -184,19 +184,19 @@ def test_insulated_the_vlm_learns_from_the_words_alone_and_the_expert_from_the_f
         return 0.5 * answer_loss(scores, written, jnp.ones(2, bool))[0]
 
     alone = jax.jit(jax.grad(words))(params)
-    for found, wanted in zip(
+    for result, wanted in zip(
         jax.tree.leaves(grads["backbone"]), jax.tree.leaves(alone["backbone"]), strict=True
     ):
-        np.testing.assert_allclose(found, wanted, atol=1e-6)
+        np.testing.assert_allclose(result, wanted, atol=1e-6)
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads["backbone"])) > 0
     silent = dataclasses.replace(model.config.expert, fast_weight=0.0)
     flow = vla.build(dataclasses.replace(model.config, expert=silent), model.arch)
     without = gradients(flow, params, observation, actions)
     for name in ("expert", "head"):
-        for found, wanted in zip(
+        for result, wanted in zip(
             jax.tree.leaves(grads[name]), jax.tree.leaves(without[name]), strict=True
         ):
-            np.testing.assert_allclose(found, wanted, atol=1e-6)
+            np.testing.assert_allclose(result, wanted, atol=1e-6)
     assert not any(np.asarray(x).any() for x in jax.tree.leaves(without["backbone"]))
 
 

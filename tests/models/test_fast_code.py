@@ -54,17 +54,17 @@ def test_what_is_a_chunk_reads_as_on_the_host_and_all_else_is_nan(kind):
             wrong = list(row)
             wrong[rng.integers(len(row))] = int(rng.integers(-1, tokenizer.size + 1))
             rows += [wrong, row[: rng.integers(len(row))] + row[rng.integers(len(row)) :]]
-    found = jax.jit(code(tokenizer).decode)(*padded(rows))
-    kept = 0
-    for row, ours in zip(rows, np.asarray(found), strict=True):
+    result = jax.jit(code(tokenizer).decode)(*padded(rows))
+    retained = 0
+    for row, ours in zip(rows, np.asarray(result), strict=True):
         try:
             wanted = tokenizer.decode(row, STEPS, DIM)
         except NotAChunkError:
             assert np.isnan(ours).all()
             continue
-        kept += 1
+        retained += 1
         np.testing.assert_allclose(ours, wanted, atol=1e-5)
-    assert 30 <= kept < len(rows)
+    assert 30 <= retained < len(rows)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

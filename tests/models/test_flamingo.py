@@ -61,19 +61,19 @@ def test_text_sees_its_images_from_their_token_on(bound):
 
 def test_reading_on_remembers_images(bound):
     run, backbone, _ = bound
-    whole = tokens(run)
-    expected = run("__call__", whole)
+    full = tokens(run)
+    expected = run("__call__", full)
 
     def part(begin, end):
-        images = (whole.images, whole.seen) if begin == 0 else (None, None)
-        embeds, valid, place = (x[:, begin:end] for x in (whole.embeds, whole.valid, whole.place))
+        images = (full.images, full.seen) if begin == 0 else (None, None)
+        embeds, valid, place = (x[:, begin:end] for x in (full.embeds, full.valid, full.place))
         return Tokens(embeds, valid, place, *images)
 
-    cache, found = backbone.empty_cache(len(IDS), N), []
+    cache, collected = backbone.empty_cache(len(IDS), N), []
     for begin, end in ((0, 3), (3, 4), (4, N)):
         hidden, cache = run("extend", part(begin, end), cache)
-        found.append(hidden)
-    got = np.concatenate(found, axis=1)
+        collected.append(hidden)
+    got = np.concatenate(collected, axis=1)
     np.testing.assert_allclose(got[VALID], np.asarray(expected)[VALID], atol=1e-5)
     with pytest.raises(ValueError, match="come with its images"):
         run("extend", part(1, 2), backbone.empty_cache(len(IDS), N))
@@ -82,15 +82,15 @@ def test_reading_on_remembers_images(bound):
 @pytest.mark.slow
 def test_heads_read_what_enters_the_last_layer(bound):
     run, backbone, tree = bound
-    given = tokens(run)
+    inputs = tokens(run)
 
     def states(m):
-        x, context, _ = m._look(given, flamingo.Memory(None))
-        return m.text.run(x, given.valid, context=context, collect=True).states
+        x, context, _ = m._look(inputs, flamingo.Memory(None))
+        return m.text.run(x, inputs.valid, context=context, collect=True).states
 
-    found = backbone.apply(tree, method=states)
-    np.testing.assert_allclose(run("features", given), found[-1], atol=1e-6)
-    assert np.abs(run("features", given) - run("__call__", given)).max() > 0.1
+    output = backbone.apply(tree, method=states)
+    np.testing.assert_allclose(run("features", inputs), output[-1], atol=1e-6)
+    assert np.abs(run("features", inputs) - run("__call__", inputs)).max() > 0.1
 
 
 def small(kind):
@@ -105,8 +105,12 @@ def small(kind):
 @pytest.mark.parametrize("kind", ["gpt_neox", "mpt", "llama", "opt"])
 def test_other_language_models(kind):
     """Every parameter has its name; cross-attention stands where the released model has it."""
-    every = 2
-    arch = {**ARCHS["flamingo"], "text_config": small(kind), "cross_attn_every_n_layers": every}
+    everything = 2
+    arch = {
+        **ARCHS["flamingo"],
+        "text_config": small(kind),
+        "cross_attn_every_n_layers": everything,
+    }
     model = vla.build(tiny.config("policy_head", "lstm", "flamingo", **{"backbone.arch": arch}))
     tree = jax.eval_shape(lambda k: vla.initial_params(model, k), jax.random.key(0))
     layers = tree["backbone"]["text"]["layers"]
@@ -118,10 +122,14 @@ def test_other_language_models(kind):
 
 
 def test_a_language_models_own_config_chooses():
-    own = {"model_type": "gpt_neox", "hidden_size": 64, "architectures": ["GPTNeoXForCausalLM"]}
-    found = flamingo.Flamingo.arch(own, strict=False)
-    assert (found["model_type"], found["cross_attn_every_n_layers"]) == ("flamingo", 2)
-    assert found["text_config"]["hidden_size"] == 64
+    separate = {
+        "model_type": "gpt_neox",
+        "hidden_size": 64,
+        "architectures": ["GPTNeoXForCausalLM"],
+    }
+    arch = flamingo.Flamingo.arch(separate, strict=False)
+    assert (arch["model_type"], arch["cross_attn_every_n_layers"]) == ("flamingo", 2)
+    assert arch["text_config"]["hidden_size"] == 64
     assert flamingo.Flamingo.arch({})["text_config"]["model_type"] == "mosaic_gpt"
     with pytest.raises(ValueError, match=r"text_config.model_type: 'bloom' is none of"):
         flamingo.Flamingo.arch({"text_config": {"model_type": "bloom"}})
@@ -145,8 +153,8 @@ def test_captions_look_at_their_image():
 
     def loss(images, only):
         target = captions.target & (jnp.arange(3)[:, None] == only)
-        given = dataclasses.replace(captions, target=target)
-        return model.apply({"params": params}, images, given, method=caption_loss)[0]
+        changed = dataclasses.replace(captions, target=target)
+        return model.apply({"params": params}, images, changed, method=caption_loss)[0]
 
     run = jax.jit(loss)
     a, b = (np.array([run(x, i) for i in range(3)]) for x in images)

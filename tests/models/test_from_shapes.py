@@ -72,26 +72,26 @@ def random(name: str, arch: dict[str, Any]) -> tuple[ModelConfig, Any, dict[str,
     config = with_arch(name, arch)
     _, params = tiny.build(config)
     flat = jax.tree.map(np.asarray, flatten(params))
-    theirs: dict[str, np.ndarray] = {}
+    reference: dict[str, np.ndarray] = {}
     for row in maps.hugging_face(config)[0]:
         if not row.alias:
-            theirs |= arrays.to_theirs(row, flat)
-    return config, params, theirs
+            reference |= arrays.to_theirs(row, flat)
+    return config, params, reference
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_sizes_are_read_off_the_weights(case, tmp_path):
-    name, overrides, said = CASES[case]
+    name, overrides, message = CASES[case]
     backbone = BACKBONES[name]
-    config, params, theirs = random(name, overrides)
-    save_file(theirs, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(said))
+    config, params, reference = random(name, overrides)
+    save_file(reference, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(message))
     asked = with_arch(name, {})
-    found = hf.read_arch(tmp_path, asked)
-    assert found == backbone.arch(overrides)
+    result = hf.read_arch(tmp_path, asked)
+    assert result == backbone.arch(overrides)
     # With a RoboVLMs checkpoint its shapes are given, and there may be no folder.
-    shapes = {key: value.shape for key, value in theirs.items()}
-    assert hf.read_arch(tmp_path, asked, shapes) == found
+    shapes = {key: value.shape for key, value in reference.items()}
+    assert hf.read_arch(tmp_path, asked, shapes) == result
     assert hf.read_arch(None, asked, {}) == backbone.arch({})
     ours = {f"backbone/{path}": leaf.shape for path, leaf in flatten(params["backbone"]).items()}
     loaded = hf.load(tmp_path, config, ours, lambda _, value: value)
@@ -101,7 +101,7 @@ def test_sizes_are_read_off_the_weights(case, tmp_path):
 
 def test_names_of_2025(tmp_path):
     """Under the names of later releases, in whichever wrapper, the same weights."""
-    _, _, theirs = random("moondream", MOONDREAM)
+    _, _, reference = random("moondream", MOONDREAM)
     later = {
         moondream._VISION + "patch_embed.linear.": "vision.patch_emb.",
         moondream._VISION + "pos_embed": "vision.pos_emb",
@@ -118,7 +118,7 @@ def test_names_of_2025(tmp_path):
         ".mixer.out_proj.": ".attn.proj.",
     }
     named = {}
-    for name, value in theirs.items():
+    for name, value in reference.items():
         for old, new in later.items():
             name = name.replace(old, new)
         named["model." + name] = value
@@ -126,8 +126,8 @@ def test_names_of_2025(tmp_path):
     save_file(named, tmp_path / "model.safetensors")
     config = with_arch("moondream", {})
     source = hf.open_source(tmp_path, config)
-    assert set(source.shapes) - set(theirs) == {"model.region.coord_encoder.weight"}
-    for name, value in theirs.items():
+    assert set(source.shapes) - set(reference) == {"model.region.coord_encoder.weight"}
+    for name, value in reference.items():
         np.testing.assert_array_equal(source.read(name), value)
     assert weights.ignored("model.region.coord_encoder.weight", Moondream.IGNORE)
 
@@ -137,19 +137,19 @@ def test_cameras_of_different_sizes():
     """One in four tiles, one in none; each gives the tokens it gives alone."""
     model, params = tiny.build(tiny.config("policy_head", "lstm", backbone="moondream"))
     size = model.image.size
-    seen, large = tiny.observe(size=size), tiny.observe(size=2 * size, seed=1)
+    observed, large = tiny.observe(size=size), tiny.observe(size=2 * size, seed=1)
 
     encode = jax.jit(lambda seen: model.apply({"params": params}, seen, method="encode"))
 
     def tokens(images):
-        observation = seen.__class__(**{**vars(seen), "images": images})
-        found: Any = encode(observation)
-        return jnp.split(found, 2, axis=2)  # the last camera first
+        observation = observed.__class__(**{**vars(observed), "images": images})
+        encoded: Any = encode(observation)
+        return jnp.split(encoded, 2, axis=2)  # the last camera first
 
-    mixed = tokens({"primary": large.images["primary"], "wrist": seen.images["wrist"]})
-    np.testing.assert_allclose(mixed[0], tokens(seen.images)[0], atol=1e-5)
+    mixed = tokens({"primary": large.images["primary"], "wrist": observed.images["wrist"]})
+    np.testing.assert_allclose(mixed[0], tokens(observed.images)[0], atol=1e-5)
     np.testing.assert_allclose(mixed[1], tokens(large.images)[1], atol=1e-5)
-    assert not np.allclose(mixed[1], tokens(seen.images)[1], atol=0.1)
+    assert not np.allclose(mixed[1], tokens(observed.images)[1], atol=0.1)
 
 
 def test_images_of_both_generations():
@@ -159,5 +159,5 @@ def test_images_of_both_generations():
     spec = Moondream(Moondream.arch({})).image_spec
     assert spec.shape_for(1080, 1920) == (378, 756)
     assert spec.shape_for(200, 200) == (378, 378)
-    one = Moondream(Moondream.arch({"vision_config": {"streams": 1}})).image_spec
-    assert one.shape_for(1080, 1920) == (378, 378)
+    single = Moondream(Moondream.arch({"vision_config": {"streams": 1}})).image_spec
+    assert single.shape_for(1080, 1920) == (378, 378)

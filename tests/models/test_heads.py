@@ -56,25 +56,25 @@ def test_shapes_and_streaming(made):
     """A window at once, its newest step alone, and step after step give the same."""
     *_, predict = made
     x, valid = features(), jnp.ones((2, W), bool)
-    whole = predict(x, valid)
-    assert whole.arm.shape == (2, W, tiny.CHUNK, 6)
-    assert whole.gripper.shape == (2, W, tiny.CHUNK)
-    assert np.abs(whole.arm).max() <= 1
-    assert np.abs(whole.arm[:, 0] - whole.arm[:, 1]).max() > 1e-4
-    past, seen = jnp.zeros_like(x), jnp.zeros((2, W), bool)
+    full = predict(x, valid)
+    assert full.arm.shape == (2, W, tiny.CHUNK, 6)
+    assert full.gripper.shape == (2, W, tiny.CHUNK)
+    assert np.abs(full.arm).max() <= 1
+    assert np.abs(full.arm[:, 0] - full.arm[:, 1]).max() > 1e-4
+    past, observed = jnp.zeros_like(x), jnp.zeros((2, W), bool)
     for t in range(W):
         past = jnp.concatenate([past[:, 1:], x[:, t : t + 1]], axis=1)
-        seen = jnp.concatenate([seen[:, 1:], jnp.ones((2, 1), bool)], axis=1)
-        newest = predict(past, seen, True)
-        close(newest, jax.tree.map(lambda y, t=t: y[:, t : t + 1], whole))
+        observed = jnp.concatenate([observed[:, 1:], jnp.ones((2, 1), bool)], axis=1)
+        newest = predict(past, observed, True)
+        close(newest, jax.tree.map(lambda y, t=t: y[:, t : t + 1], full))
 
 
 def test_steps_that_do_not_exist_do_not_matter(made):
     *_, predict = made
     x, valid = features(), jnp.ones((2, W), bool).at[:, :2].set(False)
     other = x.at[:, :2].set(7.0)
-    one, two = predict(x, valid), predict(other, valid)
-    close(*(jax.tree.map(lambda y: y[:, 2:], p) for p in (one, two)), tolerance=1e-6)
+    single, two = predict(x, valid), predict(other, valid)
+    close(*(jax.tree.map(lambda y: y[:, 2:], p) for p in (single, two)), tolerance=1e-6)
 
 
 def test_rows_are_independent(made):
@@ -91,9 +91,9 @@ def test_later_steps_do_not_reach_back(made):
     *_, predict = made
     x, valid = features(), jnp.ones((2, W), bool)
     changed = predict(x.at[:, -1].add(1.0), valid)
-    whole = predict(x, valid)
-    close(*(jax.tree.map(lambda y: y[:, :-1], p) for p in (whole, changed)), tolerance=1e-6)
-    assert np.abs(whole.arm[:, -1] - changed.arm[:, -1]).max() > 1e-4
+    full = predict(x, valid)
+    close(*(jax.tree.map(lambda y: y[:, :-1], p) for p in (full, changed)), tolerance=1e-6)
+    assert np.abs(full.arm[:, -1] - changed.arm[:, -1]).max() > 1e-4
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gpt2", "diffusion", "flow"])
@@ -135,8 +135,8 @@ def test_samples_follow_what_was_shown(kind):
         return Actions(chunk, jnp.ones(chunk.shape[:3], bool))
 
     def loss(params, key):
-        one, two, three = jax.random.split(key, 3)
-        which = jax.random.bernoulli(one, 0.5, (64,)).astype(jnp.int32)
+        first, two, three = jax.random.split(key, 3)
+        which = jax.random.bernoulli(first, 0.5, (64,)).astype(jnp.int32)
         actions = shown(which, jax.random.rademacher(two, (64,)).astype(jnp.float32))
         args = (contexts[which], jnp.ones((64, 1), bool), actions, three, 0.1)
         return head.apply({"params": params}, *args, method="loss")[0]
@@ -164,9 +164,9 @@ def test_samples_follow_what_was_shown(kind):
         return head.apply({"params": params}, x, valid, key, method="predict")
 
     sample = jax.jit(sample, static_argnums=0)
-    one = sample(0, jax.random.key(5))
-    assert np.abs(one.arm[:, 0] - target).mean() < 0.1
-    assert (one.gripper > 0).mean() > 0.98
+    single = sample(0, jax.random.key(5))
+    assert np.abs(single.arm[:, 0] - target).mean() < 0.1
+    assert (single.gripper > 0).mean() > 0.98
     two = sample(1, jax.random.key(6))
     up = (two.gripper[:, 0] > 0).all(-1)
     assert 0.25 < up.mean() < 0.75

@@ -33,9 +33,9 @@ def noise(*shape: int) -> np.ndarray:
 def test_resize_equals_pillow_to_the_bit(source, target, resample):
     pixels = noise(2, *source, 3)
     ours = jax.jit(image.resize, static_argnums=(1, 2, 3))(pixels, *target, resample)
-    for mine, original in zip(np.asarray(ours), pixels, strict=True):
-        theirs = Image.fromarray(original).resize(target[::-1], PILLOW[resample])
-        np.testing.assert_array_equal(mine, np.asarray(theirs))
+    for actual, original in zip(np.asarray(ours), pixels, strict=True):
+        reference = Image.fromarray(original).resize(target[::-1], PILLOW[resample])
+        np.testing.assert_array_equal(actual, np.asarray(reference))
 
 
 def test_resize_keeps_leading_axes_and_skips_when_the_size_matches():
@@ -116,8 +116,8 @@ def test_equals_the_hugging_face_processor_of_qwen2_vl(shape):
     patches = np.asarray(out["pixel_values"])
     patches = patches.reshape(rows // 2, columns // 2, 2, 2, 3, 2, 4, 4)[..., 0, :, :]
     expected = patches.transpose(0, 2, 5, 1, 3, 6, 4).reshape(height, width, 3)
-    mine = ours(pixels, image.ImageSpec(height, *CLIP, width=width))
-    np.testing.assert_allclose(mine, expected, rtol=0, atol=2e-6)
+    actual = ours(pixels, image.ImageSpec(height, *CLIP, width=width))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -162,10 +162,12 @@ def test_zoom_is_openvlas_center_crop():
     pixels, side = noise(2, 40, 40, 3), np.float32(0.9) ** 0.5
     box = [(1 - side) / 2, (1 - side) / 2, (1 + side) / 2, (1 + side) / 2]
     scaled = tf.image.convert_image_dtype(pixels, tf.float32)
-    theirs = tf.image.crop_and_resize(scaled, [box] * 2, [0, 1], (40, 40))
-    theirs = tf.image.convert_image_dtype(tf.clip_by_value(theirs, 0, 1), tf.uint8, saturate=True)
+    reference = tf.image.crop_and_resize(scaled, [box] * 2, [0, 1], (40, 40))
+    reference = tf.image.convert_image_dtype(
+        tf.clip_by_value(reference, 0, 1), tf.uint8, saturate=True
+    )
     spec = image.ImageSpec(40, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), zoom=0.9)
-    off = np.abs(np.asarray(image.fit(jnp.asarray(pixels), spec)).astype(int) - theirs.numpy())
+    off = np.abs(np.asarray(image.fit(jnp.asarray(pixels), spec)).astype(int) - reference.numpy())
     # Sums of another order end on the other side of a cut now and then.
     assert off.max() <= 1
     assert off.mean() < 0.01

@@ -64,11 +64,11 @@ def test_what_is_not_supported_is_refused(backbone, config, words):
 
 def test_every_name_of_the_package_becomes_hugging_faces():
     backbone = Llava(Llava.arch({"text_config": {"num_hidden_layers": 2}}))
-    theirs, ours = (sorted(map_of(), key=lambda row: row.target) for map_of in (
+    reference, ours = (sorted(map_of(), key=lambda row: row.target) for map_of in (
         backbone.robovlms_map, backbone.weight_map
     ))  # fmt: skip
-    assert len(theirs) == len({row.source for row in theirs})
-    for a, b in zip(theirs, ours, strict=True):
+    assert len(reference) == len({row.source for row in reference})
+    for a, b in zip(reference, ours, strict=True):
         assert a.target == b.target
         assert renamed(a.source, Llava.RENAMES) == b.source
 

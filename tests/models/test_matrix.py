@@ -161,7 +161,7 @@ def test_the_table_has_no_empty_cell():
     table = support.markdown(dict.fromkeys(legal, (2.0, 1.0)))
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line[:1] == "|"][2:]
     assert len(rows) == len(ARCHS) * len(STRUCTURES)
-    found = [cell for row in rows for cell in row[2:]]
-    assert found.count("50%") == len(legal)
-    reasons = {cell for cell in found if cell != "50%"}
+    results = [cell for row in rows for cell in row[2:]]
+    assert results.count("50%") == len(legal)
+    reasons = {cell for cell in results if cell != "50%"}
     assert reasons == {line.split()[0] for line in table.splitlines() if line[:1] == "["}

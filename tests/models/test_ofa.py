@@ -50,9 +50,9 @@ def inputs():
 def params(inputs):
     """Parameters none of which is neutral: tables of relative positions start at zero."""
     model = EncoderDecoder(SPEC, "none")
-    found = jax.jit(lambda: model.init(jax.random.key(0), *inputs.values(), method=both))()
+    result = jax.jit(lambda: model.init(jax.random.key(0), *inputs.values(), method=both))()
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: x + jnp.asarray(rng.normal(size=x.shape), x.dtype) / 2, found)
+    return jax.tree.map(lambda x: x + jnp.asarray(rng.normal(size=x.shape), x.dtype) / 2, result)
 
 
 @jax.jit
@@ -66,20 +66,20 @@ def run(params, inputs, **changes) -> Any:
 
 def test_buckets_of_distances():
     """Near ones exactly, far ones by their logarithm; values worked out by hand from the rule."""
-    found = token_buckets(256)
-    at = {d: int(found[d + FARTHEST]) for d in (0, 1, -1, 128, 129, 500, -500, 1023)}
-    share = 127 * math.log(500 / 128) / math.log(1023 / 128)
-    far = 128 + math.ceil(share)
+    result = token_buckets(256)
+    at = {d: int(result[d + FARTHEST]) for d in (0, 1, -1, 128, 129, 500, -500, 1023)}
+    fraction = 127 * math.log(500 / 128) / math.log(1023 / 128)
+    far = 128 + math.ceil(fraction)
     assert (at[0], at[1], at[-1], at[128], at[129]) == (255, 256, 254, 383, 384)
     assert (at[500], at[-500], at[1023]) == (255 + far, 255 - far, 510)
-    assert (np.diff(found) >= 0).all()
-    assert found.min() == 0
+    assert (np.diff(result) >= 0).all()
+    assert result.min() == 0
 
 
 def test_buckets_of_image_tokens():
-    found = np.asarray(image_buckets(PLACE, side=2, count=4))
+    array = np.asarray(image_buckets(PLACE, side=2, count=4))
     camera = [0] * 4 + [1] * 4 + [None]
-    for i, j in np.ndindex(found.shape):
+    for i, j in np.ndindex(array.shape):
         if camera[i] is None and camera[j] is None:
             expected = 51
         elif camera[i] == camera[j]:
@@ -87,7 +87,7 @@ def test_buckets_of_image_tokens():
             expected = (rows + 3) * 7 + columns + 3
         else:
             expected = 49 if i < j else 50
-        assert found[i, j] == expected, (i, j)
+        assert array[i, j] == expected, (i, j)
 
 
 @pytest.mark.slow
@@ -107,20 +107,20 @@ def test_cameras_are_told_apart_by_what_training_adds(params, inputs):
 
 @pytest.mark.slow
 def test_unseen_images_and_padding_do_not_count(params, inputs):
-    seen = inputs["seen"].at[:, 4:8].set(False)
+    names = inputs["seen"].at[:, 4:8].set(False)
     changed = {
         "images": inputs["images"].at[:, 4:8].multiply(jnp.arange(SPEC.width)),
         "prompt": jnp.where(inputs["prompt_valid"], inputs["prompt"], 0),
     }
-    expected = run(params, inputs, seen=seen)
-    np.testing.assert_allclose(run(params, inputs, seen=seen, **changed), expected, atol=1e-5)
+    expected = run(params, inputs, seen=names)
+    np.testing.assert_allclose(run(params, inputs, seen=names, **changed), expected, atol=1e-5)
     assert np.abs(run(params, inputs, **changed) - run(params, inputs)).max() > 1e-3
 
 
 @pytest.mark.slow
 def test_cache_equals_recomputation(params, inputs):
     """First calls of different lengths, right-padded, then token by token."""
-    lengths, whole = np.array([1, 3]), run(params, inputs)
+    lengths, full = np.array([1, 3]), run(params, inputs)
 
     def first(m, images, seen, place, prompt, prompt_valid, written, valid):
         encoded = m.encoder(images, seen, place, m.embed(prompt), prompt_valid)
@@ -132,14 +132,14 @@ def test_cache_equals_recomputation(params, inputs):
     model: Any = EncoderDecoder(SPEC, "none")
     valid = jnp.arange(3) < lengths[:, None]
     values = {**inputs, "written": inputs["written"][:, :3], "valid": valid}.values()
-    found = jax.jit(lambda *given: model.apply(params, *given, method=first))(*values)
-    np.testing.assert_allclose(found.hidden[valid], whole[:, :3][valid], atol=1e-5)
+    result = jax.jit(lambda *given: model.apply(params, *given, method=first))(*values)
+    np.testing.assert_allclose(result.hidden[valid], full[:, :3][valid], atol=1e-5)
     extend = jax.jit(lambda ids, cache: model.apply(params, ids, cache, method=further))
     for step in range(4):
         column = lengths + step
-        found = extend(inputs["written"][np.arange(2), column][:, None], found.cache)
-        expected = whole[np.arange(2), column]
-        np.testing.assert_allclose(found.hidden[:, 0], expected, atol=1e-5)
+        result = extend(inputs["written"][np.arange(2), column][:, None], result.cache)
+        expected = full[np.arange(2), column]
+        np.testing.assert_allclose(result.hidden[:, 0], expected, atol=1e-5)
     with pytest.raises(ValueError, match="first tokens"):
         extend(inputs["written"][:, :1], empty_cache(SPEC, 2, 8))
 
@@ -150,8 +150,8 @@ def test_gradients_reach_what_is_used_through_remat(params, inputs):
 
     def grads(kind):
         def loss(p):
-            found: Any = EncoderDecoder(SPEC, kind).apply(p, *inputs.values(), method=both)
-            return jnp.sum(found**3)
+            output: Any = EncoderDecoder(SPEC, kind).apply(p, *inputs.values(), method=both)
+            return jnp.sum(output**3)
 
         return jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params))
 
@@ -186,26 +186,26 @@ def test_tokens_without_a_place():
     """The robot's state is read, beside a resampler's latents."""
     changes = {"structure.resampler": 2, "structure.proprio": 3}
     model, params = tiny.build(tiny.config("policy_head", "mlp", backbone="ofa", **changes))
-    seen = tiny.observe(window=1)
+    observation = tiny.observe(window=1)
     read = jax.jit(lambda o: model.apply({"params": params}, o, method="features")[0])
     states = [jnp.full((2, 1, 3), value) for value in (0.0, 1.0)]
-    one, other = (read(dataclasses.replace(seen, proprio=state)) for state in states)
-    assert np.isfinite(one).all()
-    assert np.abs(one - other).max() > 1e-4
+    single, other = (read(dataclasses.replace(observation, proprio=state)) for state in states)
+    assert np.isfinite(single).all()
+    assert np.abs(single - other).max() > 1e-4
 
 
 @pytest.mark.slow
 def test_answers_are_not_given_away():
     """What the model thinks of every possible answer sums to one: it has not read the given one."""
     model, params = tiny.build(tiny.config("policy_head", "mlp", backbone="ofa"))
-    seen = tiny.observe(batch=1, window=1)
-    image, ids = seen.images["primary"][:, 0], jnp.arange(model.vlm.vocab_size)
-    target = jnp.arange(seen.text.shape[1])[None] == 4
+    observation = tiny.observe(batch=1, window=1)
+    image, ids = observation.images["primary"][:, 0], jnp.arange(model.vlm.vocab_size)
+    target = jnp.arange(observation.text.shape[1])[None] == 4
 
     def likelihood(answer):
-        text = seen.text.at[:, 4].set(answer)
+        text = observation.text.at[:, 4].set(answer)
         captions = Captions(
-            image.astype(jnp.uint8), jnp.ones(1, bool), text, seen.text_mask, target
+            image.astype(jnp.uint8), jnp.ones(1, bool), text, observation.text_mask, target
         )
         loss, _ = model.apply({"params": params}, image, captions, method=caption_loss)
         return jnp.exp(-loss)

@@ -33,9 +33,9 @@ END = ACT + 2
 
 
 def config(structure, mask="causal", name="paligemma", **changes):
-    found = tiny.config(structure, HEADS[structure], backbone=name, **changes)
-    backbone = dataclasses.replace(found.backbone, arch={**ARCHS[name], "mask": mask})
-    return dataclasses.replace(found, backbone=backbone)
+    result = tiny.config(structure, HEADS[structure], backbone=name, **changes)
+    backbone = dataclasses.replace(result.backbone, arch={**ARCHS[name], "mask": mask})
+    return dataclasses.replace(result, backbone=backbone)
 
 
 @functools.cache
@@ -47,20 +47,20 @@ def params(name):
 def influence(structure, mask):
     """[of column, on column] of the first row's real columns: does the hidden state change?"""
     model = vla.build(config(structure, mask))
-    seen = tiny.observe(window=1 if structure == "policy_head" else 2, size=28)
+    observation = tiny.observe(window=1 if structure == "policy_head" else 2, size=28)
 
     def look(m):
-        tokens = m.encode(seen)
-        sequence = m.sequence(tokens, jnp.ones(tokens.shape[:2], bool), seen).tokens
-        one = jax.tree.map(lambda x: x[:1], sequence)
+        tokens = m.encode(observation)
+        sequence = m.sequence(tokens, jnp.ones(tokens.shape[:2], bool), observation).tokens
+        single = jax.tree.map(lambda x: x[:1], sequence)
 
         def hidden(column):
-            moved = one.embeds.at[0, column].multiply(-0.5)
-            return m.backbone(one._replace(embeds=moved))[0]
+            moved = single.embeds.at[0, column].multiply(-0.5)
+            return m.backbone(single._replace(embeds=moved))[0]
 
-        columns = jnp.arange(one.valid.shape[1])
-        change = jax.vmap(hidden)(columns) - m.backbone(one)
-        return jnp.abs(change).max(-1) > 1e-5, one.valid[0]
+        columns = jnp.arange(single.valid.shape[1])
+        change = jax.vmap(hidden)(columns) - m.backbone(single)
+        return jnp.abs(change).max(-1) > 1e-5, single.valid[0]
 
     changed, valid = jax.jit(lambda p: model.apply(p, method=look))(params("paligemma"))
     return np.asarray(changed)[valid][:, valid]
@@ -87,14 +87,14 @@ BOTH = ["paligemma2", pytest.param("paligemma", marks=pytest.mark.slow)]
 @pytest.mark.parametrize("name", BOTH)
 def test_streaming_with_a_prefix_equals_the_window(name):
     model, weights = vla.build(config("interleaved", "prefix", name)), params(name)
-    whole, window = tiny.observe(window=tiny.WINDOW + 1, size=28), tiny.WINDOW
+    full, window = tiny.observe(window=tiny.WINDOW + 1, size=28), tiny.WINDOW
     step = jax.jit(lambda o, h: model.apply(weights, o, h, method="step"))
     history = model.empty_history(2)
     got: Any = None
     for t in range(window + 1):
-        got, history = step(tiny.steps(whole, t, t + 1), history)
+        got, history = step(tiny.steps(full, t, t + 1), history)
     apply = jax.jit(lambda o: model.apply(weights, o))
-    expected = apply(tiny.steps(whole, 1, window + 1))
+    expected = apply(tiny.steps(full, 1, window + 1))
     np.testing.assert_allclose(got.arm, expected.arm[:, -1:], atol=1e-5)
 
 
@@ -102,18 +102,19 @@ def test_streaming_with_a_prefix_equals_the_window(name):
 def test_what_is_written_behind_a_prefix_is_what_recomputing_gives(name):
     """Token by token behind the cached prompt, for each step of a window."""
     model, weights = vla.build(config("discrete", "prefix", name)), params(name)
-    seen = tiny.observe(window=2, size=28)
+    observation = tiny.observe(window=2, size=28)
     step = jax.jit(lambda o, h: model.apply(weights, o, h, method="step"))
     history = model.empty_history(2)
     for t in range(2):
-        _, history = step(tiny.steps(seen, t, t + 1), history)
+        _, history = step(tiny.steps(observation, t, t + 1), history)
     ids = history.ids[:, -2:]
 
     def best(m):
-        tokens = m.encode(seen)
+        tokens = m.encode(observation)
         valid = jnp.ones(tokens.shape[:2], bool)
-        scores = m.read(m.sequence(tokens, valid, seen, ids), valid)
-        return m.head.choose(scores)
+        sequence = m.sequence(tokens, valid, observation, ids)
+        hidden = m.backbone(sequence.tokens, columns=sequence.columns)
+        return m.head.choose(m.scores(hidden, valid))
 
     chosen = jax.jit(lambda p: model.apply(p, method=best))(weights)
     assert len(np.unique(ids)) > 2  # one token again and again would prove little
@@ -140,8 +141,8 @@ def test_answers_are_no_prefix():
     text = jnp.ones((1, 6), jnp.int32)
     target = jnp.asarray([[0, 0, 0, 1, 1, 1]], bool)
     unread = jnp.zeros((1, 8, 8, 3), jnp.uint8)  # the preprocessed ones are given apart
-    told = Captions(unread, jnp.ones(1, bool), text, jnp.ones((1, 6), bool), target)
-    caption_loss(model, jnp.zeros((1, 8, 8, 3)), told)
+    message = Captions(unread, jnp.ones(1, bool), text, jnp.ones((1, 6), bool), target)
+    caption_loss(model, jnp.zeros((1, 8, 8, 3)), message)
     assert read["given"].astype(int).tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]]
 
 
@@ -170,15 +171,15 @@ def test_a_downloaded_config_keeps_our_choices():
     text = {"model_type": "gemma2", "hidden_size": 3584, "attn_logit_softcapping": 50.0}
     text |= {"rope_parameters": {"rope_theta": 5e4, "rope_type": "default"}, "num_image_tokens": 4}
     described = {"model_type": "paligemma", "projection_dim": 3584, "text_config": text}
-    found = PaliGemma2.arch({**described, "vision_config": {"image_size": 448}}, strict=False)
-    assert (found["mask"], found["attention_cap"]) == ("causal", False)
-    spec = PaliGemma2(found).text_spec
+    arch = PaliGemma2.arch({**described, "vision_config": {"image_size": 448}}, strict=False)
+    assert (arch["mask"], arch["attention_cap"]) == ("causal", False)
+    spec = PaliGemma2(arch).text_spec
     assert spec.rope is not None
     assert (spec.width, spec.rope.theta, spec.block.soft_cap, spec.logit_cap) == (
         3584, 5e4, None, 30.0
     )  # fmt: skip
-    assert PaliGemma2({**found, "attention_cap": True}).text_spec.block.soft_cap == 50.0
-    assert PaliGemma2(found).image_tokens == 1024
+    assert PaliGemma2({**arch, "attention_cap": True}).text_spec.block.soft_cap == 50.0
+    assert PaliGemma2(arch).image_tokens == 1024
 
 
 @pytest.mark.parametrize(("backbone", "kind"), [(PaliGemma, "gemma"), (PaliGemma2, "gemma2")])
@@ -220,11 +221,16 @@ def test_prompts_bring_their_own_special_tokens(folder):
         ids, mask = tokenizer.encode(prompt.format(instruction="push it"), length)
         return [name.get(i, "?") for i in ids[mask]], [name[i] for i in ids[~mask]]
 
-    told, padding = read(vla.prompt(config("policy_head")), 10)
-    assert told == ["<eos>", *"pushit", "\n"]
+    message, padding = read(vla.prompt(config("policy_head")), 10)
+    assert message == ["<eos>", *"pushit", "\n"]
     assert padding == ["<pad>"] * 2
-    told, _ = read(vla.prompt(config("discrete")), 80)
-    assert (told[0], told[-1], told.count("<bos>"), told.count("<eos>")) == ("<bos>", "<eos>", 1, 1)
+    message, _ = read(vla.prompt(config("discrete")), 80)
+    assert (message[0], message[-1], message.count("<bos>"), message.count("<eos>")) == (
+        "<bos>",
+        "<eos>",
+        1,
+        1,
+    )
     again = Tokenizer.from_json(tokenizer.to_json())
     assert again.encode("push", 4)[0].tolist() == tokenizer.encode("push", 4)[0].tolist()
     usual = Tokenizer.from_dir(folder)

@@ -39,8 +39,8 @@ def call(model: Any, params: Any, method: Any, *args: Any) -> Any:
 
 
 def chunk(model: Any, params: Any, observation: Observation) -> np.ndarray:
-    found, _ = call(model, params, "step", observation, model.empty_history(2))
-    return np.asarray(found.arm)
+    result, _ = call(model, params, "step", observation, model.empty_history(2))
+    return np.asarray(result.arm)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_the_last_token_of_the_prompt_says_the_first_number():
     observation, actions = inputs(model)
 
     def look(m: Any) -> Any:
-        given, first = m.tokens(observation)
-        scores = m.backbone.logits(m.hidden(given))
+        arguments, first = m.tokens(observation)
+        scores = m.backbone.logits(m.hidden(arguments))
         return first[:, 0], scores, m.features(observation)[0], m.targets(observation, actions)
 
     first, scores, features, labels = call(model, params, look)
@@ -107,29 +107,29 @@ def test_the_last_token_of_the_prompt_says_the_first_number():
 def test_the_places_are_zeros_of_which_nothing_is_learned():
     model, params = build()
     observation, _ = inputs(model)
-    given, first = call(model, params, "tokens", observation)
+    arguments, first = call(model, params, "tokens", observation)
     for row in range(2):
         at = int(first[row, 0])
-        assert not np.asarray(given.embeds[row, at : at + 14]).any()
-        assert np.asarray(given.embeds[row, at + 14]).any()
+        assert not np.asarray(arguments.embeds[row, at : at + 14]).any()
+        assert np.asarray(arguments.embeds[row, at + 14]).any()
     assert "action_token" not in params
 
 
 def test_cameras_come_in_their_order_and_the_state_behind_them():
     model, params = build()
     observation, _ = inputs(model)
-    given, _ = call(model, params, "tokens", observation)
+    arguments, _ = call(model, params, "tokens", observation)
     swapped = dataclasses.replace(
         observation,
         images={"primary": observation.images["wrist"], "wrist": observation.images["primary"]},
     )
     other, _ = call(model, params, "tokens", swapped)
     k = model.vlm.image_tokens
-    first, second = given.embeds[:, 1 : 1 + k], other.embeds[:, 1 + k : 1 + 2 * k]
+    first, second = arguments.embeds[:, 1 : 1 + k], other.embeds[:, 1 + k : 1 + 2 * k]
     np.testing.assert_allclose(first, second, atol=1e-5)
     moved = dataclasses.replace(observation, proprio=jnp.asarray(observation.proprio) + 1)
     changed, _ = call(model, params, "tokens", moved)
-    where = np.flatnonzero(np.abs(given.embeds - changed.embeds).max((0, 2)))
+    where = np.flatnonzero(np.abs(arguments.embeds - changed.embeds).max((0, 2)))
     assert where.tolist() == [1 + 2 * k]
 
 
@@ -137,16 +137,16 @@ def test_film_follows_the_instruction_and_starts_as_the_plain_tower():
     model, params = build(**FILM)
     observation, _ = inputs(model)
     other = dataclasses.replace(observation, text=observation.text.at[:, 3].add(1))
-    one, two = (call(model, params, "tokens", o)[0] for o in (observation, other))
-    assert np.abs(one.embeds[:, 1:5] - two.embeds[:, 1:5]).max() > 1e-5
+    single, two = (call(model, params, "tokens", o)[0] for o in (observation, other))
+    assert np.abs(single.embeds[:, 1:5] - two.embeds[:, 1:5]).max() > 1e-5
 
     def fresh(key: Any) -> Any:
         # What is not returned is not computed.
         vision = vla.initial_params(model, key)["backbone"]["vision"]
         return [vision[t]["layers"][f"film_{n}"] for t in ("dino", "siglip") for n in PARTS]
 
-    found = jax.tree.leaves(jax.jit(fresh)(jax.random.key(0)))
-    assert not any(np.asarray(leaf).any() for leaf in found)
+    result = jax.tree.leaves(jax.jit(fresh)(jax.random.key(0)))
+    assert not any(np.asarray(leaf).any() for leaf in result)
 
 
 def test_the_mean_of_the_instruction_counts_padding_on_request():
@@ -159,8 +159,8 @@ def test_the_mean_of_the_instruction_counts_padding_on_request():
     padded = vla.build(dataclasses.replace(model.config, structure=structure), model.arch)
     text = jnp.take(params["backbone"]["text"]["embedding"], observation.text, axis=0)
     for m, count in ((model, 7), (padded, 9)):
-        found = call(m, params, "language", observation, text)
-        np.testing.assert_allclose(found[0], text[0, :count].mean(0), atol=1e-6)
+        result = call(m, params, "language", observation, text)
+        np.testing.assert_allclose(result[0], text[0, :count].mean(0), atol=1e-6)
 
 
 def test_towers_that_follow_the_instruction_need_a_structure_that_tells_it():

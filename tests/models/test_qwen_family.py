@@ -28,18 +28,18 @@ FAMILY = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 def counted(valid, place, grid, start=0):
     """The rule, one token after the other."""
-    found, now = [], start
+    collected, current = [], start
     rows, columns = grid
-    for there, at in zip(valid, place, strict=True):
+    for present, at in zip(valid, place, strict=True):
         patch = at - 1
         inside = 0 <= patch < rows * columns
         row, column = divmod(patch, columns) if inside else (0, 0)
-        found.append((now, now + row, now + column))
-        if there and not inside:
-            now += 1
-        elif there and patch == rows * columns - 1:
-            now += max(rows, columns)
-    return np.array(found).T, now
+        collected.append((current, current + row, current + column))
+        if present and not inside:
+            current += 1
+        elif present and patch == rows * columns - 1:
+            current += max(rows, columns)
+    return np.array(collected).T, current
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (3, 2), (1, 4)])
@@ -57,9 +57,9 @@ def test_positions(grid):
     valid, place = (jnp.asarray(np.stack(x)) for x in zip(*rows, strict=True))
     got, following = qwen_family.positions(valid, place, grid)
     for i, row in enumerate(rows):
-        expected, now = counted(row[0], row[1], grid)
+        expected, current = counted(row[0], row[1], grid)
         np.testing.assert_array_equal(np.asarray(got)[:, i, row[0]], expected[:, row[0]])
-        assert following[i] == now
+        assert following[i] == current
     parts, start = [], 0
     for cut in (slice(0, 5), slice(5, 6), slice(6, 36)):
         part, start = qwen_family.positions(valid[:, cut], place[:, cut], grid, start)
@@ -72,18 +72,18 @@ def test_positions_of_a_window(structure):
     """Two cameras a step and the first step missing: positions are those of what is there."""
     model = vla.build(tiny.config(structure, "mlp", backbone="qwen2_vl"))
     params = random_params(model)
-    seen, valid = tiny.observe(), jnp.array([[False, True, True], [True, True, True]])
+    observation, valid = tiny.observe(), jnp.array([[False, True, True], [True, True, True]])
 
     def tokens_of(m):
-        return m.sequence(m.encode(seen), valid, seen).tokens
+        return m.sequence(m.encode(observation), valid, observation).tokens
 
     tokens = jax.jit(lambda p: model.apply({"params": p}, method=tokens_of))(params)
     got, _ = qwen_family.positions(tokens.valid, tokens.place, (2, 2))
-    for i, there in enumerate(np.asarray(tokens.valid)):
-        place = np.asarray(tokens.place)[i, there]
+    for i, present in enumerate(np.asarray(tokens.valid)):
+        place = np.asarray(tokens.place)[i, present]
         assert (place == 1).sum() == 2 * valid[i].sum()  # the images that exist
         expected, _ = counted(np.ones(len(place), bool), place, (2, 2))
-        np.testing.assert_array_equal(np.asarray(got)[:, i, there], expected)
+        np.testing.assert_array_equal(np.asarray(got)[:, i, present], expected)
 
 
 def random_params(model):
@@ -207,14 +207,14 @@ def test_a_folder_in_old_and_new_names(tmp_path, name, tied):
     model = vla.build(config, arch)
     params = flatten(random_params(model))
     rows = kind(arch).weight_map()
-    theirs = {}
+    reference = {}
     for row in weights.prefixed(rows, "", "backbone/"):
         if not row.alias:
-            theirs |= arrays.to_theirs(row, params)
+            reference |= arrays.to_theirs(row, params)
     shapes = {path: x.shape for path, x in params.items()}
     for folder, spelled in (("old", str), ("new", later)):
         (tmp_path / folder).mkdir()
-        files = {spelled(key): x for key, x in theirs.items()}
+        files = {spelled(key): x for key, x in reference.items()}
         save_file(files, tmp_path / folder / "model.safetensors")
         (tmp_path / folder / "config.json").write_text(json.dumps(arch))
         loaded = hf.load(tmp_path / folder, config, shapes, lambda _, x: x)
@@ -301,11 +301,11 @@ def test_captions_are_chats(tmp_path):
 def test_images_stand_inside_the_turn():
     model = vla.build(tiny.config("policy_head", "lstm", backbone="qwen3_vl"))
     params = random_params(model)
-    seen = tiny.observe(window=1)
+    observation = tiny.observe(window=1)
     valid = jnp.ones((2, 1), bool)
 
     def tokens_of(m):
-        return m.sequence(m.encode(seen), valid, seen).tokens
+        return m.sequence(m.encode(observation), valid, observation).tokens
 
     tokens = jax.jit(lambda p: model.apply({"params": p}, method=tokens_of))(params)
     expected = [-1] * 3 + list(range(6)) * 2 + [-1] * (tiny.TEXT - 3 + 1)

@@ -27,14 +27,14 @@ def tagged(tags, width: int = 1) -> jax.Array:
 def test_splice_per_row_and_padded():
     text = tagged([[1, 2, 3, 4, 0, 0], [1, 2, 3, 5, 6, 4]])  # 1 = <s>, 4 = </s>, 0 = padding
     mask = jnp.asarray([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
-    tokens, seen = tagged([[11, 12]] * 2), jnp.ones((2, 2), bool)
+    tokens, observed = tagged([[11, 12]] * 2), jnp.ones((2, 2), bool)
     inserted = tagged([[21, 22]] * 2)
     place = jnp.asarray([[0, 1]] * 2)
-    args = (text, mask, tokens, seen, place, inserted, LAYOUT)
-    (embeds, valid, place, *_, given), first = splicing.splice(*args, padded=False)
-    assert given is not None
-    assert given.sum(1).tolist() == [5, 7]
-    assert bool(given[0, :5].all())
+    args = (text, mask, tokens, observed, place, inserted, LAYOUT)
+    (embeds, valid, place, *_, inputs), first = splicing.splice(*args, padded=False)
+    assert inputs is not None
+    assert inputs.sum(1).tolist() == [5, 7]
+    assert bool(inputs[0, :5].all())
     assert place.tolist() == [[-1, 0, 1] + [-1] * 7] * 2
     assert embeds[..., 0].astype(int).tolist() == [
         [1, 11, 12, 2, 3, 21, 22, 4, 0, 0],
@@ -42,10 +42,10 @@ def test_splice_per_row_and_padded():
     ]
     assert valid.sum(1).tolist() == [8, 10]
     assert first[:, 0].tolist() == [5, 7]
-    (embeds, valid, *_, given), first = splicing.splice(*args, padded=True)
-    assert given is not None
-    assert given[:, :7].all()
-    assert not given[:, 7:].any()
+    (embeds, valid, *_, inputs), first = splicing.splice(*args, padded=True)
+    assert inputs is not None
+    assert inputs[:, :7].all()
+    assert not inputs[:, 7:].any()
     assert embeds[0, :, 0].astype(int).tolist() == [1, 11, 12, 2, 3, 4, 0, 21, 22, 0]
     assert valid[0].astype(int).tolist() == [1, 1, 1, 1, 1, 1, 0, 1, 1, 0]
     assert first[:, 0].tolist() == [7, 7]
@@ -58,12 +58,12 @@ def test_splice_per_row_and_padded():
 def test_columns_of_a_steps_own_tokens(readout, tags):
     text = tagged([[1, 2, 3, 4, 0, 0]])
     mask = jnp.asarray([[1, 1, 1, 1, 0, 0]], bool)
-    seen, place = jnp.ones((1, 2), bool), jnp.asarray([[0, 1]])
-    args = (tagged([[11, 12]]), seen, place, text[:, :0], LAYOUT, False)
+    observed, place = jnp.ones((1, 2), bool), jnp.asarray([[0, 1]])
+    args = (tagged([[11, 12]]), observed, place, text[:, :0], LAYOUT, False)
     (embeds, valid, *_), first = splicing.splice(text, mask, *args)
     columns, read = splicing.columns_of(readout, valid, first, 2, LAYOUT)
-    found = splicing.take(embeds, columns)[0, :, 0][np.asarray(read[0])]
-    assert found.astype(int).tolist() == tags
+    taken = splicing.take(embeds, columns)[0, :, 0][np.asarray(read[0])]
+    assert taken.astype(int).tolist() == tags
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -73,25 +73,25 @@ def test_join_leaves_out_what_is_not_there(padded):
     valid = jnp.asarray(np.tile([1, 1, 0], (6, 1)), bool)
     columns = jnp.ones((6, 1), jnp.int32)
     place = jnp.asarray(np.tile([0, 1, -1], (6, 1)))
-    given = jnp.asarray(tags % 3 == 1)  # the first column of each step
-    tokens = Tokens(tagged(tags), valid, place, given=given)
+    array = jnp.asarray(tags % 3 == 1)  # the first column of each step
+    tokens = Tokens(tagged(tags), valid, place, given=array)
     steps = Sequence(tokens, columns, jnp.ones((6, 1), bool))
     keep = jnp.asarray([[0, 1, 1], [1, 1, 1]], bool)
-    found = splicing.join(steps, keep, padded)
-    order = found.tokens.embeds[..., 0].astype(int).tolist()
+    text = splicing.join(steps, keep, padded)
+    order = text.tokens.embeds[..., 0].astype(int).tolist()
     if padded:
         assert order[0][:6] == [4, 5, 6, 7, 8, 9]
         assert order[1] == list(range(10, 19))
     else:
         assert order[0][:4] == [4, 5, 7, 8]
         assert order[1][:6] == [10, 11, 13, 14, 16, 17]
-        assert found.tokens.valid.sum(1).tolist() == [4, 6]
-        valid = found.tokens.valid
+        assert text.tokens.valid.sum(1).tolist() == [4, 6]
+        valid = text.tokens.valid
         assert not bool((~valid[:, :-1] & valid[:, 1:]).any())  # no gaps
-        assert found.tokens.place[0, :4].tolist() == [0, 1, 0, 1]
+        assert text.tokens.place[0, :4].tolist() == [0, 1, 0, 1]
     # Marks and columns still belong to the same tokens.
-    np.testing.assert_array_equal(found.tokens.given, found.tokens.embeds[..., 0] % 3 == 1)
-    picked = splicing.take(found.tokens.embeds, found.columns)[..., 0].astype(int)
+    np.testing.assert_array_equal(text.tokens.given, text.tokens.embeds[..., 0] % 3 == 1)
+    picked = splicing.take(text.tokens.embeds, text.columns)[..., 0].astype(int)
     assert picked[0, 1:].tolist() == [5, 8]
     assert picked[1].tolist() == [11, 14, 17]
 
@@ -118,19 +118,19 @@ def test_streaming_equals_recomputing_the_window(structure, head):
     config = tiny.config(structure, head)
     model, params = tiny.build(config)
     window, key = config.structure.window, jax.random.key(9)
-    whole = tiny.observe(window=window + 2)
+    full = tiny.observe(window=window + 2)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, key, method="step"))
     apply = jax.jit(lambda o: model.apply({"params": params}, o, key))
     history = model.empty_history(2)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), history)
     for t in range(window + 2):
-        got, history = step(tiny.steps(whole, t, t + 1), history)
+        got, history = step(tiny.steps(full, t, t + 1), history)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), history) == shapes
         begin = max(0, t + 1 - window)
         if structure == "discrete" and begin:
             continue  # what was written before the window began is in the stream's context
-        now = tiny.steps(whole, begin, t + 1)
-        expected = apply(_left_padded(now, window))
+        current = tiny.steps(full, begin, t + 1)
+        expected = apply(_left_padded(current, window))
         np.testing.assert_allclose(got.arm, expected.arm[:, -1:], atol=1e-5)
         np.testing.assert_allclose(got.gripper, expected.gripper[:, -1:], atol=1e-5)
 
@@ -140,19 +140,19 @@ def test_a_window_that_slides_by_several_steps_goes_on_from_its_cache():
     """What has not left the window is read as if it were read anew, pads and all."""
     changes: dict[str, Any] = {"structure.slide": 2}
     model, params = tiny.build(tiny.config("interleaved", "lstm", **changes))
-    window, seen = model.config.structure.window, []
-    whole = tiny.observe(window=window + 4)
+    window, recorded = model.config.structure.window, []
+    full = tiny.observe(window=window + 4)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     apply = jax.jit(lambda o: model.apply({"params": params}, o))
     history = model.empty_history(2)
     for t in range(window + 4):
-        seen = [*(seen[2:] if len(seen) == window else seen), t]
-        got, history = step(tiny.steps(whole, t, t + 1), history)
-        assert history.valid.sum(1).tolist() == [len(seen)] * 2
-        expected = apply(_left_padded(tiny.steps(whole, seen[0], t + 1), window))
+        recorded = [*(recorded[2:] if len(recorded) == window else recorded), t]
+        got, history = step(tiny.steps(full, t, t + 1), history)
+        assert history.valid.sum(1).tolist() == [len(recorded)] * 2
+        expected = apply(_left_padded(tiny.steps(full, recorded[0], t + 1), window))
         np.testing.assert_allclose(got.arm, expected.arm[:, -1:], atol=1e-5)
         np.testing.assert_allclose(got.gripper, expected.gripper[:, -1:], atol=1e-5)
-    assert seen[0] == 4  # two rereadings
+    assert recorded[0] == 4  # two rereadings
 
 
 def _left_padded(observation, window):
@@ -168,11 +168,11 @@ def _left_padded(observation, window):
 def test_interleaved_sees_the_past_and_not_the_future():
     model, params = tiny.build(tiny.config("interleaved", "mlp"))
     run = jax.jit(lambda o: model.apply({"params": params}, o).arm)
-    whole = tiny.observe()
-    base = run(whole)
+    full = tiny.observe()
+    base = run(full)
     for step, changes in ((0, [0, 1, 2]), (2, [2])):
-        images = {c: x.at[:, step].add(0.5) for c, x in whole.images.items()}
-        moved = np.abs(run(dataclasses.replace(whole, images=images)) - base).max((0, 2, 3))
+        images = {c: x.at[:, step].add(0.5) for c, x in full.images.items()}
+        moved = np.abs(run(dataclasses.replace(full, images=images)) - base).max((0, 2, 3))
         assert [i for i in range(3) if moved[i] > 1e-5] == changes
 
 
@@ -268,7 +268,8 @@ def test_discrete_writes_action_ids_one_by_one():
     def scores(ids):
         def read(m):
             tokens, valid = m.encode(observation), splicing.step_mask(observation)
-            return m.read(m.sequence(tokens, valid, observation, ids), valid)
+            sequence = m.sequence(tokens, valid, observation, ids)
+            return m.scores(m.backbone(sequence.tokens, columns=sequence.columns), valid)
 
         return model.apply({"params": params}, method=read)
 
@@ -327,8 +328,8 @@ def test_features_may_have_to_predict_the_sentence():
     rng = np.random.default_rng(0)
     sentence = jnp.asarray(rng.normal(size=(2, 5)) * 2, jnp.float32)
     observation = dataclasses.replace(tiny.observe(), sentence=sentence)
-    seen = {c: m.at[0, 0].set(False) for c, m in observation.image_mask.items()}
-    observation = dataclasses.replace(observation, image_mask=seen)
+    observed = {c: m.at[0, 0].set(False) for c, m in observation.image_mask.items()}
+    observation = dataclasses.replace(observation, image_mask=observed)
     actions = tiny.act()
 
     def loss(params, seen=observation):

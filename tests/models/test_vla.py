@@ -65,17 +65,17 @@ def test_shapes_and_ranges(config, params):
 
 def test_streaming_equals_the_window(config, params):
     observation = observe()
-    whole = run(config, params, observation)
+    full = run(config, params, observation)
     model = vla.build(config)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
     history = model.empty_history(2)
     for t in range(WINDOW):
         cut = {c: x[:, t : t + 1] for c, x in observation.images.items()}
-        seen = {c: x[:, t : t + 1] for c, x in observation.image_mask.items()}
-        now = dataclasses.replace(observation, images=cut, image_mask=seen)
-        out, history = step(now, history)
-        np.testing.assert_allclose(out.arm[:, 0], whole.arm[:, t], atol=1e-5)
-        np.testing.assert_allclose(out.gripper[:, 0], whole.gripper[:, t], atol=1e-5)
+        observed = {c: x[:, t : t + 1] for c, x in observation.image_mask.items()}
+        changed = dataclasses.replace(observation, images=cut, image_mask=observed)
+        out, history = step(changed, history)
+        np.testing.assert_allclose(out.arm[:, 0], full.arm[:, t], atol=1e-5)
+        np.testing.assert_allclose(out.gripper[:, 0], full.gripper[:, t], atol=1e-5)
 
 
 def test_streaming_forgets_what_left_the_window(config, params):
@@ -94,8 +94,8 @@ def test_streaming_forgets_what_left_the_window(config, params):
 
 def test_left_padding_equals_a_shorter_history(config, params):
     observation = observe()
-    seen = {c: m.at[:, 0].set(False) for c, m in observation.image_mask.items()}
-    padded = run(config, params, dataclasses.replace(observation, image_mask=seen))
+    observed = {c: m.at[:, 0].set(False) for c, m in observation.image_mask.items()}
+    padded = run(config, params, dataclasses.replace(observation, image_mask=observed))
     cut = {c: x[:, 1:] for c, x in observation.images.items()}
     masks = {c: x[:, 1:] for c, x in observation.image_mask.items()}
     short = run(config, params, dataclasses.replace(observation, images=cut, image_mask=masks))
@@ -105,12 +105,12 @@ def test_left_padding_equals_a_shorter_history(config, params):
 def test_per_row_actions_do_not_depend_on_padding(config, params):
     """The same instruction with more padding columns, and in a batch with longer ones."""
     observation = observe()
-    whole = run(config, params, observation)
+    full = run(config, params, observation)
     trimmed = dataclasses.replace(
         observation, text=observation.text[:, :7], text_mask=observation.text_mask[:, :7]
     )
     alone = run(config, params, jax.tree.map(lambda x: x[:1], trimmed))
-    np.testing.assert_allclose(whole.arm[:1], alone.arm, atol=1e-6)
+    np.testing.assert_allclose(full.arm[:1], alone.arm, atol=1e-6)
 
 
 def test_padded_column_depends_on_padding(config, params):
@@ -118,12 +118,12 @@ def test_padded_column_depends_on_padding(config, params):
     structure = dataclasses.replace(config.structure, parity=StructureParity("padded_column"))
     config = dataclasses.replace(config, structure=structure)
     observation = observe()
-    whole = run(config, params, observation)
+    full = run(config, params, observation)
     trimmed = dataclasses.replace(
         observation, text=observation.text[:, :7], text_mask=observation.text_mask[:, :7]
     )
     alone = run(config, params, jax.tree.map(lambda x: x[:1], trimmed))
-    assert np.abs(whole.arm[:1] - alone.arm).max() > 1e-4
+    assert np.abs(full.arm[:1] - alone.arm).max() > 1e-4
 
 
 def test_pad_ids_do_not_matter(config, params):
@@ -181,9 +181,9 @@ def test_dropout_only_with_an_rng(config, params):
     config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, arch=arch))
     plain = run(config, params, observe())
     np.testing.assert_array_equal(plain.arm, run(config, params, observe()).arm)
-    one = run(config, params, observe(), dropout=jax.random.key(1))
+    single = run(config, params, observe(), dropout=jax.random.key(1))
     two = run(config, params, observe(), dropout=jax.random.key(2))
-    assert np.abs(one.arm - two.arm).max() > 1e-4
+    assert np.abs(single.arm - two.arm).max() > 1e-4
 
 
 def test_illegal_choices_are_all_named(config):

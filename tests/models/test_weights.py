@@ -54,23 +54,23 @@ def test_fused_kernels(kind, fuse, groups, stacked):
     layers = [separate(groups) for _ in range(3 if stacked else 1)]
     name = "h.{}.qkv.weight" if stacked else "qkv.weight"
     row = Weight(name, "attn/{q,k,v}/kernel", kind)
-    theirs = {n: fuse(parts) for n, parts in zip(row.expand(len(layers)), layers, strict=True)}
+    reference = {n: fuse(parts) for n, parts in zip(row.expand(len(layers)), layers, strict=True)}
     expected = [kernels(parts) for parts in layers]
     ours = {}
     for i, path in enumerate(row.targets):
-        stack = [one[i] for one in expected]
+        stack = [single[i] for single in expected]
         ours[path] = np.stack(stack) if stacked else stack[0]
     shapes = {path: value.shape for path, value in ours.items()}
     assert list(shapes) == ["attn/q/kernel", "attn/k/kernel", "attn/v/kernel"]
 
-    found = {n: value.shape for n, value in theirs.items()}
-    assert str(weights.check([row], shapes, found)) == ""
-    got = weights.to_ours(row, shapes, theirs.__getitem__)
+    results = {n: value.shape for n, value in reference.items()}
+    assert str(weights.check([row], shapes, results)) == ""
+    got = weights.to_ours(row, shapes, reference.__getitem__)
     for path, value in ours.items():
         np.testing.assert_array_equal(got[path], value)
     back = arrays.to_theirs(row, got)
-    assert set(back) == set(theirs)
-    for n, value in theirs.items():
+    assert set(back) == set(reference)
+    for n, value in reference.items():
         assert back[n].tobytes() == value.tobytes()
         assert back[n].flags.c_contiguous
 
@@ -112,10 +112,10 @@ def test_conv1d(kind):
 def test_every_second_layer():
     """Towers with inserts stack the layers of a group apart."""
     rows = [Weight("h.{}.w", f"blocks_{i}/w", first=i, step=2) for i in range(2)]
-    theirs = {f"h.{i}.w": np.full(3, i) for i in range(6)}
+    reference = {f"h.{i}.w": np.full(3, i) for i in range(6)}
     ours = {"blocks_0/w": (3, 3), "blocks_1/w": (3, 3)}
-    assert str(weights.check(rows, ours, {k: v.shape for k, v in theirs.items()})) == ""
-    got = weights.to_ours(rows[1], ours, theirs.__getitem__)["blocks_1/w"]
+    assert str(weights.check(rows, ours, {k: v.shape for k, v in reference.items()})) == ""
+    got = weights.to_ours(rows[1], ours, reference.__getitem__)["blocks_1/w"]
     np.testing.assert_array_equal(got[:, 0], [1, 3, 5])
     assert set(arrays.to_theirs(rows[1], {"blocks_1/w": got})) == {"h.1.w", "h.3.w", "h.5.w"}
 

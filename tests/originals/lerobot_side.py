@@ -79,10 +79,10 @@ def vlm(folder: Path) -> None:
 
 
 def config(folder: Path) -> SmolVLAConfig:
-    seen = {c: PolicyFeature(FeatureType.VISUAL, (3, 48, 64)) for c in CAMERAS}
-    seen["observation.state"] = PolicyFeature(FeatureType.STATE, (DIM,))
+    observed = {c: PolicyFeature(FeatureType.VISUAL, (3, 48, 64)) for c in CAMERAS}
+    observed["observation.state"] = PolicyFeature(FeatureType.STATE, (DIM,))
     return SmolVLAConfig(
-        input_features=seen,
+        input_features=observed,
         output_features={"action": PolicyFeature(FeatureType.ACTION, (DIM,))},
         vlm_model_name=str(folder / "vlm"),
         chunk_size=CHUNK,
@@ -122,7 +122,7 @@ def make(where: str) -> None:
 def load(where: str, exported: str, out: str) -> None:
     """Both folders as LeRobot's own commands read them."""
     io = dict(np.load(Path(where, "io.npz")))
-    found, tensors = {}, {}
+    collected, tensors = {}, {}
     for name, folder in (("theirs", Path(where, "policy")), ("ours", Path(exported))):
         policy = get_policy_class("smolvla").from_pretrained(folder, strict=True)
         before, behind = make_pre_post_processors(policy.config, pretrained_path=str(folder))
@@ -130,8 +130,8 @@ def load(where: str, exported: str, out: str) -> None:
         batch = {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in batch.items()}
         batch = before({**batch, "task": io["tasks"].tolist()})
         chunk = policy.predict_action_chunk(batch, noise=torch.from_numpy(io["noise"]))
-        found[f"{name}/ids"] = batch["observation.language.tokens"].numpy()
-        found[f"{name}/actions"] = behind(chunk).numpy()
+        collected[f"{name}/ids"] = batch["observation.language.tokens"].numpy()
+        collected[f"{name}/actions"] = behind(chunk).numpy()
         tensors[name] = policy.state_dict()
         configs = {k: str(v) for k, v in vars(policy.config).items()}
         tensors[name + "/config"] = configs
@@ -140,7 +140,7 @@ def load(where: str, exported: str, out: str) -> None:
     settings = {k: [c.get(k) for c in pairs] for k in pairs[0] if pairs[0][k] != pairs[1].get(k)}
     report = {"differing": differing, "settings": settings, "lerobot": lerobot.__version__}
     report |= {"tensors": len(tensors["ours"]), "torch": torch.__version__}
-    np.savez(out, report=json.dumps(report), **found)
+    np.savez(out, report=json.dumps(report), **collected)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def config(kind: str) -> Any:
 
 
 def observation(io: Any, kind: str) -> Any:
-    seen = {
+    recorded = {
         "image": {name: io[f"obs/image/{name}"] for name in CAMERAS[kind]},
         "image_mask": {name: io[f"obs/image_mask/{name}"] for name in CAMERAS[kind]},
         "state": io["obs/state"],
@@ -62,9 +62,9 @@ def observation(io: Any, kind: str) -> Any:
         "tokenized_prompt_mask": io["obs/tokenized_prompt_mask"],
     }
     if kind == "fast":
-        seen |= {"token_ar_mask": np.zeros_like(seen["tokenized_prompt"])}
-        seen |= {"token_loss_mask": np.zeros_like(seen["tokenized_prompt_mask"])}
-    return model.Observation.from_dict(jax.tree.map(jax.numpy.asarray, seen))
+        recorded |= {"token_ar_mask": np.zeros_like(recorded["tokenized_prompt"])}
+        recorded |= {"token_loss_mask": np.zeros_like(recorded["tokenized_prompt_mask"])}
+    return model.Observation.from_dict(jax.tree.map(jax.numpy.asarray, recorded))
 
 
 def make(kind: str, folder: str) -> None:
@@ -110,11 +110,11 @@ def load(kind: str, folder: str, exported: str, out: str) -> None:
     policy = config(kind).load(
         model.restore_params(Path(exported, "params")), remove_extra_params=False
     )
-    key, seen = jax.random.key(0), observation(io, kind)
+    key, observed = jax.random.key(0), observation(io, kind)
     if kind == "fast":
-        actions = policy.sample_actions(key, seen, max_decoding_steps=ANSWER)
+        actions = policy.sample_actions(key, observed, max_decoding_steps=ANSWER)
     else:
-        actions = policy.sample_actions(key, seen, num_steps=STEPS, noise=io["sample/noise"])
+        actions = policy.sample_actions(key, observed, num_steps=STEPS, noise=io["sample/noise"])
     report = {"differing": sorted(differing), "tensors": len(second), "jax": jax.__version__}
     np.savez(out, actions=np.asarray(actions), report=json.dumps(report))
 

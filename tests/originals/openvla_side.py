@@ -107,8 +107,8 @@ def load(kind: str, where: str, exported: str, out: str) -> None:
     pixels = [(scaled - mean) / deviation for mean, deviation in units]
     pixels = torch.from_numpy(np.concatenate(pixels, axis=-1).transpose(0, 3, 1, 2))
     ids = torch.from_numpy(io["ids"])
-    seen = {"pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
-    found, states, loading = {}, {}, {}
+    recorded = {"pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
+    collected, states, loading = {}, {}, {}
     for name, folder in (("theirs", Path(where)), ("ours", Path(exported))):
         kinds = {"attn_implementation": "sdpa", "torch_dtype": torch.float32}
         model, info = modeling_prismatic.OpenVLAForActionPrediction.from_pretrained(
@@ -128,16 +128,16 @@ def load(kind: str, where: str, exported: str, out: str) -> None:
         else:
             more = {"do_sample": False}
         with torch.no_grad():
-            actions = model.eval().predict_action(ids, unnorm_key=SUITE, **seen, **more)
-        found[name] = np.asarray(actions[0] if kind == "oft" else actions)
+            actions = model.eval().predict_action(ids, unnorm_key=SUITE, **recorded, **more)
+        collected[name] = np.asarray(actions[0] if kind == "oft" else actions)
         states[name] = state
         loading[name] = {k: sorted(map(str, info[k])) for k in ("missing_keys", "unexpected_keys")}
-    ours, theirs = states["ours"], states["theirs"]
-    both = ours.keys() | theirs.keys()
-    differing = [k for k in both if k not in ours or not torch.equal(ours[k], theirs[k])]
+    ours, reference = states["ours"], states["theirs"]
+    both = ours.keys() | reference.keys()
+    differing = [k for k in both if k not in ours or not torch.equal(ours[k], reference[k])]
     report = {"differing": differing, "loading": loading["ours"], "tensors": len(ours)}
     report |= {"transformers": transformers.__version__, "timm": timm.__version__}
-    np.savez(out, report=json.dumps(report), **found)
+    np.savez(out, report=json.dumps(report), **collected)
 
 
 if __name__ == "__main__":

@@ -85,9 +85,9 @@ def sampled(imported: Any, seen: Observation, noise: np.ndarray) -> np.ndarray:
 
 def show(what: str, ours: np.ndarray, theirs: np.ndarray) -> float:
     """The largest difference, which is printed beside the largest value."""
-    found = float(np.abs(ours - theirs).max())
-    print(f"\n{what}: actions differ by {found:.1e}, of values up to {np.abs(theirs).max():.1f}")
-    return found
+    result = float(np.abs(ours - theirs).max())
+    print(f"\n{what}: actions differ by {result:.1e}, of values up to {np.abs(theirs).max():.1f}")
+    return result
 
 
 # ---- openpi
@@ -137,22 +137,22 @@ def through_openpi(kind: str, folder: Path) -> tuple[Any, dict[str, np.ndarray],
     imported.save(folder / "run", overwrite=False)
     run_convert("export-openpi", folder / "run", folder / "exported")
     side("openpi", modules, "load", kind, folder, folder / "exported", out)
-    theirs = np.load(out)
-    report = json.loads(str(theirs["report"]))
+    reference = np.load(out)
+    report = json.loads(str(reference["report"]))
     assert report["differing"] == []
     line = f"openpi on jax {report['jax']}, {kind}, {report['tensors']} tensors to the bit"
-    return imported, dict(np.load(folder / "io.npz")), theirs["actions"], line
+    return imported, dict(np.load(folder / "io.npz")), reference["actions"], line
 
 
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])
 def test_openpi_loads_its_parameters_again(kind, tmp_path):
-    imported, io, theirs, line = through_openpi(kind, tmp_path)
-    seen = pi0.observation(io, vla.build(imported.config.model).image.size)
-    assert show(line, sampled(imported, seen, io["sample/noise"]), theirs) < TOLERANCE
+    imported, io, reference, line = through_openpi(kind, tmp_path)
+    observation = pi0.observation(io, vla.build(imported.config.model).image.size)
+    assert show(line, sampled(imported, observation, io["sample/noise"]), reference) < TOLERANCE
 
 
 def test_openpi_loads_pi0_fast_again(tmp_path):
-    imported, io, theirs, line = through_openpi("fast", tmp_path)
+    imported, io, reference, line = through_openpi("fast", tmp_path)
     arch = imported.config.model.backbone.arch
     written = pi0fast.model_config(FAST, io["obs/tokenized_prompt"].shape[1])
     written = dataclasses.replace(
@@ -160,13 +160,13 @@ def test_openpi_loads_pi0_fast_again(tmp_path):
     )
     model: Any = vla.build(written)
     text = io["obs/tokenized_prompt"], io["obs/tokenized_prompt_mask"]
-    seen = pi0fast.observation(io, model.image.size, text)
+    observation = pi0fast.observation(io, model.image.size, text)
     run: Any = jax.jit(
-        lambda p: model.apply({"params": p}, seen, jax.random.key(0), method="write")
+        lambda p: model.apply({"params": p}, observation, jax.random.key(0), method="write")
     )
     ours = np.asarray(run(params_of(imported)))
-    print(f"\n{line}: {ours.size} tokens written, {(ours != theirs).sum()} differ")
-    np.testing.assert_array_equal(ours, theirs)
+    print(f"\n{line}: {ours.size} tokens written, {(ours != reference).sum()} differ")
+    np.testing.assert_array_equal(ours, reference)
 
 
 # ---- LeRobot
@@ -208,36 +208,36 @@ def test_lerobot_loads_its_policy_again(tmp_path):
     run_convert("export-lerobot", tmp_path / "run", tmp_path / "exported")
     out = tmp_path / "out.npz"
     side("lerobot", modules, "load", tmp_path, tmp_path / "exported", out)
-    theirs, io = np.load(out), dict(np.load(tmp_path / "io.npz"))
-    report = json.loads(str(theirs["report"]))
+    reference, io = np.load(out), dict(np.load(tmp_path / "io.npz"))
+    report = json.loads(str(reference["report"]))
     assert report["differing"] == []
     assert report["settings"] == {}
-    np.testing.assert_array_equal(theirs["ours/ids"], theirs["theirs/ids"])
-    np.testing.assert_array_equal(theirs["ours/actions"], theirs["theirs/actions"])
+    np.testing.assert_array_equal(reference["ours/ids"], reference["theirs/ids"])
+    np.testing.assert_array_equal(reference["ours/actions"], reference["theirs/actions"])
     # And ours, from the pixels, the words and the robot's numbers to the robot's numbers.
     model: Any = vla.build(imported.config.model)
     units = PolicyUnits.from_json(imported.meta["units"]["tiny"])
     write = Writer(Tokenizer.from_json(imported.meta["tokenizer"]), 48, "", "smolvla")
     texts = [write(str(task), None) for task in io["tasks"]]
     ids, mask = (np.stack(parts) for parts in zip(*texts, strict=True))
-    length = theirs["theirs/ids"].shape[1]
-    np.testing.assert_array_equal(ids[:, :length], theirs["theirs/ids"])
+    length = reference["theirs/ids"].shape[1]
+    np.testing.assert_array_equal(ids[:, :length], reference["theirs/ids"])
     cameras = [k for k in io if k.startswith("observation.images")]
     images = {
         ours: image.preprocess(jnp.asarray(np.moveaxis(io[name], 1, -1)), model.image)[:, None]
         for ours, name in zip(("primary", "wrist"), cameras, strict=True)
     }
     state = units.prepare_state(io["observation.state"]).astype(np.float32)
-    seen = Observation(
+    observed = Observation(
         images=images,
         image_mask={name: jnp.ones((2, 1), bool) for name in images},
         text=jnp.asarray(ids[:, :length].astype(np.int32)),
         text_mask=jnp.asarray(mask[:, :length]),
         proprio=jnp.asarray(state)[:, None],
     )
-    ours = units.restore(sampled(imported, seen, io["noise"]), io["observation.state"])
-    what = f"LeRobot {report['lerobot']}, SmolVLA, {report['tensors']} tensors to the bit"
-    assert show(what, ours, theirs["ours/actions"]) < TOLERANCE
+    ours = units.restore(sampled(imported, observed, io["noise"]), io["observation.state"])
+    text = f"LeRobot {report['lerobot']}, SmolVLA, {report['tensors']} tensors to the bit"
+    assert show(text, ours, reference["ours/actions"]) < TOLERANCE
 
 
 # ---- OpenVLA and OpenVLA-OFT
@@ -273,27 +273,29 @@ def test_openvla_loads_its_folder_again(kind, tmp_path):
     run_convert("export-openvla", tmp_path / "run", tmp_path / "exported")
     args = "load", kind, folder, tmp_path / "exported", out
     side(name, modules, *args, script="openvla_side.py")
-    theirs, io = np.load(out), dict(np.load(folder / "io.npz"))
-    report = json.loads(str(theirs["report"]))
+    reference, io = np.load(out), dict(np.load(folder / "io.npz"))
+    report = json.loads(str(reference["report"]))
     assert report["differing"] == []
     assert report["loading"] == {"missing_keys": [], "unexpected_keys": []}
-    np.testing.assert_array_equal(theirs["ours"], theirs["theirs"])
+    np.testing.assert_array_equal(reference["ours"], reference["theirs"])
     model: Any = vla.build(imported.config.model)
     # The blank before the actions and the stop behind them are the prompt's here.
     text = np.concatenate([io["ids"], [[openvla.BLANK, openvla.STOP]]], axis=1)
     state = io["state"][None].astype(np.float32) if kind == "oft" else None
-    given = model, io["image"][:, None], text, np.ones(text.shape, bool), state
-    seen = openvla.observation(*given)
+    inputs = model, io["image"][:, None], text, np.ones(text.shape, bool), state
+    observation = openvla.observation(*inputs)
     run: Any = jax.jit(
-        lambda p: model.apply({"params": p}, seen, model.empty_history(1), None, method="step")[0]
+        lambda p: model.apply(
+            {"params": p}, observation, model.empty_history(1), None, method="step"
+        )[0]
     )
-    found = run(params_of(imported))
-    values = np.concatenate([found.arm, found.gripper[..., None]], -1)[:, 0].astype(np.float64)
+    result = run(params_of(imported))
+    values = np.concatenate([result.arm, result.gripper[..., None]], -1)[:, 0].astype(np.float64)
     units = PolicyUnits.from_json(imported.meta["units"][SUITE])
     # The gripper's command is the robot's affair there.
     units = dataclasses.replace(units, gripper=None)
-    ours = units.restore(values, np.zeros((1, 1)))[0].reshape(theirs["ours"].shape)
-    what = (
+    ours = units.restore(values, np.zeros((1, 1)))[0].reshape(reference["ours"].shape)
+    case = (
         f"{name} on transformers {report['transformers']}, {report['tensors']} tensors to the bit"
     )
-    assert show(what, ours, theirs["ours"]) < TOLERANCE
+    assert show(case, ours, reference["ours"]) < TOLERANCE

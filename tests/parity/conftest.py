@@ -26,13 +26,13 @@ def _folders(given: str | None) -> dict[str, Path]:
     )
     if given and not Path(given).is_dir():
         raise pytest.UsageError(f"--fixtures {given}: no such folder")
-    found: dict[str, Path] = {}
+    collected: dict[str, Path] = {}
     for directory in roots:
         if directory.is_dir():
             for path in sorted(directory.iterdir()):
                 if path.is_dir():
-                    found.setdefault(path.name, path)
-    return found
+                    collected.setdefault(path.name, path)
+    return collected
 
 
 @pytest.fixture

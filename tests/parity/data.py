@@ -58,8 +58,8 @@ def collater(folder: Path) -> Iterator[Row]:
         for camera, key in (("rgb", "rgb"), ("hand", "hand_rgb")):
             pixels = np.stack([io[f"{s}/{camera}"] for s in samples])
             frames = np.stack([row.history for row in rows])
-            seen = np.take_along_axis(pixels, frames[:, :, None, None, None], 1)
-            yield compare(f"{out} {key}", seen, expected[key], 0.0)
+            observed = np.take_along_axis(pixels, frames[:, :, None, None, None], 1)
+            yield compare(f"{out} {key}", observed, expected[key], 0.0)
             name = f"fwd_{key}_chunck"
             if name in expected:
                 yield _future(f"{out} {name}", rows, pixels, expected[name], expected["fwd_mask"])
@@ -71,18 +71,18 @@ def transform(folder: Path) -> Iterator[Row]:
     io, meta = golden.arrays(folder), golden.config(folder, "meta.json")
     window, chunk = meta["window"], meta["chunk"]
     for case in sorted({k.split("/")[0] for k in io}):
-        given, expected = _under(io, case), _under(io, f"{case}/out")
-        samples = sorted({k.split("/")[0] for k in given if k.startswith("in")})
-        rows = [_Sample(given[f"{s}/action"], given[f"{s}/mask"], window, chunk) for s in samples]
+        inputs, expected = _under(io, case), _under(io, f"{case}/out")
+        samples = sorted({k.split("/")[0] for k in inputs if k.startswith("in")})
+        rows = [_Sample(inputs[f"{s}/action"], inputs[f"{s}/mask"], window, chunk) for s in samples]
         yield from _actions(case, rows, expected, io_gripper=lambda g: (g == 1).astype(g.dtype))
-        pixels = np.stack([given[f"{s}/images"] for s in samples])
+        pixels = np.stack([inputs[f"{s}/images"] for s in samples])
         pixels = np.moveaxis(pixels.astype(np.float64) / 255, -1, 2)
         # Hidden steps keep their images there, so only what is seen can be compared.
-        frames, seen = np.stack([r.history for r in rows]), np.stack([r.seen for r in rows])
+        frames, observed = np.stack([r.history for r in rows]), np.stack([r.seen for r in rows])
         ours = np.take_along_axis(pixels, frames[:, :, None, None, None], 1)
-        theirs = expected["rgb"][:, :window]
-        ours, seen = ours[:, -theirs.shape[1] :], seen[:, -theirs.shape[1] :]
-        yield compare(f"{case} rgb", ours[seen], theirs[seen], ROUNDING)
+        reference = expected["rgb"][:, :window]
+        ours, observed = ours[:, -reference.shape[1] :], observed[:, -reference.shape[1] :]
+        yield compare(f"{case} rgb", ours[observed], reference[observed], ROUNDING)
         if "fwd_rgb_chunck" in expected:
             yield _future(
                 f"{case} fwd_rgb_chunck", rows, pixels, expected["fwd_rgb_chunck"],
@@ -120,9 +120,9 @@ def _actions(
     mask = np.stack([row.mask for row in rows])
     yield compare(f"{case} chunck_mask", mask, expected["chunck_mask"], 0.0)
     strict = np.stack([row.strict for row in rows])
-    seen = np.stack([row.seen for row in rows])[:, :, None]
-    theirs = expected["chunck_mask"].astype(bool) & seen
-    yield compare(f"{case} chunck_mask of steps that are seen", strict, theirs, 0.0)
+    observed = np.stack([row.seen for row in rows])[:, :, None]
+    reference = expected["chunck_mask"].astype(bool) & observed
+    yield compare(f"{case} chunck_mask of steps that are seen", strict, reference, 0.0)
     actions = np.stack([row.actions for row in rows])
     actions = np.concatenate([actions[..., :-1], io_gripper(actions[..., -1:])], -1)
     flat = SPEC.normalize(actions)[:, :-1]
@@ -164,20 +164,20 @@ def _labels(case: str, rows: list[_Sample], expected: Arrays, signs: bool) -> It
     if labels is None or labels.ndim != 3 or not (labels == NO_LABEL).any():
         return
     tokenizer = ActionTokenizer(0)
-    ours, theirs = [], []
+    ours, reference = [], []
     for b, row in enumerate(rows):
         actions = SPEC.normalize(row.actions)
         gripper = row.actions[:, -1:]
         actions[:, -1:] = gripper if signs else np.where(gripper == 1, 1.0, -1.0)
         for w in range(row.window):
             ids = tokenizer.encode(actions[row.frames[w]][row.mask[w]]).reshape(-1)
-            told = labels[b, w][labels[b, w] != NO_LABEL]
+            message = labels[b, w][labels[b, w] != NO_LABEL]
             ours.append(ids)
-            theirs.append(told[: len(ids)])
+            reference.append(message[: len(ids)])
             # What else is told is the stop token, if anything.
-            if not len(ids) <= len(told) <= len(ids) + 1:
-                yield Row(f"{case} labels [{b}, {w}]: {len(told)} ids", np.inf, 0.0, 1.0)
-    offset = np.concatenate(theirs) - np.concatenate(ours)
+            if not len(ids) <= len(message) <= len(ids) + 1:
+                yield Row(f"{case} labels [{b}, {w}]: {len(message)} ids", np.inf, 0.0, 1.0)
+    offset = np.concatenate(reference) - np.concatenate(ours)
     yield compare(f"{case} action labels", offset - np.median(offset), 0 * offset, 0.0)
 
 
@@ -192,9 +192,9 @@ def utilities(folder: Path) -> Iterator[Row]:
         key = f"{name}_chunck_data"
         yield compare(key, sampler.unfold(part, chunk), io[key], 0.0)
     for key in sorted(k for k in io if k.startswith("get_tensor_chunk_")):
-        given = io["gtc_mask_in" if "mask" in key else "gtc_in"][None]
+        inputs = io["gtc_mask_in" if "mask" in key else "gtc_in"][None]
         size = int(key.rsplit("_", 1)[1])
-        yield compare(key, sampler.unfold(given, size)[0], io[key], 0.0)
+        yield compare(key, sampler.unfold(inputs, size)[0], io[key], 0.0)
     for key in ("A", "A4"):
         for name, function in (("normalize", SPEC.normalize), ("unnormalize", SPEC.unnormalize)):
             yield compare(f"{name} {key}", function(io[key]), io[f"{name}_{key}_ml1"], ROUNDING)
@@ -241,7 +241,7 @@ def _prompts(notes: Mapping[str, Any]) -> Iterator[Row]:
     ends = re.compile(r"</s>|<eos>|<\|endoftext\|>")
     (instruction,) = notes["text_function"]["qwen"]["strings"]  # nothing around it
     for key, backbone in PROMPTS.items():
-        (said,) = notes["text_function"][key]["strings"]
+        (message,) = notes["text_function"][key]["strings"]
         ours = BACKBONES[backbone].PROMPT.format(instruction=instruction)
-        same = ends.sub("*", ours) == ends.sub("*", said)
-        yield compare(f"prompt of {key}" + ("" if same else f": {said!r}"), not same, False, 0.0)
+        same = ends.sub("*", ours) == ends.sub("*", message)
+        yield compare(f"prompt of {key}" + ("" if same else f": {message!r}"), not same, False, 0.0)

@@ -35,19 +35,19 @@ def run(describe: robo.Describe, folder: Path) -> Iterator[Row]:
         tokens = m.encode(observation)
         n = tokens.shape[2]
         text = m.backbone.embed_text(ids.reshape(b * w, s).astype(jnp.int32))
-        seen = jnp.ones((b * w, n), bool)
-        given, _ = splicing.splice(
+        observed = jnp.ones((b * w, n), bool)
+        inputs, _ = splicing.splice(
             text,
             mask.reshape(b * w, s).astype(bool),
             tokens.reshape(b * w, n, -1),
-            seen,
-            jnp.broadcast_to(jnp.arange(n), seen.shape),
+            observed,
+            jnp.broadcast_to(jnp.arange(n), observed.shape),
             text[:, :0],
             m.layout,
             padded=True,
         )
-        every = jnp.broadcast_to(jnp.arange(n + s), (b * w, n + s))
-        sequence = splicing.Sequence(given, every, every >= 0)
+        everything = jnp.broadcast_to(jnp.arange(n + s), (b * w, n + s))
+        sequence = splicing.Sequence(inputs, everything, everything >= 0)
         sequence = splicing.join(sequence, jnp.ones((b, w), bool), padded=True)
         logits = m.backbone.logits(m.backbone(sequence.tokens))
         none = jnp.full((b, w, n), NO_LABEL)
@@ -105,8 +105,8 @@ def _from_actions(
     observation = original.observation(images, text, np.ones(text.shape, bool))
     args = (observation, actions, None, 0.0)
     run = jax.jit(lambda p: model.apply({"params": p}, *args, method="loss"))
-    found: Any = run(params)
-    total, metrics = found
+    result: Any = run(params)
+    total, metrics = result
     yield compare("loss from actions", total, io["loss/total"], robo.TOLERANCE)
     for name in METRICS[1:]:
         got, expected = metrics[name], io[f"pred/{name}_act"]
@@ -119,9 +119,11 @@ def _written(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Row:
     images = {name: images[name] for name in model.config.structure.cameras}
     stop = io["batch/instr_and_action_ids"][0, 0, -1]
     text = np.append(io["infer/text"], [[stop]], axis=-1)
-    now = original.observation(images, text, np.ones(text.shape, bool))
+    observation = original.observation(images, text, np.ones(text.shape, bool))
     history = model.empty_history(1)
-    prediction, _ = jax.jit(lambda: model.apply({"params": params}, now, history, method="step"))()
+    prediction, _ = jax.jit(
+        lambda: model.apply({"params": params}, observation, history, method="step")
+    )()
     arm, is_open = prediction.arm[:, 0, 0], prediction.gripper[:, 0, :1] > 0
     got = jnp.concatenate([arm, jnp.where(is_open, 1.0, -1.0)], axis=-1)
     return compare("written action", got, io["infer/action_0"], robo.HEAD_TOLERANCE)

@@ -36,28 +36,28 @@ KINDS = {
 
 def hf(folder: Path) -> Iterator[Row]:
     """open_flamingo's Flamingo on interleaved texts and images."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
+    io, reference = golden.arrays(folder), golden.weights(folder)
     ids, shape = io["in/input_ids"].astype(np.int32), io["in/vision_x"].shape
     # <|endofchunk|>, <image>, <PAD> are the last of the vocabulary.
-    arch = read(theirs, "vision_encoder.", "lang_encoder.", below=2)
+    arch = read(reference, "vision_encoder.", "lang_encoder.", below=2)
     model = vla.build(original.model_config({}, "flamingo", arch))
     rows, ignore = maps.hugging_face(model.config)
-    params = load((rows, ignore), model, theirs, "backbone/")
-    yield names.exported(rows, flatten(params), theirs, ignore)
+    params = load((rows, ignore), model, reference, "backbone/")
+    yield names.exported(rows, flatten(params), reference, ignore)
     params = params["backbone"]
 
     media = ids == arch["media_token_id"]
     # Each text sees the image before it alone.
     which = np.cumsum(media, axis=1)[..., None] == 1 + np.arange(shape[1])
     latents = flamingo.Flamingo(arch).image_tokens
-    seen = jnp.asarray(np.repeat(which, latents, axis=-1))
+    observed = jnp.asarray(np.repeat(which, latents, axis=-1))
     valid = jnp.asarray(io["in/attention_mask"].astype(bool))
 
     def forward(m: flamingo.Flamingo) -> Any:
         images = jnp.asarray(original.image(io["in/vision_x"]))
         images = images.reshape(-1, *images.shape[-3:])
         tokens = m.encode_images(images)
-        context = Media(tokens.reshape(shape[0], -1, tokens.shape[-1]), seen)
+        context = Media(tokens.reshape(shape[0], -1, tokens.shape[-1]), observed)
         embeds = m.embed_text(jnp.asarray(ids))[..., :-1]
         result = m.text.run(embeds, valid, context=context, collect=True)
         return (
@@ -70,8 +70,8 @@ def hf(folder: Path) -> Iterator[Row]:
 
     backbone = flamingo.Flamingo(arch, remat="none")
     run = jax.jit(lambda tree: backbone.apply({"params": tree}, method=forward))
-    found: Any = run(params)
-    patches, tokens, states, hidden, logits = found
+    outcome: Any = run(params)
+    patches, tokens, states, hidden, logits = outcome
     yield compare_scaled("CLIP tokens", patches, io["out/clip_tokens"])
     yield compare_scaled("CLIP vector", pooled(arch, params, io), io["out/clip_pooled"])
     expected = io["out/vis_x"]
@@ -91,10 +91,10 @@ def pooled(arch: Mapping[str, Any], params: Any, io: Arrays) -> Any:
     tower = VisionTransformer(spec, "none")
     images = images.reshape(-1, *images.shape[-3:])
     first: Any = tower.apply({"params": params["vision"]}, images)
-    rest, x = params["vision_unused"], first.tokens[:, 0]
+    remainder, x = params["vision_unused"], first.tokens[:, 0]
     x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    x = x * rest["norm"]["scale"] + rest["norm"]["bias"]
-    return x @ rest["projection"]["kernel"]
+    x = x * remainder["norm"]["scale"] + remainder["norm"]["bias"]
+    return x @ remainder["projection"]["kernel"]
 
 
 def describe(_: Any, params: Arrays) -> tuple[str, dict[str, Any]]:
@@ -115,10 +115,10 @@ def read(theirs: Arrays, vision: str, language: str, below: int) -> dict[str, An
     wide, _, side, _ = patch.shape
     grid = round((len(theirs[vision + "positional_embedding"]) - 1) ** 0.5)
     kind = next(kind for name, kind in KINDS.items() if language + name in theirs)
-    text, every = language_of(kind, theirs, language)
-    found: dict[str, Any] = {
+    text, everything = language_of(kind, theirs, language)
+    results: dict[str, Any] = {
         "text_config": text,
-        "cross_attn_every_n_layers": every,
+        "cross_attn_every_n_layers": everything,
         "media_token_id": text["vocab_size"] - below,
         "perceiver_config": {
             "num_latents": len(theirs["perceiver.latents"]),
@@ -136,14 +136,14 @@ def read(theirs: Arrays, vision: str, language: str, below: int) -> dict[str, An
     }
     if "vision_encoder.text_projection" in theirs:
         vocab, size = theirs["vision_encoder.token_embedding.weight"].shape
-        found["clip_text_config"] = {
+        results["clip_text_config"] = {
             "width": size,
             "layers": count_layers(theirs, "vision_encoder.transformer.resblocks."),
             "heads": HEADS,
             "vocab_size": vocab,
             "context_length": len(theirs["vision_encoder.positional_embedding"]),
         }
-    return flamingo.Flamingo.arch(found)
+    return flamingo.Flamingo.arch(results)
 
 
 def language_of(kind: str, theirs: Arrays, root: str) -> tuple[dict[str, Any], int]:

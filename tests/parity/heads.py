@@ -46,8 +46,8 @@ def continuous(folder: Path) -> Iterator[Row]:
     def run(tree: Any, x: Any, valid: Any) -> Any:
         return head.apply({"params": tree}, features(x), valid)
 
-    seen = jnp.ones(x.shape[:2], bool)
-    abstract = jax.eval_shape(lambda: head.init(jax.random.key(0), features(x), seen))["params"]
+    observed = jnp.ones(x.shape[:2], bool)
+    abstract = jax.eval_shape(lambda: head.init(jax.random.key(0), features(x), observed))["params"]
     rows = head.weight_map(config, x.shape[-1])
     shapes = {path: leaf.shape for path, leaf in flatten(abstract).items()}
     flat = arrays.to_ours(rows, shapes, params)
@@ -57,7 +57,7 @@ def continuous(folder: Path) -> Iterator[Row]:
     chunk, mask = (y[:, None] if io["input"].ndim == 3 else y for y in (chunk, io["mask"]))
 
     def loss(tree: Any, mask: Any) -> Any:
-        prediction = run(tree, x, seen)
+        prediction = run(tree, x, observed)
         total, parts = action_loss(prediction, Actions(jnp.asarray(chunk), mask), 0.01)
         return total, (prediction, parts)
 

@@ -26,9 +26,9 @@ def hf(folder: Path) -> Iterator[Row]:
     """Kosmos2ForConditionalGeneration on ids with images, and on embeddings."""
     io, arch = golden.arrays(folder), kosmos2.Kosmos2.arch(golden.config(folder), strict=False)
     model = vla.build(original.model_config({}, "kosmos2", arch))
-    theirs, mapped = golden.weights(folder), maps.hugging_face(model.config)
-    params = load(mapped, model, theirs, "backbone/")
-    yield names.exported(mapped[0], flatten(params), theirs)
+    reference, mapped = golden.weights(folder), maps.hugging_face(model.config)
+    params = load(mapped, model, reference, "backbone/")
+    yield names.exported(mapped[0], flatten(params), reference)
     backbone = kosmos2.Kosmos2(arch, remat="none")
     tree = {"params": params["backbone"]}
 
@@ -69,7 +69,7 @@ def describe(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, A
     side = round((len(params[vision + "embeddings.position_embedding.weight"]) - 1) ** 0.5)
     vocab, width = params[text + "embed_tokens.weight"].shape
 
-    found = kosmos2.Kosmos2.arch(
+    arch = kosmos2.Kosmos2.arch(
         {
             "latent_query_num": len(params["backbone.image_to_text_projection.latent_query"]),
             "vision_config": {
@@ -89,4 +89,4 @@ def describe(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, A
             },
         }
     )
-    return "kosmos2", found
+    return "kosmos2", arch

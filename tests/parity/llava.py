@@ -30,22 +30,22 @@ def vicuna(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any
         "rms_norm_eps": 1e-6,
         "rope_dtype": "float16",
     }
-    found = {"text_config": text, **_rest(params, top)}
-    return "llava", llava.Llava.arch(found)
+    results = {"text_config": text, **_rest(params, top)}
+    return "llava", llava.Llava.arch(results)
 
 
 def mpt(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
     """The same on MPT."""
     top = "backbone.transformer."
     vocab, width = params[top + "wte.weight"].shape
-    found = {
+    results = {
         "vocab_size": vocab,
         "d_model": width,
         "n_layers": _depth(params, top + "blocks."),
         "n_heads": HEADS,
         **_rest(params, top),
     }
-    return "llava_mpt", llava_mpt.LlavaMPT.arch(found)
+    return "llava_mpt", llava_mpt.LlavaMPT.arch(results)
 
 
 def _depth(params: Mapping[str, np.ndarray], prefix: str) -> int:

@@ -29,13 +29,13 @@ def run(folder: Path) -> Iterator[Row]:
     ids = jnp.asarray(io["in/input_ids"], jnp.int32)
     mask = io.get("in/attention_mask", np.ones(ids.shape)) == 1
 
-    rows, theirs = family.weights(spec), golden.weights(folder)
+    rows, reference = family.weights(spec), golden.weights(folder)
     embeds = jnp.zeros((*ids.shape, spec.width))
     tree = jax.eval_shape(decoder.init, jax.random.key(0), embeds, jnp.asarray(mask))["params"]
     shapes = {path: leaf.shape for path, leaf in flatten(tree).items()}
-    flat = arrays.to_ours(rows, shapes, theirs, family.ignore)
+    flat = arrays.to_ours(rows, shapes, reference, family.ignore)
     params = {"params": unflatten({path: jnp.asarray(value) for path, value in flat.items()})}
-    yield _round_trip(rows, flat, theirs)
+    yield _round_trip(rows, flat, reference)
 
     @jax.jit
     def forward(ids: Any, valid: Any) -> Any:

@@ -32,11 +32,11 @@ PREFIX = 6
 
 def hf(folder: Path) -> Iterator[Row]:
     """The models of 2024: an image before the text, and one of two tiles if the folder has it."""
-    io, found = golden.arrays(folder), golden.weights(folder)
-    name, arch = describe({}, found)
+    io, weights = golden.arrays(folder), golden.weights(folder)
+    name, arch = describe({}, weights)
     model = vla.build(original.model_config({}, name, arch))
     mapped = maps.hugging_face(model.config)
-    params = load(mapped, model, found, "backbone/")
+    params = load(mapped, model, weights, "backbone/")
     backbone = Moondream(arch, remat="none")
 
     def forward(m: Moondream) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def hf(folder: Path) -> Iterator[Row]:
         if expected.shape[:2] == real.shape:
             got, expected = got[real], expected[real]
         yield compare_scaled(name[4:], got, expected)
-    yield names.exported(mapped[0], flatten(params), found)
+    yield names.exported(mapped[0], flatten(params), weights)
 
 
 def hf_2025(folder: Path) -> Iterator[Row]:
@@ -75,17 +75,17 @@ def hf_2025(folder: Path) -> Iterator[Row]:
         shapes=shapes, dtypes=dtypes, read=stored.__getitem__, place=lambda name: name
     )
     renamed = Renamed(source, Moondream.RENAMES)
-    theirs = {name: renamed.read(name) for name in renamed.shapes}
-    told = Moondream.from_shapes(renamed.shapes)
-    told["vision_config"] |= HEADS["vision_config"]
-    arch = Moondream.arch(told)
+    reference = {name: renamed.read(name) for name in renamed.shapes}
+    sizes = Moondream.from_shapes(renamed.shapes)
+    sizes["vision_config"] |= HEADS["vision_config"]
+    arch = Moondream.arch(sizes)
     vision, backbone = arch["vision_config"], Moondream(arch)
     rows = backbone.weight_map()
 
     def part(module: Any, target: str, *args: Any) -> Filled:
-        mine = [row for row in rows if row.target.startswith(target)]
-        cut = [dataclasses.replace(row, target=row.target.removeprefix(target)) for row in mine]
-        return Filled(module, cut, theirs, *args)
+        actual = [row for row in rows if row.target.startswith(target)]
+        cut = [dataclasses.replace(row, target=row.target.removeprefix(target)) for row in actual]
+        return Filled(module, cut, reference, *args)
 
     x = channels_last(io["in/pixel_values"])
     tower = part(VisionTransformer(backbone.vision_spec, "none"), "vision/", x)
@@ -99,11 +99,11 @@ def hf_2025(folder: Path) -> Iterator[Row]:
     decoder = Decoder(backbone.text_spec, "none")
     ids = jnp.asarray(io["in/input_ids"], jnp.int32)
     valid = jnp.ones(ids.shape, bool)
-    embeds = jnp.asarray(theirs["text_model.transformer.embd.wte.weight"])[ids]
+    embeds = jnp.asarray(reference["text_model.transformer.embd.wte.weight"])[ids]
     text = part(decoder, "text/", embeds, valid)
     prefix = jnp.broadcast_to(jnp.arange(ids.shape[1]) < PREFIX, ids.shape)
-    seen = {"causal": None, "prefix": causal_mask(valid) | prefix[:, None]}
-    for name, mask in seen.items():
+    recorded = {"causal": None, "prefix": causal_mask(valid) | prefix[:, None]}
+    for name, mask in recorded.items():
         hidden = text(embeds, valid, None, mask)
         yield compare_scaled(f"{name} hidden", hidden, io[f"out/hidden_{name}"])
         yield compare_scaled(
@@ -116,5 +116,5 @@ def hf_2025(folder: Path) -> Iterator[Row]:
 def describe(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
     """Architecture of a tiny Moondream, read off its tensors."""
     shapes = {name.removeprefix("backbone."): value.shape for name, value in params.items()}
-    told = Moondream.from_shapes(shapes)
-    return "moondream", Moondream.arch({name: told[name] | HEADS[name] for name in told})
+    sizes = Moondream.from_shapes(shapes)
+    return "moondream", Moondream.arch({name: sizes[name] | HEADS[name] for name in sizes})

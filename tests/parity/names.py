@@ -145,7 +145,7 @@ def _file(full: Full, path: Path) -> Iterator[Row]:
     backbone = BACKBONES[full.backbone]
     arch = backbone.arch(full.arch)
     config = original.model_config({}, full.backbone, arch)
-    theirs = _named(path)
+    reference = _named(path)
     ours = _shapes(vla.build(config))
     if full.whole:
         rows, ignore = maps.robovlms(config)
@@ -153,13 +153,13 @@ def _file(full: Full, path: Path) -> Iterator[Row]:
         rows, ignore = maps.hugging_face(config)
         ours = {k: v for k, v in ours.items() if k.startswith("backbone/")}
     renames = () if full.whole else backbone.RENAMES
-    found = {renamed(name, renames): shape for name, shape in theirs.items()}
-    report = weights.check(rows, ours, found, ignore)
+    results = {renamed(name, renames): shape for name, shape in reference.items()}
+    report = weights.check(rows, ours, results, ignore)
     problems = sum(map(len, (report.missing, report.unexpected, report.misshaped)))
-    what = f"{path.name}: {len(theirs)} names consumed once"
-    yield compare(what + (f"\n{report}" if report else ""), problems, 0, 0.0)
+    text = f"{path.name}: {len(reference)} names consumed once"
+    yield compare(text + (f"\n{report}" if report else ""), problems, 0, 0.0)
     written = {name for row in rows for name in row.expand(ours[row.targets[0]][0])}
-    carried = {name for name in found if not weights.ignored(name, ignore)}
+    carried = {name for name in results if not weights.ignored(name, ignore)}
     yield compare(f"{path.name}: the same set written", len(written ^ carried), 0, 0.0)
 
 
@@ -189,5 +189,5 @@ def exported(
     changed = [k for k in back if k in theirs and not np.array_equal(back[k], theirs[k])]
     if ignore is not None:
         changed += {k for k in theirs if not weights.ignored(k, ignore)} ^ back.keys()
-    told = f" ({', '.join(changed)} changed)" if changed else ""
-    return compare(f"{len(back)} tensors, exported again{told}", len(changed), 0, 0.0)
+    message = f" ({', '.join(changed)} changed)" if changed else ""
+    return compare(f"{len(back)} tensors, exported again{message}", len(changed), 0, 0.0)

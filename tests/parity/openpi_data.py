@@ -38,26 +38,26 @@ def transforms(folder: Path) -> Iterator[Row]:
     for name in ("zscore", "quantile"):
         for key in ("state", "actions"):
             units = Scaling.from_statistics(statistics[key], f"openpi_{name}")
-            at, found = f"norm/{name}", units.normalize(io[f"norm/in/{key}_f64"])
-            yield compare(f"{at}/{key}", found, io[f"{at}/{key}_f64"], ROUNDING)
+            at, normalized = f"norm/{name}", units.normalize(io[f"norm/in/{key}_f64"])
+            yield compare(f"{at}/{key}", normalized, io[f"{at}/{key}_f64"], ROUNDING)
             padded = io[f"{at}/padded_{key}_f64"]
-            yield compare(f"{at}/padded_{key}", pad(found, padded.shape[-1]), padded, ROUNDING)
-            given = padded if key == "state" else io[f"{at}/model_actions_f64"]
-            back = units.unnormalize(given)
+            yield compare(f"{at}/padded_{key}", pad(normalized, padded.shape[-1]), padded, ROUNDING)
+            inputs = padded if key == "state" else io[f"{at}/model_actions_f64"]
+            back = units.unnormalize(inputs)
             yield compare(f"{at}/un_{key}", back, io[f"{at}/un_{key}_f64"], ROUNDING)
     actions, state = io["delta/actions_f64"], io["delta/state_f64"]
     for name, counts in MASKS.items():
         mask = relative.mask_of(*counts)
-        found = relative.to_relative(actions, state, mask)
-        yield compare(f"delta/{name}", found, io[f"delta/{name}_f64"], ROUNDING)
-        back = relative.to_absolute(found, state, mask)
+        normalized = relative.to_relative(actions, state, mask)
+        yield compare(f"delta/{name}", normalized, io[f"delta/{name}_f64"], ROUNDING)
+        back = relative.to_absolute(normalized, state, mask)
         yield compare(f"delta/{name}_back", back, io[f"delta/{name}_back_f64"], ROUNDING)
-    found = aloha.encode_state(io["aloha/in/state_f64"])
-    yield compare("aloha state", found, io["aloha/adapt1/state_f64"], ROUNDING)
-    found = aloha.encode_actions(io["aloha/in/actions_f64"])
-    yield compare("aloha actions", found, io["aloha/adapt1/actions_f64"], ROUNDING)
-    found = aloha.decode_actions(io["aloha/adapt1/actions_f64"])
-    yield compare("aloha actions back", found, io["aloha/adapt1/out_f64"], ROUNDING)
+    normalized = aloha.encode_state(io["aloha/in/state_f64"])
+    yield compare("aloha state", normalized, io["aloha/adapt1/state_f64"], ROUNDING)
+    normalized = aloha.encode_actions(io["aloha/in/actions_f64"])
+    yield compare("aloha actions", normalized, io["aloha/adapt1/actions_f64"], ROUNDING)
+    normalized = aloha.decode_actions(io["aloha/adapt1/actions_f64"])
+    yield compare("aloha actions back", normalized, io["aloha/adapt1/out_f64"], ROUNDING)
 
 
 def images(folder: Path) -> Iterator[Row]:
@@ -68,16 +68,18 @@ def images(folder: Path) -> Iterator[Row]:
         # A grey level: before Pillow 13, which made these, rows always came first, as they do here;
         # and numbers that end on a half round either way, as the compiler has it.
         for name, resample in (("client_pil", "bilinear"), ("jax_uint8", "linear")):
-            found = fit(jnp.asarray(pixels), _spec(height, width, resample))
-            yield compare(f"{i}/{name}", found, io[f"{i}/{name}"], 1)
+            interpolated = fit(jnp.asarray(pixels), _spec(height, width, resample))
+            yield compare(f"{i}/{name}", interpolated, io[f"{i}/{name}"], 1)
         h, x = pixels.shape[:2]
         inner = letterbox.shape_within(h, x, height, width)
         scaled = jnp.asarray(pixels).astype(jnp.float32) / 255.0 * 2.0 - 1.0
         for name, resample in (("jax_float", "linear"), ("torch_float", "linear_aliased")):
             if f"{i}/{name}" in io:
-                found = letterbox.interpolate(scaled, inner[0], inner[1], resample)
-                found = letterbox.paste(found, height, width, corner=False, background=-1.0)
-                yield compare(f"{i}/{name}", found, io[f"{i}/{name}"], 1e-6)
+                interpolated = letterbox.interpolate(scaled, inner[0], inner[1], resample)
+                interpolated = letterbox.paste(
+                    interpolated, height, width, corner=False, background=-1.0
+                )
+                yield compare(f"{i}/{name}", interpolated, io[f"{i}/{name}"], 1e-6)
 
 
 def openvla_images(folder: Path) -> Iterator[Row]:
@@ -112,16 +114,18 @@ def tokenizer(folder: Path) -> Iterator[Row]:
     for i, row in enumerate(texts):
         instruction, state = row["prompt"], io["state"][i]
         for form in ("pi0", "pi05"):
-            said = FORMS[form].write(instruction, state)
-            yield compare(f"{form}/{i} text", said != row[f"{form}_text"], False, 0)
+            written = FORMS[form].write(instruction, state)
+            yield compare(f"{form}/{i} text", written != row[f"{form}_text"], False, 0)
             mask = io[f"{form}/{i}/mask"]
-            yield _tokens(f"{form}/{i}", [BOS, *_ids(text, said)], io[f"{form}/{i}/tokens"], mask)
+            yield _tokens(
+                f"{form}/{i}", [BOS, *_ids(text, written)], io[f"{form}/{i}/tokens"], mask
+            )
         prefix = [BOS, *_ids(text, FORMS["pi0fast"].write(instruction, state))]
         answer = fast.write(io["actions"][i])
         for case, parts in (("fast", (prefix, answer)), ("fast_infer", (prefix, []))):
             yield from _answer(f"{case}/{i}", io, *parts)
-        found = fast.read(io[f"fast/{i}/emitted"], *io["actions"].shape[1:])
-        yield compare(f"fast/{i} extracted", found, io[f"fast/{i}/extracted"], 1e-6)
+        content = fast.read(io[f"fast/{i}/emitted"], *io["actions"].shape[1:])
+        yield compare(f"fast/{i} extracted", content, io[f"fast/{i}/extracted"], 1e-6)
     yield compare("garbage is refused", _refused(fast, io), True, 0)
 
 
@@ -140,25 +144,25 @@ def pipeline(folder: Path) -> Iterator[Row]:
             expected = io[f"{at}/out/state_f64"]
             yield compare(f"{at} state", pad(state, expected.shape[-1]), expected, ROUNDING)
             if "actions" in recorded:
-                found = units.prepare_actions(recorded["actions"], recorded["state"])
+                result = units.prepare_actions(recorded["actions"], recorded["state"])
                 expected = io[f"{at}/out/actions_f64"]
-                yield compare(f"{at} actions", pad(found, expected.shape[-1]), expected, ROUNDING)
+                yield compare(f"{at} actions", pad(result, expected.shape[-1]), expected, ROUNDING)
             yield from _pictures(io, at, config)
             tokens, mask = (io[f"{at}/out/tokenized_prompt{s}"] for s in ("", "_mask"))
             form = _form(name, config)
-            said = configs.get(f"{at}/prompt") or _default_prompt(text, form, tokens[mask])
-            ids = [BOS, *_ids(text, FORMS[form].write(said, state))]
+            message = configs.get(f"{at}/prompt") or _default_prompt(text, form, tokens[mask])
+            ids = [BOS, *_ids(text, FORMS[form].write(message, state))]
             if form == "pi0fast" and "actions" in recorded:
-                ids += fast.write(found)
+                ids += fast.write(result)
             yield _tokens(f"{at} tokens", ids, tokens, mask)
         output = io[f"{name}/model_output"]
         if form == "pi0fast":
             output = fast.read(output.astype(int), config["action_horizon"], config["action_dim"])
-        found = units.restore(
+        result = units.restore(
             np.asarray(output, np.float64), _recorded(io, f"{name}/infer/in")["state"]
         )
         # The original's outputs have gone through float32 where the model's have.
-        yield compare(f"{name} robot", found, io[f"{name}/robot_actions_f64"], 1e-6)
+        yield compare(f"{name} robot", result, io[f"{name}/robot_actions_f64"], 1e-6)
 
 
 def _spec(height: int, width: int, resample: str) -> ImageSpec:
@@ -222,8 +226,10 @@ def _units(io: Arrays, name: str, config: Mapping[str, Any]) -> PolicyUnits:
 
 def _recorded(io: Arrays, at: str) -> dict[str, np.ndarray]:
     """State and actions of a raw sample, under whatever name its robot has for them."""
-    found = {k.removeprefix(at + "/").split("/")[-1]: v for k, v in io.items() if k.startswith(at)}
-    short = {k.removesuffix("_f64").split(".")[-1].split("|")[-1]: v for k, v in found.items()}
+    results = {
+        k.removeprefix(at + "/").split("/")[-1]: v for k, v in io.items() if k.startswith(at)
+    }
+    short = {k.removesuffix("_f64").split(".")[-1].split("|")[-1]: v for k, v in results.items()}
     if "joint_position" in short:
         short["state"] = np.append(short["joint_position"], short["gripper_position"])
     if "action" in short:
@@ -239,15 +245,17 @@ def _pictures(io: Arrays, at: str, config: Mapping[str, Any]) -> Iterator[Row]:
     }
     for camera, sources in names.items():
         pixels = next((recorded[name] for name in sources if name in recorded), None)
-        seen = bool(io[f"{at}/out/image_mask|{camera}"])
-        yield compare(f"{at} {camera} is seen", pixels is not None or _all_seen(config), seen, 0)
+        observed = bool(io[f"{at}/out/image_mask|{camera}"])
+        yield compare(
+            f"{at} {camera} is seen", pixels is not None or _all_seen(config), observed, 0
+        )
         if pixels is None:
             continue
         if pixels.dtype != np.uint8:
             pixels = (255 * pixels).astype(np.uint8)
         pixels = np.moveaxis(pixels, 0, -1) if pixels.shape[0] == 3 else pixels
-        found = np.asarray(fit(jnp.asarray(pixels), _spec(224, 224, "bilinear")))
-        crc = zlib.crc32(found.tobytes())
+        array = np.asarray(fit(jnp.asarray(pixels), _spec(224, 224, "bilinear")))
+        crc = zlib.crc32(array.tobytes())
         yield compare(f"{at} {camera}", crc, io[f"{at}/out/image|{camera}/crc32"], 0)
 
 
@@ -264,5 +272,5 @@ def _form(name: str, config: Mapping[str, Any]) -> str:
 
 def _default_prompt(text: Any, form: str, ids: np.ndarray) -> str:
     """What a config says where a sample has no instruction; its text is not in the folder."""
-    said = text.decode(ids[1:].tolist(), skip_special_tokens=False)
-    return said.split("Task: ")[-1].split(", State:")[0].rstrip("\n")
+    message = text.decode(ids[1:].tolist(), skip_special_tokens=False)
+    return message.split("Task: ")[-1].split(", State:")[0].rstrip("\n")

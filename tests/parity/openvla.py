@@ -33,8 +33,8 @@ BLANK, STOP = 29871, 2
 def arch(config: Mapping[str, Any]) -> dict[str, Any]:
     """Prismatic's architecture in the sizes of a folder."""
     towers = {}
-    for name, theirs, registers in zip(TOWERS, ("dino", "siglip"), (4, 0), strict=True):
-        tower = config[theirs]
+    for name, reference, registers in zip(TOWERS, ("dino", "siglip"), (4, 0), strict=True):
+        tower = config[reference]
         towers[name] = {
             "hidden_size": tower["embed_dim"],
             "num_hidden_layers": tower["depth"],
@@ -77,13 +77,13 @@ def model_config(config: Mapping[str, Any], text_len: int) -> ModelConfig:
 def run(folder: Path) -> Iterator[Row]:
     """Weights, a training batch, an action, gradients."""
     io, config = golden.arrays(folder), golden.config(folder)
-    theirs = golden.weights(folder)
+    reference = golden.weights(folder)
     model: Any = vla.build(model_config(config, io["train/input_ids"].shape[1]))
     full = dataclasses.replace(model.config.backbone, arch=model.arch)
     rows, ignore = openvla.rows(dataclasses.replace(model.config, backbone=full))
-    params = pi0.load(rows, model, arrays.Arrays(theirs), ignore)
-    yield names.exported(rows, flatten(params), theirs, ignore)
-    yield from sizes(model, theirs)
+    params = pi0.load(rows, model, arrays.Arrays(reference), ignore)
+    yield names.exported(rows, flatten(params), reference, ignore)
+    yield from sizes(model, reference)
     if (folder / "full_param_names.txt").is_file():
         yield from full_names(folder, config)
     if "tok/ids" in io:
@@ -95,16 +95,16 @@ def run(folder: Path) -> Iterator[Row]:
 
 def sizes(model: Any, theirs: Mapping[str, np.ndarray]) -> Iterator[Row]:
     """What the weights tell of the towers is what the folder says."""
-    found = Prismatic.from_shapes({name: x.shape for name, x in theirs.items()})
-    wrong = [n for n in TOWERS if found[n].items() - model.arch[n].items()]
-    count = len(wrong) + (found["film"] != model.arch["film"])
+    result = Prismatic.from_shapes({name: x.shape for name, x in theirs.items()})
+    wrong = [n for n in TOWERS if result[n].items() - model.arch[n].items()]
+    count = len(wrong) + (result["film"] != model.arch["film"])
     yield compare("towers read off the weights", count, 0, 0)
 
 
 def full_names(folder: Path, config: Mapping[str, Any]) -> Iterator[Row]:
     """The full-size names and shapes: each read once, and the same set written."""
     lines = [x.split("\t") for x in (folder / "full_param_names.txt").read_text().splitlines()]
-    theirs = {line[0]: tuple(json.loads(line[1])) for line in lines}
+    reference = {line[0]: tuple(json.loads(line[1])) for line in lines}
     released = Prismatic.arch({"film": config.get("use_film", False)})
     sized = model_config(config, 64)
     sized = dataclasses.replace(
@@ -115,11 +115,11 @@ def full_names(folder: Path, config: Mapping[str, Any]) -> Iterator[Row]:
     tree = jax.eval_shape(lambda key: vla.initial_params(vla.build(sized), key), jax.random.key(0))
     ours = {path: leaf.shape for path, leaf in flatten(tree).items()}
     rows, ignore = openvla.rows(sized)
-    report = weights.check(rows, ours, theirs, ignore)
+    report = weights.check(rows, ours, reference, ignore)
     problems = sum(map(len, (report.missing, report.unexpected, report.misshaped)))
-    yield compare(f"{len(theirs)} full-size names read once{report}", problems, 0, 0)
+    yield compare(f"{len(reference)} full-size names read once{report}", problems, 0, 0)
     written = {name for row in rows for name in row.expand(ours[row.targets[0]][0])}
-    yield compare("the same full-size names written", len(written ^ theirs.keys()), 0, 0)
+    yield compare("the same full-size names written", len(written ^ reference.keys()), 0, 0)
 
 
 def tokens(io: Mapping[str, np.ndarray]) -> Iterator[Row]:
@@ -127,8 +127,8 @@ def tokens(io: Mapping[str, np.ndarray]) -> Iterator[Row]:
     code = ActionTokenizer(32000)
     yield compare("ids", code.encode(io["tok/values_f64"]), io["tok/ids"], 0)
     rounded = io["tok/values_f64"].astype(np.float32)
-    found = code.encode(jnp.asarray(rounded))
-    yield compare("ids of the same values in float32", found, code.encode(rounded), 0)
+    encoded = code.encode(jnp.asarray(rounded))
+    yield compare("ids of the same values in float32", encoded, code.encode(rounded), 0)
     yield compare("values of ids", code.decode(io["tok/ids"]), io["tok/back_f64"], 0)
     yield compare("values of all ids", code.decode(io["tok/all_ids"]), io["tok/all_actions_f64"], 0)
 
@@ -136,12 +136,12 @@ def tokens(io: Mapping[str, np.ndarray]) -> Iterator[Row]:
 def pixels(model: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
     """Six numbers a pixel and camera: both towers' units."""
     for part in ("train", "predict"):
-        seen = image.preprocess(jnp.asarray(io[f"{part}/images"]), model.image)
+        observed = image.preprocess(jnp.asarray(io[f"{part}/images"]), model.image)
         units = zip(model.arch["means"], model.arch["stds"], strict=True)
-        stacked = [(np.asarray(seen) - np.array(m)) / np.array(s) for m, s in units]
-        found = np.moveaxis(np.concatenate(stacked, axis=-1), -1, 2)
-        found = found.reshape(len(found), -1, *found.shape[3:])
-        yield compare(f"{part} pixels", found, io[f"{part}/pixel_values"], 1e-5)
+        stacked = [(np.asarray(observed) - np.array(m)) / np.array(s) for m, s in units]
+        reshaped = np.moveaxis(np.concatenate(stacked, axis=-1), -1, 2)
+        reshaped = reshaped.reshape(len(reshaped), -1, *reshaped.shape[3:])
+        yield compare(f"{part} pixels", reshaped, io[f"{part}/pixel_values"], 1e-5)
 
 
 def observation(
@@ -149,9 +149,9 @@ def observation(
 ) -> Observation:
     """A batch of one step a row."""
     names = model.config.structure.cameras
-    seen = image.preprocess(jnp.asarray(pictures), model.image)
+    observed = image.preprocess(jnp.asarray(pictures), model.image)
     return Observation(
-        images={name: seen[:, i][:, None] for i, name in enumerate(names)},
+        images={name: observed[:, i][:, None] for i, name in enumerate(names)},
         image_mask={name: jnp.ones((len(ids), 1), bool) for name in names},
         text=jnp.asarray(ids.astype(np.int32)),
         text_mask=jnp.asarray(mask.astype(bool)),
@@ -174,10 +174,10 @@ def batch(
         text_mask.append(mask[i][~acts[i]])
     chunk = io["train/actions"] if "train/actions" in io else io["train/actions_f64"][:, None]
     chunk = jnp.asarray(chunk.astype(np.float32))[:, None]
-    seen = observation(
+    observed = observation(
         model, io["train/images"], text, np.array(text_mask), io.get("train/proprio")
     )
-    return seen, Actions(chunk, jnp.ones(chunk.shape[:-1], bool))
+    return observed, Actions(chunk, jnp.ones(chunk.shape[:-1], bool))
 
 
 def train(
@@ -189,38 +189,38 @@ def train(
     config: Mapping[str, Any],
 ) -> Iterator[Row]:
     """What the VLM sees in training, what it makes of it, loss and gradients."""
-    seen, actions = batch(model, io, config)
+    observed, actions = batch(model, io, config)
     oft = config["kind"] == "openvla_oft"
 
     def look(m: Any) -> Any:
         if oft:
-            given, first = m.tokens(seen)
-            hidden = m.hidden(given)
+            arguments, first = m.tokens(observed)
+            hidden = m.hidden(arguments)
             count = m.config.structure.chunk * m.config.action_dim
             read = splicing.take(hidden, first - 1 + jnp.arange(count))
-            text = m.backbone.embed_text(seen.text)
-            level = m.language(seen, text) if m.backbone.follows_language else None
+            text = m.backbone.embed_text(observed.text)
+            level = m.language(observed, text) if m.backbone.follows_language else None
         else:
             ids = m.head.encode(actions)
-            sequence = m.sequence(m.encode(seen), splicing.step_mask(seen), seen, ids)
-            given, hidden = sequence.tokens, m.backbone(sequence.tokens)
+            sequence = m.sequence(m.encode(observed), splicing.step_mask(observed), observed, ids)
+            arguments, hidden = sequence.tokens, m.backbone(sequence.tokens)
             read, level = splicing.take(hidden, sequence.columns), None
-        pictures = jnp.stack([seen.images[c][:, 0] for c in m.config.structure.cameras], axis=1)
+        pictures = jnp.stack([observed.images[c][:, 0] for c in m.config.structure.cameras], axis=1)
         each = pictures.reshape(-1, *pictures.shape[2:])
         wide = None if level is None else jnp.repeat(level, pictures.shape[1], axis=0)
         patches = m.backbone.patches(each, wide)
-        features, valid = m.features(seen, actions)
-        return given, hidden, read, patches, features, m.head.predict(features, valid, None)
+        features, valid = m.features(observed, actions)
+        return arguments, hidden, read, patches, features, m.head.predict(features, valid, None)
 
-    found: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
-    given, hidden, read, patches, features, predicted = found
-    valid, mask = np.asarray(given.valid), io["train/attention_mask"]
+    result: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
+    inputs, hidden, read, patches, features, predicted = result
+    valid, mask = np.asarray(inputs.valid), io["train/attention_mask"]
     images = np.ones((len(valid), valid.shape[1] - mask.shape[1]), bool)
     real = np.concatenate([mask[:, :1], images, mask[:, 1:]], axis=1)
     yield compare("who is there", valid, io.get("train/mm_mask", real), 0)
     if "train/inputs_embeds" in io:
         wanted = io["train/inputs_embeds"][valid]
-        yield compare("sequence", np.asarray(given.embeds)[valid], wanted, TOLERANCE)
+        yield compare("sequence", np.asarray(inputs.embeds)[valid], wanted, TOLERANCE)
     if "train/patch_features" in io:
         wide = patches.reshape(len(valid), -1, patches.shape[-1])
         yield compare("patches", wide, io["train/patch_features"], TOLERANCE)
@@ -234,16 +234,16 @@ def train(
     if "train/pred_ids" in io:
         labels = io["train/labels"][:, 1:]
         # As many labels a row, at different columns.
-        theirs, wanted = (
+        reference, wanted = (
             x[labels != NO_LABEL].reshape(len(labels), -1) for x in (io["train/pred_ids"], labels)
         )
         got = np.asarray(features[:, 0]).argmax(-1)
-        yield compare("predicted ids", got, theirs, 0)
-        ours = model.apply({"params": params}, seen, actions, method="targets")
+        yield compare("predicted ids", got, reference, 0)
+        ours = model.apply({"params": params}, observed, actions, method="targets")
         yield compare("labels", np.asarray(ours)[:, 0], wanted, 0)
 
     def loss(p: Any) -> Any:
-        return model.apply({"params": p}, seen, actions, None, 0.0, method="loss")
+        return model.apply({"params": p}, observed, actions, None, 0.0, method="loss")
 
     (total, parts), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     yield compare("loss", total, io["train/loss"], TOLERANCE)
@@ -279,12 +279,12 @@ def act(
     ids = io["predict/input_ids"]
     text = np.concatenate([ids, np.full((len(ids), 1), BLANK), np.full((len(ids), 1), STOP)], 1)
     state = io.get("predict/proprio")
-    seen = observation(
+    observed = observation(
         model, io["predict/images"], text, np.ones(text.shape, bool),
         None if state is None else state[None],
     )  # fmt: skip
     step = jax.jit(
-        lambda p: model.apply({"params": p}, seen, model.empty_history(1), None, method="step")
+        lambda p: model.apply({"params": p}, observed, model.empty_history(1), None, method="step")
     )
     prediction, history = step(params)
     values = np.concatenate([prediction.arm, prediction.gripper[..., None]], -1)[:, 0]
@@ -293,25 +293,25 @@ def act(
     statistics = {"actions": entry["action"], "state": entry.get("proprio", entry["action"])}
     units = PolicyUnits.from_statistics(statistics, rule)
     expected = io["predict/actions_f64"]
-    found = units.restore(values.astype(np.float64), np.zeros((1, 1)))[0]
-    yield compare("actions", found.reshape(expected.shape), expected, SAMPLE_TOLERANCE)
+    result = units.restore(values.astype(np.float64), np.zeros((1, 1)))[0]
+    yield compare("actions", result.reshape(expected.shape), expected, SAMPLE_TOLERANCE)
     if config["kind"] == "openvla":
         written = io["predict/generated_ids"][:, -7:]
         yield compare("written ids", history.ids[:, -1], written, 0)
-        yield from written_step(model, params, io, seen)
+        yield from written_step(model, params, io, observed)
         return
 
     def look(m: Any) -> Any:
-        given, first = m.tokens(seen)
-        hidden = m.hidden(given)
+        arguments, first = m.tokens(observed)
+        hidden = m.hidden(arguments)
         count = m.config.structure.chunk * m.config.action_dim
         read = splicing.take(hidden, first - 1 + jnp.arange(count))
-        return given, hidden, read, m.features(seen)[0]
+        return arguments, hidden, read, m.features(observed)[0]
 
-    found: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
-    given, hidden, read, features = found
-    yield compare("sequence, acting", given.embeds, io["predict/inputs_embeds"], TOLERANCE)
-    yield compare("who is there, acting", given.valid, io["predict/mask"], 0)
+    result: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
+    inputs, hidden, read, features = result
+    yield compare("sequence, acting", inputs.embeds, io["predict/inputs_embeds"], TOLERANCE)
+    yield compare("who is there, acting", inputs.valid, io["predict/mask"], 0)
     yield compare("hidden states, acting", hidden, io["predict/last_hidden"], TOLERANCE)
     yield compare("hidden states read, acting", read, io["predict/actions_hidden"], TOLERANCE)
     if "predict/token_ids" in io:
@@ -334,12 +334,12 @@ def written_step(
         projected = m.backbone.projection(patches)
         return patches, projected, sequence.tokens, run, m.backbone.logits(read)
 
-    found: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
-    patches, projected, given, run, scores = found
+    result: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
+    patches, projected, inputs, run, scores = result
     yield compare("patches", patches, io["fwd/patch_features"], TOLERANCE)
     yield compare("projected", projected, io["fwd/projected"], TOLERANCE)
     n = io["fwd/inputs_embeds"].shape[1]
-    yield compare("sequence, acting", given.embeds[:, :n], io["fwd/inputs_embeds"], TOLERANCE)
+    yield compare("sequence, acting", inputs.embeds[:, :n], io["fwd/inputs_embeds"], TOLERANCE)
     yield compare("hidden states, layer 1", run.states[1][:, :n], io["fwd/hidden_1"], TOLERANCE)
     yield compare("hidden states, acting", run.hidden[:, :n], io["fwd/last_hidden"], TOLERANCE)
     scores = np.asarray(scores[0])

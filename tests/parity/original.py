@@ -54,18 +54,20 @@ def image(x: np.ndarray) -> np.ndarray:
 
 def observation(images: dict[str, Any], text: np.ndarray, mask: np.ndarray) -> Observation:
     """With every frame real."""
-    seen = {k: np.ones(v.shape[:2], bool) for k, v in images.items()}
-    whole = Observation(images=images, image_mask=seen, text=text.astype(np.int32), text_mask=mask)
-    return jax.tree.map(jnp.asarray, whole)
+    observed = {k: np.ones(v.shape[:2], bool) for k, v in images.items()}
+    full = Observation(
+        images=images, image_mask=observed, text=text.astype(np.int32), text_mask=mask
+    )
+    return jax.tree.map(jnp.asarray, full)
 
 
 def cameras(
     io: Mapping[str, np.ndarray], primary: str, wrist: str, step: int | None = None
 ) -> dict[str, np.ndarray]:
     """The images of a batch or of one control step."""
-    found = {"primary": io[primary], "wrist": io.get(wrist)}
+    results = {"primary": io[primary], "wrist": io.get(wrist)}
     rows = slice(None) if step is None else slice(step, step + 1)
-    return {name: image(x[:, rows]) for name, x in found.items() if x is not None}
+    return {name: image(x[:, rows]) for name, x in results.items() if x is not None}
 
 
 def batch(io: Mapping[str, np.ndarray], config: ModelConfig) -> tuple[Observation, Actions]:

@@ -44,23 +44,23 @@ def hf(folder: Path) -> Iterator[Row]:
     attention = golden.config(folder, "meta.json")["attn"]
     if "attention_cap" in arch:
         arch["attention_cap"] = attention == "eager"
-    theirs = golden.weights(folder)
+    reference = golden.weights(folder)
     model = vla.build(original.model_config({}, name, arch))
     mapped = maps.hugging_face(model.config)
-    params = load(mapped, model, theirs, "backbone/")
-    yield names.exported(mapped[0], flatten(params), theirs)
+    params = load(mapped, model, reference, "backbone/")
+    yield names.exported(mapped[0], flatten(params), reference)
 
     ids, valid = jnp.asarray(io["in/input_ids"], jnp.int32), io["in/attention_mask"] == 1
     images = jnp.asarray(original.image(io["in/pixel_values"]))
     place = ids == config["image_token_index"]
-    given = jnp.asarray(io["in/token_type_ids"] == 0)
+    array = jnp.asarray(io["in/token_type_ids"] == 0)
     # Without token types sdpa's shortcut is taken when nothing is padded: no mask at all.
     without = "full" if attention == "sdpa" and valid.all() else "causal"
 
     def forward(m: Any) -> Any:
         image = m.encode_images(images)
         embeds = m.embed_text(ids).at[place].set(image.reshape(-1, image.shape[-1]))
-        tokens = Tokens(embeds, jnp.asarray(valid), jnp.where(place, 0, -1), given=given)
+        tokens = Tokens(embeds, jnp.asarray(valid), jnp.where(place, 0, -1), given=array)
         hidden = m(tokens)
         states = m.text.run(embeds, tokens.valid, collect=True).states
         return image * m.width**0.5, states, hidden, m.text.logits(hidden)
@@ -98,7 +98,7 @@ def describe(
 
     name = GENERATIONS["gemma2" if second else "gemma"]
     version = ".".join(config["versions"]["transformers"].split(".")[:2])
-    found = BACKBONES[name].arch(
+    arch = BACKBONES[name].arch(
         {
             "mask": MASKS[version],
             "hidden_size": HIDDEN[name],
@@ -125,4 +125,4 @@ def describe(
             },
         }
     )
-    return name, found
+    return name, arch

@@ -106,11 +106,11 @@ def run(folder: Path) -> Iterator[Row]:
     """The JAX model: prefix, hidden states, loss, samples, gradients."""
     io, config = golden.arrays(folder), golden.config(folder)
     model = vla.build(model_config(config, io["obs/state"].shape[-1]))
-    theirs = arrays.Arrays(golden.weights(folder))
-    lora = has_factors(theirs)
+    reference = arrays.Arrays(golden.weights(folder))
+    lora = has_factors(reference)
     if lora:
-        theirs = Merged(theirs, lambda name: alpha(config, name))
-    source = Unstacked(theirs)
+        reference = Merged(reference, lambda name: alpha(config, name))
+    source = Unstacked(reference)
     rows = openpi.jax_rows(model.config, model.arch)
     params = load(rows, model, source)
     yield names.exported(
@@ -130,9 +130,9 @@ def full(folder: Path) -> Iterator[Row]:
     lines = [
         line.split("\t") for line in (folder / "full_param_names.txt").read_text().splitlines()
     ]
-    theirs = {line[0]: tuple(json.loads(line[1])) for line in lines if "alias" not in line[3]}
+    reference = {line[0]: tuple(json.loads(line[1])) for line in lines if "alias" not in line[3]}
     config = golden.config(folder)
-    is_torch = any(name.startswith("paligemma_with_expert") for name in theirs)
+    is_torch = any(name.startswith("paligemma_with_expert") for name in reference)
     sizes = model_config(config, config["action_dim"])
     sizes = dataclasses.replace(
         sizes,
@@ -146,12 +146,12 @@ def full(folder: Path) -> Iterator[Row]:
         rows, ignore = openpi.torch_rows(model.config, model.arch), openpi.TORCH_IGNORE
     else:
         rows, ignore = openpi.jax_rows(model.config, model.arch), ()
-        theirs = Unstacked(Merged(Shapes(theirs))).shapes
-    report = weights.check(rows, ours, theirs, ignore)
+        reference = Unstacked(Merged(Shapes(reference))).shapes
+    report = weights.check(rows, ours, reference, ignore)
     problems = sum(map(len, (report.missing, report.unexpected, report.misshaped)))
-    yield compare(f"{len(theirs)} full-size names read once", problems, 0, 0)
+    yield compare(f"{len(reference)} full-size names read once", problems, 0, 0)
     written = {name for row in rows for name in row.expand(ours[row.targets[0]][0])}
-    carried = {name for name in theirs if not weights.ignored(name, ignore)}
+    carried = {name for name in reference if not weights.ignored(name, ignore)}
     yield compare("the same full-size names written", len(written ^ carried), 0, 0)
 
 
@@ -178,16 +178,16 @@ def torch(folder: Path) -> Iterator[Row]:
     """The torch port's file: the same parameters to the bit, so the same model."""
     io, config = golden.arrays(folder), golden.config(folder)
     twin = folder.parent / folder.name.replace("torch_", "")
-    theirs = arrays.Arrays(golden.weights(folder))
+    reference = arrays.Arrays(golden.weights(folder))
     other = golden.arrays(twin) if (twin / "io.npz").is_file() else {}
     state = config["action_dim"]
     model = vla.build(model_config(config, state))
     rows = openpi.torch_rows(model.config, model.arch)
-    params = load(rows, model, theirs, openpi.TORCH_IGNORE)
+    params = load(rows, model, reference, openpi.TORCH_IGNORE)
     yield names.exported(
         rows,
         flatten(params),
-        {name: theirs.read(name) for name in theirs.shapes},
+        {name: reference.read(name) for name in reference.shapes},
         openpi.TORCH_IGNORE,
     )
     if (folder / "full_param_names.txt").is_file():
@@ -196,8 +196,8 @@ def torch(folder: Path) -> Iterator[Row]:
         return
     source = Unstacked(arrays.Arrays(golden.weights(twin)))
     same = load(openpi.jax_rows(model.config, model.arch), model, source)
-    found, wanted = flatten(params), flatten(same)
-    changed = [k for k in wanted if not np.array_equal(found[k], wanted[k])]
+    result, wanted = flatten(params), flatten(same)
+    changed = [k for k in wanted if not np.array_equal(result[k], wanted[k])]
     yield compare(f"parameters that differ from the JAX file's {changed[:3]}", len(changed), 0, 0)
     yield from samples(model, params, other | io, config)
     noise = other | io
@@ -212,23 +212,23 @@ def load(
     """Our parameters from their tensors, strictly."""
     tree = jax.eval_shape(lambda key: vla.initial_params(model, key), jax.random.key(0))
     shapes = {path: leaf.shape for path, leaf in flatten(tree).items()}
-    found = maps.incoming(rows, shapes, source, ignore)
-    return unflatten({path: jnp.asarray(leaf.read()) for path, leaf in found.leaves.items()})
+    result = maps.incoming(rows, shapes, source, ignore)
+    return unflatten({path: jnp.asarray(leaf.read()) for path, leaf in result.leaves.items()})
 
 
 def observation(io: Mapping[str, np.ndarray], side: int) -> Observation:
     """`obs/*`; images of another size than the model's are resized as openpi does."""
-    images, seen = {}, {}
-    for theirs, ours in CAMERAS.items():
-        pixels = io[f"obs/image/{theirs}"]
+    images, recorded = {}, {}
+    for reference, ours in CAMERAS.items():
+        pixels = io[f"obs/image/{reference}"]
         scaled = pixels.astype(np.float32) / 255.0 * 2.0 - 1.0
         if pixels.shape[1] != side:
             scaled = _resized(scaled, side)
         images[ours] = jnp.asarray(scaled)[:, None]
-        seen[ours] = jnp.asarray(io[f"obs/image_mask/{theirs}"])[:, None]
+        recorded[ours] = jnp.asarray(io[f"obs/image_mask/{reference}"])[:, None]
     return Observation(
         images=images,
-        image_mask=seen,
+        image_mask=recorded,
         text=jnp.asarray(io["obs/tokenized_prompt"].astype(np.int32)),
         text_mask=jnp.asarray(io["obs/tokenized_prompt_mask"].astype(bool)),
         proprio=jnp.asarray(io["obs/state"])[:, None],
@@ -239,8 +239,8 @@ def _resized(images: np.ndarray, side: int) -> Any:
     from vla_jax.models import letterbox
 
     height, width = letterbox.shape_within(images.shape[1], images.shape[2], side, side)
-    found = letterbox.interpolate(jnp.asarray(images), height, width, "linear")
-    return letterbox.paste(found, side, side, corner=False, background=-1.0)
+    interpolated = letterbox.interpolate(jnp.asarray(images), height, width, "linear")
+    return letterbox.paste(interpolated, side, side, corner=False, background=-1.0)
 
 
 def actions(io: Mapping[str, np.ndarray]) -> Actions:
@@ -251,40 +251,40 @@ def actions(io: Mapping[str, np.ndarray]) -> Actions:
 
 def losses(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray], what: str = "error") -> Any:
     """Errors [b, f] at the folder's noise and times, or the velocities."""
-    seen = observation(io, model.image.size)
+    observed = observation(io, model.image.size)
     noise, time = jnp.asarray(io["noise"]), jnp.asarray(io["time"])
-    args = (seen, actions(io), noise, time)
-    error, found = model.apply({"params": params}, *args, method="errors")
-    return error if what == "error" else found
+    args = (observed, actions(io), noise, time)
+    error, result = model.apply({"params": params}, *args, method="errors")
+    return error if what == "error" else result
 
 
 def forward(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
     """What the VLM and the expert see, and what comes out."""
-    seen = observation(io, model.image.size)
+    observed = observation(io, model.image.size)
     noise, time = jnp.asarray(io["noise"]), jnp.asarray(io["time"])
 
     def look(m: Any) -> Any:
-        embeds, valid, mask = m.prefix_tokens(seen)
-        result = m.prefix(seen)
+        embeds, valid, mask = m.prefix_tokens(observed)
+        result = m.prefix(observed)
         hidden = m.backbone.read_prefix(embeds, valid, mask).hidden
         noisy, wanted = m.head.mix(m.head.values(actions(io)), noise, time)
         tokens, level = m.head.tokens(noisy, time), m.head.level(time)
         if m.config.expert.state == "expert":
-            state = jnp.asarray(seen.proprio)[:, 0]
+            state = jnp.asarray(observed.proprio)[:, 0]
             tokens = jnp.concatenate([m.head.state_token(state), tokens], axis=1)
-        found = m.velocity(result.cache, seen.proprio, noisy, time)
-        return embeds, valid, mask, result, hidden, tokens, level, noisy, wanted, found
+        velocity = m.velocity(result.cache, observed.proprio, noisy, time)
+        return embeds, valid, mask, result, hidden, tokens, level, noisy, wanted, velocity
 
     run: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))
-    embeds, valid, mask, result, hidden, tokens, level, noisy, wanted, found = run(params)
+    embeds, valid, mask, result, hidden, tokens, level, noisy, wanted, outcome = run(params)
     # Image tokens are divided by the scale that the decoder multiplies all tokens by.
     width = embeds.shape[-1]
     yield compare("prefix", embeds * width**0.5, io["prefix/tokens"], TOLERANCE)
     yield compare("prefix is there", valid, io["prefix/input_mask"], 0)
     count = valid.shape[1]
-    theirs = io["attn_mask"][:, :count, :count]
+    reference = io["attn_mask"][:, :count, :count]
     ours = np.asarray(mask) & np.asarray(valid)[:, :, None]
-    yield compare("who sees whom", ours, theirs, 0)
+    yield compare("who sees whom", ours, reference, 0)
     positions = np.cumsum(np.asarray(valid), 1) - 1
     yield compare("positions", positions, io["positions"][:, :count], 0)
     yield compare("noisy actions", noisy, io["x_t"], 1e-6)
@@ -295,10 +295,10 @@ def forward(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterat
     real = np.asarray(valid)
     hidden = np.asarray(hidden)[real]
     yield compare("hidden states, VLM", hidden, io["out/prefix"][real], TOLERANCE)
-    yield compare("velocity", found, io["out/v_t"], VELOCITY_TOLERANCE)
-    for name, kept in (("k", result.cache.keys), ("v", result.cache.values)):
+    yield compare("velocity", outcome, io["out/v_t"], VELOCITY_TOLERANCE)
+    for name, retained in (("k", result.cache.keys), ("v", result.cache.values)):
         expected = io[f"sample/kv_{name}"][:, real]
-        yield compare(f"cache, {name}", np.asarray(kept)[:, real], expected, TOLERANCE)
+        yield compare(f"cache, {name}", np.asarray(retained)[:, real], expected, TOLERANCE)
     error = jax.jit(lambda p: losses(model, p, io))(params)
     yield compare("loss", error, io["loss"], TOLERANCE)
 
@@ -307,13 +307,15 @@ def samples(
     model: vla.VLA, params: Any, io: Mapping[str, np.ndarray], config: Mapping[str, Any]
 ) -> Iterator[Row]:
     """Chunks denoised from the folder's noise, in two numbers of steps."""
-    seen, start = observation(io, model.image.size), jnp.asarray(io["sample/noise"])
+    observed, start = observation(io, model.image.size), jnp.asarray(io["sample/noise"])
     for count in config["sample_steps"]:
         head = dataclasses.replace(model.config.head, sampling_steps=count)
         chosen = vla.build(dataclasses.replace(model.config, head=head), model.arch)
-        found = jax.jit(lambda p, m=chosen: m.apply({"params": p}, seen, start, method="sample"))
+        compiled = jax.jit(
+            lambda p, m=chosen: m.apply({"params": p}, observed, start, method="sample")
+        )
         expected = io[f"sample/actions_{count}"]
-        yield compare(f"actions, {count} steps", found(params), expected, SAMPLE_TOLERANCE)
+        yield compare(f"actions, {count} steps", compiled(params), expected, SAMPLE_TOLERANCE)
 
 
 def insulation(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
@@ -365,19 +367,19 @@ def optimizer(
     flat = flatten(params)
     state, average = chain.init(flat), flat
     step = jax.jit(jax.value_and_grad(lambda f: losses(model, unflatten(f), io).mean()))
-    found, rates, sizes = [], [], []
+    collected, rates, sizes = [], [], []
     for i in range(len(io["train/lr"])):
         loss, grads = step(flat)
-        found.append(loss)
+        collected.append(loss)
         rates.append(schedule(i))
         sizes.append(optax.global_norm(grads))
         updates, state = chain.update(grads, state, flat)
         flat: Any = optax.apply_updates(flat, updates)
         average = moving_average(average, flat, i, 0.99, warmup=False)
-    found.append(step(flat)[0])
+    collected.append(step(flat)[0])
     yield compare("rates", rates, io["train/lr"], 1e-9)
     yield Row("gradient norms of the steps", relative(sizes, io["train/grad_norm"]), 1e-3, 1.0)
-    yield compare("losses of the steps", found, io["train/losses"], TOLERANCE)
+    yield compare("losses of the steps", collected, io["train/losses"], TOLERANCE)
     yield _norms("parameters after the steps", norms["param_norm_after3"], rows, flat)
     yield _norms("average after the steps", norms["ema_norm_after3"], rows, average)
 

@@ -86,33 +86,33 @@ def run(folder: Path) -> Iterator[Row]:
 def full(folder: Path) -> Iterator[Row]:
     """The full-size names and shapes: each read once, and the same set written."""
     lines = [x.split("\t") for x in (folder / "full_param_names.txt").read_text().splitlines()]
-    whole = {line[0]: tuple(json.loads(line[1])) for line in lines}
-    theirs = Unstacked(pi0.Shapes(whole)).shapes
+    complete = {line[0]: tuple(json.loads(line[1])) for line in lines}
+    reference = Unstacked(pi0.Shapes(complete)).shapes
     small = model_config(golden.config(folder), 8)
     backbone = dataclasses.replace(small.backbone, arch=pi0.FULL)
     model = vla.build(dataclasses.replace(small, backbone=backbone))
     tree = jax.eval_shape(lambda key: vla.initial_params(model, key), jax.random.key(0))
     ours = {path: leaf.shape for path, leaf in flatten(tree).items()}
     rows = openpi.jax_rows(model.config, model.arch)
-    report = weights.check(rows, ours, theirs, ())
+    report = weights.check(rows, ours, reference, ())
     problems = sum(map(len, (report.missing, report.unexpected, report.misshaped)))
-    yield compare(f"{len(theirs)} full-size names read once", problems, 0, 0)
+    yield compare(f"{len(reference)} full-size names read once", problems, 0, 0)
     written = {name for row in rows for name in row.expand(ours[row.targets[0]][0])}
-    yield compare("the same full-size names written", len(written ^ set(theirs)), 0, 0)
+    yield compare("the same full-size names written", len(written ^ set(reference)), 0, 0)
 
 
 def observation(
     io: Mapping[str, np.ndarray], side: int, text: tuple[np.ndarray, np.ndarray]
 ) -> Observation:
     """`obs/*` with the real columns of a prompt."""
-    theirs = [name for name in io if name.startswith("obs/image/")]
-    pixels = [io[name].astype(np.float32) / 255.0 * 2.0 - 1.0 for name in theirs]
+    reference = [name for name in io if name.startswith("obs/image/")]
+    pixels = [io[name].astype(np.float32) / 255.0 * 2.0 - 1.0 for name in reference]
     if pixels[0].shape[1] != side:
         pixels = [pi0._resized(image, side) for image in pixels]
     images = {c: jnp.asarray(p)[:, None] for c, p in zip(CAMERAS, pixels, strict=False)}
     ids, mask = text
-    seen = jnp.ones((len(ids), 1), bool)
-    return Observation(images, dict.fromkeys(images, seen), jnp.asarray(ids), jnp.asarray(mask))
+    observed = jnp.ones((len(ids), 1), bool)
+    return Observation(images, dict.fromkeys(images, observed), jnp.asarray(ids), jnp.asarray(mask))
 
 
 def prompts(io: Mapping[str, np.ndarray], at: str) -> tuple[np.ndarray, np.ndarray]:
@@ -126,19 +126,19 @@ def answers(io: Mapping[str, np.ndarray]) -> Any:
     """The answers, which begin behind the prompt of every row."""
     ids, is_answer = io["obs/tokenized_prompt"], io["obs/token_loss_mask"]
     written = np.full((len(ids), is_answer.sum(1).max()), -1, np.int32)
-    for row, given, wanted in zip(written, ids, is_answer, strict=True):
-        row[: wanted.sum()] = given[wanted]
+    for row, inputs, wanted in zip(written, ids, is_answer, strict=True):
+        row[: wanted.sum()] = inputs[wanted]
     chunk = jnp.zeros((len(ids), 1, 1, 1))
     return Actions(chunk, jnp.ones(chunk.shape[:-1], bool), jnp.asarray(written))
 
 
 def training(model: Any, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
     """Tokens, masks, positions, hidden states, scores and the loss."""
-    seen, actions = observation(io, model.image.size, prompts(io, "obs")), answers(io)
+    observed, actions = observation(io, model.image.size, prompts(io, "obs")), answers(io)
 
     def look(m: Any) -> Any:
-        tokens, _ = m.spliced(seen, jnp.maximum(actions.written, 0))
-        return tokens, m.backbone(tokens), m.scores(seen, actions.written)
+        tokens, _ = m.spliced(observed, jnp.maximum(actions.written, 0))
+        return tokens, m.backbone(tokens), m.scores(observed, actions.written)
 
     run: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))
     tokens, hidden, scores = run(params)
@@ -150,13 +150,13 @@ def training(model: Any, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[
     embeds = np.asarray(tokens.embeds)[:, :count] * width**0.5
     yield compare("tokens", embeds[real], io["inputs/embeds"][:, :count][real], TOLERANCE)
     yield compare("tokens that are not there", (~valid[:, :count][real]).sum(), 0, 0)
-    given = np.asarray(tokens.given)[:, :count]
-    yield compare("prefix", given[real], (io["inputs/ar_mask"][:, :count] == 0)[real], 0)
-    together = given[:, :, None] & given[:, None, :]
+    array = np.asarray(tokens.given)[:, :count]
+    yield compare("prefix", array[real], (io["inputs/ar_mask"][:, :count] == 0)[real], 0)
+    together = array[:, :, None] & array[:, None, :]
     sees = (np.tril(np.ones((count, count), bool)) | together) & valid[:, None, :count]
     both = real[:, :, None] & real[:, None, :]
-    theirs = io["attn_mask"][:, :count, :count]
-    yield compare("who sees whom", sees[both], theirs[both], 0)
+    reference = io["attn_mask"][:, :count, :count]
+    yield compare("who sees whom", sees[both], reference[both], 0)
     ours = (np.cumsum(valid, 1) - 1)[:, :count]
     yield compare("positions", ours[real], np.broadcast_to(np.arange(count), real.shape)[real], 0)
     inner = real[:, : io["pre_logits"].shape[1]]
@@ -166,15 +166,15 @@ def training(model: Any, params: Any, io: Mapping[str, np.ndarray]) -> Iterator[
         io["pre_logits"][:, : ours.shape[1]][inner[:, : ours.shape[1]]], TOLERANCE,
     )  # fmt: skip
     yield from _scores(io, np.asarray(scores), np.asarray(actions.written))
-    _, parts = losses(model, params, seen, actions)
+    _, parts = losses(model, params, observed, actions)
     yield compare("loss", parts["rows"], io["loss"], TOLERANCE)
 
 
 def _scores(io: Mapping[str, np.ndarray], ours: np.ndarray, written: np.ndarray) -> Iterator[Row]:
     """Scores of the words of every answer; behind them the folder has those of padding."""
-    for i, (row, theirs) in enumerate(zip(ours, io["logits_post"], strict=True)):
+    for i, (row, reference) in enumerate(zip(ours, io["logits_post"], strict=True)):
         count = (written[i] >= 0).sum()
-        yield compare(f"scores {i}", row[:count], theirs[:count], TOLERANCE)
+        yield compare(f"scores {i}", row[:count], reference[:count], TOLERANCE)
 
 
 def losses(model: Any, params: Any, seen: Observation, actions: Any) -> Any:
@@ -190,8 +190,8 @@ def gradients(
     io: Mapping[str, np.ndarray],
 ) -> Iterator[Row]:
     """Of the mean loss: whole tensors that the folder holds, and the norm of every one's."""
-    seen, actions = observation(io, model.image.size, prompts(io, "obs")), answers(io)
-    grads = flatten(jax.jit(jax.grad(lambda p: losses(model, p, seen, actions)[0]))(params))
+    observed, actions = observation(io, model.image.size, prompts(io, "obs")), answers(io)
+    grads = flatten(jax.jit(jax.grad(lambda p: losses(model, p, observed, actions)[0]))(params))
     named = arrays.restacked(rows, {k: np.asarray(v) for k, v in grads.items()})
     for key in sorted(io):
         if key.startswith("grad/"):
@@ -205,31 +205,31 @@ def decoding(config: Mapping[str, Any], params: Any, io: Mapping[str, np.ndarray
     """Positions and scores of the prompt, and what is written, greedily and by chance."""
     columns = io["infer/tokenized_prompt"].shape[1]
     model = vla.build(model_config(config, columns))
-    seen = observation(io, model.image.size, prompts(io, "infer"))
+    observed = observation(io, model.image.size, prompts(io, "infer"))
 
     def prefill(m: Any) -> Any:
-        tokens, first = m.spliced(seen, jnp.zeros((len(seen.text), 0), jnp.int32))
+        tokens, first = m.spliced(observed, jnp.zeros((len(observed.text), 0), jnp.int32))
         hidden = splicing.take(m.backbone(tokens), first - 1)
         return tokens.valid, m.backbone.logits(hidden)[:, 0]
 
     valid, scores = jax.jit(lambda p: model.apply({"params": p}, method=prefill))(params)
     yield compare("scores of the prompt", scores, io["infer/prefill_last_logits"], TOLERANCE)
-    valid, theirs = np.asarray(valid), io["infer/aligned_mask"]
-    yield compare("tokens of the prompt", valid.sum(1), theirs.sum(1), 0)
+    valid, reference = np.asarray(valid), io["infer/aligned_mask"]
+    yield compare("tokens of the prompt", valid.sum(1), reference.sum(1), 0)
     # Theirs stand at the right end.
     ours = np.cumsum(valid, 1) - 1
     same = all(
         np.array_equal(a[v], b[m])
-        for a, v, b, m in zip(ours, valid, io["infer/positions"], theirs, strict=True)
+        for a, v, b, m in zip(ours, valid, io["infer/positions"], reference, strict=True)
     )
     yield compare("positions of the prompt", not same, False, 0)
     for name in (name for name in io if name.startswith("infer/tokens")):
         chance = name.removeprefix("infer/tokens")
         heat, key = (float(chance[5:8]), int(chance.split("key")[1])) if chance else (0.0, 0)
         writer = vla.build(model_config(config, columns, heat))
-        found = jax.jit(
+        result = jax.jit(
             lambda p, m=writer, k=key: m.apply(
-                {"params": p}, seen, jax.random.key(k), method="write"
+                {"params": p}, observed, jax.random.key(k), method="write"
             )
         )(params)
-        yield compare(f"{name[6:]} written", found, io[name], 0)
+        yield compare(f"{name[6:]} written", result, io[name], 0)

@@ -26,15 +26,15 @@ from vla_jax.rules import flatten
 def hf(folder: Path) -> Iterator[Row]:
     """The whole model on ids with images, at once and from the cache, and on text alone."""
     yield from tower(folder)
-    io, found = golden.arrays(folder), golden.config(folder)
-    name = found["model_type"]
+    io, config = golden.arrays(folder), golden.config(folder)
+    name = config["model_type"]
     kind = BACKBONES[name]
-    arch = kind.arch(found, strict=False)
+    arch = kind.arch(config, strict=False)
     model = vla.build(original.model_config({}, name, arch))
     mapped = maps.hugging_face(model.config)
-    theirs = {renamed(key, kind.RENAMES): value for key, value in golden.weights(folder).items()}
-    params = load(mapped, model, theirs, "backbone/")
-    yield names.exported(mapped[0], flatten(params), theirs)
+    reference = {renamed(key, kind.RENAMES): value for key, value in golden.weights(folder).items()}
+    params = load(mapped, model, reference, "backbone/")
+    yield names.exported(mapped[0], flatten(params), reference)
     backbone = kind(arch, remat="none")
 
     @jax.jit
@@ -42,15 +42,15 @@ def hf(folder: Path) -> Iterator[Row]:
         return backbone.apply({"params": params["backbone"]}, images, method="encode_images")
 
     ids = jnp.asarray(io["in/input_ids"], jnp.int32)
-    images = [encode(x) for x in pictures(io, found["vision_config"])]
-    merge = found["vision_config"]["spatial_merge_size"]
+    images = [encode(x) for x in pictures(io, config["vision_config"])]
+    merge = config["vision_config"]["spatial_merge_size"]
     grids = io["in/image_grid_thw"][:, 1:] // merge
     expected = [io["out/vision_pooler_output"]]
     expected += [io[k] for k in sorted(io) if k.startswith("out/vision_deepstack")]
     got = np.concatenate([x[0, 1:-1] for x in images])
     yield compare_scaled("image tokens", got, np.concatenate(expected, axis=-1))
 
-    columns, place, grid = lay_out(np.asarray(ids), grids, found["image_token_id"])
+    columns, place, grid = lay_out(np.asarray(ids), grids, config["image_token_id"])
     valid = io["in/attention_mask"] == 1
     grid = jnp.asarray(grid[0]), jnp.asarray(grid[1])
     rows, following = qwen_family.positions(jnp.asarray(valid), jnp.asarray(place), grid)
@@ -68,8 +68,8 @@ def hf(folder: Path) -> Iterator[Row]:
             hidden = m(tokens, grid=grid)
             cache, parts = m.empty_cache(*ids.shape), []
             for part in cuts:
-                few = Tokens(*(x[:, part] for x in tokens[:3]))
-                out, cache = m.extend(few, cache, tuple(side[:, part] for side in grid))
+                fewer = Tokens(*(x[:, part] for x in tokens[:3]))
+                out, cache = m.extend(fewer, cache, tuple(side[:, part] for side in grid))
                 parts.append(out)
             return hidden, m.logits(hidden), m.logits(jnp.concatenate(parts, axis=1))
 
@@ -80,12 +80,12 @@ def hf(folder: Path) -> Iterator[Row]:
     ends = sorted({0, inside, count // 2, count // 2 + 1, count})
     cuts = [slice(a, b) for a, b in itertools.pairwise(ends)]
     hidden, logits, streamed = forward(ids, images)
-    for what, value, key in (
+    for case, value, key in (
         ("last hidden", hidden, "out/last_hidden"),
         ("logits", logits, "out/logits"),
         ("logits, part by part from the cache", streamed, "out/logits"),
     ):
-        yield compare_scaled(what, np.asarray(value)[valid], io[key][valid])
+        yield compare_scaled(case, np.asarray(value)[valid], io[key][valid])
 
     @jax.jit
     def read(ids: Any) -> Any:
@@ -121,7 +121,7 @@ def lay_out(
     Returns:
         Row and columns of each, `Tokens.place`, rows and columns of the grid at each token.
     """
-    found, place = [], np.full(ids.shape, -1)
+    collected, place = [], np.full(ids.shape, -1)
     rows, columns = (np.ones_like(ids) for _ in range(2))
     free = [(row, column) for row, column in np.argwhere(ids == image).tolist()]
     for height, width in grids.tolist():
@@ -129,9 +129,9 @@ def lay_out(
         at = row, slice(first - 1, first + height * width + 1)
         place[at] = np.arange(height * width + 2)
         rows[at], columns[at] = height, width
-        found.append(at)
+        collected.append(at)
         free = free[height * width :]
-    return found, place, (rows, columns)
+    return collected, place, (rows, columns)
 
 
 def frames(patches: np.ndarray, grid: tuple[int, int], config: Mapping[str, Any]) -> np.ndarray:
@@ -161,19 +161,19 @@ def square_by_square(tokens: Any, grid: tuple[int, int], side: int, window: int 
 
 def tower(folder: Path) -> Iterator[Row]:
     """Tower, merger and deepstack by themselves, an image at a time."""
-    io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
+    io, config, reference = golden.arrays(folder), golden.config(folder), golden.weights(folder)
     build = {
         "qwen2_vl": vision_families.qwen2_vl,
         "qwen2_5_vl": vision_families.qwen2_5_vl,
         "qwen3_vl": vision_families.qwen3_vl,
     }[config["model_type"]]
-    vision, source, start = config["vision_config"], prefix(theirs, "patch_embed"), 0
+    vision, source, start = config["vision_config"], prefix(reference, "patch_embed"), 0
     merge = vision["spatial_merge_size"]
     for i, (_, height, width) in enumerate(io["in/image_grid_thw"].tolist()):
         grid, end = (height, width), start + height * width
         x = jnp.asarray(frames(io["in/pixel_values"][start:end], grid, vision))
         spec = build(vision, grid)
-        model = tower_of(spec, vision_families.qwen2_weights(spec, source, ""), theirs, x)
+        model = tower_of(spec, vision_families.qwen2_weights(spec, source, ""), reference, x)
         tokens, taps = model(x)
         last = square_by_square(tokens, grid, merge, spec.window)
         expected = io["out/vision_last_hidden_state"][start:end]
@@ -187,7 +187,7 @@ def tower(folder: Path) -> Iterator[Row]:
         for name, before, golden_name in outputs:
             module = vision_families.qwen2_merger(spec, vision, deepstack="deepstack" in name)
             rows = vision_families.qwen2_merger_weights(spec)
-            merger = Filled(module, weights.prefixed(rows, source + name, ""), theirs, before)
+            merger = Filled(module, weights.prefixed(rows, source + name, ""), reference, before)
             expected = io[golden_name][merged]
             yield compare_scaled(f"image {i} {name[:-1]}", merger(before)[0], expected)
             if i == 0:

@@ -27,9 +27,9 @@ def hf(folder: Path) -> Iterator[Row]:
     """QWenLMHeadModel on ids with images, and on embeddings; tokens that are no padding."""
     io, arch = golden.arrays(folder), qwen_vl.QwenVL.arch(golden.config(folder), strict=False)
     model = vla.build(original.model_config({}, "qwen_vl", arch))
-    theirs, mapped = golden.weights(folder), maps.hugging_face(model.config)
-    params = load(mapped, model, theirs, "backbone/")
-    yield names.exported(mapped[0], flatten(params), theirs)
+    reference, mapped = golden.weights(folder), maps.hugging_face(model.config)
+    params = load(mapped, model, reference, "backbone/")
+    yield names.exported(mapped[0], flatten(params), reference)
     ids = io["in/input_ids"].astype(np.int32)
     mask = io.get("in/attention_mask", np.ones(ids.shape)) == 1
     starts = np.argwhere(ids == arch["visual"]["image_start_id"])
@@ -70,26 +70,26 @@ def _tokens(embeds: Any, mask: Any) -> Tokens:
 
 def tower(folder: Path) -> Iterator[Row]:
     """Tower and resampler by themselves, and both tables of positions resampled."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
+    io, reference = golden.arrays(folder), golden.weights(folder)
     x = vision.channels_last(io["in/pixel_values"])
-    spec = vision_families.qwen_vl(_visual(theirs, "", x.shape[1]))
+    spec = vision_families.qwen_vl(_visual(reference, "", x.shape[1]))
     model = vision.tower(
-        spec, vision_families.open_clip_weights(spec, "", "", by_head=True), theirs, x
+        spec, vision_families.open_clip_weights(spec, "", "", by_head=True), reference, x
     )
-    queries, width = theirs["attn_pool.query"].shape
+    queries, width = reference["attn_pool.query"].shape
     module, tokens = vision_families.qwen_vl_resampler(spec, queries, width), model(x).tokens
-    pool = vision.Filled(module, resampler.positioned_queries_weights(), theirs, tokens)
+    pool = vision.Filled(module, resampler.positioned_queries_weights(), reference, tokens)
     yield compare_scaled("image features", pool(tokens), io["out/image_features"])
     yield model.exported("tower")
     yield pool.exported("resampler")
-    for name, key, grid, every in (
+    for name, key, grid, everything in (
         ("pos_up", "positional_embedding", spec.grid, 1),
         ("pos_down_2x2", "positional_embedding", (2, 2), 1),
         ("sincos_up", "attn_pool.pos_embed", spec.grid, 16),
     ):
-        table, expected = jnp.asarray(theirs[key]), io[f"out/{name}"]
+        table, expected = jnp.asarray(reference[key]), io[f"out/{name}"]
         side = round(len(table) ** 0.5)
-        got = positions.resample(table, (side, side), grid, "bicubic")[:, ::every]
+        got = positions.resample(table, (side, side), grid, "bicubic")[:, ::everything]
         yield compare_scaled(name, got[:, : expected.shape[1]], expected)
 
 
@@ -99,7 +99,7 @@ def describe(
     """Architecture of a tiny RoboQwen, read off its tensors."""
     text = "backbone.transformer."
     vocab, width = params[text + "wte.weight"].shape
-    found = {
+    results = {
         "vocab_size": vocab,
         "hidden_size": width,
         "num_hidden_layers": _depth(params, text + "h."),
@@ -108,7 +108,7 @@ def describe(
         "seq_length": SEQ_LENGTH,
         "visual": _visual(params, text + "visual.", config["image_size"]),
     }
-    return "qwen_vl", qwen_vl.QwenVL.arch(found)
+    return "qwen_vl", qwen_vl.QwenVL.arch(results)
 
 
 def _visual(params: Mapping[str, np.ndarray], prefix: str, size: int) -> dict[str, Any]:

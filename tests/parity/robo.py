@@ -38,8 +38,8 @@ def run(describe: Describe, folder: Path) -> Iterator[Row]:
 
     def loss(params: Any) -> Any:
         args = (observation, actions, None, weight)
-        found: Any = model.apply({"params": params}, *args, method="evaluate")
-        total, parts, prediction = found
+        output: Any = model.apply({"params": params}, *args, method="evaluate")
+        total, parts, prediction = output
         return total, (prediction, parts)
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -75,8 +75,8 @@ def _sequence(
             logits = m.backbone.logits(m.backbone(sequence.tokens))
         return tokens, sequence, m.backbone(sequence.tokens, for_head=True), logits
 
-    found: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
-    tokens, sequence, hidden, logits = found
+    result: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))(params)
+    tokens, sequence, hidden, logits = result
     if "fwd/image_features_0" in io:
         expected = io["fwd/image_features_0"]
         count, width = expected.shape[-2:]
@@ -106,8 +106,8 @@ def _streaming(model: vla.VLA, params: Any, io: Mapping[str, np.ndarray]) -> Ite
     arms, grippers = [], []
     for t in range(count):
         images = original.cameras(io, "infer/rgb", "infer/hand", t)
-        now = original.observation(images, text, np.ones(text.shape, bool))
-        prediction, history = step(now, history)
+        observation = original.observation(images, text, np.ones(text.shape, bool))
+        prediction, history = step(observation, history)
         arms.append(np.asarray(prediction.arm))
         grippers.append(np.asarray(prediction.gripper))
     # Interleaved, the original returns the chunks of every step it holds; the newest is last.
@@ -130,9 +130,9 @@ def gradients(
         if key.startswith("grad/"):
             yield compare(key, named[key[5:]], io[key], GRADIENT_TOLERANCE)
     norms = golden.config(folder, "grads.json")["grad_norms"]
-    known = [n for n, v in norms.items() if v is not None]
-    got = np.array([np.linalg.norm(named[n]) for n in known])
-    yield compare(f"{len(known)} gradient norms", got, [norms[n] for n in known], TOLERANCE)
+    expected = [n for n, v in norms.items() if v is not None]
+    got = np.array([np.linalg.norm(named[n]) for n in expected])
+    yield compare(f"{len(expected)} gradient norms", got, [norms[n] for n in expected], TOLERANCE)
 
 
 def _optimizer(
@@ -149,14 +149,14 @@ def _optimizer(
     unit in its last place, must go the original's way (measured: they go one of two, each to
     1e-6); most models do from the first.
     """
-    found, seed = list[Row](), 0
+    results, seed = list[Row](), 0
     for seed in range(9):
         start = _moved(params, seed) if seed else params
-        found = list(_steps(folder, rows, start, step, io))
-        if all(row.passed for row in found):
+        results = list(_steps(folder, rows, start, step, io))
+        if all(row.passed for row in results):
             break
-    told = f", start {seed}" if seed else ""
-    yield from (replace(row, quantity=row.quantity + told) for row in found)
+    message = f", start {seed}" if seed else ""
+    yield from (replace(row, quantity=row.quantity + message) for row in results)
 
 
 def _moved(params: Any, seed: int) -> Any:
@@ -172,10 +172,10 @@ def _moved(params: Any, seed: int) -> Any:
 def _steps(
     folder: Path, rows: list[weights.Weight], params: Any, step: Any, io: Mapping[str, np.ndarray]
 ) -> Iterator[Row]:
-    found = golden.config(folder, "grads.json")
-    names, decay = found["trainable"], golden.config(folder)["weight_decay"]
+    config = golden.config(folder, "grads.json")
+    names, decay = config["trainable"], golden.config(folder)["weight_decay"]
     adamw = optax.adamw(golden.config(folder, "meta.json")["lr"], weight_decay=decay)
-    state, losses, moves = jax.jit(adamw.init)(params), [], _moves(found, rows, params)
+    state, losses, moves = jax.jit(adamw.init)(params), [], _moves(config, rows, params)
 
     @jax.jit
     def update(grads: Any, state: Any, params: Any) -> Any:
@@ -225,8 +225,8 @@ def build(
 ) -> tuple[vla.VLA, list[weights.Weight], dict[str, Any]]:
     """The model of a folder, its weight map and its parameters."""
     params = golden.weights(folder)
-    told = {"versions": golden.config(folder, "meta.json")["versions"], **config}
-    model = vla.build(original.model_config(config, *describe(told, params)))
+    answers = {"versions": golden.config(folder, "meta.json")["versions"], **config}
+    model = vla.build(original.model_config(config, *describe(answers, params)))
     rows, ignore = maps.robovlms(model.config, prefix="")
     return model, rows, load((rows, ignore), model, params)
 

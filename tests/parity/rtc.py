@@ -41,9 +41,9 @@ def run(folder: Path) -> Iterator[Row]:
     yield compare("actions, no guide", sample(None), io["actions_plain"], TOLERANCE)
     previous, delay = jnp.asarray(io["prev_chunk"]), config["inference_delay"]
     for schedule in SCHEDULES:
-        found = prefix_weights(delay, config["prefix_attention_horizon"], chunk, schedule)
-        yield compare(f"weights, {schedule}", found, io[f"weights/{schedule}"], 1e-6)
-        rows = jnp.broadcast_to(jnp.asarray(found), previous.shape[:2])
+        result = prefix_weights(delay, config["prefix_attention_horizon"], chunk, schedule)
+        yield compare(f"weights, {schedule}", result, io[f"weights/{schedule}"], 1e-6)
+        rows = jnp.broadcast_to(jnp.asarray(result), previous.shape[:2])
         limit = config["max_guidance_weight"]
         actions = sample(Guide(previous, rows, limit, jacobian=True))
         yield compare(f"actions, {schedule}", actions, io[f"actions/{schedule}"], TOLERANCE)

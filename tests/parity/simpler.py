@@ -37,16 +37,20 @@ def run(folder: Path) -> Iterator[Row]:
     for name, robot in ROBOTS.items():
         if f"{name}/in" not in arrays.files:
             continue
-        state, found = GripperState(), []
+        state, collected = GripperState(), []
         closed, opened = (COMMANDS[robot][key] for key in ("closed", "open"))
         for (predicted,) in arrays[f"{name}/in"]:
             # The original's gripper is 1 = open, 0 = closed.
             command = closed + float(predicted[6]) * (opened - closed)
             action = np.append(predicted[:6].astype(np.float64), command)
-            told, state = convert(action, robot, PROFILES["robovlms"], state)
-            found.append(told)
-        told = np.array(found)
-        parts = {"world_vector": told[:, :3], "rot_axangle": told[:, 3:6], "gripper": told[:, 6:]}
+            array, state = convert(action, robot, PROFILES["robovlms"], state)
+            collected.append(array)
+        array = np.array(collected)
+        parts = {
+            "world_vector": array[:, :3],
+            "rot_axangle": array[:, 3:6],
+            "gripper": array[:, 6:],
+        }
         for part, got in parts.items():
             yield compare(f"{name} {part}", got, arrays[f"{name}/{part}"], ROUNDING)
     for name, (low, high) in QUANTILES.items():

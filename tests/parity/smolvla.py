@@ -77,23 +77,25 @@ def run(folder: Path) -> Iterator[Row]:
     io, config = golden.arrays(folder), golden.config(folder)
     cameras = sorted(k for k in io if k.startswith("prep/image"))
     model: Any = vla.build(model_config(config, len(cameras), io["obs/tokens"].shape[1]))
-    theirs = arrays.Arrays(golden.weights(folder))
+    reference = arrays.Arrays(golden.weights(folder))
     rows = lerobot.rows(model)
-    params = pi0.load(rows, model, theirs)
+    params = pi0.load(rows, model, reference)
     yield names.exported(rows, flatten(params), golden.weights(folder), ())
-    seen = observation(io, len(cameras))
+    observed = observation(io, len(cameras))
     yield from _images(model, io)
-    yield from _forward(model, params, io, seen)
-    yield from _gradients(folder, rows, model, params, io, seen)
+    yield from _forward(model, params, io, observed)
+    yield from _gradients(folder, rows, model, params, io, observed)
     start = jnp.asarray(io["sample/noise"])
     for count in config["sample_steps"]:
         head = dataclasses.replace(model.config.head, sampling_steps=count)
         chosen = vla.build(dataclasses.replace(model.config, head=head), model.arch)
-        found = jax.jit(lambda p, m=chosen: m.apply({"params": p}, seen, start, method="sample"))
+        compiled = jax.jit(
+            lambda p, m=chosen: m.apply({"params": p}, observed, start, method="sample")
+        )
         expected = io[f"sample/actions_{count}"]
-        yield compare(f"actions, {count} steps", found(params), expected, SAMPLE_TOLERANCE)
+        yield compare(f"actions, {count} steps", compiled(params), expected, SAMPLE_TOLERANCE)
     if "rtc/prev" in io:
-        yield from _guided(model, params, io, config, seen)
+        yield from _guided(model, params, io, config, observed)
 
 
 def _guided(
@@ -107,8 +109,8 @@ def _guided(
     chunk = config["chunk_size"]
     for name in sorted(k for k in io if k.startswith("rtc/weights/")):
         schedule, start, end = name.removeprefix("rtc/weights/").rsplit("_", 2)
-        found = prefix_weights(int(start), int(end), chunk, schedule.lower())
-        yield compare(f"weights, {schedule} {start} to {end}", found, io[name], 1e-6)
+        result = prefix_weights(int(start), int(end), chunk, schedule.lower())
+        yield compare(f"weights, {schedule} {start} to {end}", result, io[name], 1e-6)
     previous = io["rtc/prev"]
     aligned = jnp.pad(previous, ((0, 0), (0, chunk - previous.shape[1]), (0, 0)))
     head = dataclasses.replace(model.config.head, sampling_steps=max(config["sample_steps"]))
@@ -130,13 +132,13 @@ def observation(io: Mapping[str, np.ndarray], cameras: int) -> Observation:
         name: jnp.asarray(np.moveaxis(io[f"prep/image{i}"], 1, -1))[:, None]
         for i, name in enumerate(CAMERAS[:cameras])
     }
-    seen = {
+    observed = {
         name: jnp.asarray(io[f"prep/mask{i}"].astype(bool))[:, None]
         for i, name in enumerate(CAMERAS[:cameras])
     }
     return Observation(
         images=images,
-        image_mask=seen,
+        image_mask=observed,
         text=jnp.asarray(io["obs/tokens"].astype(np.int32)),
         text_mask=jnp.asarray(io["obs/token_mask"].astype(bool)),
         proprio=jnp.asarray(io["obs/state"])[:, None],
@@ -146,10 +148,10 @@ def observation(io: Mapping[str, np.ndarray], cameras: int) -> Observation:
 def _images(model: Any, io: Mapping[str, np.ndarray]) -> Iterator[Row]:
     names = sorted(k for k in io if k.startswith("obs/observation.images") and io[k].ndim == 4)
     for i, name in enumerate(names):
-        found = image.preprocess(jnp.asarray(io[name]), model.image)
+        pixels = image.preprocess(jnp.asarray(io[name]), model.image)
         expected = np.moveaxis(io[f"prep/image{i}"], 1, -1)
         # Ours rounds to whole grey levels, 2 / 255 here, before they are scaled.
-        yield compare(f"image {i}", found, expected, 1.01 / 255)
+        yield compare(f"image {i}", pixels, expected, 1.01 / 255)
 
 
 def _forward(
@@ -166,14 +168,14 @@ def _forward(
         hidden = m.backbone.read_prefix(embeds, valid, mask).hidden
         noisy, wanted = m.head.mix(m.head.values(actions), noise, time)
         tokens = m.head.tokens(noisy, time)
-        found = m.velocity(result.cache, seen.proprio, noisy, time)
-        error = m.head.errors(found, wanted)
+        velocity = m.velocity(result.cache, seen.proprio, noisy, time)
+        error = m.head.errors(velocity, wanted)
         total, parts = m.head.flow_loss(error, actions)
         rows = parts["rows"]
-        return embeds, valid, mask, result, hidden, tokens, noisy, found, total, rows
+        return embeds, valid, mask, result, hidden, tokens, noisy, velocity, total, rows
 
     run: Any = jax.jit(lambda p: model.apply({"params": p}, method=look))
-    embeds, valid, mask, result, hidden, tokens, noisy, found, total, rows = run(params)
+    embeds, valid, mask, result, hidden, tokens, noisy, outcome, total, rows = run(params)
     count = valid.shape[1]  # theirs may be padded to a length
     yield compare("prefix", embeds, io["prefix/embs"][:, :count], TOLERANCE)
     yield compare("prefix is there", valid, io["prefix/pad_mask"][:, :count], 0)
@@ -186,10 +188,10 @@ def _forward(
     real = np.asarray(valid)
     hidden = np.asarray(hidden)[real]
     yield compare("hidden states, VLM", hidden, io["out/prefix"][:, :count][real], TOLERANCE)
-    for name, kept in (("k", result.cache.keys), ("v", result.cache.values)):
+    for name, retained in (("k", result.cache.keys), ("v", result.cache.values)):
         expected = np.moveaxis(io[f"sample/kv_{name}"], 2, 3)[:, :, :count][:, real]
-        yield compare(f"cache, {name}", np.asarray(kept)[:, real], expected, TOLERANCE)
-    yield compare("velocity", found, io["out/v_t"], pi0.VELOCITY_TOLERANCE)
+        yield compare(f"cache, {name}", np.asarray(retained)[:, real], expected, TOLERANCE)
+    yield compare("velocity", outcome, io["out/v_t"], pi0.VELOCITY_TOLERANCE)
     yield compare("loss", total, io["loss_mean_with_pad"], TOLERANCE)
     yield compare("loss of every sample", rows, io["loss_per_sample"], TOLERANCE)
 

@@ -21,14 +21,14 @@ from vla_jax.rules import flatten
 
 def hf(folder: Path) -> Iterator[Row]:
     """Image features, hidden states and logits of a backbone that is called as its model_type."""
-    io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
+    io, config, reference = golden.arrays(folder), golden.config(folder), golden.weights(folder)
     name = config["model_type"]
     kind = BACKBONES[name]
     arch = kind.arch(config, strict=False)
     model = vla.build(original.model_config({}, name, arch))
     mapped = maps.hugging_face(model.config)
-    params = load(mapped, model, theirs, "backbone/")
-    yield names.exported(mapped[0], flatten(params), theirs)
+    params = load(mapped, model, reference, "backbone/")
+    yield names.exported(mapped[0], flatten(params), reference)
     backbone = kind(arch, remat="none")
 
     ids = io["in/input_ids"].astype(np.int32)

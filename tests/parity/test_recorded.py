@@ -15,9 +15,9 @@ def test_every_id_comes_back(bins, low, high):
     config = original.head_config(
         "detokenizer", token_end=original.TOKEN_END, bins=bins, low=low, high=high
     )
-    every = np.arange(original.TOKEN_END - bins, original.TOKEN_END)
+    everything = np.arange(original.TOKEN_END - bins, original.TOKEN_END)
     # Each id once in every dimension, the gripper's included.
-    ids = np.stack([np.roll(every, i) for i in range(7)], axis=-1).reshape(1, bins, 7)
+    ids = np.stack([np.roll(everything, i) for i in range(7)], axis=-1).reshape(1, bins, 7)
     head = HEADS["detokenizer"](config, HeadSizes(steps=1, latents=1, chunk=1, action_dim=7))
     values = discrete.recorded(ids, head.tokenizer)
     actions = Actions(jnp.asarray(values, jnp.float32), jnp.ones(values.shape[:-1], bool))

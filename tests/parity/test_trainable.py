@@ -28,8 +28,8 @@ def _open(folder: Path) -> tuple[dict[str, Any], ModelConfig] | None:
     except ConfigError:
         return None
     model = resolve(raw).model
-    known = model.backbone.name in BACKBONES and model.head.kind in HEADS
-    return (original, model) if known else None
+    expected = model.backbone.name in BACKBONES and model.head.kind in HEADS
+    return (original, model) if expected else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc):
@@ -47,15 +47,15 @@ def test_what_has_no_gradient_there_is_frozen_here(folder: Path):
     table = [*trained, *((pattern, split.NONE) for pattern in frozen), ("", split.ALL)]
     grads = json.loads((folder / "grads.json").read_text())
     sources = [(re.escape(row.source).replace(r"\{\}", r"\d+"), row) for row in rows]
-    seen, wrong = 0, []
+    observed, wrong = 0, []
     for name, norm in grads["grad_norms"].items():
         for row in (row for pattern, row in sources if re.fullmatch(pattern, name)):
             for path in row.targets:
                 trains = rules.match(table, path) != split.NONE
-                seen += 1
+                observed += 1
                 # What may train there and is never used has no gradient: either will do.
                 unused = norm is None and name in grads["trainable"]
                 if trains != (norm is not None) and not unused:
                     wrong.append(f"{name} -> {path}: trains {trains}, gradient there {norm}")
-    assert seen >= len(grads["trainable"])
+    assert observed >= len(grads["trainable"])
     assert not wrong, "\n".join(wrong)

@@ -23,14 +23,14 @@ HEADS = 4
 
 def hf(folder: Path) -> Iterator[Row]:
     """VLMForCausalLM: the image's tokens stand where its one token stood."""
-    io, found = golden.arrays(folder), golden.weights(folder)
+    io, weights = golden.arrays(folder), golden.weights(folder)
     config = golden.config(folder, "meta.json")["config"]
-    name, arch = describe({}, found)
+    name, arch = describe({}, weights)
     arch |= {key: config[key] for key in config.keys() & arch.keys()}
     model = vla.build(original.model_config({}, name, arch))
     mapped = maps.hugging_face(model.config)
-    params = load(mapped, model, found, "backbone/")
-    yield names.exported(mapped[0], flatten(params), found)
+    params = load(mapped, model, weights, "backbone/")
+    yield names.exported(mapped[0], flatten(params), weights)
     ids = io["in/input_ids"]
     (at,) = np.unique(np.argmax(ids == config["image_token_id"], axis=1))
     real = io["in/attention_mask"] == 1
@@ -60,11 +60,14 @@ def hf(folder: Path) -> Iterator[Row]:
 
 def describe(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
     """Architecture of a tiny UForm-Gen, read off its tensors; the rest is transformers' default."""
-    found = {name.removeprefix("backbone."): value for name, value in params.items()}
-    told = uform.UForm.from_shapes({name: value.shape for name, value in found.items()})
-    text, decoder = told["text_config"], "text_decoder."
-    table, head = found[decoder + "model.embed_tokens.weight"], found[decoder + "lm_head.weight"]
-    keys = len(found[decoder + "model.layers.0.self_attn.k_proj.weight"])
+    results = {name.removeprefix("backbone."): value for name, value in params.items()}
+    sizes = uform.UForm.from_shapes({name: value.shape for name, value in results.items()})
+    text, decoder = sizes["text_config"], "text_decoder."
+    table, head = (
+        results[decoder + "model.embed_tokens.weight"],
+        results[decoder + "lm_head.weight"],
+    )
+    keys = len(results[decoder + "model.layers.0.self_attn.k_proj.weight"])
     text |= {
         "num_attention_heads": HEADS,
         "num_key_value_heads": keys * HEADS // text["hidden_size"],
@@ -73,4 +76,4 @@ def describe(_: Any, params: Mapping[str, np.ndarray]) -> tuple[str, dict[str, A
         "tie_word_embeddings": bool(np.array_equal(table, head)),
     }
     heads = {"image_encoder_num_heads": HEADS, "image_pooler_num_attn_heads": HEADS}
-    return "uform", uform.UForm.arch({**told, **heads})
+    return "uform", uform.UForm.arch({**sizes, **heads})

@@ -76,26 +76,26 @@ def dense(theirs: Arrays, name: str, x: Any) -> jax.Array:
 
 def clip_model(folder: Path) -> Iterator[Row]:
     """CLIPVisionModel: every hidden state, and the class token's norm."""
-    io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
-    x, source = channels_last(io["in/pixel_values"]), prefix(theirs, "embeddings.")
+    io, config, reference = golden.arrays(folder), golden.config(folder), golden.weights(folder)
+    x, source = channels_last(io["in/pixel_values"]), prefix(reference, "embeddings.")
     for take in range(-1, -config["num_hidden_layers"] - 1, -1):
         spec = vision_families.clip(config, take=take)
-        model = tower(spec, vision_families.hugging_face_weights(spec, source, ""), theirs, x)
+        model = tower(spec, vision_families.hugging_face_weights(spec, source, ""), reference, x)
         number = config["num_hidden_layers"] + 1 + take
         yield compare_scaled(f"hidden {number}", model(x).tokens, io[f"out/hidden_{number}"])
     spec = vision_families.clip(config, post_norm=True)
-    model = tower(spec, vision_families.hugging_face_weights(spec, source, ""), theirs, x)
+    model = tower(spec, vision_families.hugging_face_weights(spec, source, ""), reference, x)
     yield compare_scaled("pooler", model(x).tokens[:, 0], io["out/pooler"])
     yield model.exported("tower")
 
 
 def siglip_model(folder: Path) -> Iterator[Row]:
     """SiglipVisionModel with its pooling head."""
-    io, config, theirs = golden.arrays(folder), golden.config(folder), golden.weights(folder)
-    x, source = channels_last(io["in/pixel_values"]), prefix(theirs, "embeddings.")
+    io, config, reference = golden.arrays(folder), golden.config(folder), golden.weights(folder)
+    x, source = channels_last(io["in/pixel_values"]), prefix(reference, "embeddings.")
     spec = vision_families.siglip(config)
     rows = vision_families.hugging_face_weights(spec, source, "")
-    model = tower(spec, rows, theirs, x)
+    model = tower(spec, rows, reference, x)
     last = model(x).tokens
     yield compare_scaled("last hidden", last, io["out/last_hidden"])
     yield model.exported("tower")
@@ -104,45 +104,45 @@ def siglip_model(folder: Path) -> Iterator[Row]:
             spec.block.heads, spec.block.hidden, spec.block.activation, spec.block.eps
         )
         rows = weights.prefixed(resampler.attention_pool_weights(), source + "head.", "")
-        pool = Filled(head, rows, theirs, last)
+        pool = Filled(head, rows, reference, last)
         yield compare_scaled("pooler", pool(last), io["out/pooler"])
         yield pool.exported("pooling head")
 
 
 def uform_pooler(folder: Path) -> Iterator[Row]:
     """UForm-Gen2's pooler, projecting last."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
+    io, reference = golden.arrays(folder), golden.weights(folder)
     x = jnp.asarray(io["in/features"])
-    queries = theirs["image_latents"].shape[1]
-    width, hidden = len(theirs["projection.weight"]), len(theirs["pooler.linear1.bias"])
+    queries = reference["image_latents"].shape[1]
+    width, hidden = len(reference["projection.weight"]), len(reference["pooler.linear1.bias"])
     module = resampler.LatentDecoder(queries, width, HEADS, hidden, project_first=False)
-    pooler = Filled(module, resampler.latent_decoder_weights(), theirs, x)
+    pooler = Filled(module, resampler.latent_decoder_weights(), reference, x)
     yield compare_scaled("latents", pooler(x), io["out/latents"])
     yield pooler.exported("pooler")
 
 
 def open_flamingo(folder: Path) -> Iterator[Row]:
     """OpenAI's CLIP as open_clip keeps it, and the perceiver."""
-    io, theirs = golden.arrays(folder), golden.weights(folder)
+    io, reference = golden.arrays(folder), golden.weights(folder)
     lead = io["in/vision_x"].shape[:-3]
     x = channels_last(io["in/vision_x"])
     x, source = x.reshape(-1, *x.shape[-3:]), "vision_encoder."
-    patch, blocks = theirs[source + "conv1.weight"], source + "transformer.resblocks."
-    depth = 1 + max(int(k[len(blocks) :].split(".")[0]) for k in theirs if blocks in k)
-    hidden = len(theirs[blocks + "0.mlp.c_fc.bias"])
+    patch, blocks = reference[source + "conv1.weight"], source + "transformer.resblocks."
+    depth = 1 + max(int(k[len(blocks) :].split(".")[0]) for k in reference if blocks in k)
+    hidden = len(reference[blocks + "0.mlp.c_fc.bias"])
     spec = vision_families.open_clip(
         len(patch), depth, HEADS, hidden, patch.shape[-1], x.shape[1], class_token=True,
         keep_class=False,
     )  # fmt: skip
-    model = tower(spec, vision_families.open_clip_weights(spec, source, ""), theirs, x)
+    model = tower(spec, vision_families.open_clip_weights(spec, source, ""), reference, x)
     tokens = model(x).tokens
     yield compare_scaled("CLIP tokens", tokens, io["out/clip_tokens"])
     yield model.exported("tower")
     # One frame a media: its tokens alone are resampled.
-    depth = 1 + max(int(k.split(".")[2]) for k in theirs if k.startswith("perceiver.layers."))
-    module = resampler.Perceiver(len(theirs["perceiver.latents"]), depth, remat="none")
+    depth = 1 + max(int(k.split(".")[2]) for k in reference if k.startswith("perceiver.layers."))
+    module = resampler.Perceiver(len(reference["perceiver.latents"]), depth, remat="none")
     rows = weights.prefixed(resampler.perceiver_weights(), "perceiver.", "")
-    perceiver = Filled(module, rows, theirs, tokens)
+    perceiver = Filled(module, rows, reference, tokens)
     latents = perceiver(tokens).reshape(*lead[:-1], -1, spec.width)
     yield compare_scaled("latents", latents, io["out/vis_x"])
     yield perceiver.exported("perceiver")
@@ -179,14 +179,14 @@ KINDS: dict[str, Runner] = {
 
 def find(folder: Path) -> Runner | None:
     """What runs the vision side of a folder, by what the folder says it is."""
-    said = {}
+    collected = {}
     for name in ("meta.json", "config.json"):
         if (folder / name).is_file():
-            said |= json.loads((folder / name).read_text())
-    if not (folder / "io.npz").is_file() or "robovlm_name" in said:
+            collected |= json.loads((folder / name).read_text())
+    if not (folder / "io.npz").is_file() or "robovlm_name" in collected:
         return None
     names = np.load(folder / "io.npz").files
     if any(n.split("/")[0].partition("to")[2].isdigit() for n in names):
         return preprocess
-    kind = said.get("model_type", said.get("cls"))
+    kind = collected.get("model_type", collected.get("cls"))
     return KINDS.get(kind) if kind else None

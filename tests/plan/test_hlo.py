@@ -114,8 +114,8 @@ def test_a_gpu_program():
 
 def test_a_tpu_program():
     program = hlo.parse(TPU)
-    found = hlo_wire.collectives(program, {"data": 1, "fsdp": 4, "tensor": 1}, [0, 0, 1, 1])
-    gather, scatter = sorted(found, key=lambda each: each.kind)
+    result = hlo_wire.collectives(program, {"data": 1, "fsdp": 4, "tensor": 1}, [0, 0, 1, 1])
+    gather, scatter = sorted(result, key=lambda each: each.kind)
     # Drawn through two fusions, it is one exchange.
     assert (gather.kind, gather.executions, gather.overlapped) == ("all-gather", 1, True)
     assert gather.wire_bytes == 512 * 256 * 2 * 3 / 4
@@ -194,9 +194,9 @@ ENTRY %main (a: (bf16[8,4], u32[])) -> (bf16[8,4], u32[]) {
 def test_loops_that_pass_parts_around_take_several_in_a_turn():
     program = hlo.parse(AROUND)
     assert program.trips(program.get("main")["while.1"]) == 5
-    one = hlo.parse(AROUND.replace("add(%i, %two)", "add(%i, %i)"))
+    single = hlo.parse(AROUND.replace("add(%i, %two)", "add(%i, %i)"))
     # A counter of a kind that is not known is taken to count one by one.
-    assert one.trips(one.get("main")["while.1"]) == 9
+    assert single.trips(single.get("main")["while.1"]) == 9
 
 
 def test_attention_kernels_of_a_tpu():
@@ -215,11 +215,11 @@ custom-call(%blocks, %q, %k, %k), custom_call_target="tpu_custom_call"
 """
     program = hlo.parse(text)
     main = program.get("main")
-    found = {name.partition(".")[0]: hlo_flops.flops(main[name], main, program) for name in main}
+    results = {name.partition(".")[0]: hlo_flops.flops(main[name], main, program) for name in main}
     product = 2 * 4 * 16 * 640 * 640 * 64
-    assert found["splash_mha_fwd_segmented_residuals"] == 2 * product
-    assert found["splash_mha_dkv_segmented"] == 4 * product
-    assert found["other"] == 123
+    assert results["splash_mha_fwd_segmented_residuals"] == 2 * product
+    assert results["splash_mha_dkv_segmented"] == 4 * product
+    assert results["other"] == 123
 
 
 def test_updates_in_place_count_as_their_part():
@@ -287,6 +287,8 @@ def test_the_batch_that_fits():
 
 
 def test_a_refusal_says_how_much():
-    told = "RESOURCE_EXHAUSTED: ... memory required for HLO temporaries (115.54G) exceeds available"
-    assert compiled.refused(RuntimeError(told)) == int(115.54 * 2**30)
+    message = (
+        "RESOURCE_EXHAUSTED: ... memory required for HLO temporaries (115.54G) exceeds available"
+    )
+    assert compiled.refused(RuntimeError(message)) == int(115.54 * 2**30)
     assert compiled.refused(RuntimeError("INTERNAL: something else")) is None

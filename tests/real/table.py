@@ -51,11 +51,11 @@ def judge(
     ends = [row for key, row in rows.items() if not key.startswith("hidden_")]
     for row in (kept, worst, *ends):
         lines.append(f"{row.quantity:26} {row.error:.2e}, relative {row.relative:.2e}")
-    theirs = {p: load(folder / f"{p}.npz")["end"] for p in ("float32", "bfloat16")}
-    distance = np.abs(theirs["float32"] - exact[end]).max()
+    reference = {p: load(folder / f"{p}.npz")["end"] for p in ("float32", "bfloat16")}
+    distance = np.abs(reference["float32"] - exact[end]).max()
     lines.append(f"torch float32, {end:11} {distance:.2e}, relative {distance / scale:.2e}")
     means = {}
-    for who, values in (("ours", narrow[end]), ("torch", theirs["bfloat16"])):
+    for who, values in (("ours", narrow[end]), ("torch", reference["bfloat16"])):
         means[who] = float(np.abs(values - exact[end]).mean())
         same = (values.argmax(-1) == exact[end].argmax(-1)).mean()
         best = f", same best token {same:.1%}" if end == "logits" else ""

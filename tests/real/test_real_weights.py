@@ -48,9 +48,9 @@ def params_of(tower, rows, theirs, ignore, *args):
     for row in rows:
         back = arrays.to_theirs(row, flat)
         same |= {k for k, v in back.items() if k in theirs and v.tobytes() == theirs[k].tobytes()}
-    kept = compare(f"{len(theirs)} tensors, changed", len(theirs) - len(same), 0, 0)
+    retained = compare(f"{len(theirs)} tensors, changed", len(theirs) - len(same), 0, 0)
     # Each is let go at once: Qwen's are 2.5 GB.
-    return unflatten({path: jnp.asarray(flat.pop(path)) for path in list(flat)}), kept
+    return unflatten({path: jnp.asarray(flat.pop(path)) for path in list(flat)}), retained
 
 
 def read(tower, params, ids, mask):
@@ -73,15 +73,17 @@ def test_language_towers(reference, name):
     config = json.loads((folder / "model" / "config.json").read_text())
     family = LANGUAGES[config["model_type"]]
     tower = Decoder(family.spec(config), remat="none")
-    theirs = load_file(folder / "model" / "model.safetensors")
+    expected = load_file(folder / "model" / "model.safetensors")
     example = jnp.zeros((1, 2, tower.spec.width)), jnp.ones((1, 2), bool)
-    params, kept = params_of(tower, family.weights(tower.spec), theirs, family.ignore, *example)
-    del theirs
+    params, retained = params_of(
+        tower, family.weights(tower.spec), expected, family.ignore, *example
+    )
+    del expected
     inputs = table.load(folder / "inputs.npz")
     batch = jnp.asarray(inputs["ids"], jnp.int32), jnp.asarray(inputs["mask"] == 1)
     narrow = Decoder(tower.spec, remat="none", dtype=jnp.bfloat16)
-    found = (read(each, params, *batch) for each in (tower, narrow))
-    print("\n" + "\n".join(table.judge(folder, kept, *found)))
+    results = (read(each, params, *batch) for each in (tower, narrow))
+    print("\n" + "\n".join(table.judge(folder, retained, *results)))
 
 
 def pictures(folder: Path) -> None:
@@ -128,8 +130,8 @@ def see(tower, params, images):
 def test_dinov2(reference):
     folder = reference("dinov2", "torch, transformers, onnx, onnxruntime", pictures)
     config = json.loads((folder / "model" / "config.json").read_text())
-    theirs = load_file(folder / "model" / "model.safetensors")
-    renamed = as_prismatic(theirs, config["num_hidden_layers"])
+    expected = load_file(folder / "model" / "model.safetensors")
+    renamed = as_prismatic(expected, config["num_hidden_layers"])
     config |= {"intermediate_size": 4 * config["hidden_size"], "registers": 4}
     side = config["image_size"] // config["patch_size"]
     # OpenVLA's DINOv2 has registers instead of a position of the class token, keeps the patches
@@ -148,13 +150,13 @@ def test_dinov2(reference):
     images = jnp.moveaxis(jnp.asarray(inputs["pixels"]), 1, -1)
     tower = VisionTransformer(spec, "none")
     rows = vision_families.prismatic_weights(spec, "", "")
-    params, kept = params_of(tower, rows, renamed, (), images)
+    params, retained = params_of(tower, rows, renamed, (), images)
     narrow = VisionTransformer(spec, "none", jnp.bfloat16)
-    found, rounded = (see(each, params, images) for each in (tower, narrow))
-    lines = table.judge(folder, kept, found, rounded)
+    result, rounded = (see(each, params, images) for each in (tower, narrow))
+    lines = table.judge(folder, retained, result, rounded)
     # The package's own graph: that its weights got to their places.
     graph = compare(
-        "the ONNX graph, last", found["last"], table.load(folder / "graph.npz")["end"], 0
+        "the ONNX graph, last", result["last"], table.load(folder / "graph.npz")["end"], 0
     )
     lines.append(f"{graph.quantity:26} {graph.error:.2e}, relative {graph.relative:.2e}")
     print("\n" + "\n".join(lines))

@@ -24,13 +24,13 @@ class Slow(CountingPolicy):
 
 def in_flight(policy, options, request):
     """What `request(uri)` returns when the server is told to end while it is computed."""
-    found = []
+    collected = []
     with server.background(policy, options) as uri:
-        thread = threading.Thread(target=lambda: found.append(request(uri)))
+        thread = threading.Thread(target=lambda: collected.append(request(uri)))
         thread.start()
         assert policy.begun.wait(10)
     thread.join(timeout=10)
-    return found[0]
+    return collected[0]
 
 
 def websocket(uri):

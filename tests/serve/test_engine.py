@@ -94,12 +94,12 @@ def test_requests_wait_for_those_that_are_due_and_share_a_pass():
 
 def test_waiting_is_bounded():
     async def scenario(engine):
-        one, other = take(engine, 2)
+        single, other = take(engine, 2)
         for _ in range(2):  # both ask every 50 ms
-            await asyncio.gather(engine.act(one, obs()), engine.act(other, obs()))
+            await asyncio.gather(engine.act(single, obs()), engine.act(other, obs()))
             await asyncio.sleep(0.05)
         begin = time.perf_counter()
-        reply = await engine.act(one, obs())  # the other one never comes again
+        reply = await engine.act(single, obs())  # the other one never comes again
         return time.perf_counter() - begin, reply["server_timing"]
 
     seconds, timing = drive(BatchCountingPolicy(), scenario, max_wait=0.15)
@@ -116,10 +116,10 @@ def test_requests_pile_up_while_the_policy_is_busy():
         first = asyncio.create_task(engine.act(seats[0], obs()))
         await asyncio.sleep(0.03)
         assert engine.waiting == 0
-        rest = [asyncio.create_task(engine.act(seat, obs())) for seat in seats[1:]]
+        remainder = [asyncio.create_task(engine.act(seat, obs())) for seat in seats[1:]]
         await asyncio.sleep(0)
         assert engine.waiting == 6
-        await asyncio.gather(first, *rest)
+        await asyncio.gather(first, *remainder)
 
     drive(policy, scenario, max_wait=0.0)
     assert policy.batches == [1, 4, 2]

@@ -72,13 +72,13 @@ def firsts(episodes):
 @pytest.mark.parametrize("left_out", [(), (STATE_KEY,)])
 def test_openpis_loop_gets_fresh_episodes(episodes, pace, reset, noise, left_out):
     """By state, and by pictures without it; the last change, of a still robot, is not seen."""
-    sent = [[without(obs, *left_out) for obs in one] for one in episodes]
-    found = begun(as_sent(sent, pace, reset, noise))
-    assert found == firsts(episodes)[:7]
+    sent = [[without(obs, *left_out) for obs in single] for single in episodes]
+    result = begun(as_sent(sent, pace, reset, noise))
+    assert result == firsts(episodes)[:7]
 
 
 def test_a_single_camera_is_enough_for_a_robot_that_acts(episodes):
-    sent = [[without(obs, STATE_KEY, PICTURES[1]) for obs in one] for one in episodes[:3]]
+    sent = [[without(obs, STATE_KEY, PICTURES[1]) for obs in single] for single in episodes[:3]]
     assert begun(as_sent(sent)) == firsts(sent)
 
 
@@ -104,13 +104,13 @@ def test_a_slow_robot_and_one_that_waits(episodes):
 def test_chunks_of_other_lengths(episodes):
     """A request every 5, 10 or 20 control steps."""
     for stride in (1, 2, 4):
-        sent = [one[::stride] for one in episodes[:3]]
+        sent = [single[::stride] for single in episodes[:3]]
         assert begun(as_sent(sent)) == firsts(sent)
 
 
 def test_a_robot_that_drives_home_within_its_episode(episodes):
-    there = episodes[0]
-    back = [*there, *there[::-1]]
+    present = episodes[0]
+    back = [*present, *present[::-1]]
     assert begun((obs, PACE) for obs in back) == [0]
     paused = [(obs, 30.0 if i == len(back) - 1 else PACE) for i, obs in enumerate(back)]
     assert begun(paused) == [0]
@@ -125,12 +125,12 @@ def test_who_speaks_is_believed(episodes):
     rule, course = Episodes(), Course()
     requests = as_sent(episodes[:2])
     names = ["a"] * len(requests)
-    found = [
+    results = [
         i
         for i, ((obs, pause), name) in enumerate(zip(requests, names, strict=True))
         if rule.begins(course, obs, name, pause)
     ]
-    assert found == [0]
+    assert results == [0]
     assert rule.begins(course, requests[0][0], "b", PACE)
     assert rule.begins(course, requests[0][0] | {"prompt": "stop"}, "b", PACE)
     silent = Course(says=True)

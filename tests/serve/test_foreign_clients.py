@@ -227,8 +227,8 @@ def environment(name, folder):
     # A kept environment may be an old one.
     versions = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
     for package, version in (x.split("==") for x in packages if "==" in x):
-        found = subprocess.check_output([binary, "-c", versions, package], text=True).strip()
-        assert found == version, f"{folder} has {package} {found}; remove it to get {version}"
+        result = subprocess.check_output([binary, "-c", versions, package], text=True).strip()
+        assert result == version, f"{folder} has {package} {result}; remove it to get {version}"
     return binary
 
 

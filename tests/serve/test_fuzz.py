@@ -214,8 +214,8 @@ def test_the_server_cannot_unpickle():
     code = itertools.chain.from_iterable(
         ((file.name, line) for line in file.read_text().splitlines()) for file in files
     )
-    found = [(name, line) for name, line in code if forbidden.search(line)]
-    assert [line.strip() for _, line in found if "no pickle" not in line] == []
+    results = [(name, line) for name, line in code if forbidden.search(line)]
+    assert [line.strip() for _, line in results if "no pickle" not in line] == []
 
 
 def test_a_handshake_with_the_wrong_key_costs_nothing(tmp_path):

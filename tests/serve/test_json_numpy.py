@@ -12,8 +12,8 @@ from vla_jax.serve.msgpack_numpy import MAX_CONTAINERS, MAX_DEPTH, MAX_ITEMS, Wi
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 4)])
 def test_arrays_survive_both_ways(dtype, shape):
     array = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
-    theirs = json.dumps({"a": array}, default=numpy_json)
-    back = json_numpy.unpack(theirs)["a"]
+    reference = json.dumps({"a": array}, default=numpy_json)
+    back = json_numpy.unpack(reference)["a"]
     assert back.dtype == array.dtype.newbyteorder("=")
     np.testing.assert_array_equal(back, array)
     again = json.loads(json_numpy.pack({"a": array}), object_hook=from_numpy_json)["a"]

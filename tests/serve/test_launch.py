@@ -61,9 +61,9 @@ def test_sigterm_ends_the_server_cleanly():
         client = PolicyClient(uri)
         assert client.metadata["model"] == "counting"
         process.send_signal(signal.SIGTERM)
-        rest = process.stdout.read()
+        remainder = process.stdout.read()
         assert process.wait(timeout=30) == 0
-    assert rest == "closed\n"
+    assert remainder == "closed\n"
     client.close()
 
 

@@ -93,18 +93,18 @@ def test_metrics_count_what_happened():
             post(uri, {"image": IMAGE, "instruction": "crash"})
             post(uri, {"image": IMAGE, "instruction": "go"})
             eventually(lambda: samples(uri)["vla_sessions"] == 1)
-            found = samples(uri)
-        assert found['vla_requests_total{transport="websocket"}'] == 3
-        assert found['vla_requests_total{transport="rest"}'] == 1
-        reasons = {r: found[f'vla_errors_total{{reason="{r}"}}'] for r in ERRORS}
+            result = samples(uri)
+        assert result['vla_requests_total{transport="websocket"}'] == 3
+        assert result['vla_requests_total{transport="rest"}'] == 1
+        reasons = {r: result[f'vla_errors_total{{reason="{r}"}}'] for r in ERRORS}
         assert reasons == {"malformed": 1, "observation": 1, "policy": 1}
         # Six asked something of the policy: of two it made nothing.
-        assert found["vla_batch_size_count"] == 6
-        assert found['vla_batch_size_bucket{le="1.0"}'] == 6
-        assert found["vla_request_seconds_count"] == 4
-        assert 0 < found["vla_request_seconds_sum"] < 5
-        assert found["vla_queue"] == 0
-        assert found["vla_connections"] >= 1
+        assert result["vla_batch_size_count"] == 6
+        assert result['vla_batch_size_bucket{le="1.0"}'] == 6
+        assert result["vla_request_seconds_count"] == 4
+        assert 0 < result["vla_request_seconds_sum"] < 5
+        assert result["vla_queue"] == 0
+        assert result["vla_connections"] >= 1
         eventually(lambda: samples(uri)["vla_sessions"] == 0)
 
 
@@ -208,8 +208,8 @@ def test_connections_have_a_limit_and_come_back(monkeypatch):
         time.sleep(0.1)
         with raw(uri) as late:
             assert is_over(late)
-        for one in crowd:
-            one.close()
+        for single in crowd:
+            single.close()
         time.sleep(0.1)
         assert post(uri, {"image": IMAGE, "instruction": "go"})[0] == 200
 
@@ -320,10 +320,10 @@ def test_a_refusal_does_not_give_back_all_it_was_sent(caplog):
     with server.background(Quoting(), ServerOptions(port=0)) as uri:
         with connect(uri) as ws:
             ws.recv()
-            told = ask(ws, request)
+            message = ask(ws, request)
         status, reply = post(uri, request)
     assert status == 422
-    for text in (told, reply["error"]):
+    for text in (message, reply["error"]):
         assert text.startswith("got ['kkk")
         assert len(text) <= MAX_ERROR
     assert all(len(record.getMessage()) < 3000 for record in caplog.records)

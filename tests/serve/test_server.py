@@ -135,13 +135,13 @@ def test_concurrent_sessions_do_not_mix(uri):
     barrier = threading.Barrier(8)
 
     def client(_):
-        seen = []
+        recorded = []
         with connect(uri) as ws:
             ws.recv()
             barrier.wait()
             for _ in range(25):
-                seen.append(tuple(ask(ws, obs())["actions"][0, :2].astype(int)))
-        return seen
+                recorded.append(tuple(ask(ws, obs())["actions"][0, :2].astype(int)))
+        return recorded
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         histories = list(pool.map(client, range(8)))

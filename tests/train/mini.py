@@ -34,8 +34,8 @@ def rows(workdir: Path, kind: str = "train") -> list[dict]:
     """The whole lines of a run's log so far."""
     path = workdir / "log.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [row for row in found if row["kind"] == kind]
+    results = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [row for row in results if row["kind"] == kind]
 
 
 class Processes:

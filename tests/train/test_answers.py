@@ -64,9 +64,9 @@ def test_the_loader_writes_what_says_the_chunk(fitted):
         batch = next(batches)
     assert batch.actions.written.shape == (16, 40)
     for ids, chunk in zip(batch.actions.written, batch.actions.chunk[:, 0], strict=True):
-        found = text.read(ids[ids >= 0], CHUNK, 7)
-        found[:, -1] = (found[:, -1] + 1) / 2
-        assert np.abs(found - chunk).max() < 0.15
+        content = text.read(ids[ids >= 0], CHUNK, 7)
+        content[:, -1] = (content[:, -1] + 1) / 2
+        assert np.abs(content - chunk).max() < 0.15
 
 
 def test_a_resumed_run_needs_no_folder(fitted):

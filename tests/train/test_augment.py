@@ -59,22 +59,22 @@ def test_switched_off_or_evaluating_is_plain_preprocessing():
 
 def test_pixels_depend_on_the_sample_number_alone():
     batch = make_batch(rows=8)
-    whole = run(batch, ALL)
+    full = run(batch, ALL)
     mesh = make_mesh(make_config().mesh)
     spread = run(shard_batch(batch, mesh), ALL)
     order = np.array([5, 2, 7, 0, 1, 3, 6, 4])
     shuffled = run(jax.tree.map(lambda x: x[order], batch), ALL)
-    for camera in whole:  # to a thousandth of a grey level
-        np.testing.assert_allclose(spread[camera], whole[camera], rtol=0, atol=5e-6)
-        np.testing.assert_allclose(shuffled[camera], whole[camera][order], rtol=0, atol=5e-6)
+    for camera in full:  # to a thousandth of a grey level
+        np.testing.assert_allclose(spread[camera], full[camera], rtol=0, atol=5e-6)
+        np.testing.assert_allclose(shuffled[camera], full[camera][order], rtol=0, atol=5e-6)
 
 
 def test_samples_cameras_and_seeds_draw_differently():
     batch = make_batch(rows=8)
     same = np.broadcast_to(batch.observation.images["primary"][0], (8, 3, 8, 8, 3)).copy()
-    seen = dict.fromkeys(("primary", "wrist"), np.ones((8, 3), bool))
+    observed = dict.fromkeys(("primary", "wrist"), np.ones((8, 3), bool))
     observation = dataclasses.replace(
-        batch.observation, images={"primary": same, "wrist": same}, image_mask=seen
+        batch.observation, images={"primary": same, "wrist": same}, image_mask=observed
     )
     batch = dataclasses.replace(batch, observation=observation)
     config = dataclasses.replace(OFF, brightness=0.2)
@@ -114,11 +114,11 @@ def test_lanczos3_is_tensorflows_within_a_grey_level():
     edges = np.kron(rng.integers(0, 2, (1, 8, 6, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8) * 255
     for images in (noise, edges):
         for size in ((56, 56), (24, 40), (100, 90)):
-            theirs = tf.image.resize(images, size, "lanczos3", antialias=True)
-            theirs = np.clip(np.round(theirs.numpy()), 0, 255)
+            reference = tf.image.resize(images, size, "lanczos3", antialias=True)
+            reference = np.clip(np.round(reference.numpy()), 0, 255)
             ours = np.asarray(module.lanczos3(jnp.asarray(images), *size)).astype(int)
-            assert np.abs(ours - theirs).max() <= 1
-            assert np.abs(ours - theirs).mean() < 0.02  # of halves that round either way
+            assert np.abs(ours - reference).max() <= 1
+            assert np.abs(ours - reference).mean() < 0.02  # of halves that round either way
 
 
 def test_lanczos3_comes_before_what_the_backbone_does():
@@ -160,8 +160,8 @@ def test_crop_resize_is_bilinear_sampling_of_the_box():
     top = x[:, low[0]][:, :, low[1]] * (1 - tx) + x[:, low[0]][:, :, high[1]] * tx
     bottom = x[:, high[0]][:, :, low[1]] * (1 - tx) + x[:, high[0]][:, :, high[1]] * tx
     np.testing.assert_allclose(ours, top * (1 - ty) + bottom * ty, atol=1e-5)
-    whole = module.crop_resize(jnp.asarray(x), jnp.zeros(2), 1.0)
-    np.testing.assert_allclose(whole, x, atol=1e-6)
+    full = module.crop_resize(jnp.asarray(x), jnp.zeros(2), 1.0)
+    np.testing.assert_allclose(full, x, atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.8, 1.2, 3.0])
@@ -218,17 +218,17 @@ def test_brightness_and_contrast_draw_within_their_ranges():
 def test_values_stay_in_range_and_padding_stays_black():
     batch = make_batch(rows=16)
     extreme = dataclasses.replace(ALL, brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5)
-    seen = masks(batch, extreme)
+    observed = masks(batch, extreme)
     for camera, x in run(batch, extreme).items():
         pixels = raw(x)
         assert pixels.min() > -1e-5
         assert pixels.max() < 1 + 1e-5
-        black = ~seen[camera]
+        black = ~observed[camera]
         assert (black | batch.observation.image_mask[camera]).all()
         np.testing.assert_allclose(pixels[black], 0, atol=1e-6)
         assert (pixels[~black].max((-3, -2, -1)) > 0.1).mean() > 0.9
     existing = sum(int(mask.sum()) for mask in batch.observation.image_mask.values())
-    assert sum(int(mask.sum()) for mask in seen.values()) < existing  # some are dropped
+    assert sum(int(mask.sum()) for mask in observed.values()) < existing  # some are dropped
 
 
 def alike(rows: int = 8) -> Batch:
@@ -276,9 +276,9 @@ def test_shared_draws_are_one_number_for_place_and_colours():
     u = jnp.asarray(rng.random((2, 8), np.float32))
     shared = dataclasses.replace(ALL, parity=AugmentParity(draws="shared"))
     same = jnp.concatenate([jnp.repeat(u[:, :1], 6, axis=1), u[:, 6:]], axis=1)
-    found = module._window(u, x, shared, 2)
-    np.testing.assert_array_equal(found, module._window(same, x, ALL, 2))
-    assert not np.array_equal(found, module._window(u, x, ALL, 2))
+    result = module._window(u, x, shared, 2)
+    np.testing.assert_array_equal(result, module._window(same, x, ALL, 2))
+    assert not np.array_equal(result, module._window(u, x, ALL, 2))
 
 
 @pytest.mark.parametrize("jitter_per_frame", [False, True])
@@ -286,12 +286,12 @@ def test_dropout_leaves_a_view(jitter_per_frame):
     batch = alike(256)
     parity = AugmentParity(jitter_per_frame=jitter_per_frame)
     config = dataclasses.replace(OFF, dropout=0.4, parity=parity)
-    seen, plain = masks(batch, config), run(batch, OFF)
+    observed, plain = masks(batch, config), run(batch, OFF)
     images = run(batch, config)
-    stacked = np.stack([seen["primary"], seen["wrist"]])
+    stacked = np.stack([observed["primary"], observed["wrist"]])
     assert stacked.any(0).all()
     # One of two is safe, the other goes in 40 %: each camera in 20 % of the rows.
-    for camera, mask in seen.items():
+    for camera, mask in observed.items():
         assert abs((~mask).mean() - 0.2) < 0.08
         np.testing.assert_array_equal(images[camera][mask], plain[camera][mask])
         np.testing.assert_allclose(raw(images[camera])[~mask], 0, atol=1e-6)
@@ -306,7 +306,7 @@ def test_a_view_that_is_missing_is_not_the_one_that_stays():
     mask = {"primary": missing, "wrist": np.ones((64, 3), bool)}
     observation = dataclasses.replace(batch.observation, image_mask=mask)
     config = dataclasses.replace(OFF, dropout=0.9)
-    seen = masks(dataclasses.replace(batch, observation=observation), config)
-    assert seen["wrist"][::2].all()
-    assert not seen["primary"][::2].any()
-    assert (~seen["wrist"][1::2]).any()
+    observed = masks(dataclasses.replace(batch, observation=observation), config)
+    assert observed["wrist"][::2].all()
+    assert not observed["primary"][::2].any()
+    assert (~observed["wrist"][1::2]).any()

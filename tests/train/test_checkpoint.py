@@ -44,7 +44,7 @@ def test_a_restored_run_goes_on_to_the_bit_although_buffers_were_donated(tmp_pat
         assert checkpoints.latest_step() is None
         for i in range(5):
             if i == 2:
-                kept = bits(state)
+                retained = bits(state)
                 checkpoints.save(2, state, {"samples": 16}, META)
             # Donates the state while the save is being written.
             state, metrics = step(state, shard_batch(make_batch(i), mesh))
@@ -54,7 +54,7 @@ def test_a_restored_run_goes_on_to_the_bit_although_buffers_were_donated(tmp_pat
         again, data = checkpoints.restore(template)
     assert data == {"samples": 16}
     assert bool(again.ema) == (ema > 0)
-    assert_same(bits(again), kept)
+    assert_same(bits(again), retained)
     for i in range(2, 5):
         again, metrics = step(again, shard_batch(make_batch(i), mesh))
         jax.block_until_ready(metrics)  # see train.mesh.InFlight

@@ -53,37 +53,39 @@ def captions(rows: int, seed: int = 0, images: bool = True) -> Captions:
 def test_the_loss_is_the_next_tokens_cross_entropy_on_answers_alone():
     model = vla.build(config().model)
     params = jax.jit(lambda key: vla.initial_params(model, key))(jax.random.key(0))
-    variables, told = {"params": params}, captions(3)
-    images = jnp.asarray(told.images, jnp.float32) / 255.0
+    variables, message = {"params": params}, captions(3)
+    images = jnp.asarray(message.images, jnp.float32) / 255.0
     ours = jax.jit(lambda c, x: model.apply(variables, x, c, method=caption_loss))
-    total, parts = ours(told, images)
+    total, parts = ours(message, images)
 
     def scores(model: Any, images: Any, text: Any, mask: Any) -> Any:
         tokens, words = model.backbone.encode_images(images), model.backbone.embed_text(text)
         embeds = jnp.concatenate([words[:, :1], tokens, words[:, 1:]], axis=1)
-        seen = jnp.concatenate([mask[:, :1], jnp.ones(tokens.shape[:2], bool), mask[:, 1:]], 1)
-        return model.backbone.logits(model.backbone(Tokens(embeds, seen, jnp.full(seen.shape, -1))))
+        observed = jnp.concatenate([mask[:, :1], jnp.ones(tokens.shape[:2], bool), mask[:, 1:]], 1)
+        return model.backbone.logits(
+            model.backbone(Tokens(embeds, observed, jnp.full(observed.shape, -1)))
+        )
 
-    text, mask = jnp.asarray(told.text), jnp.asarray(told.text_mask)
+    text, mask = jnp.asarray(message.text), jnp.asarray(message.text_mask)
     apply = jax.jit(lambda *given: model.apply(variables, *given, method=scores))
     logits = np.asarray(apply(images, text, mask), np.float64)
     tokens = logits.shape[1] - TEXT
     each = []
-    for row, column in zip(*np.nonzero(told.target), strict=True):
+    for row, column in zip(*np.nonzero(message.target), strict=True):
         before = logits[row, tokens + column - 1]
-        each.append(np.log(np.exp(before).sum()) - before[told.text[row, column]])
+        each.append(np.log(np.exp(before).sum()) - before[message.text[row, column]])
     assert float(total) == pytest.approx(np.mean(each), rel=1e-5)
     assert float(parts["loss_caption"]) == float(total)
 
     # Questions are read but not predicted: their loss is not in it, answers depend on them.
-    changed = dataclasses.replace(told, text=np.where(np.arange(TEXT) == 2, 7, told.text))
+    changed = dataclasses.replace(message, text=np.where(np.arange(TEXT) == 2, 7, message.text))
     assert float(ours(changed, images)[0]) != float(total)
-    nothing = dataclasses.replace(told, target=np.zeros_like(told.target))
+    nothing = dataclasses.replace(message, target=np.zeros_like(message.target))
     assert float(ours(nothing, images)[0]) == 0.0
     # A text alone does not see the black image beside it.
-    alone = dataclasses.replace(told, has_image=np.zeros(3, bool))
+    alone = dataclasses.replace(message, has_image=np.zeros(3, bool))
     assert float(ours(alone, images)[0]) == float(ours(alone, 0 * images)[0])
-    assert float(ours(told, images)[0]) != float(ours(told, 0 * images)[0])
+    assert float(ours(message, images)[0]) != float(ours(message, 0 * images)[0])
 
 
 def scene(number: int) -> tuple[np.ndarray, str, int]:
@@ -108,9 +110,9 @@ def windows(numbers: range) -> Batch:
         chunk[i, ..., :6] += 0.2 * np.random.default_rng(number).standard_normal((1, 2, 6))
         chunk[i, ..., 6] = colour != "red"
     text = np.tile(np.array([0, 5, 6, 2, 1, 1, 1, 1], np.int32), (n, 1))
-    seen = np.ones((n, 1), bool)
+    observed = np.ones((n, 1), bool)
     return Batch(
-        Observation({"primary": pixels}, {"primary": seen}, text, text != 1),
+        Observation({"primary": pixels}, {"primary": observed}, text, text != 1),
         Actions(chunk, np.ones((n, 1, 2), bool)),
         sample=np.stack([np.zeros(n), np.array(numbers)], 1).astype(np.uint32),
         dataset=np.zeros(n, np.int32),
@@ -125,8 +127,8 @@ def set_up(c: Config) -> tuple[Any, state.TrainState, Any]:
         return vla.initial_params(model, key)
 
     template = state.abstract(init, train_rules(c.optim), optimizer, mesh)
-    now = state.create(init, optimizer, template, c.seed)
-    return make_train_step(model, c, mesh, template), now, mesh
+    current = state.create(init, optimizer, template, c.seed)
+    return make_train_step(model, c, mesh, template), current, mesh
 
 
 @pytest.fixture
@@ -144,17 +146,17 @@ def test_parts_of_texts_count_by_their_answers():
     results = []
     for parts in (1, 2):
         c = config(**{"train.accumulate": parts, "optim.clip_norm": 0.0})
-        step, now, mesh = set_up(c)
-        told = captions(4)
-        told.target[::2] = False  # all of part 0's answers
-        told.target[0, 4] = True
-        batch = dataclasses.replace(windows(range(8)), captions=told)
-        after, metrics = step(now, shard_batch(batch, mesh))
+        step, current, mesh = set_up(c)
+        message = captions(4)
+        message.target[::2] = False  # all of part 0's answers
+        message.target[0, 4] = True
+        batch = dataclasses.replace(windows(range(8)), captions=message)
+        after, metrics = step(current, shard_batch(batch, mesh))
         moment = jax.tree.leaves(after.opt_state)
         results.append(([np.asarray(x) for x in moment], {k: float(x) for k, x in metrics.items()}))
-    (whole, numbers), (cut, again) = results
+    (full, numbers), (cut, again) = results
     assert numbers["loss_caption"] > 1
-    for a, b in zip(whole, cut, strict=True):
+    for a, b in zip(full, cut, strict=True):
         np.testing.assert_allclose(b, a, atol=1e-6)
     for name, x in numbers.items():
         assert again[name] == pytest.approx(x, abs=2e-6), name
@@ -181,24 +183,24 @@ def test_captions_are_learnt_and_actions_as_well_as_without_them(tmp_path, capsy
         c = config(**{
             "train.steps": steps, "train.batch_size": batch_size, "optim.learning_rate": 5e-4
         })  # fmt: skip
-        step, now, mesh = set_up(c)
+        step, current, mesh = set_up(c)
         history = []
         with CaptionLoader(texts, words, cotrain, (SIZE, SIZE), c.seed) as loader:
             for i in range(steps):
-                told = next(loader) if with_texts else None
+                message = next(loader) if with_texts else None
                 local = windows(range(i * batch_size, (i + 1) * batch_size))
-                local = dataclasses.replace(local, captions=told)
-                now, metrics = step(now, shard_batch(local, mesh))
+                local = dataclasses.replace(local, captions=message)
+                current, metrics = step(current, shard_batch(local, mesh))
                 jax.block_until_ready(metrics)  # see train.mesh.InFlight
                 if i % 10 == 0 or i >= steps - 50:
                     history.append({name: float(x) for name, x in metrics.items()})
         model = vla.build(c.model)
         held_out = jax.tree.map(jnp.asarray, windows(range(10**6, 10**6 + 512)))
-        seen = jnp.asarray(held_out.observation.images["primary"])
+        observed = jnp.asarray(held_out.observation.images["primary"])
         observation = dataclasses.replace(
-            held_out.observation, images={"primary": preprocess(seen, model.image)}
+            held_out.observation, images={"primary": preprocess(observed, model.image)}
         )
-        prediction = jax.jit(lambda p: model.apply({"params": p}, observation))(now.params)
+        prediction = jax.jit(lambda p: model.apply({"params": p}, observation))(current.params)
         total, _ = action_loss(prediction, held_out.actions, c.optim.gripper_weight)
         return history, float(total)
 

@@ -176,7 +176,7 @@ def test_a_seal_notices_what_changed(tmp_path):
     expected = [f"{name}/a: No such file or directory", f"{name}/d/b: other content"]
     assert checksum.problems(tmp_path) == expected
     shares = [checksum.problems(tmp_path, (i, 2)) for i in range(2)]
-    assert [line for share in shares for line in share] == expected
+    assert [line for fraction in shares for line in fraction] == expected
     (tmp_path / checksum.SEAL).write_text("{")
     assert "cannot be read" in checksum.problems(tmp_path)[0]
 

@@ -31,7 +31,7 @@ class Device:
 
 def tpu(kind: str, torus: Shape, host: Shape, cores: int = 1, slices: int = 1) -> list[Device]:
     """Slices of a torus whose hosts have blocks of `host` chips."""
-    found, processes = [], itertools.count()
+    collected, processes = [], itertools.count()
     for number in range(slices):
         owner: dict[Shape, int] = {}
         for place in itertools.product(*map(range, torus)):
@@ -41,8 +41,8 @@ def tpu(kind: str, torus: Shape, host: Shape, cores: int = 1, slices: int = 1) -
             coords: Any = (*place, 0)[:3]
             for core in range(cores):
                 where = (owner[corner], coords, core, number)
-                found.append(Device(len(found), *where, device_kind=KINDS.get(kind, kind)))
-    return found
+                collected.append(Device(len(collected), *where, device_kind=KINDS.get(kind, kind)))
+    return collected
 
 
 def gpus(hosts: int, each: int = 8) -> list[Device]:

@@ -40,11 +40,11 @@ def train(mesh: str, accumulate: int) -> list[dict[str, float]]:
 @pytest.mark.parametrize("mesh", ["data", "fsdp", "all"])
 def test_losses_and_gradients_are_those_of_one_device(mesh, accumulate):
     names = ("loss", "loss_arm", "loss_gripper", "grad_norm")
-    found, alone, whole = train(mesh, accumulate), train("one", accumulate), train("one", 1)
-    for now, expected in zip(found, alone, strict=True):
+    result, alone, full = train(mesh, accumulate), train("one", accumulate), train("one", 1)
+    for current, expected in zip(result, alone, strict=True):
         for name in names:
-            assert now[name] == pytest.approx(expected[name], rel=1e-5), name
+            assert current[name] == pytest.approx(expected[name], rel=1e-5), name
     # Adam turns what rounding makes of small gradients into steps of full size, so that only the
     # first step is as near to that without parts.
     for name in names:
-        assert found[0][name] == pytest.approx(whole[0][name], rel=1e-5), name
+        assert result[0][name] == pytest.approx(full[0][name], rel=1e-5), name

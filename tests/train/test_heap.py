@@ -104,14 +104,14 @@ print(kept, faults())
 def test_what_is_kept_is_not_faulted_in_again():
     environment = {k: v for k, v in os.environ.items() if k != "MALLOC_ARENA_MAX"}
     environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    found = {}
+    collected = {}
     for kind in ("kept", "as it is"):
         command = [sys.executable, "-c", AGAIN, kind]
         done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE)
-        found[kind] = done.stdout.decode().split()
-    assert found["kept"][0] == "True"
-    assert int(found["kept"][1]) < 100
-    assert int(found["as it is"][1]) > SIZE // (4 << 20)  # even where pages are huge
+        collected[kind] = done.stdout.decode().split()
+    assert collected["kept"][0] == "True"
+    assert int(collected["kept"][1]) < 100
+    assert int(collected["as it is"][1]) > SIZE // (4 << 20)  # even where pages are huge
 
 
 @pytest.mark.parametrize("platforms", ["cuda,cpu", "tpu"])

@@ -67,8 +67,8 @@ def timeless(workdir: Path) -> list[dict]:
 def test_killed_and_stopped_runs_end_with_the_same_bits(tmp_path):
     data = tmp_path / "tabletop" / "1.0.0"
     record(data, episodes=26, size=64, noise=0.0, workers=1)
-    whole, killed, stopped = (tmp_path / name for name in ("whole", "killed", "stopped"))
-    assert run(data, whole) == 0
+    full, killed, stopped = (tmp_path / name for name in ("whole", "killed", "stopped"))
+    assert run(data, full) == 0
     assert run(data, killed, signal.SIGKILL) == -signal.SIGKILL
     assert not (killed / "eval.json").exists()
     assert run(data, killed) == 0
@@ -76,12 +76,12 @@ def test_killed_and_stopped_runs_end_with_the_same_bits(tmp_path):
     assert not (stopped / "eval.json").exists()
     assert run(data, stopped) == 0
 
-    expected = jax.tree.leaves(load_params(whole))
+    expected = jax.tree.leaves(load_params(full))
     for workdir in (killed, stopped):
-        assert timeless(workdir) == timeless(whole)
+        assert timeless(workdir) == timeless(full)
         for a, b in zip(jax.tree.leaves(load_params(workdir)), expected, strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-        assert (workdir / "eval.json").read_bytes() == (whole / "eval.json").read_bytes()
+        assert (workdir / "eval.json").read_bytes() == (full / "eval.json").read_bytes()
 
 
 @pytest.mark.slow
@@ -90,8 +90,8 @@ def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
     record(data, episodes=26, size=64, noise=0.0, workers=1)
     # Every other step is saved, so that a good part of the kills falls into a save.
     often = {"train__steps": 60, "train__save_every": 2}
-    whole, killed, rng = tmp_path / "whole", tmp_path / "killed", np.random.default_rng(0)
-    assert run(data, whole, **often) == 0
+    full, killed, rng = tmp_path / "whole", tmp_path / "killed", np.random.default_rng(0)
+    assert run(data, full, **often) == 0
     for _ in range(20):
         # A run logs again from its last checkpoint on, and must come further than the one before.
         at = len(rows(killed)) + int(rng.integers(1, 4))
@@ -100,7 +100,7 @@ def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
         assert status == -signal.SIGKILL
     assert run(data, killed, **often) == 0
     # Every step once, on the same samples: its loss and gradients are equal to the last digit.
-    assert timeless(killed) == timeless(whole)
+    assert timeless(killed) == timeless(full)
     assert {row["step"] for row in rows(killed)} == set(range(1, 61))
-    pairs = zip(*(jax.tree.leaves(load_params(each)) for each in (killed, whole)), strict=True)
+    pairs = zip(*(jax.tree.leaves(load_params(each)) for each in (killed, full)), strict=True)
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)

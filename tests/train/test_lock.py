@@ -18,8 +18,8 @@ def test_a_second_run_is_told_who_is_there(tmp_path, monkeypatch):
             "except lock.WorkdirError as error: print(error)"
         )
         command = [sys.executable, "-c", code, str(workdir)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert f"another run is writing there (process {os.getpid()} on " in said
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert f"another run is writing there (process {os.getpid()} on " in printed
         with lock.held(workdir, active=False):  # another process of the same run
             pass
     with lock.held(workdir):  # it was let go

@@ -79,11 +79,11 @@ def test_rows_are_written_late_but_in_order(tmp_path):
         pending.put(4, {"loss": jnp.float32(2.0), "skipped": jnp.float32(0)})
         pending.flush()
         pending.flush()
-    found = rows(tmp_path)
-    assert [(row["step"], row["loss"]) for row in found] == [(1, 0.5), (2, 0.25), (4, 2.0)]
-    assert {"samples_per_s_per_device", "mfu", "step_s", "rss_mb", "wall_s"} < set(found[0])
-    assert "skipped" not in found[2]
-    assert shown == {"loss": "2", "samples/s": f"{found[2]['samples_per_s']:.4g}"}
+    result = rows(tmp_path)
+    assert [(row["step"], row["loss"]) for row in result] == [(1, 0.5), (2, 0.25), (4, 2.0)]
+    assert {"samples_per_s_per_device", "mfu", "step_s", "rss_mb", "wall_s"} < set(result[0])
+    assert "skipped" not in result[2]
+    assert shown == {"loss": "2", "samples/s": f"{result[2]['samples_per_s']:.4g}"}
 
 
 class Full:

@@ -52,10 +52,10 @@ def params(config):
 
 def observe() -> Observation:
     rng = np.random.default_rng(0)
-    names, seen = ("primary", "wrist"), jnp.ones((2, 2), bool)
+    names, observed = ("primary", "wrist"), jnp.ones((2, 2), bool)
     pixels = {c: jnp.asarray(rng.normal(size=(2, 2, 32, 32, 3)), jnp.float32) for c in names}
     text = jnp.asarray(rng.integers(5, 100, (2, 9)), jnp.int32)
-    return Observation(pixels, dict.fromkeys(names, seen), text, jnp.ones((2, 9), bool))
+    return Observation(pixels, dict.fromkeys(names, observed), text, jnp.ones((2, 9), bool))
 
 
 def run(config, params, **rngs) -> Any:
@@ -93,11 +93,11 @@ def test_merged_equals_unmerged(config, params, capsys):
     ours = run(config, lora.active(params, config.lora, train=False))
     merged = lora.merge(params, config.lora)
     assert set(flatten(merged)) == set(lora.without(flatten(params)))
-    theirs = run(config, merged)
+    reference = run(config, merged)
     plain = run(config, unflatten(lora.without(flatten(params))))
     error = max(
         float(jnp.abs(a - b).max())
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True)
     )
     assert error <= 1e-5
     assert float(jnp.abs(ours.arm - plain.arm).max()) > 1e-2  # the factors do matter

@@ -55,21 +55,21 @@ def test_three_forward_passes_are_counted_as_by_hand():
 
 
 def test_goodput_is_what_is_left_of_the_time(tmp_path, monkeypatch, caplog):
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    current = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: current[0])
     clock = Goodput()
     clock.add("lost", 5.0)  # of another life: on top, and no part of this one's start
-    now[0] = 10.0
+    current[0] = 10.0
     clock.started()
     with clock.spent("checkpoint"):
-        now[0] = 15.0
+        current[0] = 15.0
     clock.add("data", 2.0)
-    now[0] = 40.0
-    found = clock.read()
-    assert {part: found[part] for part in PARTS} == {
+    current[0] = 40.0
+    content = clock.read()
+    assert {part: content[part] for part in PARTS} == {
         "start": 10, "compile": 0, "data": 2, "checkpoint": 5, "evaluation": 0, "lost": 5,
     }  # fmt: skip
-    assert (found["total"], found["steps"], found["goodput"]) == (45, 23, 23 / 45)
+    assert (content["total"], content["steps"], content["goodput"]) == (45, 23, 23 / 45)
     caplog.set_level("INFO")
     clock.report(tmp_path, 0, 7)
     assert "goodput 51.1 %" in caplog.text

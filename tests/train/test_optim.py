@@ -40,8 +40,8 @@ def test_drop_falls_at_once_and_stays():
         "optim.drop_at": 10, "optim.min_scale": 0.1,
     }).optim  # fmt: skip
     schedule = optim.make_schedule(config, 20)
-    found = [float(schedule(step)) for step in (0, 9, 10, 30)]
-    np.testing.assert_allclose(found, [2.0, 2.0, 0.2, 0.2])
+    results = [float(schedule(step)) for step in (0, 9, 10, 30)]
+    np.testing.assert_allclose(results, [2.0, 2.0, 0.2, 0.2])
 
 
 def test_adamw_decays_every_parameter_and_starts_at_rate_zero():
@@ -100,17 +100,17 @@ def test_without_groups_it_is_optax_adamw_to_the_bit():
     config = make_config(**{"optim.weight_decay": 0.1}).optim
     ours = optim.make_optimizer(config, 20)
     schedule = optim.make_schedule(config, 20)
-    theirs = optax.chain(
+    reference = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=config.weight_decay)
     )
     params: Any = {"a": jnp.array([2.0, -1.0]), "b": jnp.array([[3.0]])}
     a: Any = params
     b: Any = params
-    mine, its = ours.init(params), theirs.init(params)
+    actual, its = ours.init(params), reference.init(params)
     for step in range(4):
         grads = jax.tree.map(lambda x, s=step: jnp.cos(x + s), params)
-        change, mine = ours.update(grads, mine, a)
-        other, its = theirs.update(grads, its, b)
+        change, actual = ours.update(grads, actual, a)
+        other, its = reference.update(grads, its, b)
         a, b = optax.apply_updates(a, change), optax.apply_updates(b, other)
     for path in params:
         assert np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes()

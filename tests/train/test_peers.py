@@ -48,36 +48,40 @@ def store(monkeypatch):
 
 
 def one(store, me, count=3):
-    made = Peers()
-    made.count, made._me, made._client = count, me, store
-    return made
+    created = Peers()
+    created.count, created._me, created._client = count, me, store
+    return created
 
 
 def test_who_is_silent_is_named_with_its_step_and_where_to_go_on(store, capsys):
-    mine, other = one(store, 0), one(store, 2)
-    mine.at(12)
-    mine.saved(10)
+    actual, other = one(store, 0), one(store, 2)
+    actual.at(12)
+    actual.saved(10)
     other.at(11)
     other._write("1 11")
-    assert mine._find(patience=0.1) == ""
+    assert actual._find(patience=0.1) == ""
     time.sleep(0.15)
     other._write("2 11")  # in time
-    assert mine._find(patience=0.1) == ""
+    assert actual._find(patience=0.1) == ""
     time.sleep(0.15)
     with pytest.raises(Gone):
-        mine._look(patience=0.1, seconds=1.0)
-    said = capsys.readouterr().err
-    assert "process 2 has been silent for 0 s, since step 11; this is process 0, at step 12" in said
-    assert "Start all processes again with the same command: training goes on from step 10" in said
-    assert said.count("\n") == 1
+        actual._look(patience=0.1, seconds=1.0)
+    message = capsys.readouterr().err
+    assert (
+        "process 2 has been silent for 0 s, since step 11; this is process 0, at step 12" in message
+    )
+    assert (
+        "Start all processes again with the same command: training goes on from step 10" in message
+    )
+    assert message.count("\n") == 1
 
 
 def test_who_is_done_may_be_silent(store):
-    mine, other = one(store, 0), one(store, 1)
+    actual, other = one(store, 0), one(store, 1)
     other.stop()
-    mine._find(patience=0.01)
+    actual._find(patience=0.01)
     time.sleep(0.05)
-    assert mine._find(patience=0.01) == ""
+    assert actual._find(patience=0.01) == ""
 
 
 def test_who_fails_says_why_to_the_others(store, capsys):
@@ -93,13 +97,13 @@ def test_who_fails_says_why_to_the_others(store, capsys):
 
 
 def test_an_error_that_another_caused_is_given_to_that_one(store, capsys):
-    mine, lost = one(store, 0), one(store, 1)
+    actual, lost = one(store, 0), one(store, 1)
     lost._write("9 30")
-    with pytest.raises(Gone), mine.leaving(()):
+    with pytest.raises(Gone), actual.leaving(()):
         raise jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection reset by peer")
-    said = capsys.readouterr().err
-    assert "process 1 has been silent" in said
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert "process 1 has been silent" in message
+    assert "Traceback" not in message
 
 
 def test_alone_nothing_is_told_and_errors_pass(store):
@@ -130,5 +134,5 @@ def test_the_end_of_the_coordinator_is_known_at_once(store, monkeypatch, capsys,
         end.close()
     threads[1].join(timeout=5)
     assert ended == ([] if orderly else ["given up"])
-    said = capsys.readouterr().err
-    assert ("process 0, the coordinator, cannot be reached" in said) == (not orderly)
+    message = capsys.readouterr().err
+    assert ("process 0, the coordinator, cannot be reached" in message) == (not orderly)

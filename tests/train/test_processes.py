@@ -67,17 +67,17 @@ def test_pi05_on_two_processes_is_pi05_on_one(data, tmp_path):
         "model__expert__padded": 8, "train__steps": 6, "train__batch_size": 8,
         "train__log_every": 1, "train__eval_batches": 2, "optim__warmup_steps": 0,
     }  # fmt: skip
-    found = {}
+    collected = {}
     for processes, devices in ((2, 4), (1, 1)):
         workdir = tmp_path / f"{processes}x{devices}"
         config = "configs/quickstart_expert.py"
         with Processes(data, workdir, processes, devices, config=config, **flags) as run:
             statuses = [run.wait(i)[0] for i in range(processes)]
             assert statuses == [0] * processes, run.said()
-        found[processes] = losses(workdir), rows(workdir, "eval")[0]["l1_mean"]
-    assert len(found[1][0]) == 6
-    np.testing.assert_allclose(found[2][0], found[1][0], rtol=1e-5)
-    np.testing.assert_allclose(found[2][1], found[1][1], rtol=1e-4)
+        collected[processes] = losses(workdir), rows(workdir, "eval")[0]["l1_mean"]
+    assert len(collected[1][0]) == 6
+    np.testing.assert_allclose(collected[2][0], collected[1][0], rtol=1e-5)
+    np.testing.assert_allclose(collected[2][1], collected[1][1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -87,14 +87,14 @@ def test_a_lost_process_is_named_and_the_other_stops(data, tmp_path, number, los
         run.until(12)
         run.processes[lost].send_signal(number)
         status, seconds = run.wait(1 - lost, seconds=60)
-        said = run.said(1 - lost)
+        message = run.said(1 - lost)
     print(f"{number.name} of {lost}: the other stopped after {seconds:.1f} s")
-    print(said[said.find("train.py:") :][:300])
+    print(message[message.find("train.py:") :][:300])
     assert status not in (None, 0)
-    ours = said.find(f"train.py: process {lost}")
-    assert ours >= 0, said[-3000:]
-    assert "Traceback" not in said[:ours]
-    assert "training goes on from step" in said[ours:]
+    ours = message.find(f"train.py: process {lost}")
+    assert ours >= 0, message[-3000:]
+    assert "Traceback" not in message[:ours]
+    assert "training goes on from step" in message[ours:]
 
 
 def test_sigterm_of_one_saves_and_ends_all(data, tmp_path):
@@ -117,11 +117,11 @@ def test_an_error_in_one_is_told_by_the_other(data, tmp_path):
         for shard in broken.glob("*train*"):
             shard.write_bytes(b"\0" * shard.stat().st_size)
         results = [run.wait(i, seconds=60) for i in range(2)]
-        said = [run.said(0), run.said(1)]
+        messages = [run.said(0), run.said(1)]
     print(f"both stopped after {max(seconds for _, seconds in results):.1f} s")
-    assert all(status == 1 for status, _ in results), said[0][-3000:] + said[1][-3000:]
-    assert any("Error: " in text for text in said)
-    assert "Traceback" not in said[0] + said[1]
+    assert all(status == 1 for status, _ in results), messages[0][-3000:] + messages[1][-3000:]
+    assert any("Error: " in text for text in messages)
+    assert "Traceback" not in messages[0] + messages[1]
     # Nothing that was learned is lost, and the data go on where the error was.
     last = rows(tmp_path / "run")[-1]["step"]
     folder = tmp_path / "run" / "checkpoints" / str(last)
@@ -137,11 +137,11 @@ def test_an_error_in_one_alone_saves_with_all(data, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{site}:{Path(__file__).parents[2]}")
     with Processes(data, tmp_path / "run", 2, 4, **FOREVER, train__save_every=100000) as run:
         statuses = [run.wait(i, seconds=300)[0] for i in range(2)]
-        said = [run.said(0), run.said(1)]
-    assert statuses == [1, 1], said[0][-3000:] + said[1][-3000:]
-    assert "the shard is gone" in said[1]
-    assert "process 1" in said[0]
-    assert "Traceback" not in said[0] + said[1]
+        messages = [run.said(0), run.said(1)]
+    assert statuses == [1, 1], messages[0][-3000:] + messages[1][-3000:]
+    assert "the shard is gone" in messages[1]
+    assert "process 1" in messages[0]
+    assert "Traceback" not in messages[0] + messages[1]
     saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert saved == [rows(tmp_path / "run")[-1]["step"]]
     assert saved[0] >= 12

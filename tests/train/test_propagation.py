@@ -40,12 +40,12 @@ MESHES = {"fsdp": {"mesh.fsdp": -1}, "all": {"mesh.data": 2, "mesh.fsdp": 2, "me
 
 
 def unsplit(config: Any, rows: int = ROWS, **how: Any) -> list[Carry]:
-    found = unsplit_carries(programs.lower(config, rows, **how), ROWS)
+    result = unsplit_carries(programs.lower(config, rows, **how), ROWS)
     s = config.model.structure
     # The heads' noise: `jax.random.normal` ends in an inverse error function, through which the
     # compiler hands no sharding back. It is a few numbers a window.
     noise = ("ui32", (s.chunk,))  # by actions as wide as the head draws them
-    return [carry for carry in found if (carry.dtype, carry.shape[-2:-1]) != noise]
+    return [carry for carry in result if (carry.dtype, carry.shape[-2:-1]) != noise]
 
 
 @pytest.mark.parametrize("cell", QUICK, ids="-".join)
@@ -109,8 +109,8 @@ def test_each_part_of_an_accumulated_batch_is_split():
 
 def test_without_the_pins_a_loop_holds_all_rows(monkeypatch):
     monkeypatch.setattr(sharding, "rows", lambda x, count=None: x)
-    found = unsplit(programs.config("kosmos2", "interleaved"))
-    assert {(carry.shape[0], carry.axes) for carry in found} >= {(ROWS, ((), (), ("fsdp",)))}
+    result = unsplit(programs.config("kosmos2", "interleaved"))
+    assert {(carry.shape[0], carry.axes) for carry in result} >= {(ROWS, ((), (), ("fsdp",)))}
 
 
 def lowered(mesh: Any, rows: int, at: P) -> Any:
@@ -123,8 +123,8 @@ def lowered(mesh: Any, rows: int, at: P) -> Any:
             x = jnp.tanh(x @ kernel)
             return x, x
 
-        x, kept = jax.lax.scan(layer, x, kernels)
-        return x.sum() + kept.sum()
+        x, retained = jax.lax.scan(layer, x, kernels)
+        return x.sum() + retained.sum()
 
     def struct(spec: P, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
@@ -150,5 +150,5 @@ def test_rows_that_are_whole_or_split_too_little_are_found_and_parameters_are_no
     for at in (P(), P("data"), P(None, "fsdp")):
         shapes = {carry.shape for carry in unsplit_carries(lowered(mesh, 24, at), 24)}
         assert shapes == {(24, 48), (3, 24, 48)}
-    one = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    assert unsplit_carries(lowered(one, 24, P()), 24) == []
+    single = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    assert unsplit_carries(lowered(single, 24, P()), 24) == []

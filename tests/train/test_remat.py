@@ -34,16 +34,16 @@ def total(model: Any) -> Any:
 
 def checkpoints(jaxpr: Any) -> list[Any]:
     """Policies of every remat in a program, inner ones included."""
-    found = []
+    collected = []
     for eqn in jaxpr.eqns:
         if "remat" in eqn.primitive.name or "checkpoint" in eqn.primitive.name:
-            found.append(eqn.params["policy"])
+            collected.append(eqn.params["policy"])
             continue
         for value in eqn.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                found += checkpoints(inner)
-    return found
+                collected += checkpoints(inner)
+    return collected
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,10 @@ def params():
 def test_every_stack_is_recomputed_as_asked(params):
     stacks = {path.split("/layers/")[0] for path in flatten(params) if "/layers/" in path}
     assert stacks == {"backbone/vision", "backbone/text"}
-    for remat, kept in (("full", False), ("dots", True)):
+    for remat, retained in (("full", False), ("dots", True)):
         policies = checkpoints(jax.make_jaxpr(total(build(remat)))(params).jaxpr)
         assert len(policies) == len(stacks)
-        assert [policy is not None for policy in policies] == [kept] * len(stacks)
+        assert [policy is not None for policy in policies] == [retained] * len(stacks)
     assert not checkpoints(jax.make_jaxpr(total(build("none")))(params).jaxpr)
 
 

@@ -35,8 +35,8 @@ def build(**changes: Any):
     table = split.train_rules(config.optim)
     ema = config.optim.ema_decay > 0
     template = state.abstract(Toy().init, table, optimizer, mesh, min_sharded=64, ema=ema)
-    now = state.create(Toy().init, optimizer, template, config.seed)
-    return mesh, template, now, make_train_step(Toy(), config, mesh, template)
+    current = state.create(Toy().init, optimizer, template, config.seed)
+    return mesh, template, current, make_train_step(Toy(), config, mesh, template)
 
 
 def test_split_casts_and_merges_back():
@@ -53,18 +53,18 @@ def test_split_casts_and_merges_back():
 def test_the_first_rule_wins_and_a_stack_is_cut():
     config = make_config(**LAST).optim
     params = Toy().init(jax.random.key(0))
-    whole = flatten(params)
+    full = flatten(params)
     parts = split.split(params, split.train_rules(config))
-    stacks = {path for path in whole if "/layers/" in path}
+    stacks = {path for path in full if "/layers/" in path}
     assert set(parts.trainable) == stacks | {
         "backbone/vision/patch/kernel", "head/arm/kernel", "head/gripper/kernel"
     }  # fmt: skip
     assert set(parts.frozen) == stacks | {"backbone/text/embedding"}
-    np.testing.assert_array_equal(parts.trainable[QUERY], whole[QUERY][1:])
-    np.testing.assert_array_equal(parts.frozen[QUERY], whole[QUERY][:1].astype(jnp.bfloat16))
+    np.testing.assert_array_equal(parts.trainable[QUERY], full[QUERY][1:])
+    np.testing.assert_array_equal(parts.frozen[QUERY], full[QUERY][:1].astype(jnp.bfloat16))
     joined = flatten(split.merge(*parts))
-    assert {p: x.shape for p, x in joined.items()} == {p: x.shape for p, x in whole.items()}
-    np.testing.assert_array_equal(joined[QUERY][1:], whole[QUERY][1:])
+    assert {p: x.shape for p, x in joined.items()} == {p: x.shape for p, x in full.items()}
+    np.testing.assert_array_equal(joined[QUERY][1:], full[QUERY][1:])
     again = split.split_like(joined, parts)
     assert_same(bits(again), bits(parts))
 
@@ -85,42 +85,45 @@ def test_tables_that_cannot_be_are_refused(table, problem):
 
 
 def test_frozen_layers_keep_every_bit_for_50_steps_and_cost_no_optimizer_memory(capsys):
-    mesh, template, now, step = build(**LAST)
-    frozen = bits(now.frozen)
-    first = {path: np.array(x) for path, x in now.trainable.items()}
+    mesh, template, current, step = build(**LAST)
+    frozen = bits(current.frozen)
+    first = {path: np.array(x) for path, x in current.trainable.items()}
     for i in range(50):
-        now, metrics = step(now, shard_batch(make_batch(i), mesh))
+        current, metrics = step(current, shard_batch(make_batch(i), mesh))
         jax.block_until_ready(metrics)  # see train.mesh.InFlight
-    assert_same(bits(now.frozen), frozen)
-    for path, x in now.trainable.items():
+    assert_same(bits(current.frozen), frozen)
+    for path, x in current.trainable.items():
         assert not np.array_equal(x, first[path]), path
-    _, every, _, _ = build()
+    _, everything, _, _ = build()
     trained = sum(x.size for x in first.values())
     counters = 2 * 4  # Adam's and the schedule's step numbers
-    assert state.nbytes(now.opt_state) == 8 * trained + counters
-    assert state.nbytes(every.opt_state) == 8 * sum(map(np.size, every.trainable.values())) + 8
+    assert state.nbytes(current.opt_state) == 8 * trained + counters
+    assert (
+        state.nbytes(everything.opt_state)
+        == 8 * sum(map(np.size, everything.trainable.values())) + 8
+    )
     with capsys.disabled():
         print(
-            f"\noptimizer bytes: {state.nbytes(every.opt_state)} with all parameters, "
-            f"{state.nbytes(now.opt_state)} with one layer of two, vision and head"
+            f"\noptimizer bytes: {state.nbytes(everything.opt_state)} with all parameters, "
+            f"{state.nbytes(current.opt_state)} with one layer of two, vision and head"
         )
     assert "optimizer state" in state.summary(template)
 
 
 def test_a_cut_stack_is_saved_whole_and_resumes_to_the_bit(tmp_path):
-    mesh, template, now, step = build(**LAST, **{"optim.ema_decay": 0.5})
-    now, _ = step(now, shard_batch(make_batch(0), mesh))
+    mesh, template, current, step = build(**LAST, **{"optim.ema_decay": 0.5})
+    current, _ = step(current, shard_batch(make_batch(0), mesh))
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, now, {}, META)
+        checkpoints.save(1, current, {}, META)
         checkpoints.wait()
         again, _ = checkpoints.restore(template)
-    assert_same(bits(again), bits(now))
+    assert_same(bits(again), bits(current))
     assert jax.tree.map(lambda x: x.sharding, again) == jax.tree.map(lambda x: x.sharding, template)
     stored = flatten(load_params(tmp_path))
     assert (
         stored[QUERY].shape == shapes()["backbone"]["text"]["layers"]["attn"]["q"]["kernel"].shape
     )
-    np.testing.assert_array_equal(stored[QUERY], flatten(now.averaged)[QUERY])
+    np.testing.assert_array_equal(stored[QUERY], flatten(current.averaged)[QUERY])
 
 
 def test_loaded_stacks_are_cut(tmp_path):
@@ -129,6 +132,6 @@ def test_loaded_stacks_are_cut(tmp_path):
     value = np.random.default_rng(0).standard_normal((2, 16, 4, 4))
     loaded = {QUERY: state.place(template, QUERY, value)}
     optimizer = make_optimizer(config.optim, config.train.steps)
-    now = state.create(Toy().init, optimizer, template, config.seed, loaded)
-    np.testing.assert_array_equal(now.trainable[QUERY], value[1:].astype(np.float32))
-    np.testing.assert_array_equal(now.frozen[QUERY], value[:1].astype(jnp.bfloat16))
+    current = state.create(Toy().init, optimizer, template, config.seed, loaded)
+    np.testing.assert_array_equal(current.trainable[QUERY], value[1:].astype(np.float32))
+    np.testing.assert_array_equal(current.frozen[QUERY], value[:1].astype(jnp.bfloat16))

@@ -64,9 +64,9 @@ def test_state_lies_where_the_rules_say_and_moments_with_their_parameter():
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, template)
     query = "backbone/text/layers/attn/q/kernel"
     moments = jax.tree_util.tree_leaves_with_path(state.opt_state)
-    found = [x for path, x in moments if getattr(path[-1], "key", None) == query]
-    assert len(found) == 2
-    for x in [state.trainable[query], *found]:
+    results = [x for path, x in moments if getattr(path[-1], "key", None) == query]
+    assert len(results) == 2
+    for x in [state.trainable[query], *results]:
         assert x.sharding.spec == jax.P(None, "fsdp", "tensor", None)
         assert x.addressable_shards[0].data.shape == (2, 8, 2, 4)
 
@@ -93,8 +93,8 @@ def test_frozen_parameters_do_not_move_and_have_no_moments():
         assert np.array_equal(np.asarray(x).view(np.uint16), frozen[path].view(np.uint16))
     for path, x in after.trainable.items():
         assert not np.array_equal(x, trainable[path])
-    kept = sum(x.size for x in jax.tree.leaves(after.opt_state) if x.ndim)
-    assert kept == 2 * sum(x.size for x in trainable.values())
+    retained = sum(x.size for x in jax.tree.leaves(after.opt_state) if x.ndim)
+    assert retained == 2 * sum(x.size for x in trainable.values())
 
 
 def test_the_average_follows_the_weights_and_is_what_evaluation_sees():
@@ -136,8 +136,8 @@ def test_loaded_parameters_take_the_place_of_random_ones():
     assert jax.tree.map(lambda x: (x.sharding, x.dtype), mixed) == jax.tree.map(
         lambda x: (x.sharding, x.dtype), template
     )
-    random, found = flatten(state.params), flatten(mixed.params)
-    for path, x in found.items():
+    random, result = flatten(state.params), flatten(mixed.params)
+    for path, x in result.items():
         expected = host.get(path, random[path])
         np.testing.assert_array_equal(np.asarray(x, np.float32), np.asarray(expected, np.float32))
     for path, x in mixed.ema.items():
@@ -175,29 +175,29 @@ def test_evaluation_is_exact_over_uneven_batches():
     batches = [make_batch(i) for i in range(3)]
     batches[2].actions.mask[3:] = False  # what a loader does to the rows that fill up
     result = evaluate.evaluate(step, state, batches, mesh, ("even", "odd"))
-    whole = jax.tree.map(lambda *x: np.concatenate(x)[:19], *batches)
-    prediction = Toy().predict({"params": jax.tree.map(np.asarray, state.params)}, seen(whole))
+    full = jax.tree.map(lambda *x: np.concatenate(x)[:19], *batches)
+    prediction = Toy().predict({"params": jax.tree.map(np.asarray, state.params)}, seen(full))
     prediction = jax.tree.map(np.asarray, prediction)
-    mask, target = whole.actions.mask, whole.actions.chunk
+    mask, target = full.actions.mask, full.actions.chunk
     assert result["count"] == mask.sum()
     l1 = np.abs(prediction.arm - target[..., :-1])[mask].mean(0)
     np.testing.assert_allclose(result["l1"], l1, rtol=1e-5)
     assert result["l1_mean"] == pytest.approx(l1.mean(), rel=1e-5)
     right = ((prediction.gripper > 0) == (target[..., -1] > 0.5))[mask].mean()
     assert result["gripper"] == pytest.approx(right, rel=1e-6)
-    total, parts = loss(prediction, whole.actions, config.optim.gripper_weight)
+    total, parts = loss(prediction, full.actions, config.optim.gripper_weight)
     assert result["loss"] == pytest.approx(float(total), rel=1e-5)
     assert result["loss_arm"] == pytest.approx(float(parts["loss_arm"]), rel=1e-5)
     fixed = np.abs(0.1 - target[..., :-1])[mask].mean(0)
     np.testing.assert_allclose(result["baseline_l1"], fixed, rtol=1e-5)
-    always = np.broadcast_to((whole.dataset == 0)[:, None, None], mask.shape)
+    always = np.broadcast_to((full.dataset == 0)[:, None, None], mask.shape)
     guess = (always == (target[..., -1] > 0.5))[mask].mean()
     assert result["baseline_gripper"] == pytest.approx(guess, rel=1e-6)
     for number, name in enumerate(("even", "odd")):
-        mine = mask & (whole.dataset == number)[:, None, None]
-        l1 = np.abs(prediction.arm - target[..., :-1])[mine].mean()
+        actual = mask & (full.dataset == number)[:, None, None]
+        l1 = np.abs(prediction.arm - target[..., :-1])[actual].mean()
         assert result[f"l1_mean/{name}"] == pytest.approx(l1, rel=1e-5)
-        right = ((prediction.gripper > 0) == (target[..., -1] > 0.5))[mine].mean()
+        right = ((prediction.gripper > 0) == (target[..., -1] > 0.5))[actual].mean()
         assert result[f"gripper/{name}"] == pytest.approx(right, rel=1e-6)
 
 
@@ -229,13 +229,13 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(capsys):
             {path: 10 * np.asarray(x) for path, x in moment.items()},
             {name: float(x) for name, x in metrics.items()},
         )
-    whole, numbers = results.pop(1)
+    full, numbers = results.pop(1)
     assert numbers["loss/even"] != numbers["loss/odd"]
     errors = {}
     for parts, (grads, metrics) in results.items():
-        errors[parts] = max(np.abs(grads[path] - x).max() for path, x in whole.items())
+        errors[parts] = max(np.abs(grads[path] - x).max() for path, x in full.items())
         assert errors[parts] <= 1e-6
-        assert max(np.abs(x).max() for x in whole.values()) > 0.05
+        assert max(np.abs(x).max() for x in full.values()) > 0.05
         for name, x in numbers.items():
             assert metrics[name] == pytest.approx(x, abs=1e-6), name
     with capsys.disabled():
@@ -249,16 +249,16 @@ def test_the_loss_of_each_dataset_is_the_mean_over_its_actions():
     _, metrics = step(state, shard_batch(batch, mesh))
     config = make_config(**ODD)
     device = jax.tree.map(jnp.asarray, batch)
-    seen = jax.jit(
+    observed = jax.jit(
         lambda seen, sample: augment(
             seen, sample, config.seed, config.augment, Toy.image, train=True
         )
     )(device.observation, device.sample)
-    prediction = Toy().predict({"params": params}, seen)
+    prediction = Toy().predict({"params": params}, observed)
     for number, name in enumerate(("even", "odd")):
         mask = batch.actions.mask & (batch.dataset == number)[:, None, None]
-        mine = dataclasses.replace(device.actions, mask=jnp.asarray(mask))
-        expected, _ = action_loss(prediction, mine, config.optim.gripper_weight)
+        actual = dataclasses.replace(device.actions, mask=jnp.asarray(mask))
+        expected, _ = action_loss(prediction, actual, config.optim.gripper_weight)
         assert float(metrics[f"loss/{name}"]) == pytest.approx(float(expected), rel=1e-4)
     step, state, batch, mesh = first_step(1, names=("even", "odd", "absent"))
     _, metrics = step(state, shard_batch(batch, mesh))
@@ -325,8 +325,8 @@ def test_a_gripper_that_is_a_number_is_compared_in_its_own_units():
         baseline = evaluate.Baseline(np.zeros((2, 6), np.float32), np.ones(2, bool), middles)
         step = evaluate.make_eval_step(Toy(), config, mesh, template, baseline)
         results.append(evaluate.evaluate(step, state, [batch], mesh)["gripper"])
-        mine = np.asarray(prediction.gripper) > middle
-        right = mine == (batch.actions.chunk[..., -1] > middle)
+        actual = np.asarray(prediction.gripper) > middle
+        right = actual == (batch.actions.chunk[..., -1] > middle)
         assert results[-1] == pytest.approx(right[batch.actions.mask].mean(), rel=1e-6)
     assert results[0] != results[1]
 

@@ -119,10 +119,10 @@ def test_attention_kernels_that_ask_for_a_gpu():
 def test_a_policy_that_writes_is_planned_without_its_tokenizer():
     config = programs.config("paligemma", "discrete", "fast", **{"model.dropout": False})
     control = control_program(config, jax.devices()[0])
-    one = trace.count(control.step.trace(*control.arguments).jaxpr)
+    single = trace.count(control.step.trace(*control.arguments).jaxpr)
     longer = {"model.dropout": False, "model.fast.length": 16}
     control = control_program(
         programs.config("paligemma", "discrete", "fast", **longer), jax.devices()[0]
     )
     two = trace.count(control.step.trace(*control.arguments).jaxpr)
-    assert 0 < one.total <= two.total
+    assert 0 < single.total <= two.total

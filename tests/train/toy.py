@@ -96,15 +96,15 @@ def _row(n: int, size: int) -> Batch:
     rng = np.random.default_rng(n)
     chunk = rng.uniform(-1, 1, (WINDOW, CHUNK, ACTION)).astype(np.float32)
     chunk[..., -1] = rng.random((WINDOW, CHUNK)) < 0.7
-    seen = np.arange(WINDOW) >= n % 2
+    observed = np.arange(WINDOW) >= n % 2
     images = {
-        c: rng.integers(0, 256, (WINDOW, size, size, 3), np.uint8) * seen[:, None, None, None]
+        c: rng.integers(0, 256, (WINDOW, size, size, 3), np.uint8) * observed[:, None, None, None]
         for c in CAMERAS
     }
     return Batch(
         Observation(
             images={c: x.astype(np.uint8) for c, x in images.items()},
-            image_mask=dict.fromkeys(CAMERAS, seen),
+            image_mask=dict.fromkeys(CAMERAS, observed),
             text=rng.integers(0, VOCAB, 5).astype(np.int32),
             text_mask=np.arange(5) < 4,
         ),

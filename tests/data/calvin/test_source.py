@@ -57,8 +57,8 @@ def test_segments_hold_every_frame_once(folder):
     expected = [calvin_frame(START + i)["rel_actions"] for i in (*range(40), *range(60, 80))]
     np.testing.assert_array_equal(source.low(REL), np.stack(expected).astype(np.float32))
     codes, table = source.text(TEXT)
-    told = [table[c] for c in codes]
-    assert told[:31] == [""] * 3 + [TEXTS[0]] * 17 + [TEXTS[1]] * 10 + [""]
+    messages = [table[c] for c in codes]
+    assert messages[:31] == [""] * 3 + [TEXTS[0]] * 17 + [TEXTS[1]] * 10 + [""]
     codes, table = source.text("episode_metadata/annotations")
     assert json.loads(table[codes[0]]) == [
         {"start": 3, "end": 20, "task": TASKS[0], "text": TEXTS[0]},
@@ -75,8 +75,10 @@ def test_no_annotation_is_cut_in_two(tmp_path):
     pieces = cut(recordings, inside)
     assert [p[0] for p in pieces] == [0, 480, 992, 1504, 5000]
     assert [p[1] for p in pieces] == [480, 992, 1504, 2000, 5010]
-    assert all(a.start >= start and a.end <= stop for start, stop, own in pieces for a in own)
-    assert sum(len(own) for _, _, own in pieces) == len(inside)
+    assert all(
+        a.start >= start and a.end <= stop for start, stop, separate in pieces for a in separate
+    )
+    assert sum(len(separate) for _, _, separate in pieces) == len(inside)
     endless = [Annotation(s, s + 64, "", "") for s in range(0, 1900, 10)]
     lengths = [stop - start for start, stop, _ in cut(recordings[:1], endless)]
     assert lengths == [LONGEST, LONGEST, LONGEST, 2000 - 3 * LONGEST]
@@ -100,7 +102,7 @@ def test_batches_equal_those_of_the_frames(folder, data_config, structure):
         ids[: len(text)] = [ord(c) for c in text]
         return ids, np.arange(40) < len(text)
 
-    firsts, seen = {TEXTS[0]: 3, TEXTS[1]: 12, TEXTS[2]: 60}, 0
+    firsts, observed = {TEXTS[0]: 3, TEXTS[1]: 12, TEXTS[2]: 60}, 0
     with Loader(mixture, encode, 5, 0, shuffle=False) as batches:
         for batch in batches:
             images, chunk = batch.observation.images, batch.actions.chunk
@@ -115,8 +117,8 @@ def test_batches_equal_those_of_the_frames(folder, data_config, structure):
                 action = expected["rel_actions"].astype(np.float32)
                 np.testing.assert_allclose(chunk[row, -1, 0, :6], action[:6], atol=1e-6)
                 assert chunk[row, -1, 0, 6] == (action[6] + 1) / 2
-                seen += 1
-    assert seen == 50
+                observed += 1
+    assert observed == 50
 
 
 def test_numbers_are_copied_once_and_in_parallel_the_same(folder, tmp_path, monkeypatch):

@@ -25,8 +25,8 @@ def write(folder: Path, name: str = "texts.json") -> Path:
     items: list[dict[str, Any]] = []
     for colour, rgb in COLOURS.items():
         Image.new("RGB", (12, 8), rgb).save(folder / f"{colour}.png")
-        talk = turns("<image>\nwhich colour is it ?", f"it is {colour}")
-        items.append({"id": colour, "image": f"{colour}.png", "conversations": talk})
+        captions = turns("<image>\nwhich colour is it ?", f"it is {colour}")
+        items.append({"id": colour, "image": f"{colour}.png", "conversations": captions})
     items.append({"conversations": turns("hello", "good day", "how are you ?", "fine")})
     path = folder / name
     lines = name.endswith("l")
@@ -62,24 +62,24 @@ def test_conversations_are_read(tmp_path, name):
 def test_only_answers_are_targets(tmp_path):
     texts = CaptionSet(write(tmp_path))
     words = tokenizer(texts)
-    seen: dict[str, tuple[str, str, bool]] = {}
+    recorded: dict[str, tuple[str, str, bool]] = {}
     names = {words.token_id(w): w for w in " ".join(texts.words(PROMPT)).split()}
     names |= {0: "<s>", 2: "</s>"}
     for batch in batches(tmp_path / "texts.json", 2):
         for row in range(4):
             ids, mask = batch.text[row], batch.text_mask[row]
             assert not np.any(batch.target[row] & ~mask)
-            told = " ".join(names[i] for i in ids[batch.target[row]])
-            whole = " ".join(names[i] for i in ids[mask])
+            text = " ".join(names[i] for i in ids[batch.target[row]])
+            full = " ".join(names[i] for i in ids[mask])
             colour = tuple(int(x) for x in batch.images[row, 4, 4])
-            seen[told] = (whole, str(colour), bool(batch.has_image[row]))
+            recorded[text] = (full, str(colour), bool(batch.has_image[row]))
     for colour, rgb in COLOURS.items():
-        whole, pixel, has_image = seen[f"it is {colour} </s>"]
+        full, pixel, has_image = recorded[f"it is {colour} </s>"]
         asked = f"<s> Question: which colour is it ? Answer: it is {colour} </s>"
-        assert (whole, pixel, has_image) == (asked, str(rgb), True)
-    whole, pixel, has_image = seen["good day fine </s>"]
+        assert (full, pixel, has_image) == (asked, str(rgb), True)
+    full, pixel, has_image = recorded["good day fine </s>"]
     assert (pixel, has_image) == ("(0, 0, 0)", False)
-    assert whole.startswith("<s> Question: hello Answer: good day Question: how are")
+    assert full.startswith("<s> Question: hello Answer: good day Question: how are")
 
 
 def test_long_texts_are_cut():
@@ -95,20 +95,20 @@ def test_long_texts_are_cut():
 
 def test_rows_depend_on_seed_and_number_alone(tmp_path):
     path = write(tmp_path)
-    whole = batches(path, 5)
+    full = batches(path, 5)
     again = batches(path, 2, start=3, threads=1, prefetch=1)
-    for a, b in zip(whole[3:], again, strict=True):
+    for a, b in zip(full[3:], again, strict=True):
         for x, y in zip(dataclasses.astuple(a), dataclasses.astuple(b), strict=True):
             np.testing.assert_array_equal(x, y)
     halves = [batches(path, 5, process_index=i, process_count=2) for i in range(2)]
-    for k, batch in enumerate(whole):
+    for k, batch in enumerate(full):
         text = np.concatenate([halves[0][k].text, halves[1][k].text])
         np.testing.assert_array_equal(text, batch.text)
-    first = np.concatenate([b.text for b in whole[:3]])
+    first = np.concatenate([b.text for b in full[:3]])
     other = np.concatenate([b.text for b in batches(path, 3, seed=6)])
     assert not np.array_equal(first, other)
     # One epoch is every conversation once.
-    assert len({row.tobytes() for row in whole[0].text}) == 4
+    assert len({row.tobytes() for row in full[0].text}) == 4
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,6 @@ def test_a_run_goes_on_with_the_texts_it_had(tmp_path):
     texts = CaptionSet(write(tmp_path))
     check_texts(texts, {"samples": 3, "captions": texts.identity()})
     check_texts(None, {"samples": 3})
-    for now, position in ((texts, {}), (None, {"captions": texts.identity()})):
+    for current, position in ((texts, {}), (None, {"captions": texts.identity()})):
         with pytest.raises(DataError, match="the run was stopped with"):
-            check_texts(now, position)
+            check_texts(current, position)

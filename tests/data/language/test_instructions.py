@@ -42,30 +42,30 @@ def shares(told):
 
 
 def test_every_instruction_is_as_likely():
-    found = shares(said(PLAIN, 0))
-    assert set(found) == {"a", "b", "c"}
-    assert all(abs(share - 1 / 3) < 0.03 for share in found.values())  # 5 standard deviations
+    result = shares(said(PLAIN, 0))
+    assert set(result) == {"a", "b", "c"}
+    assert all(
+        abs(fraction - 1 / 3) < 0.03 for fraction in result.values()
+    )  # 5 standard deviations
     assert shares(said(PLAIN, 1)) == {"b": 1}
 
 
 def test_paraphrases_and_dropout(paraphrases):
-    found = shares(said(LanguageConfig(paraphrases, 0.4, 0.1), 1))
+    result = shares(said(LanguageConfig(paraphrases, 0.4, 0.1), 1))
     expected = {"b": 0.9 * 0.6, "B": 0.9 * 0.2, "bee": 0.9 * 0.2, "": 0.1}
-    assert set(found) == set(expected)
-    assert all(abs(found[text] - share) < 0.03 for text, share in expected.items())
-    told = said(LanguageConfig(paraphrases, 1.0, 0.0), 0)
-    assert not (told == "b").any()
+    assert set(result) == set(expected)
+    assert all(abs(result[text] - fraction) < 0.03 for text, fraction in expected.items())
+    message = said(LanguageConfig(paraphrases, 1.0, 0.0), 0)
+    assert not (message == "b").any()
 
 
 def test_what_is_told_depends_on_seed_and_sample_number_alone(paraphrases):
     config = LanguageConfig(paraphrases, 0.5, 0.2)
     texts = Instructions([Said()], config, True)
-    whole = texts.choose(0, np.zeros(6000, int), SAMPLES, 7)
+    full = texts.choose(0, np.zeros(6000, int), SAMPLES, 7)
     part = np.random.default_rng(0).permutation(6000)[:100]
-    np.testing.assert_array_equal(
-        texts.choose(0, np.zeros(100, int), SAMPLES[part], 7), whole[part]
-    )
-    assert (texts.choose(0, np.zeros(6000, int), SAMPLES, 8) != whole).mean() > 0.3
+    np.testing.assert_array_equal(texts.choose(0, np.zeros(100, int), SAMPLES[part], 7), full[part])
+    assert (texts.choose(0, np.zeros(6000, int), SAMPLES, 8) != full).mean() > 0.3
 
 
 def test_evaluation_is_told_the_first_instruction(paraphrases):
@@ -115,7 +115,7 @@ def test_in_a_batch(tmp_path, data_config, structure):
     config = data_config(("calvin", folder, 1.0), language=language)
     mixture = open_datasets(config, structure(), 7, "train")
     assert mixture.instructions == ["", "middle", "second", "task 0", "task 1"]
-    seen = set()
+    recorded = set()
 
     def encode(text):
         return np.array([mixture.instructions.index(text)], np.int32), np.ones(1, bool)
@@ -124,10 +124,10 @@ def test_in_a_batch(tmp_path, data_config, structure):
         for _ in range(8):
             batch = next(loader)
             episode = batch.observation.images["primary"][:, -1, 0, 0, 0]
-            seen |= {
+            recorded |= {
                 (int(e), int(t)) for e, (t,) in zip(episode, batch.observation.text, strict=True)
             }
-    assert seen == {(0, 0), (0, 3), (1, 0), (1, 1), (1, 2), (1, 4)}
+    assert recorded == {(0, 0), (0, 3), (1, 0), (1, 1), (1, 2), (1, 4)}
     held_out = open_datasets(config, structure(), 7, "val")
     assert held_out.instructions == ["task 2"]
 
@@ -141,7 +141,7 @@ def test_uniform_numbers():
     for column in u.T:
         counts = np.bincount((column * 50).astype(int), minlength=50)
         assert ((counts - 120) ** 2 / 120).sum() < 90  # chi square, 49 degrees: 99.97 %
-    others = (Stream.FEW_SHOT, 4), (Stream.INSTRUCTIONS, 3)
-    for other in (uniform(seed, stream, SAMPLES, 1) for stream, seed in others):
+    remaining = (Stream.FEW_SHOT, 4), (Stream.INSTRUCTIONS, 3)
+    for other in (uniform(seed, stream, SAMPLES, 1) for stream, seed in remaining):
         assert abs(np.corrcoef(other[:, 0], u[:, 0])[0, 1]) < 0.06
     np.testing.assert_array_equal(uniform(3, Stream.FEW_SHOT, SAMPLES[[5]], 2), u[[5], :2])

@@ -61,21 +61,21 @@ def folder(ranks, tmp_path):
 
 
 def ids(tokenizer, text):
-    found, mask = tokenizer.encode(text, 400)
-    return found[mask].tolist()
+    result, mask = tokenizer.encode(text, 400)
+    return result[mask].tolist()
 
 
 def test_words_are_joined_as_tiktoken_joins_them(ranks, folder):
     tokenizer, rng = Tokenizer.from_dir(folder), random.Random(0)
-    seen = set()
+    recorded = set()
     for _ in range(300):
         words = ["".join(rng.choices("pulshtbeü", k=rng.randint(1, 9))) for _ in range(3)]
         words[1] = rng.choice(WORDS)
         cut = [words[0], *(f" {word}" for word in words[1:])]
         expected = [i for word in cut for i in encode(word.encode(), ranks)]
         assert ids(tokenizer, " ".join(words)) == expected
-        seen.update(expected)
-    assert len(seen) > 30  # many pieces, not bytes alone
+        recorded.update(expected)
+    assert len(recorded) > 30  # many pieces, not bytes alone
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_special_tokens_follow_the_pieces_and_stand_in_text(ranks, folder):
     assert tokenizer.token_id("<img>") == count + 151857 - 151643
     assert tokenizer.vocab_size == count + 151860 - 151643
     assert ids(tokenizer, "<|im_start|>t</img>") == [count + 1, ord("t"), count + 215]
-    found, mask = tokenizer.encode("", 3)
-    assert found.tolist() == [count] * 3
+    result, mask = tokenizer.encode("", 3)
+    assert result.tolist() == [count] * 3
     assert not mask.any()
 
 

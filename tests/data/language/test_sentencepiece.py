@@ -62,14 +62,14 @@ def test_llama_as_sentencepiece_has_it(folder, described):
 
 def test_llama_behind_a_special_token(folder):
     expected = dict(cases("llama"))["open the drawer"]
-    made = folder("llama.model", "tokenizer.model", LLAMA)
+    created = folder("llama.model", "tokenizer.model", LLAMA)
     # A space before each part, also behind a token; by the newer rule before the first alone.
-    assert ids(Tokenizer.from_dir(made), "</s>open the drawer") == [1, 2, *expected]
-    (made / "tokenizer_config.json").write_text(json.dumps(LLAMA | {"legacy": False}))
-    found = ids(Tokenizer.from_dir(made), "</s>open the drawer")
-    assert found[:2] == [1, 2]
-    assert found[2:] != expected
-    assert ids(Tokenizer.from_dir(made), "open the drawer") == [1, *expected]
+    assert ids(Tokenizer.from_dir(created), "</s>open the drawer") == [1, 2, *expected]
+    (created / "tokenizer_config.json").write_text(json.dumps(LLAMA | {"legacy": False}))
+    result = ids(Tokenizer.from_dir(created), "</s>open the drawer")
+    assert result[:2] == [1, 2]
+    assert result[2:] != expected
+    assert ids(Tokenizer.from_dir(created), "open the drawer") == [1, *expected]
 
 
 def test_ends_and_tokens_that_a_folder_adds(folder):
@@ -82,16 +82,16 @@ def test_ends_and_tokens_that_a_folder_adds(folder):
             "420": {"content": "[PAD]", "special": True},
         },
     }
-    made = folder("llama.model", "tokenizer.model", settings, added_tokens={"<image>": 421})
-    tokenizer = Tokenizer.from_dir(made)
+    created = folder("llama.model", "tokenizer.model", settings, added_tokens={"<image>": 421})
+    tokenizer = Tokenizer.from_dir(created)
     assert tokenizer.vocab_size == 422
     assert tokenizer.pad_id == 420
     expected = dict(cases("llama"))["open the drawer"]
     assert ids(tokenizer, "open the drawer<image>") == [*expected, 421, 2]
-    assert ids(Tokenizer.from_dir(made, plain=True), "open the drawer") == expected
-    (made / "added_tokens.json").write_text('{"<image>": 500}')
+    assert ids(Tokenizer.from_dir(created, plain=True), "open the drawer") == expected
+    (created / "added_tokens.json").write_text('{"<image>": 500}')
     with pytest.raises(ValueError, match="'<image>' is said to be 500, it would be 421"):
-        Tokenizer.from_dir(made)
+        Tokenizer.from_dir(created)
 
 
 def test_kosmos2s_own_file(folder):
@@ -107,15 +107,15 @@ def test_kosmos2s_own_file(folder):
 
 
 def test_a_file_of_another_kind_than_the_folder_says(folder):
-    made = folder("llama.model", "tokenizer.model", {"tokenizer_class": "XLMRobertaTokenizer"})
+    created = folder("llama.model", "tokenizer.model", {"tokenizer_class": "XLMRobertaTokenizer"})
     with pytest.raises(ValueError, match="model type 2, a XLMRobertaTokenizer has 1"):
-        Tokenizer.from_dir(made)
+        Tokenizer.from_dir(created)
 
 
 def test_a_large_vocabulary_is_read_once(folder, monkeypatch):
-    made = folder("llama.model", "tokenizer.model")
-    (made / "tokenizer.json").write_text(Tokenizer.from_dir(made).to_json())
-    (made / "tokenizer.model").unlink()
+    created = folder("llama.model", "tokenizer.model")
+    (created / "tokenizer.json").write_text(Tokenizer.from_dir(created).to_json())
+    (created / "tokenizer.model").unlink()
     read = []
 
     class Counted:
@@ -126,7 +126,7 @@ def test_a_large_vocabulary_is_read_once(folder, monkeypatch):
 
     backend = tokenizer_module._Backend
     monkeypatch.setattr(tokenizer_module, "_Backend", Counted())
-    tokenizer = Tokenizer.from_dir(made, plain=True)
+    tokenizer = Tokenizer.from_dir(created, plain=True)
     assert read == ["from_file"]
     read.clear()
     Tokenizer.from_json(tokenizer.to_json())

@@ -66,12 +66,12 @@ def test_from_dir_ignores_the_files_own_truncation(tokenizer, tmp_path):
     (tmp_path / "special_tokens_map.json").write_text(
         json.dumps({"pad_token": {"content": "</s>"}})
     )
-    found = Tokenizer.from_dir(tmp_path)
-    ids, mask = found.encode("push the red block", 8)
+    loaded = Tokenizer.from_dir(tmp_path)
+    ids, mask = loaded.encode("push the red block", 8)
     assert mask.sum() == 6
-    assert found.pad_id == 2
+    assert loaded.pad_id == 2
     assert ids[6:].tolist() == [2, 2]
-    assert Tokenizer.from_json(found.to_json()).pad_id == 2
+    assert Tokenizer.from_json(loaded.to_json()).pad_id == 2
 
 
 def test_from_dir_without_a_tokenizer(tmp_path):
@@ -104,16 +104,16 @@ def test_from_dir_reads_vocabulary_and_merges_alone(tmp_path, described):
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nĠ ab\n")
     if described:
         pytest.importorskip("transformers")
-        said = json.dumps({"tokenizer_class": "BartTokenizer"})
-        (tmp_path / "tokenizer_config.json").write_text(said)
-    found = Tokenizer.from_dir(tmp_path)
-    ids, mask = found.encode(" ab aba", 8)
+        text = json.dumps({"tokenizer_class": "BartTokenizer"})
+        (tmp_path / "tokenizer_config.json").write_text(text)
+    loaded = Tokenizer.from_dir(tmp_path)
+    ids, mask = loaded.encode(" ab aba", 8)
     assert ids.tolist() == [0, 8, 8, 4, 2, 1, 1, 1]
     assert mask.sum() == 5
-    ids, _, target = found.encode_answers(((" ab", False), (" ab", True)), 5)
+    ids, _, target = loaded.encode_answers(((" ab", False), (" ab", True)), 5)
     assert ids.tolist() == [0, 8, 8, 2, 1]
     assert target.tolist() == [False, False, True, True, False]
-    assert Tokenizer.from_json(found.to_json()).encode("a<mask>", 4)[0].tolist() == [0, 4, 9, 2]
+    assert Tokenizer.from_json(loaded.to_json()).encode("a<mask>", 4)[0].tolist() == [0, 4, 9, 2]
 
 
 def test_a_tokenizer_of_bytes_adds_nothing(tmp_path):

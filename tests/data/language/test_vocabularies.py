@@ -28,9 +28,9 @@ def test_ids_of_real_texts(name):
     again = Tokenizer.from_json(tokenizer.to_json())
     differ = []
     for text, expected in zip(CASES["texts"], CASES["ids"][name], strict=True):
-        found = ids(tokenizer, text)
-        assert ids(again, text) == found, repr(text)
-        differ += [text] * (found != expected)
+        result = ids(tokenizer, text)
+        assert ids(again, text) == result, repr(text)
+        differ += [text] * (result != expected)
     assert differ == (REPAIRED if name == "clip" else [])
 
 
@@ -38,7 +38,7 @@ def test_ids_of_real_texts(name):
 def test_nothing_around_a_plain_text(name):
     expected = dict(zip(CASES["texts"], CASES["ids"][name], strict=True))["open middle drawer"]
     before, behind = AROUND.get(name, ([], []))
-    whole, plain = (Tokenizer.from_dir(FOLDER / name, plain=plain) for plain in (False, True))
-    assert ids(whole, "open middle drawer") == expected
+    full, plain = (Tokenizer.from_dir(FOLDER / name, plain=plain) for plain in (False, True))
+    assert ids(full, "open middle drawer") == expected
     assert [*before, *ids(plain, "open middle drawer"), *behind] == expected
-    assert whole.ids("open middle drawer") == ids(plain, "open middle drawer")
+    assert full.ids("open middle drawer") == ids(plain, "open middle drawer")

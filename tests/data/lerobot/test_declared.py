@@ -93,13 +93,13 @@ def test_rows_are_put_in_order(tmp_path, version, caplog):
     path = table_of(folder, version)
     rows = np.random.default_rng(0).permutation(parquet.read_metadata(path).num_rows)
     change(path, lambda table: table.take(arrow.array(rows)))
-    found = opened(folder)
-    np.testing.assert_array_equal(found.actions, expected.actions)
+    dataset = opened(folder)
+    np.testing.assert_array_equal(dataset.actions, expected.actions)
     assert "its rows are not in the order of frame_index and are put in order" in caplog.text
     number = 2 if version == V3 else 1
     for step in (0, 3, 4):
-        assert found.source.read(
-            CAMERA, int(found.starts[number]) + step, int(found.starts[number]) + step
+        assert dataset.source.read(
+            CAMERA, int(dataset.starts[number]) + step, int(dataset.starts[number]) + step
         ) == [encoded(lerobot_pixels(number, step + 1)[step])]
 
 
@@ -133,9 +133,9 @@ def test_a_file_table_that_is_out_of_date(tmp_path, caplog):
     expected = opened(folder)
     path = folder / "meta/episodes/chunk-000/file-000.parquet"
     change(path, column("data/file_index", lambda rows: [0] * len(rows)))
-    found = opened(folder)
-    np.testing.assert_array_equal(found.actions, expected.actions)
-    assert found.source.read(CAMERA, 23, 23) == expected.source.read(CAMERA, 23, 23)
+    dataset = opened(folder)
+    np.testing.assert_array_equal(dataset.actions, expected.actions)
+    assert dataset.source.read(CAMERA, 23, 23) == expected.source.read(CAMERA, 23, 23)
     assert "episode 2: its rows lie in another file than meta names" in caplog.text
     # Rows that are whole in two other files are nobody's.
     data = folder / "data/chunk-000"
@@ -192,8 +192,8 @@ def test_rows_of_another_length_or_type(tmp_path, values, kind, message):
     folder = write_lerobot(tmp_path / "robot", V2, "image")
 
     def edit(table):
-        made = arrow.array(values(len(table)), arrow.list_(getattr(arrow, kind)()))
-        return table.set_column(table.schema.names.index("action"), "action", made)
+        array = arrow.array(values(len(table)), arrow.list_(getattr(arrow, kind)()))
+        return table.set_column(table.schema.names.index("action"), "action", array)
 
     change(table_of(folder, V2), edit)
     with pytest.raises(errors.FeatureError, match=rf"000001\.parquet: column 'action'.*{message}"):
@@ -251,10 +251,10 @@ def test_numbers_of_episodes_are_the_recordings(tmp_path, caplog):
     path = table_of(folder, V2, 0)
     path.write_bytes(path.read_bytes()[:-50])
     skips = errors.Skips("robot", "skip")
-    kept = opened(folder, filters=Filters(episodes=frozenset([1, 0])), skips=skips)
-    assert np.unique(kept.actions[:, 0]).tolist() == [1]
-    assert kept.source.numbers.tolist() == [1, 2]
-    assert kept.source.place(0)[1] == 1
+    retained = opened(folder, filters=Filters(episodes=frozenset([1, 0])), skips=skips)
+    assert np.unique(retained.actions[:, 0]).tolist() == [1]
+    assert retained.source.numbers.tolist() == [1, 2]
+    assert retained.source.place(0)[1] == 1
     with pytest.raises(errors.DataError, match=r"names \[3, 17\], which are no episodes .* 0 to 2"):
         opened(folder, filters=Filters(episodes=frozenset([1, 3, 17])), skips=skips)
 
@@ -273,5 +273,5 @@ def test_other_numbers_in_files_of_the_same_size(tmp_path, caplog):
         ),
     )
     with caplog.at_level(logging.WARNING):
-        found = opened(folder)
-    np.testing.assert_array_equal(found.actions[: LENGTHS[0]], -first[: LENGTHS[0]])
+        dataset = opened(folder)
+    np.testing.assert_array_equal(dataset.actions[: LENGTHS[0]], -first[: LENGTHS[0]])

@@ -28,9 +28,9 @@ def change(path, edit):
 
 def column(key, values):
     def edit(table):
-        made = values(table[key].to_pylist())
+        created = values(table[key].to_pylist())
         return table.set_column(
-            table.schema.names.index(key), key, arrow.array(made, table[key].type)
+            table.schema.names.index(key), key, arrow.array(created, table[key].type)
         )
 
     return edit

@@ -22,11 +22,11 @@ ORDINARY = {
 def pictures(count, size=SIZE):
     """A patch that moves over a changing ground, so that no two frames are alike."""
     rng = np.random.default_rng(0)
-    found = np.empty((count, *size), np.uint8)
+    result = np.empty((count, *size), np.uint8)
     for i in range(count):
-        found[i] = np.linspace(i, 200 - i, size[1])[None, :, None] + rng.integers(0, 9, size)
-        found[i, 5:25, 2 * i % 70 : 2 * i % 70 + 20] = (200, 3 * i % 250, 30)
-    return found
+        result[i] = np.linspace(i, 200 - i, size[1])[None, :, None] + rng.integers(0, 9, size)
+        result[i, 5:25, 2 * i % 70 : 2 * i % 70 + 20] = (200, 3 * i % 250, 30)
+    return result
 
 
 def encode(path, images, codec="libx264", options=None, audio=False):
@@ -58,9 +58,9 @@ def same_frames(path, count, is_ordinary=True):
         places.append(list(range(first, min(first + int(rng.integers(1, 9)), count))))
     for place in places:
         times = [frame / 10 for frame in place]
-        ours, theirs = reader.read(path, times), container.read(path, times)
-        assert len(ours) == len(theirs) == len(place)
-        for a, b in zip(ours, theirs, strict=True):
+        ours, reference = reader.read(path, times), container.read(path, times)
+        assert len(ours) == len(reference) == len(place)
+        for a, b in zip(ours, reference, strict=True):
             np.testing.assert_array_equal(a, b)
     assert (reader._files[path] is not None) == is_ordinary
 
@@ -105,8 +105,8 @@ def test_containers_without_such_tables(tmp_path):
 
 
 def test_what_a_cut_hides_is_not_shown(tmp_path):
-    whole = write(tmp_path / "whole.mp4", np.arange(40) / 10, bframes=2, gop=5)
-    same_frames(cut(tmp_path / "part.mp4", whole, 1.4), 20, is_ordinary=True)
+    full = write(tmp_path / "whole.mp4", np.arange(40) / 10, bframes=2, gop=5)
+    same_frames(cut(tmp_path / "part.mp4", full, 1.4), 20, is_ordinary=True)
 
 
 def test_tables_and_files_are_dropped_and_read_anew(tmp_path, monkeypatch):

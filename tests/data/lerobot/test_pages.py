@@ -17,12 +17,12 @@ KEY = "observation.images.front"
 def images(count):
     """Random bytes of many lengths, some absent and some alike."""
     rng = np.random.default_rng(0)
-    found: list[bytes | None] = [
+    results: list[bytes | None] = [
              rng.integers(0, 255, rng.integers(1, 3000)).astype(np.uint8).tobytes()
              for _ in range(count)]  # fmt: skip
-    found[3] = found[7] = None
-    found[11] = found[12] = b"the same"
-    return found
+    results[3] = results[7] = None
+    results[11] = results[12] = b"the same"
+    return results
 
 
 def write(path, values, nested=True, **options):
@@ -48,8 +48,8 @@ def test_every_way_to_write_them(tmp_path):
                                           "use_dictionary": False}]):  # fmt: skip
         path = write(tmp_path / f"{number}.parquet", values, number % 2 == 0 and number < len(WAYS),
                      data_page_size=20_000, **way)  # fmt: skip
-        found = ImagePages().read(path, KEY, order)
-        assert found == [values[i] for i in order], way
+        content = ImagePages().read(path, KEY, order)
+        assert content == [values[i] for i in order], way
 
 
 @pytest.mark.parametrize("packed", ["none", "snappy"])

@@ -72,9 +72,9 @@ def test_numbers_texts_and_pictures(tmp_path, version):
 def test_images_in_parquet_are_handed_out_as_they_are(tmp_path):
     for version in ("v2.1", "v3.0"):
         source = open_lerobot(write_lerobot(tmp_path / version, version, "image"), "train")
-        found = source.read(CAMERA, 15, 21)
+        content = source.read(CAMERA, 15, 21)
         expected = [encoded(p) for p in lerobot_pixels(1, LENGTHS[1])[2:9]]
-        assert found == expected
+        assert content == expected
 
 
 @pytest.mark.parametrize(("codec", "gop"), [("libx264", 250), ("mpeg4", 12), ("libsvtav1", 2)])
@@ -88,8 +88,8 @@ def test_random_access_gives_the_frames_of_a_pass(tmp_path, codec, gop):
     assert len(expected) == len(pictures)
     videos = VideoFrames(10.0)
     for frame in [0, 24, 3, 4, 5, 23, 11, 11, 0, 24]:
-        (found,) = videos.read(path, [frame / 10])
-        np.testing.assert_array_equal(found, expected[frame])
+        (result,) = videos.read(path, [frame / 10])
+        np.testing.assert_array_equal(result, expected[frame])
     for time in (2.6, 100.0):
         with pytest.raises(
             errors.ImageDecodeError, match=r"video.mp4, frame 0: the video has no frame"

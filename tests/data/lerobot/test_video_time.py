@@ -76,8 +76,8 @@ def test_time_counts_from_the_first_frame(tmp_path, name):
 
 
 def test_a_cut_begins_at_its_own_first_frame(tmp_path):
-    whole = write(tmp_path / "whole.mp4", np.arange(40) / 10, bframes=0, gop=5)
-    part = cut(tmp_path / "part.mp4", whole, 1.4)
+    full = write(tmp_path / "whole.mp4", np.arange(40) / 10, bframes=0, gop=5)
+    part = cut(tmp_path / "part.mp4", full, 1.4)
     assert shown(part, 10.0, TEN[:20]) == list(range(15, 35))
 
 

@@ -21,9 +21,9 @@ def find(tmp_path):
             return frame | change(number, frame)
 
         folder = write_calvin_npz(tmp_path / "task_B_B", splits=("training",), frame=made)
-        found = inspect("calvin", find_spec("calvin"), folder, cache_dir=str(tmp_path / "cache"))
-        quality = check(found.dataset)
-        assert {role: seen["frames"] for role, seen in quality.looked_at.items()} == {
+        report = inspect("calvin", find_spec("calvin"), folder, cache_dir=str(tmp_path / "cache"))
+        quality = check(report.dataset)
+        assert {role: observed["frames"] for role, observed in quality.looked_at.items()} == {
             "primary": 50,
             "wrist": 50,
         }

@@ -256,8 +256,8 @@ def test_real_recordings_have_no_issues(tmp_path):
     fixtures = ROOT / "tests" / "fixtures"
     cache = str(tmp_path / "cache")
     bridge = fixtures / "bridge_dataset" / "1.0.0"
-    found = inspect("bridge", find_spec("bridge_dataset"), bridge, "train", cache)
-    assert [issue.check for issue in check(found.dataset).issues] == ["gripper_still"]
+    report = inspect("bridge", find_spec("bridge_dataset"), bridge, "train", cache)
+    assert [issue.check for issue in check(report.dataset).issues] == ["gripper_still"]
     pytest.importorskip("av")
     robot = fixtures / "unitree_g1"
     (tmp_path / "g1.py").write_text(source_code("g1", robot))

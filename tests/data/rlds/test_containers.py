@@ -92,20 +92,20 @@ def everything(folder, cache, **options):
 def test_holds_the_same(both, tmp_path):
     other, sound, _ = both
     assert len(list(sound.glob("*.tfrecord*"))) == 2
-    found, expected = everything(other, tmp_path), everything(sound, tmp_path)
-    assert found[1:] == expected[1:]
-    assert found[0].numbers.tolist() == expected[0].numbers.tolist() == [0, 1, 2, 3]
+    result, expected = everything(other, tmp_path), everything(sound, tmp_path)
+    assert result[1:] == expected[1:]
+    assert result[0].numbers.tolist() == expected[0].numbers.tolist() == [0, 1, 2, 3]
     assert find_reader(other).splits(other) == ["train"]
 
 
 def test_any_frame_from_any_thread(both, tmp_path, monkeypatch):
     other, sound, _ = both
     monkeypatch.setattr(containers, "_KEPT", 8000)  # so that records are dropped and read again
-    found, expected = everything(other, tmp_path)[0], everything(sound, tmp_path)[3]
+    result, expected = everything(other, tmp_path)[0], everything(sound, tmp_path)[3]
     flat = [image for episode in expected for image in episode]
     order = np.random.default_rng(1).integers(0, len(flat), 200).tolist()
     with ThreadPoolExecutor(8) as pool:
-        views = list(pool.map(lambda frame: found.read(CAMERA, frame, frame)[0], order))
+        views = list(pool.map(lambda frame: result.read(CAMERA, frame, frame)[0], order))
     assert [bytes(view) for view in views] == [flat[frame] for frame in order]
 
 

@@ -117,10 +117,10 @@ def older(path):
 def test_a_damaged_index_is_built_anew(copy, name, damage, caplog):
     expected = np.array(open_index(copy, "train", LOW).low("steps/action"))
     damage(next((copy / "vla_index").glob(f"*/{name}")))
-    found = open_index(copy, "train", LOW)
+    index = open_index(copy, "train", LOW)
     assert "is built anew" in caplog.text
-    assert found.starts.tolist() == [0, 10, 20, 30, 40]
-    np.testing.assert_array_equal(found.low("steps/action"), expected)
+    assert index.starts.tolist() == [0, 10, 20, 30, 40]
+    np.testing.assert_array_equal(index.low("steps/action"), expected)
     assert open_index(copy, "train", LOW, rebuild=True).starts[-1] == 40
     leftovers = [p for p in (copy / "vla_index").iterdir() if p.name.startswith(".")]
     assert not leftovers
@@ -192,8 +192,8 @@ def test_parallel_build_equals_the_serial_one(tmp_path, monkeypatch):
 
 
 def test_many_datasets_need_few_open_files(tmp_path, monkeypatch):
-    few = functools.lru_cache(maxsize=3)(open_files.OpenFile)
-    monkeypatch.setattr(containers, "shared_file", lambda path, _: few(path))
+    fewer = functools.lru_cache(maxsize=3)(open_files.OpenFile)
+    monkeypatch.setattr(containers, "shared_file", lambda path, _: fewer(path))
     folders = [
         write_calvin(tmp_path / name / "1.0.0", [2] * 6, shard_bytes=1) for name in ("c", "d")
     ]
@@ -201,7 +201,7 @@ def test_many_datasets_need_few_open_files(tmp_path, monkeypatch):
     for frame in [0, 3, 5, 7, 9, 11, 0, 11]:
         for index in indices:
             assert len(index.read(index.cameras[0], frame, frame)[0])
-    assert few.cache_info().currsize == 3
+    assert fewer.cache_info().currsize == 3
     held = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
     assert sum(name.startswith(str(tmp_path)) and ".tfrecord" in name for name in held) <= 3
 

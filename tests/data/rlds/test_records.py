@@ -46,10 +46,10 @@ def shard(tmp_path):
 
 def test_framing_round_trip_and_offsets(shard):
     path, payloads = shard
-    whole = path.read_bytes()
-    found = list(records.read_records(path, check_crc=True))
-    assert [payload for _, payload in found] == payloads
-    assert all(whole[at : at + len(payload)] == payload for at, payload in found)
+    full = path.read_bytes()
+    results = list(records.read_records(path, check_crc=True))
+    assert [payload for _, payload in results] == payloads
+    assert all(full[at : at + len(payload)] == payload for at, payload in results)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 2000, 10250])
@@ -113,8 +113,8 @@ def test_unpacked_lists_are_read_too():
     entry = b"\x0a\x01f\x12" + bytes([len(feature)]) + feature
     body = b"\x0a" + bytes([len(entry)]) + entry
     record = b"\x0a" + bytes([len(body)]) + body
-    found = records.floats(record, records.walk_example(record)["f"])
-    np.testing.assert_array_equal(found, [1.0, 2.0])
+    numbers = records.floats(record, records.walk_example(record)["f"])
+    np.testing.assert_array_equal(numbers, [1.0, 2.0])
 
 
 @pytest.mark.parametrize("junk", [b"", b"\x0a\xff\x01", b"hello world, this is no protobuf"])

@@ -26,11 +26,11 @@ def test_wire_walk_equals_tfds(bridge, tmp_path):
     text, number = "steps/language_instruction", "episode_metadata/episode_id"
     index = open_index(bridge, "train", [*low, text, number], str(tmp_path), check_crc=True)
     codes, table = index.text(text)
-    for e, (steps, rest) in enumerate(episodes(bridge, "train")):
+    for e, (steps, remainder) in enumerate(episodes(bridge, "train")):
         first, stop = index.starts[e : e + 2]
         assert len(steps) == stop - first
         images = index.read("steps/observation/image_0", int(first), int(stop) - 1)
-        assert index.low(number)[e] == rest["episode_metadata"]["episode_id"]
+        assert index.low(number)[e] == remainder["episode_metadata"]["episode_id"]
         for t, step in enumerate(steps):
             for path in low:
                 value = step
@@ -104,10 +104,10 @@ def test_writer_is_read_back_by_tfds_and_by_the_index(tmp_path):
     index = open_index(folder, "train", [*paths, "episode_metadata/id"], check_crc=True)
     assert index.low("episode_metadata/id").tolist() == [0, -1, -2, -3]
     for split, expected in (("train", written[:4]), ("val", written[4:])):
-        found = list(episodes(folder, split))
-        assert len(found) == len(expected)
-        for (steps, rest), episode in zip(found, expected, strict=True):
-            assert rest["episode_metadata"]["id"] == episode["episode_metadata"]["id"]
+        results = list(episodes(folder, split))
+        assert len(results) == len(expected)
+        for (steps, remainder), episode in zip(results, expected, strict=True):
+            assert remainder["episode_metadata"]["id"] == episode["episode_metadata"]["id"]
             assert len(steps) == len(episode["steps"]["action"])
             for t, step in enumerate(steps):
                 for key in ("action", "reward", "is_first", "counts", "wide", "raw"):
@@ -116,7 +116,7 @@ def test_writer_is_read_back_by_tfds_and_by_the_index(tmp_path):
                 np.testing.assert_array_equal(step["observation"]["png"], png)
                 assert (
                     step["language_instruction"].decode()
-                    == f"öffne {-rest['episode_metadata']['id']}"
+                    == f"öffne {-remainder['episode_metadata']['id']}"
                 )
     rows = np.concatenate([e["steps"]["raw"] for e in written[:4]])
     np.testing.assert_array_equal(index.low("steps/raw"), rows)

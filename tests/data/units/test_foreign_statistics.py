@@ -46,9 +46,9 @@ def octo(entry):
 
 
 def test_a_file_of_one_dataset(tmp_path):
-    found = read_statistics(write(tmp_path, ROBOVLMS), ["bridge_orig"])
-    assert list(found) == ["bridge_orig"]
-    entry = found["bridge_orig"]
+    result = read_statistics(write(tmp_path, ROBOVLMS), ["bridge_orig"])
+    assert list(result) == ["bridge_orig"]
+    entry = result["bridge_orig"]
     assert entry["action"] == ROBOVLMS["action"] | {"mask": [True] * 3 + [False]}
     assert "proprio" not in entry  # all zeros: none was read
     assert entry["num_transitions"] == 2135463
@@ -56,30 +56,30 @@ def test_a_file_of_one_dataset(tmp_path):
 
 
 def test_octo_calls_its_quantiles_otherwise(tmp_path):
-    mine = read_statistics(write(tmp_path, ROBOVLMS), ["x"])
-    assert read_statistics(write(tmp_path, octo(ROBOVLMS)), ["x"]) == mine
+    actual = read_statistics(write(tmp_path, ROBOVLMS), ["x"])
+    assert read_statistics(write(tmp_path, octo(ROBOVLMS)), ["x"]) == actual
     masked = octo(ROBOVLMS)
     masked["action"]["mask"] = [True, True, False, False]
     keyed = {"a": masked, "b": octo(ROBOVLMS)}
-    found = read_statistics(write(tmp_path, keyed))
-    assert found["b"] == mine["x"]
-    assert found["a"]["action"]["mask"] == [True, True, False, False]
+    result = read_statistics(write(tmp_path, keyed))
+    assert result["b"] == actual["x"]
+    assert result["a"]["action"]["mask"] == [True, True, False, False]
 
 
 def test_openvla_keeps_them_in_a_models_config_too(tmp_path):
     content = {"model_type": "openvla", "norm_stats": {"x": ROBOVLMS, "y": ROBOVLMS}}
-    found = read_statistics(write(tmp_path, content, "config.json"))
-    assert set(found) == {"x", "y"}
-    assert found["x"]["action"]["q99"] == ROBOVLMS["action"]["q99"]
+    result = read_statistics(write(tmp_path, content, "config.json"))
+    assert set(result) == {"x", "y"}
+    assert result["x"]["action"]["q99"] == ROBOVLMS["action"]["q99"]
 
 
 def test_our_own_come_back_unchanged(tmp_path):
     rng = np.random.default_rng(0)
     actions = rng.normal(size=(50, 7)).astype(np.float32)
-    own = {"x": statistics.statistics(actions, actions[:, :3], 4)}
-    path = write(tmp_path, own, "dataset_statistics.json")
-    assert read_statistics(path) == own
-    assert read_statistics(tmp_path) == own
+    separate = {"x": statistics.statistics(actions, actions[:, :3], 4)}
+    path = write(tmp_path, separate, "dataset_statistics.json")
+    assert read_statistics(path) == separate
+    assert read_statistics(tmp_path) == separate
 
 
 OPENPI = {
@@ -105,10 +105,10 @@ def test_openpi_has_no_extremes(tmp_path):
     spec = ActionSpec.from_statistics(entry, "q99", 1.0, (0.0, 1.0))
     assert spec.low == (-1.0, 0.3)
     assert spec.high == (3.0, 0.3)
-    given = np.array([[1.0, 0.3, 1.0], [3.0, 0.3, 0.0]])
+    array = np.array([[1.0, 0.3, 1.0], [3.0, 0.3, 0.0]])
     expected = [[0, 0, 1], [1, 0, 0]]
-    np.testing.assert_allclose(spec.normalize(given), expected, atol=1e-6)
-    np.testing.assert_allclose(spec.unnormalize(spec.normalize(given)), given, atol=1e-6)
+    np.testing.assert_allclose(spec.normalize(array), expected, atol=1e-6)
+    np.testing.assert_allclose(spec.unnormalize(spec.normalize(array)), array, atol=1e-6)
     with pytest.raises(ValueError, match=r"lacks \['min', 'max'\]"):
         ActionSpec.from_statistics(entry, "bounds", 1.0, (0.0, 1.0))
 
@@ -169,7 +169,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
     content = {"bad": bad, "short": short, "masked": masked}
     with pytest.raises(ConfigError) as caught:
         read_statistics(write(tmp_path, content))
-    told = str(caught.value)
+    message = str(caught.value)
     for part in (
         "bad: action: q01 is above q99 in dimensions [0]",
         "bad: action: min is above q01 in dimensions",
@@ -180,7 +180,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
         "short: action: max is no list of finite numbers",
         "masked: action: mask has 1 entries, mean 4",
     ):
-        assert part in told or part.startswith("bad: action: min"), part
+        assert part in message or part.startswith("bad: action: min"), part
 
 
 def test_what_cannot_be_read(tmp_path):
@@ -198,13 +198,13 @@ def test_the_released_files_are_the_units_we_know():
     from vla_jax.convert.robovlms.released import action_specs
 
     for file, name in (("bridge", "bridge_orig"), ("google", "fractal20220817_data")):
-        found = read_statistics(RELEASED / f"dataset_statistics_{file}.json", [name])
-        known = action_specs((name,), "q99", 0.65, 7, {})[name]
-        imported = action_specs((name,), "q99", 0.65, 7, found)[name]
-        np.testing.assert_allclose(imported.low, known.low, rtol=1e-9)
-        np.testing.assert_allclose(imported.high, known.high, rtol=1e-9)
-        assert imported.gripper_env == known.gripper_env
-        assert found[name]["num_trajectories"] > 60000
+        result = read_statistics(RELEASED / f"dataset_statistics_{file}.json", [name])
+        specs = action_specs((name,), "q99", 0.65, 7, {})[name]
+        imported = action_specs((name,), "q99", 0.65, 7, result)[name]
+        np.testing.assert_allclose(imported.low, specs.low, rtol=1e-9)
+        np.testing.assert_allclose(imported.high, specs.high, rtol=1e-9)
+        assert imported.gripper_env == specs.gripper_env
+        assert result[name]["num_trajectories"] > 60000
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,11 @@ def test_patience():
 @pytest.mark.parametrize("gripper", [Gripper(1.0, -1.0, repeat=2), Gripper(-1.0, 1.0, patience=3)])
 def test_step_by_step_is_the_same(gripper):
     decisions = np.random.default_rng(0).random(40) < 0.6
-    state, found = GripperState(), []
+    state, collected = GripperState(), []
     for decision in decisions:
         command, state = gripper.commands(np.array([decision]), state)
-        found += command.tolist()
-    assert found == run(gripper, decisions)
+        collected += command.tolist()
+    assert collected == run(gripper, decisions)
     assert gripper.has_memory
     assert not Gripper(-1.0, 1.0).has_memory
 

@@ -35,14 +35,14 @@ def test_shares_are_counted_by_dimension():
 def test_most_of_a_dimension_is_refused_with_the_way_out():
     with pytest.raises(ConfigError) as error:
         check_clipping("mine", actions(0.8), spec())
-    told = str(error.value)
-    assert "'mine', by dimension: 1: 80% of the frames" in told
+    message = str(error.value)
+    assert "'mine', by dimension: 1: 80% of the frames" in message
     for way_out in (
         "data.normalization = none with data.clip = 0.65",
         "q99 or bounds",
         "data.clip",
     ):
-        assert way_out in told
+        assert way_out in message
     check_clipping("mine", actions(0.8), spec(clip=2.0))
 
 

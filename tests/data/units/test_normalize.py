@@ -46,9 +46,9 @@ def test_formulas_of_the_reference():
 def test_robovlms_clip_worked_example():
     x = np.array([-1, -0.65, -0.3, 0, 0.3, 0.65, 1], np.float32)
     arm = np.tile(x[:, None], (1, 6))
-    found = make("none", 0.65).normalize(np.concatenate([arm, np.ones((7, 1))], 1))
-    np.testing.assert_allclose(found[:, 0], [-1, -1, -0.461538, 0, 0.461538, 1, 1], atol=1e-6)
-    assert (found[:, 6] == 1).all()
+    normalized = make("none", 0.65).normalize(np.concatenate([arm, np.ones((7, 1))], 1))
+    np.testing.assert_allclose(normalized[:, 0], [-1, -1, -0.461538, 0, 0.461538, 1, 1], atol=1e-6)
+    assert (normalized[:, 6] == 1).all()
 
 
 @pytest.mark.parametrize("normalization", ["q99", "bounds", "normal"])
@@ -65,9 +65,9 @@ def test_constant_dimensions(normalization):
 
 
 def test_masked_arm_dimension_is_not_scaled():
-    found = json.loads(json.dumps(STATISTICS))
-    found["action"]["mask"][1] = False
-    model = make(found=found).normalize(np.clip(ACTIONS, -1, 1))
+    parsed = json.loads(json.dumps(STATISTICS))
+    parsed["action"]["mask"][1] = False
+    model = make(found=parsed).normalize(np.clip(ACTIONS, -1, 1))
     np.testing.assert_allclose(model[:, 1], np.clip(ACTIONS[:, 1], -1, 1), atol=1e-7)
 
 
@@ -85,13 +85,13 @@ def test_to_env():
 def test_to_env_keeps_the_grippers_memory():
     spec = dataclasses.replace(make("q99"), gripper_patience=2)
     actions = np.concatenate([np.zeros((3, 6)), np.ones((3, 1))], axis=-1, dtype=np.float32)
-    whole, _ = spec.to_env(actions, GripperState())
+    full, _ = spec.to_env(actions, GripperState())
     state, one_by_one = GripperState(), []
     for action in actions:
         command, state = spec.to_env(action[None], state)
         one_by_one.append(command[0])
-    np.testing.assert_array_equal(whole, one_by_one)
-    assert whole[:, 6].tolist() == [-1, 1, 1]
+    np.testing.assert_array_equal(full, one_by_one)
+    assert full[:, 6].tolist() == [-1, 1, 1]
 
 
 def test_older_checkpoints_have_no_gripper_memory():
@@ -110,8 +110,8 @@ def test_json_round_trip():
 
 
 def test_published_statistics_without_a_mask_are_read():
-    found = {"action": {k: v for k, v in STATISTICS["action"].items() if k != "mask"}}
-    assert make(found=found) == make()
+    results = {"action": {k: v for k, v in STATISTICS["action"].items() if k != "mask"}}
+    assert make(found=results) == make()
 
 
 def test_bad_statistics_and_kind():
@@ -122,8 +122,8 @@ def test_bad_statistics_and_kind():
 
 
 def test_states_map_their_quantiles_to_the_ends():
-    found = {"proprio": {"q01": [-1.0, 0.0, 5.0], "q99": [3.0, 0.5, 5.0]}}
-    spec = StateSpec.from_statistics(found, 3)
+    results = {"proprio": {"q01": [-1.0, 0.0, 5.0], "q99": [3.0, 0.5, 5.0]}}
+    spec = StateSpec.from_statistics(results, 3)
     values = spec.normalize(np.array([[-1.0, 0.25, 5.0], [3.0, 9.0, 7.0]]))
     np.testing.assert_allclose(values, [[-1, 0, 0], [1, 1, 0]], atol=1e-6)
     assert values.dtype == np.float32

@@ -30,8 +30,8 @@ RNG = np.random.default_rng(0)
 )
 def test_each_project_has_its_own_epsilon(rule, expected):
     units = Scaling.from_statistics(STATISTICS, rule)
-    found = units.normalize(np.array([0.5, 2.0, 0.0]))
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    normalized = units.normalize(np.array([0.5, 2.0, 0.0]))
+    np.testing.assert_allclose(normalized, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -64,8 +64,8 @@ def test_units_that_take_the_state_wait_for_the_window(recorded, data_config, st
     units = choose_units("calvin", statistics, recorded.spec, structure(chunk=2), config)
     prepared = prepare(recorded, units)
     np.testing.assert_array_equal(prepared.actions, recorded.actions)
-    trajectory, frames, seen = np.array([1]), np.array([[[0, 1]]]), np.array([[0]])
-    chunks, states = prepared.numbers(trajectory, frames, seen)
+    trajectory, frames, observed = np.array([1]), np.array([[[0, 1]]]), np.array([[0]])
+    chunks, states = prepared.numbers(trajectory, frames, observed)
     rows = slice(LENGTHS[0], LENGTHS[0] + 2)
     relative = recorded.actions[rows].copy()
     relative[:, 0] -= recorded.proprio[rows.start, 0]

@@ -26,18 +26,18 @@ def test_equal_to_numpy_on_the_raw_records_bit_for_bit(bridge, data_config, stru
             proprio.append(state[t])
     config = data_config(("bridge_dataset", bridge, 1.0), val_fraction=0.0)
     mixture = open_datasets(config, structure(), 7, "train")
-    found = mixture.statistics["bridge_dataset"]
-    assert found["num_trajectories"] == 4
-    assert found["num_transitions"] == len(actions) == 36
+    result = mixture.statistics["bridge_dataset"]
+    assert result["num_trajectories"] == 4
+    assert result["num_transitions"] == len(actions) == 36
     for key, values in (("action", actions), ("proprio", proprio)):
         values = np.array(values, np.float32)
-        assert found[key]["q01"] == np.quantile(values, 0.01, axis=0).tolist()
-        assert found[key]["q99"] == np.quantile(values, 0.99, axis=0).tolist()
-        assert found[key]["min"] == values.min(axis=0).tolist()
-        assert found[key]["max"] == values.max(axis=0).tolist()
-        assert found[key]["mean"] == values.mean(axis=0, dtype=np.float64).tolist()
-        assert found[key]["std"] == values.std(axis=0, dtype=np.float64).tolist()
-    assert found["action"]["mask"] == [True] * 6 + [False]
+        assert result[key]["q01"] == np.quantile(values, 0.01, axis=0).tolist()
+        assert result[key]["q99"] == np.quantile(values, 0.99, axis=0).tolist()
+        assert result[key]["min"] == values.min(axis=0).tolist()
+        assert result[key]["max"] == values.max(axis=0).tolist()
+        assert result[key]["mean"] == values.mean(axis=0, dtype=np.float64).tolist()
+        assert result[key]["std"] == values.std(axis=0, dtype=np.float64).tolist()
+    assert result["action"]["mask"] == [True] * 6 + [False]
 
 
 def test_train_statistics_leave_out_validation(calvin, data_config, structure):
@@ -54,9 +54,9 @@ def test_float32_means_do_not_saturate():
     # A float32 running sum of ones stops at 2**24; over many frames the mean would drift.
     many = np.ones((1 << 20, 2), np.float32)
     many[:, 1] = 0.1
-    found = statistics.statistics(many, None, 1)["action"]
-    assert found["mean"][0] == 1.0
-    assert found["mean"][1] == pytest.approx(np.float32(0.1), abs=1e-12)
+    result = statistics.statistics(many, None, 1)["action"]
+    assert result["mean"][0] == 1.0
+    assert result["mean"][1] == pytest.approx(np.float32(0.1), abs=1e-12)
 
 
 def test_cached_beside_the_index(calvin, data_config, structure):
@@ -89,7 +89,7 @@ def test_uncached_where_nothing_may_be_written(tmp_path):
     numbers = np.random.default_rng(0).normal(size=(9, 7)).astype(np.float32)
     (tmp_path / "file").write_text("")
     mask = [True] * 6 + [False]
-    found = statistics.cached_statistics(
+    result = statistics.cached_statistics(
         "x", numbers, None, 3, mask, None, str(tmp_path / "file" / "below")
     )
-    assert found == statistics.statistics(numbers, None, 3)
+    assert result == statistics.statistics(numbers, None, 3)

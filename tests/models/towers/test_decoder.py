@@ -67,8 +67,8 @@ def test_scan_equals_a_loop(remat):
         p, y = params["params"], x
         rope = Rope(100.0, 4)(jnp.arange(N)[None])
         for i in range(SPEC.layers):
-            one = jax.tree.map(lambda leaf, i=i: leaf[i], p["layers"])
-            y, _ = Block(BLOCK).apply({"params": one}, y, mask, rope)
+            single = jax.tree.map(lambda leaf, i=i: leaf[i], p["layers"])
+            y, _ = Block(BLOCK).apply({"params": single}, y, mask, rope)
         return jnp.sum(LayerNorm().apply({"params": p["norm"]}, y) ** 3)  # type: ignore
 
     def scan(params):
@@ -126,8 +126,8 @@ def test_explicit_causal_mask_changes_nothing(plain):
     model, params = plain
     valid = VALID.at[1, 4:].set(False)
     run = jitted(model)
-    given = run(params, embeds(), valid, jnp.arange(N)[None], tower.causal_mask(valid))
-    np.testing.assert_array_equal(run(params, embeds(), valid), given)
+    result = run(params, embeds(), valid, jnp.arange(N)[None], tower.causal_mask(valid))
+    np.testing.assert_array_equal(run(params, embeds(), valid), result)
 
 
 def test_positions_given_explicitly(plain):
@@ -153,9 +153,9 @@ def test_sections_with_equal_rows_are_plain_rotation(plain):
 
 @pytest.mark.parametrize("window", [1, 3])
 def test_local_layers_see_a_window(window):
-    one = dataclasses.replace(SPEC, layers=1, window=window, local=(True,))
-    params = random_params(Decoder(one), embeds(), VALID)
-    assert influence(Decoder(one), params, 2, VALID) == set(range(2, 2 + window))
+    single = dataclasses.replace(SPEC, layers=1, window=window, local=(True,))
+    params = random_params(Decoder(single), embeds(), VALID)
+    assert influence(Decoder(single), params, 2, VALID) == set(range(2, 2 + window))
     two = dataclasses.replace(SPEC, layers=2, window=window, local=(True, True))
     params = random_params(Decoder(two), embeds(), VALID)
     assert influence(Decoder(two), params, 1, VALID) == set(range(1, 1 + 2 * window - 1))
@@ -171,8 +171,8 @@ def test_local_layers_by_hand():
     local = full & ~jnp.tril(jnp.ones((N, N), bool), -2)
     rope = Rope(100.0, 4)(jnp.arange(N)[None])
     for i, mask in enumerate((full, local, full)):
-        one = jax.tree.map(lambda leaf, i=i: leaf[i], params["params"]["layers"])
-        y, _ = jax.jit(Block(BLOCK).apply)({"params": one}, y, mask, rope)
+        single = jax.tree.map(lambda leaf, i=i: leaf[i], params["params"]["layers"])
+        y, _ = jax.jit(Block(BLOCK).apply)({"params": single}, y, mask, rope)
     expected = LayerNorm().apply({"params": params["params"]["norm"]}, y)
     np.testing.assert_allclose(jitted(Decoder(spec))(params, embeds(), VALID), expected, atol=1e-5)  # type: ignore
 
@@ -185,8 +185,8 @@ def test_alibi():
     params = random_params(Decoder(spec), embeds(), VALID)
     distance = jnp.arange(N) - jnp.arange(N)[:, None]
     bias = jnp.array([2.0**-4, 2.0**-8])[None, :, None, None] * distance
-    one = jax.tree.map(lambda leaf: leaf[0], params["params"]["layers"])
-    y, _ = Block(BLOCK).apply({"params": one}, embeds(), tower.causal_mask(VALID), None, bias)
+    single = jax.tree.map(lambda leaf: leaf[0], params["params"]["layers"])
+    y, _ = Block(BLOCK).apply({"params": single}, embeds(), tower.causal_mask(VALID), None, bias)
     expected = LayerNorm().apply({"params": params["params"]["norm"]}, y)
     np.testing.assert_allclose(jitted(Decoder(spec))(params, embeds(), VALID), expected, atol=1e-5)  # type: ignore
 
@@ -246,8 +246,8 @@ def test_output_matrices(plain):
 
     spec = dataclasses.replace(SPEC, tied=False, head_bias=True, logit_cap=2.0)
     params = random_params(Decoder(spec), embeds(), VALID)
-    own = params["params"]
-    scores = hidden @ np.asarray(own["unembedding"]).T + np.asarray(own["head_bias"])
+    separate = params["params"]
+    scores = hidden @ np.asarray(separate["unembedding"]).T + np.asarray(separate["head_bias"])
     got = jitted(Decoder(spec), "logits")(params, embeds())
     np.testing.assert_allclose(got, 2 * np.tanh(scores / 2), atol=1e-5)
 
@@ -292,10 +292,12 @@ def test_deep_features_enter_the_first_layers(plain):
 def test_own_rotation_and_gain(plain):
     model, params = plain
     run = jitted(model, "run")
-    own = Rope(7.0, 4)(jnp.arange(N)[None])
+    separate = Rope(7.0, 4)(jnp.arange(N)[None])
     other = Decoder(dataclasses.replace(SPEC, rope=Rope(7.0, 4)))
     expected = jitted(other)(params, embeds(), VALID)
-    np.testing.assert_allclose(run(params, embeds(), VALID, rope=own).hidden, expected, atol=1e-5)
+    np.testing.assert_allclose(
+        run(params, embeds(), VALID, rope=separate).hidden, expected, atol=1e-5
+    )
     # A gain of 3 on all queries is a three times larger scale of the scores.
     scaled = dataclasses.replace(BLOCK, scale=3 * 4**-0.5)
     other = Decoder(dataclasses.replace(SPEC, block=scaled))

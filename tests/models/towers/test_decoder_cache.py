@@ -41,23 +41,25 @@ def test_cache_equals_recomputation(kind):
     spec = SPECS["local" if insert else kind]
     model = Decoder(spec, "none", insert=insert)
     b, n = 2, int(LENGTHS.max())
-    whole = np.random.default_rng(3).normal(size=(b, n + MORE, spec.width)).astype(np.float32)
-    seen = np.arange(n + MORE) < LENGTHS[:, None] + MORE
+    full = np.random.default_rng(3).normal(size=(b, n + MORE, spec.width)).astype(np.float32)
+    observed = np.arange(n + MORE) < LENGTHS[:, None] + MORE
     context = jnp.ones((b, 1, spec.width))
-    args = (jnp.asarray(whole), jnp.asarray(seen), None, None, context)
+    args = (jnp.asarray(full), jnp.asarray(observed), None, None, context)
     params = random_params(model, *args)
     run = runner(model)
     expected = np.asarray(run(params, *args).hidden)
 
     valid = np.arange(n) < LENGTHS[:, None]
-    prompt = np.where(valid[..., None], whole[:, :n], np.float32(9.0))  # padding must not matter
+    prompt = np.where(valid[..., None], full[:, :n], np.float32(9.0))  # padding must not matter
     args = (jnp.asarray(prompt), jnp.asarray(valid), None, None, context)
     result = run(params, *args, cache=empty_cache(spec, b, n + MORE + 1))
     np.testing.assert_allclose(np.asarray(result.hidden)[valid], expected[:, :n][valid], atol=1e-5)
     for step in range(MORE):
         column = LENGTHS + step
-        one = jnp.asarray(whole[np.arange(b), column][:, None])
-        result = run(params, one, jnp.ones((b, 1), bool), None, None, context, cache=result.cache)
+        single = jnp.asarray(full[np.arange(b), column][:, None])
+        result = run(
+            params, single, jnp.ones((b, 1), bool), None, None, context, cache=result.cache
+        )
         got = np.asarray(result.hidden[:, 0])
         np.testing.assert_allclose(got, expected[np.arange(b), column], atol=1e-5)
     np.testing.assert_array_equal(result.cache.length, LENGTHS + MORE)
@@ -94,8 +96,8 @@ def test_prefix_then_causal():
     empty = empty_cache(SPEC, 2, 9)
     cached = run(params, x[:, :4], ones[:, :4], cache=empty, prefix=prefix[:, :4])
     np.testing.assert_allclose(cached.hidden, full[:, :4], atol=1e-5)
-    rest = run(params, x[:, 4:], ones[:, 4:], cache=cached.cache)
-    np.testing.assert_allclose(rest.hidden, full[:, 4:], atol=1e-5)
+    remainder = run(params, x[:, 4:], ones[:, 4:], cache=cached.cache)
+    np.testing.assert_allclose(remainder.hidden, full[:, 4:], atol=1e-5)
 
 
 def test_a_second_prefix_behind_a_cache():

@@ -51,20 +51,20 @@ def masks(rows: int, n: int):
 @pytest.mark.parametrize("n", [8, 9])
 @pytest.mark.parametrize("kind", ["all", "causal", "valid", "any"])
 def test_on_gpus_the_numbers_are_those_of_the_plain_computation(monkeypatch, kind, n):
-    seen = []
+    recorded = []
 
     def instead(*args, implementation, **how):
-        seen.append((implementation, [x.shape[1] for x in args]))
+        recorded.append((implementation, [x.shape[1] for x in args]))
         return PLAIN(*args, implementation="xla", **how)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
     q, k, v = numbers(2, n, 4, 2, 16, jnp.bfloat16)
     mask = masks(2, n)[kind]
     with jax.sharding.use_abstract_mesh(mesh("gpu")):
-        found: Any = fused.attend(q, k, v, mask, 0.5)
-    assert seen == [("cudnn", [n + n % 2] * 3)]
+        result: Any = fused.attend(q, k, v, mask, 0.5)
+    assert recorded == [("cudnn", [n + n % 2] * 3)]
     expected: Any = plainly(0.5 * q, k, v, mask)
-    np.testing.assert_allclose(found.astype("float32"), expected.astype("float32"), atol=0.02)
+    np.testing.assert_allclose(result.astype("float32"), expected.astype("float32"), atol=0.02)
 
 
 def one_device():
@@ -76,10 +76,10 @@ def test_on_tpus_short_sequences_drop_what_the_plain_computation_drops(monkeypat
     attention, x = layers.Attention(2, dropout=0.5), numbers(2, 12, 1, 1, 128)[0][:, :, 0]
     params = attention.init(jax.random.key(0), x, x)
     real, mask = padding(2, 12)[..., None], fused.Rule(padding(2, 12))
-    seen = []
+    recorded = []
 
     def short(*args):
-        seen.append(args[-1].rate)
+        recorded.append(args[-1].rate)
         return original(*args, interpret=True)
 
     original = fused._short_on_tpu
@@ -93,9 +93,9 @@ def test_on_tpus_short_sequences_drop_what_the_plain_computation_drops(monkeypat
     kernel = fused.attend
     expected = jax.value_and_grad(total)(params, lambda *_: None)
     with jax.set_mesh(one_device()), jax.sharding.use_abstract_mesh(mesh("tpu")):
-        found = jax.jit(jax.value_and_grad(total), static_argnums=1)(params, kernel)
-    assert seen == [0.5]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected)
+        result = jax.jit(jax.value_and_grad(total), static_argnums=1)(params, kernel)
+    assert recorded == [0.5]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), result, expected)
 
 
 @pytest.mark.parametrize("kind", ["all", "causal"])
@@ -111,8 +111,8 @@ def test_on_tpus_numbers_and_gradients_are_those_of_the_plain_computation(monkey
     kernel = functools.partial(fused._on_tpu, interpret=True)
     expected = jax.grad(functools.partial(total, plainly), (0, 1, 2))(q, k, v)
     with jax.set_mesh(one_device()):
-        found = jax.jit(jax.grad(functools.partial(total, kernel), (0, 1, 2)))(q, k, v)
-    for a, b in zip(found, expected, strict=True):
+        result = jax.jit(jax.grad(functools.partial(total, kernel), (0, 1, 2)))(q, k, v)
+    for a, b in zip(result, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
@@ -180,5 +180,5 @@ def test_products_on_tpus_are_those_of_elsewhere():
 
     expected = jax.value_and_grad(total, (0, 1))(params, x)
     with jax.sharding.use_abstract_mesh(mesh("tpu")):
-        found = jax.value_and_grad(total, (0, 1))(params, x)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+        result = jax.value_and_grad(total, (0, 1))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), result, expected)

@@ -64,14 +64,14 @@ def compared(model: Decoder, more: dict, valid: jax.Array = LEFT) -> None:
     """States and gradients of all parameters, against those of a run of all columns."""
     x = embeds(model.spec)
     context = {"context": embeds(seed=5)} if model.insert else {}
-    given: Any = functools.partial(model.apply, method="run", **more, **context)
+    inputs: Any = functools.partial(model.apply, method="run", **more, **context)
     params = random_params(model, x, valid, None, None, *context.values())
 
     def some(params, x):
-        return given(params, x, valid, columns=COLUMNS).hidden
+        return inputs(params, x, valid, columns=COLUMNS).hidden
 
     def all_taken(params, x):
-        return jnp.take_along_axis(given(params, x, valid).hidden, COLUMNS[..., None], axis=1)
+        return jnp.take_along_axis(inputs(params, x, valid).hidden, COLUMNS[..., None], axis=1)
 
     def both(run):
         weigh = jax.random.normal(jax.random.key(3), (*COLUMNS.shape, model.spec.width))
@@ -113,12 +113,12 @@ def test_no_column_still_gives_keys_and_values():
     params = random_params(Decoder(SPEC), embeds(), VALID)
     run = functools.partial(Decoder(SPEC).apply, method="run", export=True)
     run = jax.jit(run)
-    result, whole = (
+    result, full = (
         run(params, embeds(), VALID, columns=columns) for columns in (COLUMNS[:, :0], None)
     )
     assert result.hidden.shape == (B, 0, SPEC.width)
-    np.testing.assert_allclose(result.cache.keys, whole.cache.keys, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(result.cache.values, whole.cache.values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.cache.keys, full.cache.keys, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.cache.values, full.cache.values, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_is_drawn_for_every_layer():

@@ -101,11 +101,13 @@ def test_clip_limits_the_projections():
     x = 10 * normal(1, 4, 8)
     module = layers.Attention(2, clip=0.5, out_bias=False)
     params = filled(module, x, x)
-    one = as_numpy(params)
-    v = np.clip(np.einsum("bnd,dhk->bnhk", x, one["v"]["kernel"]) + one["v"]["bias"], -0.5, 0.5)
-    seen = jnp.eye(4, dtype=bool)[None]  # every token sees itself alone: the output is its v
-    got = run(module, params, x, x, seen)
-    np.testing.assert_allclose(got, np.einsum("bnhk,hkd->bnd", v, one["o"]["kernel"]), atol=1e-5)
+    single = as_numpy(params)
+    v = np.clip(
+        np.einsum("bnd,dhk->bnhk", x, single["v"]["kernel"]) + single["v"]["bias"], -0.5, 0.5
+    )
+    matrix = jnp.eye(4, dtype=bool)[None]  # every token sees itself alone: the output is its v
+    got = run(module, params, x, x, matrix)
+    np.testing.assert_allclose(got, np.einsum("bnhk,hkd->bnd", v, single["o"]["kernel"]), atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [8, 4])
@@ -144,9 +146,9 @@ def test_sections_follow_their_row(interleaved, rows):
     plain = layers.Rope(50.0, 16)
     cos, sin = rope(jnp.asarray(positions))
     for i, row in enumerate(rows):
-        one = plain(jnp.asarray(positions[row]))
-        np.testing.assert_allclose(cos[..., i], one[0][..., i], atol=1e-6)
-        np.testing.assert_allclose(sin[..., i], one[1][..., i], atol=1e-6)
+        single = plain(jnp.asarray(positions[row]))
+        np.testing.assert_allclose(cos[..., i], single[0][..., i], atol=1e-6)
+        np.testing.assert_allclose(sin[..., i], single[1][..., i], atol=1e-6)
     for got, want in zip(
         rope(jnp.asarray(positions[0])), plain(jnp.asarray(positions[0])), strict=True
     ):
@@ -164,8 +166,8 @@ def test_query_and_key_norms(over):
     module = layers.Attention(3, qk_norm="rms", qk_norm_over=over, eps=1e-6)
     params = filled(module, x, x)
     assert params["q_norm"]["scale"].shape == ((4,) if over == "head" else (12,))
-    one = as_numpy(params)
-    plain = {c: dict(one[c]) for c in "qkvo"}
+    single = as_numpy(params)
+    plain = {c: dict(single[c]) for c in "qkvo"}
     # Fold the norms into a reference without them by normalising outside.
     q, k, v = (np.einsum("bnd,dhk->bnhk", x, plain[c]["kernel"]) + plain[c]["bias"] for c in "qkv")
 
@@ -174,9 +176,11 @@ def test_query_and_key_norms(over):
         flat = flat / np.sqrt((flat**2).mean(-1, keepdims=True) + 1e-6) * scale
         return flat.reshape(y.shape)
 
-    q, k = rms(q, one["q_norm"]["scale"]), rms(k, one["k_norm"]["scale"])
+    q, k = rms(q, single["q_norm"]["scale"]), rms(k, single["k_norm"]["scale"])
     weights = softmax(np.einsum("bnhk,bmhk->bhnm", q, k) / 2.0)
-    expected = np.einsum("bhnm,bmhk,hkd->bnd", weights, v, one["o"]["kernel"]) + one["o"]["bias"]
+    expected = (
+        np.einsum("bhnm,bmhk,hkd->bnd", weights, v, single["o"]["kernel"]) + single["o"]["bias"]
+    )
     np.testing.assert_allclose(run(module, params, x, x), expected, atol=1e-5)
 
 
@@ -283,8 +287,8 @@ def test_stack_equals_a_loop(kind):
     def loop(p):
         y = x
         for i in range(3):
-            one = jax.tree.map(lambda leaf, i=i: leaf[i], p)
-            y, _ = Block(BlockSpec(**facts)).apply({"params": one}, y, mask, rope)
+            single = jax.tree.map(lambda leaf, i=i: leaf[i], p)
+            y, _ = Block(BlockSpec(**facts)).apply({"params": single}, y, mask, rope)
         return jnp.sum(y**2)
 
     got, expected = (jax.jit(jax.value_and_grad(f))(params) for f in (loss, loop))

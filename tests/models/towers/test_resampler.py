@@ -103,8 +103,8 @@ def test_two_streams_are_the_overview_and_the_mean_of_the_tiles():
         return x.reshape(len(x), 2, 2, 2, 2, 3).mean((2, 4)).reshape(len(x), 4, 3)
 
     small = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)), jnp.float32)
-    one = tiles.two_streams(encode, small, spec)
-    np.testing.assert_array_equal(one, jnp.concatenate([encode(small)] * 2, -1))
+    single = tiles.two_streams(encode, small, spec)
+    np.testing.assert_array_equal(single, jnp.concatenate([encode(small)] * 2, -1))
 
     large = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 4, 3)), jnp.float32)
     both = tiles.two_streams(encode, large, spec)

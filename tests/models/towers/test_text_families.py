@@ -144,8 +144,8 @@ def test_full_size(name):
     shapes = shapes_of(spec)
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
     rows = LANGUAGES[kind].weights(spec)
-    theirs = {n: None for row in rows for n in row.expand(shapes[row.targets[0]][0])}
-    report = weights.check(rows, shapes, dict.fromkeys(theirs, (0,)))
+    reference = {n: None for row in rows for n in row.expand(shapes[row.targets[0]][0])}
+    report = weights.check(rows, shapes, dict.fromkeys(reference, (0,)))
     assert not report.missing
     assert not report.unexpected
     assert sum("mapped twice" in line for line in report.misshaped) == 0

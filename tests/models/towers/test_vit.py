@@ -53,11 +53,11 @@ def test_tokens_are_patches_row_by_row():
 def test_class_token_may_be_kept_or_dropped_and_placed_or_not():
     spec = change(class_token=True, pre_norm=True)
     params = fill(spec)
-    kept = run(spec, params, images(spec))
-    assert kept.shape == (2, 17, 16)
+    retained = run(spec, params, images(spec))
+    assert retained.shape == (2, 17, 16)
     assert spec.tokens == 17
     dropped = run(change(spec, keep_class=False), params, images(spec))
-    np.testing.assert_array_equal(kept[:, 1:], dropped)
+    np.testing.assert_array_equal(retained[:, 1:], dropped)
     assert change(spec, keep_class=False).tokens == 16
     bare = change(spec, class_position=False)
     assert fill(bare)["params"]["positions"].shape == (16, 16)
@@ -116,10 +116,10 @@ def test_windows_are_towers_of_their_own(grid):
     # The rotation is relative and there is no table: a window cannot know where it is.
     spec = change(ROTATED, grid=grid, window=2)
     params = fill(spec)
-    whole = np.asarray(run(spec, params, images(spec))).reshape(2, *grid, 16)
+    full = np.asarray(run(spec, params, images(spec))).reshape(2, *grid, 16)
     for top in range(0, grid[0], 2):
         for left in range(0, grid[1], 2):
-            part = whole[:, top : top + 2, left : left + 2]
+            part = full[:, top : top + 2, left : left + 2]
             small = change(ROTATED, grid=part.shape[1:3])
             pixels = images(spec)[:, 2 * top : 2 * top + 4, 2 * left : 2 * left + 4]
             alone = run(small, params, pixels).reshape(part.shape)
@@ -131,13 +131,13 @@ def test_full_layers_see_past_the_windows(grid):
     spec = change(ROTATED, grid=grid, window=2, full_layers=(1,))
     params, x = fill(spec), images(spec)
     moved = x.at[:, :2, :2].add(1.0)  # the first patch
-    seen = np.abs(run(spec, params, moved) - run(spec, params, x)).max((0, 2)).reshape(grid)
-    assert (seen > 0).all()
+    observed = np.abs(run(spec, params, moved) - run(spec, params, x)).max((0, 2)).reshape(grid)
+    assert (observed > 0).all()
     blind = change(spec, full_layers=())
-    seen = np.abs(run(blind, params, moved) - run(blind, params, x)).max((0, 2)).reshape(grid)
-    assert (seen[:2, :2] > 0).all()
-    assert not seen[2:].any()
-    assert not seen[:, 2:].any()
+    observed = np.abs(run(blind, params, moved) - run(blind, params, x)).max((0, 2)).reshape(grid)
+    assert (observed[:2, :2] > 0).all()
+    assert not observed[2:].any()
+    assert not observed[:, 2:].any()
     assert spec.segments() == [(0, 1, True), (1, 2, False), (2, 3, True)]
 
 

@@ -18,12 +18,12 @@ def read_lists(message):
     if message in ("again", b"again"):
         return Request(reset=True, answer="ready")
     try:
-        said = json.loads(message)
-        gray = np.array(said["gray"], np.uint8)
+        parsed = json.loads(message)
+        gray = np.array(parsed["gray"], np.uint8)
     except (ValueError, KeyError) as error:
         raise RequestError(f"not a list of rows: {error}") from error
     image = np.repeat(gray[:, :, None], 3, axis=2)
-    return Request({"observation/image": image, "prompt": said["say"]}, note=said.get("number"))
+    return Request({"observation/image": image, "prompt": parsed["say"]}, note=parsed.get("number"))
 
 
 class Lists:

@@ -110,11 +110,11 @@ def test_two_episodes_of_its_harness(harness, policy):
             assert (actions["dtype"], actions["shape"]) == ("<f4", [7])
             assert np.frombuffer(actions["data"], "<f4")[1] == step
         harness.send("episode_end", {"metrics": {"success": False}})
-    seen = policy.seen[0]
-    np.testing.assert_array_equal(seen["observation/image"], PICTURE)
-    np.testing.assert_array_equal(seen["observation/wrist_image"], PICTURE // 2)
-    assert seen["observation/state"].tolist() == list(range(8))
-    assert seen["prompt"] == "go"
+    observed = policy.seen[0]
+    np.testing.assert_array_equal(observed["observation/image"], PICTURE)
+    np.testing.assert_array_equal(observed["observation/wrist_image"], PICTURE // 2)
+    assert observed["observation/state"].tolist() == list(range(8))
+    assert observed["prompt"] == "go"
 
 
 @pytest.mark.parametrize("form", ["raw", "JPEG"])

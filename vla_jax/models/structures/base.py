@@ -34,7 +34,7 @@ class Structure(nn.Module):
     What is here suits a VLM that sees one step at a time: a step is the sequence `<s> · images,
     last camera first · instruction · action tokens · </s>`, hidden states at the action tokens (or
     others, see `readout`) are the features that the head turns into actions, and a policy keeps
-    the features of the last steps. A subclass overrides what differs: `sequence` and `read` for
+    the features of the last steps. A subclass overrides what differs: `sequence` and `pool` for
     another input of the VLM, `targets` for another aim, `step` and `empty_history` for another
     memory, `setup` for modules of its own (call `super().setup()` for the common ones), `loss`,
     `evaluate` and `__call__` for another way to train and to predict.
@@ -254,8 +254,11 @@ class Structure(nn.Module):
 
         `actions` are for structures whose VLM reads them in training.
         """
+        del actions
         valid = splicing.step_mask(observation)
-        features = self.read(self.sequence(self.encode(observation), valid, observation), valid)
+        sequence = self.sequence(self.encode(observation), valid, observation)
+        hidden = self.backbone(sequence.tokens, for_head=True, columns=sequence.columns)
+        features = self.pool(hidden, sequence.read, valid)
         return features, valid[:, -features.shape[1] :]
 
     def encode(self, observation: Observation) -> Float[Array, "b w k d"]:
@@ -336,24 +339,26 @@ class Structure(nn.Module):
         s = self.config.structure
         if s.readout == "action":
             columns = first + jnp.arange(s.latent)
-            return Sequence(tokens, columns, jnp.ones(columns.shape, bool))
+            sequence = Sequence(tokens, columns, jnp.ones(columns.shape, bool))
+            sees_end = self.joint or self.backbone.looks_ahead
+            return sequence if sees_end else splicing.shortened(sequence, self.layout)
         k = tokens.valid.shape[1] - observation.text.shape[1]
         columns, read = splicing.columns_of(s.readout, tokens.valid, first, k, self.layout)
         return Sequence(tokens, columns, read | is_padded(self.config))  # RoboVLMs reads padding
 
-    def read(self, sequence: Sequence, valid: Bool[Array, "b u"]) -> Float[Array, "b u m d"]:
-        """Run the VLM and pick the features of u steps, as many as `valid` has."""
-        if self.has_action_token(self.config) and not (self.joint or self.backbone.looks_ahead):
-            sequence = splicing.shortened(sequence, self.layout)
-        picked = self.backbone(sequence.tokens, for_head=True, columns=sequence.columns)
-        picked = sharding.rows(picked)
-        picked = picked.reshape(*valid.shape, -1, picked.shape[-1])
-        return self.pool(picked, sequence.read.reshape(picked.shape[:3]))
-
     def pool(
-        self, picked: Float[Array, "b u c d"], read: Bool[Array, "b u c"]
+        self, hidden: Float[Array, "*r c d"], read: Bool[Array, "*r c"], valid: Bool[Array, "b u"]
     ) -> Float[Array, "b u m d"]:
-        """The tokens read of every step -> what the head sees of it."""
+        """Hidden states -> what the head sees of every step.
+
+        Args:
+            hidden: of the columns read.
+            read: which of them hold a token.
+            valid: of as many steps as there are in `hidden`.
+        """
+        hidden = sharding.rows(hidden)
+        picked = hidden.reshape(*valid.shape, -1, hidden.shape[-1])
+        read = read.reshape(picked.shape[:3])
         s, head = self.config.structure, self.config.head
         b, w = picked.shape[:2]
         if head.down_sample == "pooling":
@@ -382,14 +387,13 @@ class Structure(nn.Module):
         Returns:
             The prediction at the new step ([b, 1, ...]) and the history with it appended.
         """
-        valid, tokens = splicing.step_mask(observation), self.encode(observation)
         if self.joint:  # what is kept goes through the VLM again, with the new step
-            history = history.append(tokens, valid)
+            history = history.append(self.encode(observation), splicing.step_mask(observation))
             sequence = self.sequence(history.features, history.valid, observation)
-            features = self.read(sequence, history.valid)
+            hidden = self.backbone(sequence.tokens, for_head=True, columns=sequence.columns)
+            features = self.pool(hidden, sequence.read, history.valid)
         else:
-            features = self.read(self.sequence(tokens, valid, observation), valid)
-            history = history.append(features, valid)
+            history = history.append(*self.features(observation))
             features = history.features  # the head sees the steps before, too
         valid = history.valid[:, -features.shape[1] :]
         return self.head.predict(features, valid, key, last=True, guide=observation.guide), history

@@ -187,7 +187,9 @@ class Discrete(Structure):
         """Scores of next tokens, each given the true ones before it (teacher forcing)."""
         valid, tokens = splicing.step_mask(observation), self.encode(observation)
         ids = None if actions is None else self.head.encode(actions)
-        return self.read(self.sequence(tokens, valid, observation, ids), valid), valid
+        sequence = self.sequence(tokens, valid, observation, ids)
+        hidden = self.backbone(sequence.tokens, columns=sequence.columns)
+        return self.scores(hidden, valid), valid
 
     def sequence(
         self,
@@ -209,10 +211,12 @@ class Discrete(Structure):
             return sequence
         return splicing.join(sequence, valid, padded=False)
 
-    def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b w c v"]:
-        """Scores of next tokens."""
-        picked = sharding.rows(self.backbone(sequence.tokens, columns=sequence.columns))
-        picked = picked.reshape(*valid.shape, -1, picked.shape[-1])
+    def scores(
+        self, hidden: Float[Array, "r c d"], valid: Bool[Array, "b w"]
+    ) -> Float[Array, "b w c v"]:
+        """Hidden states of the columns read -> scores of next tokens, of every step."""
+        hidden = sharding.rows(hidden)
+        picked = hidden.reshape(*valid.shape, -1, hidden.shape[-1])
         # Dimension 0 must stay the rows of the batch, which the devices split.
         flat = picked.reshape(len(valid), -1, picked.shape[-1])
         return sharding.rows(self.backbone.logits(flat)).reshape(*picked.shape[:3], -1)

@@ -107,7 +107,7 @@ class Interleaved(Structure):
         if not isinstance(history, ReadHistory):
             return super().step(observation, history, key)
         history = self._read_on(observation, history)
-        features = self.pool(history.reading.picked, history.reading.read)
+        features = self.pool(history.reading.picked, history.reading.read, history.valid)
         prediction = self.head.predict(
             features, history.valid, key, last=True, guide=observation.guide
         )

@@ -52,9 +52,11 @@ class Video(Structure):
         args = (text, observation.text_mask, prefix, exist[..., 0], place[..., 0])
         return self.read_out(*self.splice(*args), observation)
 
-    def read(self, sequence: Sequence, valid: Bool[Array, "b w"]) -> Float[Array, "b 1 m d"]:
+    def pool(
+        self, hidden: Float[Array, "b c d"], read: Bool[Array, "b c"], valid: Bool[Array, "b w"]
+    ) -> Float[Array, "b 1 m d"]:
         """Features of the last step."""
-        return super().read(sequence, valid[:, -1:])
+        return super().pool(hidden, read, valid[:, -1:])
 
 
 def by_camera(tokens: Shaped[Array, "b w k d"], groups: tuple[int, ...]) -> Shaped[Array, "b wk d"]:

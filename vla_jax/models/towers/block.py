@@ -1,17 +1,18 @@
 """The transformer layer every tower is stacked from.
 
 Legend: b batch · m tokens · n of these that go on, mostly all · s key tokens · d width
-h query heads · g key heads · k head width
+h query heads · g key heads · k head width · l layers
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from vla_jax.models import sharding
@@ -246,13 +247,6 @@ def remat(target: Any, kind: str) -> Any:
     return nn.remat(target, prevent_cse=False, policy=REMAT_POLICIES[kind])
 
 
-def recomputed(function: Callable, kind: str) -> Callable:
-    """`remat` for the body of a loop that is a function of arrays alone."""
-    if kind == "none":
-        return function
-    return jax.checkpoint(function, prevent_cse=False, policy=REMAT_POLICIES[kind])
-
-
 def stack(layers: int, kind: str, name: str, dtype: Any = jnp.float32, **facts: Any) -> nn.Module:
     """`layers` Blocks as one scan over stacked parameters [layers, ...].
 
@@ -279,3 +273,97 @@ def _scan(layers: int, kind: str) -> Any:
         length=layers,
         unroll=sharding.unroll(layers),
     )
+
+
+class Stack(NamedTuple):
+    """Some layers of a stack, each taken once at most, without a copy of them.
+
+    A loop over all layers reads the parameters of each from the stack as it comes to it. A loop
+    over a part of them would read from a copy of that part, and the gradients of both parts would
+    be joined in one copy more. A `turn` reads any layer from the whole stack, and writes its
+    gradients into the whole stack's:
+
+        turn = stack.turn(apply, kind)
+        (x, sink), out = jax.lax.scan(turn, (x, stack.sink), stack.items(slice(first, end)))
+
+    Attributes:
+        values: parameters of all layers, [l, ...] each, that are read; no gradient goes through.
+        sink: the same parameters, for gradients alone: turns hand it on, and each adds its own.
+        rngs: keys of all layers, [l] each, if any are drawn from.
+    """
+
+    values: Any
+    sink: Any
+    rngs: dict[str, Array]
+
+    @classmethod
+    def of(cls, layers: nn.Module) -> "Stack":
+        """The stack before any layer is taken from it.
+
+        Args:
+            layers: a bound module with the parameters of all.
+        """
+        params, rngs = layers.variables["params"], {}
+        # A module applied on its own sees none of its parent's keys.
+        if layers.has_rng("dropout"):
+            count = len(jax.tree.leaves(params)[0])
+            rngs = {"dropout": jax.random.split(layers.make_rng("dropout"), count)}
+        return cls(jax.lax.stop_gradient(params), params, rngs)
+
+    def items(self, which: int | slice, own: dict[str, Any] | None = None) -> Any:
+        """What turns take beside their carry.
+
+        Args:
+            which: of the layers; one, or several in a loop.
+            own: keyword arguments of `apply` that differ between layers, [l, ...] each.
+        """
+        # In numpy numbers are known where a loop is unrolled, as in a control step on a GPU, whose
+        # compiler then sees through the stack.
+        numbers = np.arange(len(jax.tree.leaves(self.values)[0]), dtype=np.int32)
+        return jax.tree.map(lambda leaf: leaf[which], (numbers, own or {}, self.rngs))
+
+    def turn(self, apply: Callable, kind: str) -> Callable:
+        """The body of a loop: one layer.
+
+        Args:
+            apply: (variables, x, **own, rngs) -> (x, output), as the `apply` of a module; x are
+                tokens.
+            kind: see `remat`.
+
+        Returns:
+            ((x, sink), item) -> ((x, sink), output), to be called with one of `items`.
+        """
+
+        def turn(carry: tuple[Array, Any], item: Any) -> tuple[tuple[Array, Any], Any]:
+            (x, sink), (number, own, rngs) = carry, item
+            # Within what is recomputed, or every layer's parameters would be kept for it.
+            taken = jax.tree.map(functools.partial(_take, number), self.values, sink)
+            outer, inner = jax.tree.structure(sink), jax.tree.structure((0, 0))
+            params, sink = jax.tree.transpose(outer, inner, taken)
+            x, out = apply({"params": params}, x, **own, rngs=rngs)
+            return (x, sink), out
+
+        if kind == "none":
+            return turn
+        return jax.checkpoint(turn, prevent_cse=False, policy=REMAT_POLICIES[kind])
+
+
+def _take(number: Any, values: Array, sink: Array) -> tuple[Array, Array]:
+    value = jax.lax.dynamic_index_in_dim(values, number, keepdims=False)
+    return _taken(number, value, sink)
+
+
+@jax.custom_vjp
+def _taken(number: Any, value: Array, sink: Array) -> tuple[Array, Array]:
+    """Both, but the value's gradient becomes the layer's in the sink's."""
+    del number
+    return value, sink
+
+
+def _taken_backward(number: Any, gradients: tuple[Array, Array]) -> tuple[None, None, Array]:
+    layer, others = gradients
+    # In place: as yet the others hold zeros for this layer.
+    return None, None, jax.lax.dynamic_update_index_in_dim(others, layer, number, 0)
+
+
+_taken.defvjp(lambda number, value, sink: ((value, sink), number), _taken_backward)

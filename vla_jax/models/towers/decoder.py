@@ -4,6 +4,7 @@ Legend: b batch · n tokens of this call · s slots, the tokens that can be atte
 cache's) · d width · h query heads · g key heads · k head width · l layers · v vocabulary
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models import sharding
 from vla_jax.models.towers import positions as tables
-from vla_jax.models.towers.block import Block, at
-from vla_jax.models.towers.decoder_layers import (
-    Group,
-    Shared,
-    grouped,
-    scanned,
-    to_columns,
-    ungrouped,
-)
+from vla_jax.models.towers.block import Block, Stack, at
+from vla_jax.models.towers.decoder_layers import Group, Shared, grouped, scanned, ungrouped
 from vla_jax.models.towers.decoder_spec import DecoderSpec, Insert
 from vla_jax.models.towers.fused import Mask, Rule
 from vla_jax.models.towers.layers import NORMS, Dropout
@@ -236,15 +230,26 @@ class Decoder(nn.Module):
             per_layer["skip"] = jnp.arange(s.layers) == s.layers - 1
         if cache is not None:
             per_layer |= {"keys": cache.keys, "values": cache.values}
-        entered, apart = self._enter(embeds, positions), grouped(per_layer, self.insert)
-        # Few tokens pay for a last layer apart; and only a scan makes parameters.
+        run = functools.partial(layer if self.insert is None else layers_of_group, shared=shared)
+        x, per_layer = self._enter(embeds, positions), grouped(per_layer, self.insert)
+        # Few tokens pay for a last layer apart; and only a scan over all makes parameters.
         few = columns is not None and 2 * columns.shape[1] <= n
         if columns is None or not few or self.is_initializing():
-            run = scanned(shared, s.layers, self.insert, self.remat)
-            x, out = run(self.layers, entered, apart)
+            length = s.layers // (1 if self.insert is None else self.insert.every)
+            x, out = scanned(run, length, self.remat)(self.layers, x, per_layer)
             x = x if columns is None else at(x, columns)
         else:
-            x, out = to_columns(self.layers, entered, apart, shared, columns, self.remat)
+            # In the last layer the other tokens are attended to and no more: its queries,
+            # feed-forward and norms are of the tokens that are read.
+            stack, own = Stack.of(self.layers), {"per_layer": per_layer}
+            module, items = self.layers.clone(parent=None), stack.items(slice(-1), own)
+            loops = sharding.unroll(len(items[0])) or 1  # of no layers where there is but one
+            turn = stack.turn(nn.apply(run, module), self.remat)
+            carry, out = jax.lax.scan(turn, (x, stack.sink), items, unroll=loops)
+            # Not recomputed for its gradients, which come next.
+            turn = stack.turn(nn.apply(functools.partial(run, columns=columns), module), "none")
+            (x, _), last = turn(carry, stack.items(-1, own))
+            out = jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), out, last)
         out = ungrouped(out, self.insert)
         if cache is not None:
             # Padding on the right takes no slots, so that the next token overwrites it.
@@ -296,3 +301,71 @@ class Decoder(nn.Module):
         for drop in self.drops:
             x = drop(x)
         return sharding.rows(x)
+
+
+def layer(
+    block: Block,
+    x: Array,
+    per_layer: dict[str, Any],
+    shared: Shared,
+    insert: nn.Module | None = None,
+    columns: Array | None = None,
+) -> tuple[Array, dict[str, Any]]:
+    """One layer.
+
+    Args:
+        block: its module.
+        x: [b, n, d].
+        per_layer: what differs between layers, as far as there is any: "local", "number", "skip",
+            and "keys" and "values" of the cache.
+        shared: what does not differ, of all tokens.
+        insert: runs before the layer.
+        columns: the tokens that go on, see `Block`.
+
+    Returns:
+        x and what is stacked over the layers: the new "keys" and "values", the "state" before.
+    """
+    before = x
+    if columns is not None:
+        before, shared = at(x, columns), shared.at(columns)
+    # The state is taken before the insert, which counts as part of the layer.
+    out = {"state": x} if shared.collect else {}
+
+    def memory(k: Array, v: Array) -> tuple[Array, Array]:
+        for name, new in (("keys", k), ("values", v)):
+            out[name] = per_layer[name].at[shared.slots].set(new) if name in per_layer else new
+        return out["keys"], out["values"]
+
+    if insert is not None:
+        x = insert(x, shared.context)
+    mask = shared.mask
+    if shared.near is not None:
+        mask = mask & (shared.near | ~per_layer["local"])
+    cached = memory if "keys" in per_layer or shared.export else None
+    x, _ = block(x, mask, shared.rope, shared.bias, cached, shared.gain, columns=columns)
+    if shared.deep is not None:
+        last = shared.deep.shape[0] - 1  # later layers look here too, and add 0
+        deep = shared.deep[jnp.minimum(per_layer["number"], last)].astype(x.dtype)
+        x = x + jnp.where(per_layer["number"] <= last, deep, 0)
+    if "skip" in per_layer:
+        x = jnp.where(per_layer["skip"], before, x)  # the scan runs every layer
+    return x, out
+
+
+def layers_of_group(
+    group: Group,
+    x: Array,
+    per_layer: dict[str, Any],
+    shared: Shared,
+    columns: Array | None = None,
+) -> tuple[Array, dict[str, Any]]:
+    """`layer` for every layer of a group; with `columns` only these go on from the last."""
+    outs = []
+    for i, block in enumerate(group.blocks):
+        each = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
+        if i < len(group.blocks) - 1:
+            x, out = layer(block, x, each, shared)
+        else:
+            x, out = layer(block, x, each, shared, group.extra, columns)
+        outs.append(out)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)

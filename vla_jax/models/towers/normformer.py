@@ -9,6 +9,7 @@ Legend: b batch · n query tokens · s key tokens · m tokens of the source · d
 c head width
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -230,7 +231,7 @@ def run(
 ) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
     """All layers of a stack, one scan step each."""
     scan = nn.scan(
-        remat(lambda layer, x, per_layer: layer(x, per_layer, shared), kind),
+        remat(functools.partial(Layer.__call__, shared=shared), kind),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         length=layer.stack.layers,

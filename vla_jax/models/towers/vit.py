@@ -5,19 +5,18 @@ Legend: b batch · f frames of a token · h, x image height and width · p patch
 
 import functools
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vla_jax.models import sharding
 from vla_jax.models.towers import fused, positions
-from vla_jax.models.towers.block import BlockSpec, stack
+from vla_jax.models.towers.block import Block, BlockSpec, Stack, stack
 from vla_jax.models.towers.layers import NORMS, Dense
-from vla_jax.models.towers.stacked import Stack, some_layers
 
 
 @dataclass(frozen=True)
@@ -220,31 +219,33 @@ class VisionTransformer(nn.Module):
             x = everything(x, mask, rope, None, None, None, level)[0][:, :count]
             # Here the last layer is the only tap, or parameters are made and shapes are enough.
             return x, (x,) * len(s.taps)
-        taps, taken = [], Stack.of(everything.variables["params"])
+        apart, block = Stack.of(everything), Block(s.block, self.dtype, parent=None)
+        taps, sink = [], apart.sink
+        # Windows that the grid cuts off cannot be a batch; a mask does the same at full cost.
+        are_whole = bool(s.window) and not (s.grid[0] % s.window or s.grid[1] % s.window)
         for first, end, windowed in segments:
-            run = functools.partial(some_layers, everything, taken, self.remat, (first, end))
-            if windowed:
-                x, taken = self._in_windows(run, x, rope)
-            else:
-                x, taken = run(x, None, rope, None, None, None, level)
+            more: dict[str, Any] = {"rope": rope, "level": level}
+            if windowed and are_whole:
+                x, more = self._in_windows(x, rope)
+            elif windowed:
+                more["mask"] = jnp.asarray(positions.window_mask(s.grid, s.window)[None])
+            turn = apart.turn(functools.partial(block.apply, **more), self.remat)
+            items, loops = apart.items(slice(first, end)), sharding.unroll(end - first)
+            (x, sink), _ = jax.lax.scan(turn, (x, sink), items, unroll=loops)
+            if windowed and are_whole:
+                x = positions.from_windows(x, s.grid, s.window)
             if end - 1 in s.taps:
                 taps.append(x)
         return x, tuple(taps)
 
     def _in_windows(
-        self, run: Callable[..., tuple[Array, Stack]], x: Float[Array, "b n d"], rope: Any
-    ) -> tuple[Array, Stack]:
-        """Run layers whose attention stays inside windows."""
-        grid, side = self.spec.grid, self.spec.window
-        if grid[0] % side or grid[1] % side:
-            # Windows that the grid cuts off cannot be a batch; a mask does the same at full cost.
-            return run(x, jnp.asarray(positions.window_mask(grid, side)[None]), rope)
-        # Windows become the batch: scores of n * side^2 numbers instead of n^2.
-        split = functools.partial(positions.to_windows, grid=grid, side=side)
-        if rope is not None:
-            rope = tuple(jnp.tile(split(angle), (len(x), 1, 1)) for angle in rope)
-        x, taken = run(split(x), None, rope)
-        return positions.from_windows(x, grid, side), taken
+        self, x: Float[Array, "b n d"], rope: tuple[Array, Array] | None
+    ) -> tuple[Float[Array, "_ k d"], dict[str, Any]]:
+        """Windows as the batch: scores of n * side^2 numbers instead of n^2; and their rotation."""
+        split = functools.partial(positions.to_windows, grid=self.spec.grid, side=self.spec.window)
+        if rope is None:
+            return split(x), {}
+        return split(x), {"rope": tuple(jnp.tile(split(angle), (len(x), 1, 1)) for angle in rope)}
 
 
 def patches(images: Float[Array, "b *f h x 3"], spec: VisionSpec) -> Float[Array, "b n *c"]:
