@@ -187,12 +187,6 @@ def test_images_can_be_read_without_a_loader(bridge, tmp_path):
     assert stream.place(13) == index.place(13)
 
 
-def test_urls_need_the_stream(data_config, structure):
-    config = data_config(("calvin", "gs://bucket/calvin/1.0.0", 1.0))
-    with pytest.raises(errors.DataError, match="not on a disk; set data"):
-        open_datasets(config, structure(), 7, "train")
-
-
 def test_tensorflow_is_asked_for(bridge, data_config, structure, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     config = data_config(("bridge_dataset", bridge, 1.0), reader="stream")

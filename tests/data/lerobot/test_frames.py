@@ -7,6 +7,7 @@ from tests.data.lerobot.test_video_time import TEN, cut, write
 from vla_jax.data import errors
 from vla_jax.data.lerobot import frames, mp4, video
 from vla_jax.data.lerobot.video import VideoFrames
+from vla_jax.data.open_files import OpenFile
 
 av = pytest.importorskip("av")
 SIZE = (64, 96, 3)
@@ -142,8 +143,7 @@ def test_damaged_tables_are_no_tables(tmp_path):
         damaged[place] ^= 1 << int(rng.integers(0, 8))
         path = tmp_path / "damaged.mp4"
         path.write_bytes(damaged)
-        with path.open("rb") as file:
-            samples = mp4.read_samples(file.fileno())
+        samples = mp4.read_samples(OpenFile(path))
         if samples is not None:
             sound += 1
             frames.Table(samples)

@@ -212,9 +212,9 @@ class Discrete(Structure):
         return splicing.join(sequence, valid, padded=False)
 
     def scores(
-        self, hidden: Float[Array, "r c d"], valid: Bool[Array, "b w"]
+        self, hidden: Float[Array, "b m d"], valid: Bool[Array, "b w"]
     ) -> Float[Array, "b w c v"]:
-        """Hidden states of the columns read -> scores of next tokens, of every step."""
+        """Hidden states of the columns read, m = w c -> scores of next tokens."""
         hidden = sharding.rows(hidden)
         picked = hidden.reshape(*valid.shape, -1, hidden.shape[-1])
         # Dimension 0 must stay the rows of the batch, which the devices split.
