@@ -233,24 +233,25 @@ def at(x: Shaped[Array, "#b m *_"], columns: Int[Array, "b n"]) -> Shaped[Array,
     return sharding.rows(jnp.take_along_axis(x, index, axis=1))
 
 
-def remat(target: Any, kind: str) -> Any:
+def remat(target: Any, kind: str, in_scan: bool = True) -> Any:
     """`target` (a module class, or a function of a module) with its inner values recomputed.
 
     Args:
-        target: body of a scan.
+        target: that is applied.
         kind: what the backward pass recomputes: full | dots | none.
+        in_scan: it is the body of a scan.
     """
     if kind == "none":
         return target
     # Inside a scan nothing can be merged with the forward pass, so the guard would only cost time.
-    return nn.remat(target, prevent_cse=False, policy=REMAT_POLICIES[kind])
+    return nn.remat(target, prevent_cse=not in_scan, policy=REMAT_POLICIES[kind])
 
 
-def recomputed(function: Callable, kind: str) -> Callable:
-    """`remat` for the body of a loop that is a function of arrays alone."""
+def recomputed(function: Callable, kind: str, in_scan: bool = True) -> Callable:
+    """`remat` for a function of arrays alone."""
     if kind == "none":
         return function
-    return jax.checkpoint(function, prevent_cse=False, policy=REMAT_POLICIES[kind])
+    return jax.checkpoint(function, prevent_cse=not in_scan, policy=REMAT_POLICIES[kind])
 
 
 def stack(layers: int, kind: str, name: str, dtype: Any = jnp.float32, **facts: Any) -> nn.Module:

@@ -201,7 +201,7 @@ def to_columns(
         return nn.apply(one, apart)({"params": params}, rngs=keys)
 
     own = per_layer, keys
-    stack = stacked.Stack.of(params)
+    stack = stacked.Stack.of(params, module.dtype)
     x, stack, out = stacked.run(step, stack, x, own, (0, count - 1), kind)
     x, last = stacked.run_last(functools.partial(step, columns=columns), stack, x, own)
     return x, jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), out, last)

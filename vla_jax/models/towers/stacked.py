@@ -25,16 +25,22 @@ class Stack(NamedTuple):
     Attributes:
         values: that are read; no gradient goes through them.
         sink: the same parameters, for gradients alone: layers that are taken one after another
-            hand it on, and each adds its own.
+            hand it on, and each adds its own. Kernels are in the type of the products here, as
+            their gradients come.
     """
 
     values: Any
     sink: Any
 
     @classmethod
-    def of(cls, params: Any) -> "Stack":
-        """The stack before any layer is taken from it."""
-        return cls(jax.lax.stop_gradient(params), params)
+    def of(cls, params: Any, dtype: Any) -> "Stack":
+        """The stack before any layer is taken from it; `dtype` is that of the products."""
+
+        def sink(path: Any, leaf: Array) -> Array:
+            # Nobody computes these values: what counts is the type that gradients are kept in.
+            return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+        return cls(jax.lax.stop_gradient(params), jax.tree_util.tree_map_with_path(sink, params))
 
 
 def run(
@@ -111,7 +117,8 @@ def _turn(
         here = jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), stack.values
         )
-        return step(jax.tree.map(_standing_for, here, marks), x, own)
+        marked = jax.tree.map(lambda a, b: _standing_for(a, b.astype(a.dtype)), here, marks)
+        return step(marked, x, own)
 
     leaves, tree = jax.tree.flatten(stack.sink)
     marked = [_marked(*both, number) for both in zip(leaves, jax.tree.leaves(marks), strict=True)]
@@ -122,7 +129,7 @@ def _turn(
 
 def _marks(stack: Stack) -> Any:
     """Of one layer; nothing reads them, but gradients go through them."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), stack.values)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), stack.sink)
 
 
 def _item(own: Any, number: int) -> Any:

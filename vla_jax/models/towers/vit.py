@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from vla_jax.models import sharding
 from vla_jax.models.towers import fused, positions
-from vla_jax.models.towers.block import BlockSpec, stack
+from vla_jax.models.towers.block import BlockSpec, remat, stack
 from vla_jax.models.towers.layers import NORMS, Dense
 from vla_jax.models.towers.stacked import Stack, some_layers
 
@@ -155,12 +155,9 @@ class VisionTransformer(nn.Module):
             ValueError: if the images are not of the tower's shape.
         """
         s = self.spec
-        x = Dense((s.width,), 1 + (s.frames > 1), s.patch_bias, self.dtype, name="patch")(
-            sharding.rows(patches(images, s))
-        )
-        x = sharding.rows(self._place(x))
-        if s.pre_norm:
-            x = NORMS[s.block.norm](s.block.eps, self.dtype, name="pre_norm")(x)
+        # Recomputed like the layers: it is little work, and as many tokens as a layer has.
+        embed = remat(VisionTransformer._embed, self.remat, in_scan=False)
+        x = embed(self, patches(images, s).astype(self.dtype))
         x, taps = self._layers(x, level)
         if s.post_norm:
             # The norm belongs behind the last layer; it still needs parameters where an earlier one
@@ -173,6 +170,17 @@ class VisionTransformer(nn.Module):
         else:
             x = x[:, behind:]
         return VisionResult(x, taps)
+
+    def _embed(self, x: Float[Array, "b n *c"]) -> Float[Array, "b m d"]:
+        """Patches -> what the first layer gets."""
+        s = self.spec
+        x = Dense((s.width,), 1 + (s.frames > 1), s.patch_bias, self.dtype, name="patch")(
+            sharding.rows(x)
+        )
+        x = sharding.rows(self._place(x))
+        if s.pre_norm:
+            x = NORMS[s.block.norm](s.block.eps, self.dtype, name="pre_norm")(x)
+        return x
 
     def _place(self, x: Float[Array, "b n d"]) -> Array:
         """Add the class token and learned positions."""
@@ -213,23 +221,23 @@ class VisionTransformer(nn.Module):
         everything = stack(s.layers, self.remat, "layers", self.dtype, **vars(s.block))
         segments = s.segments()
         # Runs of layers need parameters that exist, so the first pass runs all layers as one.
-        if self.is_initializing() or segments == [(0, s.layers, False)]:
-            # Tokens that are added for the kernels are cut off again.
-            count = x.shape[1]
-            x, mask, rope = fused.padded(x, rope)
-            x = everything(x, mask, rope, None, None, None, level)[0][:, :count]
-            # Here the last layer is the only tap, or parameters are made and shapes are enough.
+        if self.is_initializing():
+            x = everything(x, None, rope, None, None, None, level)[0]
             return x, (x,) * len(s.taps)
-        taps, taken = [], Stack.of(everything.variables["params"])
+        count, mask = x.shape[1], None
+        if segments == [(0, s.layers, False)]:
+            x, mask, rope = fused.padded(x, rope)
+        taps, taken = [], Stack.of(everything.variables["params"], self.dtype)
         for first, end, windowed in segments:
             run = functools.partial(some_layers, everything, taken, self.remat, (first, end))
             if windowed:
                 x, taken = self._in_windows(run, x, rope)
             else:
-                x, taken = run(x, None, rope, None, None, None, level)
+                x, taken = run(x, mask, rope, None, None, None, level)
             if end - 1 in s.taps:
-                taps.append(x)
-        return x, tuple(taps)
+                # Tokens that were added for the kernels are cut off again.
+                taps.append(x[:, :count])
+        return x[:, :count], tuple(taps)
 
     def _in_windows(
         self, run: Callable[..., tuple[Array, Stack]], x: Float[Array, "b n d"], rope: Any
