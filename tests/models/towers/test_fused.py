@@ -169,7 +169,7 @@ def test_what_gpus_drop_hangs_on_the_seed_and_not_on_the_mesh(kind):
         drop = fused.Drop(0.5, never, lambda: jnp.array([seed, 0], jnp.uint32))
         with jax.set_mesh(jax.make_mesh(shape, AXES, axis_types=axes, devices=devices)):
             run = functools.partial(fused._dropping_on_gpu, scale=0.3, drop=drop, interpret=True)
-            return np.asarray(jax.jit(lambda *x: run(*x[:3], mask))(q, k, v))
+            return np.asarray(jax.jit(lambda q, k, v: run(q, k, v, mask))(q, k, v))
 
     one = found((1, 1, 1), 0)
     np.testing.assert_allclose(found((2, 2, 2), 0), one, atol=1e-6)

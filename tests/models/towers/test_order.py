@@ -1,11 +1,15 @@
 """Gradients that wait for each other, or for which memory waits."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
 
+from vla_jax.models import sharding
 from vla_jax.models.towers import order
 
 
@@ -16,7 +20,7 @@ def equations(function, *args) -> list:
 def test_gradients_of_parameters_come_with_that_of_the_input_and_frozen_ones_not_at_all():
     a, frozen, x = (jax.random.normal(jax.random.key(i), (4, 4)) for i in range(3))
 
-    def loss(a, x, through=order.together):
+    def loss(a, x, through: Any = order.together):
         params, x = through(({"a": a, "frozen": frozen}, x))
         return jnp.sum(jnp.sin(x @ params["a"]) @ params["frozen"])
 
@@ -46,3 +50,12 @@ def test_a_row_that_is_looked_up_twice_gets_both_gradients_and_a_table_begins_wi
     # The zeros of the table are spread behind the barrier, then added to.
     behind = names[names.index("optimization_barrier") :]
     assert behind.index("broadcast_in_dim") < behind.index("scatter-add")
+
+
+@pytest.mark.parametrize(("shape", "count"), [((1, 8, 1), 1), ((1, 4, 2), 0), ((8, 1, 1), 0)])
+def test_a_kernel_is_gathered_once_and_its_gradient_is_not(shape, count):
+    mesh = AbstractMesh(shape, ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
+    kernel = jnp.ones((8, 8))
+    with jax.sharding.use_abstract_mesh(mesh):
+        program = str(jax.make_jaxpr(jax.grad(lambda k: jnp.sum(sharding.whole(k) ** 2)))(kernel))
+    assert program.count("sharding_constraint[") == count

@@ -3,9 +3,11 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vla_jax.models import sharding
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Backbone, Layout
 from vla_jax.models.image import ImageSpec
@@ -133,8 +135,13 @@ class Kosmos2(Backbone):
         def project(params: Any, x: Array, keys: Any) -> Any:
             return apart.apply({"params": params}, x, rngs=keys, method="_project")
 
+        def gathered(path: Any, leaf: Array) -> Array:
+            return sharding.whole(leaf.astype(self.dtype)) if path[-1].key == "kernel" else leaf
+
+        params, x = together((params, x))
+        params = jax.tree_util.tree_map_with_path(gathered, params)
         # Recomputed like the layers: its keys and values are of text width for all image tokens.
-        return recomputed(project, self.remat, in_scan=False)(*together((params, x)), keys)
+        return recomputed(project, self.remat, in_scan=False)(params, x, keys)
 
     def _project(self, x: Float[Array, "b n c"]) -> Float[Array, "b q d"]:
         x = self.vision_norm(x).astype(jnp.float32)
