@@ -52,6 +52,8 @@ def whole(kernel: Array) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.shape.get("fsdp", 1) == 1 or mesh.shape.get("tensor", 1) > 1:
         return kernel
+    # Behind the barrier, or a kernel that was just cast would be gathered in its wider type.
+    kernel = jax.lax.optimization_barrier(kernel)
     return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
 
 
