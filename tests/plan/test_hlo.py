@@ -222,6 +222,33 @@ custom-call(%blocks, %q, %k, %k), custom_call_target="tpu_custom_call"
     assert results["other"] == 123
 
 
+def test_our_own_attention_kernels_of_a_gpu():
+    text = """\
+ENTRY %main (q: bf16[4,640,16,64], k: bf16[4,320,8,64]) -> bf16[4,640,16,64] {
+  %q = bf16[4,640,16,64]{3,2,1,0} parameter(0)
+  %k = bf16[4,320,8,64]{3,2,1,0} parameter(1)
+  %pallas_call.3 = (bf16[4,320,8,64]{3,2,1,0}, bf16[4,320,8,64]{3,2,1,0}) \
+custom-call(%q, %k, %k, %q), custom_call_target="__gpu$xla.gpu.triton", \
+metadata={op_name="jit(step)/transpose(jvp(dropping_key_kernel))/pallas_call"}, \
+backend_config={debug = false, ir = "ML\\EFR{", name = "dropping_key_kernel", num_warps = 4 : i32}
+  %pallas_call.2 = bf16[4,640,16,64]{3,2,1,0} custom-call(%q, %k, %k, %q), \
+custom_call_target="__gpu$xla.gpu.triton", backend_config={name = "dropping_query_kernel"}
+  ROOT %pallas_call.1 = (bf16[4,640,16,64]{3,2,1,0}, f32[4,16,640]{2,1,0}) \
+custom-call(%q, %k, %k), custom_call_target="__gpu$xla.gpu.triton", \
+backend_config={name = "dropping_forward_kernel"}
+}
+"""
+    program = hlo.parse(text)
+    main = program.get("main")
+    found = {name: hlo_flops.flops(main[name], main, program) for name in main}
+    product = 2 * 4 * 16 * 640 * 320 * 64
+    expected = {"1": 2 * product, "2": 3 * product, "3": 4 * product}
+    assert {name[-1]: n for name, n in found.items() if n} == expected
+    wide, narrow = 2 * 4 * 640 * 16 * 64, 2 * 4 * 320 * 8 * 64
+    moved = hlo_bytes.moved(main["pallas_call.1"], main, program)
+    assert moved == 2 * wide + 2 * narrow + 4 * 4 * 16 * 640  # the scores are nowhere
+
+
 def test_updates_in_place_count_as_their_part():
     text = """\
 %update (whole: f32[24,1000], part: f32[1,1000], i: s32[]) -> f32[24,1000] {

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.train.toy import Toy, make_batch
 from vla_jax.config import ConfigError, MeshConfig
+from vla_jax.plan.machines import parse, stand_ins
 from vla_jax.rules import flatten
 from vla_jax.train import mesh as meshes
 
@@ -53,6 +54,26 @@ def test_rules_give_the_published_specs():
         P("fsdp", None),
         P(),
     ]
+
+
+@pytest.mark.parametrize(
+    ("machine", "tensor", "expected"),
+    [
+        ("h100:8", 1, [(None, "fsdp", None, None), (None, "fsdp", None)]),
+        ("h100:8", 2, [(None, "tensor", None, "fsdp"), (None, "tensor", "fsdp")]),
+        ("v5e:2x4", 1, [(None, None, None, "fsdp"), (None, None, "fsdp")]),
+    ],
+)
+def test_gpus_split_kernels_of_outputs_along_what_is_summed_over(machine, tensor, expected):
+    mesh = meshes.make_mesh(MeshConfig(1, -1, tensor), stand_ins(parse(machine)))
+    params = {
+        "text/layers/attn/o/kernel": struct(24, 32, 64, 2048),
+        "text/layers/mlp/fc2/kernel": struct(24, 8192, 2048),
+    }
+    assert list(meshes.param_specs(params, mesh).values()) == [P(*axes) for axes in expected]
+    # Eight devices, but three heads.
+    few = {"vision/layers/attn/o/kernel": struct(24, 3, 64, 768)}
+    assert list(meshes.param_specs(few, mesh).values()) == [P(None, None, None, "fsdp")]
 
 
 def test_what_does_not_divide_stays_whole_and_the_scan_is_never_split():

@@ -4,6 +4,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.train import programs
+from vla_jax.models.towers import dropping_attention
 from vla_jax.plan import compilers, loops
 from vla_jax.plan.machines import parse, stand_ins
 from vla_jax.plan.programs import control_program
@@ -114,6 +115,23 @@ def test_attention_kernels_that_ask_for_a_gpu():
         both = trace.count(jax.make_jaxpr(jax.grad(loss))(q)).total
     product = 2 * b * h * n * n * d
     assert (forward, both) == (2 * product, 7 * product)
+
+
+def test_our_own_attention_kernels_count_as_whole_products():
+    """Their loops end where a causal mask does, which no trace can see."""
+    how = dropping_attention.How(0.1, True, 0.1, 4)
+    seed = jnp.zeros(4, jnp.uint32)
+
+    def loss(q):
+        return dropping_attention.attend(how, q, q, q, None, seed).sum()
+
+    b, n, h, d = 2, 200, 4, 64
+    q = jnp.zeros((b, n, h, d), jnp.bfloat16)
+    forward = trace.count(jax.make_jaxpr(loss)(q)).total
+    both = trace.count(jax.make_jaxpr(jax.grad(loss))(q)).total
+    product = 2 * b * h * n * n * d
+    # Scores are computed anew in both kernels of the backward pass.
+    assert (forward, both) == (2 * product, 9 * product)
 
 
 def test_a_policy_that_writes_is_planned_without_its_tokenizer():

@@ -42,6 +42,24 @@ def rows(x: Array, count: int | None = None) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, *free))
 
 
+@jax.custom_vjp
+def whole(kernel: Array) -> Array:
+    """The same kernel with all of it on every device, for what is computed twice.
+
+    Gathered outside of what is recomputed, it is gathered once. Nothing happens without a mesh and
+    where kernels are split for tensor parallelism. The gradient lies as it likes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get("fsdp", 1) == 1 or mesh.shape.get("tensor", 1) > 1:
+        return kernel
+    # Behind the barrier, or a kernel that was just cast would be gathered in its wider type.
+    kernel = jax.lax.optimization_barrier(kernel)
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+
+
+whole.defvjp(lambda kernel: (whole(kernel), None), lambda _, gradient: (gradient,))
+
+
 def unroll(steps: int) -> int:
     """How many steps of a loop become one: all in a control step on a GPU, else one by one.
 

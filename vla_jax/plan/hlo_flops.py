@@ -9,6 +9,9 @@ from vla_jax.plan.hlo import Computation, Instruction, Program, arrays
 # Of jax's attention kernel for TPUs: passes by their name, and the products in each.
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
 _PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+# Of our own for GPUs, whose compiler leaves out what a kernel says of itself.
+_DROPPING = re.compile(r"dropping_(forward|query|key)_kernel")
+_DROPPING_PRODUCTS = {"forward": 2, "query": 3, "key": 4}
 _FLOATS = ("bf16", "f16", "f32")
 _ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
 
@@ -43,6 +46,8 @@ def _own(instruction: Instruction, computation: Computation) -> int:
         # scores anew.
         products = 5 if "Backward" in text.split("metadata")[0] else 2
         return 2 * products * math.prod(first) * shapes[1][0].dims[1]
+    if matched := _DROPPING.search(text):  # q [b, n, h, d], k [b, m, g, d]
+        return 2 * _DROPPING_PRODUCTS[matched[1]] * math.prod(first) * shapes[1][0].dims[1]
     if matched := _ESTIMATE.search(text):  # what a kernel written in Pallas says of itself
         return int(matched[1])
     kernel = _SPLASH.search(instruction.name + text)

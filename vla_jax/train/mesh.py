@@ -111,7 +111,7 @@ def param_specs(
             # Small ones are whole on purpose; a large one lacks a rule of its own.
             if math.prod(shape) >= min_sharded:
                 caught.append(f"{path} {list(shape)} -> {axes or 'replicated'}")
-        specs[path] = _fit(axes, shape, mesh)
+        specs[path] = _fit(_turned(axes, shape, mesh), shape, mesh)
     if caught:
         listing = "\n  ".join(caught)
         logger.info("%d large parameters only the last rule catches:\n  %s", len(caught), listing)
@@ -134,6 +134,21 @@ def _largest(shape: tuple[int, ...], free: int, size: int, least: int) -> tuple[
         return ()
     best = max(legal, key=lambda i: trailing[i])
     return tuple("fsdp" if i == best else None for i in range(free))
+
+
+def _turned(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh
+) -> tuple[str | None, ...]:
+    """The same for the kernels of outputs, along what a product sums over, where that is as good.
+
+    GPUs gather parts of the last axis only from a stack that is laid out the other way round, so a
+    step would hold a second one of all layers, in float32.
+    """
+    is_output = len(axes) > 1 and (axes[0], axes[-1]) == ("tensor", "fsdp")
+    on_gpus = mesh.devices.flat[0].platform == "gpu" and mesh.shape["tensor"] == 1
+    if not is_output or not on_gpus or shape[-len(axes)] % mesh.shape["fsdp"]:
+        return axes
+    return ("fsdp", *(None,) * (len(axes) - 1))
 
 
 def _fit(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -137,17 +137,52 @@ def test_what_no_kernel_takes_is_left_to_the_plain_computation(on, rows, n, widt
     assert fused.attend(q, q, q, plain, 1.0) is None
 
 
-def test_gpu_kernels_do_not_drop():
-    q = jnp.zeros((8, 16, 2, 64), "bfloat16")
-    with jax.sharding.use_abstract_mesh(mesh("gpu")):
-        assert fused.attend(q, q, q, None, 1.0, fused.Drop(0.1, lambda: q)) is None
+def never(*_):
+    raise AssertionError
+
+
+def dropping(width: int = 64, n: int = 64, dtype: str = "bfloat16") -> Any:
+    q = jnp.zeros((8, n, 2, width), dtype)
+    drop = fused.Drop(0.1, never, lambda: jnp.zeros(2, jnp.uint32))
+    with jax.sharding.use_abstract_mesh(mesh("gpu", (2, 2, 2))):
+        return jax.make_jaxpr(lambda q: fused.attend(q, q, q, None, 1.0, drop))(q)
+
+
+def test_on_gpus_dropout_runs_in_our_own_kernel_and_draws_no_mask():
+    assert "pallas_call" in str(dropping())
+
+
+@pytest.mark.parametrize("case", [{"width": 80}, {"width": 256}, {"n": 63}, {"dtype": "float32"}])
+def test_dropout_that_the_gpu_kernel_does_not_take_is_left_to_the_plain_computation(case):
+    assert not dropping(**case).eqns
+
+
+@pytest.mark.parametrize("kind", ["all", "causal", "valid", "any"])
+def test_what_gpus_drop_hangs_on_the_seed_and_not_on_the_mesh(kind):
+    q, k, v = numbers(8, 70, 4, 2, 16)
+    mask = jax.tree.map(lambda x: jnp.tile(x, (len(q) // len(x), 1, 1)[: x.ndim]), masks(2, 70))
+    mask = masks(2, 70)["valid"] if kind == "valid" else mask[kind]  # one row for all
+
+    def found(shape, seed):
+        axes = (AxisType.Auto,) * 3
+        devices = jax.devices()[: shape[0] * shape[1] * shape[2]]
+        drop = fused.Drop(0.5, never, lambda: jnp.array([seed, 0], jnp.uint32))
+        with jax.set_mesh(jax.make_mesh(shape, AXES, axis_types=axes, devices=devices)):
+            run = functools.partial(fused._dropping_on_gpu, scale=0.3, drop=drop, interpret=True)
+            return np.asarray(jax.jit(lambda q, k, v: run(q, k, v, mask))(q, k, v))
+
+    one = found((1, 1, 1), 0)
+    np.testing.assert_allclose(found((2, 2, 2), 0), one, atol=1e-6)
+    assert (np.abs(found((2, 2, 2), 1) - one) > 0.01).mean() > 0.9
+    # No two rows and no two heads drop alike, even where they see the same.
+    q, k, v = (jnp.ones_like(x) * x[:1, :, :1] for x in (q, k, v))
+    alike = found((2, 2, 2), 0).swapaxes(1, 2).reshape(32, -1)
+    distance = np.abs(alike[:, None] - alike).max(-1) + np.eye(32)
+    assert distance.min() > 0.01
 
 
 @pytest.mark.parametrize("special", [{"soft_cap": 3.0}, {"bias": True}])
 def test_what_a_kernel_lacks_keeps_it_from_being_asked(monkeypatch, special):
-    def never(*_):
-        raise AssertionError
-
     monkeypatch.setattr(fused, "attend", never)
     biased = special.pop("bias", False)
     module, x = layers.Attention(2, **special), jnp.ones((1, 4, 8))

@@ -148,6 +148,24 @@ def test_nothing_of_the_size_of_all_layers_is_kept():
     assert not re.search(r"f32\[\d+,5,", program)
 
 
+def test_gradients_of_kernels_wait_in_the_type_of_the_products():
+    """Of each layer they come once, and so are exact in it; all layers' wait for the optimizer."""
+    model = Decoder(SPEC, dtype=jnp.bfloat16)
+    params = random_params(model, embeds(), VALID)
+
+    def loss(params):
+        hidden = model.apply(params, embeds(), VALID, columns=COLUMNS, method="run").hidden  # type: ignore
+        return hidden.astype(jnp.float32).sum()
+
+    program = str(jax.make_jaxpr(jax.grad(loss))(params))
+    for path, value in flatten(params["params"]["layers"]).items():
+        shape = ",".join(map(str, value.shape))
+        kinds = set(re.findall(rf"(\w+)\[{shape}\] = dynamic_update_slice", program))
+        assert ("bf16" if path.endswith("kernel") else "f32") in kinds, path
+    gradients = jax.eval_shape(jax.grad(loss), params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+
+
 def test_less_work():
     model = Decoder(dataclasses.replace(SPEC, layers=1))  # the compiler counts loops once
     params = random_params(model, embeds(), VALID)

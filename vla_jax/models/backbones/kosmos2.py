@@ -3,17 +3,20 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vla_jax.models import sharding
 from vla_jax.models import weights as w
 from vla_jax.models.backbones.base import Backbone, Layout
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.towers import vision_families
-from vla_jax.models.towers.block import BlockSpec
+from vla_jax.models.towers.block import BlockSpec, recomputed
 from vla_jax.models.towers.decoder import Decoder
 from vla_jax.models.towers.decoder_spec import DecoderSpec
 from vla_jax.models.towers.layers import LayerNorm
+from vla_jax.models.towers.order import together
 from vla_jax.models.towers.resampler import LatentQueryProjection
 from vla_jax.models.towers.vit import VisionTransformer
 
@@ -121,7 +124,27 @@ class Kosmos2(Backbone):
 
     def encode_images(self, images: Float[Array, "b h h 3"]) -> Float[Array, "b q d"]:
         """Preprocessed images -> image tokens."""
-        x = self.vision_norm(self.vision(images).tokens).astype(jnp.float32)
+        x = self.vision(images).tokens
+        if self.is_initializing():
+            return self._project(x)
+        # A module applied on its own sees none of its parent's parameters and keys.
+        apart, params = self.clone(parent=None), self.variables["params"]
+        params = {name: params[name] for name in ("vision_norm", "projection")}
+        keys = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
+
+        def project(params: Any, x: Array, keys: Any) -> Any:
+            return apart.apply({"params": params}, x, rngs=keys, method="_project")
+
+        def gathered(path: Any, leaf: Array) -> Array:
+            return sharding.whole(leaf.astype(self.dtype)) if path[-1].key == "kernel" else leaf
+
+        params, x = together((params, x))
+        params = jax.tree_util.tree_map_with_path(gathered, params)
+        # Recomputed like the layers: its keys and values are of text width for all image tokens.
+        return recomputed(project, self.remat, in_scan=False)(params, x, keys)
+
+    def _project(self, x: Float[Array, "b n c"]) -> Float[Array, "b q d"]:
+        x = self.vision_norm(x).astype(jnp.float32)
         # torch.nn.functional.normalize: norm clamped at 1e-12; safe gradient at zero.
         norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
         return self.projection((x / norm).astype(self.dtype))

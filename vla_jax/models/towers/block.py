@@ -234,17 +234,25 @@ def at(x: Shaped[Array, "#b m *_"], columns: Int[Array, "b n"]) -> Shaped[Array,
     return sharding.rows(jnp.take_along_axis(x, index, axis=1))
 
 
-def remat(target: Any, kind: str) -> Any:
+def remat(target: Any, kind: str, in_scan: bool = True) -> Any:
     """`target` (a module class, or a function of a module) with its inner values recomputed.
 
     Args:
-        target: body of a scan.
+        target: that is applied.
         kind: what the backward pass recomputes: full | dots | none.
+        in_scan: it is the body of a scan.
     """
     if kind == "none":
         return target
     # Inside a scan nothing can be merged with the forward pass, so the guard would only cost time.
-    return nn.remat(target, prevent_cse=False, policy=REMAT_POLICIES[kind])
+    return nn.remat(target, prevent_cse=not in_scan, policy=REMAT_POLICIES[kind])
+
+
+def recomputed(function: Callable, kind: str, in_scan: bool = True) -> Callable:
+    """`remat` for a function of arrays alone."""
+    if kind == "none":
+        return function
+    return jax.checkpoint(function, prevent_cse=not in_scan, policy=REMAT_POLICIES[kind])
 
 
 def stack(layers: int, kind: str, name: str, dtype: Any = jnp.float32, **facts: Any) -> nn.Module:
@@ -289,6 +297,7 @@ class Stack(NamedTuple):
     Attributes:
         values: parameters of all layers, [l, ...] each, that are read; no gradient goes through.
         sink: the same parameters, for gradients alone: turns hand it on, and each adds its own.
+            Kernels are in the type of the products here, as their gradients come.
         rngs: keys of all layers, [l] each, if any are drawn from.
     """
 
@@ -303,12 +312,18 @@ class Stack(NamedTuple):
         Args:
             layers: a bound module with the parameters of all.
         """
+
+        def sink(path: Any, leaf: Array) -> Array:
+            # Nobody computes these values: what counts is the type that gradients are kept in.
+            return leaf.astype(layers.dtype) if path[-1].key == "kernel" else leaf
+
         params, rngs = layers.variables["params"], {}
         # A module applied on its own sees none of its parent's keys.
         if layers.has_rng("dropout"):
             count = len(jax.tree.leaves(params)[0])
             rngs = {"dropout": jax.random.split(layers.make_rng("dropout"), count)}
-        return cls(jax.lax.stop_gradient(params), params, rngs)
+        sinks = jax.tree_util.tree_map_with_path(sink, params)
+        return cls(jax.lax.stop_gradient(params), sinks, rngs)
 
     def items(self, which: int | slice, own: dict[str, Any] | None = None) -> Any:
         """What turns take beside their carry.
@@ -343,9 +358,7 @@ class Stack(NamedTuple):
             x, out = apply({"params": params}, x, **own, rngs=rngs)
             return (x, sink), out
 
-        if kind == "none":
-            return turn
-        return jax.checkpoint(turn, prevent_cse=False, policy=REMAT_POLICIES[kind])
+        return recomputed(turn, kind)
 
 
 def _take(number: Any, values: Array, sink: Array) -> tuple[Array, Array]:
@@ -363,6 +376,7 @@ def _taken(number: Any, value: Array, sink: Array) -> tuple[Array, Array]:
 def _taken_backward(number: Any, gradients: tuple[Array, Array]) -> tuple[None, None, Array]:
     layer, others = gradients
     # In place: as yet the others hold zeros for this layer.
+    layer = layer.astype(others.dtype)
     return None, None, jax.lax.dynamic_update_index_in_dim(others, layer, number, 0)
 
 

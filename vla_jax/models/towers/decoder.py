@@ -15,11 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vla_jax.models import sharding
 from vla_jax.models.towers import positions as tables
-from vla_jax.models.towers.block import Block, Stack, at
+from vla_jax.models.towers.block import Block, Stack, at, remat
 from vla_jax.models.towers.decoder_layers import Group, Shared, grouped, scanned, ungrouped
 from vla_jax.models.towers.decoder_spec import DecoderSpec, Insert
 from vla_jax.models.towers.fused import Mask, Rule
 from vla_jax.models.towers.layers import NORMS, Dropout
+from vla_jax.models.towers.order import lookup
 
 
 @jax.tree_util.register_dataclass
@@ -128,7 +129,7 @@ class Decoder(nn.Module):
 
     def embed(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         """Plain lookup; scaling happens in `run`, for images and actions alike."""
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        return lookup(self.embedding, ids).astype(self.dtype)
 
     def __call__(
         self,
@@ -231,7 +232,10 @@ class Decoder(nn.Module):
         if cache is not None:
             per_layer |= {"keys": cache.keys, "values": cache.values}
         run = functools.partial(layer if self.insert is None else layers_of_group, shared=shared)
-        x, per_layer = self._enter(embeds, positions), grouped(per_layer, self.insert)
+        # Recomputed like the layers: what dropout keeps takes as much as half the tokens.
+        enter = Decoder._enter
+        enter = remat(enter, self.remat, in_scan=False) if s.embed_dropout else enter
+        x, per_layer = enter(self, embeds, positions), grouped(per_layer, self.insert)
         # Few tokens pay for a last layer apart; and only a scan over all makes parameters.
         few = columns is not None and 2 * columns.shape[1] <= n
         if columns is None or not few or self.is_initializing():

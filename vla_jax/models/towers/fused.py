@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.models.sharding import ROWS
-from vla_jax.models.towers import short_attention
+from vla_jax.models.towers import dropping_attention, short_attention
 from vla_jax.models.towers.short_attention import LANES
 
 # JAX's own kernel works on blocks of at least LANES tokens, and pads to them; shorter sequences
@@ -27,6 +27,9 @@ SHORTEST_ON_TPU = 576
 BLOCK = 512
 GRANULE = 8  # GPU products of half precision want multiples of it
 WIDEST_HEAD = 128  # of cuDNN's kernel on every GPU that has it
+HALVES = (jnp.bfloat16, jnp.float16)  # all that GPUs' kernels take
+# Fewer queries than a block of the kernels that drop have few scores, too.
+FEWEST_QUERIES = 64
 
 
 @jax.tree_util.register_dataclass
@@ -57,10 +60,12 @@ class Drop(NamedTuple):
     Attributes:
         rate: share that is dropped.
         keep: draws the weights that stay, [b, h, n, s].
+        seed: draws two words, for kernels that decide by themselves what stays.
     """
 
     rate: float
     keep: Callable[[], Array]
+    seed: Callable[[], Array]
 
 
 def attend(
@@ -89,8 +94,12 @@ def attend(
     if device is None or not q.shape[1] or not _rows_split(q):
         return None
     if device.platform == "gpu":
+        if q.dtype not in HALVES:
+            return None
         # cuDNN's dropout takes its seed when it is compiled: every step would drop the same.
-        return _on_gpu(q, k, v, mask, scale) if drop is None else None
+        if drop is None:
+            return _on_gpu(q, k, v, mask, scale)
+        return _dropping_on_gpu(q, k, v, mask, scale, drop)
     if device.platform == "tpu" and (mask is None or isinstance(mask, Rule)):
         if max(q.shape[1], k.shape[1]) < SHORTEST_ON_TPU:
             return _short_on_tpu(q, k, v, mask, scale, drop)
@@ -126,9 +135,9 @@ def _rows_split(q: Array) -> bool:
 
 
 def _on_gpu(q: Array, k: Array, v: Array, mask: Mask, scale: float) -> Array | None:
-    """CuDNN's kernel, half precision alone."""
+    """CuDNN's kernel."""
     width = q.shape[-1]
-    if q.dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > WIDEST_HEAD:
+    if width % 8 or width > WIDEST_HEAD:
         return None
     n, s = q.shape[1], k.shape[1]
     # An odd length gets a padded key, which only a mask can hide.
@@ -142,6 +151,32 @@ def _on_gpu(q: Array, k: Array, v: Array, mask: Mask, scale: float) -> Array | N
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
     x = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="cudnn")
     return x[:, :n]
+
+
+def _dropping_on_gpu(
+    q: Array, k: Array, v: Array, mask: Mask, scale: float, drop: Drop, interpret: bool = False
+) -> Array | None:
+    """Our own kernels, for heads whose width is a power of two."""
+    if q.shape[3] not in dropping_attention.WIDTHS or q.shape[1] < FEWEST_QUERIES:
+        return None
+    axis, causal = _heads_axis(q, k), isinstance(mask, Rule) and mask.causal
+    how = dropping_attention.How(scale, causal, drop.rate, q.shape[2], interpret)
+    wide = PartitionSpec(ROWS, None, axis)
+    args, specs = [q, k, v, drop.seed()], [wide, wide, wide, PartitionSpec()]
+    if mask is not None:
+        args.append(mask.valid[:, None] if isinstance(mask, Rule) else mask)
+        specs.append(PartitionSpec(ROWS if len(args[-1]) > 1 else None))
+
+    def run(q: Array, k: Array, v: Array, words: Array, mask: Array | None = None) -> Array:
+        # What a row and head drop hangs on their numbers in the whole batch, not on the mesh.
+        row = jax.lax.axis_index(ROWS) * q.shape[0]
+        head = jax.lax.axis_index(axis) * q.shape[2] if axis else jnp.zeros_like(row)
+        seed = jnp.concatenate([words, jnp.stack([row, head]).astype(words.dtype)])
+        return dropping_attention.attend(how, q, k, v, mask, seed)
+
+    # A Pallas call is opaque to the partitioner, so each device is told to run its own rows.
+    run = jax.shard_map(run, in_specs=tuple(specs), out_specs=wide, check_vma=False)
+    return run(*args)
 
 
 def _short_on_tpu(

@@ -16,7 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from vla_jax.models import sharding
 from vla_jax.models.towers import fused
@@ -121,6 +121,10 @@ class Dropout(nn.Module):
     def keep(self, shape: tuple[int, ...]) -> Bool[Array, "..."]:
         """Which entries stay; the first call draws what `__call__` would draw."""
         return jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
+
+    def seed(self) -> UInt32[Array, "2"]:
+        """Random words, for kernels that draw for themselves."""
+        return jax.random.bits(self.make_rng("dropout"), (2,), "uint32")
 
 
 # Differentiated by itself, a choice keeps the zeros it chooses from: under a scan over layers one
@@ -298,7 +302,7 @@ class Attention(nn.Module):
         dropout, drop = Dropout(self.dropout), None
         if self.dropout > 0 and self.has_rng("dropout"):
             shape = (q.shape[0], self.heads, q.shape[1], k.shape[1])
-            drop = fused.Drop(self.dropout, functools.partial(dropout.keep, shape))
+            drop = fused.Drop(self.dropout, functools.partial(dropout.keep, shape), dropout.seed)
         # The fused kernels know neither biases nor capped scores.
         special = bias is not None or self.soft_cap is not None
         x = None if special else fused.attend(q, k, v, mask, scale, drop)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from vla_jax.models import sharding
 from vla_jax.models.towers import fused, positions
-from vla_jax.models.towers.block import Block, BlockSpec, Stack, stack
+from vla_jax.models.towers.block import Block, BlockSpec, Stack, remat, stack
 from vla_jax.models.towers.layers import NORMS, Dense
 
 
@@ -153,25 +153,50 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: if the images are not of the tower's shape.
         """
+        s, rope = self.spec, self._rotation()
+        # Recomputed like the layers: it is little work, and as many tokens as a layer has.
+        embed = remat(VisionTransformer._embed, self.remat, in_scan=False)
+        x = embed(self, patches(images, s).astype(self.dtype))
+        # One scan owns all parameters; runs of layers take theirs from it.
+        everything = stack(s.layers, self.remat, "layers", self.dtype, **vars(s.block))
+        segments = s.segments()
+        # Runs of layers need parameters that exist, so the first pass runs all layers as one.
+        if self.is_initializing():
+            x = everything(x, None, rope, None, None, None, level)[0]
+            return VisionResult(self._read(x), (x,) * len(s.taps))
+        count, mask = x.shape[1], None
+        if segments == [(0, s.layers, False)]:
+            x, mask, rope = fused.padded(x, rope)
+        apart, block = Stack.of(everything), Block(s.block, self.dtype, parent=None)
+        taps, sink = [], apart.sink
+        # Windows that the grid cuts off cannot be a batch; a mask does the same at full cost.
+        are_whole = bool(s.window) and not (s.grid[0] % s.window or s.grid[1] % s.window)
+        for first, end, windowed in segments:
+            more: dict[str, Any] = {"mask": mask, "rope": rope, "level": level}
+            if windowed and are_whole:
+                x, more = self._in_windows(x, rope)
+            elif windowed:
+                more["mask"] = jnp.asarray(positions.window_mask(s.grid, s.window)[None])
+            turn = apart.turn(functools.partial(block.apply, **more), self.remat)
+            items, loops = apart.items(slice(first, end)), sharding.unroll(end - first)
+            (x, sink), _ = jax.lax.scan(turn, (x, sink), items, unroll=loops)
+            if windowed and are_whole:
+                x = positions.from_windows(x, s.grid, s.window)
+            if end - 1 in s.taps:
+                # Tokens that were added for the kernels are cut off again.
+                taps.append(x[:, :count])
+        return VisionResult(self._read(x[:, :count]), tuple(taps))
+
+    def _embed(self, x: Float[Array, "b n *c"]) -> Float[Array, "b m d"]:
+        """Patches -> what the first layer gets."""
         s = self.spec
         x = Dense((s.width,), 1 + (s.frames > 1), s.patch_bias, self.dtype, name="patch")(
-            sharding.rows(patches(images, s))
+            sharding.rows(x)
         )
         x = sharding.rows(self._place(x))
         if s.pre_norm:
             x = NORMS[s.block.norm](s.block.eps, self.dtype, name="pre_norm")(x)
-        x, taps = self._layers(x, level)
-        if s.post_norm:
-            # The norm belongs behind the last layer; it still needs parameters where an earlier one
-            # is taken.
-            normed = NORMS[s.block.norm](s.block.eps, self.dtype, name="post_norm")(x)
-            x = normed if s.take == -1 else x
-        behind = s.class_token + s.registers
-        if s.class_token and s.keep_class:
-            x = jnp.concatenate([x[:, :1], x[:, behind:]], axis=1) if s.registers else x
-        else:
-            x = x[:, behind:]
-        return VisionResult(x, taps)
+        return x
 
     def _place(self, x: Float[Array, "b n d"]) -> Array:
         """Add the class token and learned positions."""
@@ -199,44 +224,27 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([*before, x], axis=1)
         return x
 
-    def _layers(
-        self, x: Float[Array, "b n d"], level: Float[Array, "b c"] | None
-    ) -> tuple[Array, tuple[Array, ...]]:
+    def _rotation(self) -> tuple[Array, Array] | None:
+        """Cosines and sines of every token's angles, where the tower rotates."""
         s = self.spec
-        rope = None
-        if s.rope_theta:
-            head = s.block.head_width or s.width // s.block.heads
-            angles = positions.rotation(s.grid, head, s.rope_theta)[None]
-            rope = jnp.cos(angles), jnp.sin(angles)
-        # One scan owns all parameters; runs of layers take theirs from it.
-        everything = stack(s.layers, self.remat, "layers", self.dtype, **vars(s.block))
-        segments = s.segments()
-        # Runs of layers need parameters that exist, so the first pass runs all layers as one.
-        if self.is_initializing() or segments == [(0, s.layers, False)]:
-            # Tokens that are added for the kernels are cut off again.
-            count = x.shape[1]
-            x, mask, rope = fused.padded(x, rope)
-            x = everything(x, mask, rope, None, None, None, level)[0][:, :count]
-            # Here the last layer is the only tap, or parameters are made and shapes are enough.
-            return x, (x,) * len(s.taps)
-        apart, block = Stack.of(everything), Block(s.block, self.dtype, parent=None)
-        taps, sink = [], apart.sink
-        # Windows that the grid cuts off cannot be a batch; a mask does the same at full cost.
-        are_whole = bool(s.window) and not (s.grid[0] % s.window or s.grid[1] % s.window)
-        for first, end, windowed in segments:
-            more: dict[str, Any] = {"rope": rope, "level": level}
-            if windowed and are_whole:
-                x, more = self._in_windows(x, rope)
-            elif windowed:
-                more["mask"] = jnp.asarray(positions.window_mask(s.grid, s.window)[None])
-            turn = apart.turn(functools.partial(block.apply, **more), self.remat)
-            items, loops = apart.items(slice(first, end)), sharding.unroll(end - first)
-            (x, sink), _ = jax.lax.scan(turn, (x, sink), items, unroll=loops)
-            if windowed and are_whole:
-                x = positions.from_windows(x, s.grid, s.window)
-            if end - 1 in s.taps:
-                taps.append(x)
-        return x, tuple(taps)
+        if not s.rope_theta:
+            return None
+        head = s.block.head_width or s.width // s.block.heads
+        angles = positions.rotation(s.grid, head, s.rope_theta)[None]
+        return jnp.cos(angles), jnp.sin(angles)
+
+    def _read(self, x: Float[Array, "b m d"]) -> Float[Array, "b n d"]:
+        """The last layer's tokens -> those that are read."""
+        s = self.spec
+        if s.post_norm:
+            # The norm belongs behind the last layer; it still needs parameters where an earlier one
+            # is taken.
+            normed = NORMS[s.block.norm](s.block.eps, self.dtype, name="post_norm")(x)
+            x = normed if s.take == -1 else x
+        behind = s.class_token + s.registers
+        if s.class_token and s.keep_class:
+            return jnp.concatenate([x[:, :1], x[:, behind:]], axis=1) if s.registers else x
+        return x[:, behind:]
 
     def _in_windows(
         self, x: Float[Array, "b n d"], rope: tuple[Array, Array] | None
