@@ -69,8 +69,9 @@ def shrink(kind: str, folder: Path) -> None:
 
     code.PaliGemmaForConditionalGenerationWithPiGemma = small_vlm
     code.PiGemmaForCausalLM = small_expert
-    original: Any = AutoTokenizer.from_pretrained
-    AutoTokenizer.from_pretrained = lambda name, **rest: original(str(folder / "words"), **rest)
+    tokenizers: Any = AutoTokenizer
+    original = tokenizers.from_pretrained
+    tokenizers.from_pretrained = lambda name, **rest: original(str(folder / "words"), **rest)
 
 
 def config(kind: str) -> Any:
