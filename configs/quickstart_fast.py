@@ -23,4 +23,5 @@ def get_config(data: str = "runs/quickstart/data/tabletop/1.0.0") -> Any:
     c.model.fast.update({"prompt": "pi0", "length": 32, "images": "backbone"})
     matrices = r"^backbone/.*kernel$"
     c.optim.update({"muon": (matrices,), "rates": ((matrices, 4.0),)})
+    c.train.steps = 2500
     return c

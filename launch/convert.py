@@ -81,7 +81,7 @@ def import_robovlms(flags: argparse.Namespace) -> None:
 
 
 def import_openpi(flags: argparse.Namespace) -> None:
-    """Folder of openpi's pi0 or pi0.5 (params/ or model.safetensors, assets/) -> workdir."""
+    """Folder of openpi's or LeRobot's pi0 or pi0.5 (params/ or model.safetensors) -> workdir."""
     from vla_jax.config import load_config_file
     from vla_jax.convert.openpi.importing import from_openpi
 
@@ -122,7 +122,7 @@ def export_openvla(flags: argparse.Namespace) -> None:
 
 
 def export_lerobot(flags: argparse.Namespace) -> None:
-    """Workdir of a SmolVLA -> folder that LeRobot loads: config, weights, processors."""
+    """Workdir of a SmolVLA, pi0 or pi0.5 -> folder that LeRobot loads, processors included."""
     from vla_jax.convert import store
     from vla_jax.convert.lerobot.exporting import to_lerobot
 
@@ -297,11 +297,11 @@ def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
     add = command(export_openvla, "export-openvla", False, source | {"OUT": "new folder"})
     add("--max-shard-gb", type=float, default=5.0, help="size of a file at most (default: 5)")
     add = command(export_lerobot, "export-lerobot", False, source | {"OUT": "new folder"})
-    add("--vlm", metavar="NAME", default="", help="name or folder of SmolVLM, where LeRobot looks"
-        " its sizes and words up (default: as it was imported, or SmolVLM2-500M)")  # fmt: skip
+    add("--vlm", metavar="NAME", default="", help="name or folder of the VLM, where LeRobot looks"
+        " words and SmolVLM's sizes up (default: the imported or the released one)")  # fmt: skip
     add = command(export_openpi, "export-openpi", False, source | {"OUT": "new folder"})
     add("--format", default="jax", choices=("jax", "torch"), help="openpi's parameters (default),"
-        " or the torch port's file, which LeRobot reads, too")  # fmt: skip
+        " or the torch port's file; LeRobot's pi0 and pi0.5: export-lerobot")  # fmt: skip
     add = command(export_hf, "export-hf", False, source | {"OUT": "new folder"})
     add("--source", metavar="DIR", help="where tokenizer and processor files are copied from")
     add("--lora", default="merge", choices=("merge", "adapter"), help="add LoRA factors to the"

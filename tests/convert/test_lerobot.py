@@ -115,8 +115,8 @@ def test_lerobot_finds_what_it_asks_for(folder, tmp_path):
 
 def test_units_that_lerobot_lacks_are_said(folder, tmp_path, caplog):
     ends = {key: {"q01": [0.0] * 6, "q99": [1.0] * 6} for key in ("observation.state", "action")}
-    out = exported(folder, tmp_path, ends, units="openpi_quantile")
-    assert "does not scale as openpi_quantile" in caplog.text
+    out = exported(folder, tmp_path, ends, units="openvla_quantile")
+    assert "does not scale as openvla_quantile" in caplog.text
     assert not (out / "policy_preprocessor.json").exists()
 
 

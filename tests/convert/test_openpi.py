@@ -101,6 +101,23 @@ def test_the_statistics_become_units(imported):
     assert units.dim == 7
 
 
+def test_the_statistics_are_those_of_the_training_here(tmp_path):
+    """A model that was trained further acts by its data's, not by those it came with."""
+    found = from_openpi(TRAINED, raw_config())
+    columns = {name: [float(i)] * 7 for i, name in enumerate(("mean", "std", "min", "q01", "q99"))}
+    found.meta["statistics"] = {
+        "tiny": {"action": {}, "chunks": {"state": columns, "actions": columns}}
+    }
+    found.save(tmp_path / "run", overwrite=False)
+    to_openpi(Stored(tmp_path / "run"), tmp_path / "out")
+    (written,) = (tmp_path / "out/assets").glob("*/norm_stats.json")
+    assert written.parent.name == "tiny"
+    actions = json.loads(written.read_text())["norm_stats"]["actions"]
+    assert {name: values[0] for name, values in actions.items()} == {
+        "mean": 0, "std": 1, "q01": 3, "q99": 4
+    }  # fmt: skip
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(ConfigError, match="adaptive"):
         from_openpi(TRAINED, raw_config(adaptive=False))

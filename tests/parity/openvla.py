@@ -19,6 +19,7 @@ from vla_jax.data.units.policy_units import PolicyUnits
 from vla_jax.models import image, vla, weights
 from vla_jax.models.action_tokenizer import ActionTokenizer
 from vla_jax.models.backbones.prismatic import TOWERS, Prismatic
+from vla_jax.models.heads.detokenizer import DetokenizerParity
 from vla_jax.models.losses import NO_LABEL
 from vla_jax.models.structures import splicing
 from vla_jax.rules import flatten
@@ -70,6 +71,8 @@ def model_config(config: Mapping[str, Any], text_len: int) -> ModelConfig:
             hidden=config["text_config"]["hidden_size"],
             layers=2,
             gripper="number",
+            # A random model's best ids are words, which the original reads as the ends.
+            parity=DetokenizerParity(vocabulary="all"),
         ),
     )
 

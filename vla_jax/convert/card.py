@@ -36,7 +36,7 @@ _SETTINGS = {
     "`dataset_statistics.json`": "statistics of the training data's actions, openvla's schema",
 }
 _NORM_STATS = {
-    "`assets/*/norm_stats.json`": "statistics, in openpi's form, if they came from there"
+    "`assets/*/norm_stats.json`": "statistics of states and chunks of actions, in openpi's form"
 }
 HUGGING_FACE = Layout(
     {
@@ -66,13 +66,12 @@ OPENPI_TORCH = Layout(
     {"`model.safetensors`": "the parameters, as openpi's torch port writes them", **_NORM_STATS},
     "vla convert import-openpi THIS RUN --config=CONFIG",
 )
-LEROBOT = Layout(
-    {
-        "`config.json`, `model.safetensors`": "the policy, for LeRobot's `from_pretrained`",
-        "`policy_*processor*`": "its processors, with the statistics, where it has such units",
-    },
-    "vla convert import-lerobot THIS RUN --config=smolvla",
-)
+_LEROBOT = {
+    "`config.json`, `model.safetensors`": "the policy, for LeRobot's `from_pretrained`",
+    "`policy_*processor*`": "its processors, with the statistics, where it has such units",
+}
+LEROBOT = Layout(_LEROBOT, "vla convert import-lerobot THIS RUN --config=smolvla")
+LEROBOT_PI = Layout(_LEROBOT, "vla convert import-openpi THIS RUN --config=CONFIG")
 OPENVLA = Layout(
     {
         "`config.json`, `model*.safetensors`, tokenizer and processor files": "the VLM",

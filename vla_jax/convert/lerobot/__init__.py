@@ -1,1 +1,1 @@
-"""LeRobot's SmolVLA: names and files. Its pi0 and pi0.5 have openpi's names."""
+"""LeRobot's SmolVLA, pi0 and pi0.5: names and files. The latter two have openpi's names."""

@@ -1,4 +1,4 @@
-"""Our SmolVLA -> a folder that LeRobot's policies, trainer and commands load."""
+"""Our SmolVLA, pi0 and pi0.5 -> a folder that LeRobot's policies, trainer and commands load."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -11,15 +11,14 @@ from vla_jax.config import ConfigError, ModelConfig, resolve
 from vla_jax.convert import card, maps, output
 from vla_jax.convert.formats.safetensors import Writer
 from vla_jax.convert.hf.files import write_json
-from vla_jax.convert.lerobot import names, processors
+from vla_jax.convert.lerobot import names, pi, processors, smolvla
 from vla_jax.convert.lerobot.importing import CONFIG, MODEL
+from vla_jax.convert.openpi.exporting import write_torch
 from vla_jax.convert.store import Stored
 from vla_jax.data.units.policy_units import PolicyUnits
 from vla_jax.models import vla
 
 log = logging.getLogger(__name__)
-# What LeRobot's SmolVLA is made of; it reads sizes and words there.
-VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 # Where the folder's own config does not say otherwise; the recipe is LeRobot's default. Without a
 # device LeRobot takes the best that is there.
 _DEFAULTS = {"device": None, "push_to_hub": False, "pad_language_to": "longest"}
@@ -42,34 +41,51 @@ def to_lerobot(
         overwrite: replace `out`.
         done: takes the bytes just written.
         vlm: name or folder of the VLM, as LeRobot is to find it; "" = the imported policy's, or
-            SmolVLM2.
+            SmolVLM2, of which it reads sizes and words, or PaliGemma, of which it reads words.
 
     Raises:
-        ConfigError: the model is no SmolVLA, or none that LeRobot can build.
+        ConfigError: the model is none of the three, or none that LeRobot can build.
         WeightError: the checkpoint and the weight map differ.
         OutputError: `out` is taken.
     """
     config = resolve(stored.meta["config"])
     model: Any = vla.build(config.model)
-    c = model.config
-    if (c.backbone.name, c.structure.kind, c.expert.state) != ("smolvlm", "expert", "prefix"):
-        raise ConfigError("this is no SmolVLA: smolvlm, expert, model.expert.state 'prefix'")
+    c, arch = model.config, model.arch
+    origin = stored.meta.get("origin", {}).get("config") or {}
     units = _units(stored.meta, config.data.datasets[0].spec)
-    settings = _settings(c, model.arch, stored.meta.get("origin", {}).get("config") or {}, vlm)
-    settings["normalization_mapping"] = processors.mapping(units)
-    outgoing = maps.outgoing(names.rows(model), stored.leaves, dtype)
+    is_pi = bool(pi.kind(c))
+    settings = {**_DEFAULTS, **origin, **_settings(c, arch, origin, units)}
+    if is_pi:
+        settings |= pi.settings(c, arch) | pi.relative(units, origin)
+        del settings["pad_language_to"]
+        before = pi.before(settings, c.expert.prompt, vlm or pi.VLM)
+        rows = pi.rows(c, arch)
+    elif (c.backbone.name, c.structure.kind, c.expert.state) == ("smolvlm", "expert", "prefix"):
+        settings |= {"vlm_model_name": vlm or origin.get("vlm_model_name") or smolvla.VLM}
+        settings |= smolvla.settings(c, arch)
+        before, rows = smolvla.before(settings), names.rows(model)
+    else:
+        raise ConfigError(
+            "this is no SmolVLA (smolvlm, expert, model.expert.state 'prefix'), no pi0 and no "
+            "pi0.5 (paligemma, expert, state 'expert', or adaptive and 'none')"
+        )
+    why = processors.reason(units, relative=is_pi)
+    settings["normalization_mapping"] = processors.mapping(None if why else units)
+    outgoing = maps.outgoing(rows, stored.leaves, dtype)
     with output.whole(out, overwrite) as folder:
-        with Writer(folder / MODEL, outgoing.shapes, outgoing.dtypes, None) as writer:
-            for name, value in outgoing.repeated():
-                writer.write(name, value)
-                done(value.nbytes)
+        if is_pi:
+            write_torch(folder / MODEL, outgoing, c.expert.width, done, pi.PREFIX)
+        else:
+            with Writer(folder / MODEL, outgoing.shapes, outgoing.dtypes, None) as writer:
+                for name, value in outgoing.repeated():
+                    writer.write(name, value)
+                    done(value.nbytes)
         write_json(folder / CONFIG, settings)
-        why = processors.reason(units)
         if units and not why:
-            processors.write(folder, settings, units)
+            processors.write(folder, settings, units, before)
         else:
             log.warning("no processors are written, which LeRobot then asks for: %s", why)
-        card.write(folder / card.FILE, stored, card.LEROBOT)
+        card.write(folder / card.FILE, stored, card.LEROBOT_PI if is_pi else card.LEROBOT)
     return outgoing
 
 
@@ -79,30 +95,19 @@ def _units(meta: Mapping[str, Any], spec: str) -> PolicyUnits | None:
 
 
 def _settings(
-    model: ModelConfig, arch: Mapping[str, Any], origin: Mapping[str, Any], vlm: str
+    model: ModelConfig,
+    arch: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    units: PolicyUnits | None,
 ) -> dict[str, Any]:
-    """LeRobot's config.json: what our config says, over the imported one."""
-    e, s, text = model.expert, model.structure, arch["text_config"]
-    head: Any = model.head
-    width, side = text["hidden_size"], arch["vision_config"]["image_size"]
-    made = names.hidden_of(e.width)
-    if e.hidden != made:
-        raise ConfigError(
-            f"model.expert.hidden: LeRobot makes an expert of width {e.width} with {made}, "
-            f"this one has {e.hidden}"
-        )
-    cameras = _cameras(s.cameras, side, origin)
+    """What every policy's config.json has: our config's, over the imported one's."""
+    e, s = model.expert, model.structure
+    cameras = _cameras(s.cameras, arch["vision_config"]["image_size"], origin)
+    # A model that takes no state may have actions that count from one.
+    size = s.proprio or (len(units.state.first) if units else 0)
+    state = {processors.FEATURES["state"]: {"type": "STATE", "shape": [size]}} if size else {}
     return {
-        **_DEFAULTS,
-        **origin,
-        "type": "smolvla",
-        "vlm_model_name": vlm or origin.get("vlm_model_name") or VLM,
-        # The weights are all in this folder.
-        "load_vlm_weights": False,
-        "input_features": {
-            **cameras,
-            processors.FEATURES["state"]: {"type": "STATE", "shape": [s.proprio]},
-        },
+        "input_features": {**cameras, **state},
         "output_features": {
             processors.FEATURES["actions"]: {"type": "ACTION", "shape": [model.action_dim]}
         },
@@ -110,16 +115,6 @@ def _settings(
         "n_action_steps": min(origin.get("n_action_steps", s.chunk), s.chunk),
         "max_state_dim": e.padded,
         "max_action_dim": e.padded,
-        "resize_imgs_with_padding": [side, side],
-        "tokenizer_max_length": s.text_len,
-        "num_steps": head.sampling_steps,
-        "add_image_special_tokens": bool(e.marks_before or e.marks_behind),
-        "attention_mode": "cross_attn" if e.joint_every > 1 else "self_attn",
-        "self_attn_every_n_layers": e.joint_every,
-        "num_vlm_layers": text["num_hidden_layers"],
-        "num_expert_layers": e.layers or -1,
-        # LeRobot cuts the product to a whole number, which must not end one below the width.
-        "expert_width_multiplier": _multiplier(e.width, width),
     }
 
 
@@ -128,14 +123,10 @@ def _cameras(names: tuple[str, ...], side: int, origin: Mapping[str, Any]) -> di
     found = {
         name: feature
         for name, feature in (origin.get("input_features") or {}).items()
-        if feature["type"] == "VISUAL"
+        # A camera that is never there changes nothing, so that ours has none.
+        if feature["type"] == "VISUAL" and ".empty_camera_" not in name
     }
     if len(found) == len(names):
         return found
     shape = [3, side, side]
     return {f"observation.images.{name}": {"type": "VISUAL", "shape": shape} for name in names}
-
-
-def _multiplier(width: int, of: int) -> float:
-    ratio = width / of
-    return ratio if int(of * ratio) == width else (width + 0.5) / of

@@ -1,7 +1,7 @@
 """LeRobot's processors: what stands before and behind its policy, as it keeps them in a folder.
 
 Two pipelines are JSON files of steps; the statistics lie beside them, in one file for each step
-that scales. Source: lerobot 0.6.1 `processor/`, `policies/smolvla/processor_smolvla.py`.
+that scales. Source: lerobot 0.6.1 `processor/`.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,18 @@ from vla_jax.data.units.scaling import RULES
 
 # Of the units -> of LeRobot's datasets and policies.
 FEATURES = {"state": "observation.state", "actions": "action"}
-# Our rule -> LeRobot's, where the two are the same to the last bit.
-MODES = {"lerobot_zscore": "MEAN_STD", "lerobot_quantile": "QUANTILES"}
+# Our rule -> LeRobot's of the same statistics. openpi adds an epsilon to every width, LeRobot none,
+# so that it is added to the statistics that are written.
+MODES = {
+    "lerobot_zscore": "MEAN_STD",
+    "lerobot_quantile": "QUANTILES",
+    "openpi_zscore": "MEAN_STD",
+    "openpi_quantile": "QUANTILES",
+}
+Steps = dict[str, dict[str, Any]]  # registry name -> settings, in their order
+SCALES, RELATIVE = "normalizer_processor", "relative_actions_processor"
+_RESTORES, _ABSOLUTE = "unnormalizer_processor", "absolute_actions_processor"
 _BEFORE, _BEHIND = "policy_preprocessor", "policy_postprocessor"
-_SCALES, _RESTORES = "normalizer_processor", "unnormalizer_processor"
 
 
 def statistics(folder: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -32,7 +40,7 @@ def statistics(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     files = [
         step["state_file"]
         for step in read_json(path).get("steps", [])
-        if step.get("registry_name") == _SCALES and "state_file" in step
+        if step.get("registry_name") == SCALES and "state_file" in step
     ]
     found: dict[str, dict[str, np.ndarray]] = {}
     for file in files:
@@ -43,70 +51,91 @@ def statistics(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
-def reason(units: PolicyUnits | None) -> str:
-    """Why LeRobot has no processors like these units; "" = it has."""
+def reason(units: PolicyUnits | None, relative: bool) -> str:
+    """Why LeRobot has no processors like these units; "" = it has.
+
+    Args:
+        units: the checkpoint's.
+        relative: whether the policy's processors can count actions from the state.
+    """
     if units is None:
         return "the checkpoint has no units"
     rules = units.state.rule, units.actions.rule
     if set(rules) - set(MODES) or units.state.mask or units.actions.mask:
         return f"LeRobot does not scale as {' and '.join(sorted(set(rules)))} does"
-    others = {"relative actions": units.relative, "a robot's own joints": units.robot}
-    others |= {"a gripper from 0 to 1": units.gripper}
-    return ", ".join(f"LeRobot's SmolVLA has no {name}" for name, has in others.items() if has)
+    others = {"a robot's own joints": units.robot, "a gripper from 0 to 1": units.gripper}
+    if not relative:
+        others |= {"relative actions": units.relative}
+    return ", ".join(f"LeRobot's policy has no {name}" for name, has in others.items() if has)
 
 
 def mapping(units: PolicyUnits | None) -> dict[str, str]:
-    """`normalization_mapping` of LeRobot's config."""
+    """`normalization_mapping` of LeRobot's config.
+
+    Args:
+        units: that LeRobot has; see `reason`.
+    """
     found = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
-    if units and not reason(units):
+    if units:
         found |= {"STATE": MODES[units.state.rule], "ACTION": MODES[units.actions.rule]}
     return found
 
 
-def write(folder: Path, config: Mapping[str, Any], units: PolicyUnits) -> None:
-    """Write both pipelines of a SmolVLA.
+def words(vlm: str, length: int, padding: str) -> dict[str, Any]:
+    """Settings of the step that tokenizes.
+
+    Args:
+        vlm: name or folder of the tokenizer.
+        length: text columns.
+        padding: to "longest" or "max_length".
+    """
+    return {
+        "max_length": length, "task_key": "task", "padding_side": "right", "padding": padding,
+        "truncation": True, "tokenizer_name": vlm,
+    }  # fmt: skip
+
+
+def device(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the step that moves a batch to the policy's device."""
+    # LeRobot's commands put the policy's device in its place.
+    return {"device": config["device"] or "cpu", "float_dtype": None}
+
+
+def write(folder: Path, config: Mapping[str, Any], units: PolicyUnits, before: Steps) -> None:
+    """Write both pipelines of a policy.
 
     Args:
         folder: the policy's.
         config: LeRobot's, complete.
         units: that LeRobot has; see `reason`.
+        before: the steps before the policy; `SCALES` gets its settings here.
     """
     features = {**config["input_features"], **config["output_features"]}
     scaling = {"eps": 1e-8, "norm_map": config["normalization_mapping"]}
-    # LeRobot's commands put the policy's device in its place.
-    device = {"device": config["device"] or "cpu", "float_dtype": None}
-    words = {
-        "max_length": config["tokenizer_max_length"], "task_key": "task", "padding_side": "right",
-        "padding": config["pad_language_to"], "truncation": True,
-        "tokenizer_name": config["vlm_model_name"],
-    }  # fmt: skip
-    before = {
-        "rename_observations_processor": {"rename_map": {}}, "to_batch_processor": {},
-        "smolvla_new_line_processor": {}, "tokenizer_processor": words, "device_processor": device,
-        _SCALES: {**scaling, "features": features},
-    }  # fmt: skip
-    behind = {
-        _RESTORES: {**scaling, "features": config["output_features"]},
-        "device_processor": {"device": "cpu", "float_dtype": None},
-    }
+    behind: Steps = {_RESTORES: {**scaling, "features": config["output_features"]}}
+    if RELATIVE in before:
+        behind[_ABSOLUTE] = {"enabled": before[RELATIVE]["enabled"]}
+    behind["device_processor"] = {"device": "cpu", "float_dtype": None}
+    before = {**before, SCALES: {**scaling, "features": features}}
     for name, steps in ((_BEFORE, before), (_BEHIND, behind)):
         rows = []
         for i, (kind, settings) in enumerate(steps.items()):
             rows.append({"registry_name": kind, "config": settings})
-            if kind in (_SCALES, _RESTORES):
+            if kind in (SCALES, _RESTORES):
                 rows[-1]["state_file"] = f"{name}_step_{i}_{kind}{SUFFIX}"
                 _write_statistics(folder / rows[-1]["state_file"], units)
         write_json(folder / f"{name}.json", {"name": name, "steps": rows})
 
 
 def _write_statistics(path: Path, units: PolicyUnits) -> None:
-    arrays = {
-        f"{FEATURES[what]}.{name}": np.asarray(values, np.float32)
-        for what, scaling in (("state", units.state), ("actions", units.actions))
-        for name, values in zip(
-            RULES[scaling.rule].names, (scaling.first, scaling.second), strict=True
-        )
-    }
+    arrays: dict[str, np.ndarray] = {}
+    for what, scaling in (("state", units.state), ("actions", units.actions)):
+        rule = RULES[scaling.rule]
+        # LeRobot's own epsilon is its processor's, and only where a width is 0.
+        epsilon = rule.back if not rule.only_zero else 0.0
+        second = np.asarray(scaling.second, np.float64) + epsilon
+        for name, values in zip(rule.names, (scaling.first, second), strict=True):
+            arrays[f"{FEATURES[what]}.{name}"] = np.asarray(values, np.float32)
     shapes = {name: array.shape for name, array in arrays.items()}
     dtypes = {name: array.dtype for name, array in arrays.items()}
     with Writer(path, shapes, dtypes, None) as writer:

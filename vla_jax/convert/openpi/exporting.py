@@ -1,6 +1,6 @@
 """Our pi0, pi0.5 and pi0-FAST -> openpi's checkpoints: Orbax, or the torch port's file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vla_jax.models import vla
 
 Done = Callable[[int], Any]  # takes the bytes just written
 FORMATS = ("jax", "torch")
+_COLUMNS = ("mean", "std", "q01", "q99")  # of openpi's norm_stats.json
 
 
 def to_openpi(
@@ -59,18 +60,32 @@ def to_openpi(
         if kind == "jax":
             _write_params(folder / "params", outgoing, done)
         else:
-            _write_torch(folder / f"model{SUFFIX}", outgoing, model.config.expert.width, done)
-        # Only a model that came from openpi has statistics in openpi's form.
-        statistics = stored.meta.get("origin", {}).get("norm_stats")
-        if statistics:
+            write_torch(folder / f"model{SUFFIX}", outgoing, model.config.expert.width, done)
+        for asset, statistics in _statistics(stored.meta, config.data.datasets[0].spec).items():
             # openpi looks statistics up below the asset's name.
-            asset = stored.meta["origin"].get("asset") or config.data.datasets[0].spec
             path = folder / "assets" / asset
             path.mkdir(parents=True)
             write_json(path / "norm_stats.json", {"norm_stats": statistics})
         layout = card.OPENPI if kind == "jax" else card.OPENPI_TORCH
         card.write(folder / card.FILE, stored, layout)
     return outgoing
+
+
+def _statistics(meta: Mapping[str, Any], spec: str) -> dict[str, Any]:
+    """Asset -> the statistics that the checkpoint's units are made of, in openpi's form."""
+    # Of a model that was trained here, what it was imported with is not what it acts by.
+    measured = {
+        name: {
+            what: {statistic: columns[statistic] for statistic in _COLUMNS if statistic in columns}
+            for what, columns in found["chunks"].items()
+        }
+        for name, found in meta["statistics"].items()
+        if "chunks" in found
+    }
+    origin = meta.get("origin", {})
+    if measured or not origin.get("norm_stats"):
+        return measured
+    return {origin.get("asset") or spec: origin["norm_stats"]}
 
 
 def _write_params(folder: Path, outgoing: maps.Outgoing, done: Done) -> None:
@@ -90,10 +105,20 @@ def _write_params(folder: Path, outgoing: maps.Outgoing, done: Done) -> None:
         writer.save(folder.absolute(), rules.unflatten(flat))
 
 
-def _write_torch(path: Path, outgoing: maps.Outgoing, width: int, done: Done) -> None:
-    """The port's file, with the expert's head, which it asks for and never uses, as zeros."""
-    table = names.TORCH_TABLE
-    head, vocab = names.TORCH_UNUSED, outgoing.shapes[table][0]
+def write_torch(
+    path: Path, outgoing: maps.Outgoing, width: int, done: Done, prefix: str = ""
+) -> None:
+    """The port's file, with the expert's head, which it asks for and never uses, as zeros.
+
+    Args:
+        path: the file.
+        outgoing: all else.
+        width: the expert's.
+        done: see `Done`.
+        prefix: before every name; LeRobot's files have one.
+    """
+    table, head = prefix + names.TORCH_TABLE, prefix + names.TORCH_UNUSED
+    vocab = outgoing.shapes[table][0]
     shapes = {**outgoing.shapes, head: (vocab, width)}
     dtypes = {**outgoing.dtypes, head: outgoing.dtypes[table]}
 

@@ -1,12 +1,14 @@
 """openpi's checkpoints -> ours: pi0, pi0.5 and pi0-FAST, of the JAX trainer or the torch port.
 
 A folder has `params/` (Orbax; the average where the run kept one) or `model.safetensors`, and
-mostly `assets/ASSET/norm_stats.json`. It has no sizes and no tokenizer: sizes are read off the
+mostly `assets/ASSET/norm_stats.json`; LeRobot's have `config.json` and the statistics beside their
+processors. It has no sizes and no tokenizer: sizes are read off the
 tensors as far as they tell, the tokenizer is PaliGemma's own. The FAST tokenizer of pi0-FAST is
 named by `model.fast.dir`.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from vla_jax.config import Config, ConfigError, read_json, resolve, to_dict
 from vla_jax.convert import answers, maps
 from vla_jax.convert.formats.safetensors import SUFFIX, Safetensors
 from vla_jax.convert.importing import Import, shapes_of
+from vla_jax.convert.lerobot import processors
 from vla_jax.convert.openpi import names
 from vla_jax.convert.openpi.lora import Merged
 from vla_jax.convert.openpi.source import OrbaxParams, Unstacked
-from vla_jax.convert.tensors import Source
+from vla_jax.convert.tensors import Renamed, Source, Without
 from vla_jax.data.language.tokenizer import Tokenizer
 from vla_jax.data.units.normalize import ActionSpec
 from vla_jax.data.units.policy_units import PolicyUnits
@@ -28,7 +31,7 @@ from vla_jax.inference.policy import with_complete_arch
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
 
-STATISTICS = "norm_stats.json"
+STATISTICS, CONFIG = "norm_stats.json", "config.json"
 
 
 def from_openpi(
@@ -66,6 +69,7 @@ def from_openpi(
     rows = rows_of(model.config, model.arch)
     part = maps.incoming(rows, shapes_of(model), source, ignore, dtype)
     statistics = _statistics(root, asset)
+    settings = read_json(root / CONFIG) if (root / CONFIG).is_file() else {}
     name = config.data.datasets[0].spec
     meta = {
         "config": to_dict(config),
@@ -73,7 +77,13 @@ def from_openpi(
         "action_specs": {name: _spec(config.model.action_dim).to_json()},
         "units": {name: units(config, statistics).to_json()} if statistics else {},
         "tokenizer": words.to_json() if words else "",
-        "origin": {"kind": "openpi", "asset": asset, "norm_stats": statistics},
+        "origin": {
+            "kind": "openpi",
+            "asset": asset,
+            "norm_stats": statistics,
+            # LeRobot's own, of which an export keeps what our config does not say.
+            "config": settings if "type" in settings else {},
+        },
     }
     return Import(config, part.leaves, meta, (), part.changed, part.unused)
 
@@ -158,7 +168,8 @@ def expert_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 def _open(root: Path, config: Config) -> tuple[Source, Any, tuple[str, ...], dict[str, Any]]:
     """The tensors, what maps them, names to pass over, and the sizes they tell."""
     if (root / f"model{SUFFIX}").is_file():
-        return Safetensors(root / f"model{SUFFIX}"), names.torch_rows, names.TORCH_IGNORE, {}
+        source = _torch(Safetensors(root / f"model{SUFFIX}"))
+        return source, names.torch_rows, names.TORCH_IGNORE, {}
     if not (root / "params").is_dir():
         raise WeightError(f"{root}: neither params/ nor model{SUFFIX}")
     merged = Merged(OrbaxParams(root / "params"))
@@ -168,6 +179,18 @@ def _open(root: Path, config: Config) -> tuple[Source, Any, tuple[str, ...], dic
         raise WeightError(f"{root}: not openpi's parameters: no {error}") from error
     # Merging comes first, as factors are stacked like their weights.
     return Unstacked(merged), names.jax_rows, (), sizes
+
+
+def _torch(source: Source) -> Source:
+    """The torch port's tensors under openpi's names."""
+    # LeRobot's files have a word before every name.
+    source = Renamed(source, [(r"model\.", "")])
+    if names.TORCH_WORDS not in source.shapes:
+        return source
+    # Of LeRobot's two tables, which it does not tie, this one is read; the head keeps what it was
+    # before training.
+    source = Without(source, names.TORCH_TABLE)
+    return Renamed(source, [(re.escape(names.TORCH_WORDS), names.TORCH_TABLE)])
 
 
 def _with_sizes(config: Config, sizes: Mapping[str, Any]) -> Config:
@@ -199,14 +222,19 @@ def _with_sizes(config: Config, sizes: Mapping[str, Any]) -> Config:
 
 
 def _statistics(root: Path, asset: str) -> dict[str, Any]:
-    """`norm_stats` of one asset; {} where the checkpoint has none."""
+    """`norm_stats` of one asset, or LeRobot's in their form; {} where the checkpoint has none."""
     by_asset = {path.parent.name: path for path in sorted(root.glob(f"assets/**/{STATISTICS}"))}
     if asset and asset not in by_asset:
         raise ConfigError(f"{root}: no statistics of {asset!r}; there are {sorted(by_asset)}")
     if len(by_asset) > 1 and not asset:
         raise ConfigError(f"{root}: statistics of {sorted(by_asset)}: choose one with --asset")
     if not by_asset:
-        return {}
+        beside = processors.statistics(root)
+        return {
+            ours: {name: np.ravel(values).tolist() for name, values in beside[theirs].items()}
+            for ours, theirs in processors.FEATURES.items()
+            if theirs in beside
+        }
     raw = read_json(by_asset[asset] if asset else next(iter(by_asset.values())))
     # openpi wraps the statistics in this key; a bare file is taken as well.
     return raw.get("norm_stats", raw)

@@ -4,6 +4,7 @@ A stacked tensor of the JAX parameters, `.../q_einsum/w`, stands here as its lay
 `.../q_einsum/w[0]`, `[1]`, ...; see `source.Unstacked`.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +15,14 @@ from vla_jax.models.backbones.paligemma import PaliGemma
 _IMAGE, _TEXT = "PaliGemma/img/", "PaliGemma/llm/"
 _TORCH = "paligemma_with_expert.paligemma."
 _TORCH_EXPERT = "paligemma_with_expert.gemma_expert."
-TORCH_TABLE, TORCH_UNUSED = _TORCH + "lm_head.weight", _TORCH_EXPERT + "lm_head.weight"
-# The file of the torch port: the token table once more, and a head of the expert that is not used.
-TORCH_IGNORE = (r"language_model\.embed_tokens\.weight$", r"gemma_expert\.lm_head\.weight$")
+# openpi's file keeps the token table under the name of the head that is tied to it; LeRobot's has
+# both.
+TORCH_TABLE, TORCH_WORDS = (
+    _TORCH + name for name in ("lm_head.weight", "model.language_model.embed_tokens.weight")
+)
+# A head of the expert, which is not used.
+TORCH_UNUSED = _TORCH_EXPERT + "lm_head.weight"
+TORCH_IGNORE = (re.escape(TORCH_UNUSED) + "$",)
 
 
 def jax_rows(config: ModelConfig, arch: Mapping[str, Any]) -> list[w.Weight]:
@@ -45,7 +51,7 @@ def torch_rows(config: ModelConfig, arch: Mapping[str, Any]) -> list[w.Weight]:
     rows = [
         row
         for row in PaliGemma(arch).weight_map()
-        # The port's lm_head holds the token table, see TORCH_IGNORE.
+        # The port's lm_head holds the token table.
         if "embed_tokens" not in row.source and not row.alias
     ]
     rows = w.moved(rows, "vision_tower.", _TORCH + "model.vision_tower.")
