@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from vla_jax.models.sharding import ROWS
-from vla_jax.models.towers import dropping_attention, short_attention
+from vla_jax.models.towers import short_attention
 from vla_jax.models.towers.short_attention import LANES
 
 # JAX's own kernel works on blocks of at least LANES tokens, and pads to them; shorter sequences
@@ -157,6 +157,9 @@ def _dropping_on_gpu(
     q: Array, k: Array, v: Array, mask: Mask, scale: float, drop: Drop, interpret: bool = False
 ) -> Array | None:
     """Our own kernels, for heads whose width is a power of two."""
+    # Only here: what Pallas has for Triton takes a while to load, and is for GPUs alone.
+    from vla_jax.models.towers import dropping_attention
+
     if q.shape[3] not in dropping_attention.WIDTHS or q.shape[1] < FEWEST_QUERIES:
         return None
     axis, causal = _heads_axis(q, k), isinstance(mask, Rule) and mask.causal
