@@ -66,6 +66,12 @@ def test_shipped_configs_resolve(module):
     vla.build(config.model)
 
 
+def test_libero_smoke_with_an_expert():
+    config = resolve(libero_smoke.get_config("expert:data"))
+    assert (config.model.head.kind, config.data.datasets[0].dir) == ("expert_flow", "data")
+    vla.build(config.model)
+
+
 def test_round_trip():
     config = resolve(_valid())
     assert resolve(to_dict(config)) == config
