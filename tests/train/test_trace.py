@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,7 +125,8 @@ def test_our_own_attention_kernels_count_as_whole_products():
     seed = jnp.zeros(4, jnp.uint32)
 
     def loss(q):
-        return dropping_attention.attend(how, q, q, q, None, seed).sum()
+        attended: Any = dropping_attention.attend(how, q, q, q, None, seed)
+        return attended.sum()
 
     b, n, h, d = 2, 200, 4, 64
     q = jnp.zeros((b, n, h, d), jnp.bfloat16)
