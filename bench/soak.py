@@ -202,9 +202,9 @@ def flat(samples: list[dict[str, Any]]) -> tuple[bool, str]:
     middle, last = samples[third:-third], samples[-third:]
     kept = floor(samples[third:])
     memory, rises = statistics.median(row["rss_mb"] for row in kept), rise(kept)
-    most = max(row["rss_mb"] for row in samples)
+    peak = max(row["rss_mb"] for row in samples)
     words = [
-        f"{memory:.0f} MB, rising by {rises:.2f} MB ({rises / memory:.2%}), at most {most:.0f}"
+        f"{memory:.0f} MB, rising by {rises:.2f} MB ({rises / memory:.2%}), at most {peak:.0f}"
     ]
     is_flat = rises <= max(RISE * memory, FEW_MB)
     for name in ("descriptors", "threads"):

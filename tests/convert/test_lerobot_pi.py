@@ -71,11 +71,11 @@ def run(raw: dict[str, Any], folder: Path) -> Path:
     model: Any = vla.build(config.model)
     rng = np.random.default_rng(0)
     ours = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes_of(model).items()}
-    theirs: dict[str, np.ndarray] = {}
+    original: dict[str, np.ndarray] = {}
     for row in pi.torch_rows(config.model, model.arch):
-        theirs |= arrays.to_theirs(row, ours)
+        original |= arrays.to_theirs(row, ours)
     folder.mkdir()
-    save_file(theirs, folder / "model.safetensors")
+    save_file(original, folder / "model.safetensors")
     (folder / "assets/tiny").mkdir(parents=True)
     text = json.dumps({"norm_stats": statistics()})
     (folder / "assets/tiny/norm_stats.json").write_text(text)
@@ -132,13 +132,13 @@ def test_statistics_scale_as_ours_do(rule, tmp_path):
     folder = run(raw_config("pi05", rule), tmp_path / "from")
     to_lerobot(Stored(folder), tmp_path / "out")
     file = next((tmp_path / "out").glob("policy_postprocessor_step_*.safetensors"))
-    found = load_file(file)
+    exported = load_file(file)
     units = PolicyUnits.from_json(Stored(folder).meta["units"]["tiny"])
     values = np.array([[0.3, -0.7, 2.5]])
     if rule == "openpi_zscore":
-        restored = values * found["action.std"] + found["action.mean"]
+        restored = values * exported["action.std"] + exported["action.mean"]
     else:
-        low, high = found["action.q01"], found["action.q99"]
+        low, high = exported["action.q01"], exported["action.q99"]
         restored = (values + 1) * (high - low) / 2 + low
     np.testing.assert_allclose(restored, units.actions.unnormalize(values), rtol=3e-7)
     exact = restored == units.actions.unnormalize(values)
@@ -158,12 +158,12 @@ def test_in_again_to_the_bit(tmp_path):
     to_lerobot(Stored(tmp_path / "again"), tmp_path / "two")
     assert json.loads((tmp_path / "two/config.json").read_text())["optimizer_lr"] == 0.5
     to_openpi(Stored(tmp_path / "again"), tmp_path / "back", "torch")
-    theirs = load_file(tmp_path / "from/model.safetensors")
+    original = load_file(tmp_path / "from/model.safetensors")
     for folder, prefix in (("two", "model."), ("back", "")):
-        found = load_file(tmp_path / folder / "model.safetensors")
-        assert len(found) == len(theirs) + 1  # the expert's head
-        for name, value in theirs.items():
-            np.testing.assert_array_equal(found[prefix + name], value, err_msg=name)
+        exported = load_file(tmp_path / folder / "model.safetensors")
+        assert len(exported) == len(original) + 1  # the expert's head
+        for name, value in original.items():
+            np.testing.assert_array_equal(exported[prefix + name], value, err_msg=name)
 
 
 def test_of_two_tables_the_one_that_is_read(tmp_path):

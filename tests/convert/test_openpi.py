@@ -103,12 +103,12 @@ def test_the_statistics_become_units(imported):
 
 def test_the_statistics_are_those_of_the_training_here(tmp_path):
     """A model that was trained further acts by its data's, not by those it came with."""
-    found = from_openpi(TRAINED, raw_config())
+    imported = from_openpi(TRAINED, raw_config())
     columns = {name: [float(i)] * 7 for i, name in enumerate(("mean", "std", "min", "q01", "q99"))}
-    found.meta["statistics"] = {
+    imported.meta["statistics"] = {
         "tiny": {"action": {}, "chunks": {"state": columns, "actions": columns}}
     }
-    found.save(tmp_path / "run", overwrite=False)
+    imported.save(tmp_path / "run", overwrite=False)
     to_openpi(Stored(tmp_path / "run"), tmp_path / "out")
     (written,) = (tmp_path / "out/assets").glob("*/norm_stats.json")
     assert written.parent.name == "tiny"

@@ -129,7 +129,7 @@ def load(kind: str, where: str, exported: str, out: str) -> None:
     """Both folders as LeRobot's own commands read them."""
     shrink(kind, Path(where))
     io = dict(np.load(Path(where, "io.npz")))
-    found, tensors = {}, {}
+    outputs, tensors = {}, {}
     for name, folder in (("theirs", Path(where, "policy")), ("ours", Path(exported))):
         policy = get_policy_class(kind).from_pretrained(folder, strict=True).eval()
         before, behind = make_pre_post_processors(policy.config, pretrained_path=str(folder))
@@ -137,8 +137,8 @@ def load(kind: str, where: str, exported: str, out: str) -> None:
         batch = {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in batch.items()}
         batch = before({**batch, "task": io["tasks"].tolist()})
         chunk = policy.predict_action_chunk(batch, noise=torch.from_numpy(io["noise"]))
-        found[f"{name}/ids"] = batch["observation.language.tokens"].numpy()
-        found[f"{name}/actions"] = behind(chunk).numpy()
+        outputs[f"{name}/ids"] = batch["observation.language.tokens"].numpy()
+        outputs[f"{name}/actions"] = behind(chunk).numpy()
         tensors[name] = policy.state_dict()
         tensors[name + "/config"] = {k: str(v) for k, v in vars(policy.config).items()}
     # No head is used; both are in the files.
@@ -147,7 +147,7 @@ def load(kind: str, where: str, exported: str, out: str) -> None:
     pairs = tensors["theirs/config"], tensors["ours/config"]
     settings = {k: [c.get(k) for c in pairs] for k in pairs[0] if pairs[0][k] != pairs[1].get(k)}
     report = {"differing": differing, "settings": settings, "lerobot": lerobot.__version__}
-    np.savez(out, report=json.dumps({**report, "tensors": len(used)}), **found)
+    np.savez(out, report=json.dumps({**report, "tensors": len(used)}), **outputs)
 
 
 if __name__ == "__main__":

@@ -240,10 +240,10 @@ backend_config={name = "dropping_forward_kernel"}
 """
     program = hlo.parse(text)
     main = program.get("main")
-    found = {name: hlo_flops.flops(main[name], main, program) for name in main}
+    counts = {name: hlo_flops.flops(main[name], main, program) for name in main}
     product = 2 * 4 * 16 * 640 * 320 * 64
     expected = {"1": 2 * product, "2": 3 * product, "3": 4 * product}
-    assert {name[-1]: n for name, n in found.items() if n} == expected
+    assert {name[-1]: n for name, n in counts.items() if n} == expected
     wide, narrow = 2 * 4 * 640 * 16 * 64, 2 * 4 * 320 * 8 * 64
     moved = hlo_bytes.moved(main["pallas_call.1"], main, program)
     assert moved == 2 * wide + 2 * narrow + 4 * 4 * 16 * 640  # the scores are nowhere

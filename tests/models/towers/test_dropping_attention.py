@@ -88,10 +88,10 @@ def test_numbers_and_gradients_are_those_of_the_definition(
 
         return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
 
-    found = both(lambda *qkv: attend(how, *qkv, mask, seed))
+    attended = both(lambda *qkv: attend(how, *qkv, mask, seed))
     expected = both(lambda *qkv: definition(how, qkv, mask, keep))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), attended, expected
     )
 
 
@@ -115,11 +115,11 @@ def test_a_token_that_may_attend_to_nothing_gets_zeros_and_gives_no_gradient(blo
 def test_half_precision_is_as_near_as_it_can_be(blocks, dtype):
     q, k, v = (x.astype(dtype) for x in numbers(1, 20, 20, 2, 1))
     seed, how = jnp.arange(4, dtype=jnp.uint32), How(0.25, True, 0.1, 2, True)
-    found = jax.jit(lambda *x: attend(how, *x, None, seed))(q, k, v)
+    attended = jax.jit(lambda *x: attend(how, *x, None, seed))(q, k, v)
     wide = (x.astype(jnp.float32) for x in (q, k, v))
     expected = definition(how, wide, None, kept(seed, 1, 2, 20, 20, how.rate))
-    assert found.dtype == dtype
-    np.testing.assert_allclose(found.astype("float32"), expected, atol=0.03)
+    assert attended.dtype == dtype
+    np.testing.assert_allclose(attended.astype("float32"), expected, atol=0.03)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -142,8 +142,8 @@ def test_every_part_keeps_its_share(seed):
     for axes in itertools.chain(
         [()], itertools.combinations(range(4), 1), [(0, 1), (1, 2), (0, 3)]
     ):
-        others = tuple(axis for axis in range(4) if axis not in axes)
-        share = keep.mean(others)
+        averaged = tuple(axis for axis in range(4) if axis not in axes)
+        share = keep.mean(averaged)
         deviation = np.sqrt(RATE * (1 - RATE) * share.size / keep.size)
         # Of 256 queries or keys one in all tests together should be so far off by chance.
         assert abs(share - (1 - RATE)).max() < 4.8 * deviation, axes

@@ -27,11 +27,11 @@ def test_gradients_of_parameters_come_with_that_of_the_input_and_frozen_ones_not
     last = equations(jax.grad(loss, (0, 1)), a, x)[-1]
     assert last.primitive.name == "optimization_barrier"
     assert len(last.outvars) == 2
-    found, expected = (
+    ordered, expected = (
         jax.grad(functools.partial(loss, through=through), (0, 1))(a, x)
         for through in (order.together, lambda values: values)
     )
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(np.testing.assert_array_equal, ordered, expected)
 
 
 def test_a_row_that_is_looked_up_twice_gets_both_gradients_and_a_table_begins_with_them():
@@ -41,11 +41,11 @@ def test_a_row_that_is_looked_up_twice_gets_both_gradients_and_a_table_begins_wi
     def loss(table, lookup):
         return jnp.sum(lookup(table, ids) ** 2 * weight)
 
-    found, expected = (
+    ordered, expected = (
         jax.grad(loss)(table, lookup)
         for lookup in (order.lookup, lambda table, ids: jnp.take(table, ids, axis=0))
     )
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(ordered, expected)
     names = [x.primitive.name for x in equations(lambda t: jax.grad(loss)(t, order.lookup), table)]
     # The zeros of the table are spread behind the barrier, then added to.
     behind = names[names.index("optimization_barrier") :]

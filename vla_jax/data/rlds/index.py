@@ -108,14 +108,16 @@ class RLDSIndex:
     def fetch(self, spans: Sequence[tuple[str, int, int]]) -> None:
         """See `vla_jax.data.source.Fetching`; on a disk there is nothing to gain."""
         if isinstance(self._parts, FileParts) and is_remote(self.root):
-            self._parts.fetch([self._bytes(*span) for span in spans])
+            places = [self._bytes(*span) for span in spans]
+            self._parts.fetch([(path, begin, end) for path, _, begin, end in places])
 
-    def _bytes(self, camera: str, first: int, last: int) -> tuple[Any, int, int]:
-        """Shard, first byte and the one after the last of frames of one episode."""
+    def _bytes(self, camera: str, first: int, last: int) -> tuple[Any, int, int, int]:
+        """Frames of one episode: shard, episode within it, first byte, the one after the last."""
         at, size = self._cameras[camera]
         episode = int(np.searchsorted(self.starts, first, side="right")) - 1
+        path, number = self.shards[self.shard[episode]], int(self.number[episode])
         # Within a record the frames of one camera lie back to back.
-        return self.shards[self.shard[episode]], int(at[first]), int(at[last]) + int(size[last])
+        return path, number, int(at[first]), int(at[last]) + int(size[last])
 
     def read(self, camera: str, first: int, last: int) -> list[memoryview]:
         """Encoded images of frames `first`..`last` (inclusive, one episode) with one read.
@@ -123,10 +125,9 @@ class RLDSIndex:
         Frames are numbered over the whole split. An empty view means: no image.
         """
         at, size = self._cameras[camera]
-        path, begin, end = self._bytes(camera, first, last)
-        episode = int(np.searchsorted(self.starts, first, side="right")) - 1
+        path, record, begin, end = self._bytes(camera, first, last)
         try:
-            data = self._parts.read(path, int(self.number[episode]), begin, end)
+            data = self._parts.read(path, record, begin, end)
         except DataError as error:
             path, number, frame = self.place(first)
             raise type(error)(error.problem, path, number, frame) from error

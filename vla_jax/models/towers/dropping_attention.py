@@ -21,6 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, UInt32
 
+from vla_jax.models.towers.short_attention import product
+
 WIDTHS = (16, 32, 64, 128)  # of heads: a power of two, as all that a Triton kernel loads
 # Queries and keys of a block, forward, and of both kernels of the backward pass.
 FORWARD, BACKWARD = (128, 64), (64, 64)
@@ -268,11 +270,6 @@ def _store(ref: Any, start: Any, x: Array) -> None:
     triton.store(ref.at[pl.ds(start, x.shape[0])], x.astype(ref.dtype), mask=there)
 
 
-def _product(a: Array, b: Array, contracted: tuple[int, int]) -> Array:
-    axes = (((contracted[0],), (contracted[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
-
-
 def _forward_kernel(how: How, q_ref: Any, k_ref: Any, v_ref: Any, seed: Any, *refs: Any) -> None:
     """A block of queries against all keys."""
     *masks, out, logs = refs
@@ -285,12 +282,12 @@ def _forward_kernel(how: How, q_ref: Any, k_ref: Any, v_ref: Any, seed: Any, *re
         summed, highest, total = carry
         at = start, number * j
         k, v = (_load(ref, at[1], j) for ref in (k_ref, v_ref))
-        scores = block.forbidding(_product(q, k, (1, 1)) * (how.scale * _LOG2), at)
+        scores = block.forbidding(product(q, k, (1, 1)) * (how.scale * _LOG2), at)
         higher = jnp.maximum(highest, scores.max(1))
         powers, shrunk = jnp.exp2(scores - higher[:, None]), jnp.exp2(highest - higher)
         total = total * shrunk + powers.sum(1)
         powers = block.dropping(powers, at, head).astype(v.dtype)
-        return summed * shrunk[:, None] + _product(powers, v, (1, 0)), higher, total
+        return summed * shrunk[:, None] + product(powers, v, (1, 0)), higher, total
 
     zeros = jnp.zeros((i, w), jnp.float32), jnp.full((i,), _LOWEST), jnp.zeros((i,), jnp.float32)
     summed, highest, total = jax.lax.fori_loop(0, _end(how, start + i, s, j), turn, zeros)
@@ -327,10 +324,10 @@ def _query_kernel(
     def turn(number: Any, summed: Array) -> Array:
         at = start, number * j
         k, v = (_load(ref, at[1], j) for ref in (k_ref, v_ref))
-        scores = block.forbidding(_product(q, k, (1, 1)) * (how.scale * _LOG2), at)
-        by_weights = block.dropping(_product(gradient, v, (1, 1)), at, head) / (1.0 - how.rate)
+        scores = block.forbidding(product(q, k, (1, 1)) * (how.scale * _LOG2), at)
+        by_weights = block.dropping(product(gradient, v, (1, 1)), at, head) / (1.0 - how.rate)
         by_scores = jnp.exp2(scores - logs) * (by_weights - mean)
-        return summed + _product(by_scores.astype(k.dtype), k, (1, 0))
+        return summed + product(by_scores.astype(k.dtype), k, (1, 0))
 
     zeros = jnp.zeros((i, w), jnp.float32)
     summed = jax.lax.fori_loop(0, _end(how, start + i, s, j), turn, zeros)
@@ -362,13 +359,13 @@ def _key_kernel(
             at = number_of_block * i, start
             q, gradient = (_load(ref, at[0], i, number) for ref in (q_ref, gradient_ref))
             logs, mean = (_load_sums(ref, at[0], i, number)[None] for ref in (logs_ref, mean_ref))
-            scores = block.forbidding(_product(k, q, (1, 1)) * (how.scale * _LOG2), at)
+            scores = block.forbidding(product(k, q, (1, 1)) * (how.scale * _LOG2), at)
             weights = jnp.exp2(scores - logs)
             kept = block.dropping(weights, at, head).astype(q.dtype)
-            by_weights = block.dropping(_product(v, gradient, (1, 1)), at, head) / (1.0 - how.rate)
+            by_weights = block.dropping(product(v, gradient, (1, 1)), at, head) / (1.0 - how.rate)
             by_scores = (weights * (by_weights - mean)).astype(q.dtype)
             by_k, by_v = sums
-            return by_k + _product(by_scores, q, (1, 0)), by_v + _product(kept, gradient, (1, 0))
+            return by_k + product(by_scores, q, (1, 0)), by_v + product(kept, gradient, (1, 0))
 
         # Queries before the first key do not see it.
         first = jax.lax.div(start, i) if how.causal else 0

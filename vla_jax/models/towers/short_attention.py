@@ -149,12 +149,13 @@ def _parts(how: How, drops: bool, refs: Any, count: int) -> tuple[list[Array], A
 
 def _weights(how: How, q: Array, k: Array, forbidden: Array) -> Float[Array, "n s"]:
     """Softmax of a head's scores, float32."""
-    scores = _product(q, k, (1, 1)) * how.scale + forbidden
+    scores = product(q, k, (1, 1)) * how.scale + forbidden
     powers = jnp.exp(scores - scores.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
 
 
-def _product(a: Array, b: Array, contracted: tuple[int, int]) -> Array:
+def product(a: Array, b: Array, contracted: tuple[int, int]) -> Array:
+    """A matrix product within a kernel, in float32, over an axis of each."""
     axes = (((contracted[0],), (contracted[1],)), ((), ()))
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
 
@@ -170,7 +171,7 @@ def _forward_kernel(how: How, drops: bool, *refs: Any) -> None:
         at = slice(head * how.width, (head + 1) * how.width)
         weights = _weights(how, q[:, at], k[:, at], forbidden)
         weights = _dropped(how, weights, keep(head) if keep else None)
-        heads.append(_product(weights.astype(v.dtype), v[:, at], (1, 0)))
+        heads.append(product(weights.astype(v.dtype), v[:, at], (1, 0)))
     refs[-1][0] = jnp.concatenate(heads, axis=1).astype(v.dtype)
 
 
@@ -181,12 +182,12 @@ def _backward_kernel(how: How, drops: bool, *refs: Any) -> None:
         at = slice(head * how.width, (head + 1) * how.width)
         kept = keep(head) if keep else None
         weights = _weights(how, q[:, at], k[:, at], forbidden)
-        by_weights = _dropped(how, _product(gradient[:, at], v[:, at], (1, 1)), kept)
+        by_weights = _dropped(how, product(gradient[:, at], v[:, at], (1, 1)), kept)
         inner = (weights * by_weights).sum(-1, keepdims=True)
         by_scores = (weights * (by_weights - inner) * how.scale).astype(q.dtype)
         attended = _dropped(how, weights, kept).astype(q.dtype)
-        out[0].append(_product(by_scores, k[:, at], (1, 0)))
-        out[1].append(_product(by_scores, q[:, at], (0, 0)))
-        out[2].append(_product(attended, gradient[:, at], (0, 0)))
+        out[0].append(product(by_scores, k[:, at], (1, 0)))
+        out[1].append(product(by_scores, q[:, at], (0, 0)))
+        out[2].append(product(attended, gradient[:, at], (0, 0)))
     for ref, heads in zip(refs[-3:], out, strict=True):
         ref[0] = jnp.concatenate(heads, axis=1).astype(q.dtype)
