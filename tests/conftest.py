@@ -6,6 +6,7 @@ Both must be set before jax is imported, which is why they stand at module level
 import gc
 import importlib.metadata
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,10 @@ _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vla_j
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 # Tiny programs compile in less than the default second and would never be kept.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# A shell starts background jobs with Ctrl-C ignored, and their children inherit that; the runs of
+# these tests are to hear it. pytest-xdist's workers inherit it from here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
