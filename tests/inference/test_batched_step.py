@@ -8,12 +8,11 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from tests.inference.test_policy import make, observe
-from vla_jax.inference import layers_apart
 from vla_jax.inference.batched_step import buckets
 from vla_jax.inference.execution import Execution
 from vla_jax.inference.policy import Policy
 from vla_jax.inference.protocol import BatchPolicy
-from vla_jax.models import sharding
+from vla_jax.models import layers_apart, sharding
 
 TOLERANCE = 1e-6
 

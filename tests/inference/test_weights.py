@@ -8,9 +8,9 @@ import pytest
 from configs import tiny
 from vla_jax import rules
 from vla_jax.config import resolve
-from vla_jax.inference import layers_apart, weights
+from vla_jax.inference import weights
 from vla_jax.inference.batched_step import BatchedStep, StepInput
-from vla_jax.models import vla
+from vla_jax.models import layers_apart, vla
 
 
 def built(choice):

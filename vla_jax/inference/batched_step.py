@@ -20,8 +20,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, use_abstract_mesh
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-from vla_jax.inference import layers_apart
 from vla_jax.inference.realtime import RealTime
+from vla_jax.models import layers_apart
 from vla_jax.models.image import ImageSpec, fit, normalize
 from vla_jax.models.structures.history import History
 from vla_jax.types import Guide, Observation

@@ -14,10 +14,9 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from vla_jax.config import Config, ConfigError
 from vla_jax.convert import answers
 from vla_jax.convert.start import Start
-from vla_jax.inference import layers_apart
 from vla_jax.inference import weights as stored_weights
 from vla_jax.inference.batched_step import BatchedStep
-from vla_jax.models import vla
+from vla_jax.models import layers_apart, vla
 from vla_jax.train import lora, state
 from vla_jax.train import mesh as meshes
 from vla_jax.train.augment import augment
