@@ -16,8 +16,9 @@ STACKED = re.compile(r"(^|/)layers/")
 
 
 # How many of a kernel's axes are inputs, behind a stack's: `Dense`'s `contract`. Attention's output
-# projection alone has two, heads and head width. What is no kernel has none.
-INPUT_AXES = ((r"/o/kernel$", 2), (r"/kernel$", 1), ("", 0))
+# projections have two, heads and head width, and so have Qwen's patches, frames and pixels. What is
+# no kernel has none.
+INPUT_AXES = ((r"/o/kernel$", 2), (r"/tower/patch/kernel$", 2), (r"/kernel$", 1), ("", 0))
 
 
 class UnmatchedPathError(ValueError):

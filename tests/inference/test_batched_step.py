@@ -17,11 +17,11 @@ from vla_jax.models import layers_apart, sharding
 TOLERANCE = 1e-6
 
 
-def shaken(policy: Policy) -> Policy:
+def shaken(policy: Policy, scale: float = 0.1) -> Policy:
     """With noise on all weights: some begin as zeros, and would hide what the images say."""
     rng = np.random.default_rng(0)
     policy._steps._params = jax.tree.map(
-        lambda x: jax.device_put((x + 0.1 * rng.normal(size=x.shape)).astype(x.dtype)),
+        lambda x: jax.device_put((x + scale * rng.normal(size=x.shape)).astype(x.dtype)),
         policy._steps._params,
     )
     return policy
@@ -32,8 +32,13 @@ def policy() -> Policy:
     return shaken(make(max_batch=4))
 
 
-def check_shared_steps(policy: Any, ages: tuple[int, ...], steps: int = 4) -> None:
-    """Sessions of these ages go on together, and each of them alone."""
+def check_shared_steps(
+    policy: Any, ages: tuple[int, ...], steps: int = 4, different: int = 0
+) -> None:
+    """Sessions of these ages go on together, and each of them alone.
+
+    At least so many `different` replies are expected; 0: more than half of them.
+    """
     alone = []
     for i, age in enumerate(ages):
         session = policy.new_session()
@@ -54,7 +59,7 @@ def check_shared_steps(policy: Any, ages: tuple[int, ...], steps: int = 4) -> No
             replies.add(reply["actions"].tobytes())
     # Were all replies the same, equality would say nothing; an untrained diffusion ends at the
     # limits of the range, and on the side of its noise.
-    assert len(replies) > 0.5 * steps * len(ages)
+    assert len(replies) >= (different or 0.5 * steps * len(ages) + 1)
 
 
 def test_a_batch_equals_its_rows(policy):
@@ -73,7 +78,10 @@ def test_a_batch_equals_its_rows(policy):
     ],
 )
 def test_in_every_structure(structure, head):
-    check_shared_steps(shaken(make(structure, head, max_batch=4)), ages=(3, 1, 0))
+    # The likeliest of 20 words is mostly the same, whatever images say to an untrained model.
+    is_discrete = structure == "discrete"
+    policy = shaken(make(structure, head, max_batch=4), 1.0 if is_discrete else 0.1)
+    check_shared_steps(policy, ages=(3, 1, 0), different=2 if is_discrete else 0)
 
 
 def test_layers_apart_answer_as_layers_in_a_stack(policy, monkeypatch):

@@ -6,8 +6,11 @@ are taken apart once, and put together again inside the program, where the compi
 Elsewhere parameters stay as they are: TPUs and CPUs read slices in the product itself.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from vla_jax import rules
 from vla_jax.models import sharding
+from vla_jax.models.towers.decoder import Cache
 
 # Else products of the same tokens become one, of kernels that are joined at every step.
 GPU_OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0}
@@ -51,3 +55,41 @@ def together(params: Any) -> Any:
     """What `apart` took apart."""
     is_apart = {"is_leaf": lambda x: isinstance(x, tuple)}
     return jax.tree.map(lambda x: jnp.stack(x) if isinstance(x, tuple) else x, params, **is_apart)
+
+
+def loop_methods(module: nn.Module) -> Callable[..., Any]:
+    """The methods of a bound module for the body of a loop of jax's, which cannot take themselves.
+
+    A loop over tokens is one on GPUs too. There layers go into it one by one, those of a cache like
+    those of the weights, or each turn would copy all of them out of their stack and into it again.
+
+    Args:
+        module: whose parameters no turn changes.
+
+    Returns:
+        run(name, *arguments, **options), what the method of that name returns.
+    """
+    unbound, variables = module.unbind()
+    is_serving = sharding.is_serving()
+    if is_serving:
+        variables = apart(variables)
+
+    def run(method: str, *args: Any, **options: Any) -> Any:
+        if not is_serving:
+            return unbound.apply(variables, *args, **options, method=method)
+        args, options = _of_caches(jnp.stack, (args, options))
+        result = unbound.apply(together(variables), *args, **options, method=method)
+        return _of_caches(tuple, result)
+
+    return run
+
+
+def _of_caches(change: Callable[[Any], Any], tree: Any) -> Any:
+    """The keys and values of all caches in a tree, changed."""
+
+    def each(x: Any) -> Any:
+        if not isinstance(x, Cache):
+            return x
+        return dataclasses.replace(x, keys=change(x.keys), values=change(x.values))
+
+    return jax.tree.map(each, tree, is_leaf=lambda x: isinstance(x, Cache))

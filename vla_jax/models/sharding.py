@@ -60,13 +60,18 @@ def whole(kernel: Array) -> Array:
 whole.defvjp(lambda kernel: (whole(kernel), None), lambda _, gradient: (gradient,))
 
 
+def is_serving() -> bool:
+    """Whether a control step on a GPU is traced, see `models.layers_apart`."""
+    return SERVING in jax.sharding.get_abstract_mesh().axis_names
+
+
 def unroll(steps: int) -> int:
     """How many steps of a loop become one: all in a control step on a GPU, else one by one.
 
     Such a step is short, and would copy the weights of every layer out of their stack before using
     them, and wait for a kernel to count to the next.
     """
-    return steps if SERVING in jax.sharding.get_abstract_mesh().axis_names else 1
+    return steps if is_serving() else 1
 
 
 @jax.custom_vjp

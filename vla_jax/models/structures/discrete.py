@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
 from vla_jax.config import ModelConfig
-from vla_jax.models import sharding
+from vla_jax.models import layers_apart, sharding
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Backbone, Tokens
 from vla_jax.models.heads import HEADS
@@ -242,11 +242,7 @@ class Discrete(Structure):
         visible = sequence.tokens.valid & (jnp.arange(n) <= last_column)
         # The blank ids behind that column would otherwise be read as actions.
         prompt = sequence.tokens._replace(valid=visible)
-        # Bound methods of submodules cannot enter a loop of jax's.
-        backbone, variables = self.backbone.unbind()
-
-        def run(method: str, *args: Any) -> Any:
-            return backbone.apply(variables, *args, method=method)
+        run = layers_apart.loop_methods(self.backbone)
 
         def write(state: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
             cache, hidden = state

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from vla_jax.config import ModelConfig
-from vla_jax.models import sharding
+from vla_jax.models import layers_apart, sharding
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Backbone, Layout, Tokens
 from vla_jax.models.heads.fast import Fast, answer_loss
@@ -266,12 +266,7 @@ class FastTokens(Structure):
         # What stands behind an answer, the end tokens of some prompts, is not read.
         n, count = prompt.embeds.shape[1], self.config.fast.length - begun.shape[1]
         visible = prompt.valid & (jnp.arange(n) <= last)
-        # Bound methods of submodules cannot enter a loop of jax's.
-        backbone, variables = self.backbone.unbind()
-
-        def run(method: str, *args: Any, **options: Any) -> Any:
-            return backbone.apply(variables, *args, **options, method=method)
-
+        run = layers_apart.loop_methods(self.backbone)
         cache = run("empty_cache", b, n + count)
         hidden, cache = run("extend", prompt._replace(valid=visible), cache)
         # Behind a chunk stands its end; openpi has zeros behind what was written.
