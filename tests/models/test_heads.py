@@ -11,7 +11,7 @@ import pytest
 from tests.models import tiny
 from vla_jax.models.action_tokenizer import ActionTokenizer
 from vla_jax.models.heads import HEADS
-from vla_jax.models.heads.common import HeadSizes, pool_tokens
+from vla_jax.models.heads.common import HeadSizes, largest, pool_tokens
 from vla_jax.models.heads.diffusion import signal_levels
 from vla_jax.models.losses import NO_LABEL, masked_mean, token_loss
 from vla_jax.types import Actions
@@ -229,6 +229,16 @@ def test_pooling_is_adaptive(tokens, latents):
     for i in range(latents):
         begin, end = i * tokens // latents, -(-(i + 1) * tokens // latents)
         np.testing.assert_array_equal(got[:, :, i], x[:, :, begin:end].max(2))
+
+
+def test_gradients_go_to_the_first_of_the_largest():
+    x = jnp.array([[[1.0], [3.0], [3.0], [2.0]]])
+    np.testing.assert_array_equal(jax.grad(lambda x: largest(x).sum())(x)[0, :, 0], [0, 1, 0, 0])
+    # -inf stands where nothing is read.
+    read = jnp.array([[[False, True, True, True]]])
+    gradient = jax.jit(jax.grad(lambda x: pool_tokens(x[None], read, 2).sum()))(x)
+    # Of three tokens the spans are the first two and the last two.
+    np.testing.assert_array_equal(gradient[0, :, 0], [0, 1, 1, 0])
 
 
 def test_pooling_nothing_gives_zeros():

@@ -143,6 +143,16 @@ def width_refusals(head: Any, structure: StructureConfig) -> list[str]:
     ]
 
 
+def largest(x: Float[Array, "*b c d"]) -> Float[Array, "*b d"]:
+    """The largest over the tokens, of each number; a gradient goes to the first that is.
+
+    Picked by its place, like torch's. The gradient of `max` asks anew which number is the maximum,
+    and XLA may compute the numbers once more for that, rounded otherwise: then none is, and the
+    gradient is NaN.
+    """
+    return jnp.take_along_axis(x, x.argmax(axis=-2, keepdims=True), axis=-2)[..., 0, :]
+
+
 def pool_tokens(
     x: Float[Array, "b w c d"], read: Bool[Array, "b w c"], latents: int
 ) -> Float[Array, "b w m d"]:
@@ -159,7 +169,7 @@ def pool_tokens(
         inside = read & (rank >= i * n // latents) & (rank < -(-(i + 1) * n // latents))
         # Minus infinity cannot win a maximum; a span without tokens is replaced by zeros below.
         masked = jnp.where(inside[..., None], x, -jnp.inf)
-        spans.append(jnp.where(inside.any(-1, keepdims=True), masked.max(axis=2), 0.0))
+        spans.append(jnp.where(inside.any(-1, keepdims=True), largest(masked), 0.0))
     return jnp.stack(spans, axis=2).astype(x.dtype)
 
 

@@ -16,7 +16,7 @@ from vla_jax.models import sharding, weights
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.backbones.base import Backbone, Layout, Tokens
 from vla_jax.models.heads import HEADS
-from vla_jax.models.heads.common import Head, HeadSizes, pool_tokens
+from vla_jax.models.heads.common import Head, HeadSizes, largest, pool_tokens
 from vla_jax.models.image import ImageSpec
 from vla_jax.models.losses import sentence_loss
 from vla_jax.models.state_token import StateToken
@@ -234,7 +234,7 @@ class Structure(nn.Module):
         if observation.sentence is None:
             raise ValueError("model.sentence.dim: the batch has no vectors of its instructions")
         # As RoboVLMs' CLIP-norm loss: smooth L1 of what the largest features say.
-        guess = self.sentence(features.max(axis=2))
+        guess = self.sentence(largest(features))
         parts = {**parts, "text_l1": sentence_loss(guess, observation.sentence, valid)}
         return total + self.config.sentence.weight * parts["text_l1"], parts
 
