@@ -173,9 +173,9 @@ def ours(args: argparse.Namespace) -> Any:
     from vla_jax.train.step import make_train_step
     from vla_jax.types import Actions, Batch, Observation
 
-    kept, remat = args.worker.split("+")
+    heap_setting, remat = args.worker.split("+")
     heap.limit()  # as launch/train.py does, at the same point
-    if kept == "kept" and not heap.keep():
+    if heap_setting == "kept" and not heap.keep():
         raise SystemExit("this C library cannot keep the heap")
     c = midsize(args.window)
     c.model.remat = remat
@@ -185,23 +185,25 @@ def ours(args: argparse.Namespace) -> Any:
     initial = lora.extend(lambda key: vla.initial_params(model, key), config.lora)
     optimizer = make_optimizer(config.optim, 1000)
     template = state.abstract(initial, lora.train_rules(config), optimizer, mesh)
-    now = state.create(initial, optimizer, template, 0)
+    current = state.create(initial, optimizer, template, 0)
     train_step = make_train_step(model, config, mesh, template, ("data",))
     rng, b, w = np.random.default_rng(0), args.batch, args.window
     cameras = config.model.structure.cameras
     shape = b, w, 224, 224, 3
     images = {camera: rng.integers(0, 255, shape, dtype=np.uint8) for camera in cameras}
-    there = {camera: np.ones((b, w), bool) for camera in cameras}
-    seen = Observation(images, there, np.full((b, 32), 5, np.int32), np.ones((b, 32), bool))
+    present = {camera: np.ones((b, w), bool) for camera in cameras}
+    observation = Observation(
+        images, present, np.full((b, 32), 5, np.int32), np.ones((b, 32), bool)
+    )
     chunk = rng.uniform(-1, 1, (b, w, 10, 7)).astype(np.float32)
     actions = Actions(chunk, np.ones((b, w, 10), bool))
-    batch = Batch(seen, actions, np.zeros((b, 2), np.uint32), np.zeros(b, np.int32))
+    batch = Batch(observation, actions, np.zeros((b, 2), np.uint32), np.zeros(b, np.int32))
     for _ in range(args.decode):
         threading.Thread(target=_decode, daemon=True).start()
 
     def step() -> float:
-        nonlocal now
-        now, metrics = train_step(now, meshes.shard_batch(batch, mesh))
+        nonlocal current
+        current, metrics = train_step(current, meshes.shard_batch(batch, mesh))
         return float(jax.block_until_ready(metrics)["loss"])
 
     return step

@@ -64,10 +64,10 @@ def _step(b: int, w: int) -> Any:
         vision_config={**vision, "hidden_act": "quick_gelu"},
         text_config=text,
     )
-    whole = Kosmos2ForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-    vlm: Any = getattr(whole, "model", whole)
+    model = Kosmos2ForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    vlm: Any = getattr(model, "model", model)
     head, token = Head(v["width"]), nn.Parameter(torch.zeros(v["width"]))
-    params = [*whole.parameters(), *head.parameters(), token]
+    params = [*model.parameters(), *head.parameters(), token]
     optimizer = torch.optim.AdamW(params, lr=2e-5, weight_decay=0.0)
     mean = torch.tensor([0.481, 0.458, 0.408]).view(3, 1, 1)
     deviation = torch.tensor([0.269, 0.261, 0.276]).view(3, 1, 1)
@@ -79,9 +79,9 @@ def _step(b: int, w: int) -> Any:
 
     def features() -> Any:
         pixels = (images.flatten(0, 1).float() / 255 - mean) / deviation
-        seen = vlm.vision_model(pixel_values=pixels).last_hidden_state
-        seen = nn.functional.normalize(vlm.vision_model.model.post_layernorm(seen), dim=-1)
-        latents = vlm.image_to_text_projection(seen)[0].view(b * w, 2 * LATENTS, -1)
+        tokens = vlm.vision_model(pixel_values=pixels).last_hidden_state
+        tokens = nn.functional.normalize(vlm.vision_model.model.post_layernorm(tokens), dim=-1)
+        latents = vlm.image_to_text_projection(tokens)[0].view(b * w, 2 * LATENTS, -1)
         words = vlm.text_model.model.embed_tokens(ids)
         act = token.expand(b * w, 1, -1)
         sequence = torch.cat([words[:, :1], latents, words[:, 1:-1], act, words[:, -1:]], 1)

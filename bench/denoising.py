@@ -69,8 +69,8 @@ def reads(config: ModelConfig) -> Reads:
 
     traced: Any = jax.make_jaxpr(sample)(flat, observation(model), noise).jaxpr
     # Loops are traced with all parameters of a module, of which a compiler drops what is not read.
-    every = [True] * len(traced.outvars)
-    traced = partial_eval.dce_jaxpr(traced, every, instantiate=True)[0]
+    all_outputs = [True] * len(traced.outvars)
+    traced = partial_eval.dce_jaxpr(traced, all_outputs, instantiate=True)[0]
     paths = dict(zip(map(id, traced.invars), sorted(flat), strict=False))
     (loop,) = (
         equation
@@ -80,7 +80,7 @@ def reads(config: ModelConfig) -> Reads:
         and any(len(variable.aval.shape) == 3 for variable in equation.outvars)
     )
     inside = tuple(paths[id(v)] for v in loop.invars if id(v) in paths)
-    kept = [v.aval for v in loop.invars if id(v) not in paths and not hasattr(v, "val")]
+    stored_avals = [v.aval for v in loop.invars if id(v) not in paths and not hasattr(v, "val")]
     before = {
         paths[id(v)]
         for equation in traced.eqns
@@ -89,7 +89,7 @@ def reads(config: ModelConfig) -> Reads:
         if id(v) in paths
     }
     sizes = {path: 2 * int(np.prod(leaf.shape)) for path, leaf in flat.items()}
-    stored = sum(int(np.prod(aval.shape)) * aval.dtype.itemsize for aval in kept)
+    stored = sum(int(np.prod(aval.shape)) * aval.dtype.itemsize for aval in stored_avals)
     return Reads(tuple(sorted(before)), inside, stored, sizes, model.config.head.sampling_steps)
 
 
@@ -114,13 +114,13 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     flags = parser.parse_args()
-    found = reads(resolve(load_config_file(flags.config, flags.set)).model)
-    step = sum(found.sizes[path] for path in found.inside)
-    print(f"parameters {sum(found.sizes.values()) / 1e9:.2f} GB; {found.steps} denoising steps")
-    print(f"a denoising step: parameters {step / 1e6:.0f} MB, kept {found.kept / 1e6:.1f} MB")
-    print(f"a control step: {found.total / 1e9:.2f} GB")
+    counted = reads(resolve(load_config_file(flags.config, flags.set)).model)
+    step = sum(counted.sizes[path] for path in counted.inside)
+    print(f"parameters {sum(counted.sizes.values()) / 1e9:.2f} GB; {counted.steps} denoising steps")
+    print(f"a denoising step: parameters {step / 1e6:.0f} MB, kept {counted.kept / 1e6:.1f} MB")
+    print(f"a control step: {counted.total / 1e9:.2f} GB")
     for name, chip in CHIPS.items():
-        print(f"{name}: at least {1e3 * found.total / chip.bandwidth:.1f} ms")
+        print(f"{name}: at least {1e3 * counted.total / chip.bandwidth:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -102,10 +102,10 @@ def _frames(args: argparse.Namespace) -> None:
     args.window = 1
     dataset = _dataset(args)
     rows = [dataset[int(i)] for i in np.load(args.frames)]
-    found = [
+    frames = [
         [row[c].reshape(3, SIZE, SIZE).permute(1, 2, 0).numpy() for c in CAMERAS] for row in rows
     ]
-    np.save(args.frames.with_suffix(".out.npy"), np.array(found))
+    np.save(args.frames.with_suffix(".out.npy"), np.array(frames))
 
 
 def _load(args: argparse.Namespace) -> dict[str, float]:

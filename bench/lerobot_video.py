@@ -85,10 +85,10 @@ def _write(args: argparse.Namespace, folder: Path, codec: str, gop: int) -> None
     if not pictures.exists():
         args.cache, args.shuffle = "", 0
         dataset = _mixture(args, 1).datasets[0]
-        found = np.zeros((48, 1, 256, 256, 3), np.uint8)
-        for i, out in enumerate(found):
+        pixels = np.zeros((48, 1, 256, 256, 3), np.uint8)
+        for i, out in enumerate(pixels):
             dataset.images("primary", i % len(dataset.lengths), np.array([i // 24]), out)
-        np.save(pictures, found[:, 0])
+        np.save(pictures, pixels[:, 0])
     command = [args.lerobot, SIDE, "write", pictures, folder, "--codec", codec, "--gop", gop]
     subprocess.run([str(part) for part in command], check=True)
 

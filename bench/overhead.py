@@ -85,15 +85,15 @@ def _report(rounds: dict[str, list[dict[str, float]]]) -> int:
     print(f"| what | base | ours | ours / base, median of {len(rounds['ours'])} | bar |")
     print("|---|---|---|---|---|")
     missed = 0
-    for what in rounds["ours"][0]:
-        ours, base = ([row[what] for row in rounds[name]] for name in ("ours", "base"))
+    for measure in rounds["ours"][0]:
+        ours, base = ([row[measure] for row in rounds[name]] for name in ("ours", "base"))
         ratio = statistics.median(a / b for a, b in zip(ours, base, strict=True))
-        bad = ratio > MOST.get(what, ratio) or ratio < LEAST.get(what, ratio)
-        bar = f"<= {MOST[what]}" if what in MOST else f">= {LEAST[what]}"
+        bad = ratio > MOST.get(measure, ratio) or ratio < LEAST.get(measure, ratio)
+        bar = f"<= {MOST[measure]}" if measure in MOST else f">= {LEAST[measure]}"
         shown = [statistics.median(base), statistics.median(ours)]
-        scale, unit = (1e3, "ms") if what in MOST else (1, "samples/CPU-s")
+        scale, unit = (1e3, "ms") if measure in MOST else (1, "samples/CPU-s")
         low, high = (f"{scale * value:.2f}" for value in shown)
-        print(f"| {what} ({unit}) | {low} | {high} | {ratio:.3f} | {bar}{' MISSED' * bad} |")
+        print(f"| {measure} ({unit}) | {low} | {high} | {ratio:.3f} | {bar}{' MISSED' * bad} |")
         missed += bad
     return 1 if missed else 0
 
@@ -111,17 +111,17 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
         for times in (index, reopen):
             times.append(_cpu(lambda c=cache: open_index(folder, "train", LOW, c)))
         shutil.rmtree(cache)
-    whole: list[float] = []
+    opening: list[float] = []
     for _ in range(OPENED + 1):
         cache = tempfile.mkdtemp(dir=args.scratch)
         config = _config(args, cache)
-        whole.append(_cpu(lambda c=config: _open(c)))
+        opening.append(_cpu(lambda c=config: _open(c)))
         shutil.rmtree(cache)
     with tempfile.TemporaryDirectory(dir=args.scratch) as cache:
         loader = _samples_per_cpu_second(args, cache)
-    times = {"index": index, "reopen": reopen, "open": whole}
+    times = {"index": index, "reopen": reopen, "open": opening}
     # The first turn also loads modules; of the others the best one is the least disturbed.
-    return {what: min(found[1:]) for what, found in times.items()} | {"loader": loader}
+    return {measure: min(seconds[1:]) for measure, seconds in times.items()} | {"loader": loader}
 
 
 def _cpu(work: Callable[[], Any]) -> float:

@@ -140,8 +140,8 @@ async def _clients(uri: str, expected: np.ndarray, think: float, size: int) -> t
     async def session(i: int) -> None:
         async with connect(uri, compression=None, max_size=None, proxy=None) as ws:
             await ws.recv()
-            seen = [observe(i, step, size) | {"session": i} for step in range(steps)]
-            messages = [msgpack_numpy.pack(observation) for observation in seen]
+            observations = [observe(i, step, size) | {"session": i} for step in range(steps)]
+            messages = [msgpack_numpy.pack(observation) for observation in observations]
             await ready.wait()
             for step, message in enumerate(messages):
                 begin = time.perf_counter()
@@ -255,9 +255,9 @@ def table(rounds: list[dict[str, Any]]) -> str:
     keys = ("p50_ms", "p99_ms", "replies_per_s", "mean_batch")
     lines = ["| batching | p50, ms | p99, ms | replies/s | mean batch | wrong |", "|---" * 6 + "|"]
     for name in dict.fromkeys(r["batching"] for r in rounds):
-        own = [r for r in rounds if r["batching"] == name]
-        cells = [f"{np.median([r[key] for r in own]):.1f}" for key in keys]
-        wrong = sum(r["wrong"] for r in own)
+        of_name = [r for r in rounds if r["batching"] == name]
+        cells = [f"{np.median([r[key] for r in of_name]):.1f}" for key in keys]
+        wrong = sum(r["wrong"] for r in of_name)
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {wrong} |")
     return "\n".join(lines)
 

@@ -200,8 +200,8 @@ def flat(samples: list[dict[str, Any]]) -> tuple[bool, str]:
         return False, f"only {len(samples)} samples, too few to judge"
     third = len(samples) // 3
     middle, last = samples[third:-third], samples[-third:]
-    kept = floor(samples[third:])
-    memory, rises = statistics.median(row["rss_mb"] for row in kept), rise(kept)
+    later = floor(samples[third:])
+    memory, rises = statistics.median(row["rss_mb"] for row in later), rise(later)
     peak = max(row["rss_mb"] for row in samples)
     words = [
         f"{memory:.0f} MB, rising by {rises:.2f} MB ({rises / memory:.2%}), at most {peak:.0f}"

@@ -100,8 +100,8 @@ def main() -> None:
                 runs.append(Run(checkout, Path(folder) / name, flags.config, flags.train))
                 # One after the other: compiling beside a run would only slow both.
                 runs[-1].warm_up()
-            own, other = runs
-            rounds = [_round(own, other, flags.seconds, i % 2 == 1) for i in range(flags.rounds)]
+            first, other = runs
+            rounds = [_round(first, other, flags.seconds, i % 2 == 1) for i in range(flags.rounds)]
         finally:
             for run in runs:
                 run.end()

@@ -49,9 +49,9 @@ def build(backbone: str, structure: str, head: str) -> vla.VLA:
     raw.head.sampling_steps = 4
     raw.expert.update({"width": 16, "hidden": 16, "padded": 8, "prompt": "pi0"})
     raw.fast.update({"prompt": "pi0", "length": 6, "images": "backbone"})
-    whole = tiny.get_config(backbone)
-    whole.model = raw
-    return vla.build(resolve(whole).model)
+    config = tiny.get_config(backbone)
+    config.model = raw
+    return vla.build(resolve(config).model)
 
 
 def batch(model: vla.VLA, rows: int = 2) -> tuple[Observation, Actions]:
@@ -146,9 +146,9 @@ def main() -> None:
     print(table)
     if flags.write:
         path = Path(flags.write)
-        before, _, rest = path.read_text().partition(MARKS[0])
-        _, found, after = rest.partition(MARKS[1])
-        if not found:
+        before, _, remaining = path.read_text().partition(MARKS[0])
+        _, closing, after = remaining.partition(MARKS[1])
+        if not closing:
             sys.exit(f"{path}: has no {MARKS[0]} ... {MARKS[1]}")
         _write(path, f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
 

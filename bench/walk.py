@@ -100,7 +100,7 @@ def walk(folder: Path) -> Watch:
     Args:
         folder: for the dataset's index.
     """
-    config, seen = tiny_config(folder), Watch()
+    config, watch = tiny_config(folder), Watch()
     mixture = open_datasets(config.data, config.model.structure, config.model.action_dim, "train")
     words = [vla.prompt(config.model).format(instruction=text) for text in mixture.instructions]
     write = Writer(
@@ -110,10 +110,10 @@ def walk(folder: Path) -> Watch:
         vla.prompt_form(config.model),
     )
     program = train_program(config, jax.devices()[:1])
-    with seen, Loader(mixture, write, config.train.batch_size, seed=0) as loader:
+    with watch, Loader(mixture, write, config.train.batch_size, seed=0) as loader:
         next(loader)
         program.step.trace(program.template, program.batch)
-    return seen
+    return watch
 
 
 def tiny_config(folder: Path) -> Config:
@@ -145,15 +145,15 @@ def _file(frame: FrameType) -> str:
 def main() -> None:
     """Walk once and print both counts."""
     with tempfile.TemporaryDirectory() as folder:
-        seen = walk(Path(folder))
-    for tower, way in seen.depths.items():
+        watch = walk(Path(folder))
+    for tower, way in watch.depths.items():
         print(f"depth from step to attention in {tower}: {len(way)}")
         print("  " + " > ".join(name.rpartition("<locals>.")[2] for name in way))
-    print(f"files on the way of a batch to the first matrix product: {len(seen.first)}")
-    print("  " + ", ".join(sorted(seen.first)))
-    print(f"and to the loss: {len(seen.way)}, of {len(seen.files)} in which anything runs")
-    print("  " + ", ".join(sorted(seen.way - seen.first)))
-    print("  beside it: " + ", ".join(sorted(seen.files - seen.way)))
+    print(f"files on the way of a batch to the first matrix product: {len(watch.first)}")
+    print("  " + ", ".join(sorted(watch.first)))
+    print(f"and to the loss: {len(watch.way)}, of {len(watch.files)} in which anything runs")
+    print("  " + ", ".join(sorted(watch.way - watch.first)))
+    print("  beside it: " + ", ".join(sorted(watch.files - watch.way)))
 
 
 if __name__ == "__main__":

@@ -123,15 +123,15 @@ class Row:
         if missing:
             raise ValueError("no {}".format(", ".join(missing)))
         names = {f.name for f in dataclasses.fields(cls)} - {"more", "stages"}
-        known = {key: value for key, value in values.items() if key in names}
+        fields = {key: value for key, value in values.items() if key in names}
         for key in ("round_trip_ms", "server_ms", "tasks"):
-            known[key] = tuple(known.get(key, ()))
+            fields[key] = tuple(fields.get(key, ()))
         stages = (
             Stage(s["task"], s["success"], s.get("steps", 0), s.get("seconds", 0.0))
             for s in values.get("stages", ())
         )
         more = {k: v for k, v in values.items() if k not in names and k != "stages"}
-        return cls(**known, stages=tuple(stages), more=more)
+        return cls(**fields, stages=tuple(stages), more=more)
 
     def to_json(self) -> Dict[str, Any]:
         """The row as one JSON object; a chain's keys and a film's only where there is one."""

@@ -47,9 +47,9 @@ def record(out: str | Path, episodes: int, size: int, noise: float, workers: int
     counts = {"train": 0, "val": 0, "steps": 0}
     with (
         RLDSWriter(out, "tabletop", _features(size), description=__doc__ or "") as writer,
-        contextlib.closing(_episodes(episodes, size, noise, workers)) as made,
+        contextlib.closing(_episodes(episodes, size, noise, workers)) as recorded,
     ):
-        for number, episode in enumerate(made):
+        for number, episode in enumerate(recorded):
             split = "val" if number % VAL_EVERY == VAL_EVERY - 1 else "train"
             writer.write(split, episode)
             counts[split] += 1
@@ -85,8 +85,8 @@ def _episodes(
         in_order(work, shares, workers) as results,
         progress.bar(total=episodes, desc="demonstrations", unit="episode") as bar,
     ):
-        for seeds, made in zip(shares, results, strict=True):
-            yield from made
+        for seeds, recorded in zip(shares, results, strict=True):
+            yield from recorded
             bar.update(len(seeds))
 
 

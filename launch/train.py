@@ -381,9 +381,9 @@ def main(_: Any) -> None:
             )
         config, workdir = resolve(CONFIG.value), Path(WORKDIR.value).expanduser()
         heap.limit()
-        kept = config.train.keep_heap and heap.keep()
+        keep = config.train.keep_heap and heap.keep()
         runtime.initialize()
-        logger.info("memory that a step frees is %s", "kept for the next" if kept else "given back")
+        logger.info("memory that a step frees is %s", "kept for the next" if keep else "given back")
         compilation_cache.enable(config.train.compilation_cache)
         peers = Peers()
 

@@ -67,8 +67,8 @@ def of_its_kind(
     """
     classes, shared = kinds(metadata), metadata["group"]
     cls = _class(classes, shared, values)
-    others = set().union(*map(_names, classes.values())) - _names(cls)
-    return cls, {key: value for key, value in values.items() if key not in others}
+    foreign = set().union(*map(_names, classes.values())) - _names(cls)
+    return cls, {key: value for key, value in values.items() if key not in foreign}
 
 
 def _class(classes: Mapping[str, type], shared: type, values: Mapping[str, Any]) -> type:

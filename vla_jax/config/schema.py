@@ -49,9 +49,11 @@ def describe(cls: type = Config, prefix: str = "", beyond: type = type) -> str:
             inner = typing.cast(type, hints[field.name])
             about = (inner.__doc__ or "").split("\n")[0]
             parts.append(f"\n{key}: {about}\n{describe(inner, key + '.')}")
-            for kind, own in kinds(field.metadata).items():
-                if own is not inner:
-                    parts.append(f"\n{key} of kind {kind}:\n{describe(own, key + '.', inner)}")
+            for kind, kind_class in kinds(field.metadata).items():
+                if kind_class is not inner:
+                    parts.append(
+                        f"\n{key} of kind {kind}:\n{describe(kind_class, key + '.', inner)}"
+                    )
             continue
         default = field.default
         if default is dataclasses.MISSING:

@@ -247,8 +247,8 @@ class Loader(Iterator[Batch]):
             frames, mask[members] = sampler.chunks(
                 place.end, reach, window, mixture.chunk, place.hidden, mixture.padded_rows
             )
-            seen, _ = sampler.history(place.end, window, place.hidden)
-            chunk[members], states = prepared.numbers(place.trajectory, frames, seen)
+            history, _ = sampler.history(place.end, window, place.hidden)
+            chunk[members], states = prepared.numbers(place.trajectory, frames, history)
             if proprio is not None:
                 proprio[members] = states
             codes[members] = mixture.language.choose(

@@ -211,7 +211,7 @@ def _read(
         reasons += [str(skips)] if skips.counts else []
         raise DataError(f"{name}: no trajectory is left: {'; '.join(reasons)}", source.root)
     actions, proprio, starts = rows.chosen(chosen)
-    kept = [codes for codes, keep in zip(texts, chosen, strict=True) if keep]
+    chosen_codes = [codes for codes, keep in zip(texts, chosen, strict=True) if keep]
     where = np.ascontiguousarray(np.array(frames, np.int64)[chosen].T)
     sizes = {
         path: held_size(source, path, where[0].tolist(), name, skips.allowed)
@@ -228,8 +228,8 @@ def _read(
         first_frames=where[0],
         strides=where[1],
         swapped=where[2],
-        text=np.array([code for codes in kept for code in codes], np.int32),
-        text_starts=np.cumsum([0, *(len(codes) for codes in kept)]).astype(np.int64),
+        text=np.array([code for codes in chosen_codes for code in codes], np.int32),
+        text_starts=np.cumsum([0, *(len(codes) for codes in chosen_codes)]).astype(np.int64),
         instructions=list(table),
         sizes={path: size for path, (size, _) in sizes.items()},
         # Where no size is declared, images of several are nothing to warn of.

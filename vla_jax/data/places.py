@@ -46,8 +46,8 @@ def data_path(where: str | DataPath) -> DataPath:
     try:
         url: Any = UPath(where)
     except ValueError as error:
-        known = "https://, gs://, s3:// or hf://"
-        raise DataError(f"{error}; data are read from a folder, {known}", text) from error
+        schemes = "https://, gs://, s3:// or hf://"
+        raise DataError(f"{error}; data are read from a folder, {schemes}", text) from error
     return url
 
 

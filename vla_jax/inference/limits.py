@@ -23,8 +23,8 @@ def image_problems(image: Any, key: str, camera: str) -> list[str]:
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         return [f"{key}: expected shape [h, w, 3], got {list(image.shape)}"]
     if max(image.shape) > min(MAX_SIDE, MAX_ASPECT * min(image.shape[:2])):
-        most = f"{MAX_SIDE} pixels a side and {MAX_ASPECT} times as long as wide"
-        return [f"{key}: {list(image.shape)} is no camera's; at most {most}"]
+        limit = f"{MAX_SIDE} pixels a side and {MAX_ASPECT} times as long as wide"
+        return [f"{key}: {list(image.shape)} is no camera's; at most {limit}"]
     return []
 
 

@@ -37,11 +37,11 @@ def store(
     """
     if form not in FORMS:
         raise ValueError(f"weights: {form!r} is none of {[name for name in FORMS if name]}")
-    kept = jnp.bfloat16 if form == "bf16" else dtype
+    stored_type = jnp.bfloat16 if form == "bf16" else dtype
     stored: dict[str, Any] = {}
     for path, x in rules.flatten(params).items():
         if form != "int8" or path not in inputs:
-            stored[path] = x.astype(kept)
+            stored[path] = x.astype(stored_type)
             continue
         lead = 1 if rules.STACKED.search(path) else 0
         stored[path], stored[path + "_scale"] = quantize(x, lead, inputs[path])
@@ -63,5 +63,5 @@ def quantize(
     scale = jnp.max(jnp.abs(wide), axis=over, keepdims=True) / _LARGEST
     # An output that is always 0 needs some scale.
     scale = jnp.where(scale == 0, 1.0, scale)
-    whole = jnp.round(wide / scale).astype(jnp.int8)
-    return whole, scale.reshape(*kernel.shape[:lead], -1)
+    rounded = jnp.round(wide / scale).astype(jnp.int8)
+    return rounded, scale.reshape(*kernel.shape[:lead], -1)

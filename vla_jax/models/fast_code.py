@@ -210,8 +210,8 @@ def _cosines(steps: int) -> np.ndarray:
 def _symbols() -> dict[str, int]:
     """Character of a byte-level vocabulary -> its byte (GPT-2's table)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+    unprintable = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(unprintable)}
 
 
 _SYMBOLS = _symbols()

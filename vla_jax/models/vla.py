@@ -88,14 +88,14 @@ def initial_params(model: VLA, key: Array) -> dict[str, Any]:
 
 def linear_maps(model: VLA) -> dict[str, int]:
     """Path of the kernel of every linear map -> how many axes, behind a stack's, are its inputs."""
-    found: dict[str, int] = {}
+    contracted: dict[str, int] = {}
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if isinstance(module, Dense) and context.method_name == "__call__":
-            found["/".join((*module.path, "kernel"))] = module.contract
+            contracted["/".join((*module.path, "kernel"))] = module.contract
         return call(*args, **kwargs)
 
     with nn.intercept_methods(look):
         jax.eval_shape(lambda key: initial_params(model, key), jax.random.key(0))
-    return found
+    return contracted

@@ -120,13 +120,13 @@ def _settings(
 
 def _cameras(names: tuple[str, ...], side: int, origin: Mapping[str, Any]) -> dict[str, Any]:
     """LeRobot's names of our cameras, in their order: the imported policy's if it has as many."""
-    found = {
+    cameras = {
         name: feature
         for name, feature in (origin.get("input_features") or {}).items()
         # A camera that is never there changes nothing, so that ours has none.
         if feature["type"] == "VISUAL" and ".empty_camera_" not in name
     }
-    if len(found) == len(names):
-        return found
+    if len(cameras) == len(names):
+        return cameras
     shape = [3, side, side]
     return {f"observation.images.{name}": {"type": "VISUAL", "shape": shape} for name in names}

@@ -60,13 +60,13 @@ def from_lerobot(
     name, dim = config.data.datasets[0].spec, config.model.action_dim
     # The units restore the actions; the spec only says how many numbers they have.
     spec = ActionSpec(dim, "none", 1.0, (-1.0,) * (dim - 1), (1.0,) * (dim - 1), (0.0, 1.0))
-    found = read_json(statistics) if statistics else processors.statistics(root) or None
+    recorded = read_json(statistics) if statistics else processors.statistics(root) or None
     where = statistics or root
     meta = {
         "config": to_dict(config),
         "statistics": {},
         "action_specs": {name: spec.to_json()},
-        "units": {name: _units(config, found, where).to_json()} if found is not None else {},
+        "units": {name: _units(config, recorded, where).to_json()} if recorded is not None else {},
         "tokenizer": Tokenizer.from_dir(tokenizer, plain=True).to_json() if tokenizer else "",
         "origin": {"kind": "lerobot", "config": _settings(root)},
     }

@@ -42,13 +42,13 @@ def statistics(folder: Path) -> dict[str, dict[str, np.ndarray]]:
         for step in read_json(path).get("steps", [])
         if step.get("registry_name") == SCALES and "state_file" in step
     ]
-    found: dict[str, dict[str, np.ndarray]] = {}
+    features: dict[str, dict[str, np.ndarray]] = {}
     for file in files:
         source = Safetensors(folder / file)
         for name in source.shapes:
             feature, _, statistic = name.rpartition(".")
-            found.setdefault(feature, {})[statistic] = source.read(name)
-    return found
+            features.setdefault(feature, {})[statistic] = source.read(name)
+    return features
 
 
 def reason(units: PolicyUnits | None, relative: bool) -> str:
@@ -63,10 +63,10 @@ def reason(units: PolicyUnits | None, relative: bool) -> str:
     rules = units.state.rule, units.actions.rule
     if set(rules) - set(MODES) or units.state.mask or units.actions.mask:
         return f"LeRobot does not scale as {' and '.join(sorted(set(rules)))} does"
-    others = {"a robot's own joints": units.robot, "a gripper from 0 to 1": units.gripper}
+    unknown = {"a robot's own joints": units.robot, "a gripper from 0 to 1": units.gripper}
     if not relative:
-        others |= {"relative actions": units.relative}
-    return ", ".join(f"LeRobot's policy has no {name}" for name, has in others.items() if has)
+        unknown |= {"relative actions": units.relative}
+    return ", ".join(f"LeRobot's policy has no {name}" for name, has in unknown.items() if has)
 
 
 def mapping(units: PolicyUnits | None) -> dict[str, str]:
@@ -75,10 +75,10 @@ def mapping(units: PolicyUnits | None) -> dict[str, str]:
     Args:
         units: that LeRobot has; see `reason`.
     """
-    found = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+    modes = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
     if units:
-        found |= {"STATE": MODES[units.state.rule], "ACTION": MODES[units.actions.rule]}
-    return found
+        modes |= {"STATE": MODES[units.state.rule], "ACTION": MODES[units.actions.rule]}
+    return modes
 
 
 def words(vlm: str, length: int, padding: str) -> dict[str, Any]:
@@ -129,13 +129,13 @@ def write(folder: Path, config: Mapping[str, Any], units: PolicyUnits, before: S
 
 def _write_statistics(path: Path, units: PolicyUnits) -> None:
     arrays: dict[str, np.ndarray] = {}
-    for what, scaling in (("state", units.state), ("actions", units.actions)):
+    for group, scaling in (("state", units.state), ("actions", units.actions)):
         rule = RULES[scaling.rule]
         # LeRobot's own epsilon is its processor's, and only where a width is 0.
         epsilon = rule.back if not rule.only_zero else 0.0
         second = np.asarray(scaling.second, np.float64) + epsilon
         for name, values in zip(rule.names, (scaling.first, second), strict=True):
-            arrays[f"{FEATURES[what]}.{name}"] = np.asarray(values, np.float32)
+            arrays[f"{FEATURES[group]}.{name}"] = np.asarray(values, np.float32)
     shapes = {name: array.shape for name, array in arrays.items()}
     dtypes = {name: array.dtype for name, array in arrays.items()}
     with Writer(path, shapes, dtypes, None) as writer:

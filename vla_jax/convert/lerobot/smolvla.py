@@ -19,10 +19,10 @@ def settings(config: ModelConfig, arch: Mapping[str, Any]) -> dict[str, Any]:
     """
     e, s, text = config.expert, config.structure, arch["text_config"]
     head: Any = config.head
-    side, made = arch["vision_config"]["image_size"], names.hidden_of(e.width)
-    if e.hidden != made:
+    side, hidden = arch["vision_config"]["image_size"], names.hidden_of(e.width)
+    if e.hidden != hidden:
         raise ConfigError(
-            f"model.expert.hidden: LeRobot makes an expert of width {e.width} with {made}, "
+            f"model.expert.hidden: LeRobot makes an expert of width {e.width} with {hidden}, "
             f"this one has {e.hidden}"
         )
     return {

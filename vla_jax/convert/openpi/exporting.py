@@ -76,11 +76,11 @@ def _statistics(meta: Mapping[str, Any], spec: str) -> dict[str, Any]:
     # Of a model that was trained here, what it was imported with is not what it acts by.
     measured = {
         name: {
-            what: {statistic: columns[statistic] for statistic in _COLUMNS if statistic in columns}
-            for what, columns in found["chunks"].items()
+            group: {statistic: columns[statistic] for statistic in _COLUMNS if statistic in columns}
+            for group, columns in entry["chunks"].items()
         }
-        for name, found in meta["statistics"].items()
-        if "chunks" in found
+        for name, entry in meta["statistics"].items()
+        if "chunks" in entry
     }
     origin = meta.get("origin", {})
     if measured or not origin.get("norm_stats"):

@@ -231,9 +231,9 @@ def _statistics(root: Path, asset: str) -> dict[str, Any]:
     if not by_asset:
         beside = processors.statistics(root)
         return {
-            ours: {name: np.ravel(values).tolist() for name, values in beside[theirs].items()}
-            for ours, theirs in processors.FEATURES.items()
-            if theirs in beside
+            ours: {name: np.ravel(values).tolist() for name, values in beside[feature].items()}
+            for ours, feature in processors.FEATURES.items()
+            if feature in beside
         }
     raw = read_json(by_asset[asset] if asset else next(iter(by_asset.values())))
     # openpi wraps the statistics in this key; a bare file is taken as well.

@@ -193,7 +193,7 @@ def _statistics(meta: Mapping[str, Any]) -> dict[str, Any]:
         for key, scaling in (("action", units.actions), ("proprio", units.state)):
             if scaling.first:
                 ends = zip(RULES[scaling.rule].names, (scaling.first, scaling.second), strict=True)
-                found = {statistic: list(values) for statistic, values in ends}
+                lists = {statistic: list(values) for statistic, values in ends}
                 mask = {"mask": list(scaling.mask)} if scaling.mask else {}
-                entry[key] = {**entry.get(key, {}), **found, **mask}
+                entry[key] = {**entry.get(key, {}), **lists, **mask}
     return entries

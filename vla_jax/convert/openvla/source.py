@@ -125,6 +125,6 @@ def _alpha(settings: dict[str, Any], adapter: Path) -> float:
     wrong = [key for key, plain in other.items() if settings.get(key, plain) not in (plain, None)]
     alpha = settings.get("lora_alpha")
     if wrong or not isinstance(alpha, int | float):
-        what = f"{wrong} are not supported" if wrong else "lora_alpha is missing"
-        raise ConfigError(f"{adapter}: {what}; merge the adapter with PEFT")
+        problem = f"{wrong} are not supported" if wrong else "lora_alpha is missing"
+        raise ConfigError(f"{adapter}: {problem}; merge the adapter with PEFT")
     return float(alpha)

@@ -149,20 +149,20 @@ class Decoder:
             OSError: the file is shorter than its tables say.
             FFmpegError: the data are damaged.
         """
-        found: dict[int, np.ndarray] = {}
+        images: dict[int, np.ndarray] = {}
         for span in table.spans(numbers):
             wanted = set(span.numbers)
             left = len(wanted)
             for frame in self._frames(table, file, span, wanted):
                 if frame.pts in wanted:
-                    found[frame.pts], left = rgb(self._convert, frame), left - 1
+                    images[frame.pts], left = rgb(self._convert, frame), left - 1
                     if not left:
                         break
             if left:
                 return None
             # What is still held back must not come out among the next frames.
             self._context.flush_buffers()
-        return found
+        return images
 
     def _frames(self, table: Table, file: Bytes, span: _Span, wanted: set[int]) -> Iterator[Any]:
         places, skips = range(span.first, span.last + 1), False
@@ -190,9 +190,10 @@ def _packets(table: Table, file: Bytes, span: _Span) -> Iterator[memoryview]:
     ends = [begin + size for begin, size in zip(begins, sizes, strict=True)]
     low, high = min(begins), max(ends)
     # Unless other tracks lie in between, one read fetches all.
-    whole = _bytes(file, low, high - low) if high - low <= sum(sizes) + _FAR else None
+    content = _bytes(file, low, high - low) if high - low <= sum(sizes) + _FAR else None
     for begin, end in zip(begins, ends, strict=True):
-        yield _bytes(file, begin, end - begin) if whole is None else whole[begin - low : end - low]
+        alone = content is None
+        yield _bytes(file, begin, end - begin) if alone else content[begin - low : end - low]
 
 
 def _bytes(file: Bytes, begin: int, length: int) -> memoryview:

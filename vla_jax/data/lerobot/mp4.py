@@ -86,10 +86,10 @@ def _boxes(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 def _find(content: memoryview, *path: bytes) -> memoryview | None:
     """The first box at a path."""
     for name in path:
-        found = next((box for kind, box in _boxes(content) if kind == name), None)
-        if found is None:
+        inner = next((box for kind, box in _boxes(content) if kind == name), None)
+        if inner is None:
             return None
-        content = found
+        content = inner
     return content
 
 

@@ -118,9 +118,9 @@ class LeRobotSource:
             return self._copy(folder, sound, wanted, stems, skip)
 
         def renew(meta: dict[str, Any]) -> dict[str, Any] | None:
-            now = stamps([info.folder / name for name in meta[_FILES]])
-            same = all(map(unchanged, meta[_FILES].values(), now))
-            renewed = meta | {_FILES: dict(zip(meta[_FILES], now, strict=True))}
+            current = stamps([info.folder / name for name in meta[_FILES]])
+            same = all(map(unchanged, meta[_FILES].values(), current))
+            renewed = meta | {_FILES: dict(zip(meta[_FILES], current, strict=True))}
             return renewed if same and meta[_EPISODES] else None
 
         layout = hashlib.sha256(json.dumps([_LAYOUT, self.digest]).encode()).hexdigest()

@@ -84,13 +84,13 @@ class VideoFrames:
             opened = shared_file(file.path, file.owner)
             # A new one comes out of the container, which is opened for it.
             decoder = _tables.take(file.kind) or self._take(file.path).decoder()
-            found = decoder.decode(table, opened, sorted(set(numbers)))
+            images = decoder.decode(table, opened, sorted(set(numbers)))
         except (OSError, FFmpegError):  # the decoder's state is unknown now
             return None
-        if found is None:
+        if images is None:
             return None
         _tables.give(file.kind, decoder)
-        return [found[number] for number in numbers]
+        return [images[number] for number in numbers]
 
     def _by_container(self, path: DataPath, times: Sequence[float]) -> list[np.ndarray]:
         video, pixels = self._take(path), []

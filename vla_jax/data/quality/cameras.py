@@ -172,17 +172,17 @@ def _frozen(
     dataset: Dataset, role: str, looks: Sequence[Look], speed: Float32[np.ndarray, "rows"]
 ) -> list[Issue]:
     bad, first = [], ""
-    for seen in looks:
-        n, begin = len(seen.cells), int(dataset.starts[seen.trajectory])
+    for look in looks:
+        n, begin = len(look.cells), int(dataset.starts[look.trajectory])
         # A black picture is frozen too, and is named as what it is.
-        if n < _FROZEN_FRAMES or _is_black(seen.cells).mean() > _BLACK_SHARE:
+        if n < _FROZEN_FRAMES or _is_black(look.cells).mean() > _BLACK_SHARE:
             continue
-        start, stop = _longest_still(seen.cells)
+        start, stop = _longest_still(look.cells)
         moves = speed[begin + start : begin + stop - 1] > _MOVES
         if stop - start >= max(_FROZEN_FRAMES, _FROZEN_SHARE * n) and moves.mean() >= _MOVES_SHARE:
-            number = recorded_numbers(dataset, [seen.trajectory])[0]
+            number = recorded_numbers(dataset, [look.trajectory])[0]
             first = first or f"frames {start} to {stop - 1} of episode {number} show one picture"
-            bad.append(seen.trajectory)
+            bad.append(look.trajectory)
     if not bad:
         return []
     return [

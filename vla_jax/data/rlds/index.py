@@ -208,13 +208,13 @@ def open_index(
         if meta["lengths"] != list(shards.values()):
             return None
         current = stamps([directory / path for path in meta[_FILES]])
-        for (path, (then, content)), now in zip(meta[_FILES].items(), current, strict=True):
+        for (path, (then, content)), stamp in zip(meta[_FILES].items(), current, strict=True):
             # A copied or touched shard has another stamp and the same content.
-            if not unchanged(then, now) and (
+            if not unchanged(then, stamp) and (
                 is_remote(directory) or _fingerprint(container, directory / path) != content
             ):
                 return None
-            renewed[path] = [now, content]
+            renewed[path] = [stamp, content]
         return meta | {_FILES: renewed}
 
     folder = cached_folder(directory, cache_dir, name, rebuild, build, skip, renew)
@@ -223,9 +223,9 @@ def open_index(
 
 def _stamped(directory: DataPath, shards: Sequence[str], container: Container) -> dict[str, list]:
     """Shard -> its stamp, and a fingerprint of its content."""
-    now = stamps([directory / path for path in shards])
+    current = stamps([directory / path for path in shards])
     prints = [_fingerprint(container, directory / path) for path in shards]
-    return {path: [*pair] for path, *pair in zip(shards, now, prints, strict=True)}
+    return {path: [*pair] for path, *pair in zip(shards, current, prints, strict=True)}
 
 
 def _fingerprint(container: Container, path: DataPath) -> str:
@@ -294,8 +294,8 @@ def _shard_names(directory: DataPath, info: dict, split: str) -> dict[str, int]:
     if len(names) < len(lengths) or any(length < 0 for length in lengths):
         problem = f"split {split!r}: shards without a name or a number of their own"
         raise DataError(problem, directory / "dataset_info.json")
-    there = stamps([directory / name for name in names])
-    absent = [name for name, is_there in zip(names, there, strict=True) if not is_there]
+    present = stamps([directory / name for name in names])
+    absent = [name for name, is_there in zip(names, present, strict=True) if not is_there]
     if absent:
         raise DataError(
             f"{len(absent)} of {len(names)} shards are missing: {absent[:5]}", directory
@@ -308,8 +308,8 @@ def _shard_names(directory: DataPath, info: dict, split: str) -> dict[str, int]:
 
 
 def _digest(directory: DataPath, info: dict, split: str, shards, features, low) -> str:
-    now = stamps([directory / name for name in shards])
-    sizes = sorted((name, size) for name, (size, *_) in zip(shards, now, strict=True))
+    current = stamps([directory / name for name in shards])
+    sizes = sorted((name, size) for name, (size, *_) in zip(shards, current, strict=True))
     cameras = sorted(p for p, f in features.items() if f.kind == "image" and p.startswith(STEPS))
     # How a feature is described decides how its bytes are read.
     read = [(path, repr(features[path])) for path in [*cameras, *low]]

@@ -23,12 +23,12 @@ def measure(
         folder: of the data, beside which they are kept; None = in `config.cache_dir` alone.
         config: the data section.
     """
-    first, *others = parts
+    first, *further = parts
     states = [part.proprio for part in parts if part.proprio is not None]
     return cached_statistics(
         first.name,
         # A single part is not copied, as its actions may fill gigabytes.
-        np.concatenate([part.actions for part in parts]) if others else first.actions,
+        np.concatenate([part.actions for part in parts]) if further else first.actions,
         np.concatenate(states) if states[1:] else first.proprio,
         sum(len(part.lengths) for part in parts),
         first.spec.mask(action_dim),
@@ -77,16 +77,16 @@ def fitted(
     Raises:
         ConfigError: they are of actions of another size.
     """
-    kept = {**statistics, "action": _unpadded(statistics["action"], action_dim)}
+    result = {**statistics, "action": _unpadded(statistics["action"], action_dim)}
     if state_dim and statistics.get("proprio"):
-        kept["proprio"] = _unpadded(statistics["proprio"], state_dim)
-    sizes = {key: len(values) for key, values in kept["action"].items()}
+        result["proprio"] = _unpadded(statistics["proprio"], state_dim)
+    sizes = {key: len(values) for key, values in result["action"].items()}
     if set(sizes.values()) != {action_dim}:
         raise ConfigError(
             f"data.statistics: {name!r}: they are of actions of {max(sizes.values())} numbers, the "
             f"model takes {action_dim}"
         )
-    return kept
+    return result
 
 
 def _unpadded(columns: dict[str, list], size: int) -> dict[str, list]:

@@ -266,8 +266,8 @@ class Prismatic(Backbone):
         root = _VISION * (1 + self.config["film"])
         text = LANGUAGES["llama"].weights(self.text_spec)
         rows = w.prefixed(timm_pool_weights(), f"{root}fused_featurizer.attn_pool.", "vision/pool/")
-        for spec, theirs, ours in zip(self.vision_specs, TOWERS, ("dino", "siglip"), strict=True):
-            rows += vision_families.prismatic_weights(spec, f"{root}{theirs}.", f"vision/{ours}/")
+        for spec, original, ours in zip(self.vision_specs, TOWERS, ("dino", "siglip"), strict=True):
+            rows += vision_families.prismatic_weights(spec, f"{root}{original}.", f"vision/{ours}/")
         for i in (1, 2, 3):
             rows += w.pair(f"projector.fc{i}", f"projection/fc{i}")
         return [*rows, *w.prefixed(text, "language_model.", "text/")]

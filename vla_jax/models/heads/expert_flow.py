@@ -52,11 +52,12 @@ def _turns(time: Float[Array, "b"], frequency: np.ndarray) -> Float[Array, "b n"
     leading bits and the rest: the product of leading bits is exact, and the others are small.
     """
     leading = (frequency.astype(np.float32).view(np.uint32) & 0xFFFFF000).view(np.float32)
-    rest = (frequency - leading).astype(np.float32)
+    trailing = (frequency - leading).astype(np.float32)
     # What a compiler does not undo, unlike a conversion there and back.
     start = jax.lax.reduce_precision(time, exponent_bits=8, mantissa_bits=11)[:, None]
-    whole = start * leading
-    return whole - jnp.floor(whole) + (start * rest + (time[:, None] - start) * (leading + rest))
+    product = start * leading
+    small = start * trailing + (time[:, None] - start) * (leading + trailing)
+    return product - jnp.floor(product) + small
 
 
 def widen(x: Float[Array, "*b a"], width: int) -> Float[Array, "*b w"]:

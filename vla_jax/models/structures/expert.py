@@ -222,9 +222,11 @@ class Expert(Structure):
         words = self._words(jnp.maximum(written, 0))
         exists = jnp.concatenate([valid, written >= 0], axis=1)
         # A word sees the prefix and the words up to itself.
-        seen = jnp.concatenate([jnp.ones((n, p), bool), jnp.tril(jnp.ones((n, n), bool))], axis=1)
+        visible = jnp.concatenate(
+            [jnp.ones((n, p), bool), jnp.tril(jnp.ones((n, n), bool))], axis=1
+        )
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, n)))
-        mask = jnp.concatenate([mask, seen & exists[:, None]], axis=1)
+        mask = jnp.concatenate([mask, visible & exists[:, None]], axis=1)
         both = jnp.concatenate([embeds, words.astype(embeds.dtype)], axis=1)
         # The last token of a prefix, which padding may follow, predicts the first word.
         last = p - 1 - jnp.argmax(valid[:, ::-1], axis=1, keepdims=True)
@@ -326,14 +328,14 @@ class Expert(Structure):
         times = self.head.times
         # What depends on the time alone is made for all steps at once.
         level = self.head.level(times)
-        made = None if level is None else self.expert.modulations(level)
+        modulations = None if level is None else self.expert.modulations(level)
         # Bound methods of submodules cannot enter a loop of jax's.
         model, variables = self.unbind()
 
         def velocity(x: Array, i: Array) -> Any:
-            now = jax.tree.map(lambda leaf: leaf[i], made)
+            level_of_step = jax.tree.map(lambda leaf: leaf[i], modulations)
             time = jnp.full(x.shape[:1], times[i], jnp.float32)
-            return model.apply(variables, cache, state, x, time, now, method="velocity")
+            return model.apply(variables, cache, state, x, time, level_of_step, method="velocity")
 
         return self.head.integrate(start, velocity, observation.guide)
 

@@ -208,8 +208,8 @@ class FastTokens(Structure):
 
     def supervised(self, actions: Actions) -> Actions:
         """All of a chunk, or none: behind an episode's end its last action is written again."""
-        whole = jnp.broadcast_to(actions.mask.any(-1, keepdims=True), actions.mask.shape)
-        return dataclasses.replace(actions, mask=whole)
+        any_number = jnp.broadcast_to(actions.mask.any(-1, keepdims=True), actions.mask.shape)
+        return dataclasses.replace(actions, mask=any_number)
 
     def scores(self, observation: Observation, written: Int[Array, "b n"]) -> Float[Array, "b n v"]:
         """Scores of every word of the answers, given those before it (teacher forcing)."""

@@ -374,10 +374,10 @@ def _taken(number: Any, value: Array, sink: Array) -> tuple[Array, Array]:
 
 
 def _taken_backward(number: Any, gradients: tuple[Array, Array]) -> tuple[None, None, Array]:
-    layer, others = gradients
+    layer, stacked = gradients
     # In place: as yet the others hold zeros for this layer.
-    layer = layer.astype(others.dtype)
-    return None, None, jax.lax.dynamic_update_index_in_dim(others, layer, number, 0)
+    layer = layer.astype(stacked.dtype)
+    return None, None, jax.lax.dynamic_update_index_in_dim(stacked, layer, number, 0)
 
 
 _taken.defvjp(lambda number, value, sink: ((value, sink), number), _taken_backward)

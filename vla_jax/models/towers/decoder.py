@@ -237,8 +237,8 @@ class Decoder(nn.Module):
         enter = remat(enter, self.remat, in_scan=False) if s.embed_dropout else enter
         x, per_layer = enter(self, embeds, positions), grouped(per_layer, self.insert)
         # Few tokens pay for a last layer apart; and only a scan over all makes parameters.
-        few = columns is not None and 2 * columns.shape[1] <= n
-        if columns is None or not few or self.is_initializing():
+        are_few = columns is not None and 2 * columns.shape[1] <= n
+        if columns is None or not are_few or self.is_initializing():
             length = s.layers // (1 if self.insert is None else self.insert.every)
             x, out = scanned(run, length, self.remat)(self.layers, x, per_layer)
             x = x if columns is None else at(x, columns)

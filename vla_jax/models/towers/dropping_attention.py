@@ -238,11 +238,11 @@ class _Scores:
 
     def _loaded(self, mask: Any, starts: tuple[Any, Any]) -> Array:
         (i, j), (rows, columns) = self.sizes, self._numbers(starts)
-        there, at = columns < self.lengths[1], pl.ds(starts[1], j)
+        inside, at = columns < self.lengths[1], pl.ds(starts[1], j)
         if len(mask.shape) == 1:  # the same for all queries
-            return self._key(triton.load(mask.at[at], mask=there, other=False))
-        there = (rows < self.lengths[0])[:, None] & there[None]
-        loaded = triton.load(mask.at[pl.ds(starts[0], i), at], mask=there, other=False)
+            return self._key(triton.load(mask.at[at], mask=inside, other=False))
+        inside = (rows < self.lengths[0])[:, None] & inside[None]
+        loaded = triton.load(mask.at[pl.ds(starts[0], i), at], mask=inside, other=False)
         return loaded.T if self.keys_first else loaded
 
 
@@ -255,19 +255,19 @@ def _mixed(x: Array) -> Array:
 
 def _load(ref: Any, start: Any, size: int, *head: Any) -> Float[Array, "size w"]:
     """Tokens of a head; zeros behind the last."""
-    there = (start + jnp.arange(size) < ref.shape[0])[:, None]
-    return triton.load(ref.at[(pl.ds(start, size), *head)], mask=there, other=0.0)
+    inside = (start + jnp.arange(size) < ref.shape[0])[:, None]
+    return triton.load(ref.at[(pl.ds(start, size), *head)], mask=inside, other=0.0)
 
 
 def _load_sums(ref: Any, start: Any, size: int, *head: Any) -> Float[Array, "size"]:
-    there = start + jnp.arange(size) < ref.shape[-1]
-    return triton.load(ref.at[(*head, pl.ds(start, size))], mask=there, other=0.0)
+    inside = start + jnp.arange(size) < ref.shape[-1]
+    return triton.load(ref.at[(*head, pl.ds(start, size))], mask=inside, other=0.0)
 
 
 def _store(ref: Any, start: Any, x: Array) -> None:
-    there = start + jnp.arange(x.shape[0]) < ref.shape[0]
-    there = there if x.ndim == 1 else there[:, None]
-    triton.store(ref.at[pl.ds(start, x.shape[0])], x.astype(ref.dtype), mask=there)
+    inside = start + jnp.arange(x.shape[0]) < ref.shape[0]
+    inside = inside if x.ndim == 1 else inside[:, None]
+    triton.store(ref.at[pl.ds(start, x.shape[0])], x.astype(ref.dtype), mask=inside)
 
 
 def _forward_kernel(how: How, q_ref: Any, k_ref: Any, v_ref: Any, seed: Any, *refs: Any) -> None:
@@ -361,11 +361,11 @@ def _key_kernel(
             logs, mean = (_load_sums(ref, at[0], i, number)[None] for ref in (logs_ref, mean_ref))
             scores = block.forbidding(product(k, q, (1, 1)) * (how.scale * _LOG2), at)
             weights = jnp.exp2(scores - logs)
-            kept = block.dropping(weights, at, head).astype(q.dtype)
+            dropped = block.dropping(weights, at, head).astype(q.dtype)
             by_weights = block.dropping(product(v, gradient, (1, 1)), at, head) / (1.0 - how.rate)
             by_scores = (weights * (by_weights - mean)).astype(q.dtype)
             by_k, by_v = sums
-            return by_k + product(by_scores, q, (1, 0)), by_v + product(kept, gradient, (1, 0))
+            return by_k + product(by_scores, q, (1, 0)), by_v + product(dropped, gradient, (1, 0))
 
         # Queries before the first key do not see it.
         first = jax.lax.div(start, i) if how.causal else 0

@@ -86,8 +86,8 @@ def _forward(how: How, q: Array, k: Array, v: Array, valid: Array, keep: Any) ->
 def _backward(how: How, residuals: Any, gradient: Array) -> Any:
     q, k, v, valid, keep = residuals
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
-    found = _call(how, _backward_kernel, [q, k, v, gradient], valid, keep, shapes)
-    return (*found, None, None)
+    gradients = _call(how, _backward_kernel, [q, k, v, gradient], valid, keep, shapes)
+    return (*gradients, None, None)
 
 
 attend.defvjp(_forward, _backward)
@@ -180,12 +180,12 @@ def _backward_kernel(how: How, drops: bool, *refs: Any) -> None:
     out: list[list[Array]] = [[], [], []]
     for head in range(q.shape[1] // how.width):
         at = slice(head * how.width, (head + 1) * how.width)
-        kept = keep(head) if keep else None
+        keep_of_head = keep(head) if keep else None
         weights = _weights(how, q[:, at], k[:, at], forbidden)
-        by_weights = _dropped(how, product(gradient[:, at], v[:, at], (1, 1)), kept)
+        by_weights = _dropped(how, product(gradient[:, at], v[:, at], (1, 1)), keep_of_head)
         inner = (weights * by_weights).sum(-1, keepdims=True)
         by_scores = (weights * (by_weights - inner) * how.scale).astype(q.dtype)
-        attended = _dropped(how, weights, kept).astype(q.dtype)
+        attended = _dropped(how, weights, keep_of_head).astype(q.dtype)
         out[0].append(product(by_scores, k[:, at], (1, 0)))
         out[1].append(product(by_scores, q[:, at], (0, 0)))
         out[2].append(product(attended, gradient[:, at], (0, 0)))
