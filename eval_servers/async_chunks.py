@@ -112,6 +112,7 @@ class AsyncChunks:
         self._guides = mode == "rtc" and bool(self._server.get("guidance"))
         self._blends = mode == "rtc" and not self._guides
         bound = self._server.get("max_step") if max_step is None else max_step
+        # The plain mode shows what happens without any smoothing, so no bound applies there.
         self._max_step = None if mode != "rtc" or bound is None else np.asarray(bound, float)
         # One thread: the connection takes one request at a time.
         self._thread = ThreadPoolExecutor(1, "next-chunk")
@@ -133,6 +134,8 @@ class AsyncChunks:
     def reset(self) -> None:
         """Forget the episode so far; an answer that is still to come is waited for and dropped."""
         if self._request is not None:
+            # Unlike `result` this does not raise: what went wrong with a dropped answer matters to
+            # nobody.
             self._request.answer.exception()
         self._start()
 
@@ -166,6 +169,7 @@ class AsyncChunks:
     def _ask(self, observe: Callable[[], Dict[str, Any]], remaining: np.ndarray) -> None:
         obs = observe()
         if self._guides and self._chunk is not None:
+            # A copy, because the observation belongs to the caller.
             obs = dict(obs)
             obs[self._server["executed"]] = self._since
             obs[self._server["delay"]] = self._expected()
@@ -178,12 +182,15 @@ class AsyncChunks:
         """Control steps until the next answer: what was chosen, or the longest of late."""
         if self._delay is not None:
             return self._delay
+        # The longest, since actions that are executed after the expected delay are none that the
+        # server made the new chunk agree with.
         return max(self._past) if self._past else 0
 
     def _has_come(self) -> bool:
         assert self._request is not None
         if self._delay is None:
             return self._request.answer.done()
+        # A simulator's clock is its control steps, so an answer that is there earlier is held back.
         return self._since >= self._delay
 
     def _wait(self) -> None:
@@ -211,8 +218,12 @@ class AsyncChunks:
         if infer_ms is not None:
             self.server_ms.append(float(infer_ms))
         chunk = np.asarray(reply["actions"])
+        # An answer that is later than its whole chunk still has one action that is nearest to being
+        # due.
         delay = min(self._since, len(chunk) - 1)
         if self._chunk is not None:
+            # An episode's first chunk stays out: it is waited for at a standstill, so its delay is
+            # always 0.
             self.delays.append(self._since)
             self._past.append(self._since)
             self._approaching = True
@@ -225,8 +236,11 @@ class AsyncChunks:
         if self._max_step is None or self._last is None or not self._approaching:
             return action
         step = action - self._last
+        # 0 marks a number without a bound, such as a gripper's command.
         limit = np.where(self._max_step > 0, self._max_step, np.inf)
         if (np.abs(step) <= limit).all():
+            # Once met, the chunk is followed as it is: its own large steps are what the policy
+            # wants.
             self._approaching = False
             return action
         self.bounded += 1

@@ -154,6 +154,7 @@ class Run(NamedTuple):
     def counts(self, task: Optional[str]) -> Optional[Dict[str, Any]]:
         """Counts of one task (None if the run lacks it) or, without a task, of all."""
         if task is None:
+            # A score spells its rate out, the counts of a task do not.
             return dict(self.score, rate=self.score["success_rate"])
         return self.score["per_task"].get(task)
 

@@ -97,6 +97,7 @@ def write_score(path: str, score: Dict[str, Any]) -> None:
             json.dump(score, file, indent=2, sort_keys=False)
             file.write("\n")
             file.flush()
+            # Without this a crash of the machine may leave the new name with an empty file.
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
@@ -175,6 +176,7 @@ def open_run(out_dir: str, protocol: Dict[str, Any], resume: bool) -> List[Row]:
     if changed:
         listing = "; ".join("{}: {} then, {} now".format(k, *pair) for k, pair in changed.items())
         raise ResultsError("{} is of another run: {}".format(out_dir, listing))
+    # Half a last line would run into the first row that is appended, and spoil both.
     replace_rows(episodes, rows)
     return rows
 
@@ -315,6 +317,7 @@ def replace_rows(path: str, rows: Sequence[Row]) -> None:
 def _moved(row: Row, folder: str, out_dir: str) -> Row:
     if not row.video:
         return row
+    # Videos stay in their shard's folder; only the path that leads there changes.
     return replace(row, video=os.path.relpath(os.path.join(folder, row.video), out_dir))
 
 
@@ -350,6 +353,7 @@ def _main(arguments: Sequence[str]) -> int:
             if not separator or name in runs:
                 parser.error("--run {}: write NAME=DIR, each name once".format(item))
             runs[name] = path
+        # Imported here, as merging needs no matplotlib.
         from eval_servers.report import report
 
         print(report(runs, flags.out, loss_log=flags.loss_log, title=flags.title))

@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+# The fields that came later have defaults, so that rows of earlier versions still load.
 REQUIRED = ("index", "task", "seed", "instruction", "success", "steps")
 SUCCESS, FAILURE = "success", "failure"
 
@@ -104,6 +105,7 @@ class Row:
         """
         values = dict(dataclasses.asdict(episode), **outcome.more)
         values.update(success=outcome.success, steps=outcome.steps, **measured)
+        # `from_json` builds stages from JSON's maps, and these are built already.
         row = cls.from_json(values)
         return dataclasses.replace(row, stages=outcome.stages)
 
@@ -124,12 +126,14 @@ class Row:
             raise ValueError("no {}".format(", ".join(missing)))
         names = {f.name for f in dataclasses.fields(cls)} - {"more", "stages"}
         fields = {key: value for key, value in values.items() if key in names}
+        # JSON knows lists alone, and a frozen row must hold what nobody can change.
         for key in ("round_trip_ms", "server_ms", "tasks"):
             fields[key] = tuple(fields.get(key, ()))
         stages = (
             Stage(s["task"], s["success"], s.get("steps", 0), s.get("seconds", 0.0))
             for s in values.get("stages", ())
         )
+        # Unknown keys are kept, because merging writes the rows of any simulator again.
         more = {k: v for k, v in values.items() if k not in names and k != "stages"}
         return cls(**fields, stages=tuple(stages), more=more)
 
@@ -162,4 +166,5 @@ class Row:
     @property
     def solved_in_a_row(self) -> int:
         """Tasks of a chain that were solved before the first failure."""
+        # A chain ends with its first failure, so all its successes are in a row.
         return sum(1 for stage in self.stages if stage.success)

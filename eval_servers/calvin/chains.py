@@ -60,6 +60,7 @@ def load() -> Protocol:
         raw: Dict[str, Any] = json.load(file)
     names = list(raw["instructions"])
     states = tuple(State(*values) for values in raw["states"])
+    # Numbers stand for starts and tasks, since a thousand chains share few of either.
     chains = tuple(
         (states[state], tuple(names[number] for number in numbers))
         for state, *numbers in raw["chains"]
@@ -80,12 +81,15 @@ def possible(task: str, state: State) -> bool:
         return lamp == (0 if words[1] == "on" else 1)
     if task.startswith("move_slider"):
         return state.slider != words[-1]
+    # The verb tells these from lifting a block out of the drawer, which ends in the same word.
     if task.endswith("drawer") and words[0] in ("open", "close"):
         return state.drawer == ("closed" if words[0] == "open" else "open")
     if task == "push_into_drawer":
         return state.drawer == "open" and "table" in state.places.values()
+    # What is left is named verb, color, "block", and for lifting the surface.
     place = state.places[words[1]]
     if words[0] == "lift":
+        # A place in the slider says which half as well, as slider_left.
         return place.startswith(words[-1])
     return place == "table"  # rotate, push
 
@@ -105,6 +109,8 @@ def episodes_of_chains(
     instructions = _told(protocol, swap_instructions)
     return [
         _chain(index, CHAIN, state, tasks, instructions)
+        # Numbered before the range is cut out, so that rows of partial runs can be merged and
+        # paired.
         for index, (state, tasks) in enumerate(protocol.chains)
         if first <= index < last
     ]
@@ -133,6 +139,8 @@ def episodes_of_tasks(
     episodes = []
     for index in range(count):
         task = tasks[index % len(tasks)]
+        # The quotient counts rounds, so a task's n-th start is the same whatever tasks run beside
+        # it.
         state = starts[task][index // len(tasks) % len(starts[task])]
         episodes.append(_chain(index, task, state, (task,), instructions))
     return episodes

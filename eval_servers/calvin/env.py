@@ -58,6 +58,8 @@ class CalvinEnv(rollout.Env):
 
     def step(self, action: np.ndarray) -> None:
         """One control step; arm actions are not clipped, as in CALVIN's evaluation."""
+        # calvin_env asserts exactly -1 or 1, and an assertion would pass for a crash of the
+        # simulator.
         if action.shape != (7,) or action[6] not in (-1, 1) or not np.isfinite(action).all():
             raise rollout.ActionError(
                 "the policy does not fit CALVIN: an action is 7 finite numbers, the last -1"

@@ -176,6 +176,7 @@ def _turn(before: Any, after: Any) -> Tuple[float, float, float]:
 def _tasks() -> Dict[str, Tuple[Callable[..., Any], Tuple[Any, ...]]]:
     tasks: Dict[str, Tuple[Callable[..., Any], Tuple[Any, ...]]] = {}
     for block in _BLOCKS:
+        # Degrees about the vertical axis, which points up: to the right is negative.
         tasks["rotate_{}_block_right".format(block)] = (_rotated, (block, -60))
         tasks["rotate_{}_block_left".format(block)] = (_rotated, (block, 60))
     for block in _BLOCKS:

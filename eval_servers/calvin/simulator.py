@@ -72,6 +72,8 @@ class Simulator:
             import hydra  # type: ignore[import-not-found]
             from calvin_env.envs import play_table_env  # type: ignore[import-not-found]
 
+            # The constructor ends by asking git for a commit, which fails in a tree that is no
+            # checkout.
             play_table_env.get_git_commit_hash = lambda path: "not asked"
             config = load_config(settings)
             options = {"show_gui": False, "use_vr": False, "use_scene_info": True}
@@ -150,6 +152,8 @@ def load_config(settings: Settings) -> Any:
             return OmegaConf.load(os.path.join(folder, *name.split("/")) + ".yaml")
 
         robot: Any = OmegaConf.merge(read("robot/panda"), read("robot/panda_longer_finger"))
+        # Hydra removes this key when it composes; merged by hand, it would reach the robot's
+        # constructor.
         del robot["defaults"]
         config = OmegaConf.create(
             {

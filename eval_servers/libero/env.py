@@ -72,6 +72,7 @@ class LiberoEnv(rollout.Env):
 
     def frame(self) -> Callable[[], np.ndarray]:
         """Draws what is seen now, whenever it is called within this episode."""
+        # Most episodes become no film, so a state is kept here and drawn only when one does.
         return functools.partial(_drawn, self._simulator, self._simulator.snapshot())
 
     def close(self) -> None:
@@ -86,8 +87,10 @@ def make_env(settings: Settings, profile: Profile, privileged: bool = False) -> 
 
 def film(path: str, frames: List[Callable[[], np.ndarray]]) -> None:
     """Draw an episode that is worth a video; the last frame is always in it."""
+    # Rounded up, so that no film has more than `_FILMED` pictures.
     stride = -(-len(frames) // _FILMED)
     # Counted from the end, where success or failure is seen.
+    # The simulator takes 20 control steps a second, so the film plays in real time.
     video.save_video(path, [frame() for frame in frames[::-1][::stride][::-1]], 20.0 / stride)
 
 

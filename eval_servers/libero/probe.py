@@ -50,6 +50,7 @@ def look(settings: simulator.Settings, suite: str, number: int, seed: int) -> Di
     world = simulator.Simulator(settings)
     world.reset(suite, task.name, seed, 0, PROFILES["openpi"].settle)
     views = {camera: world.draw(camera) for camera in simulator.CAMERAS}
+    # OpenGL answers only while the context is open, so before the world is closed.
     driver = world.driver()
     world.close()
     # A renderer without a working driver returns a uniform picture instead of an error.

@@ -74,6 +74,7 @@ def _is_published(flags: argparse.Namespace) -> bool:
 
 
 def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    # No common limit of steps, as every suite has its own.
     parser = cli.make_parser(__doc__, None, TIMEOUT)
     add = parser.add_argument
     add_flags(parser)

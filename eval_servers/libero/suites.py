@@ -82,6 +82,7 @@ def tasks(suite: str) -> List[Task]:
     named = table["tasks"][plain(suite)]
     # The file lists sentences only for suites that change them.
     instructions = table["told"].get(suite, named.values())
+    # `zip` cannot be strict in Python 3.8, which this package still runs on.
     return [Task(name, instruction) for name, instruction in zip(named, instructions)]  # noqa: B905
 
 
@@ -103,6 +104,7 @@ def trials(
         ValueError: the suite has no such tasks, or the tasks fewer initial states.
     """
     all_tasks = tasks(suite)
+    # A task that is named twice would give two episodes of one index.
     numbers = list(dict.fromkeys(range(len(all_tasks)) if numbers is None else numbers))
     unknown = [number for number in numbers if not 0 <= number < len(all_tasks)]
     if unknown or not 1 <= count <= STATES:

@@ -158,6 +158,7 @@ def attempt(
         ):
             taken += 1
             if env.success():
+                # The first time counts, also if the task comes undone and is done once more.
                 solved_at, ended = solved_at or taken, env.profile.stops
             # With swapped instructions the policy is told one sentence throughout.
             if ended or (env.instruction() != instruction and not episode.swapped):

@@ -85,6 +85,7 @@ def _cells(per_task: Mapping[str, Any], setting: str, lost: int) -> Dict[str, Ce
     cells: Dict[str, Cell] = {}
     grouped = {part: name for name, parts in TASKS.items() for part in parts}
     for task, counts in per_task.items():
+        # The prepackaged setting runs environments by themselves, not as parts of a published task.
         name = grouped.get(task, task) if setting != "prepackaged" else task
         # Parts are added up, since a task's mean is over its episodes.
         before = cells.get(name, Cell(0, 0))
@@ -139,10 +140,12 @@ def text(tables: Tables, real: Mapping[str, Mapping[str, float]]) -> str:
         for robot in sorted({robot_of(task) for task in tasks}):
             cells = [(setting, task) for task in sorted(tasks) if robot_of(task) == robot]
             for policy in policies if len(cells) > 1 else []:
+                # A mean over fewer tasks is another quantity, so a policy that lacks one gets none.
                 if all(policy in tasks[task] for _, task in cells):
                     mean = average(tables, policy, cells)
                     template = "  {}: mean of these {} tasks of {} {:.1%}"
                     lines.append(template.format(policy, len(cells), robot, mean))
+    # Every setting begins with an empty line, which the first one does not need.
     return "\n".join(lines[1:])
 
 

@@ -109,6 +109,8 @@ class Simulator:
 
     def step(self, action: np.ndarray) -> np.ndarray:
         """One control step of float64 [7]; returns the next picture."""
+        # The fourth value, a time limit's, is passed over: when an episode ends is the caller's to
+        # say.
         self._obs, _, self._done, _, self._info = self._env.step(action)
         self._done = bool(self._done)
         return self.picture()
@@ -183,6 +185,8 @@ def build_options(world: World, settings: Settings) -> Dict[str, Any]:
         control_freq=robot.control_hz,
         sim_freq=robot.physics_hz,
         scene_name=world.scene,
+        # The photograph replaces all but robot and objects, which the segmentation tells from the
+        # rest.
         camera_cfgs={"add_segmentation": True},
         max_episode_steps=100000,  # an episode's end is ours to say
     )

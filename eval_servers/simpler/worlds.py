@@ -181,6 +181,7 @@ def _near_variants(name: str, environment: Environment) -> Dict[str, World]:
 def _pick_cameras(name: str, environment: Environment) -> Dict[str, World]:
     gym = "GraspSingleOpenedCokeCanAltGoogleCamera{}InScene-v0"
     base = World(CAN, scene=_TABLE, options=environment.options)
+    # The simulator gives the first of its other cameras no number.
     return {"camera " + n: base._replace(gym=gym.format(n.replace("1", ""))) for n in "12"}
 
 

@@ -70,6 +70,7 @@ def _not_positive(group: Any, prefix: str = "") -> list[str]:
         value = getattr(group, field.name)
         if dataclasses.is_dataclass(value):
             problems += _not_positive(value, f"{prefix}{field.name}.")
+        # Written with `not`, so that a NaN is refused as well.
         elif field.metadata.get("positive") and not value > 0:
             problems.append(f"{prefix}{field.name}: must be positive, not {value}")
     return problems

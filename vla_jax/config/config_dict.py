@@ -12,6 +12,7 @@ from vla_jax.config.schema import Config
 
 logger = logging.getLogger(__name__)
 
+# A renamed key has stayed in its group, so the last part of its path is enough.
 _RENAMED = {old.split(".")[-1]: new.split(".")[-1] for old, new in RENAMED.items()}
 # Groups that take any key: the VLM's own config.json, and cameras.
 OPEN = ("model.backbone.arch", "augment.shift", "observation.images")

@@ -40,6 +40,7 @@ class FiltersConfig:
         "or [start, end] as in episode_metadata (CALVIN's lists); '' = all.",
     )
     few_shot: int = option(0, "Training trajectories kept of each instruction; 0 = all.")
+    # Apart from the run's seed, so that several runs can train on the same few trajectories.
     few_shot_seed: int = option(0, "Seed that chooses which ones.")
     noop: float = option(
         0.0,
@@ -63,6 +64,7 @@ class LanguageConfig:
 class DataParity:
     """What the data do only to repeat a reference implementation; vla_jax/data/oxe/quirks.py."""
 
+    # Every episode that is served begins with a short history, which training has to show as well.
     left_pad: bool = option(
         True, "Windows may reach left of a trajectory's start, masked (RoboVLMs: False)."
     )
@@ -129,7 +131,9 @@ class DataConfig(Options):
     val_split: str = option(
         "val", "TFDS split held out; when absent, the last val_fraction of the train trajectories."
     )
+    # The references' own rule for datasets without a split.
     val_fraction: float = option(0.05, "Share of the train trajectories held out; see val_split.")
+    # Quantiles, as a single outlier would stretch `bounds` until all other motion is tiny.
     normalization: str = option(
         "q99", "How the arm's actions are scaled.", "q99", "bounds", "normal", "none"
     )
@@ -146,6 +150,7 @@ class DataConfig(Options):
     robot: str = option(
         "", "With units: whose joints are brought to pi0's space, '' = as they are.", "", "aloha"
     )
+    # RoboVLMs' 0.65 cuts once more what the quantiles have cut already, so it is not the default.
     clip: float = option(
         1.0,
         "Scaled actions are clipped to +- this and stretched to +-1 (RoboVLMs: 0.65).",
@@ -190,6 +195,7 @@ class DataConfig(Options):
     )
     threads: int = option(2, "Decoding threads of a process.")
     prefetch: int = option(4, "Batches kept ready.")
+    # A dataset needs one sample a block at least, so a share may be as small as 1 in 16384.
     block: int = option(16384, "Samples of a mixture block; proportions are exact over one block.")
     parity: DataParity = group(DataParity)
 

@@ -9,6 +9,7 @@ from vla_jax.config.option import option
 class ExpertConfig:
     """A second, narrower stack of layers that reads the VLM's keys and values and acts."""
 
+    # Gemma 300M, which openpi pretrained beside the VLM.
     width: int = option(1024, "Width of the expert.")
     hidden: int = option(4096, "Width of its MLP.")
     layers: int = option(0, "Its layers; 0 = as many as the VLM has, else a divisor of those.")
@@ -32,6 +33,7 @@ class ExpertConfig:
         "expert",
         "prefix",
     )
+    # openpi multiplies the text tokens alone, SmolVLA those of images as well.
     scaled_prefix: bool = option(
         False, "Image and text tokens are multiplied by the root of the VLM's width (SmolVLA)."
     )
@@ -54,7 +56,9 @@ class ExpertConfig:
         "lerobot",
         "backbone",
     )
+    # pi0's pretrained maps take 32 numbers, whatever robot they are of.
     padded: int = option(32, "Width to which the state and the actions are padded with zeros.")
+    # openpi's loss looks at all 32, so that the padding is learned to be zero.
     loss: str = option(
         "padded",
         "Numbers of an action that the loss looks at: the padded ones too (openpi), or the "

@@ -33,6 +33,7 @@ class FastConfig:
         "Folder of the FAST tokenizer, the universal one or launch/fit_fast.py's; a checkpoint "
         "brings its own.",
     )
+    # As many tokens as openpi decodes at most.
     length: int = option(
         256,
         "Tokens of an answer at most, its first and last words' included; launch/fit_fast.py says "
@@ -56,6 +57,7 @@ class FastConfig:
     blank: int = option(
         0, "Black images behind the cameras', as openpi gives pi0-FAST for cameras a robot lacks."
     )
+    # As in openpi, whose decoding is greedy by default.
     temperature: float = option(0.0, "Of the choice of tokens in decoding; 0 = the likeliest one.")
     token_end: int = option(
         0, "First id above those that stand for FAST tokens; 0 = the backbone's own."

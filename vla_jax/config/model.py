@@ -49,6 +49,7 @@ class StructureConfig(Options):
         "sees the window, image by image. policy_head: the VLM sees one step, the head the "
         "window. video: the VLM sees the window's images at once and acts at its last step.",
     )
+    # This and the chunk are those of RoboVLMs' Kosmos-2 policy.
     window: int = option(16, "W, steps of history.", positive=True)
     chunk: int = option(10, "F, actions predicted at every step.", positive=True)
     latent: int = option(1, "Action tokens of a step.", positive=True)
@@ -117,6 +118,7 @@ class SentenceConfig:
         "Size of the vector, which the features must predict beside the actions (768 with "
         "ViT-L/14); 0 = off.",
     )
+    # RoboVLMs' default of clip_norm_ratio.
     weight: float = option(0.05, "Weight of this part in the loss.")
 
 

@@ -67,12 +67,14 @@ def of_its_kind(
     """
     classes, shared = kinds(metadata), metadata["group"]
     cls = _class(classes, shared, values)
+    # An option that two kinds have by the same name belongs to both.
     foreign = set().union(*map(_names, classes.values())) - _names(cls)
     return cls, {key: value for key, value in values.items() if key not in foreign}
 
 
 def _class(classes: Mapping[str, type], shared: type, values: Mapping[str, Any]) -> type:
     kind = values.get("kind", getattr(shared, "kind", None))
+    # A kind of the wrong type is reported with all other problems, and not here.
     return classes.get(kind, shared) if isinstance(kind, str) else shared
 
 
@@ -93,4 +95,5 @@ class Options:
             value = getattr(self, field.name)
             if "group" in field.metadata and isinstance(value, Mapping):
                 cls, values = of_its_kind(field.metadata, value)
+                # A frozen dataclass refuses plain assignment, its own included.
                 object.__setattr__(self, field.name, cls(**values))

@@ -20,6 +20,7 @@ from vla_jax.config.training import LoraConfig, MeshConfig, OptimConfig, TrainCo
 class Config(Options):
     """All of a run."""
 
+    # That of RoboVLMs' shipped configs.
     seed: int = option(123, "Seed of initial weights, sample order, dropout and augmentation.")
     model: ModelConfig = group(ModelConfig)
     data: DataConfig = group(DataConfig)
@@ -42,6 +43,7 @@ def describe(cls: type = Config, prefix: str = "", beyond: type = type) -> str:
     hints = typing.get_type_hints(cls)
     parts = []
     for field in dataclasses.fields(cls):
+        # A field with a default is an attribute of its class, so this finds what all kinds share.
         if hasattr(beyond, field.name):
             continue
         key = f"{prefix}{field.name}"
@@ -57,6 +59,7 @@ def describe(cls: type = Config, prefix: str = "", beyond: type = type) -> str:
             continue
         default = field.default
         if default is dataclasses.MISSING:
+            # A mutable default is made anew for every config, so one is made to be shown.
             default = field.default_factory()  # type: ignore[misc]
         choices = field.metadata["choices"]
         legal = f"  ({' | '.join(choices)})" if choices else ""

@@ -31,6 +31,7 @@ class LoraConfig:
 class OptimConfig:
     """AdamW and its schedule."""
 
+    # That of RoboVLMs' shipped configs, but for Flamingo's, which has 1e-4.
     learning_rate: float = option(2e-5, "Peak of the learning rate.")
     schedule: str = option(
         "constant",
@@ -41,8 +42,10 @@ class OptimConfig:
         "half_cosine",
         "drop",
     )
+    # RoboVLMs' min_lr_scale.
     min_scale: float = option(0.01, "Floor of half_cosine and drop, as a share of the peak.")
     drop_at: int = option(0, "Step with which drop falls.")
+    # A quarter of the 10000 steps that RoboVLMs counts as an epoch.
     warmup_steps: int = option(2500, "Steps in which the rate rises linearly from 0.")
     warmup_from: str = option(
         "zero", "Rates of the warm-up: t / w, or (t + 1) / (w + 1) as openpi's.", "zero", "one"
@@ -61,6 +64,7 @@ class OptimConfig:
     )
     # RoboVLMs' shipped configs set one that never reaches its trainer.
     clip_norm: float = option(1.0, "Global norm that gradients are clipped to; 0 = off.")
+    # RoboVLMs' arm_gripper_loss_ratio, the same in all of its shipped configs.
     gripper_weight: float = option(0.01, "The loss is the arm's Huber + this * gripper's BCE.")
     caption_weight: float = option(0.05, "+ this * the cross-entropy of data.cotrain's answers.")
     ema_decay: float = option(
@@ -106,8 +110,10 @@ class MeshConfig:
 class TrainConfig:
     """Length of the run and what it writes."""
 
+    # RoboVLMs' runs on Open X-Embodiment have this length.
     steps: int = option(50000, "Optimizer steps.", positive=True)
     epochs: float = option(0.0, "Passes over the training windows instead of `steps`; 0 = off.")
+    # As in RoboVLMs' paper; its shipped configs have 4 a GPU.
     batch_size: int = option(128, "Windows a step, over all devices.", positive=True)
     accumulate: int = option(
         1,
@@ -116,6 +122,7 @@ class TrainConfig:
         positive=True,
     )
     log_every: int = option(10, "Steps between lines of the log.")
+    # RoboVLMs' val_check_interval.
     eval_every: int = option(10000, "Steps between evaluations; 0 = only at the end.")
     eval_batches: int = option(100, "Validation batches at most.")
     check_epochs: float = option(0.0, "Evaluate and save every this many passes instead; 0 = off.")

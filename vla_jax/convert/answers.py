@@ -32,6 +32,7 @@ def word_ids(model: vla.VLA, stored: Mapping[str, Any]) -> int:
     fast = model.config.fast
     if not vla.written(model.config):
         return model.word_ids
+    # FAST tokens take the ids just below `token_end`, so that words are all ids below those.
     return fast.token_end - _tokenizer(fast, stored).size
 
 
@@ -78,6 +79,7 @@ def stand_in(model: vla.VLA) -> ModelConfig:
     config, fast = model.config, model.config.fast
     if fast.code or not vla.written(config):
         return config
+    # Only the shapes count: no text is ever read or written with it.
     vocabulary = {chr(i): i for i in range(64)}
     tokenizer = json.dumps({"model": {"vocab": vocabulary}})
     numbers = {"scale": 10.0, "min_token": -32, "vocab_size": len(vocabulary)}

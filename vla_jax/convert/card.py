@@ -98,8 +98,10 @@ def write(path: Path, stored: Stored, layout: Layout, name: str = "THIS_FOLDER")
         name: of the export, in the commands.
     """
     config = resolve(stored.meta["config"])
+    # Counted over what is stored, so that factors of LoRA are counted too.
     count = parameters({path: leaf.shape for path, leaf in stored.leaves.items()})
     text = render(config, stored.meta, stored.step, count, vla.build(config.model), layout)
+    # A plain word stands for the name: braces would have to be doubled in the samples of code.
     path.write_text(text.replace("THIS", name), encoding="utf-8")
 
 
@@ -120,6 +122,7 @@ def render(
         "structure": s.kind,
         "head": m.head.kind,
         "parameters": f"{parameters:,}",
+        # Step 0 is what an import writes.
         "trained for": f"{step} steps" if step else "no step here: imported weights",
         "cameras": ", ".join(s.cameras),
         "history": f"{s.window} steps",

@@ -36,6 +36,7 @@ def _backbone(config: ModelConfig) -> Backbone:
 def policy(config: ModelConfig, prefix: str = "") -> list[w.Weight]:
     """Everything but the VLM, under RoboVLMs' names: the head and what the structure adds."""
     rows = HEADS[config.head.kind].weight_map(config.head, _backbone(config).width)
+    # The head's map lists a layer that a model without a gripper has not got.
     if not config.has_gripper:
         rows = [row for row in rows if not row.target.startswith("output/gripper/")]
     rows = w.prefixed(rows, prefix + "act_head.", "head/")
@@ -102,6 +103,7 @@ def incoming(
             continue
         # The layers of one stack may have different types.
         types = [source.dtypes[name] for name in _names(row, ours) if name in foreign_shapes]
+        # If all tensors of a row are missing the report says so; until then any type will do.
         stored = dtype or promote(types or [np.dtype(np.float32)])
         changed += [_change(row.source, old, stored) for old in set(types) if old != stored]
         row_reader = _Row(row, ours, source, stored)
@@ -233,6 +235,7 @@ def _compare(
 ) -> w.KeyReport:
     """All that is wrong with foreign tensors; reads aliases (tied weights) and their originals."""
     foreign_shapes = source.shapes
+    # A map may have rows for parts that this model is without.
     applicable = [row for row in rows if all(path in ours for path in row.targets)]
     originals = {row.targets: row for row in applicable if not row.alias}
     pairs = [

@@ -72,6 +72,7 @@ def upload(folder: str | Path, repo: str, private: bool = True) -> str:
     """
     command = f"hf upload {repo} {folder} ."
     try:
+        # Not a requirement, because all else works without it.
         hub: Any = importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise PushError(
@@ -84,6 +85,7 @@ def upload(folder: str | Path, repo: str, private: bool = True) -> str:
             f"hf auth login && {command}"
         )
     try:
+        # It may be there from an earlier push.
         address = hub.create_repo(repo, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repo, folder_path=str(folder))
     # Whatever its HTTP client of the day raises: the folder is ready, and that has to be said.

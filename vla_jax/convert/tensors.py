@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 # Bytes compared or copied at a time.
+# numpy's comparison makes a truth value for every byte, so a whole tower at once would need as much
+# memory again.
 _BLOCK = 64 * 2**20
 
 
@@ -116,12 +118,14 @@ class Joined:
     def place(self, name: str) -> Hashable:
         """Where its bytes lie."""
         number, source = self._from[name]
+        # With the source's number, as places in two files may look the same.
         return number, source.place(name)
 
 
 def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
     """A name after the first (pattern, replacement) that matches its start."""
     for pattern, replacement in renames:
+        # Without the anchor a pattern would also change the middle of a name.
         new, changed = re.subn("^" + pattern, replacement, name)
         if changed:
             return new
@@ -130,6 +134,7 @@ def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
 
 def floating(dtype: np.dtype) -> bool:
     """Whether a weight may have this type: float64, float32, float16 or bfloat16."""
+    # Whole numbers are quantized weights, which mean nothing without their scales.
     return dtype in (np.float64, np.float32, np.float16, jnp.bfloat16)
 
 

@@ -77,6 +77,8 @@ class Trajectories:
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
             if isinstance(value, np.ndarray):
+                # Datasets that were made of one another share their arrays, so a write would reach
+                # all of them.
                 value.flags.writeable = False
 
     def __len__(self) -> int:
@@ -103,6 +105,7 @@ class Trajectories:
 
     def in_source(self) -> tuple[list[str], Int64[np.ndarray, "e"]]:
         """Paths of the images that are used, and the source's number of each trajectory."""
+        # A trajectory may begin behind its episode's first frame, which a spec may drop.
         episodes = np.searchsorted(self.source.starts, self.first_frames, side="right") - 1
         return sorted(set(self.cameras.values())), episodes
 
@@ -124,6 +127,7 @@ class Trajectories:
         path, start, stop = self.span(role, trajectory, frames)
         base = int(self.first_frames[trajectory])
         recorded, first = frames * int(self.strides[trajectory]), start - base
+        # One request for the whole window, since sources read what lies side by side at once.
         views = self.source.read(path, start, stop)
         present = np.ones(len(frames), bool)
         for row, frame in enumerate(recorded.tolist()):
@@ -164,6 +168,7 @@ class Trajectories:
         """The image feature that plays a role in a trajectory."""
         swap = self.spec.swap or ()
         if role in swap and self.swapped[trajectory]:
+            # The partner plays the role, unless the dataset was opened without it.
             role = next(r for r in (swap[1 - swap.index(role)], role) if r in self.cameras)
         return self.cameras[role]
 
@@ -225,6 +230,7 @@ class Prepared(Trajectories):
         Returns:
             The chunks, and the states where there are any.
         """
+        # Frames are counted within their trajectory, rows over all of them.
         first = self.starts[trajectory]
         chunks = self.actions[first[:, None, None] + frames]
         if self.proprio is None:
@@ -251,6 +257,8 @@ class Prepared(Trajectories):
             rows = np.arange(row, min(row + _ROWS, len(self)))
             frames = rows[:, None] + np.arange(chunk)
             inside = frames < ends[rows, None]
+            # Clamped so that every row can be looked up; `inside` keeps the repeated ones out of
+            # the mean.
             chunks = self.actions[np.minimum(frames, ends[rows, None] - 1)]
             scaled = self.chunk_units.prepare_actions(chunks, self.proprio[rows])
             total += scaled[inside].sum(0, dtype=np.float64)

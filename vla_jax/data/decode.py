@@ -127,6 +127,7 @@ def _squash(
     height, width = pixels.shape[:2]
     if pixels.shape != out.shape:
         size = (out.shape[1], out.shape[0])
+        # Pillow's own filter shrinks without aliasing, which a plain sampling would not.
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
     out[...] = pixels
     return height, width

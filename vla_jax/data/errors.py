@@ -89,6 +89,7 @@ class Skips:
         self.name, self.on_error, self.most = name, on_error, most
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[tuple[DataError, int]]] = {}
+        # Only the last ones: a share over a whole run would hide what goes wrong late.
         self._recent: deque[bool] = deque(maxlen=_RECENT)
         self._lock = threading.Lock()
 

@@ -153,4 +153,5 @@ def moving(
     following = np.minimum.accumulate(following[::-1])[::-1]
     # No frame looks beyond the end of its own trajectory.
     last = np.repeat(starts[1:], np.diff(starts)) - 1
+    # A frame without a motion ahead gets a number beyond every limit, and so is idle.
     return following <= np.minimum(np.arange(frames) + chunk - 1, last)

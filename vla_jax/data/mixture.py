@@ -91,6 +91,7 @@ class Mixture:
             [self.weights, self.sizes, self.window, parity.left_pad, segment, self.block],
         ]
         self.digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        # Apart from the digest, because positions that were stored earlier have no such entry.
         contents = json.dumps([d.source.content for d in datasets])
         self.content = hashlib.sha256(contents.encode()).hexdigest()
 
@@ -133,6 +134,7 @@ def open_datasets(
     # Statistics from the caller come first: they are those the model was trained with.
     if statistics is None and config.statistics:
         statistics = read_statistics(config.statistics, names)
+    # Once a run: the validation part is opened with the same options.
     if split == "train":
         warn_of_options(config)
     missing = [name for name in names if statistics is not None and name not in statistics]
@@ -193,6 +195,8 @@ def open_datasets(
             local = None if folder is None or is_remote(folder) else folder
             measured[name] = measure(parts, action_dim, local, config)
             recorded = opened["val"]() if split == "val" else recorded
+        # After the measurement, which is over all frames, those before which the robot idles
+        # included.
         if noop := config.filters.noop or spec.noop:
             recorded = recorded.without_idle(noop, structure.chunk)
         measured[name] = fitted(name, measured[name], action_dim, structure.proprio)
@@ -248,6 +252,7 @@ def _canvas(
     sizes = {d.name: d.image_sizes[camera] for d in datasets if camera in d.image_sizes}
     if not sizes:
         raise MissingCameraError(f"no dataset of {[d.name for d in datasets]} has {camera!r}")
+    # The images of a camera share one array of a batch, so they need one size.
     if len(set(sizes.values())) == 1:
         return next(iter(sizes.values()))
     if image_size is None:

@@ -188,6 +188,7 @@ def _read(
             ] += 1  # fmt: skip
             continue
         rows.append(trajectory)
+        # The place in the source, as images are read there and not from the kept rows.
         frames.append((first + begin, stride, swaps[number]))
         texts.append([table.setdefault(text, len(table)) for text in allowed])
     chosen = np.ones(len(frames), bool)

@@ -52,10 +52,12 @@ def read(folder: Path) -> Iterator[tuple[str, Recording]]:
     Raises:
         DataError: the folder holds none, or one that cannot be read.
     """
+    # In a fixed order, as it decides which episodes are held out.
     paths = sorted(folder.glob("*_*.npz"))
     if not paths:
         raise DataError("holds no recordings of eval_servers/libero/record.py", folder)
     for number, path in enumerate(paths):
+        # The last of each group, so that a few recordings are all trained on.
         yield "val" if number % _VAL_EVERY == _VAL_EVERY - 1 else "train", _read(path)
 
 
@@ -97,6 +99,7 @@ def write_lerobot(folder: Path, out: Path) -> dict[str, int]:
     cameras = {f"observation.images.{camera}": (size, size, 3) for camera in CAMERAS}
     counts = {"train": 0}
     with LeRobotWriter(out, HZ, shapes, cameras, robot="panda") as writer:
+        # Held-out episodes come along: LeRobot's datasets mostly have one split, `train`.
         for _, recording in read(folder):
             values: dict[str, Any] = {
                 "observation.state": recording.state,
@@ -130,6 +133,7 @@ def _rlds_features(size: int) -> dict[str, Any]:
 
 def _rlds_episode(recording: Recording) -> dict[str, Any]:
     steps = len(recording.action)
+    # Only what was solved is recorded, so the last step is terminal and alone has a reward.
     last = np.arange(steps) == steps - 1
     return {
         "steps": {
@@ -161,6 +165,7 @@ def _size(folder: Path) -> int:
 
 def _read(path: Path) -> Recording:
     try:
+        # Unpickling would run whatever code a stranger's file holds.
         with np.load(path, allow_pickle=False) as file:
             images = {}
             for camera in CAMERAS:

@@ -86,6 +86,7 @@ def _robots(config: Config) -> dict[str, Robot]:
             problems.append(f"{key}.spec: {error.args[0]}")
             continue
         try:
+            # A dataset that is named twice has one robot, so one entry is enough.
             robots[short_name(entry.spec)] = _robot(spec, entry, config)
         except DataError as error:
             problems.append(f"{key} ({entry.spec}): {error}")
@@ -103,6 +104,7 @@ def _robot(spec: DatasetSpec, entry: DatasetConfig, config: Config) -> Robot:
     if spec.action:
         numbers = ACTION_ENCODINGS[spec.action].dim
     elif config.data.reader == "stream":
+        # A single real episode would take a pass over data that are streamed.
         numbers = _from_zeros(spec, features)
     else:
         split, cache = config.data.train_split, config.data.cache_dir

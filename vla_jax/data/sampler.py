@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer, Shaped
 
+# Four rounds of a pseudo-random function make a strong permutation (Luby & Rackoff 1988).
 _ROUNDS = 4
 _SHARE_BITS = 40  # resolution of the shares
 _MASK = (1 << 64) - 1
@@ -76,8 +77,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 def _keys(seed: int, stream: int, counter: Integer[np.ndarray, "n"]) -> np.ndarray:
     """A 64-bit key for each counter, from the seed and the number of the stream."""
+    # splitmix64's increment moves a seed of 0 off 0, which the mixer maps to itself.
     base = np.array([seed & _MASK, stream & _MASK], np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     word = _mix(_mix(base[:1]) ^ base[1:])
+    # An odd factor keeps different counters apart.
     return _mix(word + counter.astype(np.uint64) * np.uint64(0xD1342543DE82EF95))
 
 
@@ -127,6 +130,7 @@ class MixtureOrder:
                 f"the smallest share is below one in {block}: set data.block >= {need}"
             )
         # By the block: a permutation of 32 numbers costs numpy as much as one of thousands.
+        # Two, as a batch may lie across the border of blocks.
         self._blocks = functools.lru_cache(maxsize=2)(self._compute_block)
         scale = 1 << _SHARE_BITS
         # Python integers: they do not overflow at any sample number.
@@ -172,6 +176,7 @@ class MixtureOrder:
         window = np.empty_like(draw)
         for d in np.unique(dataset):
             members = dataset == d
+            # Stream 0 orders the slots, so the datasets' streams begin at 1.
             epoch, element = np.divmod(draw[members], self.sizes[d])
             window[members] = feistel(element, self.sizes[d], _keys(self.seed, 1 + int(d), epoch))
         return window

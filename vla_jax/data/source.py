@@ -102,6 +102,7 @@ class Fetching(Protocol):
 
 def find_place(starts: Int64[np.ndarray, "starts"], frame: int) -> tuple[int, int]:
     """Episode of a frame, and the frame's number within it."""
+    # From the right, so that an episode's first frame is its own and not the one's before.
     episode = int(np.searchsorted(starts, frame, side="right")) - 1
     return episode, frame - int(starts[episode])
 

@@ -179,5 +179,6 @@ def instructions(trajectory: Trajectory) -> list[str]:
         else:  # one a step, or one an episode
             used = steps[trajectory.keep] if len(steps) == len(trajectory.action) else steps
             spoken = [str(text) for text in used]
+        # An episode is told one thing: of a text a step, the first that says something.
         texts += [text for text in spoken if text.strip()][:1]
     return list(dict.fromkeys(texts))

@@ -16,6 +16,7 @@ class Drain:
         self.begun = False
         self._count = 0
         self._idle = asyncio.Event()
+        # Nothing is being answered yet, and a server that ends now must not wait.
         self._idle.set()
 
     @contextlib.contextmanager
@@ -32,6 +33,7 @@ class Drain:
 
     async def finish(self, seconds: float) -> int:
         """Wait for the replies, so long at most; returns how many requests are left then."""
+        # Set before the wait, so that connections close behind the replies that are under way.
         self.begun = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)

@@ -132,6 +132,7 @@ class Evidence:
         away, home = self.last.differs(self.first), current.differs(self.first)
         # A single number of a state changes more evenly than what pictures show.
         further = 1.0 if current.pictures else 2.0
+        # The rounding of numbers that stand still is no motion.
         far = (away > further * self.largest) & (away > 1e-6)
         return bool(far.any()) and float((home <= RETURNED * away)[far].mean()) >= _MOST
 
@@ -153,6 +154,7 @@ class Habit:
 
     def broken(self, pause: float) -> bool:
         """Whether a pause is none of those within an episode."""
+        # The median, so that a few long pauses within an episode do not hide the one between two.
         usual = statistics.median(self.pauses) if self.pauses else math.inf
         return math.isfinite(pause) and pause >= max(MIN_PAUSE, LONGER * usual)
 

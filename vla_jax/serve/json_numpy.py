@@ -36,6 +36,7 @@ def unpack(data: bytes | str) -> Any:
     Raises:
         WireError: saying what is wrong, for anything that is not one legal document.
     """
+    # Half of a surrogate pair must not raise here: decoding it below makes an answer of it.
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     # Counted before anything is built: base64 has none of these characters.
     containers, items = raw.count(b"{") + raw.count(b"["), raw.count(b",")
@@ -77,6 +78,7 @@ def _decode_array(items: dict[str, Any]) -> Any:
     if items.keys() != _KEYS or not isinstance(items["__numpy__"], str):
         raise WireError(f"array with the keys {sorted(items)[:8]}, not text and dtype and shape")
     try:
+        # Without `validate` characters that are not base64 would be passed over.
         data = base64.b64decode(items["__numpy__"], validate=True)
     except (binascii.Error, ValueError) as error:
         raise WireError(f"an array's bytes are not base64: {error}") from error

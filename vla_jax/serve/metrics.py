@@ -30,6 +30,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
+        # The library's own registry is global, where two servers of one process would collide.
         self._registry = CollectorRegistry()
 
         def counter(name: str, label: str, text: str) -> Counter:
@@ -62,6 +63,7 @@ class Metrics:
     def watch(self, gauges: Mapping[str, Callable[[], float]]) -> None:
         """Show what is counted elsewhere, as there is of it when somebody asks."""
         for name, count in gauges.items():
+            # Asked when the page is made, so that nobody has to keep a number up to date.
             Gauge(f"vla_{name}", "now", registry=self._registry).set_function(count)
 
     def render(self) -> str:

@@ -76,4 +76,5 @@ class ServerOptions:
             return True
         received, wanted = authorization or "", _SCHEME + self.api_key
         # In constant time, so that answers do not tell how much of a guess is right.
+        # As bytes: of texts it takes ASCII alone, and a header may hold anything.
         return hmac.compare_digest(received.encode("utf-8", "replace"), wanted.encode())

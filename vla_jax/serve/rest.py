@@ -94,6 +94,7 @@ class RestAdapter:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection's requests until either side ends it."""
+        # The first request has to come soon, while a later one may wait for the robot.
         patience = self._options.open_timeout
         try:
             while await self._answer(reader, writer, patience):

@@ -162,6 +162,7 @@ def _shards(sizes: Mapping[str, int], limit: int | None) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
+        # A file ends before the tensor that does not fit, as none is cut in two.
         if limit is not None and shards[-1] and filled + size > limit:
             shards.append([])
             filled = 0
@@ -245,6 +246,7 @@ class Writer:
             raise ValueError(f"{name}: {value.shape} {value.dtype}, announced {expected}")
         stream, start = self._where[name]
         stream.seek(start)
+        # Through bytes, because Python's buffers know no bfloat16.
         stream.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         self._left.discard(name)
 

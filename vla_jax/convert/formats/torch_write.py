@@ -86,17 +86,24 @@ def _pickle(
         out.write(b"}(" + _text(wrapper))
     out.write(_ORDERED_DICT + b"(")
     for name, shape in shapes.items():
+        # torch counts strides in elements, and rows lie one behind the other.
         stride = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        # `c` names a function; one mark opens the tuple of its arguments, the other that of the
+        # storage.
         out.write(_text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n((")
         out.write(_text("storage") + f"ctorch\n{_NAMES[dtypes[name]]}\n".encode())
         out.write(_text(keys[aliases.get(name, name)]) + _text("cpu"))
+        # `t` closes the storage's tuple and `Q` makes a reference to a file of it; 0 is the offset.
         out.write(_integer(math.prod(shape)) + b"tQ" + _integer(0))
         # 0x89 is pickle's False, for requires_grad.
         out.write(_integers(shape) + _integers(stride) + b"\x89" + _ORDERED_DICT + b"tR")
+    # `u` puts the pairs since the last mark into a dict, once for the tensors, once for the
+    # wrapper.
     out.write(b"u" + (b"u" if wrapper else b"") + b".")
     return out.getvalue()
 
 
+# `c` names the class and `R` calls it with the empty tuple `)`.
 _ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
 
 

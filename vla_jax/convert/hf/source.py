@@ -45,6 +45,8 @@ def read_arch(
     if sizes:
         base = merge_arch(backbone.arch(sizes), described, strict=False)
     else:
+        # Not strict, as a config.json has many keys that say nothing here; overrides are checked
+        # below.
         base = backbone.arch(described, strict=False)
     return override(base, config.backbone.arch, backbone)
 
@@ -69,6 +71,7 @@ def tokenizer(folder: str | Path, config: ModelConfig) -> Tokenizer:
         ImportError: it has to be converted and transformers is not installed.
     """
     backbone = BACKBONES[config.backbone.name]
+    # A backbone that names the ends of its texts wants nothing added by the tokenizer.
     return Tokenizer.from_dir(folder, backbone.ADDED_TOKENS, plain=any(backbone.ENDS))
 
 
@@ -94,6 +97,7 @@ def open_source(folder: str | Path, config: ModelConfig) -> Source:
     ]
     # PARTS can be a whole release, or stand beside the ordinary files.
     if not parts or any(Path(folder).glob("model*" + SUFFIX)):
+        # Where there is neither, the second says what it has looked for.
         parts += _torch_files(Path(folder)) or [Safetensors(folder)]
     renamed = [Renamed(part, backbone.RENAMES) for part in parts]
     return renamed[0] if len(renamed) == 1 else Joined(renamed)
@@ -141,6 +145,7 @@ def load(
         WeightError: with the whole key report; nothing is placed then.
     """
     backbone = dataclasses.replace(config.backbone, arch=read_arch(folder, config))
+    # The weight map needs all sizes, and the config may say only what differs.
     rows, ignore = maps.hugging_face(dataclasses.replace(config, backbone=backbone))
     files = open_source(folder, config)
     ours = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}

@@ -54,9 +54,11 @@ def to_lerobot(
     origin = stored.meta.get("origin", {}).get("config") or {}
     units = _units(stored.meta, config.data.datasets[0].spec)
     is_pi = bool(pi.kind(c))
+    # What comes later counts: our config before the imported one, and both before the defaults.
     settings = {**_DEFAULTS, **origin, **_settings(c, arch, origin, units)}
     if is_pi:
         settings |= pi.settings(c, arch) | pi.relative(units, origin)
+        # A key of SmolVLA's alone.
         del settings["pad_language_to"]
         before = pi.before(settings, c.expert.prompt, vlm or pi.VLM)
         rows = pi.rows(c, arch)
@@ -112,6 +114,7 @@ def _settings(
             processors.FEATURES["actions"]: {"type": "ACTION", "shape": [model.action_dim]}
         },
         "chunk_size": s.chunk,
+        # LeRobot refuses to execute more actions than a chunk has.
         "n_action_steps": min(origin.get("n_action_steps", s.chunk), s.chunk),
         "max_state_dim": e.padded,
         "max_action_dim": e.padded,

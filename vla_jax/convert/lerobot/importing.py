@@ -86,6 +86,7 @@ def _with_layers(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Confi
     model = dataclasses.replace(
         config.model,
         backbone=dataclasses.replace(config.model.backbone, arch=arch),
+        # 0 stands for as many layers as the VLM has, as it does in our own configs.
         expert=dataclasses.replace(
             config.model.expert, layers=expert_layers if expert_layers != text else 0
         ),

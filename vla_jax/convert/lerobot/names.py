@@ -56,4 +56,5 @@ def _layer(target: str) -> list[w.Weight]:
 
 def hidden_of(width: int) -> int:
     """Width of the expert's MLP, which LeRobot makes of the expert's own: a multiple of 256."""
+    # Two thirds, since a gated MLP has three matrices where a plain one has two.
     return -(-int(4 * int(2 * width / 3)) // 256) * 256

@@ -38,6 +38,7 @@ def kind(config: ModelConfig) -> str:
     e = config.expert
     if (config.backbone.name, config.structure.kind) != ("paligemma", "expert"):
         return ""
+    # These are SmolVLA's ways, for which the torch port has no code.
     if e.joint_every != 1 or e.causal or e.scaled_prefix or e.layers:
         return ""
     return {(False, "expert"): "pi0", (True, "none"): "pi05"}.get((e.adaptive, e.state), "")
@@ -94,6 +95,7 @@ def relative(units: PolicyUnits | None, origin: Mapping[str, Any]) -> dict[str, 
     joints = "relative_exclude_joints", "action_feature_names"
     if origin.get("use_relative_actions") and all(origin.get(key) for key in joints):
         return {"use_relative_actions": True, **{key: origin[key] for key in joints}}
+    # A mask may be shorter than an action, and what lies behind it stays absolute.
     padded = (*mask, *[False] * (units.dim - len(mask))) if units else ()
     return {
         "use_relative_actions": True,

@@ -111,10 +111,12 @@ def write(folder: Path, config: Mapping[str, Any], units: PolicyUnits, before: S
         before: the steps before the policy; `SCALES` gets its settings here.
     """
     features = {**config["input_features"], **config["output_features"]}
+    # The epsilon of LeRobot's own policies.
     scaling = {"eps": 1e-8, "norm_map": config["normalization_mapping"]}
     behind: Steps = {_RESTORES: {**scaling, "features": config["output_features"]}}
     if RELATIVE in before:
         behind[_ABSOLUTE] = {"enabled": before[RELATIVE]["enabled"]}
+    # Robots are commanded from the host.
     behind["device_processor"] = {"device": "cpu", "float_dtype": None}
     before = {**before, SCALES: {**scaling, "features": features}}
     for name, steps in ((_BEFORE, before), (_BEHIND, behind)):

@@ -36,6 +36,7 @@ def settings(config: ModelConfig, arch: Mapping[str, Any]) -> dict[str, Any]:
         "attention_mode": "cross_attn" if e.joint_every > 1 else "self_attn",
         "self_attn_every_n_layers": e.joint_every,
         "num_vlm_layers": text["num_hidden_layers"],
+        # LeRobot's -1, like our 0, means as many as the VLM has.
         "num_expert_layers": e.layers or -1,
         # LeRobot cuts the product to a whole number, which must not end one below the width.
         "expert_width_multiplier": _multiplier(e.width, text["hidden_size"]),

@@ -102,6 +102,7 @@ def _write_params(folder: Path, outgoing: maps.Outgoing, done: Done) -> None:
         for name, parts in stacks.items()
     }
     with ocp.PyTreeCheckpointer() as writer:
+        # Orbax refuses relative paths.
         writer.save(folder.absolute(), rules.unflatten(flat))
 
 

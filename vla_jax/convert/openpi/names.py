@@ -34,6 +34,7 @@ def jax_rows(config: ModelConfig, arch: Mapping[str, Any]) -> list[w.Weight]:
     """
     text = arch["text_config"]
     shared = text["num_attention_heads"] == text["num_key_value_heads"]
+    # big_vision calls the map to the language model's width the head of the image tower.
     rows = [*_vision(), *_flax(_IMAGE + "head", "backbone/projection")]
     rows += _stack("", "backbone/text/", "layers/", shared, adaptive=False)
     rows.append(w.Weight(_TEXT + "embedder/input_embedding", "backbone/text/embedding"))
@@ -111,6 +112,7 @@ def _vision() -> list[w.Weight]:
     rows = [
         w.Weight(_IMAGE + "embedding/kernel", "backbone/vision/patch/kernel", "flax_patch"),
         w.Weight(_IMAGE + "embedding/bias", "backbone/vision/patch/bias"),
+        # The positions are stored as [1, tokens, width].
         w.Weight(_IMAGE + "pos_embedding", "backbone/vision/positions", "leading_1"),
     ]
     attention = block + "MultiHeadDotProductAttention_0/"
@@ -145,12 +147,14 @@ def _stack(suffix: str, tower: str, layers: str, shared: bool, adaptive: bool) -
     else:
         rows = [
             w.Weight(f"{attn}q_einsum{suffix}/w{layer}", ours + "attn/q/kernel", "heads_first"),
+            # Of the two parts keys come first.
             w.Weight(
                 f"{attn}kv_einsum{suffix}/w{layer}", ours + "attn/{k,v}/kernel", "parts_of_heads"
             ),
         ]
     rows += [
         w.Weight(f"{attn}attn_vec_einsum{suffix}/w{layer}", ours + "attn/o/kernel"),
+        # The first part is the one that GELU is applied to, the gate.
         w.Weight(f"{mlp}gating_einsum{layer}", ours + "mlp/{gate,up}/kernel", "parts"),
         w.Weight(f"{mlp}linear{layer}", ours + "mlp/down/kernel"),
     ]

@@ -73,12 +73,14 @@ class OrbaxParams:
         Raises:
             WeightError: there are no parameters, or they cannot be read.
         """
+        # Orbax refuses relative paths.
         self._folder = Path(folder).absolute()
         self._handler = ocp.PyTreeCheckpointHandler()
         try:
             stored = rules.flatten(self._handler.metadata(self._folder).tree)  # type: ignore[arg-type]
         except (OSError, ValueError, KeyError) as error:
             raise WeightError(f"{folder}: no Orbax parameters: {error}") from error
+        # From all leaves or from none, as openpi's own loader has it.
         suffix = "/value" if all(path.endswith("/value") for path in stored) else ""
         self._paths = {path.removeprefix("params/").removesuffix(suffix): path for path in stored}
         self.shapes = {name: tuple(stored[path].shape) for name, path in self._paths.items()}

@@ -177,6 +177,7 @@ def _processor(arch: Mapping[str, Any]) -> dict[str, Any]:
         "processor_class": "PrismaticProcessor",
         "use_fused_vision_backbone": ARCH["use_fused_vision_backbone"],
         "image_resize_strategy": arch["image_resize_strategy"],
+        # One entry for each of the two towers that see the same picture.
         "input_sizes": [[3, size, size]] * 2,
         "interpolations": ["bicubic"] * 2,
         "means": [list(mean) for mean in arch["means"]],

@@ -83,6 +83,7 @@ def _with_sizes(model: ModelConfig, opened: Opened) -> ModelConfig:
     described = read_json(processor) if processor.is_file() else {}
     # What the config says itself comes before the folder's.
     arch = {key: described[key] for key in ("means", "stds") if key in described} | arch
+    # torch keeps a linear map as [out, in], so the first size is the hidden layer's.
     first = shapes.get(f"{names.HEAD}/model.fc1.weight")
     if head.kind == "l1" and first:
         blocks = count_layers(shapes, f"{names.HEAD}/model.mlp_resnet_blocks.")

@@ -85,9 +85,11 @@ def open_folder(root: Path, config: ModelConfig, base: Path | None = None) -> Op
                 if _FACTOR in name
             }
             alpha = min(_ALPHA, *factors.values()) if factors else None
+            # The empty pattern fits every name, which gets the prefix in front.
             sources.append(Renamed(Canonical(file, alpha), [("", f"{names.VISION}.")]))
         else:
             sources.append(Renamed(file, [(r"(?:module\.)?", f"{part}/")]))
+    # The parts stand first, as a name means the first source that has it.
     return Opened(Joined([*sources, tensors]), vlm, parts, tuple(wrapped), factors)
 
 
@@ -112,6 +114,7 @@ def _vlm(root: Path, config: ModelConfig, base: Path | None) -> tuple[Path, Sour
         raise ConfigError(
             f"{root}: holds an adapter alone, of {named!r}: name the folder of that VLM, --base=DIR"
         )
+    # PEFT puts the two attributes of its wrapper before every name.
     factors = Renamed(
         Safetensors(adapter / f"adapter_model{SUFFIX}"), [(r"base_model\.model\.", "")]
     )
@@ -121,6 +124,7 @@ def _vlm(root: Path, config: ModelConfig, base: Path | None) -> tuple[Path, Sour
 
 def _alpha(settings: dict[str, Any], adapter: Path) -> float:
     """The scale of an adapter times its rank."""
+    # Each of these changes the factors' scale or what they are added to.
     other = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}}
     wrong = [key for key, plain in other.items() if settings.get(key, plain) not in (plain, None)]
     alpha = settings.get("lora_alpha")

@@ -43,6 +43,7 @@ def _elsewhere(note: str, *paths: str) -> list[Key]:
 
 
 def _refused(path: str, note: str, *fine: Any) -> Key:
+    # None and False are how the originals leave a thing out.
     return Key(path, REFUSED, note, (None, False, *fine))
 
 
@@ -252,6 +253,7 @@ def _paths(tree: Any, prefix: str = "") -> dict[str, Any]:
         path = prefix + key
         # `train_dataset` is one group or a list of them.
         groups = value if isinstance(value, list) else [value]
+        # A key that has a row of its own counts as a whole, whatever stands in it.
         if path not in key_paths and groups and all(isinstance(x, Mapping) for x in groups):
             for group in groups:
                 values |= _paths(group, path + ".")

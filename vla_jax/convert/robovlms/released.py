@@ -49,6 +49,8 @@ def action_specs(
     specs, unknown = {}, []
     for name in names:
         spec = SPECS.get(name)
+        # Of a dataset that is not known here, 0 is closed and 1 open, as everywhere after
+        # standardizing.
         env, hz = (spec.gripper_env, spec.hz) if spec else ((0.0, 1.0), None)
         if name in statistics:
             specs[name] = ActionSpec.from_statistics(statistics[name], normalization, clip, env, hz)
@@ -56,6 +58,7 @@ def action_specs(
             # With "none" actions stay as they are: the range only fills the fields.
             low, high = (-1.0,) * (dim - 1), (1.0,) * (dim - 1)
             specs[name] = ActionSpec(dim, normalization, clip, low, high, env, hz)
+        # The numbers are of six arm dimensions and a gripper, so of no other kind of action.
         elif normalization == "q99" and name in _QUANTILES and dim == 7:
             low, high = _QUANTILES[name]
             specs[name] = ActionSpec(dim, normalization, clip, low, high, env, hz)

@@ -125,6 +125,7 @@ class Canonical:
         if name not in self._lora:
             return value
         a, b = (self._source.read(self._raw[self._lora[name][part]]) for part in "AB")
+        # So that the sum is rounded once, to the file's own type.
         delta = b.astype(np.float64) @ a.astype(np.float64) * (self._alpha / a.shape[0])
         return (value.astype(np.float64) + delta).astype(value.dtype)
 
@@ -134,6 +135,7 @@ class Canonical:
 
 
 def _unwrapped(name: str) -> str:
+    # Wrappers may lie in one another, in any order.
     while name.startswith(_WRAPPERS):
         for wrapper in _WRAPPERS:
             name = name.removeprefix(wrapper)

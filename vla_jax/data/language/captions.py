@@ -27,6 +27,7 @@ from vla_jax.data.sampler import MixtureOrder
 from vla_jax.types import Captions
 
 PLACEHOLDER = "<image>"
+# Published files use either name for a side.
 _SPEAKERS = (("human", "user"), ("gpt", "assistant"))
 _BLOCK = 4096  # the order's block; see MixtureOrder
 
@@ -237,6 +238,7 @@ class CaptionLoader(Iterator[Captions]):
                 space = " " if len(turns) > 1 else ""  # the next question's, not to be predicted
                 turns.append((space + c.prompt.format(question=question), False))
                 turns.append((answer, True))
+            # The end is predicted as well, or the model would never learn to stop.
             turns.append((self._ends[1], True))
             parts.append(self._tokenizer.encode_answers(turns, c.text_len))
         text, mask, target = (np.stack(column) for column in zip(*parts, strict=True))

@@ -19,6 +19,7 @@ _WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 PADDING = "<|endoftext|>"
+# In the order of their ids.
 _SPECIALS = (
     PADDING, "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)),
     "<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>",
@@ -48,6 +49,7 @@ def read(path: str | Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
         [
             pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            # Its own expression is GPT-2's, which cuts words at other places.
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -77,6 +79,7 @@ def _ranks(path: Path) -> dict[bytes, int]:
 
 def _letters() -> dict[int, str]:
     """GPT-2's printable stand-ins for the 256 bytes, which `ByteLevel` writes."""
+    # Left out are blanks, control characters and 173, the soft hyphen, none of which can be seen.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     unprintable = [byte for byte in range(256) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable}

@@ -84,6 +84,7 @@ class Table:
         self.position, self.size = samples.position, samples.size.astype(np.int32)
         self.keys = samples.keys.astype(np.int32)
         arrays = (self.shown, self.order, self.rank, self.position, self.size, self.keys)
+        # About a thousand bytes for the objects around the arrays.
         self.nbytes = 1000 + sum(array.nbytes for array in arrays if array is not None)
 
     def nearest(self, time: float, tick: float, step: float) -> tuple[int, float]:
@@ -168,11 +169,14 @@ class Decoder:
         places, skips = range(span.first, span.last + 1), False
         for place, data in zip(places, _packets(table, file, span), strict=True):
             packet, number = self._packet(data), table.shown_as(place)
+            # The decoder hands this number on, so that frames are known again in whatever order
+            # they come.
             packet.pts = number
             if self._may_skip and skips != (number not in wanted):
                 skips = not skips
                 self._context.skip_frame = "NONREF" if skips else "DEFAULT"
             yield from self._context.decode(packet)
+        # Without a packet it gives out what it still holds back.
         yield from self._context.decode(None)
 
 
@@ -180,6 +184,7 @@ def rgb(convert: Any, frame: Any) -> np.ndarray:
     """Pixels [h, x, 3] of a frame, which share its memory."""
     plane = convert.reformat(frame, format="rgb24", threads=1).planes[0]
     rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+    # Decoders pad rows so that each begins at an aligned address.
     return rows[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
 
 

@@ -63,9 +63,11 @@ def _movie(file: Bytes) -> memoryview | None:
             size, begin = struct.unpack(">Q", head[_HEADER:])[0], at + 16
         elif size == 0:  # to the end of the file
             size = end - at
+        # Both boxes announce fragments, whose samples stand in tables of their own.
         if size < begin - at or name in (b"moof", b"sidx"):
             return None
         if name == b"moov":
+            # One movie a file is ordinary, and a damaged size must not make us read gigabytes.
             if movie is not None or size > _LARGEST:
                 return None
             movie = memoryview(file.read(at + size - begin, begin))
@@ -77,6 +79,7 @@ def _boxes(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     at = 0
     while at + _HEADER <= len(content):
         size, name = struct.unpack_from(">I4s", content, at)
+        # That covers 0 and 1, which mean something else and do not occur inside an ordinary movie.
         if size < _HEADER or at + size > len(content):
             raise ValueError(f"a box of {size} bytes")
         yield name, content[at + _HEADER : at + size]
@@ -95,6 +98,7 @@ def _find(content: memoryview, *path: bytes) -> memoryview | None:
 
 def _is_video(track: memoryview) -> bool:
     handler = _find(track, b"mdia", b"hdlr")
+    # Before the kind of a track stand four bytes of version and flags and four zeros.
     return handler is not None and bytes(handler[8:12]) == b"vide"
 
 
@@ -110,20 +114,25 @@ def _samples(track: memoryview) -> Samples | None:
     described, times, chunks, sizes = (box for box in required if box is not None)
     if _count(described) != 1:  # of several kinds, each packet tells which
         return None
+    # One size for all samples, or 0 and a table with the size of each.
     fixed, n = struct.unpack_from(">II", sizes, 4)
     size = np.full(n, fixed) if fixed else _rows(sizes, 1, 8)[:, 0].astype(np.int64)
+    # `co64` is the same table with 64 bits an offset, for files beyond 4 GiB.
     starts = _rows(offsets, 1, kind=">u8" if b"stco" not in named else ">u4")[:, 0]
     position = _positions(size, starts.astype(np.int64), _rows(chunks, 3).astype(np.int64))
     durations = _runs(_rows(times, 2))
     if not n or not len(position) == len(durations) == len(size) == n:
         return None
+    # The file gives durations; a sample's time is the sum of those before it.
     decoded = np.cumsum(durations) - durations
     shown = decoded
     if b"ctts" in named:  # of video that is shown in another order
+        # Signed, as later writers shift frames to the front as well.
         shifts = _runs(_rows(named[b"ctts"], 2, kind=">i4"))
         if len(shifts) != n:
             return None
         shown = decoded + shifts
+    # Without a table of key frames every sample is one.
     keys = np.arange(n)
     if b"stss" in named:
         keys = _rows(named[b"stss"], 1)[:, 0].astype(np.int64) - 1
@@ -159,6 +168,9 @@ def _positions(
     per_chunk = np.repeat(held, np.diff(first, append=len(starts)))
     if len(per_chunk) != len(starts) or per_chunk.sum() != len(size):
         raise ValueError("chunks and samples differ")
+    # Samples of a chunk lie back to back: each begins where its chunk does, plus the bytes of those
+    # before it in the chunk. A chunk without samples at the end has no first one, hence the
+    # minimum.
     begins = np.cumsum(size) - size
     firsts = np.cumsum(per_chunk) - per_chunk
     return np.repeat(starts - begins[np.minimum(firsts, len(size) - 1)], per_chunk) + begins
@@ -172,8 +184,10 @@ def _is_whole(edits: memoryview | None, first: int) -> bool:
     starts = []
     for number in range(_count(edits)):
         _, start, rate = struct.unpack_from(entry, edits, 8 + number * struct.calcsize(entry))
+        # The rate has 16 bits before the point and 16 behind: this is 1, ordinary speed.
         if rate != 1 << 16:
             return False
         if start != -1:  # -1: nothing is shown, which only shifts what follows
             starts.append(start)
+    # An edit that begins later than the first frame cuts something away.
     return len(starts) == 1 and 0 <= starts[0] <= first

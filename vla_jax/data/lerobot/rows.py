@@ -260,6 +260,7 @@ def numbers(column: Any, feature: Feature) -> np.ndarray:
     if hasattr(array, "storage"):  # datasets' own types for more than one axis
         array = array.storage
     depth, sizes = 0, list(shape)
+    # Every axis of a feature is one level of lists, down to plain numbers.
     while hasattr(array, "flatten") and hasattr(array.type, "value_type"):
         # A null has no number: numpy would make it NaN or 0.
         if array.null_count:

@@ -193,6 +193,7 @@ class _Video:
         """The frame nearest to `time`."""
         try:
             nearest = self._forward(time) if self._near(time) else None
+            # Each try begins earlier, and the last one at the very beginning.
             for back in () if nearest is not None else (*_BACK, time):
                 self._seek(max(time - back, 0.0))
                 nearest = self._forward(time)
@@ -234,6 +235,7 @@ class _Video:
         return -EXACT * self.step <= time - self._time(self._now) < _AHEAD * self.step
 
     def _seek(self, time: float) -> None:
+        # A quarter of a frame on, so that rounding down to a tick does not end at the frame before.
         target = int((time + self.start + self.step / 4) / self.stream.time_base)
         self._container.seek(target, stream=self.stream, backward=True)
         self._coming, self._now = self._container.decode(self.stream), None

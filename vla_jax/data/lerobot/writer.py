@@ -193,6 +193,7 @@ class LeRobotWriter:
             "chunks_size": 1000,
             "data_files_size_in_mb": _FILE_BYTES >> 20,
             "video_files_size_in_mb": 0,
+            # LeRobot declares a whole number, so a fraction is written only where there is one.
             "fps": int(self._fps) if self._fps == int(self._fps) else self._fps,
             "splits": {"train": f"0:{len(self._episodes)}"},
             "data_path": _DATA,

@@ -16,6 +16,7 @@ from vla_jax.data.oxe.registry import SPECS, get_spec
 log = logging.getLogger(__name__)
 Variant = Literal["openvla", "octo"]
 
+# The published weights to the last digit; each is multiplied by its dataset's windows.
 _RT_X = {
     "fractal20220817_data": 0.54087122203,
     "kuka": 0.8341046294,
@@ -83,6 +84,7 @@ MIXTURES: dict[str, dict[str, dict[str, float]]] = {
         "oxe_magic_soup_plus": _PLUS,
         "oxe_magic_soup_plus_minus": {
             **{name: _PLUS[name] for name in _PLUS if name not in ("language_table", "droid")},
+            # Of the soups this one alone gives RT-1's data their full weight.
             **_RT_1,
         },
     },

@@ -52,6 +52,7 @@ def check(dataset: Dataset, recorded_hz: float | None = None) -> Quality:
     for role in dataset.image_sizes:
         looks[role], unreadable = cameras.look(dataset, role)
         issues += unreadable
+    # A picture that stands still is a fault only while the robot moves.
     issues += cameras.check(dataset, looks, motion.speeds(dataset))
     looked_at = {
         role: {"episodes": len(role_looks), "frames": sum(len(x.cells) for x in role_looks)}

@@ -118,6 +118,7 @@ def _episode(
     for path, feature in described.items():
         # Only flags that the source lacks have no column.
         if path not in columns:
+            # A recording says nothing about why it ended, so its last step is the terminal one.
             encoded[path] = np.arange(first, stop) == (
                 first if path.endswith("first") else stop - 1
             )

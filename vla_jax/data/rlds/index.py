@@ -241,6 +241,7 @@ def _fingerprint(container: Container, path: DataPath) -> str:
 def _dataset_info(directory: DataPath) -> dict:
     path = directory / "dataset_info.json"
     try:
+        # Some editors put a byte-order mark in front, which JSON does not allow.
         info = json.loads(path.read_text(encoding="utf-8-sig"))
         splits = [
             {

@@ -157,6 +157,7 @@ class _Passes:
         together = 1 if seed is None else min(_CYCLE, len(files))
         options = tf.data.Options()
         options.deterministic = True  # the order depends on the seed alone
+        # By default TensorFlow starts a thread a core, beside those of the loader.
         options.threading.private_threadpool_size = 2
         stream = parts.interleave(read_shard, cycle_length=together, num_parallel_calls=together)
         stream = stream.prefetch(_AHEAD).with_options(options)
@@ -183,6 +184,7 @@ def _images(record: bytes, cameras: Sequence[str]) -> Frames:
 
 def _sizes(paths: Sequence[Any]) -> list[tuple[str, int]]:
     stats = [(path.name, path.stat()) for path in paths]
+    # Paths of a store and paths of a disk name the size differently.
     return [(n, int(s.length if hasattr(s, "length") else s.st_size)) for n, s in stats]
 
 

@@ -145,6 +145,7 @@ class _Split:
         self._file: io.BufferedWriter | None = None
 
     def append(self, record: bytes) -> None:
+        # A shard ends behind the record that fills it, so that no record is cut in two.
         if self._file is None or self._file.tell() >= self._limit:
             self.abort()  # closes the shard before
             path = self._folder / f"{self._name}.{len(self._lengths)}"
@@ -166,6 +167,7 @@ class _Split:
         return {
             "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
             "name": self._name,
+            # Numbers are texts here, as protobuf writes 64-bit ones to JSON.
             "numBytes": str(self._bytes),
             "shardLengths": [str(n) for n in self._lengths],
         }

@@ -34,6 +34,7 @@ def measure(
         first.spec.mask(action_dim),
         folder,
         config.cache_dir,
+        # Whoever wants the index made anew trusts nothing that was kept, statistics included.
         config.index != "auto",
     )
 

@@ -90,6 +90,7 @@ class PolicyUnits:
         """
         actions = self.actions.unnormalize(actions)
         if self.relative:
+            # In the pretrained space, where the actions were made relative in training, too.
             actions = relative.to_absolute(actions, self.adapt_state(state), self.relative)
         # Openpi cuts the padding here: behind the absolute actions, before the robot's step.
         actions = actions[..., : self.dim]

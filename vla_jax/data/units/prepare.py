@@ -87,6 +87,7 @@ def prepare(recorded: Dataset, units: Units) -> Prepared:
         recorded: a dataset in robot units.
         units: of that dataset, see `choose_units`.
     """
+    # The two kinds of dataset differ in their numbers alone.
     common = {f.name: getattr(recorded, f.name) for f in dataclasses.fields(Trajectories)}
     if units.chunks is not None:
         # The scale depends on the state a chunk starts from, so it waits for the windows.
@@ -106,6 +107,8 @@ def _actions(recorded: Dataset, units: Units) -> Float32[np.ndarray, "n a"]:
     if recorded.spec.has_gripper:
         binary = recorded.spec.gripper_binary
         actions[:, -1] = targets(actions[:, -1], binary, units.gripper)
+        # A mistake of openvla's, here for parity alone: a gripper that is always open becomes
+        # closed.
         if units.resting:
             actions[:, -1] = 0
     return actions

@@ -102,6 +102,7 @@ class Scaling:
         if missing:
             raise ValueError(f"{rule} needs {missing}; the statistics have {sorted(statistics)}")
         first, second = (tuple(map(float, statistics[name])) for name in names)
+        # Only openvla's files have a mask; of the others all numbers are scaled.
         chosen = mask or statistics.get("mask") or ()
         return cls(rule, first, second, tuple(map(bool, chosen)))
 

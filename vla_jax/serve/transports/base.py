@@ -19,6 +19,7 @@ MAX_NAME = 200  # characters of a session's or an episode's name
 
 def brief(error: Exception | str, limit: int = MAX_ERROR) -> str:
     """One line for a client and the log: an error may quote megabytes that the client sent."""
+    # Cut first, and not quite to the limit, as runs of blanks become one below.
     # Also what no line may hold: a control character in a status line would end it.
     text = "".join(c if c.isprintable() else " " for c in str(error)[: 2 * MAX_ERROR])
     text = " ".join(text.split())

@@ -46,6 +46,7 @@ class OpenpiWire(WebsocketWire):
             )
         if CONTROL_KEY in obs:
             word = obs[CONTROL_KEY]
+            # The type comes first: an array that is compared with a text has no truth value.
             if not isinstance(word, str) or word not in CONTROLS:
                 raise RequestError(f"{CONTROL_KEY} {brief(repr(word), 40)}: legal: {CONTROLS}")
             return Request(reset=True, answer=msgpack_numpy.pack({}))

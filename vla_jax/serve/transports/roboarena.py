@@ -35,6 +35,8 @@ class RoboArenaWire(OpenpiWire):
                 "needs_wrist_camera": "wrist" in cameras,
                 "n_external_cameras": sum(role in cameras for role in EXTERIOR),
                 "needs_stereo_camera": False,
+                # On a connection that lasts, a new name is all that tells one episode from the
+                # next.
                 "needs_session_id": True,
                 "action_space": space,
             }

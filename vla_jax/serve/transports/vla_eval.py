@@ -103,6 +103,7 @@ def _observation(payload: dict[str, Any]) -> dict[str, Any]:
     msgpack_numpy.check_tree(obs)
     images = obs.get("images")
     if isinstance(images, dict):
+        # Not strict: a benchmark may have fewer cameras than there are roles.
         obs |= {
             IMAGE_KEYS[role]: image for role, image in zip(_ORDER, images.values(), strict=False)
         }
