@@ -94,6 +94,7 @@ def expert_spec(
         problems.append(f"{layers} layers do not divide the language model's {text.layers}")
     if problems:
         raise ValueError("expert: " + "; ".join(problems))
+    # Keys and values of both are joined in one attention, so the heads must be the same.
     block = replace(
         text.block,
         hidden=hidden,
