@@ -74,6 +74,8 @@ def state_shardings(state: TrainState, mesh: Mesh, min_sharded: int = meshes.MIN
     all else (counters, the key) is replicated.
     """
     replicated = meshes.replicated(mesh)
+    # Of the whole parameters: the two parts of a stack that is cut are joined in every step, for
+    # which they have to lie alike.
     where = meshes.param_shardings(rules.flatten(state.params), mesh, min_sharded)
 
     def moments(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
