@@ -187,6 +187,7 @@ def control_program(
         return served if mesh is None else layers_apart.apart(served)
 
     params = jax.eval_shape(init, jax.random.key(0))
+    # Of one session: each goes in and out by itself, as sessions come and go.
     history = jax.eval_shape(lambda: model.empty_history(1))
     image = _array((*model.image.shape, 3), "uint8")
     text = (sessions, c.text_len)

@@ -209,6 +209,7 @@ def _work_lines(measured: Measured) -> Iterator[str]:
         if size > 0.01 * work.hbm_bytes:
             yield f"    {name:28} {size / 1e9:9.2f} GB {100 * size / work.hbm_bytes:5.1f} %"
     yield f"  wire {work.wire_bytes / 1e9:.2f} GB"
+    # They come sorted by bytes, so what is cut off matters least.
     for row in exchanges(work)[:10]:
         axes, where = "x".join(row["axes"]), "".join(f" x{n}" for n in row["loops"])
         how = "hidden" if row["overlapped"] else "waited for"

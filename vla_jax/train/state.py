@@ -63,6 +63,7 @@ def make_state(
         # Starting at zero it would need a correction for its first steps.
         ema=dict(parts.trainable) if ema else {},
         opt_state=optimizer.init(parts.trainable),
+        # The other half of the key makes the initial weights, see `create`.
         rng=jax.random.split(jax.random.key(seed))[1],
     )
 

@@ -210,5 +210,7 @@ def by_dataset(
     if rows is None or datasets < 2:
         return jnp.zeros((2, datasets))
     count = actions.mask.sum((1, 2), dtype=jnp.float32)
+    # A row's mean counts once for each of its actions, or the cut window at an episode's end would
+    # weigh as much as a full one.
     sums = jnp.stack([jax.lax.stop_gradient(rows) * count, count], axis=1)
     return jax.ops.segment_sum(sums, dataset, datasets).T

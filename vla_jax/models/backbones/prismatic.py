@@ -75,6 +75,7 @@ TOWERS = ("featurizer", "fused_featurizer")
 FITS = {"resize-naive": "squash", "letterbox": "pad", "resize-crop": "crop"}
 LEGAL = {
     "arch_specifier": ("no-align+fused-gelu-mlp", "fused-gelu-mlp"),
+    # There are Prismatic models with one tower too; this file builds two.
     "use_fused_vision_backbone": (True,),
     "image_resize_strategy": tuple(FITS),
     "image_filter": ("bicubic", "lanczos3"),
@@ -204,6 +205,7 @@ class Prismatic(Backbone):
             std=(1.0, 1.0, 1.0),
             resample=c["image_filter"],
             fit=FITS[c["image_resize_strategy"]],
+            # Their processor crops with torchvision, which rounds half of an odd margin to even.
             crop_rounding="half_even",
             # Their processor fills margins with the mean of the last tower alone.
             background=tuple(c["means"][-1]),

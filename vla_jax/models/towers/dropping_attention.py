@@ -98,6 +98,8 @@ def _backward(how: How, residuals: Any, gradient: Array) -> Any:
     ratio = h // groups
     # Of each query the mean gradient of its weights, in which dropout is accounted for.
     mean = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
+    # Two kernels, one over queries and one over keys: each sums up what it alone writes, so that no
+    # program has to add to the memory of another.
     own, keys = _tokens(q), _tokens(k, ratio)
     inputs = [(q, own), (k, keys), (v, keys), (gradient, own), (logs, _sums(n)), (mean, _sums(n))]
     outs = [(jax.ShapeDtypeStruct(q.shape, q.dtype), own)]
@@ -367,6 +369,7 @@ def _key_kernel(
             logs, mean = (_load_sums(ref, at[0], i, number)[None] for ref in (logs_ref, mean_ref))
             scores = block.forbidding(product(k, q, (1, 1)) * (how.scale * _LOG2), at)
             weights = jnp.exp2(scores - logs)
+            # The values have met the weights after dropout, the scores those before it.
             dropped = block.dropping(weights, at, head).astype(q.dtype)
             by_weights = block.dropping(product(v, gradient, (1, 1)), at, head) / (1.0 - how.rate)
             by_scores = (weights * (by_weights - mean)).astype(q.dtype)

@@ -235,6 +235,7 @@ class Expert(nn.Module):
         params = self.variables["params"]
 
         def made(kernel: Any) -> Array:
+            # Without a parent, as the parameters are there and no new ones are to be made.
             dense = Dense((kernel["kernel"].shape[-1],), dtype=self.dtype, parent=None)
             return dense.apply({"params": kernel}, levels)  # type: ignore[return-value]
 
