@@ -34,6 +34,7 @@ _PUBLIC = {
     "make_mesh": ("vla_jax.train.mesh", "make_mesh"),
     "open_datasets": ("vla_jax.data.mixture", "open_datasets"),
 }
+# Written out, since type checkers and editors read this list without running the module.
 __all__ = [
     "Batch",
     "Checkpoints",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and editors
     from vla_jax.types import Observation as Observation
 
 
+# Here, as importing anything below the package runs this file first.
 moved.register()
 
 

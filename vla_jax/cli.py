@@ -46,6 +46,7 @@ def main() -> None:
     for command, (module, _) in COMMANDS.items():
         if tuple(words[: len(command)]) == command:
             name = " ".join(("vla", *command))
+            # Usage texts and error messages of the program begin with what was typed.
             sys.argv = [name, *words[len(command) :]]
             _run_as_main(f"vla_jax.launch.{module}")
             return

@@ -37,6 +37,7 @@ def explain_file(path: Any) -> str:
         on_disk = isinstance(path, (str, os.PathLike))
         with open(path, "rb") if on_disk else path.open("rb") as file:
             return explain_content(file.read(_HEAD))
+    # This explains another error, and must not hide it behind one of its own.
     except (OSError, TypeError, AttributeError):
         return ""
 

@@ -79,6 +79,7 @@ def tell(program: str, error: Exception, debug: bool) -> int:
 
 def describe(error: Exception) -> str:
     """What to say of an error; one that is not ours gets its kind, and how to learn more."""
+    # As text such an error begins with its number, which tells most people nothing.
     if isinstance(error, OSError) and error.strerror:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         text = error.strerror + (": free some space, or write elsewhere" if full else "")

@@ -29,6 +29,7 @@ def config_path(where: str) -> str:
     """
     path, colon, argument = where.partition(":")
     name = re.sub(r"^configs/|\.py$", "", path)
+    # A file of the user's goes first, even under the name of a shipped config.
     if not Path(path).is_file() and name in config_names():
         path = str(CONFIGS / f"{name}.py")
     return path + colon + argument
@@ -55,6 +56,7 @@ def requirements() -> dict[str, list[str]]:
         PackageNotFoundError: the package is not installed, not even in editable form.
     """
     needed: dict[str, list[str]] = {"": []}
+    # An extra that needs nothing is named by no requirement.
     for extra in importlib.metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or ():
         needed[extra] = []
     for line in importlib.metadata.requires(DISTRIBUTION) or ():

@@ -37,6 +37,7 @@ def pytree(cls: type[T]) -> type[T]:
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     names = [field.name for field in fields if not field.metadata.get("static")]
     fixed = [field.name for field in fields if field.metadata.get("static")]
+    # With these the paths in jax's error messages name the fields.
     keys = [jax.tree_util.GetAttrKey(name) for name in names]
 
     def children(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -105,10 +105,12 @@ class Execution:
             length: n.
             gripper: whether its last number is a gripper, which stays as it was told.
         """
+        # Ahead of the first action there is nothing to hold, so that a loss is an error then too.
         if self.lost == "error" or last is None or chunk is None or not np.isnan(chunk).any():
             return None
         held = np.repeat(last[None], length, axis=0)
         if self.lost == "zero":
+            # A gripper has no number that means standing still, so it is told the same again.
             held[:, : len(last) - gripper] = 0
         return held
 

@@ -18,6 +18,7 @@ from vla_jax.config import ConfigError
 from vla_jax.config.observation import PROFILES, ZEROS, ObservationConfig, Profile
 from vla_jax.inference.protocol import IMAGE_KEYS, PROMPT_KEY, STATE_KEY
 
+# A robot may send None, so what is missing has a mark of its own.
 _MISSING = object()
 _SLICE = re.compile(r"(.+)\[(-?\d*):(-?\d*)\]")
 _NUMBERS = (int, float, np.number)
@@ -55,12 +56,14 @@ class RobotKeys:
             *self.profile.prompt,
             *(key for role in images for key in images[role]),
         ]
+        # By `type`, because True is an instance of int and no number of a state.
         parts = [part for part in self.profile.state if type(part) not in (int, float)]
         problems += [
             f"observation: {key!r} is no key, expected a text"
             for key in (*keys, *parts)
             if not isinstance(key, str) or not key
         ]
+        # With two of them nobody could say how many zeros each stands for.
         if self.profile.state.count(ZEROS) > 1:
             problems.append(f"observation.state: {ZEROS!r} can stand there once")
         if problems:
@@ -99,6 +102,8 @@ class RobotKeys:
         standard = dict(obs)
         for role, keys in self.profile.images.items():
             key = IMAGE_KEYS[role]
+            # openpi's own key comes last, so that what a robot sends under its own names is
+            # preferred.
             image = _first(obs, keys, obs.get(key, _MISSING))
             if image is not _MISSING:
                 standard[key] = _turned(image)
@@ -116,6 +121,7 @@ class RobotKeys:
             return None
         if ZEROS in self.profile.state:
             length = sum(len(part) for part in parts)
+            # A state that is too long already gets no zeros; `Policy.check` refuses it in words.
             parts[self.profile.state.index(ZEROS)] = np.zeros(max(0, dim - length))
         return np.concatenate(parts)
 
@@ -144,6 +150,7 @@ def load(choice: str) -> ObservationConfig:
     state, prompt, aliases = (_listed(content.get(k, ())) for k in ("state", "prompt", "aliases"))
     space = str(content.get("action_space", ""))
     config = ObservationConfig(profile, images, state, prompt, space, aliases)
+    # Made for its checks alone: a bad file is to end the start of a server, not its first request.
     RobotKeys(config)
     return config
 
@@ -179,6 +186,7 @@ def _turned(image: Any) -> Any:
     """An image whose channels come first, with its channels last; others as they are."""
     if not isinstance(image, np.ndarray) or image.ndim != 3:
         return image
+    # With 3 at both ends nobody can tell the order, and the protocol's is channels last.
     if image.shape[0] != 3 or image.shape[2] == 3:
         return image
     return np.ascontiguousarray(image.transpose(1, 2, 0))
@@ -197,6 +205,7 @@ def _part(obs: Mapping[str, Any], part: Any) -> np.ndarray | None:
     if not listed and not isinstance(value, np.ndarray):
         return None
     numbers = np.atleast_1d(np.asarray(value))
+    # Booleans are no numbers of a state, though numpy would join them to some without a word.
     if numbers.ndim != 1 or numbers.dtype.kind not in "fiu":
         return None
     begin, end = (int(n) if n else None for n in cut.groups()[1:]) if cut else (None, None)

@@ -43,6 +43,7 @@ def store(
         if form != "int8" or path not in inputs:
             stored[path] = x.astype(stored_type)
             continue
+        # Every layer of a stack is a linear map of its own, with scales of its own.
         lead = 1 if rules.STACKED.search(path) else 0
         stored[path], stored[path + "_scale"] = quantize(x, lead, inputs[path])
     return rules.unflatten(stored)
@@ -63,5 +64,6 @@ def quantize(
     scale = jnp.max(jnp.abs(wide), axis=over, keepdims=True) / _LARGEST
     # An output that is always 0 needs some scale.
     scale = jnp.where(scale == 0, 1.0, scale)
+    # The cast alone would cut toward zero and make all weights smaller.
     rounded = jnp.round(wide / scale).astype(jnp.int8)
     return rounded, scale.reshape(*kernel.shape[:lead], -1)

@@ -45,7 +45,9 @@ class ActionTokenizer:
             # Rounded up, float32 edges sort every float32 value as the float64 edges would.
             edges = jnp.asarray(_round_up(self.edges))
             clipped = jnp.clip(values.astype(jnp.float32), edges[0], edges[-1])
+            # A value on an edge belongs to the bin above it, as `np.digitize` has it below.
             return self.end - jnp.searchsorted(edges, clipped, side="right").astype(jnp.int32)
+        # Below the first edge `digitize` says bin 0, whose id stands for no action.
         clipped = np.clip(values, self.low, self.high)
         return (self.end - np.digitize(clipped, self.edges)).astype(np.int32)
 

@@ -68,6 +68,7 @@ class FastCode:
         tokens = [b""] * (1 + max(vocabulary.values()))
         for text, number in vocabulary.items():
             tokens[number] = _bytes_of(text)
+        # A compiled step needs one shape for all tokens; -1 is no byte and marks what lies behind.
         table = np.full((len(tokens), max(map(len, tokens))), -1, np.int32)
         for row, token in zip(table, tokens, strict=True):
             row[: len(token)] = list(token)
@@ -76,6 +77,8 @@ class FastCode:
         return cls(
             scale=float(fast["scale"]),
             smallest=int(fast["min_token"]),
+            # Without character 0 there was no alphabet, and no character is too large; the host
+            # reads such a vocabulary the same way.
             largest=largest if largest >= 0 else 0x10FFFF,
             bytes=table,
             token_end=raw["token_end"],
@@ -152,18 +155,21 @@ class FastCode:
         exists = token_bytes >= 0
         place = jnp.where(exists, jnp.cumsum(exists, axis=1) - 1, count * _LONGEST)
         rows = jnp.arange(len(tokens))[:, None]
+        # One column more than there is room for: what is no byte is written there and cut off.
         text = jnp.full((len(tokens), count * _LONGEST + 1), -1)
         text = text.at[rows, place].set(token_bytes, mode="drop")[:, :-1]
         fits = exists.sum(1) <= count * _LONGEST
         values, sound = jax.vmap(self._characters)(text)
         fine = sound & fits & jnp.where(used, is_known, True).all(1)
         coefficients = (values + self.smallest).astype(jnp.float32) / self.scale
+        # At the default precision a TPU rounds both factors to bfloat16, and the actions with them.
         chunk = jnp.einsum(
             "kt,bka->bta",
             jnp.asarray(_cosines(self.steps), jnp.float32),
             coefficients.reshape(-1, self.steps, self.dim),
             precision="highest",
         )
+        # Not zeros: these are a motion like any other, and nobody would learn of the lost answer.
         return jnp.where(fine[:, None, None], chunk, jnp.nan)
 
     def _characters(self, text: Int[Array, "m"]) -> tuple[Int[Array, "c"], Bool[Array, ""]]:
@@ -190,6 +196,7 @@ class FastCode:
         # Each has as many bytes as it announces, and needs them all.
         least = jnp.array([0, 0, 0x80, 0x800])[jnp.clip(announced, 0, _LONGEST)]
         is_whole = (starts.sum() == count) & ((size == announced) & (values >= least)).all()
+        # Characters of four bytes lie beyond all coefficients, and their bits are not read above.
         is_whole &= (text < 0xF0).all()
         return values, sound & is_whole & (values <= self.largest).all()
 
@@ -203,12 +210,15 @@ def _cosines(steps: int) -> np.ndarray:
     """[k, t] float64: what frequency k adds to step t (orthonormal DCT-III)."""
     k, t = np.arange(steps)[:, None], np.arange(steps)
     table = math.sqrt(2 / steps) * np.cos(math.pi * (2 * t + 1) * k / (2 * steps))
+    # The squares of a constant add up to twice those of a cosine; in an orthonormal table all rows
+    # have the same length.
     table[0] /= math.sqrt(2)
     return table
 
 
 def _symbols() -> dict[str, int]:
     """Character of a byte-level vocabulary -> its byte (GPT-2's table)."""
+    # Bytes that print stand for themselves. The space and the soft hyphen, 0xAD, do not print.
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     unprintable = [byte for byte in range(256) if byte not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(unprintable)}

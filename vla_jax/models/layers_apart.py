@@ -31,6 +31,8 @@ def serving_mesh(device: Any) -> AbstractMesh | None:
         device: that serves; it need not be here.
     """
     axes = {"axis_names": (sharding.SERVING,), "axis_types": (AxisType.Auto,)}
+    # An abstract mesh tells a trace the platform and holds no device, so a plan can be made for a
+    # GPU that is elsewhere.
     mesh = Mesh(np.array([device]), **axes).abstract_mesh
     device = mesh.abstract_device
     return mesh if device is not None and device.platform == "gpu" else None
@@ -45,6 +47,7 @@ def apart(params: Any) -> Any:
     """Stacked layers [l, ...] as tuples of l arrays."""
 
     def each(path: Any, x: Any) -> Any:
+        # By the path and not by the shape: any kernel may have as many rows as there are layers.
         is_stacked = rules.STACKED.search("/".join(str(key.key) for key in path))
         return tuple(x[i] for i in range(len(x))) if is_stacked else x
 
@@ -78,6 +81,8 @@ def loop_methods(module: nn.Module) -> Callable[..., Any]:
         if not is_serving:
             return unbound.apply(variables, *args, **options, method=method)
         args, options = _of_caches(jnp.stack, (args, options))
+        # Stacks exist inside of the body alone. What the loop carries stays apart, or each turn
+        # would copy it whole.
         result = unbound.apply(together(variables), *args, **options, method=method)
         return _of_caches(tuple, result)
 

@@ -16,6 +16,8 @@ from vla_jax.models.structures import STRUCTURES, find
 
 def refusal(backbone: str, structure: str, head: str) -> str | None:
     """Why three choices do not combine, whatever their settings; None when they do."""
+    # The head has a say in what a structure's name means: `discrete` is another module where the
+    # tokens of a chunk vary in number.
     kind = find(structure, head)
     return kind.refuse_backbone(BACKBONES[backbone]) or kind.refuse_head(HEADS[head])
 
@@ -67,6 +69,8 @@ def _judge(config: ModelConfig, arch: Mapping[str, Any] | None) -> tuple[list[st
         kinds = {k: find(k, head.kind) for k in STRUCTURES}
         legal = ", ".join(k for k in kinds if not kinds[k].refuse_backbone(backbone))
         issues.append(f"{name} + {s.kind}: {reason}; {name} takes {legal}")
+    # The head's own settings are judged even where it does not fit, so that one round of changes is
+    # enough.
     issues += HEADS[head.kind].refusals(head, s)
     try:
         # A checkpoint brings its own architecture, which the config's changes are part of already.
@@ -74,6 +78,7 @@ def _judge(config: ModelConfig, arch: Mapping[str, Any] | None) -> tuple[list[st
     except ValueError as error:
         # Without an architecture no backbone can be built that the structure could judge.
         return [*issues, str(error)], {}
+    # Nothing is allocated here: what is asked of the module follows from its architecture alone.
     built = backbone(complete)
     if built.follows_language and not structure.tells_language:
         legal = ", ".join(k for k in STRUCTURES if STRUCTURES[k].tells_language)

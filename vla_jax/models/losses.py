@@ -54,6 +54,7 @@ def action_loss(
         open/closed decisions).
     """
     size, mask = prediction.arm.shape[-1], actions.mask
+    # Cast before the difference: between two close numbers in bfloat16 little but rounding is left.
     arm = prediction.arm.astype(jnp.float32) - actions.chunk[..., :size]
     # The mean over the arm's numbers makes the loss independent of how many there are.
     each_arm = huber(arm).mean(-1)

@@ -92,10 +92,12 @@ def linear_maps(model: VLA) -> dict[str, int]:
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
+        # Other methods of a `Dense`, such as its LoRA product, come by here as well.
         if isinstance(module, Dense) and context.method_name == "__call__":
             contracted["/".join((*module.path, "kernel"))] = module.contract
         return call(*args, **kwargs)
 
+    # Shapes are enough to visit every module, and the weights of a large model would not fit.
     with nn.intercept_methods(look):
         jax.eval_shape(lambda key: initial_params(model, key), jax.random.key(0))
     return contracted

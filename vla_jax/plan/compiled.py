@@ -54,6 +54,7 @@ def read(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> Work:
         mesh: axis -> size, in order.
         domains: host (GPU) or slice (TPU) of every device in the mesh's order.
     """
+    # Not XLA's own cost analysis: it counts the body of a loop once, however often it runs.
     program = hlo.parse(text)
     flops, kernels, classes = 0.0, 0, defaultdict[str, float](float)
     for name, times, _ in program.runs():

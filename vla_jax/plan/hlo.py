@@ -51,6 +51,7 @@ class Array(NamedTuple):
         dims = list(self.dims)
         minor = [int(i) for i in matched[1].split(",") if i]
         tile = [int(size) for size in matched[2].split(",")]
+        # A layout names the innermost dimension first, a tile names it last, and may cover fewer.
         for axis, size in zip(minor, reversed(tile), strict=False):
             dims[axis] = -(-dims[axis] // size) * size
         return math.prod(dims) * _BYTES[self.dtype]
@@ -191,6 +192,7 @@ class Program:
             if (index := _element(condition.get(name))) is not None
         ]
         results = [each for each in body.values() if each.op == "tuple" and each.root]
+        # A loop of another form: with a stride of 1 its turns are rather too many than too few.
         if len(counters) != 1 or len(results) != 1:
             return 1
         # What is added to the counter until it is handed on.

@@ -100,6 +100,7 @@ def residual_bytes(
 def _values(
     loop: Any, mesh: Mapping[str, int], functions: Mapping[str, Any]
 ) -> Iterator[LoopValue]:
+    # Region 0 is the condition of the loop.
     body = loop.regions[1].blocks[0]
     # The last operation of a block is its return.
     returned = list(body.operations)[-1].operands
@@ -107,6 +108,7 @@ def _values(
     lying = propagation.result_axes(loop)
     for argument, result, axes in zip(body.arguments, returned, lying, strict=True):
         shape, dtype = propagation.shape_and_type(argument.type)
+        # Counters are no memory worth a line.
         if not shape:
             continue
         # Into how many parts each dimension is cut.
@@ -151,6 +153,7 @@ def _place(location: str) -> tuple[str, bool]:
     matched = re.search(r'"([^"]*/[^"]*)"', location)
     path = matched[1] if matched else ""
     backward = "transpose(" in path
+    # Transformations are written around the names; without them both passes name a loop alike.
     path = re.sub(r"\w+\(|\)", "", path)
     skipped = ("step", "while", "body", "closed_call", "checkpoint", "remat", "jit", "")
     # Names with a dot are methods, the others modules.
@@ -159,5 +162,6 @@ def _place(location: str) -> tuple[str, bool]:
 
 
 def _bits(dtype: str) -> int:
+    # A bool takes a whole byte, though its type, i1, says one bit.
     matched = _BITS.search(dtype.removesuffix(">"))
     return int(matched[1]) if matched and dtype != "i1" else 8

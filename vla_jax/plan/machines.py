@@ -46,6 +46,7 @@ class Machine:
     @property
     def processes(self) -> int:
         """Hosts in all."""
+        # Part of a host is a process as well.
         return max(1, self.size // self.chip.host)
 
 
@@ -172,6 +173,8 @@ def _hosts(machine: Machine) -> list[list[tuple[int, ...]]]:
     x, y, z = (*machine.shape, 1)[:3]
     # A host has a square of 2 x 2 chips along the first two axes.
     a, b = min(2, x), min(2, y)
+    # The order decides which devices the axes of a mesh join, so it has to be the compiler's own:
+    # the first axis runs fastest.
     return [
         [(i + p, j + q, k) for q in range(b) for p in range(a)]
         for k in range(z)

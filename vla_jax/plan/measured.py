@@ -66,6 +66,7 @@ def train_step(config: Config, machine: Machine, windows: int = 0) -> Measured:
         getattr(device, "slice_index", None) or 0 if across else device.process_index
         for device in program.mesh.devices.flat
     ]
+    # Of a program that it refuses the compiler says its temporaries and nothing else.
     argument_bytes = sum(programs.state_bytes(program).values())
     return _measured(lowered, machine, dict(program.mesh.shape), domains, argument_bytes)
 
@@ -89,6 +90,7 @@ def control_step(
     with compilers.answering_for(machine):
         lowered = program.step.trace(*program.arguments).lower()
     argument_bytes = programs.device_bytes(program.arguments)
+    # One device exchanges nothing, so any mesh of one will do.
     figures = _measured(lowered, machine, {"device": 1}, [0], argument_bytes, program.options)
     return Control(
         **vars(figures), weights=program.weights, history=program.history, sessions=sessions

@@ -136,6 +136,7 @@ def row_blocks(program: programs.TrainProgram) -> tuple[tuple[int, ...], int]:
     processes: dict[Any, set[int]] = {}
     for device, index in where.devices_indices_map((program.blocks,)).items():
         processes.setdefault(str(index), set()).add(device.process_index)
+    # A block in several processes counts for one of them; it is reported as a fault anyway.
     homes: Sequence[int] = [min(owners) for owners in processes.values()]
     counts = {homes.count(home) for home in set(homes)}
     return tuple(sorted(counts)), sum(len(owners) > 1 for owners in processes.values())

@@ -84,6 +84,7 @@ def train_program(config: Config, devices: Sequence[Any], windows: int = 0) -> T
     mesh = meshes.make_mesh(config.mesh, devices)
     blocks = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = windows * blocks or config.train.batch_size
+    # Each part of an accumulated batch is split over all blocks by itself.
     _divides(rows, blocks * config.train.accumulate, "train.batch_size")
     captions = config.data.cotrain.rows if config.data.cotrain.path else 0
     # Captions go through a step in the same parts as the windows.
@@ -91,6 +92,7 @@ def train_program(config: Config, devices: Sequence[Any], windows: int = 0) -> T
     model = vla.build(config.model, Start(config.model).arch())
     init = lora.extend(functools.partial(vla.initial_params, model), config.lora)
     optimizer = make_optimizer(config.optim, config.train.steps)
+    # Shapes alone: the state of a large run may fit into no memory here.
     template = state.abstract(
         init, lora.train_rules(config), optimizer, mesh, ema=config.optim.ema_decay > 0
     )
@@ -185,6 +187,7 @@ def control_program(
         return served if mesh is None else layers_apart.apart(served)
 
     params = jax.eval_shape(init, jax.random.key(0))
+    # Of one session: each goes in and out by itself, as sessions come and go.
     history = jax.eval_shape(lambda: model.empty_history(1))
     image = _array((*model.image.shape, 3), "uint8")
     text = (sessions, c.text_len)

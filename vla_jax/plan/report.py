@@ -140,6 +140,7 @@ def lines(machine: Machine, outline: Outline) -> Iterator[str]:
     )
     yield f"bytes a device, at least ({windows:g} windows):"
     yield from _table({name: size for name, size in outline.least_bytes.items() if size})
+    # What is below a MiB decides nothing, and there is a lot of it.
     large = {name: size for name, size in outline.residuals.items() if size > 2**20}
     if large:
         yield "  of the residuals:"
@@ -168,6 +169,7 @@ def train_lines(machine: Machine, outline: Outline, train: Measured) -> Iterator
     batch = largest_batch(outline, train, machine)
     yield f"  largest batch that fits, at the least: {batch} windows"
     if train.work and train.roofline:
+        # Two counts that are made independently; far from 1, one has missed a loop or its turns.
         ratio = train.work.flops / outline.flops
         yield f"  {train.work.flops / 1e12:.1f} TFLOP a device, {ratio:.3f} of the trace's count"
         yield from _work_lines(train)
@@ -207,6 +209,7 @@ def _work_lines(measured: Measured) -> Iterator[str]:
         if size > 0.01 * work.hbm_bytes:
             yield f"    {name:28} {size / 1e9:9.2f} GB {100 * size / work.hbm_bytes:5.1f} %"
     yield f"  wire {work.wire_bytes / 1e9:.2f} GB"
+    # They come sorted by bytes, so what is cut off matters least.
     for row in exchanges(work)[:10]:
         axes, where = "x".join(row["axes"]), "".join(f" x{n}" for n in row["loops"])
         how = "hidden" if row["overlapped"] else "waited for"

@@ -135,6 +135,8 @@ def _estimates(config: Config, machine: Machine) -> tuple[list[Candidate], int]:
                     refused += 1
                     continue
                 fraction = rows / sketch.rows
+                # With full recomputation a loop keeps the input of each layer and no more: these
+                # bytes stand for the activations that a tensor axis adds up.
                 wire = _wire(sketch, mesh, scale * sum(full.residuals.values()))
                 hbm = _MOVED * sketch.product_bytes * fraction + _weights(sketch, mesh)
                 seconds = max(
@@ -188,6 +190,7 @@ def _weights(sketch: Outline, mesh: dict[str, int]) -> float:
 
 def _distinct(candidates: list[Candidate]) -> list[Candidate]:
     """The best few that differ in more than the batch."""
+    # They come sorted, so that the first of each kind is the fastest of its batches.
     best: dict[Any, Candidate] = {}
     for each in candidates:
         best.setdefault((*each.mesh.values(), each.config.model.remat), each)

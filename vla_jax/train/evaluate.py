@@ -88,6 +88,7 @@ def make_eval_step(
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=False
         )
+        # A policy acts with the average where one is kept, so that is what is judged.
         variables = {"params": lora.active(state.averaged, config.lora, train=False)}
         # One noise for all batches: a change of the figures is then a change of the weights.
         args = (batch.actions, jax.random.key(config.seed), config.optim.gripper_weight)

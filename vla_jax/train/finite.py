@@ -33,6 +33,7 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
 
 def choose(condition: Bool[Array, ""], new: T, old: T) -> T:
     """The tree `new` where the condition holds, else `old`; both have the same leaves."""
+    # Chosen and not multiplied by 0, which leaves NaN what it is.
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
@@ -71,9 +72,11 @@ class SkippedSteps:
             return
         self._in_a_row += 1
         self.total += 1
+        # Batches take the samples in their order, so these end right before the next one.
         first, last = next_sample - self._batch_size, next_sample - 1
         row = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
         row |= {"in_a_row": self._in_a_row, "first_sample": first, "last_sample": last}
+        # Ahead of giving up, so that the log has the step that ended the run as well.
         self._write(step, "skipped", row)
         logger.warning(
             "step %d: the loss or its gradients are not finite; skipped (%d in a row, %d in all), "

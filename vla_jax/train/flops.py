@@ -39,6 +39,7 @@ def of_step(model: Any, config: Config, template: TrainState, batch: Batch) -> f
     def pixels(x: Any) -> Any:  # as the model's image tower takes them
         return jax.eval_shape(lambda image: preprocess(image, model.image), shape(x))
 
+    # Resizing is made of matrix products too, which are not the model's work.
     images = {camera: pixels(x) for camera, x in batch.observation.images.items()}
     observation = dataclasses.replace(jax.tree.map(shape, batch.observation), images=images)
     captions = jax.tree.map(shape, batch.captions)

@@ -69,6 +69,7 @@ class Goodput:
         )  # fmt: skip
         row: dict[str, Any] = {"first": first, "last": last, **figures}
         try:
+            # Every life of the run adds its own row to those of earlier ones.
             with (workdir / FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:  # the run itself is done

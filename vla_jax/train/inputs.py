@@ -60,6 +60,8 @@ class Inputs:
         """
         train = self.config.train
         covers_all = self.held_out.num_windows <= train.eval_batches * train.batch_size
+        # Padding fills the last batch up to its shape, and counts for nothing: its actions are
+        # masked.
         with self._load(self.held_out, shuffle=not covers_all, pad_last=covers_all) as batches:
             yield itertools.islice(batches, train.eval_batches)
 
@@ -67,6 +69,8 @@ class Inputs:
         """A context with the batches of texts from a step on; Nones where there are no texts."""
         if self.texts is None:
             return contextlib.nullcontext(itertools.repeat(None))
+        # The number of the step is all it needs to go on from, so a checkpoint keeps no position of
+        # it.
         return CaptionLoader(
             self.texts,
             self.tokenizer,
@@ -152,6 +156,7 @@ def open_inputs(config: Config, model: Any, origin: Any, meta: Mapping[str, Any]
         words = itertools.chain(words, answers.words(config.model))
         rows = answers.word_ids(model, origin.fast_code())
         tokenizer = origin.tokenizer() or Tokenizer.build(words, rows)
+    # An id beyond the table looks up NaN, which would surface as a run that diverges.
     tokenizer.limit(model.vlm.vocab_size)
     if vla.written(config.model):
         code = answers.with_code(model, tokenizer, origin.fast_code()).fast.code

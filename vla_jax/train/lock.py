@@ -100,4 +100,5 @@ def _sign(file: IO[str]) -> None:
         "command": sys.argv,
     }
     file.write(json.dumps(owner) + "\n")
+    # Others read the name of the owner while this file stays open.
     file.flush()

@@ -195,6 +195,8 @@ class Peers:
 
     def _find(self, patience: float) -> str:
         """Which other process has failed or is lost, in words; "" if none."""
+        # Failures first: who has failed is soon silent too, and the reason says more than the
+        # silence.
         for key, text in self._client.key_value_dir_get(_FAILED):
             process = int(key.rpartition("/")[2])
             if process != self._me:

@@ -18,6 +18,7 @@ from jaxlib.mlir.passmanager import PassManager
 ROW_AXES = ("data", "fsdp")
 Axes = tuple[tuple[str, ...], ...]  # of a value: the mesh axes of each dimension
 
+# The name under which the pass leaves what it decides, on operations and on arguments.
 _GIVEN = "sdy.sharding"
 
 

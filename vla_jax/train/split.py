@@ -44,6 +44,7 @@ def split(params: Mapping[str, Any], table: Rules) -> Split:
             stack, or if nothing is left to train.
     """
     flat = rules.flatten(params)
+    # The last rule matches every path: what nobody names trains.
     counts = rules.match_all([*table, ("", ALL)], list(flat))
     problems = [
         f"optim: {pattern!r} matches none of {len(flat)} parameters"
@@ -117,6 +118,7 @@ def _part(leaf: Any, rows: slice, dtype: Any) -> Any:
 
 
 def _join(first: Any, last: Any) -> Any:
+    # The wider of the two types, in which the part that trains loses nothing.
     dtype = jnp.promote_types(first.dtype, last.dtype)
     if isinstance(last, jax.ShapeDtypeStruct):
         shape = (first.shape[0] + last.shape[0], *last.shape[1:])

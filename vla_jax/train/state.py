@@ -63,6 +63,7 @@ def make_state(
         # Starting at zero it would need a correction for its first steps.
         ema=dict(parts.trainable) if ema else {},
         opt_state=optimizer.init(parts.trainable),
+        # The other half of the key makes the initial weights, see `create`.
         rng=jax.random.split(jax.random.key(seed))[1],
     )
 
@@ -74,6 +75,8 @@ def state_shardings(state: TrainState, mesh: Mesh, min_sharded: int = meshes.MIN
     all else (counters, the key) is replicated.
     """
     replicated = meshes.replicated(mesh)
+    # Of the whole parameters: the two parts of a stack that is cut are joined in every step, for
+    # which they have to lie alike.
     where = meshes.param_shardings(rules.flatten(state.params), mesh, min_sharded)
 
     def moments(path: tuple[Any, ...], leaf: Any) -> NamedSharding:

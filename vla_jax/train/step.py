@@ -81,6 +81,8 @@ def make_train_step(
         trainable: Any, state: TrainState, batch: Batch, key: Array, fractions: Array
     ) -> tuple[Array, tuple[Metrics, Array]]:
         """Loss of a part of a batch; `fractions` [2] is its part of all actions and tokens."""
+        # Dropout is on where an rng is passed, so none is without it. Noise of heads has a key of
+        # its own, so that turning dropout on does not change it.
         rngs, noise = {"dropout": key} if config.model.dropout else None, jax.random.fold_in(key, 1)
         observation = augment(
             batch.observation, batch.sample, config.seed, config.augment, model.image, train=True
@@ -141,6 +143,8 @@ def make_train_step(
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         metrics |= {"grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
+        # The gradients too: a finite loss may have some that overflow, and one such step spoils the
+        # moments for good.
         is_finite = all_finite((metrics["loss"], grads))
         metrics["skipped"] = 1.0 - is_finite.astype(jnp.float32)
         # The loss of a single dataset is "loss" itself.
@@ -153,6 +157,8 @@ def make_train_step(
         before = state.trainable, state.ema, state.opt_state
         trainable, ema, opt_state = choose(is_finite, (trainable, ema, opt_state), before)
         after = TrainState(
+            # Also where the step was skipped: the loader has gone on, and the two must not drift
+            # apart.
             step=state.step + 1,
             trainable=trainable,
             frozen=state.frozen,
@@ -166,6 +172,8 @@ def make_train_step(
     return jax.jit(
         step,
         in_shardings=(shardings, meshes.batch_sharding(mesh)),
+        # Pinned, or the compiler may lay the new state out otherwise, and the next step, which gets
+        # it, is compiled again.
         out_shardings=(shardings, meshes.replicated(mesh)),
         # The new state takes the old one's memory: a large model has no room for two.
         donate_argnums=0,
@@ -202,5 +210,7 @@ def by_dataset(
     if rows is None or datasets < 2:
         return jnp.zeros((2, datasets))
     count = actions.mask.sum((1, 2), dtype=jnp.float32)
+    # A row's mean counts once for each of its actions, or the cut window at an episode's end would
+    # weigh as much as a full one.
     sums = jnp.stack([jax.lax.stop_gradient(rows) * count, count], axis=1)
     return jax.ops.segment_sum(sums, dataset, datasets).T

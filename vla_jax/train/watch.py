@@ -11,6 +11,7 @@ import jax
 
 logger = logging.getLogger(__name__)
 
+# jax's own event, of which it has no public name.
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -54,6 +55,8 @@ class Recompilations:
 
 
 def _is_main() -> bool:
+    # The listener is called by the thread that compiles. Others may do so while a step is called,
+    # and theirs are not the step's programs.
     return threading.current_thread() is threading.main_thread()
 
 

@@ -29,6 +29,7 @@ from vla_jax.models.towers.resampler import AttentionPool, timm_pool_weights
 from vla_jax.models.towers.text_families import LANGUAGES
 from vla_jax.models.towers.vit import VisionSpec, VisionTransformer
 
+# timm's vit_large_patch14_reg4_dinov2 and vit_so400m_patch14_siglip_224.
 _DINO = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 _DINO |= {"intermediate_size": 4096, "patch_size": 14, "image_size": 224, "registers": 4}
 _SIGLIP = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16}
@@ -43,6 +44,7 @@ ARCH: dict[str, Any] = {
     "pad_to_multiple_of": 64,
     "text_config": {
         "model_type": "llama",
+        # Llama's 32000 and a padding token, up to the next multiple of 64.
         "vocab_size": 32064,
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -73,6 +75,7 @@ TOWERS = ("featurizer", "fused_featurizer")
 FITS = {"resize-naive": "squash", "letterbox": "pad", "resize-crop": "crop"}
 LEGAL = {
     "arch_specifier": ("no-align+fused-gelu-mlp", "fused-gelu-mlp"),
+    # There are Prismatic models with one tower too; this file builds two.
     "use_fused_vision_backbone": (True,),
     "image_resize_strategy": tuple(FITS),
     "image_filter": ("bicubic", "lanczos3"),
@@ -102,6 +105,7 @@ class Towers(nn.Module):
     ) -> Float[Array, "b k v"]:
         """The image in the units of either tower -> joined patches."""
         patches = [self.dino(first, language).tokens, self.siglip(second, language).tokens]
+        # Called once for its parameters, so that a checkpoint goes out as whole as it came in.
         if self.is_initializing():
             self.pool(patches[1])
         return jnp.concatenate(patches, axis=-1)
@@ -164,6 +168,7 @@ class Prismatic(Backbone):
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """Sizes of the towers, but for their heads, which no shape tells; {} of other weights."""
+        # FiLM wraps the towers in one more module, and so their prefix stands there twice.
         film = any(name.startswith(_VISION * 2) for name in shapes)
         root, inner = _VISION * (1 + film), "block." if film else ""
         sizes: dict[str, Any] = {"film": film}
@@ -200,6 +205,7 @@ class Prismatic(Backbone):
             std=(1.0, 1.0, 1.0),
             resample=c["image_filter"],
             fit=FITS[c["image_resize_strategy"]],
+            # Their processor crops with torchvision, which rounds half of an odd margin to even.
             crop_rounding="half_even",
             # Their processor fills margins with the mean of the last tower alone.
             background=tuple(c["means"][-1]),

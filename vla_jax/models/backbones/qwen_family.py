@@ -59,6 +59,7 @@ def vision_spec(config: Mapping[str, Any], grid: Grid) -> VisionSpec:
 def _merged(config: Mapping[str, Any]) -> Grid:
     """Rows and columns of tokens of an image of the configured size."""
     vision = config["vision_config"]
+    # The originals keep an image's shape, and so have grids of any; a compiled step has one.
     side = config["image_size"] // (vision["patch_size"] * vision["spatial_merge_size"])
     return side, side
 
@@ -269,6 +270,7 @@ class QwenFamily(Backbone):
         rows, following = positions(tokens.valid, tokens.place, grid or _merged(self.config), start)
         deep = None
         if e > d:
+            # Where `encode_images` has put them; text and marks have zeros there.
             deep = jnp.stack(jnp.split(tokens.embeds[..., d:], e // d - 1, axis=-1))
         embeds = tokens.embeds[..., :d]
         run = functools.partial(self.text.run, deep=deep, cache=cache, columns=columns)

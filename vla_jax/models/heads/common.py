@@ -161,6 +161,7 @@ def pool_tokens(
     Of the n tokens that `read` selects, in order, span i holds floor(i n / latents) up to
     ceil((i + 1) n / latents). A step without tokens gives zeros.
     """
+    # Tokens that are read count, not columns: padding between them must not move a span.
     rank = jnp.cumsum(read, axis=-1) - 1
     # Steps may hold different numbers of tokens, so every step has its own spans.
     n = read.sum(-1, keepdims=True)

@@ -27,6 +27,7 @@ from vla_jax.models.losses import masked_mean, row_means
 from vla_jax.models.towers.layers import MLP, Attention, Dense
 from vla_jax.types import Actions, Prediction
 
+# As in DiT: 256 numbers, half of them cosines.
 _FREQUENCIES = 128
 
 
@@ -141,6 +142,7 @@ class Denoiser(nn.Module):
         # The actions of a chunk see each other in both directions: they are denoised together.
         mask = jnp.broadcast_to(exists[:, None], (*exists.shape, exists.shape[1]))
         x, _ = self.layers(x, level, mask)
+        # The tokens of the context have been attended to, and nothing is read from them.
         shift, scale = jnp.split(self.final(level)[:, None], 2, axis=-1)
         return self.leave(_normalize(x[:, -chunk:]) * (1 + scale) + shift).astype(jnp.float32)
 
@@ -212,4 +214,6 @@ def as_prediction(values: Float[Array, "b u f a"], gripper: bool) -> Prediction:
     """Inverse of `as_values`."""
     if not gripper:
         return Prediction(arm=jnp.clip(values, -1.0, 1.0), gripper=None)
+    # A sample may leave the range that actions are normalized to. Of the gripper only the sign is
+    # read, so it needs no bound.
     return Prediction(arm=jnp.clip(values[..., :-1], -1.0, 1.0), gripper=values[..., -1])

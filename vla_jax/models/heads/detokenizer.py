@@ -131,6 +131,8 @@ class Detokenizer(Head):
 
     def choose(self, logits: Float[Array, "*b v"]) -> Int[Array, "*b"]:
         """The best id of those the head may choose."""
+        # A word that is no action would be read as an end of the range, and the robot would move as
+        # far as it can.
         if self.head.parity.vocabulary == "actions":
             # The argmax counts from the first action id.
             first = self.head.token_end - self.head.bins

@@ -71,12 +71,15 @@ class Fast(Head):
         """The likeliest one, or at a temperature one of the likely."""
         if not self.fast.temperature:
             return jnp.argmax(scores, axis=-1)
+        # Tokens that may not follow have minus infinity here, which no temperature makes likely.
         return jax.random.categorical(key, scores / self.fast.temperature, axis=-1)
 
     def read(self, ids: Int[Array, "b n"]) -> Float[Array, "b f a"]:
         """Answers as they were written -> chunks, NaN where an answer is none."""
         code = self.code
         size = len(code.opening)
+        # A model that chooses every word may write no opening; what follows is then no chunk, even
+        # where its words can be read as one.
         begins = (ids[:, :size] == jnp.array(code.opening, ids.dtype)).all(1)
         body = ids[:, size:]
         # What lies behind the closing, or the end, is not read.
@@ -106,8 +109,10 @@ def answer_loss(
         The mean over the answers of the mean over each one's tokens, as openpi has it; its parts:
         rows [b], loss_token (itself), acc_token (share of tokens that are the likeliest one).
     """
+    # The -1 behind an answer's end would index the vocabulary from its end.
     is_token, safe = (written >= 0) & supervised[:, None], jnp.maximum(written, 0)
     rows = row_means(cross_entropy(scores, safe), is_token)
+    # A row without a token has the mean 0, which would count as a perfect answer.
     loss = masked_mean(rows, is_token.any(1))
     right = (jnp.argmax(scores, axis=-1) == safe).astype(jnp.float32)
     return loss, {"rows": rows, "loss_token": loss, "acc_token": masked_mean(right, is_token)}

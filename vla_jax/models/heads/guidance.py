@@ -76,8 +76,12 @@ def _corrected(
 ) -> Float[Array, "b f w"]:
     # `estimate` gives the clean chunk, and what is to be corrected.
     padding = noisy.shape[-1] - guide.previous.shape[-1]
+    # Experts denoise more numbers than an action has. Training pads actions with zeros, so the
+    # padding is guided to zeros as well.
     previous = jnp.pad(guide.previous, ((0, 0), (0, 0), (0, padding)))
     if guide.jacobian:
+        # What is to be corrected comes out of the same forward pass, which a second call would
+        # repeat.
         clean, back, value = jax.vjp(estimate, noisy, has_aux=True)
     else:
         (clean, value), back = estimate(noisy), None
@@ -93,4 +97,6 @@ def _strength(time: Array, limit: float) -> Array:
     # The odds of what is left, times the inverse variance of the clean chunk given the noisy one,
     # for unit noise and unit actions.
     ratio = left / jnp.maximum(time, 1e-12) * (time**2 + left**2) / jnp.maximum(left**2, 1e-12)
+    # At time 0 the ratio has no bound, so the limit decides; at time 1 the floors keep 0 times
+    # infinity out.
     return jnp.minimum(ratio, limit)

@@ -47,13 +47,17 @@ class L1Head(Head):
     @nn.compact
     def values(self, features: Float[Array, "b w m d"]) -> Float[Array, "b w f a"]:
         """Hidden states -> float32 actions."""
+        # The places count action by action, so the states of one action lie side by side and become
+        # one vector.
         x = features.reshape(*features.shape[:2], self.sizes.chunk, -1)
+        # Torch's own epsilon, which the original leaves as it is.
         x = LayerNorm(1e-5, self.dtype, name="norm_in")(x)
         x = jax.nn.relu(Dense((self.head.hidden,), dtype=self.dtype, name="fc_in")(x))
         for i in range(self.head.layers):
             y = LayerNorm(1e-5, self.dtype, name=f"norm{i}")(x)
             x = x + jax.nn.relu(Dense((self.head.hidden,), dtype=self.dtype, name=f"fc{i}")(y))
         x = LayerNorm(1e-5, self.dtype, name="norm_out")(x)
+        # These outputs are the actions themselves, which bfloat16 would round to 8 bits.
         return Dense((self.sizes.action_dim,), dtype=jnp.float32, name="fc_out")(x)
 
     def loss(
@@ -65,6 +69,8 @@ class L1Head(Head):
         gripper_weight: float,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Mean absolute error; the gripper weighs as any other number."""
+        # The one step of the structure always exists; what lies beyond an episode's end is left out
+        # by the mask of the targets.
         del valid, key, gripper_weight
         each = jnp.abs(self.values(features) - as_values(targets, self._is_binary)).mean(-1)
         total = masked_mean(each, targets.mask)

@@ -48,6 +48,8 @@ class LSTMLayer(nn.Module):
         def step(carry, scanned):
             h, c = (sharding.rows(part) for part in carry)
             gate, ok = scanned
+            # The cell adds up over the window, so it stays in float32; bfloat16 would lose small
+            # terms.
             i, f, g, o = jnp.split((gate + h @ w_h).astype(jnp.float32), 4, axis=-1)
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
             h = (jax.nn.sigmoid(o) * jnp.tanh(c)).astype(self.dtype)

@@ -35,6 +35,7 @@ class MLPHead(Head):
     def __call__(self, features: Float[Array, "b w m d"], valid: Bool[Array, "b w"]) -> Prediction:
         """Features of every step -> the chunk predicted there."""
         del valid
+        # RoboVLMs draws all linear layers of this head so, in place of torch's default.
         x, init = flatten(features), nn.initializers.xavier_uniform()
         # RoboVLMs halves the width between the two layers.
         hidden, out = x.shape[-1] // 2, self.head.hidden * self.sizes.latents

@@ -32,4 +32,5 @@ def find(structure: str, head: str) -> type[Structure]:
     return STRUCTURES[structure].for_head(HEADS[head])
 
 
+# Programs of version 0.1 import the helpers of `splicing` from here.
 __getattr__ = names_of(__name__)

@@ -203,6 +203,7 @@ class FastTokens(Structure):
         total, parts = self.loss(observation, actions, key, gripper_weight)
         prediction = self(observation, key)
         is_lost = jnp.isnan(prediction.arm).any((1, 2, 3))
+        # One NaN would make the figures of the whole split NaN; 0 is the middle of the range.
         filled = jax.tree.map(lambda x: jnp.nan_to_num(x, nan=0.0), prediction)
         return total, {**parts, "unreadable": is_lost.mean(dtype=jnp.float32)}, filled
 
@@ -213,6 +214,7 @@ class FastTokens(Structure):
 
     def scores(self, observation: Observation, written: Int[Array, "b n"]) -> Float[Array, "b n v"]:
         """Scores of every word of the answers, given those before it (teacher forcing)."""
+        # An id of -1, behind an answer's end, would look up the last row of the table.
         tokens, first = self.spliced(observation, jnp.maximum(written, 0))
         # The column before each word predicts it.
         columns = first - 1 + jnp.arange(written.shape[1])
@@ -243,6 +245,8 @@ class FastTokens(Structure):
         tokens = self.encode(observation)
         b, k, _ = tokens.shape
         state, images = int(self.has_state_token), len(self.config.structure.cameras)
+        # `splicing.places` knows the cameras of the config alone, and black images stand behind
+        # them.
         each = jnp.arange(k - state) % ((k - state) // (images + self.config.fast.blank))
         place = jnp.broadcast_to(jnp.append(each, jnp.full(state, -1)), (b, k))
         text = sharding.rows(self.backbone.embed_text(observation.text))
@@ -260,6 +264,8 @@ class FastTokens(Structure):
         """
         guided = self.config.fast.parity.vocabulary == "chunks"
         b, code = len(observation.text), self.head.code
+        # Every answer opens with the same words: to have them written would cost a pass each, and
+        # could go wrong.
         begun = jnp.array([code.opening if guided else ()] * b, jnp.int32)
         prompt, first = self.spliced(observation, begun)
         last = first - 1 + begun.shape[1]
@@ -267,6 +273,7 @@ class FastTokens(Structure):
         n, count = prompt.embeds.shape[1], self.config.fast.length - begun.shape[1]
         visible = prompt.valid & (jnp.arange(n) <= last)
         run = layers_apart.loop_methods(self.backbone)
+        # A cache cannot grow inside of a loop, so it has room for the longest answer.
         cache = run("empty_cache", b, n + count)
         hidden, cache = run("extend", prompt._replace(valid=visible), cache)
         # Behind a chunk stands its end; openpi has zeros behind what was written.
@@ -286,6 +293,7 @@ class FastTokens(Structure):
             return answer._replace(word=word, ids=written, key=key, number=answer.number + 1)
 
         def goes_on(answer: Any) -> Array:
+            # All rows share the loop, which therefore ends with the longest answer among them.
             return (answer.number < count) & ~answer.ended.all()
 
         def write_one(answer: Any) -> Any:
@@ -311,6 +319,7 @@ class FastTokens(Structure):
         code = self.head.code
         token, may = self.head.choose(scores[:, 0], answer.progress, key)
         moved = code.follow(answer.progress, token)
+        # A row that has ended goes along until all have, and must not lose what it has.
         progress = jax.tree.map(lambda x, old: jnp.where(may, x, old), moved, answer.progress)
         ended = ~code.may_follow(progress).any(1)
         word = jnp.where(may, code.token_end - 1 - token, code.stop)

@@ -76,6 +76,7 @@ class Parallel(Structure):
             )
         if config.sentence.dim:
             problems.append("parallel has no features to predict a sentence from: sentence.dim 0")
+        # Where the ids of actions lie is only known of a config that is sound so far.
         if not problems and cls._writes(config):
             problems += token_problems(config, backbone)
         return problems
@@ -142,6 +143,8 @@ class Parallel(Structure):
         b, k = prefix.shape[:2]
         place = jnp.broadcast_to(splicing.places(self.config.structure, k), (b, k))
         count = self.config.structure.chunk * self.config.action_dim
+        # The original embeds the true actions in training and multiplies them by 0, which comes to
+        # the same and hides what is asked for.
         empty = jnp.zeros((b, count, text.shape[-1]), text.dtype)
         exist = jnp.ones((b, k), bool)
         args = (text, observation.text_mask, prefix, exist, place, empty, self.layout)
@@ -157,6 +160,8 @@ class Parallel(Structure):
         images = pixels.reshape(-1, *pixels.shape[2:])
         condition = ()
         if self.backbone.follows_language:
+            # The cameras of a row lie side by side in the batch of images, so each vector is
+            # repeated in place.
             condition = (jnp.repeat(self.language(observation, text), count, axis=0),)
         # Backbones whose towers follow nothing take the images alone.
         encode: Any = self.backbone.encode_images
@@ -182,6 +187,7 @@ class Parallel(Structure):
         self, tokens: Tokens, columns: Int[Array, "b c"] | None = None
     ) -> Float[Array, "b _ d"]:
         """The VLM's last hidden states, of all or some tokens, every real one seeing all others."""
+        # The backbone's own call builds a causal mask; this way in takes one from outside.
         mask = bidirectional_mask(tokens.valid)
         return self.backbone.read_prefix(tokens.embeds, tokens.valid, mask, columns).hidden
 

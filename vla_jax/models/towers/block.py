@@ -147,6 +147,7 @@ class Block(nn.Module):
         y = norm(name="norm1")(x)
         keys, values = (y, None) if source is None else source
         turned = rope
+        # Only behind the norm, as the keys and values of all tokens are made from it.
         if columns is not None:
             x, y = at(x, columns), at(y, columns)
             turned = None if rope is None else (at(rope[0], columns), at(rope[1], columns))

@@ -44,6 +44,7 @@ class ClipText(nn.Module):
     size: int
 
     def setup(self):
+        # Nobody differentiates it: vectors of sentences are made before training begins.
         self.text = Decoder(self.spec, remat="none")
         self.projection = Dense((self.size,), use_bias=False)
 

@@ -46,6 +46,8 @@ class Shared(NamedTuple):
     def at(self, columns: Int[Array, "b c"]) -> "Shared":
         """The same for a layer of which only these tokens go on."""
         mask = self.mask
+        # Kernels that work by a rule want whole sequences; for some of its tokens it is written
+        # out.
         if isinstance(mask, Rule):
             reached = jnp.arange(mask.valid.shape[1]) <= columns[..., None]
             mask = mask.valid[:, None] & (reached if mask.causal else True)
@@ -55,6 +57,7 @@ class Shared(NamedTuple):
         if bias is not None:
             bias = at(bias.swapaxes(1, 2), columns).swapaxes(1, 2)  # heads come before tokens
         near, gain = (x if x is None else at(x, columns) for x in (self.near, self.gain))
+        # Deep features have an axis of layers in front of the rows.
         deep = None if self.deep is None else jax.vmap(at, (0, None))(self.deep, columns)
         return self._replace(mask=mask, bias=bias, near=near, gain=gain, deep=deep)
 

@@ -98,6 +98,8 @@ def _backward(how: How, residuals: Any, gradient: Array) -> Any:
     ratio = h // groups
     # Of each query the mean gradient of its weights, in which dropout is accounted for.
     mean = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
+    # Two kernels, one over queries and one over keys: each sums up what it alone writes, so that no
+    # program has to add to the memory of another.
     own, keys = _tokens(q), _tokens(k, ratio)
     inputs = [(q, own), (k, keys), (v, keys), (gradient, own), (logs, _sums(n)), (mean, _sums(n))]
     outs = [(jax.ShapeDtypeStruct(q.shape, q.dtype), own)]
@@ -198,6 +200,7 @@ class _Scores:
             sizes: i and j.
         """
         seed, masks = refs
+        # Counted over all devices: a row drops the same on any mesh, and no two rows draw alike.
         row = seed[2] + pl.program_id(1).astype(jnp.uint32)
         first = row * np.uint32(how.heads) + seed[3]
         return cls(how, (seed[0], seed[1]), first, masks, lengths, sizes)
@@ -206,6 +209,7 @@ class _Scores:
         """Scores of the block that begins at this query and key, where attention is allowed."""
         (_, s), allowed = self.lengths, []
         rows, columns = self._numbers(starts)
+        # Keys behind the last are loaded as zeros, and a score of 0 may well be the largest.
         if s % self.sizes[1]:
             allowed.append(self._key(columns < s))
         if self.how.causal:
@@ -225,6 +229,7 @@ class _Scores:
         by_key = _mixed(_mixed(self.seed[1] ^ _mixed(~head)) + columns * _GOLDEN)
         word = (self._query(by_query) ^ self._key(by_key)) * _ODD[0]
         word = (word ^ (word >> np.uint32(15))) * _ODD[1]
+        # The words are spread evenly, so the share `rate` of them lies below this bound.
         return jnp.where(word >= np.uint32(round(self.how.rate * 2**32)), x, 0.0)
 
     def _numbers(self, starts: tuple[Any, Any]) -> list[Array]:
@@ -286,13 +291,16 @@ def _forward_kernel(how: How, q_ref: Any, k_ref: Any, v_ref: Any, seed: Any, *re
         higher = jnp.maximum(highest, scores.max(1))
         powers, shrunk = jnp.exp2(scores - higher[:, None]), jnp.exp2(highest - higher)
         total = total * shrunk + powers.sum(1)
+        # Behind the sum: the softmax divides by all of the weights, dropped or not.
         powers = block.dropping(powers, at, head).astype(v.dtype)
         return summed * shrunk[:, None] + product(powers, v, (1, 0)), higher, total
 
     zeros = jnp.zeros((i, w), jnp.float32), jnp.full((i,), _LOWEST), jnp.zeros((i,), jnp.float32)
     summed, highest, total = jax.lax.fori_loop(0, _end(how, start + i, s, j), turn, zeros)
+    # A query that may see nothing has no weights to divide by; it gets zeros and not NaN.
     total = jnp.where(total == 0.0, 1.0, total)
     _store(out, start, summed / (total * (1.0 - how.rate))[:, None])
+    # From this one number a query the backward pass makes all weights anew, in one go.
     _store(logs, start, highest + jnp.log2(total))
 
 
@@ -361,6 +369,7 @@ def _key_kernel(
             logs, mean = (_load_sums(ref, at[0], i, number)[None] for ref in (logs_ref, mean_ref))
             scores = block.forbidding(product(k, q, (1, 1)) * (how.scale * _LOG2), at)
             weights = jnp.exp2(scores - logs)
+            # The values have met the weights after dropout, the scores those before it.
             dropped = block.dropping(weights, at, head).astype(q.dtype)
             by_weights = block.dropping(product(v, gradient, (1, 1)), at, head) / (1.0 - how.rate)
             by_scores = (weights * (by_weights - mean)).astype(q.dtype)

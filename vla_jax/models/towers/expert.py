@@ -94,6 +94,7 @@ def expert_spec(
         problems.append(f"{layers} layers do not divide the language model's {text.layers}")
     if problems:
         raise ValueError("expert: " + "; ".join(problems))
+    # Keys and values of both are joined in one attention, so the heads must be the same.
     block = replace(
         text.block,
         hidden=hidden,
@@ -234,6 +235,7 @@ class Expert(nn.Module):
         params = self.variables["params"]
 
         def made(kernel: Any) -> Array:
+            # Without a parent, as the parameters are there and no new ones are to be made.
             dense = Dense((kernel["kernel"].shape[-1],), dtype=self.dtype, parent=None)
             return dense.apply({"params": kernel}, levels)  # type: ignore[return-value]
 

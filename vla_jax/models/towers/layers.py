@@ -79,6 +79,7 @@ class Dense(nn.Module):
             in_axis=tuple(range(self.contract)),
             out_axis=tuple(range(self.contract, len(shape))),
         )
+        # The cast is part of the program, so gradients and optimizer stay in float32.
         kernel = self.param("kernel", init, shape).astype(self.dtype)
         lead = x.shape[: x.ndim - self.contract]
         width = math.prod(inputs)
@@ -195,6 +196,7 @@ class Rope:
             positions = jnp.moveaxis(positions[jnp.array(self.rows())], 0, -1)
         else:
             positions = positions[..., None]
+        # Whole numbers above 256 are no longer all different in bfloat16.
         angle = positions.astype(jnp.float32) * frequency
         cosine, sine = jnp.cos(angle), jnp.sin(angle)
         if self.rounded is None:
@@ -295,6 +297,7 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = rotate(q, *(turned or rope)), rotate(k, *rope) if values is None else k
         scale = k_width**-0.5 if self.scale is None else self.scale
+        # The kernels take one factor for all tokens, and this one differs from token to token.
         if gain is not None:
             q, scale = q * scale * gain[..., None, None].astype(self.dtype), 1.0
         if memory is not None:
@@ -332,6 +335,7 @@ class Attention(nn.Module):
         q = q.reshape(b, groups, -1, k_width)
         scores = jnp.einsum("bgnk,bgsk->bgns", q, k).astype(jnp.float32)
         scores = scores.reshape(b, self.heads, n, s)
+        # Ahead of the mask: the cap would bring what is forbidden back to a score that counts.
         if self.soft_cap is not None:
             scores = self.soft_cap * jnp.tanh(scores / self.soft_cap)
         if bias is not None:

@@ -181,6 +181,7 @@ class Layer(nn.Module):
             source = y[:, :0] if shared.source is None else shared.source
             y = self._attention("cross")(y, source, scores.mask, None, scores.bias, recall)
             x = x + Dropout(s.dropout)(self._norm("post_cross")(y))
+        # True is the norm inside of the MLP, the third of NormFormer's additions.
         mlp = MLP(self.stack.hidden, s.activation, True, s.eps, self.dtype, name="mlp")
         return sharding.rows(x + Dropout(s.dropout)(mlp(self._norm("norm2")(x)))), out
 

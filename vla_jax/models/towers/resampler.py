@@ -149,6 +149,7 @@ class Perceiver(nn.Module):
             mask: False on padding.
         """
         width = x.shape[-1]
+        # Both originals draw them at unit size, and not at the 0.02 that is usual for embeddings.
         latents = self.param("queries", _NORMAL(1.0), (self.queries, width)).astype(self.dtype)
         scanned = nn.scan(
             remat(_PerceiverLayer, self.remat),

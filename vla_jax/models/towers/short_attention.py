@@ -43,12 +43,14 @@ class How(NamedTuple):
 
 def fits(heads: int, width: int) -> bool:
     """Whether heads of this width fill whole registers."""
+    # A head that begins within a register would have to be moved before every product.
     return width % LANES == 0 or (LANES % width == 0 and heads % (LANES // width) == 0)
 
 
 def packed(keep: Bool[Array, "b h n s"]) -> Int[Array, "b c n s"]:
     """What dropout keeps, one bit a head: a 32nd of the bytes, and exact."""
     b, h, n, s = keep.shape
+    # The last word of a place is filled up with heads that do not exist and are never asked for.
     keep = jnp.pad(keep, ((0, 0), (0, -h % WORD), (0, 0), (0, 0)))
     bits = keep.reshape(b, -1, WORD, n, s).astype(jnp.uint32)
     words = (bits << jnp.arange(WORD, dtype=jnp.uint32)[:, None, None]).sum(2, dtype=jnp.uint32)
@@ -139,17 +141,20 @@ def _parts(how: How, drops: bool, refs: Any, count: int) -> tuple[list[Array], A
         row, column = (jax.lax.broadcasted_iota(jnp.int32, (n, s), axis) for axis in (0, 1))
         allowed = allowed & (row >= column)
     words: Any = refs[count + 1][0, 0] if drops else None
+    # Heads of a block are a power of two in number, so no block lies in two words.
     first = pl.program_id(1) * (wide[0].shape[1] // how.width) % WORD
 
     def keep(head: int) -> Array:
         return (jax.lax.shift_right_logical(words, first + head) & 1) == 1
 
+    # Made once and added to the scores of every head in the block.
     return wide, jnp.where(allowed, 0.0, FORBIDDEN), keep if drops else None
 
 
 def _weights(how: How, q: Array, k: Array, forbidden: Array) -> Float[Array, "n s"]:
     """Softmax of a head's scores, float32."""
     scores = product(q, k, (1, 1)) * how.scale + forbidden
+    # Less the largest score, as the exponential of a large one overflows.
     powers = jnp.exp(scores - scores.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
 
@@ -183,8 +188,10 @@ def _backward_kernel(how: How, drops: bool, *refs: Any) -> None:
         keep_of_head = keep(head) if keep else None
         weights = _weights(how, q[:, at], k[:, at], forbidden)
         by_weights = _dropped(how, product(gradient[:, at], v[:, at], (1, 1)), keep_of_head)
+        # The weights of a query add up to 1, so what all of them would gain alike is taken off.
         inner = (weights * by_weights).sum(-1, keepdims=True)
         by_scores = (weights * (by_weights - inner) * how.scale).astype(q.dtype)
+        # The values have met the weights after dropout, the scores those before it.
         attended = _dropped(how, weights, keep_of_head).astype(q.dtype)
         out[0].append(product(by_scores, k[:, at], (1, 0)))
         out[1].append(product(by_scores, q[:, at], (0, 0)))

@@ -50,6 +50,7 @@ def gpt2(spec: DecoderSpec) -> list[w.Weight]:
         *w.norm("transformer.ln_f", "norm"),
         *w.norm(layer + "ln_1", "layers/norm1"),
         *w.norm(layer + "ln_2", "layers/norm2"),
+        # A Conv1D stores [in, out], the transpose of a Linear.
         *w.pair(layer + "attn.c_attn", "layers/attn/{q,k,v}", "conv1d"),
         *w.pair(layer + "attn.c_proj", "layers/attn/o", "conv1d_from_heads"),
         *w.pair(layer + "mlp.c_fc", "layers/mlp/fc1", "conv1d"),
@@ -85,6 +86,7 @@ def mpt(spec: DecoderSpec) -> list[w.Weight]:
     return [
         *_head(spec, "transformer.wte"),
         *w.norm("transformer.norm_f", "norm", bias=False),
+        # The released models have no bias anywhere, not even in a norm.
         *w.norm(layer + "norm_1", "layers/norm1", bias=False),
         *w.norm(layer + "norm_2", "layers/norm2", bias=False),
         *w.pair(layer + "attn.Wqkv", "layers/attn/{q,k,v}", bias=False),
@@ -119,6 +121,8 @@ def opt(spec: DecoderSpec) -> list[w.Weight]:
     layer = top + "layers.{}."
     return [
         *_head(spec, top + "embed_tokens"),
+        # The first token reads row 2 of this table, see `first_position`; the rows before stay, for
+        # a checkpoint to go out as it came in.
         w.Weight(top + "embed_positions.weight", "positions"),
         *w.norm(top + "final_layer_norm", "norm"),
         *w.norm(layer + "self_attn_layer_norm", "layers/norm1"),
