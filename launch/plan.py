@@ -31,8 +31,10 @@ from vla_jax.shipped import config_names
 
 CONFIG = config_flags.DEFINE_config_file("config")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Machine: v5e:8x8, 2*v5e:8x8, h100:8, ...")
-WINDOWS = flags.DEFINE_integer("windows", 0, "Windows of a row block instead of the batch size.")
-SESSIONS = flags.DEFINE_integer("sessions", 1, "Sessions of the control step.")
+WINDOWS = flags.DEFINE_integer(
+    "windows", 0, "Windows of a row block instead of the batch size.", lower_bound=0
+)
+SESSIONS = flags.DEFINE_integer("sessions", 1, "Sessions of the control step.", lower_bound=1)
 WEIGHTS = flags.DEFINE_enum("weights", "bf16", ["bf16", "int8"], "Of the control step, as served.")
 COMPILE = flags.DEFINE_boolean("compile", False, "Compile both steps for the machine.")
 SWEEP = flags.DEFINE_boolean("sweep", False, "Try meshes, remat and batches, and recommend.")

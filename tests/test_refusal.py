@@ -188,7 +188,7 @@ def test_a_config_file_that_fails_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", f"--config={path}"])
     # absl runs the file while it reads the flags of a launcher.
     run = lambda _: runpy.run_path(str(path))["get_config"]()  # noqa: E731
-    monkeypatch.setattr("absl.app.parse_flags_with_usage", run)
+    monkeypatch.setattr("absl.flags.FLAGS", run)
     with pytest.raises(SystemExit) as ended:
         cli._parse_flags(sys.argv)
     text = f"train.py: {path}, line 2: ZeroDivisionError: division by zero; --debug shows more"

@@ -9,15 +9,16 @@
 """
 
 import importlib.util
+import re
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
 from vla_jax import refusal
-from vla_jax.shipped import with_config_path
+from vla_jax.shipped import config_names, with_config_path
 
 _HELP = ("-h", "--help", "help")
 
@@ -76,16 +77,42 @@ def run_with_flags(main: Callable[[Sequence[str]], Any]) -> None:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     """Reads absl's flags, and with them the file that --config names, which may do anything."""
-    from absl import app
+    # Not for the launchers that read their flags otherwise.
+    from absl import flags
 
+    from vla_jax.config import ConfigError, load_config_file, unknown_keys
+
+    program = Path(argv[0]).name
+    configs = [word.partition("=")[2] for word in argv if re.match("--?config=", word)]
+    file = configs[-1].partition(":")[0] if configs else "--config"
+    if configs and not Path(file).is_file():
+        names = ", ".join(config_names())
+        sys.exit(f"{program}: --config={configs[-1]}: no such file, and none is shipped: {names}")
     try:
-        return app.parse_flags_with_usage(list(argv))
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        # What the file itself has refused; absl puts its own words and a stack around it.
+        causes = [each for each in _chain(error) if isinstance(each, ConfigError)]
+        reason = str(causes[-1]) if causes else f"{error}; --help says more"
+        sys.exit(f"{program}: {reason}")
     except Exception as error:
         if "--debug" in argv:
             raise
-        values = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
-        where = values[-1].partition(":")[0] if values else "--config"
-        sys.exit(f"{Path(argv[0]).name}: {refusal.in_file(error, where)}; --debug shows more")
+        matches = [re.match(r"--?config\.([^=]+)", word) for word in argv]
+        keys = [match[1] for match in matches if match]
+        # With a key that the config lacks the file itself was read without an error.
+        unknown = isinstance(error, AttributeError | KeyError) and bool(keys and configs)
+        problems = unknown_keys(load_config_file(configs[-1]), keys) if unknown else []
+        if problems:
+            sys.exit(f"{program}: " + "\n".join(problems))
+        sys.exit(f"{program}: {refusal.in_file(error, file)}; --debug shows more")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what was being handled when it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _run_as_main(name: str) -> None:

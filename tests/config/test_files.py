@@ -38,3 +38,10 @@ def test_an_argument_and_changes():
 def test_mistakes(where, changes, problem):
     with pytest.raises(ConfigError, match=problem):
         load_config_file(CONFIGS / where, changes)
+
+
+def test_a_changed_key_that_is_none_is_named_with_those_that_are():
+    with pytest.raises(
+        ConfigError, match=r"model\.foo: unknown key; legal keys of model: \['action"
+    ):
+        load_config_file("quickstart", ["model.foo=1"])

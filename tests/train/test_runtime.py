@@ -49,6 +49,13 @@ def test_a_batch_script_without_srun_is_refused():
     assert runtime.multi_process({**env, **EXPLICIT})
 
 
+def test_an_address_without_a_port_is_refused(monkeypatch):
+    for key, value in {**EXPLICIT, "JAX_COORDINATOR_ADDRESS": "nonsense"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ConfigError, match="ADDRESS=nonsense: not a host and a port"):
+        runtime.initialize()
+
+
 def test_one_process_of_two_leaves_with_a_sentence():
     code = "from vla_jax.train import runtime; runtime._INITIALIZATION = 3; runtime.initialize()"
     waiting = []

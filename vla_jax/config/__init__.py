@@ -16,7 +16,7 @@ from vla_jax.config.data import (
 )
 from vla_jax.config.expert import ExpertConfig
 from vla_jax.config.fast import FastConfig, FastParity
-from vla_jax.config.files import load_config, load_config_file, read_json
+from vla_jax.config.files import load_config, load_config_file, read_json, unknown_keys
 from vla_jax.config.migrate import FORMAT, upgrade
 from vla_jax.config.model import (
     BackboneConfig,
@@ -62,5 +62,6 @@ __all__ = [
     "read_json",
     "resolve",
     "to_dict",
+    "unknown_keys",
     "upgrade",
 ]

@@ -1,7 +1,8 @@
 """Files of configs: ours in Python for tools without absl's flags, and JSON."""
 
+import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,38 @@ def load_config_file(where: str | Path, changes: Sequence[str] = ()) -> dict[str
         values(arguments)
         config = holder.value
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{where} {' '.join(changes)}: {error}") from error
+        keys = [change.partition("=")[0] for change in changes]
+        problems = unknown_keys(load_config_file(where), keys) if changes else []
+        text = "\n".join(problems) or f"{where} {' '.join(changes)}: {error}"
+        raise ConfigError(text) from error
     except Exception as error:  # the file is the user's own, and may do anything
         raise ConfigError(refusal.in_file(error, path)) from error
     return config.to_dict()
+
+
+def unknown_keys(config: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """What is wrong with keys that a config does not have, a sentence each.
+
+    Args:
+        config: as `load_config_file` returns it.
+        keys: as "train.batch_size".
+    """
+    problems = []
+    for key in keys:
+        branch: Any = config
+        for place, part in enumerate(key.split(".")):
+            name = part.partition("[")[0]  # of a list's entry, "datasets[0]"
+            legal = sorted(branch) if isinstance(branch, Mapping) else []
+            if name not in legal:
+                similar = difflib.get_close_matches(name, legal, 1)
+                guess = f" (did you mean {similar[0]!r}?)" if similar else ""
+                above = ".".join(key.split(".")[:place]) or "the config"
+                problems.append(f"{key}: unknown key{guess}; legal keys of {above}: {legal}")
+                break
+            if name != part:
+                break  # what lies in a list is checked with the rest of the config
+            branch = branch[name]
+    return problems
 
 
 def read_json(path: str | Path, where: str = "", expected: str = "an object") -> dict[str, Any]:

@@ -264,7 +264,7 @@ def tokenizer_json(folder: str | Path, config: Config) -> str:
         tokenizer = hf.tokenizer(folder, config.model)
     except (FileNotFoundError, ImportError) as error:
         # Weights without a tokenizer are still worth having; only serving needs one.
-        logger.warning("%s; the checkpoint can be converted and trained, not served", error)
+        logger.warning("%s; the checkpoint can be converted, not trained from or served", error)
         return ""
     except ValueError as error:
         raise WeightError(f"the tokenizer cannot be read: {error}") from error

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vla_jax.cameras import CAMERAS
+
 # One episode as recorded: the spec's own short names -> [t, ...] arrays, text as arrays of str.
 Episode = Mapping[str, np.ndarray]
 # Path of a feature below `steps/`, or alternatives of which the first present is taken.
@@ -122,6 +124,15 @@ class DatasetSpec:
             object.__setattr__(self, "standardize", standardise)
         if self.standardize is _missing:
             raise TypeError("a DatasetSpec needs `standardize`, from an episode to a Trajectory")
+        if unknown := sorted({*self.images} - {*CAMERAS}):
+            raise ValueError(f"images: roles {unknown} are none of {list(CAMERAS)}")
+        ends = self.gripper_env
+        if ends is not None and (len(ends) != 2 or ends[0] == ends[1]):
+            raise ValueError(
+                f"gripper_env={ends}: two different commands, for closed and for open, or None"
+            )
+        if self.hz is not None and not self.hz > 0:
+            raise ValueError(f"hz={self.hz}: control steps a second, above 0, or None")
 
     def mask(self, dim: int) -> list[bool]:
         """True for those of an action's `dim` numbers that normalization scales.

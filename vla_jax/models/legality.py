@@ -92,8 +92,8 @@ def _judge(config: ModelConfig, arch: Mapping[str, Any] | None) -> tuple[list[st
 def _unknown(config: ModelConfig) -> list[str]:
     """Names that none of the tables has."""
     choices = (
-        ("backbone", config.backbone.name, sorted(BACKBONES)),
-        ("structure", config.structure.kind, list(STRUCTURES)),
-        ("head", config.head.kind, sorted(HEADS)),
+        ("model.backbone.name:", config.backbone.name, sorted(BACKBONES)),
+        ("model.structure.kind:", config.structure.kind, list(STRUCTURES)),
+        ("model.head.kind:", config.head.kind, sorted(HEADS)),
     )
     return [f"{field} {n!r} is none of {legal}" for field, n, legal in choices if n not in legal]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -95,9 +96,12 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 def _join() -> None:
     explicit: dict[str, Any] = {}
-    if os.environ.get(_EXPLICIT[0]):
+    if address := os.environ.get(_EXPLICIT[0]):
+        # jax takes the port off without asking whether there is one.
+        if not re.fullmatch(r".+:\d+", address):
+            raise ConfigError(f"{_EXPLICIT[0]}={address}: not a host and a port, as 10.0.0.1:1234")
         explicit = {
-            "coordinator_address": os.environ[_EXPLICIT[0]],
+            "coordinator_address": address,
             "num_processes": _number(os.environ, _EXPLICIT[1]),
             "process_id": _number(os.environ, _EXPLICIT[2]),
         }

@@ -92,7 +92,8 @@ def to_lerobot(
 
 
 def _units(meta: Mapping[str, Any], spec: str) -> PolicyUnits | None:
-    raw = meta["units"].get(spec)
+    # Checkpoints of formats 1 and 2 have none.
+    raw = meta.get("units", {}).get(spec)
     return PolicyUnits.from_json(raw) if raw else None
 
 

@@ -56,6 +56,11 @@ def from_openpi(
     """
     root = Path(folder).expanduser()
     config = resolve(raw)
+    if (name := config.model.backbone.name) != "paligemma":
+        raise ConfigError(
+            f"model.backbone.name: {name!r}, and the models of openpi are paligemma: "
+            "--config=configs/pi05_libero.py, pi0_libero.py, pi0fast_libero.py or one like them"
+        )
     source, rows_of, ignore, sizes = _open(root, config)
     config = _with_sizes(config, sizes)
     model = vla.build(config.model)

@@ -126,18 +126,23 @@ class Detokenizer(Head):
         """Best action tokens, each given the true ones before it (teacher forcing)."""
         del valid, key, guide
         # The column behind the chunk predicts the stop, which is no action.
-        prediction = self.decode(self.choose(features[:, :, : self.length]))
+        scores = features[:, :, : self.length, slice(*self.ids) if self.ids else slice(None)]
+        prediction = self.decode(self.choose(scores))
         return newest(prediction) if last else prediction
 
-    def choose(self, logits: Float[Array, "*b v"]) -> Int[Array, "*b"]:
-        """The best id of those the head may choose."""
+    @property
+    def ids(self) -> tuple[int, int] | None:
+        """The ids that may be written, from the first up to the second; None = all."""
+        if self.head.parity.vocabulary != "actions":
+            return None
         # A word that is no action would be read as an end of the range, and the robot would move as
         # far as it can.
-        if self.head.parity.vocabulary == "actions":
-            # The argmax counts from the first action id.
-            first = self.head.token_end - self.head.bins
-            return first + jnp.argmax(logits[..., first : self.head.token_end], axis=-1)
-        return jnp.argmax(logits, axis=-1)
+        return self.head.token_end - self.head.bins, self.head.token_end
+
+    def choose(self, scores: Float[Array, "*b v"]) -> Int[Array, "*b"]:
+        """The best id, by the scores of `ids`."""
+        best = jnp.argmax(scores, axis=-1)
+        return best if self.ids is None else self.ids[0] + best
 
     def decode(self, ids: Int[Array, "b w fa"]) -> Prediction:
         """Ids -> values; a binary gripper above the middle of its range is open."""

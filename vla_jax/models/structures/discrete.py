@@ -246,7 +246,8 @@ class Discrete(Structure):
 
         def write(state: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
             cache, hidden = state
-            chosen = self.head.choose(run("logits", hidden))
+            # Words that may not be written are not scored: their table is a tenth of the weights.
+            chosen = self.head.choose(run("logits", hidden, self.head.ids))
             is_valid = jnp.ones((b, 1), bool)
             token = Tokens(run("embed_text", chosen), is_valid, jnp.full(is_valid.shape, -1))
             hidden, cache = run("extend", token, cache)
