@@ -44,7 +44,7 @@ BAD = {
     "infinity": ("[-Infinity]", "Infinity is not JSON"),
     "huge integer": ("1" * 5000, "JSON"),
     "deep": ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "deep"),
-    "very deep": ("[" * 4000 + "]" * 4000, "JSON"),
+    "very deep": ("[" * 4000 + "]" * 4000, "deep"),
     "many containers": ("[" + "[]," * MAX_CONTAINERS + "1]", "more than"),
     "many items": ("[" + "1," * MAX_ITEMS + "1,1]", "more than"),
     "object dtype": (array(dtype="|O"), "dtype '|O'"),

@@ -49,7 +49,11 @@ def unpack(data: bytes | str) -> Any:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_decode, parse_constant=_refuse)
     except WireError:
         raise
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        # How deep Python's parser goes depends on its version; the wire goes less deep than any.
+        limit = msgpack_numpy.MAX_DEPTH
+        raise WireError(f"maps and lists nested more than {limit} deep") from error
+    except ValueError as error:
         detail = str(error).replace("\n", " ")[:200]
         raise WireError(f"not a JSON document ({len(raw)} bytes): {detail}") from error
     msgpack_numpy.check_tree(value)
