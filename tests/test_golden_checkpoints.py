@@ -16,6 +16,7 @@ from launch import convert
 from tests.fixtures import make_checkpoint
 from vla_jax.config import FORMAT
 from vla_jax.convert import store
+from vla_jax.train.checkpoint import DamagedError, load_params
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = sorted((ROOT / "tests/fixtures").glob("checkpoint_format_*"))
@@ -84,3 +85,14 @@ def test_exported(golden, tmp_path):
         assert same == (path not in changed), path
     for key in ("action_specs", "statistics", "tokenizer"):
         assert after.meta[key] == before.meta[key]
+
+
+@every_format
+def test_cut_off_it_is_called_damaged(golden, tmp_path):
+    """With checksums, and without those, which formats 1 and 2 did not have."""
+    copy = shutil.copytree(golden, tmp_path / "copy")
+    arrays = [path for path in copy.glob("checkpoints/*/params/**/d/*") if path.is_file()]
+    with max(arrays, key=lambda path: path.stat().st_size).open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(DamagedError, match="There is no other step"):
+        load_params(copy)

@@ -5,14 +5,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from tests.inference.test_policy import make, observe
 from vla_jax.inference.batched_step import buckets
 from vla_jax.inference.execution import Execution
 from vla_jax.inference.policy import Policy
 from vla_jax.inference.protocol import BatchPolicy
-from vla_jax.models import layers_apart, sharding
+from vla_jax.models import layers_apart
+from vla_jax.plan import machines
 
 TOLERANCE = 1e-6
 
@@ -85,8 +85,7 @@ def test_in_every_structure(structure, head):
 
 
 def test_layers_apart_answer_as_layers_in_a_stack(policy, monkeypatch):
-    device = AbstractDevice("a gpu", 1, "gpu")
-    mesh = AbstractMesh((1,), (sharding.SERVING,), (AxisType.Auto,), abstract_device=device)
+    mesh = layers_apart.serving_mesh(machines.stand_ins(machines.parse("h100:1"))[0])
     monkeypatch.setattr(layers_apart, "serving_mesh", lambda _: mesh)
     steps = (apart := make(max_batch=2))._steps
     stacked = policy._steps._params

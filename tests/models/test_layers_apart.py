@@ -7,19 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+from jax.sharding import use_abstract_mesh
 
 from tests.models.towers.test_decoder import SPEC, random_params
-from vla_jax.models import layers_apart, sharding
+from vla_jax.models import layers_apart
 from vla_jax.models.towers.decoder import Decoder, empty_cache
+from vla_jax.plan import machines
 
 B, N, MORE = 2, 3, 5
-MESH = AbstractMesh(
-    (1,),
-    (sharding.SERVING,),
-    (AxisType.Auto,),
-    abstract_device=AbstractDevice("a gpu", 1, "gpu"),
-)
+MESH = layers_apart.serving_mesh(machines.stand_ins(machines.parse("h100:1"))[0])
 
 
 def write(model: Decoder, prompt: Any) -> Any:

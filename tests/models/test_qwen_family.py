@@ -80,9 +80,9 @@ def test_positions_of_a_window(structure):
     tokens = jax.jit(lambda p: model.apply({"params": p}, method=tokens_of))(params)
     got, _ = qwen_family.positions(tokens.valid, tokens.place, (2, 2))
     for i, present in enumerate(np.asarray(tokens.valid)):
-        place = np.asarray(tokens.place)[i, present]
-        assert (place == 1).sum() == 2 * valid[i].sum()  # the images that exist
-        expected, _ = counted(np.ones(len(place), bool), place, (2, 2))
+        marks = np.asarray(tokens.place)[i, present]
+        assert (marks == 1).sum() == 2 * valid[i].sum()  # the images that exist
+        expected, _ = counted(np.ones(len(marks), bool), marks, (2, 2))
         np.testing.assert_array_equal(np.asarray(got)[:, i, present], expected)
 
 

@@ -69,14 +69,14 @@ def test_lerobot_loads_its_policy_again(kind, rule, tmp_path, monkeypatch):
     run_convert("export-lerobot", tmp_path / "run", tmp_path / "exported")
     out = tmp_path / "out.npz"
     side("lerobot", modules, "load", kind, tmp_path, tmp_path / "exported", out, script=script)
-    theirs, io = np.load(out), dict(np.load(tmp_path / "io.npz"))
-    report = json.loads(str(theirs["report"]))
+    output, io = np.load(out), dict(np.load(tmp_path / "io.npz"))
+    report = json.loads(str(output["report"]))
     assert report["differing"] == []
     assert report["settings"] == {}
-    np.testing.assert_array_equal(theirs["ours/ids"], theirs["theirs/ids"])
+    np.testing.assert_array_equal(output["ours/ids"], output["theirs/ids"])
     # With openpi's rule the statistics are written 1e-6 wider, and not as they were.
     within = 0 if rule.startswith("lerobot") else 1e-5
-    np.testing.assert_allclose(theirs["ours/actions"], theirs["theirs/actions"], atol=within)
+    np.testing.assert_allclose(output["ours/actions"], output["theirs/actions"], atol=within)
     # And ours, from the pixels, the words and the robot's numbers to the robot's numbers.
     model: Any = vla.build(imported.config.model)
     units = PolicyUnits.from_json(imported.meta["units"]["tiny"])
@@ -86,8 +86,8 @@ def test_lerobot_loads_its_policy_again(kind, rule, tmp_path, monkeypatch):
     state = units.prepare_state(io["observation.state"]).astype(np.float32)
     texts = [write(str(task), row) for task, row in zip(io["tasks"], state, strict=True)]
     ids, mask = (np.stack(parts) for parts in zip(*texts, strict=True))
-    cleaned = ids if kind == "pi05" else theirs["theirs/ids"]
-    np.testing.assert_array_equal(cleaned, theirs["theirs/ids"])
+    cleaned = ids if kind == "pi05" else output["theirs/ids"]
+    np.testing.assert_array_equal(cleaned, output["theirs/ids"])
     seen = Observation(
         images={
             ours: image.preprocess(jnp.asarray(np.moveaxis(io[name], 1, -1)), model.image)[:, None]
@@ -100,4 +100,4 @@ def test_lerobot_loads_its_policy_again(kind, rule, tmp_path, monkeypatch):
     )
     ours = units.restore(sampled(imported, seen, io["noise"]), io["observation.state"])
     what = f"LeRobot {report['lerobot']}, {kind}, {report['tensors']} tensors to the bit"
-    assert show(what, ours, theirs["ours/actions"]) < TOLERANCE
+    assert show(what, ours, output["ours/actions"]) < TOLERANCE

@@ -34,10 +34,17 @@ def hf(folder: Path) -> Iterator[Row]:
     def look(m: Any) -> dict[str, Any]:
         image_tokens = m.encode_images(images)
         observed, valid = jnp.ones(image_tokens.shape[:2], bool), jnp.ones(written.shape, bool)
-        place, none = jnp.arange(image_tokens.shape[1]), jnp.full(written.shape, -1)
+        image_place, no_place = jnp.arange(image_tokens.shape[1]), jnp.full(written.shape, -1)
         prompt, pads = m.embed_text(ids), ids != config["pad_token_id"]
         tokens = Tokens(
-            m.embed_text(written), valid, none, image_tokens, observed, prompt, pads, place
+            m.embed_text(written),
+            valid,
+            no_place,
+            image_tokens,
+            observed,
+            prompt,
+            pads,
+            image_place,
         )
         encoded = m.encode(tokens, collect=True)
         decoded = m.text.decoder(tokens.embeds, valid, encoded, collect=True)
@@ -45,7 +52,7 @@ def hf(folder: Path) -> Iterator[Row]:
         # The same, cut after two tokens and then one by one.
         cache, parts = m.empty_cache(*written.shape), []
         for start, end in ((0, 2), *((i, i + 1) for i in range(2, written.shape[1]))):
-            changed = tokens if start == 0 else Tokens(tokens.embeds, valid, none)
+            changed = tokens if start == 0 else Tokens(tokens.embeds, valid, no_place)
             changed = changed._replace(
                 embeds=tokens.embeds[:, start:end], valid=valid[:, start:end]
             )

@@ -1,6 +1,5 @@
 """Files of configs: ours in Python for tools without absl's flags, and JSON."""
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from vla_jax import refusal
 from vla_jax.config.option import ConfigError
-from vla_jax.config.resolve import resolve
+from vla_jax.config.resolve import resolve, similar_keys
 from vla_jax.config.schema import Config
 from vla_jax.files import explain_file
 from vla_jax.shipped import config_path
@@ -76,8 +75,8 @@ def unknown_keys(config: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
             name = part.partition("[")[0]  # of a list's entry, "datasets[0]"
             legal = sorted(branch) if isinstance(branch, Mapping) else []
             if name not in legal:
-                similar = difflib.get_close_matches(name, legal, 1)
-                guess = f" (did you mean {similar[0]!r}?)" if similar else ""
+                similar = " or ".join(similar_keys(name, legal))
+                guess = f" (did you mean {similar}?)" if similar else ""
                 above = ".".join(key.split(".")[:place]) or "the config"
                 problems.append(f"{key}: unknown key{guess}; legal keys of {above}: {legal}")
                 break

@@ -9,7 +9,7 @@ import difflib
 import logging
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vla_jax.config.checks import cross_checks
@@ -97,9 +97,14 @@ def _build(cls: type, raw: Any, path: str, problems: list[str]) -> Any:
     return cls(**values) if len(problems) == before else None
 
 
+def similar_keys(key: str, legal: Sequence[str]) -> list[str]:
+    """The legal keys, quoted, that look most like one that is not legal."""
+    return [repr(name) for name in difflib.get_close_matches(key, legal, n=3, cutoff=0.7)]
+
+
 def _nearest(key: str, legal: list[str]) -> str:
     """What a person who wrote an unknown key may have meant."""
-    near = [repr(name) for name in difflib.get_close_matches(key, legal, n=3, cutoff=0.7)]
+    near = similar_keys(key, legal)
     elsewhere = [repr(path) for path in _paths(Config) if path.rpartition(".")[2] == key]
     if near or elsewhere:
         return f"did you mean {' or '.join([*near, *elsewhere])}?"

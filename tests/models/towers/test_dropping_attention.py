@@ -143,13 +143,13 @@ def test_every_part_keeps_its_share(seed):
         [()], itertools.combinations(range(4), 1), [(0, 1), (1, 2), (0, 3)]
     ):
         averaged = tuple(axis for axis in range(4) if axis not in axes)
-        share = keep.mean(averaged)
-        deviation = np.sqrt(RATE * (1 - RATE) * share.size / keep.size)
+        density = keep.mean(averaged)
+        deviation = np.sqrt(RATE * (1 - RATE) * density.size / keep.size)
         # Of 256 queries or keys one in all tests together should be so far off by chance.
-        assert abs(share - (1 - RATE)).max() < 4.8 * deviation, axes
+        assert abs(density - (1 - RATE)).max() < 4.8 * deviation, axes
         # Nor too even: a draw that spreads what it drops is none.
-        if share.size >= 100:
-            assert 0.75 < share.std() / deviation < 1.25, axes
+        if density.size >= 100:
+            assert 0.75 < density.std() / deviation < 1.25, axes
 
 
 @pytest.mark.parametrize("seed", [(0, 0), (77, 2**20)])
