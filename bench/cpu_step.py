@@ -15,20 +15,20 @@ batches meanwhile, as a loader does.
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without installing
+if __package__ in (None, ""):  # run as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.turns import Side, Turn, ratio, serve
 
 SIDES = ("kept+dots", "kept+none", "given+dots", "given+none", "torch", "torch-tuned")
 TUNED = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=64000000000:glibc.malloc.arena_max=1"
-VISION = {"layers": 6, "width": 512, "heads": 8, "mlp": 2048}
 
 
 def main() -> None:
@@ -45,64 +45,51 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        serve(ours(args))
+        _work(args)
         return
-    sides = [side for side in args.sides if args.torch or not side.startswith("torch")]
-    workers = {side: _start(args, side) for side in sides}
-    for worker in workers.values():  # compiled, and one step done
-        _answer(worker)
-    turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    for _ in range(args.rounds):
-        for side, worker in workers.items():
-            print("step", file=worker.stdin, flush=True)
-            turns[side].append(_answer(worker))
-    for worker in workers.values():
-        assert worker.stdin is not None
-        worker.stdin.close()
-        worker.wait()
-    rows = [_row(side, turns, sides) for side in sides]
+    names = [side for side in args.sides if args.torch or not side.startswith("torch")]
+    sides = {name: _start(args, name) for name in names}
+    try:
+        for side in sides.values():  # compiled, and one step done
+            side.answer()
+        turns: dict[str, list[Turn]] = {name: [] for name in names}
+        for _ in range(args.rounds):
+            for name, side in sides.items():
+                turns[name].append(side.turn())
+    except RuntimeError as error:
+        sys.exit(f"cpu_step.py: a side {error}")
+    for side in sides.values():
+        side.end()
+    rows = [_row(name, turns) for name in names]
     _report(args, rows)
     if args.json:
         load = os.getloadavg()
         args.json.write_text(json.dumps({"load": load, "rows": rows, "turns": turns}, indent=1))
 
 
-def _start(args: argparse.Namespace, side: str) -> "subprocess.Popen[str]":
-    shape = ["--batch", args.batch, "--window", args.window]
-    env = dict(os.environ)
-    if side.startswith("torch"):
-        command = [args.torch, Path(__file__).with_name("cpu_step_torch.py"), *shape]
-        command += ["--threads", args.threads]
-        if side == "torch-tuned":
-            env["GLIBC_TUNABLES"] = TUNED
-    else:
-        env.setdefault("JAX_PLATFORMS", "cpu")
-        command = [sys.executable, __file__, "--worker", side, *shape, "--decode", args.decode]
-    return subprocess.Popen(
-        [str(part) for part in command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=env,
-    )
+def _start(args: argparse.Namespace, name: str) -> Side:
+    if not name.startswith("torch"):
+        command = [sys.executable, __file__, "--worker", name, "--batch", args.batch]
+        command += ["--window", args.window, "--decode", args.decode]
+        return Side(command, {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")})
+    # jax is loaded here for the model's sizes alone.
+    from bench import fixed_step
+    from vla_jax.config import resolve
+
+    model = fixed_step.for_torch(resolve(fixed_step.midsize(args.window)), args.batch)
+    command = [args.torch, fixed_step.TORCH, "--threads", args.threads]
+    command += ["--model", json.dumps(model)]
+    return Side(command, {"GLIBC_TUNABLES": TUNED} if name == "torch-tuned" else {})
 
 
-def _answer(worker: "subprocess.Popen[str]") -> dict[str, float]:
-    assert worker.stdout is not None
-    for line in worker.stdout:
-        if line.startswith("{"):
-            return json.loads(line)
-    raise SystemExit(f"{worker.args}: ended with {worker.wait()}")
-
-
-def _row(side: str, turns: dict[str, list[dict[str, float]]], sides: list[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {"side": side}
-    row |= {key: statistics.median(t[key] for t in turns[side]) for key in turns[side][0]}
-    row["rss_mb"] = max(turn["rss_mb"] for turn in turns[side])
-    for other in (name for name in sides if name.startswith("torch")):
+def _row(name: str, turns: dict[str, list[Turn]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"side": name}
+    keys = ("wall_s", "cpu_s", "system_s", "faults")
+    row |= {key: statistics.median(turn[key] for turn in turns[name]) for key in keys}
+    row["rss_mb"] = max(turn["rss_mb"] for turn in turns[name])
+    for other in (side for side in turns if side.startswith("torch")):
         for key in ("wall_s", "cpu_s"):
-            pairs = zip(turns[side], turns[other], strict=True)
-            row[f"{key}/{other}"] = statistics.median(a[key] / b[key] for a, b in pairs)
+            row[f"{key}/{other}"] = ratio(turns[name], turns[other], key)
     return row
 
 
@@ -117,96 +104,22 @@ def _report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         print(f"| {r['side']} | {' | '.join(cells)} |")
 
 
-def serve(step: Any) -> None:
-    """One step at once, then one for every line of the standard input; each prints what it took."""
-    for _ in iter(lambda: _timed(step) and sys.stdin.readline(), ""):
-        pass
-
-
-def _timed(step: Any) -> bool:
-    before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    loss = step()
-    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
-    system = after.ru_stime - before.ru_stime
-    took = {
-        "wall_s": wall,
-        "cpu_s": after.ru_utime - before.ru_utime + system,
-        "system_s": system,
-        "faults": after.ru_minflt - before.ru_minflt,
-        "rss_mb": after.ru_maxrss / 1024,
-        "loss": loss,
-    }
-    print(json.dumps(took), flush=True)
-    return True
-
-
-def midsize(window: int = 8) -> Any:
-    """The model's config: a Kosmos-2 policy head of 107.9 M numbers in float32."""
-    from configs import base
-
-    c, v = base.get_config(), VISION
-    sizes = {"patch_size": 14, "image_size": 224, "num_hidden_layers": v["layers"]}
-    sizes |= {"hidden_size": v["width"], "num_attention_heads": v["heads"]}
-    text = {"vocab_size": 65037, "embed_dim": v["width"], "layers": v["layers"]}
-    text |= {"attention_heads": v["heads"], "ffn_dim": v["mlp"]}
-    c.model.backbone.arch = {
-        "latent_query_num": 64,
-        "vision_config": {**sizes, "intermediate_size": v["mlp"]},
-        "text_config": text,
-    }
-    c.model.structure.update({"window": window, "chunk": 10, "text_len": 32})
-    c.model.update({"dtype": "float32", "dropout": False})
-    c.data.datasets = ({"spec": "calvin", "dir": "none", "weight": 1.0},)
-    return c
-
-
-def ours(args: argparse.Namespace) -> Any:
-    """Our own train step of the model, compiled and ready."""
-    import jax
-    import numpy as np
-
+def _work(args: argparse.Namespace) -> None:
+    """One of our sides."""
+    from bench import fixed_step
     from vla_jax.config import resolve
-    from vla_jax.models import vla
-    from vla_jax.train import heap, lora, state
-    from vla_jax.train import mesh as meshes
-    from vla_jax.train.optim import make_optimizer
-    from vla_jax.train.step import make_train_step
-    from vla_jax.types import Actions, Batch, Observation
+    from vla_jax.train import heap
 
     heap_setting, remat = args.worker.split("+")
     heap.limit()  # as launch/train.py does, at the same point
     if heap_setting == "kept" and not heap.keep():
-        raise SystemExit("this C library cannot keep the heap")
-    c = midsize(args.window)
+        sys.exit("this C library cannot keep the heap")
+    c = fixed_step.midsize(args.window)
     c.model.remat = remat
-    c.train.update({"steps": 1000, "batch_size": args.batch})
-    config = resolve(c)
-    model, mesh = vla.build(config.model), meshes.make_mesh(config.mesh)
-    initial = lora.extend(lambda key: vla.initial_params(model, key), config.lora)
-    optimizer = make_optimizer(config.optim, 1000)
-    template = state.abstract(initial, lora.train_rules(config), optimizer, mesh)
-    current = state.create(initial, optimizer, template, 0)
-    train_step = make_train_step(model, config, mesh, template, ("data",))
-    rng, b, w = np.random.default_rng(0), args.batch, args.window
-    cameras = config.model.structure.cameras
-    shape = b, w, 224, 224, 3
-    images = {camera: rng.integers(0, 255, shape, dtype=np.uint8) for camera in cameras}
-    present = {camera: np.ones((b, w), bool) for camera in cameras}
-    observation = Observation(
-        images, present, np.full((b, 32), 5, np.int32), np.ones((b, 32), bool)
-    )
-    chunk = rng.uniform(-1, 1, (b, w, 10, 7)).astype(np.float32)
-    actions = Actions(chunk, np.ones((b, w, 10), bool))
-    batch = Batch(observation, actions, np.zeros((b, 2), np.uint32), np.zeros(b, np.int32))
+    step = fixed_step.ours(resolve(c), args.batch)
     for _ in range(args.decode):
         threading.Thread(target=_decode, daemon=True).start()
-
-    def step() -> float:
-        nonlocal current
-        current, metrics = train_step(current, meshes.shard_batch(batch, mesh))
-        return float(jax.block_until_ready(metrics)["loss"])
-
-    return step
+    serve(step)
 
 
 def _decode() -> None:

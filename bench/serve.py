@@ -52,7 +52,7 @@ def make_policy(max_batch: int, kind: str = "quickstart") -> Any:
     """An architecture with random weights; the same weights every time."""
     import jax
 
-    from bench import cpu_step
+    from bench import fixed_step
     from configs import quickstart
     from vla_jax.config import resolve
     from vla_jax.data.language.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def make_policy(max_batch: int, kind: str = "quickstart") -> Any:
     from vla_jax.inference.policy import Policy
     from vla_jax.models import vla
 
-    config = resolve(quickstart.get_config() if kind == "quickstart" else cpu_step.midsize())
+    config = resolve(quickstart.get_config() if kind == "quickstart" else fixed_step.midsize())
     model = vla.build(config.model)
     params = jax.jit(lambda key: vla.initial_params(model, key))(jax.random.key(0))
     prompt = vla.prompt(config.model)
