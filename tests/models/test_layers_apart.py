@@ -10,12 +10,15 @@ import numpy as np
 from jax.sharding import use_abstract_mesh
 
 from tests.models.towers.test_decoder import SPEC, random_params
+from vla_jax.config import load_config
 from vla_jax.models import layers_apart
+from vla_jax.models.structures.interleaved import ReadHistory
 from vla_jax.models.towers.decoder import Decoder, empty_cache
-from vla_jax.plan import machines
+from vla_jax.plan import machines, programs
 
 B, N, MORE = 2, 3, 5
-MESH = layers_apart.serving_mesh(machines.stand_ins(machines.parse("h100:1"))[0])
+DEVICE = machines.stand_ins(machines.parse("h100:1"))[0]
+MESH = layers_apart.serving_mesh(DEVICE)
 
 
 def write(model: Decoder, prompt: Any) -> Any:
@@ -52,3 +55,16 @@ def test_numbers_of_a_loop_are_the_same_and_no_stack_enters_it():
         scan = [eqn for eqn in each.jaxpr.eqns if eqn.params.get("length") == MORE]
         shapes = [x.aval.shape for x in scan[0].invars]
         assert any(len(s) > 2 and s[0] == SPEC.layers for s in shapes) == is_stacked, shapes
+
+
+def test_a_history_comes_back_as_it_went_in():
+    # Else every second control step would be of another program.
+    changes = ["model.structure.kind=interleaved", "model.head.kind=mlp"]
+    config = load_config("configs/tiny.py:kosmos2", changes)
+    program = programs.control_program(config, DEVICE)
+    _, (history,) = jax.eval_shape(program.step, *program.arguments)
+    (before,) = program.arguments[5]
+    assert isinstance(history, ReadHistory)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), history) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), before
+    )

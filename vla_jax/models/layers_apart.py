@@ -70,7 +70,8 @@ def loop_methods(module: nn.Module) -> Callable[..., Any]:
         module: whose parameters no turn changes.
 
     Returns:
-        run(name, *arguments, **options), what the method of that name returns.
+        run(name, *arguments, **options), what the method of that name returns; its caches are to
+        be given to `stacked` before they leave the loop's surroundings.
     """
     unbound, variables = module.unbind()
     is_serving = sharding.is_serving()
@@ -87,6 +88,11 @@ def loop_methods(module: nn.Module) -> Callable[..., Any]:
         return _of_caches(tuple, result)
 
     return run
+
+
+def stacked(tree: Any) -> Any:
+    """A tree whose caches may come from `loop_methods`, with all caches as they are elsewhere."""
+    return _of_caches(lambda x: jnp.stack(x) if isinstance(x, tuple) else x, tree)
 
 
 def _of_caches(change: Callable[[Any], Any], tree: Any) -> Any:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.config import ModelConfig
+from vla_jax.models import layers_apart
 from vla_jax.models.backbones.base import Backbone
 from vla_jax.models.structures import splicing
 from vla_jax.models.structures.base import Structure
@@ -126,10 +127,10 @@ class Interleaved(Structure):
         window = self.sequence(past.features, valid, observation)
         newest = self.sequence(tokens, exists, observation)
         # Bound methods of submodules cannot enter a branch of jax's.
-        backbone, variables = self.backbone.unbind()
+        run = layers_apart.loop_methods(self.backbone)
 
         def read(sequence: Sequence, cache: Any) -> tuple[Any, Array]:
-            hidden, cache = backbone.apply(variables, sequence.tokens, cache, method="extend")
+            hidden, cache = run("extend", sequence.tokens, cache)
             # Both branches of the `cond` must give the history's types.
             picked = splicing.take(hidden, sequence.columns).astype(old.picked.dtype)
             return cache, picked.reshape(b, -1, *old.picked.shape[2:])
@@ -145,5 +146,5 @@ class Interleaved(Structure):
             return Reading(cache, append_step(old.picked, picked), is_read)
 
         # One row that is full makes all rows read anew: a batch shares one branch.
-        reading = jax.lax.cond(full.any(), anew, further)
+        reading = layers_apart.stacked(jax.lax.cond(full.any(), anew, further))
         return ReadHistory(past.features, valid, reading)
