@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
+# Some containers set it; a hundred processes of the tests would each compile all that they import.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Test processes; each takes up to 5 GB.
 WORKERS ?= 2
 
