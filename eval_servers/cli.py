@@ -317,7 +317,7 @@ def check(evaluation: Evaluation, options: rollout.Options) -> List[findings.Fin
                 "simulator",
                 "fail",
                 "its process died: {}".format(outcome.reason),
-                "python launch/doctor.py looks at drivers and versions",
+                "vla doctor looks at drivers and versions",
             )
         ]
     raise ValueError("an evaluation of no episodes")

@@ -201,8 +201,8 @@ class PolicyClient:
                 socket.close()
             if time.monotonic() + pause > deadline:
                 raise PolicyServerError(
-                    "no policy server at {} after {:g} s ({}); start one with: python"
-                    " launch/serve.py --checkpoint=DIR --port={}{}".format(
+                    "no policy server at {} after {:g} s ({}); start one with: vla serve"
+                    " --checkpoint=DIR --port={}{}".format(
                         self.uri,
                         self._connect_timeout,
                         reason,

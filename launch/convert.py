@@ -31,6 +31,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_jax import refusal
+from vla_jax.commands import HelpFormatter
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         refusal.check_devices()
         flags.command(flags)
     except refusal.CAUSED as error:
-        return refusal.tell("convert.py", error, flags.debug)
+        return refusal.tell(error, flags.debug)
     print(watch)
     return 0
 
@@ -237,17 +238,16 @@ def _dtype(flags: argparse.Namespace) -> np.dtype | None:
 
 
 def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     # Each command's help is its function's docstring, so that the two cannot differ.
     def command(function: Any, name: str, importer: bool, arguments: Mapping[str, str]) -> Any:
-        sub = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        text = function.__doc__
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
         add = sub.add_argument
-        for argument, text in arguments.items():
-            add(argument.lower().replace(".", "_"), metavar=argument, help=text)
+        for argument, meaning in arguments.items():
+            add(argument.lower().replace(".", "_"), metavar=argument, help=meaning)
         # What all of them take, so that one habit does for every format.
         add("--overwrite", action="store_true", help="replace OUT if it exists")
         add("--dtype", default="keep", choices=("keep", "float32", "bfloat16", "float16"),

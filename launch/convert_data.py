@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_jax import refusal
+from vla_jax.commands import HelpFormatter
 from vla_jax.data import recordings
 from vla_jax.data.calvin import source as calvin
 from vla_jax.data.errors import DataError
@@ -58,9 +59,7 @@ def open_sources(
 def main() -> None:
     """Parse flags and convert."""
     refusal.quiet_interrupt()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("kind", choices=("calvin", "lerobot", "libero"))
     parser.add_argument("src", type=Path, help="folder of the dataset")
     parser.add_argument("out", type=Path, help="version folder to make, e.g. data/my_robot/1.0.0")
@@ -109,7 +108,7 @@ def main() -> None:
         sources = open_sources(flags.kind, folder, flags.episodes, flags.cache, flags.depth)
         counts = write_rlds(sources, flags.out, name, flags.images, description)
     except refusal.CAUSED as error:
-        sys.exit(refusal.tell("convert_data.py", error, flags.debug))
+        sys.exit(refusal.tell(error, flags.debug))
     # Trajectories lie one behind the other, so the last start is the number of frames.
     frames = sum(int(source.starts[-1]) for source in sources.values())
     print(f"{flags.out}: {counts} episodes, {frames} frames")

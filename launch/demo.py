@@ -25,6 +25,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from eval_servers import local_server
 from vla_jax import refusal
+from vla_jax.commands import HelpFormatter, program
 from vla_jax.shipped import install_hint
 
 RUNS = ("trained", "untrained", "swapped")
@@ -38,7 +39,7 @@ def main() -> None:
     flags = _parse_flags()
     if importlib.util.find_spec("matplotlib") is None:
         # Said now, and not by the last stage a quarter of an hour later.
-        sys.exit(f"demo: the report needs matplotlib; {install_hint('demo')}")
+        sys.exit(f"{program()}: the report needs matplotlib; {install_hint('demo')}")
     start = time.monotonic()
     run = Path(flags.workdir)
     if flags.fresh:
@@ -81,9 +82,7 @@ def main() -> None:
 
 
 def _parse_flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--workdir", default="runs/quickstart", help="default: %(default)s")
     parser.add_argument("--config", default="quickstart", help="default: %(default)s")
     parser.add_argument("--episodes", type=int, default=130, help="evaluated (default: 130)")
@@ -105,7 +104,7 @@ def _python(module: str, *arguments: object) -> None:
     # In the other process the package must be found even if it is not installed.
     code = subprocess.call(command, env={**os.environ, "PYTHONPATH": str(local_server.ROOT)})
     if code:
-        sys.exit(f"demo: {module} failed with exit status {code}")
+        sys.exit(f"{program()}: {module} failed with exit status {code}")
 
 
 def _evaluate(uri: str, out: Path, episodes: int, *flags: str) -> None:

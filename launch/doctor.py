@@ -34,6 +34,7 @@ from packaging.specifiers import SpecifierSet
 from eval_servers import local_server
 from eval_servers.findings import Finding, lines, worst
 from vla_jax import compilation_cache, refusal, shipped
+from vla_jax.commands import HelpFormatter
 
 ROOT = local_server.ROOT  # the checkout, or where the packages are installed
 SIMULATORS = sorted(path.parent.name for path in (ROOT / "eval_servers").glob("*/rollout.py"))
@@ -50,7 +51,7 @@ def main() -> int:
     try:
         return check(flags)
     except refusal.CAUSED as error:
-        return refusal.tell("doctor.py", error, flags.debug)
+        return refusal.tell(error, flags.debug)
 
 
 def check(flags: argparse.Namespace) -> int:
@@ -361,9 +362,7 @@ def _memory_gib() -> float:
 
 
 def _parse_flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--python", action="append", default=[], metavar="SIM=PATH", help="a simulator's Python")
     add(

@@ -27,6 +27,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from eval_servers import local_server, results
 from vla_jax import refusal
+from vla_jax.commands import HelpFormatter
 
 ROOT = local_server.ROOT
 # Simulator -> the script that evaluates in it, with that simulator's own Python.
@@ -43,7 +44,7 @@ def main() -> int:
         with _server(flags) as uri:
             status = _rollout(flags, uri)
     except (local_server.ServerError, OSError) as error:
-        return refusal.tell("evaluate.py", error, flags.debug)
+        return refusal.tell(error, flags.debug)
     except KeyboardInterrupt:
         return 130
     if status == 0 and flags.report and (Path(flags.out) / results.SCORE).exists():
@@ -101,7 +102,7 @@ def _report(flags: argparse.Namespace) -> None:
 def _parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         usage="%(prog)s SIMULATOR (--checkpoint=DIR | --server=URI) --out=DIR [FLAGS] [-- FLAGS]",
     )
     add = parser.add_argument

@@ -24,6 +24,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_jax import cli, refusal
+from vla_jax.commands import program
 from vla_jax.config import resolve
 from vla_jax.data.mixture import Mixture, open_datasets
 from vla_jax.data.sampler import chunks
@@ -96,9 +97,9 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     if bool(OUT.value) == bool(TOKENIZER.value):
-        sys.exit("fit_fast.py: give --out, to fit, or --tokenizer, to try one")
+        sys.exit(f"{program()}: give --out, to fit, or --tokenizer, to try one")
     if OUT.value and Path(OUT.value).exists():
-        sys.exit(f"fit_fast.py: {OUT.value} exists")
+        sys.exit(f"{program()}: {OUT.value} exists")
     try:
         config = resolve(CONFIG.value)
         model = config.model
@@ -115,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
             tokenizer.save(OUT.value)
             print(f"wrote {OUT.value}")
     except refusal.CAUSED as error:
-        sys.exit(refusal.tell("fit_fast.py", error, DEBUG.value))
+        sys.exit(refusal.tell(error, DEBUG.value))
 
 
 if __name__ == "__main__":

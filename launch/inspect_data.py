@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_jax import refusal
+from vla_jax.commands import HelpFormatter, as_typed
 from vla_jax.data.errors import DataError
 from vla_jax.data.find_spec import find_spec, short_name
 from vla_jax.data.first_spec import list_features, recorded_hz, source_code
@@ -169,7 +170,8 @@ def describe(data: str) -> list[str]:
     return [
         f"{data}: no spec says what its numbers mean. It holds:",
         *list_features(data),
-        f"A first spec: python launch/inspect_data.py {data} --write-spec=my_robot.py",
+        as_typed("A first spec: python launch/inspect_data.py")
+        + f" {data} --write-spec=my_robot.py",
     ]
 
 
@@ -189,9 +191,9 @@ def write_spec(path: Path, data: str) -> str:
         [
             *list_features(data),
             f"wrote {path}; check what it takes for the action, the state and the cameras, then",
-            f"  python launch/inspect_data.py {data} --spec={named}",
-            f"  python launch/train.py --config=configs/first_run.py:{named}:{data}"
-            f" --workdir=runs/{path.stem}",
+            as_typed("  python launch/inspect_data.py") + f" {data} --spec={named}",
+            as_typed("  python launch/train.py")
+            + f" --config=configs/first_run.py:{named}:{data} --workdir=runs/{path.stem}",
         ]
     )
 
@@ -199,9 +201,7 @@ def write_spec(path: Path, data: str) -> str:
 def main() -> None:
     """Parse flags, inspect, print, write the pictures."""
     refusal.quiet_interrupt()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("data", help="folder or URL of a dataset, or, with --root, a name")
     parser.add_argument("--spec", default="", help="of the registry, or FILE.py:NAME")
     parser.add_argument(
@@ -221,7 +221,7 @@ def main() -> None:
     try:
         run(flags)
     except refusal.CAUSED as error:
-        sys.exit(refusal.tell("inspect_data.py", error, flags.debug))
+        sys.exit(refusal.tell(error, flags.debug))
 
 
 def run(flags: argparse.Namespace) -> None:

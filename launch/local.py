@@ -20,6 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vla_jax.commands import HelpFormatter, program
+
 TRAIN = Path(__file__).resolve().with_name("train.py")
 GRACE = 60.0  # seconds between the first failure and the end of the others
 
@@ -89,7 +94,8 @@ def wait(started: Sequence[subprocess.Popen[Any]], grace: float = GRACE) -> int:
         if failed and not status:
             # The first failure is the cause, and later ones follow from it.
             status, until = failed, time.monotonic() + grace
-            print(f"local.py: a process ended with status {failed}", file=sys.stderr, flush=True)
+            problem = f"{program()}: a process ended with status {failed}"
+            print(problem, file=sys.stderr, flush=True)
         if None not in codes:
             return status if status >= 0 else 128 - status  # a signal's, as shells say it
         if time.monotonic() > until:
@@ -100,9 +106,7 @@ def wait(started: Sequence[subprocess.Popen[Any]], grace: float = GRACE) -> int:
 
 
 def _parse_flags(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--processes", type=int, default=2, help="how many (default: 2)")
     parser.add_argument("--devices", type=int, default=0, help="virtual CPU devices of each")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of the machine, shared out")

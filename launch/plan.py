@@ -87,7 +87,7 @@ def main(_: Any) -> None:
         if JSON.value:
             Path(JSON.value).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     except (ConfigError, machines.PlanError, OSError) as error:
-        sys.exit(refusal.tell("plan.py", error, DEBUG.value))
+        sys.exit(refusal.tell(error, DEBUG.value))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 from eval_servers.tabletop import tasks
 from eval_servers.tabletop.expert import demonstrations
 from vla_jax import progress, refusal
+from vla_jax.commands import HelpFormatter
 from vla_jax.data import features
 from vla_jax.data.rlds.writer import RLDSWriter
 from vla_jax.workers import in_order
@@ -98,9 +99,7 @@ def _share(seeds: Sequence[int], size: int, noise: float) -> list[dict[str, Any]
 def main() -> None:
     """Parse flags and record."""
     refusal.quiet_interrupt()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--out", required=True, help="version folder to make, e.g. data/tabletop/1.0.0"
     )
@@ -116,7 +115,7 @@ def main() -> None:
     try:
         counts = record(flags.out, flags.episodes, flags.size, flags.noise, flags.workers)
     except refusal.CAUSED as error:
-        sys.exit(refusal.tell("record_demos.py", error, flags.debug))
+        sys.exit(refusal.tell(error, flags.debug))
     print(
         f"{flags.out}: {counts['train']} train and {counts['val']} val episodes, "
         f"{counts['steps']} steps"

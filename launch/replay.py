@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_jax import refusal
+from vla_jax.commands import HelpFormatter
 from vla_jax.shipped import install_hint
 
 
@@ -208,9 +209,7 @@ def run(flags: argparse.Namespace) -> None:
 def main() -> None:
     """Parse flags and replay; a user's mistake is one line."""
     refusal.quiet_interrupt()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="folder that launch/train.py wrote")
     add("--step", type=int, metavar="N", help="checkpoint of this step (default: the newest)")
@@ -227,7 +226,7 @@ def main() -> None:
         refusal.check_devices()
         run(flags)
     except refusal.CAUSED as error:
-        sys.exit(refusal.tell("replay.py", error, flags.debug))
+        sys.exit(refusal.tell(error, flags.debug))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_jax import refusal
+from vla_jax.commands import HelpFormatter
 from vla_jax.serve import server
 from vla_jax.serve.transports import WIRES
 from vla_jax.serve.transports.base import WebsocketWire
@@ -88,7 +89,7 @@ def main() -> int:
         # Flushed, since scripts wait for this line before they start clients.
         server.run(policy, options, lambda uri: print(f"listening on {uri}", flush=True))
     except refusal.CAUSED as error:
-        return refusal.tell("serve.py", error, flags.debug)
+        return refusal.tell(error, flags.debug)
     return 0
 
 
@@ -98,9 +99,7 @@ def _api_key(file: str | None) -> str:
 
 
 def _parse_flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="folder that launch/train.py wrote")
     add("--port", type=int, default=8000, help="TCP port, 0 = any free one (default: 8000)")

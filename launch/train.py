@@ -393,7 +393,7 @@ def main(_: Any) -> None:
 
         runtime.run(run, peers, () if DEBUG.value else USER_ERRORS)
     except USER_ERRORS as error:
-        sys.exit(refusal.tell("train.py", error, DEBUG.value))
+        sys.exit(refusal.tell(error, DEBUG.value))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def test_the_machine_is_ready(vla):
 def test_the_demo_says_first_what_it_will_need_last(vla):
     done = vla.run("vla", "demo")
     assert done.returncode == 1
-    assert done.stderr.startswith("demo: the report needs matplotlib; pip install ")
+    assert done.stderr.startswith("vla demo: the report needs matplotlib; pip install ")
 
 
 @pytest.mark.parametrize("command", HELP)

@@ -92,7 +92,7 @@ def test_the_commands_run_from_any_folder_without_a_checkout(wheel, tmp_path):
         wheel, tmp_path, "-m", "vla_jax.cli", "train", "--config=quickstart:none", "--workdir=w"
     )
     assert trained.returncode == 1
-    assert trained.stderr.splitlines()[-1].startswith("train.py: ")  # its data are not there
+    assert trained.stderr.splitlines()[-1].startswith("vla train: ")  # its data are not there
     assert "none" in trained.stderr
 
 

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     (
         "cameras",
+        "commands",
         "compilation_cache",
         "config",
         "files",

@@ -8,6 +8,7 @@
 `vla NAME ...` is `python launch/NAME.py ...` of a checkout, flag for flag.
 """
 
+import importlib.metadata
 import importlib.util
 import re
 import sys
@@ -15,35 +16,22 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from vla_jax import refusal
+from vla_jax import __version__, refusal
+from vla_jax.commands import COMMANDS, as_typed, program
 from vla_jax.shipped import config_names, with_config_path
 
 _HELP = ("-h", "--help", "help")
-
-# Words of the command line -> module of `vla_jax.launch`, and what it does.
-COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
-    ("train",): ("train", "train a VLA, or go on with a run"),
-    ("local",): ("local", "train with several processes on this machine"),
-    ("plan",): ("plan", "what a run will cost on a machine that is not here"),
-    ("serve",): ("serve", "serve a trained policy to robots and simulators"),
-    ("evaluate",): ("evaluate", "run a checkpoint or a server in a simulator"),
-    ("convert",): ("convert", "weights in and out: Hugging Face, RoboVLMs, openpi, LeRobot"),
-    ("replay",): ("replay", "recorded observations through a policy, beside recorded actions"),
-    ("data", "inspect"): ("inspect_data", "what a dataset holds, and what is wrong with it"),
-    ("data", "convert"): ("convert_data", "CALVIN, LeRobot or LIBERO data into RLDS"),
-    ("data", "fast"): ("fit_fast", "a FAST tokenizer of action chunks, fit on a dataset"),
-    ("data", "record"): ("record_demos", "demonstrations in the tabletop world"),
-    ("doctor",): ("doctor", "is this machine ready?"),
-    ("demo",): ("demo", "demonstrations, training, evaluation and a report in one command"),
-}
 
 
 def main() -> None:
     """Find the program, hand it the rest of the command line."""
     refusal.quiet_interrupt()
     words = sys.argv[1:]
+    if words == ["--version"]:
+        print(f"vla_jax {__version__}, jax {importlib.metadata.version('jax')}")
+        return
     for command, (module, _) in COMMANDS.items():
         if tuple(words[: len(command)]) == command:
             name = " ".join(("vla", *command))
@@ -71,6 +59,9 @@ def run_with_flags(main: Callable[[Sequence[str]], Any]) -> None:
 
     argv = with_config_path(sys.argv)
     if any(word in ("-h", "-help", "--help") for word in argv[1:]):
+        # absl shows the docstring of the program.
+        story = sys.modules["__main__"]
+        story.__doc__ = as_typed(story.__doc__ or "")
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     app.run(main, argv=argv, flags_parser=_parse_flags)
 
@@ -82,19 +73,17 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
     from vla_jax.config import ConfigError, load_config_file, unknown_keys
 
-    program = Path(argv[0]).name
     configs = [word.partition("=")[2] for word in argv if re.match("--?config=", word)]
     file = configs[-1].partition(":")[0] if configs else "--config"
     if configs and not Path(file).is_file():
         names = ", ".join(config_names())
-        sys.exit(f"{program}: --config={configs[-1]}: no such file, and none is shipped: {names}")
+        _end(f"--config={configs[-1]}: no such file, and none is shipped: {names}")
     try:
         return flags.FLAGS(list(argv))
     except flags.Error as error:
         # What the file itself has refused; absl puts its own words and a stack around it.
         causes = [each for each in _chain(error) if isinstance(each, ConfigError)]
-        reason = str(causes[-1]) if causes else f"{error}; --help says more"
-        sys.exit(f"{program}: {reason}")
+        _end(str(causes[-1]) if causes else f"{error}; --help says more")
     except Exception as error:
         if "--debug" in argv:
             raise
@@ -104,8 +93,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         unknown = isinstance(error, AttributeError | KeyError) and bool(keys and configs)
         problems = unknown_keys(load_config_file(configs[-1]), keys) if unknown else []
         if problems:
-            sys.exit(f"{program}: " + "\n".join(problems))
-        sys.exit(f"{program}: {refusal.in_file(error, file)}; --debug shows more")
+            _end("\n".join(problems))
+        _end(f"{refusal.in_file(error, file)}; --debug shows more")
+
+
+def _end(problem: str) -> NoReturn:
+    sys.exit(f"{program()}: {as_typed(problem)}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -134,7 +127,9 @@ def _run_as_main(name: str) -> None:
 
 def _usage(programs: dict[tuple[str, ...], str]) -> str:
     rows = [f"  {' '.join(command):<14}{text}" for command, text in programs.items()]
-    return "\n".join(["usage: vla COMMAND [FLAGS]; vla COMMAND --help says more", "", *rows])
+    return "\n".join(
+        ["usage: vla COMMAND [FLAGS]; vla COMMAND --help says more; vla --version", "", *rows]
+    )
 
 
 if __name__ == "__main__":

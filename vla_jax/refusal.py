@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from vla_jax.commands import as_typed, program
+
 # What people, disks, machines and other libraries cause; a bug of ours may hide among them.
 CAUSED = (OSError, ValueError, RuntimeError, ImportError, LookupError, MemoryError)
 _OURS = ("vla_jax", "launch", "eval_servers", "configs", "__main__")
@@ -58,22 +60,21 @@ def _tell_interrupt(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     if issubclass(kind, KeyboardInterrupt) and "--debug" not in sys.argv:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        print(f"{program()}: interrupted", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-def tell(program: str, error: Exception, debug: bool) -> int:
-    """Says in a line why a program ends; returns its exit status.
+def tell(error: Exception, debug: bool) -> int:
+    """Says in a line why this program ends; returns its exit status.
 
     Args:
-        program: its name, which begins the line.
         error: what has been raised.
         debug: raise it again instead, so that Python shows where it comes from.
     """
     if debug:
         raise error
-    print(f"{program}: {describe(error)}", file=sys.stderr)
+    print(f"{program()}: {as_typed(describe(error))}", file=sys.stderr)
     return 1
 
 
@@ -136,6 +137,6 @@ def check_devices() -> list[Any]:
             else "JAX_PLATFORMS=cpu goes without"
         )
         raise DeviceError(
-            f"jax cannot use the devices of this machine{why}. {way}; `vla doctor` says what is "
-            "missing"
+            f"jax cannot use the devices of this machine{why}. {way}; `python launch/doctor.py` "
+            "says what is missing"
         ) from error

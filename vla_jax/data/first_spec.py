@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_jax.cameras import CAMERAS
+from vla_jax.commands import as_typed
 from vla_jax.data.errors import DataError
 from vla_jax.data.features import STEPS, Feature
 from vla_jax.data.formats import find_reader
@@ -111,7 +112,7 @@ def source_code(name: str, folder: str | Path) -> str:
     rate = f"{g.hz:g} a second" if g.hz else "unknown: set hz to the frames in a second"
     return f'''"""What the numbers of {folder} mean.
 
-Written by launch/inspect_data.py from the names of its features: check what was guessed.
+Written by {as_typed("launch/inspect_data.py")} from the names of its features: check its guesses.
 Actions: {size} numbers, control rate: {rate}.
 Not used: {", ".join(sorted(unused)) or "nothing"}.
 """

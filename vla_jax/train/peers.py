@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 import jax
 from orbax.checkpoint import multihost
 
+from vla_jax.commands import as_typed, program
+
 logger = logging.getLogger(__name__)
 
 SILENCE = 20.0  # seconds without a sign of life after which a process counts as lost
@@ -108,7 +110,7 @@ class Peers:
             self._look(patience=3 * self._period, seconds=6 * self._period)
         self._tell(f"at step {self._step}: {kind}: {text}")
         self._over.set()
-        print(f"{os.path.basename(sys.argv[0])}: {kind}: {error}", file=sys.stderr, flush=True)
+        print(f"{program()}: {kind}: {as_typed(str(error))}", file=sys.stderr, flush=True)
         if not is_a_users:
             traceback.print_exception(error)
         if self._me == 0:
@@ -218,7 +220,7 @@ class Peers:
     def _give_up(self, reason: str) -> NoReturn:
         where = "the beginning" if self._saved is None else f"step {self._saved}"
         print(
-            f"{os.path.basename(sys.argv[0])}: {reason}; this is process {self._me}, at step "
+            f"{program()}: {reason}; this is process {self._me}, at step "
             f"{self._step}. {_HOW[0].upper()}{_HOW[1:]}: training goes on from {where}",
             file=sys.stderr,
             flush=True,
