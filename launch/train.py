@@ -28,22 +28,20 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from vla_jax import cli, compilation_cache, progress, refusal
 from vla_jax.config import Config, ConfigError, resolve, to_dict
-from vla_jax.convert.start import Start
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.language.captions import check_texts
 from vla_jax.data.robot import resolve_with_data
-from vla_jax.inference.policy import with_complete_arch
-from vla_jax.models import legality, vla
+from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
 from vla_jax.shipped import config_names
-from vla_jax.train import evaluate, flops, heap, lock, log, lora, resume, runtime, state
+from vla_jax.train import evaluate, flops, heap, lock, log, lora, runtime, state
 from vla_jax.train import mesh as meshes
-from vla_jax.train.checkpoint import CheckpointError, Checkpoints
-from vla_jax.train.epochs import with_steps
+from vla_jax.train.checkpoint import FOLDER, CheckpointError, Checkpoints
 from vla_jax.train.finite import DivergedError, SkippedSteps
 from vla_jax.train.goodput import Goodput
-from vla_jax.train.inputs import Inputs, open_inputs, with_captions, without_supervision
+from vla_jax.train.inputs import Inputs, with_captions, without_supervision
 from vla_jax.train.meter import Meter
+from vla_jax.train.opening import open_run
 from vla_jax.train.optim import make_optimizer
 from vla_jax.train.peers import Peers
 from vla_jax.train.saving import Saver
@@ -117,34 +115,24 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
         meshes.check_batch(cotrain.rows, mesh, config.train.accumulate, "data.cotrain.rows")
     logger.info("mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
 
+    # A new run's folder appears when its model and its data are known to be sound; what goes on
+    # needs its folder first. All wait for all here, as indexing may take one of them far longer.
+    lock.check(workdir)
+    opened = None if (workdir / FOLDER).is_dir() else open_run(config, init, {}, 0)
+    runtime.meet("opened")
     with (
         lock.held(workdir, active=chief),
         Checkpoints(workdir, config.train.keep) as checkpoints,
         peers.leaving(USER_ERRORS),  # before a save in progress waits for all processes
     ):
-        # The model, and what this run was before, if it was: the newest checkpoint that is whole.
-        # Then its workdir is all it needs.
+        # What this run was before, if it was: the newest checkpoint that is whole. Then its workdir
+        # is all it needs.
         start = checkpoints.intact() or 0
         meta = checkpoints.meta(start) if start else {}
-        origin = Start(config.model, init, meta)
-        model = vla.build(config.model, origin.arch())
-        for warning in legality.warnings(config.model):
-            logger.warning(warning)
-        # Checkpoints must do without the pretrained folder that the sizes came from.
-        config = with_complete_arch(config, model.arch)
-        config = resume.as_begun(config, meta["config"]) if start else config
-        for change in resume.check_resume(meta["config"], to_dict(config)) if start else ():
-            logger.warning("changed since step %d: %s", start, change)
-
-        # Data. Epochs become steps now that it is known how many windows there are; checkpoints
-        # keep the config as it was given, so that a resumed run counts anew.
-        inputs = open_inputs(config, model, origin, meta)
-        # Now that the words have their ids, a model that writes its actions knows what to write.
-        config, original = inputs.config, to_dict(inputs.config)
-        model = vla.build(config.model, model.arch)
-        config = with_steps(config, inputs.train.num_windows)
-        windows = inputs.train.num_windows, inputs.held_out.num_windows
-        logger.info("windows: %d to train on, %d held out", *windows)
+        if start or not opened:
+            opened = open_run(config, init, meta, start)
+        origin, model, config, inputs = opened
+        original = to_dict(inputs.config)
 
         # Weights and optimizer, each number where it belongs from the start: no device, and no
         # host, ever holds all of them.
@@ -272,7 +260,8 @@ def run_steps(
                 clock.add("compile", time.perf_counter() - began)
                 logger.info("compiled, first step done: %.0f s", time.perf_counter() - began)
                 # Neither compiling nor this count is part of a step's speed, hence the pause.
-                count_operations(run, meter, batch)
+                if jax.process_index() == 0:  # which alone writes the log
+                    flops.expect(meter, run.model, run.config, run.template, batch, run.mesh)
                 heap.trim()
                 meter.pause(done)
 
@@ -353,23 +342,6 @@ def save_before_error(
     if done > start and run.peers.count == 1:
         run.saver.finish(done, train_state, run.inputs.position(batches))
         logger.warning("an error in the data; step %d is saved", done)
-
-
-def count_operations(run: Run, meter: Meter, batch: Any) -> None:
-    """Count the operations of a step, for the MFU that the log shows."""
-    # Only the first process writes the log.
-    if jax.process_index() != 0:
-        return
-    operations = flops.of_step(run.model, run.config, run.template, batch)
-    device = run.mesh.devices.flat[0]
-    peak = flops.peak(device)
-    meter.expect(operations, peak)
-    against = (
-        f"{peak / 1e12:g} TFLOP/s a device" if peak else f"no known peak of a {device.device_kind}"
-    )
-    logger.info(
-        "MFU: 3 x forward matmul FLOPs, %.4g TFLOPs a step, against %s", operations / 1e12, against
-    )
 
 
 def main(_: Any) -> None:

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -378,10 +379,22 @@ def test_more_episodes_than_any_dataset_has(tmp_path):
     ("change", "problem"),
     [
         ({"gripper_env": (1.0, 1.0)}, "two different commands"),
+        ({"gripper_env": (0.04, None)}, r"gripper_env=\(0.04, None\): two different commands"),
+        ({"gripper_env": 0.04}, "two different commands"),
+        ({"gripper_env": (0.0, float("nan"))}, "two different commands"),
         ({"hz": 0.0}, "above 0"),
+        ({"hz": "10"}, "hz='10': .* above 0"),
+        ({"noop": "a"}, "noop='a': a number, 0 or more"),
+        ({"action": "eef"}, r"action='eef': is none of \['', 'eef_pos'"),
+        ({"state": "pose", "noop": -1}, r"noop=-1: .*; state='pose': is none of \['none'"),
+        ({"swap": "primary"}, "swap='primary': two of"),
+        ({"features": ["action"]}, r"features=\['action'\]: a dict from names to paths"),
+        ({"images": {"primary": 3}}, "images={'primary': 3}: a dict"),
         ({"images": {"head": "observation/front"}}, r"\['head'\] are none of \['primary'"),
     ],
 )
-def test_a_spec_that_cannot_be_right_is_refused_where_it_is_made(change, problem):
+def test_a_spec_that_cannot_be_right_is_refused_where_it_is_made(change, problem, monkeypatch):
+    # Users' specs are made without the tests' own check of types.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=problem):
         dataclasses.replace(SPEC, **change)

@@ -118,6 +118,18 @@ def test_texts_cameras_and_broken_parts(tmp_path, warnings):
     assert any("1 instructions have blanks at an end" in w for w in result)
 
 
+def test_when_nothing_is_left_every_cause_is_named(warnings):
+    def change(action):
+        action[2, 2] = np.nan
+        return action
+
+    problem = (
+        r"no trajectory is left: 5 ActionError: .*episode 0, frame 2: robot: the action is not"
+    )
+    with pytest.raises(errors.DataError, match=problem):
+        warnings(change)
+
+
 def test_idle_robots(tmp_path, warnings):
     data = write_calvin(tmp_path / "i" / "1.0.0", [10, 10], idle=((0, 2, 8),))
     assert any("the robot idles in 30% of the frames" in w for w in warnings(data=data))

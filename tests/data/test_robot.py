@@ -13,6 +13,7 @@ from tests.data.conftest import write_calvin
 from tests.data.look_alikes import write_lerobot
 from vla_jax.config import ConfigError, resolve
 from vla_jax.data.errors import DataError
+from vla_jax.data.find_spec import find_spec
 from vla_jax.data.first_spec import guess, list_features, source_code
 from vla_jax.data.inspection import inspect
 from vla_jax.data.robot import resolve_with_data
@@ -96,6 +97,29 @@ def test_every_dataset_that_cannot_be_opened_is_named_at_once(robot, tmp_path):
     assert "data.datasets[0] (mine.py:mine): nowhere: is no folder" in message
     assert "data.datasets[1].spec: 'mine.py:other': no DatasetSpec 'other'" in message
     assert "data.datasets[2].spec: " in message
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"dim": 0}, r"actions are float32 \(\d+, 0\), without a single number a step"),
+        ({"dim": 1, "gripper": (0.0, 1.0)}, "a gripper alone; gripper_env=None takes it as"),
+    ],
+)
+def test_actions_without_numbers_are_no_actions(robot, tmp_path, change, problem):
+    with pytest.raises(ConfigError, match=rf"\(mine.py:mine\): data: .*{problem}"):
+        resolve_with_data(robot(**change))
+    with pytest.raises(DataError, match=f"data: mine: .*{problem}"):
+        inspect("mine", find_spec("mine.py:mine"), "data", cache_dir=str(tmp_path / "cache"))
+
+
+def test_pictures_are_no_actions(robot, tmp_path):
+    raw = robot()
+    text = (tmp_path / "mine.py").read_text().replace("rel_actions", BOTH["wrist"])
+    (tmp_path / "mine.py").write_text(text)
+    problem = f"mine.py:mine.: data: 'steps/{BOTH['wrist']}' holds images, not numbers or text"
+    with pytest.raises(ConfigError, match=problem):
+        resolve_with_data(raw)
 
 
 def test_datasets_of_different_robots_make_no_model(robot):

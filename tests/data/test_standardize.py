@@ -65,6 +65,10 @@ def a_list(e):
     return made(e["action"].tolist(), e["language"])
 
 
+def asserted(e):
+    raise AssertionError("no")
+
+
 def a_dict(e):
     return {"action": e["action"], "language": e["language"]}
 
@@ -81,7 +85,8 @@ def divided(e):
         (states_of_some, 2, "the robot's state has 0 numbers, in the episodes before 15"),
         (states_that_grow, 1, "the robot's state has 5 numbers, in the episodes before 4"),
         (one_number, 0, r"actions are float32 \(4,\), not numbers"),
-        (a_list, 0, "cannot be standardized: AttributeError"),
+        (a_list, 0, "cannot be standardized: TypeError: actions are a list, not an array"),
+        (asserted, 0, "cannot be standardized: AssertionError: no"),
         (a_dict, 0, "cannot be standardized: TypeError: the spec makes a dict"),
         (divided, 1, "cannot be standardized: ZeroDivisionError"),
     ],

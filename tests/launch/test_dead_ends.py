@@ -48,3 +48,80 @@ def test_names_and_keys_that_there_are_not(tmp_path, one_device):
         assert all(problem in done.stderr for problem in problems), done.stderr
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "run").exists()
+
+
+SPECS = """
+import numpy as np
+from vla_jax.data.oxe import get_spec
+from vla_jax.data.spec import DatasetSpec, Trajectory
+
+def made(change=lambda action: action, images=None):
+    given = get_spec("bridge_dataset")
+    def standardize(episode):
+        done = given.standardize(episode)
+        return Trajectory(change(np.array(done.action)), done.language, done.proprio)
+    return DatasetSpec(images or given.images, given.features, standardize, (-1.0, 1.0))
+
+def with_nan(action):
+    action[1, 2] = np.nan
+    return action
+
+nan = made(with_nan)
+short = made(lambda action: action[:-1])
+state = made(images={"primary": "observation/state"})
+columns = made(lambda action: action[:, :0])
+"""
+SIDED = """
+import dataclasses
+from vla_jax.data.oxe import get_spec
+sided = dataclasses.replace(get_spec("bridge_dataset"), gripper_env=(0.04, None))
+"""
+# As `main` does it, for many specs in one process.
+RUNS = """
+import sys
+from pathlib import Path
+from configs import first_run
+from launch import train
+from vla_jax.data.robot import resolve_with_data
+from vla_jax.train.peers import Peers
+
+for name in sys.argv[2:]:
+    try:
+        config = resolve_with_data(first_run.get_config(f"{name}:{sys.argv[1]}"))
+        train.train(config, Path("run"), None, Peers())
+    except train.USER_ERRORS as error:
+        print(f"{name}: {error}; the folder: {Path('run').exists()}")
+"""
+
+
+def test_what_is_wrong_with_a_spec_leaves_no_folder_behind(tmp_path, one_device):
+    (tmp_path / "mine.py").write_text(SPECS)
+    (tmp_path / "other.py").write_text(SIDED)
+    problems = {
+        "mine.py:nan": "frame 1: nan: the action is not finite",
+        "mine.py:short": "rows, the episode",
+        "mine.py:state": "camera 'primary' (steps/observation/state) is stored as numbers",
+        "mine.py:columns": "(mine.py:columns): ",
+        "other.py:sided": "gripper_env=(0.04, None): two different commands",
+    }
+    command = [sys.executable, "-c", RUNS, str(DATA), *problems]
+    env = {**one_device, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(problems), lines
+    for line, (name, problem) in zip(lines, problems.items(), strict=True):
+        assert line.startswith(f"{name}: ")
+        assert problem in line
+        assert line.endswith("the folder: False")
+
+
+def test_a_start_that_is_not_there_names_its_flag(tmp_path, one_device):
+    (tmp_path / "mine.py").write_text(SPECS)
+    command = [sys.executable, str(ROOT / "launch/train.py"), "--init=nope", "--workdir=run"]
+    command += [f"--config=first_run:mine.py:nan:{DATA}"]
+    env = {**one_device, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"train.py: --init: {tmp_path}/nope: no such folder" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -38,3 +38,14 @@ def test_a_folder_that_cannot_be_used_is_a_sentence(tmp_path, what, monkeypatch)
         lock.held(workdir),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["file/run", "file", "x" * 300, "new/run"])
+def test_a_folder_that_could_not_be_made_is_refused_and_none_is_made(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    if name == "new/run":
+        lock.check(tmp_path / name)
+    else:
+        with pytest.raises(lock.WorkdirError, match=r"--workdir=.*: cannot be written: "):
+            lock.check(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

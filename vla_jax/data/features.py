@@ -175,7 +175,9 @@ def decode(record: bytes, field: records.Field, feature: Feature) -> np.ndarray:
         out[:] = [record[a:b].decode("utf-8", errors="replace") for a, b in spans]
         return out
     # Values lie back to back: rows can be told apart only if their size is fixed.
-    if feature.kind != "tensor" or None in feature.shape or 0 in feature.shape:
+    if 0 in feature.shape:
+        raise FeatureError(f"its shape is {feature.shape}, without a single number")
+    if feature.kind != "tensor" or None in feature.shape:
         raise FeatureError(f"features of kind {feature.kind} {feature.shape} cannot be read")
     if feature.encoding in ("bytes", "zlib"):
         blobs = [record[start:stop] for start, stop in records.byte_spans(record, field)]

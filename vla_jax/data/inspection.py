@@ -16,9 +16,9 @@ from vla_jax.data.filters import moving
 from vla_jax.data.formats import find_reader
 from vla_jax.data.open_dataset import column_reader, open_dataset
 from vla_jax.data.places import DataPath, data_path
-from vla_jax.data.requested import find_feature
+from vla_jax.data.requested import find_feature, unfit
 from vla_jax.data.spec import ACTION_ENCODINGS, DatasetSpec
-from vla_jax.data.standardize import apply
+from vla_jax.data.standardize import action_width
 from vla_jax.data.units.statistics import statistics
 
 # A gripper is called binary if no more than this share of its values lies between open and closed:
@@ -72,7 +72,10 @@ def inspect(
     folder = data_path(directory)
     features = find_reader(folder).features(folder)
     cameras = [role for role, path in spec.images.items() if find_feature(features, path)]
-    dim = action_dim(spec, folder, split, cache_dir)
+    try:
+        dim = action_dim(spec, folder, split, cache_dir)
+    except FeatureError as error:
+        raise FeatureError(f"{name}: {error.problem}", error.file, error.episode) from error
     skips = Skips(name, "skip", most=1.0)  # whatever is wrong: that is what is asked
     dataset = open_dataset(
         name, spec, folder, split, cameras, dim, cache_dir=cache_dir, skips=skips
@@ -113,6 +116,8 @@ def action_dim(spec: DatasetSpec, folder: DataPath, split: str, cache_dir: str =
     if missing:
         raise FeatureError(f"no feature {missing}. It has {sorted(features)}", folder)
     present = {short: path for short, path in paths.items() if path}
+    if problems := unfit(features, {}, present.values()):
+        raise FeatureError("; ".join(problems), folder)
     source = reader.open(folder, split, sorted(set(present.values())), cache_dir, False, skip=True)
     columns = {short: column_reader(source, path) for short, path in present.items()}
     last: Exception | None = None
@@ -121,9 +126,8 @@ def action_dim(spec: DatasetSpec, folder: DataPath, split: str, cache_dir: str =
         first, stop = int(source.starts[episode]), int(source.starts[episode + 1])
         try:
             values = {k: c(episode, first, stop) for k, c in columns.items()}
-            return apply(spec, values).action.shape[1]
-        # Such as actions without a second axis.
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            return action_width(spec, values)
+        except DataError as error:
             last = error
     raise FeatureError(f"no episode can be used: {last}", folder) from last
 

@@ -209,7 +209,7 @@ def _read(
     skips.check(len(episodes) + sum(parts for _, parts in source.skipped))
     if not frames:
         reasons = [f"{count} {reason}" for reason, count in unused.items()]
-        reasons += [str(skips)] if skips.counts else []
+        reasons += skips.causes()
         raise DataError(f"{name}: no trajectory is left: {'; '.join(reasons)}", source.root)
     actions, proprio, starts = rows.chosen(chosen)
     chosen_codes = [codes for codes, keep in zip(texts, chosen, strict=True) if keep]

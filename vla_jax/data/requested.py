@@ -73,6 +73,8 @@ def _unfit_camera(role: str, path: str, feature: Feature) -> str:
     held = f"{feature.dtype} {list(feature.shape)}"
     if feature.kind == "depth":
         return f"camera {role!r} ({path}) is marked as a depth camera, which is not read as colors"
+    if feature.kind == "text":
+        return f"camera {role!r} ({path}) is text, not images"
     if feature.kind != "image":
         return (
             f"camera {role!r} ({path}) is stored as numbers ({held}), not as encoded images: write "

@@ -9,7 +9,7 @@ import numpy as np
 
 from vla_jax.cameras import CAMERAS
 from vla_jax.config import Config, ConfigError, DatasetConfig, resolve
-from vla_jax.data.errors import DataError
+from vla_jax.data.errors import DataError, FeatureError
 from vla_jax.data.features import Feature
 from vla_jax.data.find_spec import find_spec, short_name
 from vla_jax.data.formats import find_reader
@@ -17,6 +17,7 @@ from vla_jax.data.inspection import action_dim
 from vla_jax.data.places import data_path
 from vla_jax.data.requested import find_feature
 from vla_jax.data.spec import ACTION_ENCODINGS, DatasetSpec
+from vla_jax.data.standardize import action_width
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,8 @@ def _from_zeros(spec: DatasetSpec, features: Mapping[str, Feature]) -> int | Non
         shape = (2, *(size or 0 for size in feature.shape))
         columns[short] = np.array([""] * 2, object) if is_text else np.zeros(shape, feature.dtype)
     try:
-        return spec.standardize(columns).action.shape[1]
-    except Exception:  # a person's own code, which expects real numbers
+        return action_width(spec, columns)
+    except FeatureError:  # a person's own code, which expects real numbers
         return None
 
 

@@ -1,7 +1,9 @@
 """What a dataset has to say about itself, so that every dataset afterwards looks the same."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -124,15 +126,8 @@ class DatasetSpec:
             object.__setattr__(self, "standardize", standardise)
         if self.standardize is _missing:
             raise TypeError("a DatasetSpec needs `standardize`, from an episode to a Trajectory")
-        if unknown := sorted({*self.images} - {*CAMERAS}):
-            raise ValueError(f"images: roles {unknown} are none of {list(CAMERAS)}")
-        ends = self.gripper_env
-        if ends is not None and (len(ends) != 2 or ends[0] == ends[1]):
-            raise ValueError(
-                f"gripper_env={ends}: two different commands, for closed and for open, or None"
-            )
-        if self.hz is not None and not self.hz > 0:
-            raise ValueError(f"hz={self.hz}: control steps a second, above 0, or None")
+        if problems := _problems(self):
+            raise ValueError("; ".join(problems))
 
     def mask(self, dim: int) -> list[bool]:
         """True for those of an action's `dim` numbers that normalization scales.
@@ -163,3 +158,41 @@ class DatasetSpec:
     def has_gripper(self) -> bool:
         """Whether the last number of an action commands a gripper."""
         return self.gripper_env is not None
+
+
+def _problems(spec: DatasetSpec) -> list[str]:
+    """All that is wrong with what a spec says, whatever the data are."""
+    problems = []
+    for name in ("images", "features", "depth"):
+        paths = getattr(spec, name)
+        if not isinstance(paths, Mapping) or not all(map(_is_path, paths.values())):
+            problems.append(f"{name}={paths!r}: a dict from names to paths, each a str or a tuple")
+        elif name != "features" and (unknown := sorted({*paths} - {*CAMERAS})):
+            problems.append(f"{name}: roles {unknown} are none of {list(CAMERAS)}")
+    ends = spec.gripper_env
+    if ends is not None:
+        is_pair = isinstance(ends, Sequence) and len(ends) == 2 and all(map(_is_number, ends))
+        if not is_pair or ends[0] == ends[1]:
+            problems.append(
+                f"gripper_env={ends!r}: two different commands, for closed and for open, or None"
+            )
+    if spec.hz is not None and not (_is_number(spec.hz) and spec.hz > 0):
+        problems.append(f"hz={spec.hz!r}: control steps a second, above 0, or None")
+    if not (_is_number(spec.noop) and spec.noop >= 0):
+        problems.append(f"noop={spec.noop!r}: a number, 0 or more")
+    for name, legal in (("action", ["", *ACTION_ENCODINGS]), ("state", list(STATE_ENCODINGS))):
+        if (value := getattr(spec, name)) not in legal:
+            problems.append(f"{name}={value!r}: is none of {legal}")
+    swap = spec.swap
+    if swap is not None and (isinstance(swap, str) or len({*swap}) != 2 or {*swap} - {*CAMERAS}):
+        problems.append(f"swap={swap!r}: two of {list(CAMERAS)}, or None")
+    return problems
+
+
+def _is_path(value: object) -> bool:
+    return all(isinstance(p, str) for p in (value if isinstance(value, tuple | list) else (value,)))
+
+
+def _is_number(value: object) -> bool:
+    # numpy's numbers are registered as such; bool is one to Python alone.
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

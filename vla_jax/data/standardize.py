@@ -61,6 +61,28 @@ def standardize(
     return Trajectory(action, language, state, keep)
 
 
+def action_width(spec: DatasetSpec, episode: Episode) -> int:
+    """Numbers of an action that the spec makes of an episode.
+
+    Raises:
+        FeatureError: the spec fails, or what it makes are no actions.
+    """
+    try:
+        action = _numbers("actions", apply(spec, episode).action)
+    except TypeError as error:
+        raise _failed(error) from error
+    shape = f"{action.dtype} {action.shape}"
+    if action.ndim != 2:
+        raise FeatureError(f"actions are {shape}, not numbers [steps, any]")
+    if not action.shape[1]:
+        raise FeatureError(f"actions are {shape}, without a single number a step")
+    if spec.has_gripper and action.shape[1] == 1:
+        raise FeatureError(
+            f"actions are {shape}, a gripper alone; gripper_env=None takes it as any other number"
+        )
+    return action.shape[1]
+
+
 def apply(spec: DatasetSpec, episode: Episode) -> Trajectory:
     """What the spec makes of an episode, unchecked.
 
@@ -69,7 +91,7 @@ def apply(spec: DatasetSpec, episode: Episode) -> Trajectory:
     """
     try:
         trajectory = spec.standardize(episode)
-    except _MISTAKES as error:
+    except Exception as error:  # a person's own code, which may do anything
         raise _failed(error) from error
     if not isinstance(trajectory, Trajectory):
         kind = type(trajectory).__name__
@@ -83,6 +105,8 @@ def _failed(error: Exception) -> FeatureError:
 
 def _numbers(title: str, values: Any) -> np.ndarray:
     """Numbers as float32; one too large for it becomes infinite, which is noticed later."""
+    if not hasattr(values, "dtype"):
+        raise TypeError(f"{title} are a {type(values).__name__}, not an array")
     if values.dtype.kind not in "fiub":
         raise TypeError(f"{title} are {values.dtype} {values.shape}, not numbers")
     with np.errstate(over="ignore"):

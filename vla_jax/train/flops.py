@@ -7,19 +7,23 @@ the field, and one number for all configs.
 """
 
 import dataclasses
+import logging
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from vla_jax.config import Config
 from vla_jax.models.caption_loss import caption_loss
 from vla_jax.models.image import preprocess
 from vla_jax.train import lora
 from vla_jax.train.chips import CHIPS
+from vla_jax.train.meter import Meter
 from vla_jax.train.state import TrainState
 from vla_jax.train.trace import count
 from vla_jax.types import Batch
 
+logger = logging.getLogger(__name__)
 TRAINING = 3  # a training step's products, in forward passes
 
 
@@ -63,3 +67,27 @@ def peak(device: Any) -> float | None:
     """Bf16 operations a second that a device can do; None where no data sheet is known."""
     kinds = {chip.kind: chip.flops for chip in CHIPS.values()}
     return kinds.get(device.device_kind)
+
+
+def expect(
+    meter: Meter, model: Any, config: Config, template: TrainState, batch: Batch, mesh: Mesh
+) -> None:
+    """Count the operations of a step for the MFU that the meter shows, and say so.
+
+    Args:
+        meter: of the run.
+        model: as of `of_step`.
+        config: as of `of_step`.
+        template: as of `of_step`.
+        batch: as of `of_step`.
+        mesh: whose devices do it.
+    """
+    operations, device = of_step(model, config, template, batch), mesh.devices.flat[0]
+    most = peak(device)
+    meter.expect(operations, most)
+    against = (
+        f"{most / 1e12:g} TFLOP/s a device" if most else f"no known peak of a {device.device_kind}"
+    )
+    logger.info(
+        "MFU: 3 x forward matmul FLOPs, %.4g TFLOPs a step, against %s", operations / 1e12, against
+    )

@@ -22,6 +22,23 @@ class WorkdirError(RuntimeError):
     """A workdir that cannot be used; the message says why and what to do."""
 
 
+def check(workdir: Path) -> None:
+    """Refuse a workdir that could not be made, before the work that comes first; makes nothing.
+
+    Raises:
+        WorkdirError: a file is in its way, or nothing may be written there.
+    """
+    folder = workdir.absolute()
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise _unwritable(workdir, error) from error
+    if not existing.is_dir():
+        raise _unwritable(workdir, NotADirectoryError(f"{existing} is a file"))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _unwritable(workdir, PermissionError(f"{existing} may not be written to"))
+
+
 @contextlib.contextmanager
 def held(workdir: Path, active: bool = True) -> Iterator[None]:
     """Own a workdir for the length of the block; makes it where there is none.
@@ -58,8 +75,11 @@ def _open(workdir: Path) -> IO[str]:
             file.close()
         if isinstance(error, WorkdirError):
             raise
-        reason = error.strerror or str(error)
-        raise WorkdirError(f"--workdir={workdir}: cannot be written: {reason}") from error
+        raise _unwritable(workdir, error) from error
+
+
+def _unwritable(workdir: Path, error: OSError) -> WorkdirError:
+    return WorkdirError(f"--workdir={workdir}: cannot be written: {error.strerror or error}")
 
 
 def _acquire(file: IO[str], workdir: Path) -> None:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # supervisor can restart all processes. jax gives up after half to all of the heartbeat, so
 # `peers.SILENCE` comes before it, with a name.
 _INITIALIZATION, _HEARTBEAT, _SHUTDOWN = 120, 50, 20
-_COMPILE = 3600
+_PATIENCE = 3600  # to index data, or to compile
 _REPEATED = 1.0  # some supervisors send a signal to a process and to its group
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -153,11 +153,17 @@ def together(function: Any, name: str) -> Callable[..., Any]:
         nonlocal compiled
         if compiled is None:
             compiled = function.lower(*args).compile()
-            wait = multihost.get_barrier_sync_fn()
-            wait(key=f"vla_jax_{name}", timeout_ms=1000 * _COMPILE)
+            meet(name)
         return compiled(*args)
 
     return call
+
+
+def meet(name: str) -> None:
+    """Waits for all processes, for up to an hour: what they do before takes not the same time."""
+    if jax.process_count() > 1:
+        wait = multihost.get_barrier_sync_fn()
+        wait(key=f"vla_jax_{name}", timeout_ms=1000 * _PATIENCE)
 
 
 def agree(sample: int, failed: bool) -> tuple[int, int | None]:
