@@ -17,6 +17,12 @@ EXPLICIT = {
     "JAX_NUM_PROCESSES": "2",
     "JAX_PROCESS_ID": "0",
 }
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911",
+}
 
 
 @pytest.mark.parametrize(
@@ -27,7 +33,8 @@ EXPLICIT = {
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "n[1-8]"}, True),
         ({"SLURM_NTASKS": "8"}, False),  # an interactive shell
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+        (OPEN_MPI, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "t1k-0,t1k-1"}, True),
     ],
@@ -45,6 +52,18 @@ def test_half_an_explicit_environment_is_refused():
 def test_a_batch_script_without_srun_is_refused():
     env = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
     with pytest.raises(ConfigError, match=r"8 tasks .* put srun before it"):
+        runtime.multi_process(env)
+    assert runtime.multi_process({**env, **EXPLICIT})
+
+
+@pytest.mark.parametrize("missing", [name for name in OPEN_MPI if name != "OMPI_COMM_WORLD_SIZE"])
+def test_traces_of_open_mpi_without_its_launcher_are_refused(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)  # as where it is not installed
+    env = {name: value for name, value in OPEN_MPI.items() if name != missing}
+    problem = (
+        rf"SIZE=4 says .* 4 processes, but \['{missing}'\] missing; start .* with mpirun .*unset"
+    )
+    with pytest.raises(ConfigError, match=problem):
         runtime.multi_process(env)
     assert runtime.multi_process({**env, **EXPLICIT})
 

@@ -1,5 +1,6 @@
 """The process around a run: joining the other processes, being told to stop, dying well."""
 
+import importlib.util
 import logging
 import os
 import re
@@ -37,8 +38,9 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
     Slurm, Open MPI or on a TPU pod with more than one task or worker.
 
     Raises:
-        ConfigError: if only some of the three variables are set, or Slurm has given several tasks
-            to a batch script that does not start them.
+        ConfigError: if only some of the three variables are set, Slurm has given several tasks to
+            a batch script that does not start them, or no launcher of Open MPI has set all that
+            its processes are found by.
     """
     env = os.environ if env is None else env
     present = [name for name in _EXPLICIT if env.get(name)]
@@ -47,7 +49,10 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
         raise ConfigError(f"environment: {present} set, but {missing} missing; set all or none")
     workers = [name for name in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
     tasks = _number(env, "SLURM_NTASKS")
-    is_multi_worker = _number(env, "OMPI_COMM_WORLD_SIZE") > 1 or len(workers) > 1
+    ranks = _number(env, "OMPI_COMM_WORLD_SIZE")
+    if ranks > 1 and not present:
+        _check_open_mpi(ranks, env)
+    is_multi_worker = ranks > 1 or len(workers) > 1
     # SLURM_PROCID: a task, not an interactive shell around them; SLURM_STEP_NODELIST: of srun's.
     if present or is_multi_worker or "SLURM_PROCID" not in env or tasks == 1:
         return bool(present) or is_multi_worker
@@ -57,6 +62,19 @@ def multi_process(env: Mapping[str, str] | None = None) -> bool:
             "command once, outside them; put srun before it, or ask for --ntasks=1"
         )
     return True
+
+
+def _check_open_mpi(ranks: int, env: Mapping[str, str]) -> None:
+    """Refuse the traces of a launcher that has not started this process, as in a shell of its."""
+    # jax finds the processes of Open MPI 5, which sets no address, through mpi4py.
+    address = [] if importlib.util.find_spec("mpi4py") else ["OMPI_MCA_orte_hnp_uri"]
+    names = ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", *address]
+    if missing := [name for name in names if name not in env]:
+        raise ConfigError(
+            f"environment: OMPI_COMM_WORLD_SIZE={ranks} says that Open MPI runs {ranks} processes, "
+            f"but {missing} missing; start the command with mpirun (of Open MPI 5 with mpi4py "
+            f"installed), set {', '.join(_EXPLICIT)} in each process, or unset OMPI_COMM_WORLD_SIZE"
+        )
 
 
 def _number(env: Mapping[str, str], name: str) -> int:
