@@ -64,10 +64,19 @@ def test_what_does_not_fit_the_machine():
 
 def test_a_missing_compiler_is_named_with_its_install_line(monkeypatch):
     monkeypatch.setattr(compilers, "_installed", lambda package: False)
-    with pytest.raises(PlanError, match=r"needs libtpu, not installed here: .*\[plan\]"):
-        compilers.devices(parse("v5e:2x2"))
-    with pytest.raises(PlanError, match="jax-cuda13-plugin and jax-cuda13-pjrt"):
-        compilers.devices(parse("h100:8"))
+    for machine, packages, wanted in (
+        ("v5e:2x2", "libtpu", ["jax[tpu]"]),
+        (
+            "h100:8",
+            "jax-cuda13-plugin and jax-cuda13-pjrt",
+            ["jax-cuda13-plugin", "jax-cuda13-pjrt"],
+        ),
+    ):
+        with pytest.raises(PlanError) as error:
+            compilers.devices(parse(machine))
+        pip = " ".join(f"'{name}=={jax.__version__}'" for name in wanted)
+        line = f"--compile for {machine} needs {packages}, not installed here: pip install {pip}"
+        assert str(error.value) == line
 
 
 def test_operations_split_over_devices():

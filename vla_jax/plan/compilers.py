@@ -1,7 +1,7 @@
 """Compilers for machines that are not here: topologies of TPUs and GPUs without a device.
 
 libtpu compiles for any TPU and the CUDA plugin for any GPU on any Linux machine, neither needs an
-accelerator or a driver. Both come with the extra [plan].
+accelerator or a driver. Both come with the extra [plan], each by itself with what `devices` names.
 """
 
 import contextlib
@@ -16,10 +16,12 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
 from vla_jax.plan.machines import Machine, PlanError
-from vla_jax.shipped import install_hint
 
-# What each compiler is made of, by the name it is installed under.
-_PACKAGES = {"tpu": ("libtpu",), "cuda": ("jax-cuda13-plugin", "jax-cuda13-pjrt")}
+# What each compiler is made of -> what installs it, in jax's own version.
+_PACKAGES = {
+    "tpu": {"libtpu": "jax[tpu]"},
+    "cuda": {name: name for name in ("jax-cuda13-plugin", "jax-cuda13-pjrt")},
+}
 # Read when the plugin is loaded: no metadata server is asked, no other process holds the library,
 # and no driver's or library's version is looked for.
 _ENVIRONMENT = {
@@ -67,9 +69,11 @@ def devices(machine: Machine) -> list[Any]:
     platform = machine.chip.platform
     missing = [name for name in _PACKAGES[platform] if not _installed(name)]
     if missing:
+        # Not the whole extra: its other half is of no use to this machine.
+        wanted = [f"'{_PACKAGES[platform][name]}=={jax.__version__}'" for name in missing]
         raise PlanError(
             f"--compile for {machine.name} needs {' and '.join(missing)}, not installed here: "
-            f"{install_hint('plan')}"
+            f"pip install {' '.join(wanted)}"
         )
     for name, value in _ENVIRONMENT.items():
         # A user's own setting goes first.
