@@ -56,7 +56,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def import_hf(flags: argparse.Namespace) -> None:
     """Hugging Face folder (also one that export-hf wrote) -> workdir."""
-    from vla_jax.config import load_config_file
     from vla_jax.convert import importing
     from vla_jax.convert.default_config import default_config
 
@@ -65,47 +64,48 @@ def import_hf(flags: argparse.Namespace) -> None:
     if flags.config or flags.set or not (Path(flags.src) / importing.SETTINGS).is_file():
         where = flags.config or default_config(flags.src)
         logging.info("config: %s (--config chooses another)", where)
-        raw = load_config_file(where, flags.set)
+        raw = _config(where, flags)
     _save(importing.from_hf(flags.src, raw, _dtype(flags)), flags)
 
 
 def import_robovlms(flags: argparse.Namespace) -> None:
     """RoboVLMs checkpoint and config -> workdir."""
-    from vla_jax.config import load_config_file, read_json
+    from vla_jax.config import read_json
     from vla_jax.convert import importing
 
+    refusal.check_paths(flags, "vlm", "statistics")
     # Their config decides the model; ours says all that theirs has no word for.
     original = read_json(flags.config_json)
-    base = load_config_file("base", flags.set)
+    base = _config("base", flags)
     units, vlm = flags.statistics, flags.vlm
     _save(importing.from_robovlms(flags.ckpt, original, base, vlm, units, _dtype(flags)), flags)
 
 
 def import_openpi(flags: argparse.Namespace) -> None:
     """Folder of openpi's or LeRobot's pi0 or pi0.5 (params/ or model.safetensors) -> workdir."""
-    from vla_jax.config import load_config_file
     from vla_jax.convert.openpi.importing import from_openpi
 
-    raw = load_config_file(flags.config, flags.set)
+    refusal.check_paths(flags, "tokenizer")
+    raw = _config(flags.config, flags)
     _save(from_openpi(flags.src, raw, flags.tokenizer, flags.asset, _dtype(flags)), flags)
 
 
 def import_lerobot(flags: argparse.Namespace) -> None:
     """Folder of LeRobot's SmolVLA -> workdir. Its pi0 and pi0.5: import-openpi."""
-    from vla_jax.config import load_config_file
     from vla_jax.convert.lerobot.importing import from_lerobot
 
-    raw = load_config_file(flags.config, flags.set)
+    refusal.check_paths(flags, "tokenizer", "statistics")
+    raw = _config(flags.config, flags)
     imported = from_lerobot(flags.src, raw, flags.tokenizer, flags.statistics, _dtype(flags))
     _save(imported, flags)
 
 
 def import_openvla(flags: argparse.Namespace) -> None:
     """Folder of OpenVLA or OpenVLA-OFT, its parts and its adapter -> workdir."""
-    from vla_jax.config import load_config_file
     from vla_jax.convert.openvla.importing import from_openvla
 
-    raw = load_config_file(flags.config, flags.set)
+    refusal.check_paths(flags, "base")
+    raw = _config(flags.config, flags)
     _save(from_openvla(flags.src, raw, flags.base, _dtype(flags)), flags)
 
 
@@ -152,6 +152,7 @@ def export_hf(flags: argparse.Namespace) -> None:
     """Workdir -> Hugging Face folder, for transformers and for import-hf."""
     from vla_jax.convert import exporting, store
 
+    refusal.check_paths(flags, "source")
     stored = store.Stored(flags.ckpt, flags.step)
     with _bar(stored.leaves) as bar:
         exported = exporting.to_hf(
@@ -197,6 +198,15 @@ def push(flags: argparse.Namespace) -> None:
         print(f"sent to {upload(flags.out, flags.repo, private=not flags.public)}")
     else:
         print(f"ready: read {flags.out}/README.md, then hf upload USER/NAME {flags.out} .")
+
+
+def _config(where: str, flags: argparse.Namespace) -> Any:
+    from vla_jax.config import load_config_file
+
+    with refusal.naming("--config"):
+        raw = load_config_file(where)
+    # Apart, as what is wrong with a --set is no fault of the file's.
+    return load_config_file(where, flags.set) if flags.set else raw
 
 
 def _save(imported: Any, flags: argparse.Namespace) -> None:

@@ -98,6 +98,8 @@ def main() -> None:
     description = f"Converted from {flags.kind} by vla_jax."
     try:
         folder = flags.src.expanduser()
+        if not folder.is_dir():
+            raise DataError("no such folder", folder)
         if flags.kind == "libero":
             if flags.to == "lerobot":
                 counts = recordings.write_lerobot(folder, flags.out)

@@ -28,6 +28,7 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 from eval_servers import local_server, results
 from vla_jax import refusal
 from vla_jax.commands import HelpFormatter
+from vla_jax.train import checkpoint_folder
 
 ROOT = local_server.ROOT
 # Simulator -> the script that evaluates in it, with that simulator's own Python.
@@ -41,9 +42,12 @@ def main() -> int:
     flags = _parse_flags()
     signal.signal(signal.SIGTERM, _ended)  # so that the server is stopped then, too
     try:
+        if flags.checkpoint and not _wants_help(flags):
+            with refusal.naming("--checkpoint"):
+                checkpoint_folder.locate(flags.checkpoint, read_only=True)
         with _server(flags) as uri:
             status = _rollout(flags, uri)
-    except (local_server.ServerError, OSError) as error:
+    except (local_server.ServerError, refusal.FlagError, OSError) as error:
         return refusal.tell(error, flags.debug)
     except KeyboardInterrupt:
         return 130
@@ -57,13 +61,17 @@ def _server(flags: argparse.Namespace) -> Iterator[str]:
     if flags.server:
         yield flags.server
         return
-    if "--help" in flags.rollout or "-h" in flags.rollout:
+    if _wants_help(flags):
         yield "ws://127.0.0.1:0"  # nobody will connect
         return
     debug = ["--debug"] * flags.debug
     serve = ["--checkpoint", flags.checkpoint, *debug, *shlex.split(flags.serve)]
     with local_server.running(serve) as server:
         yield server.uri
+
+
+def _wants_help(flags: argparse.Namespace) -> bool:
+    return "--help" in flags.rollout or "-h" in flags.rollout
 
 
 def _rollout(flags: argparse.Namespace, uri: str) -> int:
@@ -74,7 +82,8 @@ def _rollout(flags: argparse.Namespace, uri: str) -> int:
         # A server of ours that dies is started again, and the rollout has to outwait that.
         command += ["--connect-timeout", str(RESTART_SECONDS)]
     command += ["--resume"] * flags.resume + flags.rollout
-    process = subprocess.Popen(command)
+    with refusal.naming("--python"):
+        process = subprocess.Popen(command)
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -143,6 +152,11 @@ def _parse_flags() -> argparse.Namespace:
     # Both would leave open which of the two the score is of.
     if bool(flags.checkpoint) == bool(flags.server):
         parser.error("name either --checkpoint, which is then served, or --server")
+    # The report comes last, and must not fail then.
+    for item in flags.against:
+        name, _, folder = item.partition("=")
+        if not name or not (Path(folder) / results.SCORE).is_file():
+            parser.error(f"--against={item}: write NAME=DIR, of a folder with {results.SCORE}")
     return flags
 
 

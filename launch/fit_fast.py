@@ -25,8 +25,8 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from vla_jax import cli, refusal
 from vla_jax.commands import program
-from vla_jax.config import resolve
 from vla_jax.data.mixture import Mixture, open_datasets
+from vla_jax.data.robot import resolve_with_data
 from vla_jax.data.sampler import chunks
 from vla_jax.data.units.fast import FastTokenizer
 
@@ -101,15 +101,17 @@ def main(argv: Sequence[str]) -> None:
     if OUT.value and Path(OUT.value).exists():
         sys.exit(f"{program()}: {OUT.value} exists")
     try:
-        config = resolve(CONFIG.value)
+        # Before the data, whose index may take long.
+        given = TOKENIZER.value
+        with refusal.naming("--tokenizer"):
+            tokenizer = FastTokenizer.from_dir(given) if given else None
+        config = resolve_with_data(cli.required(CONFIG.value))
         model = config.model
         mixture = open_datasets(config.data, model.structure, model.action_dim, "train")
         # Another project's units scale a gripper like the rest.
         is_binary = model.has_gripper and not config.data.units
         actions = draw_chunks(mixture, CHUNKS.value, config.seed, is_binary)
-        if TOKENIZER.value:
-            tokenizer = FastTokenizer.from_dir(TOKENIZER.value)
-        else:
+        if tokenizer is None:
             tokenizer = FastTokenizer.fit(actions, VOCAB.value, SCALE.value, LONGEST.value)
         print(report(tokenizer, actions))
         if OUT.value:

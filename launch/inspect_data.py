@@ -147,12 +147,15 @@ def locate(data: str, root: str, spec: str) -> tuple[DataPath, str]:
         named = folder.absolute()
         version = named.name.replace(".", "").isdigit()
         return folder, spec or (named.parent.name if version else named.name)
+    if not root:
+        raise DataError(
+            f"no folder {data!r}; a dataset of the registry takes --root beside its name"
+        )
     # For its error alone: a name without a spec is reported before a missing folder.
     find_spec(spec or data)
-    located = find_folder(root, data) if root else None
+    located = find_folder(root, data)
     if located is None:
-        where = f"{root}/{data}/VERSION does not exist" if root else "name its folder or --root"
-        raise DataError(f"no folder {data!r}, and {where}")
+        raise DataError(f"no folder {data!r}, and {root}/{data}/VERSION does not exist")
     return located, spec or data
 
 

@@ -27,7 +27,6 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 from vla_jax import cli, refusal
 from vla_jax.config import ConfigError, resolve
 from vla_jax.plan import compilers, machines, measured, outline, report, sweep
-from vla_jax.shipped import config_names
 
 CONFIG = config_flags.DEFINE_config_file("config")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Machine: v5e:8x8, 2*v5e:8x8, h100:8, ...")
@@ -44,13 +43,12 @@ JSON = flags.DEFINE_string("json", None, "File for the numbers.")
 
 def plan() -> dict[str, Any]:
     """Print the plan; returns its numbers."""
-    if CONFIG.value is None:
-        raise ConfigError(
-            "--config: name a config file of yours, or one of " + ", ".join(config_names())
-        )
+    raw = cli.required(CONFIG.value)
     if not TOPOLOGY.value:
         raise machines.PlanError(f"--topology: name a machine; known: {machines.known()}")
-    machine, config = machines.parse(TOPOLOGY.value), resolve(CONFIG.value)
+    if JSON.value and not Path(JSON.value).parent.is_dir():
+        raise machines.PlanError(f"--json={JSON.value}: there is no such folder")
+    machine, config = machines.parse(TOPOLOGY.value), resolve(raw)
 
     # Many settings, each as cheap as it goes.
     if SWEEP.value:

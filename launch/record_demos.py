@@ -43,11 +43,13 @@ def record(out: str | Path, episodes: int, size: int, noise: float, workers: int
         workers: processes.
 
     Raises:
-        FileExistsError: if the folder is not empty.
+        FlagError: the folder is not empty, or cannot be made.
     """
     counts = {"train": 0, "val": 0, "steps": 0}
+    with refusal.naming("--out"):
+        dataset = RLDSWriter(out, "tabletop", _features(size), description=__doc__ or "")
     with (
-        RLDSWriter(out, "tabletop", _features(size), description=__doc__ or "") as writer,
+        dataset as writer,
         contextlib.closing(_episodes(episodes, size, noise, workers)) as recorded,
     ):
         for number, episode in enumerate(recorded):
@@ -111,6 +113,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     refusal.add_flag(parser)
     flags = parser.parse_args()
+    if min(flags.episodes, flags.size, flags.workers) < 1 or flags.noise < 0:
+        parser.error("--episodes, --size and --workers: at least 1; --noise: not below 0")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         counts = record(flags.out, flags.episodes, flags.size, flags.noise, flags.workers)

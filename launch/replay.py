@@ -167,11 +167,17 @@ def run(flags: argparse.Namespace) -> None:
     """
     from vla_jax.config import resolve
     from vla_jax.data.find_spec import find_spec, short_name
+    from vla_jax.data.formats import find_reader
     from vla_jax.data.open_dataset import open_dataset
     from vla_jax.inference.execution import Execution
     from vla_jax.inference.policy import Policy
-    from vla_jax.train import checkpoint
+    from vla_jax.train import checkpoint, checkpoint_folder
 
+    with refusal.naming("--checkpoint"):
+        checkpoint_folder.locate(flags.checkpoint, read_only=True)
+    if flags.data:
+        with refusal.naming("--data"):
+            find_reader(flags.data)
     # One action a step: what is executed of a chunk later does not depend on the observation.
     policy = Policy.from_checkpoint(
         flags.checkpoint, flags.step, flags.dataset, execution=Execution("first")

@@ -22,6 +22,7 @@ from vla_jax.commands import HelpFormatter
 from vla_jax.serve import server
 from vla_jax.serve.transports import WIRES
 from vla_jax.serve.transports.base import WebsocketWire
+from vla_jax.train import checkpoint_folder
 
 
 def main() -> int:
@@ -38,6 +39,8 @@ def main() -> int:
         for chatty in ("websockets", "absl", "jax"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
+        with refusal.naming("--checkpoint"):
+            checkpoint_folder.locate(flags.checkpoint, read_only=True)
         options = server.ServerOptions(
             host=flags.host,
             port=flags.port,
@@ -61,6 +64,8 @@ def main() -> int:
 
         # Before anything is compiled, or the first programs would not be kept.
         compilation_cache.enable(flags.compilation_cache)
+        with refusal.naming("--observation"):
+            keys = robot_keys.load(flags.observation) if flags.observation else None
         overrides = {"repeat": flags.gripper_repeat, "patience": flags.gripper_patience}
         policy = Policy.from_checkpoint(
             flags.checkpoint,
@@ -78,7 +83,7 @@ def main() -> int:
             gripper={f"gripper_{k}": v for k, v in overrides.items() if v is not None},
             # A batch for more sessions than may connect would be compiled in vain.
             max_batch=min(flags.max_batch, flags.max_sessions),
-            observation=robot_keys.load(flags.observation) if flags.observation else None,
+            observation=keys,
             weights=flags.weights,
         )
         # Added before the server starts, as every connection is answered by these metadata.
@@ -95,7 +100,8 @@ def main() -> int:
 
 def _api_key(file: str | None) -> str:
     """The key, from a file or the environment: a command line is there for every user to read."""
-    return Path(file).read_text("utf-8").strip() if file else os.environ.get("VLA_API_KEY", "")
+    with refusal.naming("--api-key-file"):
+        return Path(file).read_text("utf-8").strip() if file else os.environ.get("VLA_API_KEY", "")
 
 
 def _parse_flags() -> argparse.Namespace:

@@ -33,7 +33,6 @@ from vla_jax.data.language.captions import check_texts
 from vla_jax.data.robot import resolve_with_data
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
-from vla_jax.shipped import config_names
 from vla_jax.train import evaluate, flops, heap, lock, log, lora, runtime, state
 from vla_jax.train import mesh as meshes
 from vla_jax.train.checkpoint import FOLDER, CheckpointError, Checkpoints
@@ -52,7 +51,7 @@ from vla_jax.train.watch import Profile, Recompilations
 CONFIG = config_flags.DEFINE_config_file("config")
 INIT = flags.DEFINE_string("init", None, "Checkpoint whose weights a new run starts from.")
 DEBUG = flags.DEFINE_boolean("debug", False, refusal.HELP)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 # What a person, a disk or the data has caused: the message says all, a traceback would hide it.
 USER_ERRORS = (
     ConfigError, DataError, TextLengthError, WeightError, CheckpointError, DivergedError,
@@ -117,7 +116,6 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
 
     # A new run's folder appears when its model and its data are known to be sound; what goes on
     # needs its folder first. All wait for all here, as indexing may take one of them far longer.
-    lock.check(workdir)
     opened = None if (workdir / FOLDER).is_dir() else open_run(config, init, {}, 0)
     runtime.meet("opened")
     with (
@@ -347,11 +345,11 @@ def save_before_error(
 def main(_: Any) -> None:
     """Resolve the config, join the other processes, train; a user's mistake shows no traceback."""
     try:
-        if CONFIG.value is None:
-            raise ConfigError(
-                "--config: name a config file of yours, or one of " + ", ".join(config_names())
-            )
-        config, workdir = resolve(CONFIG.value), Path(WORKDIR.value).expanduser()
+        config = resolve(cli.required(CONFIG.value))
+        if not WORKDIR.value:
+            raise ConfigError("--workdir: name the folder of the run, a new one or one to go on in")
+        workdir = Path(WORKDIR.value).expanduser()
+        lock.check(workdir)
         heap.limit()
         keep = config.train.keep_heap and heap.keep()
         runtime.initialize()

@@ -66,6 +66,20 @@ def run_with_flags(main: Callable[[Sequence[str]], Any]) -> None:
     app.run(main, argv=argv, flags_parser=_parse_flags)
 
 
+def required(config: Any) -> Any:
+    """The raw config that --config names.
+
+    Raises:
+        ConfigError: the flag is missing; with the names of the shipped ones.
+    """
+    from vla_jax.config import ConfigError  # not for the launchers that read their flags otherwise
+
+    if config is None:
+        names = ", ".join(config_names())
+        raise ConfigError(f"--config: name a config file of yours, or one of {names}")
+    return config
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     """Reads absl's flags, and with them the file that --config names, which may do anything."""
     # Not for the launchers that read their flags otherwise.

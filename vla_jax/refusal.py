@@ -5,6 +5,7 @@ The message of such an error says what is wrong and what to do; a traceback woul
 """
 
 import argparse
+import contextlib
 import errno
 import gc
 import os
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -26,6 +28,42 @@ HELP = "show the traceback of an error that is otherwise one line"
 
 class DeviceError(RuntimeError):
     """The machine has no device of the kind that the environment asks for."""
+
+
+class FlagError(ValueError):
+    """What a flag names cannot be used; the message begins with the flag."""
+
+
+@contextlib.contextmanager
+def naming(flag: str) -> Iterator[None]:
+    """Around the reading of what a flag names, so that its errors begin with the flag.
+
+    Args:
+        flag: as it is written, `--checkpoint`.
+
+    Raises:
+        FlagError: in place of any of `CAUSED`.
+    """
+    try:
+        yield
+    except CAUSED as error:
+        raise FlagError(f"{flag}: {describe(error)}") from error
+
+
+def check_paths(flags: argparse.Namespace, *names: str) -> None:
+    """Refuse files and folders that are not there, before the work that they are needed after.
+
+    Args:
+        flags: as parsed.
+        names: of those that name a path, or nothing.
+
+    Raises:
+        FlagError: naming the flag.
+    """
+    for name in names:
+        path = getattr(flags, name)
+        if path and not Path(path).expanduser().exists():
+            raise FlagError(f"--{name.replace('_', '-')}={path}: no such file or folder")
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:

@@ -173,7 +173,7 @@ def test_the_command_writes_two_pictures(folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "no dataset spec" in done.stderr
+    assert "a dataset of the registry takes --root" in done.stderr
 
 
 def test_locate(folder, tmp_path):

@@ -4,6 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from vla_jax.config import load_config
+from vla_jax.train.checkpoint import CheckpointError
+from vla_jax.train.opening import open_run
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "fixtures" / "bridge_dataset" / "1.0.0"
 
@@ -39,9 +45,10 @@ def test_names_and_keys_that_there_are_not(tmp_path, one_device):
             ],
         ),
         (["--config=oxe:foo:/nope"], ["no mixture 'foo'; "]),
+        (["--config=quickstart", "--workdir="], ["--workdir: name the folder of the run"]),
         (["--config=quickstart", "--config.train.keep=a"], ["flag --config.train.keep=a: "]),
     ):
-        command = [sys.executable, str(ROOT / "launch/train.py"), *flags, "--workdir=run"]
+        command = [sys.executable, str(ROOT / "launch/train.py"), "--workdir=run", *flags]
         env = {**one_device, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 1, done.stderr
@@ -116,12 +123,6 @@ def test_what_is_wrong_with_a_spec_leaves_no_folder_behind(tmp_path, one_device)
         assert line.endswith("the folder: False")
 
 
-def test_a_start_that_is_not_there_names_its_flag(tmp_path, one_device):
-    (tmp_path / "mine.py").write_text(SPECS)
-    command = [sys.executable, str(ROOT / "launch/train.py"), "--init=nope", "--workdir=run"]
-    command += [f"--config=first_run:mine.py:nan:{DATA}"]
-    env = {**one_device, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert f"train.py: --init: {tmp_path}/nope: no such folder" in done.stderr
-    assert not (tmp_path / "run").exists()
+def test_a_start_that_is_not_there_names_its_flag(tmp_path):
+    with pytest.raises(CheckpointError, match=f"^--init: {tmp_path}/nope: no such folder"):
+        open_run(load_config("first_run:calvin:none"), f"{tmp_path}/nope", {}, 0)

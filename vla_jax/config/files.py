@@ -10,7 +10,7 @@ from vla_jax.config.option import ConfigError
 from vla_jax.config.resolve import resolve, similar_keys
 from vla_jax.config.schema import Config
 from vla_jax.files import explain_file
-from vla_jax.shipped import config_path
+from vla_jax.shipped import config_names, config_path
 
 
 def load_config(where: str | Path, changes: Sequence[str] = ()) -> Config:
@@ -43,7 +43,8 @@ def load_config_file(where: str | Path, changes: Sequence[str] = ()) -> dict[str
     where = config_path(str(where))
     path = where.partition(":")[0]
     if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such file")
+        names = ", ".join(config_names())
+        raise ConfigError(f"{path}: no such file, and none is shipped: {names}")
     arguments = ["", f"--config={where}", *(f"--config.{change}" for change in changes)]
     # The global flags belong to the program that calls this.
     values = flags.FlagValues()

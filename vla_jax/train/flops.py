@@ -70,7 +70,7 @@ def peak(device: Any) -> float | None:
 
 
 def expect(
-    meter: Meter, model: Any, config: Config, template: TrainState, batch: Batch, mesh: Mesh
+    meter: Meter, model: Any, config: Config, template: TrainState, batch: Any, mesh: Mesh
 ) -> None:
     """Count the operations of a step for the MFU that the meter shows, and say so.
 
