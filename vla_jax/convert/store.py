@@ -114,7 +114,9 @@ class Stored:
             self.step = checkpoints.steps()[-1] if step is None else step
             self._folder = checkpoints.directory / str(self.step) / "params"
         self._handler = ocp.PyTreeCheckpointHandler()
-        stored = rules.flatten(self._handler.metadata(self._folder).tree)  # type: ignore[arg-type]
+        with orbax_setup.whole_loops():
+            metadata = self._handler.metadata(self._folder)  # type: ignore[arg-type]
+        stored = rules.flatten(metadata.tree)  # type: ignore[arg-type]
         self.leaves = {
             path: Lazy(tuple(x.shape), np.dtype(x.dtype), self._reader(path))
             for path, x in stored.items()

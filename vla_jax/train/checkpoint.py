@@ -313,12 +313,12 @@ class Checkpoints:
         unsealed = [item for item in items if not checksum.is_sealed(folder / item)]
         if unsealed:
             logger.info("%s: %s have no checksums, by an earlier version", folder, unsealed)
-        with self._reading(step):
+        with self._reading(step), orbax_setup.whole_loops():
             return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _stored(self, step: int, item: str) -> Any:
         """Shapes and dtypes of an item, as the tree it is."""
-        with self._reading(step):
+        with self._reading(step), orbax_setup.whole_loops():
             metadata = self._manager.item_metadata(step)[item]
         return getattr(metadata, "tree", metadata)
 

@@ -1,12 +1,48 @@
 """How Orbax is set up for our four items; see `checkpoint` for what they are."""
 
+import asyncio
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
 from vla_jax.train import checksum
+
+_LEFT = 30.0  # seconds that reads go on beside one that has failed
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that waits for what is still at work in it before it closes.
+
+    Orbax reads arrays side by side and closes its loop when the first of them fails. The others
+    answer later, into a loop that is gone, which Python prints as an exception of nobody's.
+    """
+
+    def close(self) -> None:
+        if not self.is_closed() and (left := asyncio.all_tasks(self)):
+            # Not cancelled: a read that is given up may still answer. Some may wait for the one
+            # that has failed.
+            self.run_until_complete(asyncio.wait(left, timeout=_LEFT))
+        super().close()
+
+
+class _Policy(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> _Loop:
+        return _Loop()
+
+
+@contextlib.contextmanager
+def whole_loops() -> Iterator[None]:
+    """Around reads by Orbax: nothing of them is left when it ends, also of one that fails."""
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_Policy())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(before)
 
 
 def sealed(handler: Any) -> Any:
