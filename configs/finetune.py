@@ -11,6 +11,7 @@ the gripper are the dataset's. Not run on a whole dataset yet.
 
 from typing import Any
 
+from vla_jax.config import ConfigError
 from vla_jax.configs import base
 
 
@@ -21,13 +22,13 @@ def dataset(argument: str) -> dict[str, Any]:
         argument: FILE.py:NAME:DIR, or NAME:DIR with a name of the registry; DIR may be a URL.
 
     Raises:
-        ValueError: there is no folder in it.
+        ConfigError: there is no folder in it.
     """
     parts = argument.split(":")
     words = 2 if parts[0].endswith(".py") else 1  # of the spec
     spec, folder = ":".join(parts[:words]), ":".join(parts[words:])
     if not folder:
-        raise ValueError(
+        raise ConfigError(
             f"name the spec and the dataset's folder, CONFIG:FILE.py:NAME:DIR; {argument!r} has no "
             "folder"
         )

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from vla_jax import cli, refusal
 from vla_jax.config import ConfigError
@@ -195,6 +197,25 @@ def test_a_config_file_that_fails_is_one_line(tmp_path, monkeypatch):
     assert ended.value.code == text
     with pytest.raises(ZeroDivisionError):
         cli._parse_flags([*sys.argv, "--debug"])
+
+
+def test_a_config_file_that_absl_words_anew_is_one_line(tmp_path, monkeypatch):
+    """Absl puts its own words and a stack around an error of the file's while it sets a flag."""
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n    raise ValueError('no')\n")
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config={path}"])
+
+    def run(_):
+        try:
+            runpy.run_path(str(path))["get_config"]()
+        except ValueError as error:
+            raise flags.IllegalFlagValueError(f"flag: {traceback.format_exc()}") from error
+
+    monkeypatch.setattr("absl.flags.FLAGS", run)
+    with pytest.raises(SystemExit) as ended:
+        cli._parse_flags(sys.argv)
+    expected = f"train.py: {path}, line 2: ValueError: no; --debug shows more"
+    assert ended.value.code == expected
 
 
 def test_a_full_disk_names_the_way_out():

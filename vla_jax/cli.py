@@ -97,7 +97,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         # What the file itself has refused; absl puts its own words and a stack around it.
         causes = [each for each in _chain(error) if isinstance(each, ConfigError)]
-        _end(str(causes[-1]) if causes else f"{error}; --help says more")
+        if causes:
+            _end(str(causes[-1]))
+        raised = next((each for each in _chain(error) if refusal.raised_in(each, file)), None)
+        reason = refusal.in_file(raised, file) if raised else str(error)
+        _end(f"{reason}; --{'debug shows more' if raised else 'help says more'}")
     except Exception as error:
         if "--debug" in argv:
             raise

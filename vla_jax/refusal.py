@@ -131,7 +131,16 @@ def describe(error: Exception) -> str:
     return f"{text} ({kind}; --debug shows where)" if text else f"{kind}; --debug shows where"
 
 
-def in_file(error: Exception, file: str | Path) -> str:
+def raised_in(error: BaseException, file: str | Path) -> bool:
+    """Whether an error has come out of the code of a file."""
+    name = str(Path(file).absolute())
+    return any(
+        str(Path(frame.filename).absolute()) == name
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
+
+
+def in_file(error: BaseException, file: str | Path) -> str:
     """What to say of an error that a person's own Python file causes: line, kind and words.
 
     Args:

@@ -90,6 +90,7 @@ def test_every_dataset_that_cannot_be_opened_is_named_at_once(robot, tmp_path):
     (full,) = raw.data.datasets
     raw.data.datasets = (
         {**full, "dir": "nowhere"}, {**full, "spec": "mine.py:other"}, {**full, "spec": "gone"},
+        {**full, "spec": "mine.py"},
     )  # fmt: skip
     with pytest.raises(ConfigError) as error:
         resolve_with_data(raw)
@@ -97,6 +98,9 @@ def test_every_dataset_that_cannot_be_opened_is_named_at_once(robot, tmp_path):
     assert "data.datasets[0] (mine.py:mine): nowhere: is no folder" in message
     assert "data.datasets[1].spec: 'mine.py:other': no DatasetSpec 'other'" in message
     assert "data.datasets[2].spec: " in message
+    assert (
+        "data.datasets[3].spec: 'mine.py': name the spec within the file, mine.py:NAME" in message
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_jax.config import load_config
+from vla_jax.config import ConfigError, load_config
 from vla_jax.train.checkpoint import CheckpointError
 from vla_jax.train.opening import open_run
 
@@ -126,3 +126,6 @@ def test_what_is_wrong_with_a_spec_leaves_no_folder_behind(tmp_path, one_device)
 def test_a_start_that_is_not_there_names_its_flag(tmp_path):
     with pytest.raises(CheckpointError, match=f"^--init: {tmp_path}/nope: no such folder"):
         open_run(load_config("first_run:calvin:none"), f"{tmp_path}/nope", {}, 0)
+    config = load_config("first_run:calvin:none", ["model.backbone.hf_dir=nope"])
+    with pytest.raises(ConfigError, match=r"^model.backbone.hf_dir: nope: no such folder"):
+        open_run(config, None, {}, 0)

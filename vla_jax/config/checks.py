@@ -49,12 +49,15 @@ def cross_checks(config: Config) -> list[str]:
     if config.train.profile and not re.fullmatch(r"[1-9]\d*:[1-9]\d*", config.train.profile):
         problems.append(f"train.profile: {config.train.profile!r} is not START:STEPS, as '20:3'")
     # 0 turns each of these off, so only negative values are wrong.
-    epochs = {
+    amounts = {
         "train.epochs": config.train.epochs,
         "train.check_epochs": config.train.check_epochs,
         "optim.warmup_epochs": config.optim.warmup_epochs,
+        "optim.warmup_steps": config.optim.warmup_steps,
+        "optim.weight_decay": config.optim.weight_decay,
+        "optim.clip_norm": config.optim.clip_norm,
     }
-    problems += [f"{name}: must not be negative, {v} is" for name, v in epochs.items() if v < 0]
+    problems += [f"{name}: must not be negative, {v} is" for name, v in amounts.items() if v < 0]
     if not 0 <= config.optim.ema_decay < 1:
         problems.append(f"optim.ema_decay: must be in [0, 1), not {config.optim.ema_decay}")
     # -1 takes the devices that are left, which one axis alone can do.

@@ -32,7 +32,7 @@ class OptimConfig:
     """AdamW and its schedule."""
 
     # That of RoboVLMs' shipped configs, but for Flamingo's, which has 1e-4.
-    learning_rate: float = option(2e-5, "Peak of the learning rate.")
+    learning_rate: float = option(2e-5, "Peak of the learning rate.", positive=True)
     schedule: str = option(
         "constant",
         "After the warm-up. constant, cosine (to 0), half_cosine (to min_scale) or drop (at once, "

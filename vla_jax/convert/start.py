@@ -45,6 +45,8 @@ class Start:
         self._config, self._resumed = config, resumed
         self._stored = store.Stored(checkpoint) if checkpoint and not resumed else None
         self._where = str(checkpoint or config.backbone.hf_dir)
+        if self._where and not (resumed or self._stored or Path(self._where).is_dir()):
+            raise ConfigError(f"model.backbone.hf_dir: {self._where}: no such folder")
         if self._stored:
             name = self._stored.meta["config"]["model"]["backbone"]["name"]
             if name != config.backbone.name:

@@ -20,6 +20,8 @@ def find_spec(name: str, variant: str = "default") -> DatasetSpec:
         KeyError: what is wrong with the name, and the legal ones.
     """
     file, _, attribute = name.rpartition(":")
+    if attribute.endswith(".py"):
+        raise KeyError(f"{name!r}: name the spec within the file, {name}:NAME")
     # Names of the registry hold no colon.
     if not file:
         return get_spec(name, variant)

@@ -51,7 +51,7 @@ class CaptionSet:
         self.path = Path(path).expanduser()
         self.folder = Path(images).expanduser() if images else self.path.parent
         if not self.path.is_file():
-            raise DataError("no such file", self.path)
+            raise DataError("no such file, as data.cotrain.path names it", self.path)
         self._items: list[Any] | None = None
         self._starts = np.zeros(0, np.int64)
         if self.path.suffix == ".jsonl":
