@@ -135,6 +135,7 @@ def test_values_are_checked():
     config.model.structure.cameras = ("primary", "top")
     config.mesh.data = -1
     config.optim.ema_decay = 1.0
+    config.optim.learning_rate, config.optim.clip_norm = -1.0, -0.5
     with pytest.raises(ConfigError) as error:
         resolve(config)
     text = str(error.value)
@@ -142,6 +143,8 @@ def test_values_are_checked():
     assert "'top' is none of ['primary', 'secondary', 'wrist']" in text
     assert "only one axis may be -1" in text
     assert "optim.ema_decay: must be in [0, 1), not 1.0" in text
+    assert "optim.learning_rate: must be positive, not -1.0" in text
+    assert "optim.clip_norm: must not be negative, -0.5 is" in text
 
 
 @pytest.mark.parametrize(
