@@ -60,7 +60,8 @@ class Policy(nn.Module):
             vision_config=m["arch"]["vision_config"],
             text_config={**m["arch"]["text_config"], **none},
         )
-        whole = Kosmos2ForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+        make: Any = Kosmos2ForConditionalGeneration._from_config
+        whole = make(config, attn_implementation="sdpa")
         if checkpoint:
             whole.gradient_checkpointing_enable({"use_reentrant": False})
         self.vlm: Any = getattr(whole, "model", whole).train()
