@@ -39,8 +39,6 @@ def main() -> int:
         for chatty in ("websockets", "absl", "jax"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        with refusal.naming("--checkpoint"):
-            checkpoint_folder.locate(flags.checkpoint, read_only=True)
         options = server.ServerOptions(
             host=flags.host,
             port=flags.port,
@@ -54,6 +52,8 @@ def main() -> int:
         )
         # A port in use is reported now, not after minutes of loading.
         server.check_port(options.host, options.port)
+        with refusal.naming("--checkpoint"):
+            checkpoint_folder.locate(flags.checkpoint, read_only=True)
         if not options.api_key and flags.host not in ("127.0.0.1", "::1", "localhost"):
             logging.warning("--host=%s without an API key: anyone may connect", flags.host)
         refusal.check_devices()

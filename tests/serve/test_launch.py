@@ -68,8 +68,11 @@ def test_sigterm_ends_the_server_cleanly():
 
 
 @pytest.fixture
-def launch(monkeypatch):
+def launch(monkeypatch, tmp_path):
     """launch/serve.py's main() with a stand-in policy; calls are recorded."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/a", "a", "broken"):
+        (tmp_path / folder / "checkpoints").mkdir(parents=True)
     spec = importlib.util.spec_from_file_location("launch_serve", ROOT / "launch" / "serve.py")
     assert spec is not None
     assert spec.loader is not None
