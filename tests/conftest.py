@@ -33,6 +33,8 @@ _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vla_j
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 # Tiny programs compile in less than the default second and would never be kept.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Tracing makes millions of small objects, hardly any of them garbage.
+gc.set_threshold(50_000, 20, 20)
 # A shell starts background jobs with Ctrl-C ignored, and their children inherit that; the runs of
 # these tests are to hear it. pytest-xdist's workers inherit it from here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

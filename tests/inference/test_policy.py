@@ -4,7 +4,6 @@ import dataclasses
 import tracemalloc
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -47,10 +46,9 @@ def make(
     raw.model.backbone.arch["text_config"].update({"embed_dim": 16, "ffn_dim": 24, "layers": 1})
     raw.model.update_from_flattened_dict(changes)
     config = resolve(raw)
-    model = vla.build(config.model)
+    model, params = tiny.build(config.model, seed=3)
     config = with_complete_arch(config, model.arch)
     assert resolve(to_dict(config)) == config
-    params = jax.jit(lambda k: vla.initial_params(model, k))(jax.random.key(3))
     prompt = vla.prompt(config.model).format(instruction="lift the red block")
     tokenizer = Tokenizer.build([prompt], model.word_ids)
     options: Any = {"execution": execution, "states": states, "max_batch": max_batch}

@@ -1,5 +1,6 @@
 """Chunks that agree with what is still executed of the last one."""
 
+import functools
 import math
 from typing import Any
 
@@ -26,6 +27,7 @@ def observation(seed: int = 0, **timing: float) -> dict:
     return obs | {f"rtc/{key}": value for key, value in timing.items()}
 
 
+@functools.cache  # a session holds all that changes
 def policy(head: str, guidance: str = "jacobian", mode: str = "rtc"):
     changes: dict[str, Any] = {"structure.chunk": CHUNK, "head.sampling_steps": 10}
     return make("one_step", head, Execution(mode, guidance=guidance), **changes)
@@ -54,9 +56,17 @@ def test_the_overlap_is_what_is_left_or_what_was_chosen():
     assert everything.weights(8, executed=9, delay=1).tolist() == [0] * 8
 
 
-@pytest.mark.parametrize("head", ["flow", "diffusion"])
-@pytest.mark.parametrize("guidance", ["jacobian", "direct"])
-def test_a_chunk_follows_the_last(head, guidance):
+# The exact guidance of a flow has its original beside it in tests/parity.
+@pytest.mark.parametrize(
+    ("guidance", "head"),
+    [
+        ("jacobian", "diffusion"),
+        ("direct", "flow"),
+        pytest.param("jacobian", "flow", marks=pytest.mark.slow),
+        pytest.param("direct", "diffusion", marks=pytest.mark.slow),
+    ],
+)
+def test_a_chunk_follows_the_last(guidance, head):
     guided, free = policy(head, guidance), policy(head, mode="chunk")
     first, session = guided.infer(guided.new_session(), observation(0))
     plain, other = free.infer(free.new_session(), observation(0))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
+from tests.models.tiny import build
 from vla_jax import rules
 from vla_jax.config import resolve
 from vla_jax.inference import weights
@@ -15,9 +16,7 @@ from vla_jax.models import layers_apart, vla
 
 def built(choice):
     config = resolve(tiny.get_config(choice))
-    model = vla.build(config.model)
-    params = jax.jit(lambda key: vla.initial_params(model, key))(jax.random.key(0))
-    return config, model, params
+    return config, *build(config.model)
 
 
 def chunk(config, model, params):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch import programs
 from vla_jax.config import ConfigError, load_config
 from vla_jax.train.checkpoint import CheckpointError
 from vla_jax.train.opening import open_run
@@ -14,28 +15,35 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "fixtures" / "bridge_dataset" / "1.0.0"
 
 
+def refused(folder, environment, cases):
+    """Each case with how its run ended."""
+    flags = [[*each[0], "--workdir=run"] for each in cases]
+    for done, case in zip(
+        programs.runs("train.py", folder, environment, *flags), cases, strict=True
+    ):
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (folder / "run").exists()
+        yield done, case
+
+
 def test_data_that_are_not_there_or_do_not_fit(tmp_path, one_device):
     (tmp_path / "seven.py").write_text(
         "from vla_jax.data.oxe import get_spec\nseven = get_spec('bridge_dataset')\n"
     )
-    for flags, problem in (
+    cases = (
         ([f"--config=first_run:seven.py:seven:{tmp_path}"], "data.datasets[0] (seven.py:seven): "),
         (
             [f"--config=first_run:seven.py:seven:{DATA}", "--config.model.action_dim=26"],
             "model.action_dim: 26 is set, the datasets have {'seven': 7}",
         ),
-    ):
-        command = [sys.executable, str(ROOT / "launch/train.py"), *flags, "--workdir=run"]
-        env = {**one_device, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 1, done.stderr
+    )
+    for done, (_, problem) in refused(tmp_path, one_device, cases):
         assert f"train.py: {problem}" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert not (tmp_path / "run").exists()
 
 
 def test_names_and_keys_that_there_are_not(tmp_path, one_device):
-    for flags, problems in (
+    cases = (
         (["--config=quickstrt"], ["--config=quickstrt: no such file, and none is shipped: base, "]),
         (
             ["--config=quickstart", "--config.train.batch_sze=4", "--config.model.head.name=mlp"],
@@ -47,14 +55,9 @@ def test_names_and_keys_that_there_are_not(tmp_path, one_device):
         (["--config=oxe:foo:/nope"], ["no mixture 'foo'; "]),
         (["--config=quickstart", "--workdir="], ["--workdir: name the folder of the run"]),
         (["--config=quickstart", "--config.train.keep=a"], ["flag --config.train.keep=a: "]),
-    ):
-        command = [sys.executable, str(ROOT / "launch/train.py"), "--workdir=run", *flags]
-        env = {**one_device, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 1, done.stderr
+    )
+    for done, (_, problems) in refused(tmp_path, one_device, cases):
         assert all(problem in done.stderr for problem in problems), done.stderr
-        assert "Traceback" not in done.stderr
-        assert not (tmp_path / "run").exists()
 
 
 SPECS = """

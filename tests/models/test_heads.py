@@ -1,5 +1,6 @@
 """Properties all heads share, and that the sampling ones draw from what they were shown."""
 
+import functools
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ CONTINUOUS = [name for name, head in HEADS.items() if head.reads == "features"]
 KEY = jax.random.key(3)
 
 
+@functools.cache
 def make(kind: str, **changes: Any):
     """A head, its parameters (none neutral) and `predict`, compiled."""
     settings = {"structure.window": W, "structure.latent": M, **changes}
@@ -29,8 +31,8 @@ def make(kind: str, **changes: Any):
     head = HEADS[kind](config.head, HeadSizes(s.window, s.latent, s.chunk, 7))
     actions = Actions(jnp.zeros((1, W, tiny.CHUNK, 7)), jnp.ones((1, W, tiny.CHUNK), bool))
     args = (features(batch=1), jnp.ones((1, W), bool), actions, KEY, 0.1)
-    init = jax.jit(lambda key: head.init(key, *args, method="loss")["params"])
-    params = tiny.moved(init(jax.random.key(0)), seed=0)
+    init = functools.partial(head.init, method="loss")
+    params = tiny.drawn(jax.eval_shape(init, jax.random.key(0), *args)["params"], seed=0)
 
     def predict(x, valid, last=False, key=KEY):
         return head.apply({"params": params}, x, valid, key, last, method="predict")
@@ -251,7 +253,7 @@ def test_token_loss_by_hand():
     labels = np.array([[NO_LABEL, 8, 9, 11, 3], [NO_LABEL, 10, 10, 8, NO_LABEL]])
     logits = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
     logits[0, 1, 8] = logits[1, 3, 8] = 9.0  # one arm token and one gripper token right
-    total, metrics = token_loss(jnp.asarray(logits), jnp.asarray(labels), tokenizer, 3)
+    total, metrics = jax.jit(lambda *x: token_loss(*x, tokenizer, 3))(logits, labels)
     scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     rows, columns = np.nonzero(labels != NO_LABEL)
     expected = -scores[rows, columns, labels[rows, columns]].mean()
@@ -267,7 +269,8 @@ def test_token_loss_by_hand():
 
 def test_nothing_supervised_is_no_loss():
     labels = jnp.full((1, 3), NO_LABEL)
-    total, metrics = token_loss(jnp.ones((1, 3, 12)), labels, ActionTokenizer(12, 4), 7)
+    run = jax.jit(lambda *x: token_loss(*x, ActionTokenizer(12, 4), 7))
+    total, metrics = run(jnp.ones((1, 3, 12)), labels)
     assert total == 0
     assert all(np.isfinite(x).all() for x in metrics.values())
     assert masked_mean(jnp.ones(3), jnp.zeros(3, bool)) == 0

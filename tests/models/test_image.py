@@ -23,13 +23,25 @@ def noise(*shape: int) -> np.ndarray:
     return pixels
 
 
-@pytest.mark.parametrize("resample", sorted(PILLOW))
+SIZES = [
+    ((200, 200), (224, 224)), ((84, 84), (224, 224)), ((120, 160), (56, 56)), ((33, 57), (64, 40)),
+    ((480, 640), (224, 224)), ((64, 64), (64, 30)), ((2, 3), (5, 7)),
+    ((40, 1000), (8, 8)),  # more taps than are unrolled
+]  # fmt: skip
+# Every size with one filter, the sizes of every kind of change with the others.
+FEW = SIZES[1:4] + SIZES[-1:]
+
+
 @pytest.mark.parametrize(
-    ("source", "target"),
-    [((200, 200), (224, 224)), ((84, 84), (224, 224)), ((120, 160), (56, 56)),
-     ((33, 57), (64, 40)), ((480, 640), (224, 224)), ((64, 64), (64, 30)), ((2, 3), (5, 7)),
-     ((40, 1000), (8, 8))],  # more taps than are unrolled
-)  # fmt: skip
+    ("source", "target", "resample"),
+    [
+        pytest.param(
+            *size, name, marks=() if name == "bicubic" or size in FEW else pytest.mark.slow
+        )
+        for size in SIZES
+        for name in sorted(PILLOW)
+    ],
+)
 def test_resize_equals_pillow_to_the_bit(source, target, resample):
     pixels = noise(2, *source, 3)
     ours = jax.jit(image.resize, static_argnums=(1, 2, 3))(pixels, *target, resample)

@@ -34,8 +34,7 @@ def inputs(model: Any) -> tuple[Observation, Actions]:
 
 
 def call(model: Any, params: Any, method: Any, *args: Any) -> Any:
-    # Compiled: one operation after another would each be a program of its own.
-    return jax.jit(lambda p, x: model.apply({"params": p}, *x, method=method))(params, args)
+    return tiny.call(model, params, method, *args)
 
 
 def chunk(model: Any, params: Any, observation: Observation) -> np.ndarray:

@@ -55,14 +55,15 @@ def test_positions(grid):
             valid += list(rng.random(text) < 0.7) + [bool(rng.random() < 0.7)] * count
         rows.append((np.array(valid + [True] * 20)[:36], np.array(place + [-1] * 20)[:36]))
     valid, place = (jnp.asarray(np.stack(x)) for x in zip(*rows, strict=True))
-    got, following = qwen_family.positions(valid, place, grid)
+    positions = jax.jit(qwen_family.positions, static_argnums=2)
+    got, following = positions(valid, place, grid)
     for i, row in enumerate(rows):
         expected, current = counted(row[0], row[1], grid)
         np.testing.assert_array_equal(np.asarray(got)[:, i, row[0]], expected[:, row[0]])
         assert following[i] == current
     parts, start = [], 0
     for cut in (slice(0, 5), slice(5, 6), slice(6, 36)):
-        part, start = qwen_family.positions(valid[:, cut], place[:, cut], grid, start)
+        part, start = positions(valid[:, cut], place[:, cut], grid, start)
         parts.append(part)
     np.testing.assert_array_equal(np.concatenate(parts, axis=2), got)
 

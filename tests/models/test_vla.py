@@ -1,6 +1,7 @@
 """The policy-head structure and the LSTM head: layout, masks, streaming, dropout."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from tests.models import tiny
 from vla_jax.config import ConfigError, StructureParity, resolve
 from vla_jax.models import vla
 from vla_jax.models.heads import HEADS
@@ -31,10 +33,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def params(config):
-    model = vla.build(config)
-    tree = jax.jit(lambda k: vla.initial_params(model, k))(jax.random.key(0))
-    # Zero at the start of training; here its effect must show.
-    return {**tree, "action_token": jax.random.normal(jax.random.key(1), (16,))}
+    return tiny.build(config)[1]
 
 
 def observe(batch: int = 2, window: int = WINDOW, seed: int = 0, lengths=(7, 9)) -> Observation:
@@ -52,7 +51,9 @@ def observe(batch: int = 2, window: int = WINDOW, seed: int = 0, lengths=(7, 9))
 
 
 def run(config, params, observation, **rngs):
-    model = vla.build(config)
+    model, _ = tiny.build(config)
+    if not rngs:
+        return tiny.call(model, params, "__call__", observation)
     return jax.jit(lambda p, o: model.apply({"params": p}, o, rngs=rngs))(params, observation)
 
 
@@ -66,8 +67,8 @@ def test_shapes_and_ranges(config, params):
 def test_streaming_equals_the_window(config, params):
     observation = observe()
     full = run(config, params, observation)
-    model = vla.build(config)
-    step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
+    model, _ = tiny.build(config)
+    step = functools.partial(tiny.call, model, params, "step")
     history = model.empty_history(2)
     for t in range(WINDOW):
         cut = {c: x[:, t : t + 1] for c, x in observation.images.items()}
@@ -80,8 +81,8 @@ def test_streaming_equals_the_window(config, params):
 
 def test_streaming_forgets_what_left_the_window(config, params):
     """After W more steps nothing of the first one is left."""
-    model = vla.build(config)
-    step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
+    model, _ = tiny.build(config)
+    step = functools.partial(tiny.call, model, params, "step")
     outputs = []
     for first in (1, 2):
         history = model.empty_history(2)
@@ -151,8 +152,7 @@ def test_several_latents(config, down_sample):
     structure = dataclasses.replace(config.structure, latent=3)
     head = dataclasses.replace(config.head, down_sample=down_sample)
     config = dataclasses.replace(config, structure=structure, head=head)
-    model = vla.build(config)
-    params = jax.jit(lambda k: vla.initial_params(model, k))(jax.random.key(0))
+    _, params = tiny.build(config)
     assert run(config, params, observe()).arm.shape == (2, WINDOW, CHUNK, 6)
     assert params["head"]["layer0"]["input_kernel"].shape == (3 * 16, 4 * 3 * 16)
 

@@ -41,11 +41,39 @@ def config(structure: str, head: str, backbone: str = "", **changes: Any) -> Mod
     return resolve(raw).model
 
 
-def build(model_config: ModelConfig, seed: int = 0) -> tuple[Any, dict[str, Any]]:
-    """The model, and parameters none of which is neutral (gates and tokens start at zero).
+# What was built and compiled, by all that it depends on: tests of one process share it.
+_BUILT: dict[tuple[str, int], tuple[Any, dict[str, Any]]] = {}
+_COMPILED: dict[tuple[int, Any, Any], tuple[Any, Any]] = {}
 
-    In numpy: to compile what makes the real ones would take as long as the test itself.
-    """
+
+def build(model_config: ModelConfig, seed: int = 0) -> tuple[Any, dict[str, Any]]:
+    """The model, and parameters none of which is neutral (gates and tokens start at zero)."""
+    key = repr(model_config), seed
+    if key not in _BUILT:
+        _BUILT[key] = _build(model_config, seed)
+    model, params = _BUILT[key]
+    return model, jax.tree.map(lambda leaf: leaf, params)  # its dicts are the caller's to change
+
+
+def call(model: Any, params: Any, method: Any, *args: Any) -> Any:
+    """A method of a model, compiled once for all calls with arguments of the same shapes."""
+    numbers = tuple(arg if isinstance(arg, float) else None for arg in args)
+    key = id(model), method, numbers
+    if key not in _COMPILED:
+
+        def run(params: Any, args: Any) -> Any:
+            args = [
+                arg if number is None else number for arg, number in zip(args, numbers, strict=True)
+            ]
+            return model.apply({"params": params}, *args, method=method)
+
+        _COMPILED[key] = model, jax.jit(run)  # the model is held, so that no other gets its id
+    arrays = [None if isinstance(arg, float) else arg for arg in args]
+    return _COMPILED[key][1](params, arrays)
+
+
+def _build(model_config: ModelConfig, seed: int) -> tuple[Any, dict[str, Any]]:
+    """In numpy: to compile what makes the real ones would take as long as the test itself."""
     model = vla.build(model_config)
     shapes = jax.eval_shape(lambda k: vla.initial_params(model, k), jax.random.key(seed))
     rng = np.random.default_rng(seed)
@@ -57,11 +85,16 @@ def build(model_config: ModelConfig, seed: int = 0) -> tuple[Any, dict[str, Any]
     return model, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def moved(params: Any, seed: int) -> Any:
-    """Parameters with a little noise; in numpy, as every shape would be a program to compile."""
+def drawn(shapes: Any, seed: int) -> Any:
+    """Kernels about as large as initializers make them, of which none is neutral; in numpy."""
     rng = np.random.default_rng(seed)
-    noisy = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), jax.device_get(params))
-    return jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), noisy, params)
+
+    def draw(path: Any, leaf: Any) -> Any:
+        inputs = np.prod(leaf.shape[:-1]) if path[-1].key.endswith("kernel") else 1e4
+        x = rng.normal(size=leaf.shape) / np.sqrt(inputs) + 0.1 * rng.normal(size=leaf.shape)
+        return jnp.asarray(x + (path[-1].key in ("scale", "var")), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def observe(

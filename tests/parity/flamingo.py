@@ -90,7 +90,7 @@ def pooled(arch: Mapping[str, Any], params: Any, io: Arrays) -> Any:
     spec = dataclasses.replace(flamingo.Flamingo(arch).vision_spec, keep_class=True)
     tower = VisionTransformer(spec, "none")
     images = images.reshape(-1, *images.shape[-3:])
-    first: Any = tower.apply({"params": params["vision"]}, images)
+    first: Any = jax.jit(tower.apply)({"params": params["vision"]}, images)
     remainder, x = params["vision_unused"], first.tokens[:, 0]
     x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
     x = x * remainder["norm"]["scale"] + remainder["norm"]["bias"]

@@ -3,6 +3,7 @@
 The network is written out here, as it is no part of ours; what is compared is the guidance.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,23 @@ def run(folder: Path) -> Iterator[Row]:
         return x
 
     yield compare("velocity", velocity(start, 0.3), io["v_at_noise_t0.3"], TOLERANCE)
-    yield compare("actions, no guide", sample(None), io["actions_plain"], TOLERANCE)
+    plain = jax.jit(lambda: sample(None))()
+    yield compare("actions, no guide", plain, io["actions_plain"], TOLERANCE)
     previous, delay = jnp.asarray(io["prev_chunk"]), config["inference_delay"]
+    limit = config["max_guidance_weight"]
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def guided(rows: jax.Array, jacobian: bool) -> jax.Array:
+        return sample(Guide(previous, rows, limit, jacobian=jacobian))
+
     for schedule in SCHEDULES:
         result = prefix_weights(delay, config["prefix_attention_horizon"], chunk, schedule)
         yield compare(f"weights, {schedule}", result, io[f"weights/{schedule}"], 1e-6)
         rows = jnp.broadcast_to(jnp.asarray(result), previous.shape[:2])
-        limit = config["max_guidance_weight"]
-        actions = sample(Guide(previous, rows, limit, jacobian=True))
+        actions = guided(rows, True)
         yield compare(f"actions, {schedule}", actions, io[f"actions/{schedule}"], TOLERANCE)
         if schedule == "exp":
-            actions = sample(Guide(previous, rows, limit, jacobian=False))
+            actions = guided(rows, False)
             expected = io["own/actions_exp_no_jacobian"]
             yield compare("actions, exp, direct", actions, expected, TOLERANCE)
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
+from tests.models import tiny
 from vla_jax.config import Config, CotrainConfig, resolve
 from vla_jax.data.language.captions import CaptionLoader, CaptionSet
 from vla_jax.data.language.tokenizer import Tokenizer
@@ -51,8 +52,7 @@ def captions(rows: int, seed: int = 0, images: bool = True) -> Captions:
 
 
 def test_the_loss_is_the_next_tokens_cross_entropy_on_answers_alone():
-    model = vla.build(config().model)
-    params = jax.jit(lambda key: vla.initial_params(model, key))(jax.random.key(0))
+    model, params = tiny.build(config().model)
     variables, message = {"params": params}, captions(3)
     images = jnp.asarray(message.images, jnp.float32) / 255.0
     ours = jax.jit(lambda c, x: model.apply(variables, x, c, method=caption_loss))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from tests.models import tiny
 from tests.train.toy import make_config
 from vla_jax.config import ConfigError, LoraConfig, MeshConfig, resolve
 from vla_jax.models import vla
@@ -38,15 +39,13 @@ def config():
 @pytest.fixture(scope="module")
 def params(config):
     """With factors that are not at their start, so that they show."""
-    model = vla.build(config.model)
-    init = lora.extend(lambda key: vla.initial_params(model, key), config.lora)
-    flat = flatten(jax.jit(init)(jax.random.key(0)))
+    _, tree = tiny.build(config.model)
+    flat = flatten(jax.jit(lora.extend(lambda key: tree, config.lora))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     for path, x in flat.items():
         if path.endswith("lora_b"):
             assert not np.any(x)
             flat[path] = jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)
-    flat["action_token"] = jax.random.normal(jax.random.key(1), (16,))
     return unflatten(flat)
 
 

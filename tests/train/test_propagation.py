@@ -26,9 +26,9 @@ CELLS = [
     if not legality.refusal(*cell, programs.HEADS[cell[1]])
 ]
 # One cell for each kind of loop: decoder and LSTM, windows of a tower, taps of another, ResNet and
-# encoder-decoder, perceiver and cross-attention, the denoiser, GPT-2.
+# encoder-decoder, perceiver and cross-attention, the denoiser, GPT-2. Kosmos-2 with the LSTM is the
+# full-size model below.
 QUICK = [
-    ("kosmos2", "policy_head"),
     ("qwen2_5_vl", "interleaved"),
     ("qwen3_vl", "video"),
     ("ofa", "one_step"),

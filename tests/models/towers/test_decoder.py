@@ -35,7 +35,9 @@ def embeds(spec: DecoderSpec = SPEC, n: int = N, seed: int = 1) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), (B, n, spec.width))
 
 
+@functools.cache
 def jitted(model: Decoder, method: str = "__call__", **static):
+    """Compiled once for all tests of a model."""
     return jax.jit(functools.partial(model.apply, method=method, **static))
 
 

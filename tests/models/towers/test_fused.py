@@ -74,7 +74,7 @@ def one_device():
 
 def test_on_tpus_short_sequences_drop_what_the_plain_computation_drops(monkeypatch):
     attention, x = layers.Attention(2, dropout=0.5), numbers(2, 12, 1, 1, 128)[0][:, :, 0]
-    params = attention.init(jax.random.key(0), x, x)
+    params = jax.jit(attention.init)(jax.random.key(0), x, x)
     real, mask = padding(2, 12)[..., None], fused.Rule(padding(2, 12))
     recorded = []
 
@@ -91,7 +91,9 @@ def test_on_tpus_short_sequences_drop_what_the_plain_computation_drops(monkeypat
         return jnp.sum(jnp.where(real, y, 0) ** 2)
 
     kernel = fused.attend
-    expected = jax.value_and_grad(total)(params, lambda *_: None)
+    # Two functions: what is compiled of one is not taken for the other.
+    plain = jax.jit(jax.value_and_grad(functools.partial(total, attend=lambda *_: None)))
+    expected = plain(params)
     with jax.set_mesh(one_device()), jax.sharding.use_abstract_mesh(mesh("tpu")):
         result = jax.jit(jax.value_and_grad(total), static_argnums=1)(params, kernel)
     assert recorded == [0.5]
@@ -109,7 +111,7 @@ def test_on_tpus_numbers_and_gradients_are_those_of_the_plain_computation(monkey
         return jnp.sum(jnp.where(real, attend(*qkv, mask), 0) ** 2)
 
     kernel = functools.partial(fused._on_tpu, interpret=True)
-    expected = jax.grad(functools.partial(total, plainly), (0, 1, 2))(q, k, v)
+    expected = jax.jit(jax.grad(functools.partial(total, plainly), (0, 1, 2)))(q, k, v)
     with jax.set_mesh(one_device()):
         result = jax.jit(jax.grad(functools.partial(total, kernel), (0, 1, 2)))(q, k, v)
     for a, b in zip(result, expected, strict=True):
@@ -199,10 +201,9 @@ def test_added_tokens_change_nothing():
     assert longer.shape == (2, 16, 8)
     assert rope is None
     assert fused.padded(x, None) == (x, None, None)
-    params = layer.init(jax.random.key(0), x)
-    np.testing.assert_allclose(
-        layer.apply(params, longer, mask)[0][:, :9], layer.apply(params, x)[0], atol=1e-6
-    )
+    params = jax.jit(layer.init)(jax.random.key(0), x)
+    run: Any = jax.jit(layer.apply)
+    np.testing.assert_allclose(run(params, longer, mask)[0][:, :9], run(params, x)[0], atol=1e-6)
 
 
 def test_products_on_tpus_are_those_of_elsewhere():
@@ -213,7 +214,8 @@ def test_products_on_tpus_are_those_of_elsewhere():
         y: Any = layers.Dense((3, 4)).apply({"params": params}, x)
         return jnp.sum(y**2)
 
-    expected = jax.value_and_grad(total, (0, 1))(params, x)
-    with jax.sharding.use_abstract_mesh(mesh("tpu")):
-        result = jax.value_and_grad(total, (0, 1))(params, x)
+    expected = jax.jit(jax.value_and_grad(total, (0, 1)))(params, x)
+    with jax.set_mesh(one_device()), jax.sharding.use_abstract_mesh(mesh("tpu")):
+        # A function of its own, for which nothing compiled elsewhere is taken.
+        result = jax.jit(jax.value_and_grad(lambda *args: total(*args), (0, 1)))(params, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), result, expected)

@@ -46,18 +46,15 @@ CASES = {
     "raw": ({}, {"skip_last": True}),
     "one layer": ({"layers": 1}, {}),
 }
-# The rest adds little to these, and a case takes two seconds.
-QUICK = (
-    "rope",
-    "alibi",
-    "local",
-    "parallel",
-    "after",
-    "own mask",
-    "gain",
-    "deep at the end",
-    "raw",
-)
+# Several of them at once, as a case takes two seconds: each part shows in the states.
+SEVERAL = {
+    "rope, local, gain, after, deep": (
+        CASES["local"][0] | CASES["after"][0],
+        CASES["gain"][1] | CASES["deep at the end"][1],
+    ),
+    "alibi, parallel, raw": (CASES["alibi"][0] | CASES["parallel"][0], CASES["raw"][1]),
+    "own mask": CASES["own mask"],
+}
 
 
 def compared(model: Decoder, more: dict, valid: jax.Array = LEFT) -> None:
@@ -75,8 +72,13 @@ def compared(model: Decoder, more: dict, valid: jax.Array = LEFT) -> None:
 
     def both(run):
         weigh = jax.random.normal(jax.random.key(3), (*COLUMNS.shape, model.spec.width))
-        loss = lambda *args: jnp.sum(run(*args) * weigh)  # noqa: E731
-        return jax.jit(lambda *args: (run(*args), jax.grad(loss, (0, 1))(*args)))(params, x)
+
+        def loss(*args):
+            hidden = run(*args)
+            return jnp.sum(hidden * weigh), hidden
+
+        (_, hidden), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), True))(params, x)
+        return hidden, gradients
 
     (got, gradients), (expected, wanted) = both(some), both(all_taken)
     # Padding attends to nothing, and what comes of it is not defined.
@@ -88,10 +90,13 @@ def compared(model: Decoder, more: dict, valid: jax.Array = LEFT) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES]
+    ("facts", "more"),
+    [
+        *(pytest.param(*case, id=name) for name, case in SEVERAL.items()),
+        *(pytest.param(*CASES[n], id=n, marks=pytest.mark.slow) for n in CASES if n != "own mask"),
+    ],
 )
-def test_some_columns_are_as_of_all(name):
-    facts, more = CASES[name]
+def test_some_columns_are_as_of_all(facts, more):
     compared(Decoder(dataclasses.replace(SPEC, **facts)), more, VALID if "mask" in more else LEFT)
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.fft
 from jaxtyping import Float, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -213,6 +212,8 @@ class FastTokenizer:
         if not horizon or not dim:
             raise ValueError("FAST: this tokenizer is for chunks of any shape: say which")
         coefficients = self._read(list(map(int, ids)), horizon * dim).reshape(horizon, dim)
+        import scipy.fft  # half a second, which programs without FAST tokens need not wait
+
         return np.asarray(scipy.fft.idct(coefficients / self.scale, axis=0, norm="ortho"))
 
     def _rounded(self, chunk: Float[np.ndarray, "t a"], clip: bool) -> Int[np.ndarray, "t a"]:
@@ -267,6 +268,8 @@ def _coefficients(chunk: Float[np.ndarray, "t a"], scale: float) -> Int[np.ndarr
     """Rounded cosine transform along time."""
     if not np.isfinite(chunk).all():
         raise ValueError("FAST: the chunk has actions that are not finite")
+    import scipy.fft
+
     transformed = np.asarray(scipy.fft.dct(chunk, axis=0, norm="ortho"))
     return np.around(transformed * scale).astype(np.int64)
 
