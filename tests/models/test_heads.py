@@ -31,8 +31,8 @@ def make(kind: str, **changes: Any):
     head = HEADS[kind](config.head, HeadSizes(s.window, s.latent, s.chunk, 7))
     actions = Actions(jnp.zeros((1, W, tiny.CHUNK, 7)), jnp.ones((1, W, tiny.CHUNK), bool))
     args = (features(batch=1), jnp.ones((1, W), bool), actions, KEY, 0.1)
-    init = functools.partial(head.init, method="loss")
-    params = tiny.drawn(jax.eval_shape(init, jax.random.key(0), *args)["params"], seed=0)
+    shapes = jax.eval_shape(lambda key: head.init(key, *args, method="loss"), jax.random.key(0))
+    params = tiny.drawn(shapes["params"], seed=0)
 
     def predict(x, valid, last=False, key=KEY):
         return head.apply({"params": params}, x, valid, key, last, method="predict")

@@ -1,5 +1,6 @@
 """What is special about Qwen2-VL and later: positions, marks, deep features, files, prompts."""
 
+import functools
 import json
 from typing import Any
 
@@ -94,14 +95,15 @@ def random_params(model):
     return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), shapes)
 
 
+@functools.cache
 def bound(name):
     kind = BACKBONES[name]
     model = vla.build(tiny.config("policy_head", "lstm", backbone=name))
     variables = {"params": random_params(model)["backbone"]}
 
+    @functools.partial(jax.jit, static_argnums=0)
     def run(method, *args):
-        backbone = kind(model.arch, "none")
-        return jax.jit(lambda *args: backbone.apply(variables, *args, method=method))(*args)
+        return kind(model.arch, "none").apply(variables, *args, method=method)
 
     return kind(model.arch), run
 
