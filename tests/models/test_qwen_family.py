@@ -62,7 +62,7 @@ def test_positions(grid):
         expected, current = counted(row[0], row[1], grid)
         np.testing.assert_array_equal(np.asarray(got)[:, i, row[0]], expected[:, row[0]])
         assert following[i] == current
-    parts, start = [], 0
+    parts, start = [], jnp.zeros(len(rows), jnp.int32)
     for cut in (slice(0, 5), slice(5, 6), slice(6, 36)):
         part, start = positions(valid[:, cut], place[:, cut], grid, start)
         parts.append(part)
