@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import quickstart
+from tests.train import mini
 from vla_jax.config import ConfigError, resolve
 from vla_jax.plan import compilers, machines, measured, outline, report, sweep
 from vla_jax.plan.machines import PlanError, parse
@@ -22,9 +22,9 @@ KEYS = {
 
 
 def config(**changes):
-    """The quickstart's with AdamW: Muon takes longer to trace than the model."""
-    raw = quickstart.get_config()
-    raw.optim.update({"muon": (), "rates": ()})  # ... and its products do not grow with the rows
+    """What is quick to trace, and two layers, which are a loop."""
+    raw = mini.get_config("recordings")
+    raw.model.backbone.arch["text_config"]["layers"] = 2
     raw.update_from_flattened_dict(changes)
     return resolve(raw)
 
