@@ -253,7 +253,7 @@ def test_token_loss_by_hand():
     labels = np.array([[NO_LABEL, 8, 9, 11, 3], [NO_LABEL, 10, 10, 8, NO_LABEL]])
     logits = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
     logits[0, 1, 8] = logits[1, 3, 8] = 9.0  # one arm token and one gripper token right
-    total, metrics = jax.jit(lambda *x: token_loss(*x, tokenizer, 3))(logits, labels)
+    total, metrics = jax.jit(lambda x, y: token_loss(x, y, tokenizer, 3))(logits, labels)
     scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     rows, columns = np.nonzero(labels != NO_LABEL)
     expected = -scores[rows, columns, labels[rows, columns]].mean()
@@ -269,7 +269,7 @@ def test_token_loss_by_hand():
 
 def test_nothing_supervised_is_no_loss():
     labels = jnp.full((1, 3), NO_LABEL)
-    run = jax.jit(lambda *x: token_loss(*x, ActionTokenizer(12, 4), 7))
+    run = jax.jit(lambda x, y: token_loss(x, y, ActionTokenizer(12, 4), 7))
     total, metrics = run(jnp.ones((1, 3, 12)), labels)
     assert total == 0
     assert all(np.isfinite(x).all() for x in metrics.values())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,9 +37,14 @@ def embeds(spec: DecoderSpec = SPEC, n: int = N, seed: int = 1) -> jax.Array:
 
 
 @functools.cache
+def _jitted(model: Any, method: str, **static):
+    return jax.jit(functools.partial(model.apply, method=method, **static))
+
+
 def jitted(model: Decoder, method: str = "__call__", **static):
     """Compiled once for all tests of a model."""
-    return jax.jit(functools.partial(model.apply, method=method, **static))
+    module: Any = model  # can be a key, which its type does not say
+    return _jitted(module, method, **static)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.towers.test_decoder import BLOCK, SPEC, Gate, random_params
+from tests.models.towers.test_decoder import BLOCK, SPEC, Gate, jitted, random_params
 from vla_jax.models.towers.decoder import Decoder, empty_cache
 from vla_jax.models.towers.decoder_spec import Insert
 from vla_jax.models.towers.layers import Rope
@@ -31,11 +31,6 @@ SPECS = {
 LENGTHS, MORE = np.array([3, 5]), 4
 
 
-@functools.cache
-def runner(model: Decoder):
-    return jax.jit(functools.partial(model.apply, method="run"))
-
-
 @pytest.mark.parametrize("kind", [*SPECS, "inserts"])
 def test_cache_equals_recomputation(kind):
     insert = Insert(2, Gate) if kind == "inserts" else None
@@ -47,7 +42,7 @@ def test_cache_equals_recomputation(kind):
     context = jnp.ones((b, 1, spec.width))
     args = (jnp.asarray(full), jnp.asarray(observed), None, None, context)
     params = random_params(model, *args)
-    run = runner(model)
+    run = jitted(model, "run")
     expected = np.asarray(run(params, *args).hidden)
 
     valid = np.arange(n) < LENGTHS[:, None]
@@ -71,7 +66,7 @@ def test_several_tokens_at_once():
     model = Decoder(SPEC, "none")
     x = jax.random.normal(jax.random.key(0), (2, 8, SPEC.width))
     params = random_params(model, x, jnp.ones((2, 8), bool))
-    run = runner(model)
+    run = jitted(model, "run")
     first = run(params, x[:, :3], jnp.ones((2, 3), bool), cache=empty_cache(SPEC, 2, 10))
     valid = jnp.asarray([[True, True, True], [True, False, False]])
     second = run(params, x[:, 3:6], valid, cache=first.cache)
@@ -91,7 +86,7 @@ def test_prefix_then_causal():
     x = jax.random.normal(jax.random.key(0), (2, 7, SPEC.width))
     ones = jnp.ones((2, 7), bool)
     params = random_params(model, x, ones)
-    run = runner(model)
+    run = jitted(model, "run")
     prefix = jnp.broadcast_to(jnp.arange(7) < 4, (2, 7))
     full = run(params, x, ones, prefix=prefix).hidden
     empty = empty_cache(SPEC, 2, 9)
@@ -107,7 +102,7 @@ def test_a_second_prefix_behind_a_cache():
     x = jax.random.normal(jax.random.key(0), (2, 9, SPEC.width))
     ones = jnp.ones((2, 9), bool)
     params = random_params(model, x, ones)
-    run = runner(model)
+    run = jitted(model, "run")
     column = jnp.arange(9)
     prefix = jnp.broadcast_to((column < 4) | (column >= 5), (2, 9))
     full = run(params, x, ones, prefix=prefix).hidden
