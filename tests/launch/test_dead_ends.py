@@ -17,7 +17,7 @@ DATA = ROOT / "tests" / "fixtures" / "bridge_dataset" / "1.0.0"
 
 def refused(folder, environment, cases):
     """Each case with how its run ended."""
-    flags = [[*each[0], "--workdir=run"] for each in cases]
+    flags = [["--workdir=run", *each[0]] for each in cases]
     for done, case in zip(
         programs.runs("train.py", folder, environment, *flags), cases, strict=True
     ):
