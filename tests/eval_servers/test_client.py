@@ -62,7 +62,7 @@ def test_waits_for_the_server():
 
 def test_says_that_there_is_no_server():
     uri = f"ws://127.0.0.1:{free_port()}"
-    with pytest.raises(PolicyServerError, match=r"no policy server at .*0\.3 s.*launch/serve\.py"):
+    with pytest.raises(PolicyServerError, match=r"no policy server at .*0\.3 s.*: vla serve"):
         PolicyClient(uri, connect_timeout=0.3)
     with pytest.raises(PolicyServerError, match="ws://host:port"):
         PolicyClient("localhost:8000")

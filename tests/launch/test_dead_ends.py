@@ -1,5 +1,6 @@
 """A run that cannot be says so in a line, names the key, and leaves no folder behind."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,8 @@ for name in sys.argv[2:]:
 
 
 def test_what_is_wrong_with_a_spec_leaves_no_folder_behind(tmp_path, one_device):
+    # An index is made beside the data before anything is found wrong with them.
+    data = shutil.copytree(DATA, tmp_path / "bridge_dataset" / "1.0.0")
     (tmp_path / "mine.py").write_text(SPECS)
     (tmp_path / "other.py").write_text(SIDED)
     problems = {
@@ -114,7 +117,7 @@ def test_what_is_wrong_with_a_spec_leaves_no_folder_behind(tmp_path, one_device)
         "mine.py:columns": "(mine.py:columns): ",
         "other.py:sided": "gripper_env=(0.04, None): two different commands",
     }
-    command = [sys.executable, "-c", RUNS, str(DATA), *problems]
+    command = [sys.executable, "-c", RUNS, str(data), *problems]
     env = {**one_device, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
