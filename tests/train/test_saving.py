@@ -1,7 +1,9 @@
 """Saves that fail: noticed at the next step, cleaned up after, made again."""
 
+import asyncio
 import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,32 @@ def test_what_no_room_would_help_ends_the_run_with_the_reason(tmp_path, monkeypa
         shutil.rmtree(tmp_path / "checkpoints")
         with pytest.raises(CheckpointError, match="the folder was removed while the run was"):
             saver.finish(3, state, {})
+
+
+def test_what_is_written_beside_a_failed_write_ends_with_it(tmp_path):
+    # Else it fills the disk while room is made for the next try.
+    written = []
+
+    async def fail():
+        raise ValueError("no space")
+
+    async def write():
+        await asyncio.sleep(0.05)
+        written.append("array")
+
+    async def both():
+        await asyncio.gather(fail(), write())
+
+    def in_the_background():  # as Orbax's threads run what they write
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(both())
+        finally:
+            loop.close()
+
+    before = asyncio.get_event_loop_policy()
+    with Checkpoints(tmp_path), ThreadPoolExecutor(1) as pool:
+        error = pool.submit(in_the_background).exception()
+        assert isinstance(error, ValueError)
+        assert written == ["array"]
+    assert asyncio.get_event_loop_policy() is before

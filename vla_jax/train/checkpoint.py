@@ -61,12 +61,16 @@ class Checkpoints:
         self._keep, self._read_only = keep, read_only
         self._damage: dict[tuple[int, str], list[str]] = {}  # what was found, to look once
         self._saving: int | None = None  # the step that is being written
-        self._manager = self._open()
-        if not read_only and self.latest_step() == 0:
-            raise CheckpointError(
-                f"{self.directory}: holds imported weights, no run; start one from them with "
-                "--init and another --workdir"
-            )
+        with contextlib.ExitStack() as stack:
+            # As long as anything is read or written, which Orbax's own threads do, too.
+            stack.enter_context(orbax_setup.whole_loops())
+            self._manager = self._open()
+            if not read_only and self.latest_step() == 0:
+                raise CheckpointError(
+                    f"{self.directory}: holds imported weights, no run; start one from them with "
+                    "--init and another --workdir"
+                )
+            self._loops = stack.pop_all()
 
     def _open(self) -> ocp.CheckpointManager:
         try:
@@ -95,6 +99,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            self._loops.close()
 
     def latest_step(self) -> int | None:
         """Newest complete step, or None."""
@@ -313,12 +318,12 @@ class Checkpoints:
         unsealed = [item for item in items if not checksum.is_sealed(folder / item)]
         if unsealed:
             logger.info("%s: %s have no checksums, by an earlier version", folder, unsealed)
-        with self._reading(step), orbax_setup.whole_loops():
+        with self._reading(step):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _stored(self, step: int, item: str) -> Any:
         """Shapes and dtypes of an item, as the tree it is."""
-        with self._reading(step), orbax_setup.whole_loops():
+        with self._reading(step):
             metadata = self._manager.item_metadata(step)[item]
         return getattr(metadata, "tree", metadata)
 

@@ -11,20 +11,21 @@ import orbax.checkpoint as ocp
 
 from vla_jax.train import checksum
 
-_LEFT = 30.0  # seconds that reads go on beside one that has failed
+_LEFT = 30.0  # seconds that reads and writes go on beside one that has failed
 
 
 class _Loop(asyncio.SelectorEventLoop):
     """An event loop that waits for what is still at work in it before it closes.
 
-    Orbax reads arrays side by side and closes its loop when the first of them fails. The others
-    answer later, into a loop that is gone, which Python prints as an exception of nobody's.
+    Orbax reads and writes arrays side by side and closes its loop when the first of them fails. The
+    others answer later, into a loop that is gone, which Python prints as an exception of nobody's;
+    and those that write fill the disk while room is made for the next try.
     """
 
     def close(self) -> None:
         if not self.is_closed() and (left := asyncio.all_tasks(self)):
-            # Not cancelled: a read that is given up may still answer. Some may wait for the one
-            # that has failed.
+            # Not cancelled: what is given up may still answer. Some may wait for the one that has
+            # failed.
             self.run_until_complete(asyncio.wait(left, timeout=_LEFT))
         super().close()
 
@@ -36,7 +37,7 @@ class _Policy(asyncio.DefaultEventLoopPolicy):
 
 @contextlib.contextmanager
 def whole_loops() -> Iterator[None]:
-    """Around reads by Orbax: nothing of them is left when it ends, also of one that fails."""
+    """Around reads and writes by Orbax: what is done of them is done when it returns or fails."""
     before = asyncio.get_event_loop_policy()
     asyncio.set_event_loop_policy(_Policy())
     try:
