@@ -57,7 +57,7 @@ def ours(config: Config, windows: int) -> Step:
     current = state.create(initial, optimizer, template, 0)
     train_step = make_train_step(model, config, mesh, template, ("data",))
     batch = _batch(config, model.image.shape, windows)
-    placed = meshes.shard_batch(batch, mesh)
+    sharded = meshes.shard_batch(batch, mesh)
     facts = {
         "params": sum(leaf.size for leaf in jax.tree.leaves(template.trainable)),
         "flops": flops.of_step(model, config, template, batch),
@@ -67,7 +67,7 @@ def ours(config: Config, windows: int) -> Step:
 
     def run() -> Any:
         nonlocal current
-        current, metrics = train_step(current, placed)
+        current, metrics = train_step(current, sharded)
         return metrics["loss"]
 
     return Step(run, float, facts, lambda: meter.device_gb([device]))

@@ -54,11 +54,11 @@ class Policy(nn.Module):
     def __init__(self, m: dict[str, Any], checkpoint: bool):
         super().__init__()
         self.m, head, width = m, m["head"], m["arch"]["text_config"]["embed_dim"]
-        none = {} if m["dropout"] else {"dropout": 0.0, "attention_dropout": 0.0}
+        without_dropout = {} if m["dropout"] else {"dropout": 0.0, "attention_dropout": 0.0}
         config = Kosmos2Config(
             latent_query_num=m["arch"]["latent_query_num"],
             vision_config=m["arch"]["vision_config"],
-            text_config={**m["arch"]["text_config"], **none},
+            text_config={**m["arch"]["text_config"], **without_dropout},
         )
         make: Any = Kosmos2ForConditionalGeneration._from_config
         whole = make(config, attn_implementation="sdpa")

@@ -22,7 +22,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,22 +73,22 @@ def run(args: argparse.Namespace, config: Config, folder: Path) -> dict[str, Any
         `launch/plan.py`, or None), and "turns" as they came.
     """
     us = Side([sys.executable, __file__, "--worker", *_same(args)], SHARED)
-    turns: dict[str, Any] = {"ours": [_answer("ours", us)]}
-    device = turns["ours"][0]["device"]
+    first = _or_exit("ours", us.answer)
+    device = first["device"]
     pairs: dict[str, tuple[list[Turn], list[Turn]]] = {}
     for name, flags in THEIRS.items() if args.torch else ():
         pair = _beside(name, us, _torch(args, config, device, flags), args.rounds)
         if pair:
             pairs[name] = pair
     if not pairs:
-        pairs["alone"] = ([us.turn() for _ in range(args.rounds)], [])
+        pairs["alone"] = ([_or_exit("ours", us.turn) for _ in range(args.rounds)], [])
     us.end()
-    ours_turns = [turn for mine, _ in pairs.values() for turn in mine]
-    rows = [_row("ours", ours_turns, turns["ours"][0], args.windows)]
-    for name, (mine, theirs) in pairs.items():
-        if theirs:
-            row = _row(name, theirs, turns["ours"][0], args.windows)
-            rows.append({**row, "ours_faster": 1 / ratio(mine, theirs, "wall_s")})
+    all_of_ours = [turn for our_turns, _ in pairs.values() for turn in our_turns]
+    rows = [_row("ours", all_of_ours, first, args.windows)]
+    for name, (our_turns, their_turns) in pairs.items():
+        if their_turns:
+            row = _row(name, their_turns, first, args.windows)
+            rows.append({**row, "ours_faster": 1 / ratio(our_turns, their_turns, "wall_s")})
     return {
         "config": args.config,
         "device": device,
@@ -97,28 +97,31 @@ def run(args: argparse.Namespace, config: Config, folder: Path) -> dict[str, Any
         "load": os.getloadavg(),
         "rows": rows,
         "plan": _plan(args, device, folder),
-        "turns": {name: {"ours": mine, name: theirs} for name, (mine, theirs) in pairs.items()},
+        "turns": {
+            name: {"ours": our_turns, name: their_turns}
+            for name, (our_turns, their_turns) in pairs.items()
+        },
     }
 
 
 def _beside(name: str, us: Side, them: Side, rounds: int) -> tuple[list[Turn], list[Turn]] | None:
     """Turns of ours and theirs, one after the other; None if theirs ended (out of memory)."""
-    mine, theirs = [], []
+    our_turns, their_turns = [], []
     try:
         them.answer()
         for _ in range(rounds):
-            theirs.append(them.turn())
-            mine.append(us.turn())
+            their_turns.append(them.turn())
+            our_turns.append(_or_exit("ours", us.turn))
     except RuntimeError as error:
         print(f"train.py: {name}: {error}; see above", file=sys.stderr)
         return None
     them.end()
-    return mine, theirs
+    return our_turns, their_turns
 
 
-def _answer(name: str, side: Side) -> Turn:
+def _or_exit(name: str, answer: Callable[[], Turn]) -> Turn:
     try:
-        return side.answer()
+        return answer()
     except RuntimeError as error:
         sys.exit(f"train.py: {name}: {error}; see above")
 

@@ -102,9 +102,9 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"{program()}: {OUT.value} exists")
     try:
         # Before the data, whose index may take long.
-        given = TOKENIZER.value
+        folder = TOKENIZER.value
         with refusal.naming("--tokenizer"):
-            tokenizer = FastTokenizer.from_dir(given) if given else None
+            tokenizer = FastTokenizer.from_dir(folder) if folder else None
         config = resolve_with_data(cli.required(CONFIG.value))
         model = config.model
         mixture = open_datasets(config.data, model.structure, model.action_dim, "train")

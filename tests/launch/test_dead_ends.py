@@ -67,11 +67,11 @@ from vla_jax.data.oxe import get_spec
 from vla_jax.data.spec import DatasetSpec, Trajectory
 
 def made(change=lambda action: action, images=None):
-    given = get_spec("bridge_dataset")
+    original = get_spec("bridge_dataset")
     def standardize(episode):
-        done = given.standardize(episode)
+        done = original.standardize(episode)
         return Trajectory(change(np.array(done.action)), done.language, done.proprio)
-    return DatasetSpec(images or given.images, given.features, standardize, (-1.0, 1.0))
+    return DatasetSpec(images or original.images, original.features, standardize, (-1.0, 1.0))
 
 def with_nan(action):
     action[1, 2] = np.nan

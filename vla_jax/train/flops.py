@@ -83,10 +83,12 @@ def expect(
         mesh: whose devices do it.
     """
     operations, device = of_step(model, config, template, batch), mesh.devices.flat[0]
-    most = peak(device)
-    meter.expect(operations, most)
+    peak_flops = peak(device)
+    meter.expect(operations, peak_flops)
     against = (
-        f"{most / 1e12:g} TFLOP/s a device" if most else f"no known peak of a {device.device_kind}"
+        f"{peak_flops / 1e12:g} TFLOP/s a device"
+        if peak_flops
+        else f"no known peak of a {device.device_kind}"
     )
     logger.info(
         "MFU: 3 x forward matmul FLOPs, %.4g TFLOPs a step, against %s", operations / 1e12, against
