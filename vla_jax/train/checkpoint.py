@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
@@ -29,6 +28,7 @@ from vla_jax.config import FORMAT, ConfigError, upgrade
 from vla_jax.train import checkpoint_folder, checksum, orbax_setup
 from vla_jax.train.checkpoint_folder import FOLDER, CheckpointError, DamagedError, SaveError
 from vla_jax.train.finite import all_finite
+from vla_jax.train.inspection import Inspection
 from vla_jax.train.state import TrainState, misfits, place_parts
 
 __all__ = ["FOLDER", "CheckpointError", "Checkpoints", "DamagedError", "SaveError"]
@@ -59,7 +59,7 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
         self.directory = checkpoint_folder.locate(workdir, read_only)
         self._keep, self._read_only = keep, read_only
-        self._damage: dict[tuple[int, str], list[str]] = {}  # what was found, to look once
+        self._inspection = Inspection(self.directory, alone=read_only)
         self._saving: int | None = None  # the step that is being written
         with contextlib.ExitStack() as stack:
             # As long as anything is read or written, which Orbax's own threads do, too.
@@ -211,8 +211,7 @@ class Checkpoints:
             logger.warning("%s: damaged, put aside as %s: %s", folder, moved, listing)
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"vla_jax_damaged_{step}")
-            for item in items:  # the step may be written again
-                self._damage.pop((step, item), None)
+            self._inspection.forget(step, items)
             self._manager.reload()  # it still lists the step that is gone
         return None
 
@@ -221,19 +220,7 @@ class Checkpoints:
 
         The processes of a run share the reading, and all must ask; tools read everything.
         """
-        folder = self.directory / str(step)
-        for item in items:
-            if (step, item) in self._damage:
-                continue
-            alone = self._read_only or jax.process_count() == 1
-            part = (0, 1) if alone else (jax.process_index(), jax.process_count())
-            problems = checkpoint_folder.damage(folder, [item], part)
-            if not alone:
-                # All processes must call a step damaged, or they would resume from different ones.
-                counts = multihost_utils.process_allgather(np.array(len(problems)))
-                problems = problems or ["damaged, as another process found"] * int(counts.any())
-            self._damage[step, item] = problems
-        return [line for item in items for line in self._damage[step, item]]
+        return self._inspection.problems(step, items)
 
     def restore(
         self, template: TrainState, step: int | None = None
