@@ -70,15 +70,19 @@ def import_hf(flags: argparse.Namespace) -> None:
 
 def import_robovlms(flags: argparse.Namespace) -> None:
     """RoboVLMs checkpoint and config -> workdir."""
-    from vla_jax.config import read_json
+    from vla_jax.config import ConfigError, read_json
     from vla_jax.convert import importing
 
     refusal.check_paths(flags, "vlm", "statistics")
     # Their config decides the model; ours says all that theirs has no word for.
     original = read_json(flags.config_json)
     base = _config("base", flags)
-    units, vlm = flags.statistics, flags.vlm
-    _save(importing.from_robovlms(flags.ckpt, original, base, vlm, units, _dtype(flags)), flags)
+    units, vlm, dtype = flags.statistics, flags.vlm, _dtype(flags)
+    try:
+        imported = importing.from_robovlms(flags.ckpt, original, base, vlm, units, dtype)
+    except ConfigError as error:
+        raise ConfigError(f"{flags.config_json}: {error}") from error
+    _save(imported, flags)
 
 
 def import_openpi(flags: argparse.Namespace) -> None:

@@ -228,7 +228,7 @@ def test_robovlms_files(tmp_path, capsys):
     text = refused(
         capsys, tmp_path / "out", "import-robovlms", tmp_path / "x.pt", TINY / "config.json"
     )
-    assert "no config of RoboVLMs' policies" in text
+    assert "config.json: no config of RoboVLMs' policies" in text
 
 
 def test_no_checkpoint(tmp_path, capsys):

@@ -246,3 +246,12 @@ def test_a_dataset_without_actions_or_cameras_says_what_it_has(tmp_path):
     still = described(tmp_path / "still", **{"command": 3, "observation/image": "image"})
     with pytest.raises(DataError, match=r"no feature is called an action; it has \['command'\]"):
         guess(still)
+
+
+def test_a_feature_without_columns_plays_no_part(tmp_path):
+    """Some recorders declare what their robot does not fill."""
+    folder = described(
+        tmp_path / "r", **{"action": 0, "rel_action": 7, "state": 0, "observation/image": "image"}
+    )
+    assert guess(folder).action == ("rel_action",)
+    assert guess(folder).state == ""

@@ -70,8 +70,10 @@ def guess(folder: str | Path) -> Guess:
         DataError: no feature has the name of an action, or none is a camera.
     """
     features = _features(folder)
-    # An action or a state is one vector a step, so matrices are left out.
-    numbers = {p: f for p, f in features.items() if f.kind == "tensor" and len(f.shape) < 2}
+    # An action or a state is one vector a step, so matrices are left out, and so is what has no
+    # column: some recorders declare a feature that their robot does not fill.
+    vectors = {p: f for p, f in features.items() if f.kind == "tensor" and len(f.shape) < 2}
+    numbers = {path: feature for path, feature in vectors.items() if 0 not in feature.shape}
     cameras = [path for path, feature in features.items() if feature.kind == "image"]
     action = _first(_ACTION, numbers)
     if not action:
