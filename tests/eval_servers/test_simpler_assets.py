@@ -208,7 +208,7 @@ def test_questions_aside(tmp_path):
     with pytest.raises(aside.AsideError, match=r"exit code 1: .*Expecting"):
         aside.ask("json.tool", [str(_json(tmp_path, "{"))], 20.0)
     with pytest.raises(aside.AsideError, match=r"no answer within 0\.01 s"):
-        aside.ask("json.tool", [], 0.01)
+        aside.ask("timeit", ["-n1", "import time; time.sleep(60)"], 0.01)
     assert aside.commit(str(tmp_path)) is None
 
 

@@ -14,7 +14,8 @@ from vla_jax.inference.protocol import BatchPolicy
 from vla_jax.models import layers_apart
 from vla_jax.plan import machines
 
-TOLERANCE = 1e-6
+# Rounding of sums in another order, of numbers up to 1; jax 0.12 reaches 1.5e-6.
+TOLERANCE = 3e-6
 
 
 def shaken(policy: Policy, scale: float = 0.1) -> Policy:
