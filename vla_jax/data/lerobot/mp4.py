@@ -47,7 +47,7 @@ def read_samples(file: Bytes) -> Samples | None:
         if movie is None or _find(movie, b"mvex") is not None:
             return None
         tracks = [box for name, box in _boxes(movie) if name == b"trak" and _is_video(box)]
-        return _samples(tracks[0]) if len(tracks) == 1 else None
+        return _samples(tracks[0], file.size) if len(tracks) == 1 else None
     except (struct.error, ValueError, IndexError, OverflowError):
         return None
 
@@ -102,7 +102,7 @@ def _is_video(track: memoryview) -> bool:
     return handler is not None and bytes(handler[8:12]) == b"vide"
 
 
-def _samples(track: memoryview) -> Samples | None:
+def _samples(track: memoryview, file_size: int) -> Samples | None:
     tables = _find(track, b"mdia", b"minf", b"stbl")
     if tables is None:
         return None
@@ -116,22 +116,21 @@ def _samples(track: memoryview) -> Samples | None:
         return None
     # One size for all samples, or 0 and a table with the size of each.
     fixed, n = struct.unpack_from(">II", sizes, 4)
+    if fixed * n > file_size:  # a damaged count would otherwise be believed and take gigabytes
+        return None
     size = np.full(n, fixed) if fixed else _rows(sizes, 1, 8)[:, 0].astype(np.int64)
     # `co64` is the same table with 64 bits an offset, for files beyond 4 GiB.
     starts = _rows(offsets, 1, kind=">u8" if b"stco" not in named else ">u4")[:, 0]
     position = _positions(size, starts.astype(np.int64), _rows(chunks, 3).astype(np.int64))
-    durations = _runs(_rows(times, 2))
-    if not n or not len(position) == len(durations) == len(size) == n:
+    durations = _runs(_rows(times, 2), n)
+    if not n or not len(position) == len(size) == n:
         return None
     # The file gives durations; a sample's time is the sum of those before it.
     decoded = np.cumsum(durations) - durations
     shown = decoded
     if b"ctts" in named:  # of video that is shown in another order
         # Signed, as later writers shift frames to the front as well.
-        shifts = _runs(_rows(named[b"ctts"], 2, kind=">i4"))
-        if len(shifts) != n:
-            return None
-        shown = decoded + shifts
+        shown = decoded + _runs(_rows(named[b"ctts"], 2, kind=">i4"), n)
     # Without a table of key frames every sample is one.
     keys = np.arange(n)
     if b"stss" in named:
@@ -154,9 +153,13 @@ def _rows(box: memoryview, columns: int, at: int = 4, kind: str = ">u4") -> np.n
     return numbers.reshape(rows, columns)
 
 
-def _runs(rows: np.ndarray) -> Int64[np.ndarray, "n"]:
-    """Of rows (how often, what) each as often."""
-    return np.repeat(rows[:, 1].astype(np.int64), rows[:, 0].astype(np.int64))
+def _runs(rows: np.ndarray, n: int) -> Int64[np.ndarray, "n"]:
+    """Of rows (how often, what) each as often, which are `n` in all."""
+    counts = rows[:, 0].astype(np.int64)
+    # Before they are written out: a single damaged count may stand for four billion samples.
+    if counts.sum() != n:
+        raise ValueError("runs and samples differ")
+    return np.repeat(rows[:, 1].astype(np.int64), counts)
 
 
 def _positions(
