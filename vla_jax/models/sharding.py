@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
@@ -18,6 +19,8 @@ from jaxtyping import Array, Float
 ROWS = ("data", "fsdp")
 # The only axis, of one device, of the mesh that a control step on a GPU is traced in.
 SERVING = "serving"
+# What a policy of `jax.checkpoint` may save: the name of every product with weights.
+PRODUCT = "product"
 
 
 def rows(x: Array, count: int | None = None) -> Array:
@@ -74,7 +77,6 @@ def unroll(steps: int) -> int:
     return steps if is_serving() else 1
 
 
-@jax.custom_vjp
 def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
     """`x @ kernel`, with the rows of `x` pinned in both passes.
 
@@ -90,6 +92,12 @@ def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array
         x: dimension 0 as in `rows`, if there are several before the last.
         kernel: of the same type.
     """
+    # Recomputing sees one operation here, not the product in it, so it is told by a name.
+    return checkpoint_name(_product(x, kernel), PRODUCT)
+
+
+@jax.custom_vjp
+def _product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
     arranged = _arranged(x)
     out = jax.lax.dot_general(arranged, kernel, (((arranged.ndim - 1,), (0,)), ((), ())))
     return out.reshape(*x.shape[:-1], kernel.shape[1])
@@ -107,7 +115,7 @@ def _arranged(x: Float[Array, "*b i"]) -> Float[Array, "*n i"]:
 def _product_forward(x: Any, kernel: Any) -> tuple[Array, Any]:
     # What only a frozen operand's gradient would need is not kept.
     residuals = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
-    return product(x.value, kernel.value), residuals
+    return _product(x.value, kernel.value), residuals
 
 
 def _product_backward(residuals: Any, gradient: Any) -> tuple[Any, Any]:
@@ -125,4 +133,4 @@ def _product_backward(residuals: Any, gradient: Any) -> tuple[Any, Any]:
     return by_x, by_kernel
 
 
-product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
+_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)

@@ -30,8 +30,8 @@ from vla_jax.models.towers.layers import (
 REMAT_POLICIES = {
     # Without a policy only the input of a layer is saved.
     "full": None,
-    # Products with weights are saved; those of attention have batch axes and are not.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Products with weights are saved, those of attention are not.
+    "dots": jax.checkpoint_policies.save_only_these_names(sharding.PRODUCT),
 }
 
 RESIDUALS = ("sequential", "parallel", "parallel_shared")
