@@ -211,6 +211,10 @@ class PolicyClient:
                     )
                 )
             time.sleep(pause)
+            if pause < 2.0 <= 2 * pause:  # once, and not of a server that is about to listen
+                log.warning(
+                    "waiting up to %g s for %s: %s", self._connect_timeout, self.uri, reason
+                )
             pause = min(2 * pause, 2.0)
         # Half of a score must not come from another policy that was started on the same port.
         if self._greeting not in (b"", greeting):

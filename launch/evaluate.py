@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,9 @@ def main() -> int:
     flags = _parse_flags()
     signal.signal(signal.SIGTERM, _ended)  # so that the server is stopped then, too
     try:
+        # Before a server has been started for it.
+        if shutil.which(flags.python) is None:
+            raise refusal.FlagError(f"--python={flags.python}: no such program")
         if flags.checkpoint and not _wants_help(flags):
             with refusal.naming("--checkpoint"):
                 checkpoint_folder.locate(flags.checkpoint, read_only=True)

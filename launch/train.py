@@ -125,7 +125,10 @@ def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None
     ):
         # What this run was before, if it was: the newest checkpoint that is whole. Then its workdir
         # is all it needs.
+        begun = checkpoints.latest_step()
         start = checkpoints.intact() or 0
+        if begun and not start:
+            logger.warning("no checkpoint of this run is whole: it begins again at step 0")
         meta = checkpoints.meta(start) if start else {}
         if start or not opened:
             opened = open_run(config, init, meta, start)

@@ -93,7 +93,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         names = ", ".join(config_names())
         _end(f"--config={configs[-1]}: no such file, and none is shipped: {names}")
     try:
-        return flags.FLAGS(list(argv))
+        words = flags.FLAGS(list(argv))
     except flags.Error as error:
         # What the file itself has refused; absl puts its own words and a stack around it.
         causes = [each for each in _chain(error) if isinstance(each, ConfigError)]
@@ -113,6 +113,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         if problems:
             _end("\n".join(problems))
         _end(f"{refusal.in_file(error, file)}; --debug shows more")
+    # absl hands them to the program, which has no use for any: a flag that lost its dashes.
+    if len(words) > 1:
+        hint = f"; did you mean --config={words[1]}?" if words[1] in config_names() else ""
+        _end(f"{' '.join(words[1:])}: only flags are read here{hint}")
+    return words
 
 
 def _end(problem: str) -> NoReturn:

@@ -47,13 +47,23 @@ def test_names_and_keys_that_there_are_not(tmp_path, one_device):
     cases = (
         (["--config=quickstrt"], ["--config=quickstrt: no such file, and none is shipped: base, "]),
         (
-            ["--config=quickstart", "--config.train.batch_sze=4", "--config.model.head.name=mlp"],
+            [
+                "--config=quickstart",
+                "--config.train.batch_sze=4",
+                "--config.model.head.name=mlp",
+                "--config.optim.lr=1e-4",
+            ],
             [
                 "train.batch_sze: unknown key (did you mean 'batch_size'?); legal keys of train: [",
+                "optim.lr: unknown key (did you mean 'learning_rate'?); legal keys of optim: [",
                 "model.head.name: unknown key; legal keys of model.head: [",
             ],
         ),
         (["--config=oxe:foo:/nope"], ["no mixture 'foo'; "]),
+        (
+            ["quickstart"],
+            ["quickstart: only flags are read here; did you mean --config=quickstart?"],
+        ),
         (["--config=quickstart", "--workdir="], ["--workdir: name the folder of the run"]),
         (["--config=quickstart", "--config.train.keep=a"], ["flag --config.train.keep=a: "]),
     )

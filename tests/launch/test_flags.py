@@ -15,7 +15,7 @@ CALLS = [
     (
         "evaluate",
         ["calvin", "--server=ws://127.0.0.1:1", "--out=o", "--python=nope"],
-        "--python: nope: No such file",
+        "--python=nope: no such program",
     ),
     (
         "evaluate",

@@ -98,8 +98,12 @@ def _build(cls: type, raw: Any, path: str, problems: list[str]) -> Any:
 
 
 def similar_keys(key: str, legal: Sequence[str]) -> list[str]:
-    """The legal keys, quoted, that look most like one that is not legal."""
-    return [repr(name) for name in difflib.get_close_matches(key, legal, n=3, cutoff=0.7)]
+    """The legal keys, quoted, that look most like one that is not legal, or that it abbreviates."""
+    near = difflib.get_close_matches(key, legal, n=3, cutoff=0.7)
+    # Other projects write `lr` for learning_rate.
+    initials = {name: "".join(word[:1] for word in name.split("_")) for name in legal}
+    near = near or [name for name in legal if "_" in name and initials[name] == key]
+    return [repr(name) for name in near]
 
 
 def _nearest(key: str, legal: list[str]) -> str:

@@ -82,7 +82,9 @@ def cached_folder(
     except OSError as error:
         room = "free some space, or " if error.errno in _FULL else ""
         hint = f"{room}set data.cache_dir to a folder that can be written"
-        problem = f"the index cannot be made ({error}): {hint}"
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "there is a file in its way" if is_file else error
+        problem = f"the index cannot be made ({reason}): {hint}"
         raise DataError(problem, root) from error
     return root / name
 

@@ -91,13 +91,14 @@ def open_dataset(
         spec.mask(action_dim)
     except ValueError as error:
         problems.append(str(error))
+    available = sorted(path.removeprefix(STEPS) for path in features)  # as a spec names them
     # A camera that is missing is all that may be skipped: its view is black then.
     if lacking and not problems:
-        error = MissingCameraError(f"{name}: {lacking}. It has {sorted(features)}", folder)
+        error = MissingCameraError(f"{name}: {lacking}. It has {available}", folder)
         skips.add(error)
     elif problems:
         listing = "; ".join([*([lacking] if lacking else []), *problems])
-        raise FeatureError(f"{name}: {listing}. It has {sorted(features)}", folder)
+        raise FeatureError(f"{name}: {listing}. It has {available}", folder)
     paths = {short: path for short, path in columns.items() if path}
     low = sorted(set(paths.values()))
     source = reader.open(folder, split, low, cache_dir, rebuild, skip=skips.allowed)

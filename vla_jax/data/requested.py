@@ -45,8 +45,14 @@ def lacking_cameras(
     spec: DatasetSpec, features: Mapping[str, Feature], roles: Sequence[str]
 ) -> str:
     """A sentence about the roles that the dataset has no camera for; "" if there are none."""
+    if not roles:
+        return ""
     have = {role: path for role, path in spec.images.items() if find_feature(features, path)}
-    return "; ".join(f"no camera {role!r}; its cameras are {have}" for role in roles)
+    lacking = " and ".join(repr(role) for role in roles)
+    if not have:
+        named = dict(spec.images)
+        return f"no camera {lacking}: the data have none of those that the spec names, {named}"
+    return f"no camera {lacking}; its cameras are {have}"
 
 
 def unfit(

@@ -261,7 +261,9 @@ class Policy:
             keys = [self.keys.image_names(camera) for camera in self._structure.cameras]
             keys += [PROMPT_KEY, *([self.keys.state_names()] if self._state_dim else [])]
             listing = "; ".join(problems)
-            raise ObservationError(f"{listing}. This policy takes {keys}, got {sent}")
+            # Where all keys are there it is a value that is wrong, and the listing says which.
+            hint = "" if sorted(keys) == sent else f". This policy takes {keys}, got {sent}"
+            raise ObservationError(listing + hint)
 
     def check_instruction(self, instruction: Any) -> str:
         """Why the model cannot be told this, "" where it can: an evaluation asks before it runs."""
