@@ -27,7 +27,8 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from bench.turns import Side, Turn, ratio, serve
 
-SIDES = ("kept+dots", "kept+none", "given+dots", "given+none", "torch", "torch-tuned")
+HEAPS, REMAT = ("kept", "given"), ("dots", "none", "full")
+SIDES = (*(f"{heap}+{remat}" for heap in HEAPS for remat in REMAT), "torch", "torch-tuned")
 TUNED = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=64000000000:glibc.malloc.arena_max=1"
 
 
