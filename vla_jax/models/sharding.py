@@ -92,7 +92,8 @@ def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array
         x: dimension 0 as in `rows`, if there are several before the last.
         kernel: of the same type.
     """
-    # Recomputing sees one operation here, not the product in it, so it is told by a name.
+    # A policy of `jax.checkpoint` does not see the product inside, but a name it does
+    # (findings/forward_rule_hides_products.sh).
     return checkpoint_name(_product(x, kernel), PRODUCT)
 
 
