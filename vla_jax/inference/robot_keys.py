@@ -173,6 +173,8 @@ def _find(obs: Any, key: str) -> Any:
         return _MISSING
     if key in obs:
         return obs[key]
+    if "." not in key:
+        return _MISSING
     # Maps' own keys may hold dots, so each is tried as the end of the first name.
     for i, letter in enumerate(key):
         if letter == "." and key[:i] in obs:

@@ -157,9 +157,11 @@ class Habit:
 
     def broken(self, pause: float) -> bool:
         """Whether a pause is none of those within an episode."""
+        if not MIN_PAUSE <= pause < math.inf:  # nearly always, so the median is not asked for
+            return False
         # The median, so that a few long pauses within an episode do not hide the one between two.
         usual = statistics.median(self.pauses) if self.pauses else math.inf
-        return math.isfinite(pause) and pause >= max(MIN_PAUSE, LONGER * usual)
+        return pause >= LONGER * usual
 
 
 @dataclass
