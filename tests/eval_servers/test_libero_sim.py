@@ -105,4 +105,5 @@ def test_recorded_demonstrations_do_what_they_say(tmp_path):
         went, message = np.diff(episode.state[2:, :3], axis=0), episode.action[1:-2, :3]
         assert np.corrcoef(went.ravel(), message.ravel())[0, 1] > 0.7
         assert episode.action[-1, 6] == -1
-    assert not np.array_equal(results[0].action[:20], results[1].action[:20])
+    # Only once things are in the hand: the first of these tasks draws its thing in one spot always.
+    assert not np.array_equal(results[0].action, results[1].action)
