@@ -27,7 +27,7 @@ REFUSED = {
     "serve": (["--checkpoint={tmp}/none"], "{tmp}/none"),
     "evaluate": (
         ["tabletop", "--server=ws://127.0.0.1:1", "--out={tmp}/out", "--python={tmp}/python"],
-        "{tmp}/python: No such file or directory",
+        "{tmp}/python: no such program",
     ),
     "convert": (["import-hf", "{tmp}/none", "{tmp}/out"], "{tmp}/none"),
     "convert_data": (["lerobot", "{tmp}/none", "{tmp}/out"], "{tmp}/none"),
