@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Test processes; each takes up to 5 GB.
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow style lint bench clean
 
 help:
 	@echo "make demo       record demonstrations, train a tiny VLA, serve and evaluate it (about 15 min, 2 cores)"
@@ -35,16 +35,16 @@ $(VENV)/.dev: setup.py | $(BIN)/uv
 demo: $(VENV)/.demo
 	$(BIN)/python launch/demo.py
 
-lint: $(VENV)/.dev
+style: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint: style
 	$(BIN)/pyright
 
 # Types are checked beside the tests: pyright reads the libraries once in each of its threads, so a
 # single one is half the work, and the tests leave it time wherever they wait.
-test: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: style
 	$(BIN)/pyright & types=$$!; \
 	$(BIN)/pytest -m "not slow and not gpu and not sim" --fixtures tests/fixtures -n $(WORKERS) --dist worksteal; \
 	tests=$$?; wait $$types && exit $$tests

@@ -3,8 +3,7 @@
 #
 # A matrix product with gradients of its own (`jax.custom_vjp`) in layers under `jax.checkpoint`, with the
 # policy that keeps products with weights, `dots_with_no_batch_dims_saveable`. One would expect the three
-# products to be kept whichever way the forward rule makes its value, as it is the
-# same product.
+# products to be kept whichever way the forward rule makes its value, as it is the same product.
 #
 # What happens: they are kept where the forward rule writes the product out, and all computed again
 # where it calls the function that it belongs to, which is how rules are mostly written. The inner call
