@@ -30,7 +30,6 @@ from vla_jax import cli, compilation_cache, progress, refusal
 from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.data.errors import DataError, TextLengthError
 from vla_jax.data.language.captions import check_texts
-from vla_jax.data.robot import resolve_with_data
 from vla_jax.models import vla
 from vla_jax.models.weights import WeightError
 from vla_jax.train import evaluate, flops, heap, lock, log, lora, runtime, state
@@ -40,7 +39,7 @@ from vla_jax.train.finite import DivergedError, SkippedSteps
 from vla_jax.train.goodput import Goodput
 from vla_jax.train.inputs import Inputs, with_captions, without_supervision
 from vla_jax.train.meter import Meter
-from vla_jax.train.opening import open_run
+from vla_jax.train.opening import completed, open_run
 from vla_jax.train.optim import make_optimizer
 from vla_jax.train.peers import Peers
 from vla_jax.train.saving import Saver
@@ -55,7 +54,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 # What a person, a disk or the data has caused: the message says all, a traceback would hide it.
 USER_ERRORS = (
     ConfigError, DataError, TextLengthError, WeightError, CheckpointError, DivergedError,
-    lock.WorkdirError, log.LogError, refusal.DeviceError, OSError,
+    lock.WorkdirError, log.LogError, refusal.DeviceError, refusal.FlagError, OSError,
 )  # fmt: skip
 
 logger = logging.getLogger("train")
@@ -96,27 +95,25 @@ class Run:
     clock: Goodput
 
 
-def train(config: Config, workdir: Path, init: str | None, peers: Peers) -> None:
+def train(raw: Any, workdir: Path, init: str | None, peers: Peers) -> None:
     """A whole run, or the rest of one.
 
     Args:
-        config: of the run, as the config file and the flags have it.
+        raw: config of the run, as its file and the flags have it.
         workdir: the run's folder.
         init: checkpoint whose weights a new run starts from; None = `model.backbone.hf_dir`.
         peers: the other processes of the run.
     """
     clock, stop, chief = Goodput(), runtime.StopSignal(), jax.process_index() == 0
 
-    # Devices. A batch that they cannot share is refused before anything is loaded.
-    mesh, cotrain = meshes.make_mesh(config.mesh), config.data.cotrain
-    meshes.check_batch(config.train.batch_size, mesh, config.train.accumulate)
-    if cotrain.path:
-        meshes.check_batch(cotrain.rows, mesh, config.train.accumulate, "data.cotrain.rows")
+    # Devices, and what the data say of the robot.
+    new = not (workdir / FOLDER).is_dir()
+    config, mesh = completed(raw, init, new)
     logger.info("mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
 
     # A new run's folder appears when its model and its data are known to be sound; what goes on
     # needs its folder first. All wait for all here, as indexing may take one of them far longer.
-    opened = None if (workdir / FOLDER).is_dir() else open_run(config, init, {}, 0)
+    opened = open_run(config, init, {}, 0) if new else None
     runtime.meet("opened")
     with (
         lock.held(workdir, active=chief),
@@ -348,11 +345,17 @@ def save_before_error(
 def main(_: Any) -> None:
     """Resolve the config, join the other processes, train; a user's mistake shows no traceback."""
     try:
-        config = resolve(cli.required(CONFIG.value))
-        if not WORKDIR.value:
-            raise ConfigError("--workdir: name the folder of the run, a new one or one to go on in")
-        workdir = Path(WORKDIR.value).expanduser()
-        lock.check(workdir)
+        raw, workdir = cli.required(CONFIG.value), Path(WORKDIR.value or "").expanduser()
+        config, problems = Config(), refusal.Problems(ConfigError, lock.WorkdirError)
+        with problems.part():
+            config = resolve(raw)
+        with problems.part():
+            if not WORKDIR.value:
+                raise ConfigError(
+                    "--workdir: name the folder of the run, a new one or one to go on in"
+                )
+            lock.check(workdir)
+        problems.refuse()
         heap.limit()
         keep = config.train.keep_heap and heap.keep()
         runtime.initialize()
@@ -361,8 +364,7 @@ def main(_: Any) -> None:
         peers = Peers()
 
         def run() -> None:
-            # Data that do not fit are found before there is a folder of the run.
-            train(resolve_with_data(CONFIG.value), workdir, INIT.value, peers)
+            train(raw, workdir, INIT.value, peers)
 
         runtime.run(run, peers, () if DEBUG.value else USER_ERRORS)
     except USER_ERRORS as error:

@@ -50,6 +50,39 @@ def naming(flag: str) -> Iterator[None]:
         raise FlagError(f"{flag}: {describe(error)}") from error
 
 
+class Problems:
+    """What checks that do not depend on one another refuse, told together.
+
+    Whoever mends a problem is not sent on to the next one so.
+
+    Args:
+        kinds: errors whose message says all; others pass through at once.
+    """
+
+    def __init__(self, *kinds: type[Exception]):
+        self._kinds, self._errors = kinds, []
+
+    @contextlib.contextmanager
+    def part(self) -> Iterator[None]:
+        """Around one of the checks, which ends at its first error."""
+        try:
+            yield
+        except self._kinds as error:
+            self._errors.append(error)
+
+    def refuse(self) -> None:
+        """Raise what was refused, if anything was.
+
+        Raises:
+            FlagError: in place of several errors.
+        """
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            texts = [describe(error).replace("\n", "\n  ") for error in self._errors]
+            raise FlagError(f"{len(texts)} problems:\n  " + "\n  ".join(texts))
+
+
 def check_paths(flags: argparse.Namespace, *names: str) -> None:
     """Refuse files and folders that are not there, before the work that they are needed after.
 

@@ -71,6 +71,22 @@ def test_names_and_keys_that_there_are_not(tmp_path, one_device):
         assert all(problem in done.stderr for problem in problems), done.stderr
 
 
+def test_what_checks_apart_from_one_another_refuse_is_told_together(tmp_path, one_device):
+    (tmp_path / "file").touch()
+    cases = (
+        (
+            ["--config=quickstart", "--config.train.batch_size=0", "--workdir=file"],
+            ["2 problems:", "problem(s) in the config:\n    train.batch_size", "\n  --workdir"],
+        ),
+        (
+            ["--config=first_run:bridge_dataset:nowhere", "--config.mesh.fsdp=3", "--init=none"],
+            ["3 problems:", "\n  mesh: ", "\n  --init: ", "\n  data.datasets[0]"],
+        ),
+    )
+    for done, (_, problems) in refused(tmp_path, one_device, cases):
+        assert all(problem in done.stderr for problem in problems), done.stderr
+
+
 SPECS = """
 import numpy as np
 from vla_jax.data.oxe import get_spec
@@ -103,12 +119,11 @@ import sys
 from pathlib import Path
 from configs import first_run
 from launch import train
-from vla_jax.data.robot import resolve_with_data
 from vla_jax.train.peers import Peers
 
 for name in sys.argv[2:]:
     try:
-        config = resolve_with_data(first_run.get_config(f"{name}:{sys.argv[1]}"))
+        config = first_run.get_config(f"{name}:{sys.argv[1]}")
         train.train(config, Path("run"), None, Peers())
     except train.USER_ERRORS as error:
         print(f"{name}: {error}; the folder: {Path('run').exists()}")

@@ -4,16 +4,65 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from vla_jax.config import Config, to_dict
+from jax.sharding import Mesh
+
+from vla_jax import refusal
+from vla_jax.config import Config, ConfigError, resolve, to_dict
 from vla_jax.convert.start import Start
+from vla_jax.data.errors import DataError
+from vla_jax.data.robot import resolve_with_data
 from vla_jax.inference.policy import with_complete_arch
 from vla_jax.models import legality, vla
+from vla_jax.train import mesh as meshes
 from vla_jax.train import resume
 from vla_jax.train.checkpoint_folder import CheckpointError
 from vla_jax.train.epochs import with_steps
 from vla_jax.train.inputs import Inputs, open_inputs
 
 logger = logging.getLogger(__name__)
+
+
+def completed(raw: Any, init: str | None, new: bool) -> tuple[Config, Mesh]:
+    """The config as its datasets complete it and the mesh of the devices, before much is read.
+
+    Args:
+        raw: the config as its file and the flags have it.
+        init: checkpoint whose weights a new run starts from; None = `model.backbone.hf_dir`.
+        new: whether it is a new run, which needs these weights.
+
+    Raises:
+        ConfigError, CheckpointError, FlagError: naming all that is wrong with the mesh, with where
+            the weights come from and with what the datasets say of their robots.
+    """
+    config = complete = resolve(raw)
+    problems, mesh = refusal.Problems(ConfigError, DataError, CheckpointError, OSError), None
+    with problems.part():
+        mesh = meshes.make_mesh(config.mesh)
+        # A batch that the devices cannot share is refused before anything is loaded.
+        c, cotrain = config.train, config.data.cotrain
+        meshes.check_batch(c.batch_size, mesh, c.accumulate)
+        if cotrain.path:
+            meshes.check_batch(cotrain.rows, mesh, c.accumulate, "data.cotrain.rows")
+    with problems.part():
+        if new:
+            start_of(config, init, {})
+    with problems.part():
+        complete = resolve_with_data(raw)
+    problems.refuse()
+    assert mesh is not None
+    return complete, mesh
+
+
+def start_of(config: Config, init: str | None, meta: Mapping[str, Any]) -> Start:
+    """Where the weights come from.
+
+    Raises:
+        ConfigError, CheckpointError: there are none, or of another model.
+    """
+    try:
+        return Start(config.model, init, meta)
+    except CheckpointError as error:
+        raise CheckpointError(f"--init: {error}") from error
 
 
 def open_run(
@@ -33,10 +82,7 @@ def open_run(
     Raises:
         ConfigError, DataError, CheckpointError: whatever is wrong with them.
     """
-    try:
-        origin = Start(config.model, init, meta)
-    except CheckpointError as error:
-        raise CheckpointError(f"--init: {error}") from error
+    origin = start_of(config, init, meta)
     model = vla.build(config.model, origin.arch())
     for warning in legality.warnings(config.model):
         logger.warning(warning)
