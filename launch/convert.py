@@ -59,6 +59,7 @@ def import_hf(flags: argparse.Namespace) -> None:
     from vla_jax.convert import importing
     from vla_jax.convert.default_config import default_config
 
+    refusal.check_paths(flags, positional=("src",))
     # None stands for the settings that an earlier export left beside the weights.
     raw = None
     if flags.config or flags.set or not (Path(flags.src) / importing.SETTINGS).is_file():
@@ -73,7 +74,7 @@ def import_robovlms(flags: argparse.Namespace) -> None:
     from vla_jax.config import ConfigError, read_json
     from vla_jax.convert import importing
 
-    refusal.check_paths(flags, "vlm", "statistics")
+    refusal.check_paths(flags, "vlm", "statistics", positional=("ckpt", "config_json"))
     # Their config decides the model; ours says all that theirs has no word for.
     original = read_json(flags.config_json)
     base = _config("base", flags)
@@ -89,7 +90,7 @@ def import_openpi(flags: argparse.Namespace) -> None:
     """Folder of openpi's or LeRobot's pi0 or pi0.5 (params/ or model.safetensors) -> workdir."""
     from vla_jax.convert.openpi.importing import from_openpi
 
-    refusal.check_paths(flags, "tokenizer")
+    refusal.check_paths(flags, "tokenizer", positional=("src",))
     raw = _config(flags.config, flags)
     _save(from_openpi(flags.src, raw, flags.tokenizer, flags.asset, _dtype(flags)), flags)
 
@@ -98,7 +99,7 @@ def import_lerobot(flags: argparse.Namespace) -> None:
     """Folder of LeRobot's SmolVLA -> workdir. Its pi0 and pi0.5: import-openpi."""
     from vla_jax.convert.lerobot.importing import from_lerobot
 
-    refusal.check_paths(flags, "tokenizer", "statistics")
+    refusal.check_paths(flags, "tokenizer", "statistics", positional=("src",))
     raw = _config(flags.config, flags)
     imported = from_lerobot(flags.src, raw, flags.tokenizer, flags.statistics, _dtype(flags))
     _save(imported, flags)
@@ -108,7 +109,7 @@ def import_openvla(flags: argparse.Namespace) -> None:
     """Folder of OpenVLA or OpenVLA-OFT, its parts and its adapter -> workdir."""
     from vla_jax.convert.openvla.importing import from_openvla
 
-    refusal.check_paths(flags, "base")
+    refusal.check_paths(flags, "base", positional=("src",))
     raw = _config(flags.config, flags)
     _save(from_openvla(flags.src, raw, flags.base, _dtype(flags)), flags)
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -83,20 +83,26 @@ class Problems:
             raise FlagError(f"{len(texts)} problems:\n  " + "\n  ".join(texts))
 
 
-def check_paths(flags: argparse.Namespace, *names: str) -> None:
+def check_paths(flags: argparse.Namespace, *names: str, positional: Sequence[str] = ()) -> None:
     """Refuse files and folders that are not there, before the work that they are needed after.
 
     Args:
         flags: as parsed.
         names: of those that name a path, or nothing.
+        positional: of those that are written without a name.
 
     Raises:
-        FlagError: naming the flag.
+        FlagError: naming all of them, with their flags.
     """
-    for name in names:
-        path = getattr(flags, name)
-        if path and not Path(path).expanduser().exists():
-            raise FlagError(f"--{name.replace('_', '-')}={path}: no such file or folder")
+    labels = dict.fromkeys(positional, "") | {f: f"--{f.replace('_', '-')}=" for f in names}
+    paths = {name: getattr(flags, name) for name in labels}
+    missing = [
+        f"{labels[name]}{path}: no such file or folder"
+        for name, path in paths.items()
+        if path and not Path(path).expanduser().exists()
+    ]
+    if missing:
+        raise FlagError("; ".join(missing))
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:

@@ -39,6 +39,12 @@ CALLS = [
         ["import-openvla", "empty", "o", "--config=openvla_libero", "--base=nope"],
         "--base=nope: no such file or folder",
     ),
+    ("convert", ["import-hf", "nope", "o"], "nope: no such file or folder"),
+    (
+        "convert",
+        ["import-robovlms", "a.pt", "b.json", "o", "--vlm=c"],
+        "a.pt: no such file or folder; b.json: no such file or folder; --vlm=c: no such file or",
+    ),
     ("convert", ["export-hf", "empty", "o", "--source=nope"], "--source=nope: no such file or"),
     ("convert_data", ["lerobot", "nope", "o/1.0.0"], "nope: no such folder"),
     ("record_demos", ["--out=file/1.0.0", "--episodes=1"], "--out: file/"),
