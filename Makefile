@@ -10,13 +10,13 @@ unexport PYTHONDONTWRITEBYTECODE
 # Test processes; each takes up to 5 GB.
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow style lint bench clean
+.PHONY: help demo test test-slow lint bench clean
 
 help:
 	@echo "make demo       record demonstrations, train a tiny VLA, serve and evaluate it (about 15 min, 2 cores)"
 	@echo "make test       lint, types and the test suite"
 	@echo "make test-slow  the tests marked slow: all variants, foreign clients, killed runs, many seeds"
-	@echo "make lint       ruff and pyright"
+	@echo "make lint       ruff and pyrefly"
 	@echo "make bench      loader and tabletop benchmarks"
 
 $(BIN)/uv:
@@ -35,19 +35,13 @@ $(VENV)/.dev: setup.py | $(BIN)/uv
 demo: $(VENV)/.demo
 	$(BIN)/python launch/demo.py
 
-style: $(VENV)/.dev
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
 
-lint: style
-	$(BIN)/pyright
-
-# Types are checked beside the tests: pyright reads the libraries once in each of its threads, so a
-# single one is half the work, and the tests leave it time wherever they wait.
-test: style
-	$(BIN)/pyright & types=$$!; \
-	$(BIN)/pytest -m "not slow and not gpu and not sim" --fixtures tests/fixtures -n $(WORKERS) --dist worksteal; \
-	tests=$$?; wait $$types && exit $$tests
+test: lint
+	$(BIN)/pytest -m "not slow and not gpu and not sim" --fixtures tests/fixtures -n $(WORKERS) --dist worksteal
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

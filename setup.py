@@ -62,7 +62,7 @@ EXTRAS["dev"] = [
     "beartype>=0.20",
     "fsspec[http]>=2025.9",
     "setuptools>=77",
-    "pyright==1.1.414",
+    "pyrefly==1.5.0",
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6",
     "ruff==0.17.5",

@@ -70,11 +70,11 @@ def reads(config: ModelConfig) -> Reads:
     traced: Any = jax.make_jaxpr(sample)(flat, observation(model), noise).jaxpr
     # Loops are traced with all parameters of a module, of which a compiler drops what is not read.
     all_outputs = [True] * len(traced.outvars)
-    traced = partial_eval.dce_jaxpr(traced, all_outputs, instantiate=True)[0]
-    paths = dict(zip(map(id, traced.invars), sorted(flat), strict=False))
+    needed: Any = partial_eval.dce_jaxpr(traced, all_outputs, instantiate=True)[0]
+    paths = dict(zip(map(id, needed.invars), sorted(flat), strict=False))
     (loop,) = (
         equation
-        for equation in traced.eqns
+        for equation in needed.eqns
         if equation.primitive.name == "scan"
         and equation.params["length"] == model.config.head.sampling_steps
         and any(len(variable.aval.shape) == 3 for variable in equation.outvars)
@@ -83,7 +83,7 @@ def reads(config: ModelConfig) -> Reads:
     stored_avals = [v.aval for v in loop.invars if id(v) not in paths and not hasattr(v, "val")]
     before = {
         paths[id(v)]
-        for equation in traced.eqns
+        for equation in needed.eqns
         if equation is not loop
         for v in equation.invars
         if id(v) in paths

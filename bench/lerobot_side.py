@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch  # type: ignore[import-not-found]
@@ -50,7 +51,7 @@ def main() -> None:
 def _write(args: argparse.Namespace) -> None:
     """Moving crops of the pictures, a moving patch and a little noise, in LeRobot's own files."""
     pictures, rng = np.load(args.pictures), np.random.default_rng(0)
-    features = {
+    features: dict[str, dict[str, Any]] = {
         camera: {
             "dtype": "video",
             "shape": (SIZE, SIZE, 3),

@@ -189,7 +189,6 @@ def _main(
     prepare: Callable[[argparse.Namespace], Evaluation],
     errors: Tuple[Type[Exception], ...],
 ) -> int:
-    user_errors = (PolicyServerError, pool.PoolError, ImportError, OSError, ValueError, *errors)
     try:
         if flags.frame:
             return _frame(prepare(flags), flags.frame)
@@ -201,7 +200,7 @@ def _main(
         if flags.out and os.path.isfile(flags.out):
             raise ValueError("--out: {} is a file, not a folder".format(flags.out))
         return _evaluate(prepare(flags), flags, _options(flags))
-    except user_errors as error:
+    except (PolicyServerError, pool.PoolError, ImportError, OSError, ValueError, *errors) as error:
         hint = ""
         # A ResultsError is about the folder itself, which --resume would not cure.
         if _rows(flags) and not isinstance(error, results.ResultsError):

@@ -69,7 +69,7 @@ class Expert:
         hand, thing, place = np.asarray(scene, np.float64)
         if not self._phases or (self._phases[0].held and self._lost(hand, thing)):
             self._phases = self._plan(thing, place)
-            self._reach = np.linalg.norm(self._phases[1].place - thing)
+            self._reach = float(np.linalg.norm(self._phases[1].place - thing))
         # Several phases may be done at once, as when the hand starts in the right place.
         while len(self._phases) > 1 and self._done(hand, thing):
             self._phases.pop(0)

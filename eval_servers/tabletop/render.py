@@ -116,7 +116,7 @@ def _boxes(info, with_palm):
     # Half the height of the cap, which sinks as it is pressed.
     cap = (layout.BUTTON_TOP - scene["button"]) / 2
     knob = layout.RAIL_LEFT + scene["slider"] * (layout.RAIL_RIGHT - layout.RAIL_LEFT)
-    rows = [
+    rows: list[tuple] = [
         ((*layout.BUTTON, cap), (layout.BUTTON_HALF, layout.BUTTON_HALF, cap), 0.0, "cap"),
         (
             (*layout.LED, layout.LED_TOP / 2),

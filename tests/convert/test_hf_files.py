@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, models, pre_tokenizers
@@ -123,9 +124,8 @@ def test_files_that_are_there_stay(tmp_path):
     ids=["squash", "crop", "pad"],
 )  # fmt: skip
 def test_image_processors(spec, expected):
-    preprocessor = hf_files.preprocessor(
-        ImageSpec(**{"size": 28, "width": 42, **spec}, mean=MEAN, std=STD)
-    )
+    options: dict[str, Any] = {"size": 28, "width": 42, **spec}
+    preprocessor = hf_files.preprocessor(ImageSpec(**options, mean=MEAN, std=STD))
     assert {key: preprocessor[key] for key in expected} == expected
     assert (preprocessor["image_mean"], preprocessor["image_std"]) == (list(MEAN), list(STD))
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,9 +79,10 @@ def test_any_head_of_any_robot_starts_from_an_imported_vlm(imported, config, hea
         window=1 if head == "detokenizer" else 2,
         chunk=3,
     )
+    options: dict[str, Any] = {**vars(config.head), "kind": head, "bins": 20}
     changed = dataclasses.replace(
         config,
-        head=head_config(**{**vars(config.head), "kind": head, "bins": 20}),
+        head=head_config(**options),
         structure=structure,
         action_dim=26,
         gripper="none",

@@ -127,7 +127,8 @@ def test_transformers_loads_the_export(python, tmp_path, fixture, source_files):
     shards = [load_file(path) for path in sorted(hf.glob("model*.safetensors"))]
     assert len(shards) > 1
     save_file({k: v for shard in shards for k, v in shard.items()}, again / "model.safetensors")
-    np.savez(again / "io.npz", **{**io, "out/logits": reference["logits"]})
+    changed: dict[str, Any] = {**io, "out/logits": reference["logits"]}
+    np.savez(again / "io.npz", **changed)
     rows = list(MODELS[kind](again))
     assert any(row.quantity.startswith("logits") for row in rows)
     for row in rows:

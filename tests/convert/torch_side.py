@@ -7,6 +7,7 @@ python torch_side.py adapter FOLDER ADAPTER MERGED OUT.npz
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import torch  # type: ignore[import-not-found]
@@ -38,10 +39,11 @@ def folder(where, io, out, class_name, text, *inputs):
         "dtype": str(model.dtype),
         "processor": processor,
     }
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(where)
     np.savez(
         out,
         logits=result.logits.numpy(),
-        ids=np.array(transformers.AutoTokenizer.from_pretrained(where)(text)["input_ids"]),
+        ids=np.array(tokenizer(text)["input_ids"]),
         pixels=images(list(loaded["photo"][None]), return_tensors="np")["pixel_values"],
         report=json.dumps(report),
     )

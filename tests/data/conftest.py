@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ def data_config(tmp_path):
         for name, group in groups.items():
             changes[name] = group(**changes.get(name, {}))
         cache = str(tmp_path / "cache")
-        return DataConfig(**{"datasets": datasets, "cache_dir": cache, **changes})
+        options: dict[str, Any] = {"datasets": datasets, "cache_dir": cache, **changes}
+        return DataConfig(**options)
 
     return build
 

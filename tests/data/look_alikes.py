@@ -12,7 +12,7 @@ TASKS = ["open_drawer", "push_red_block_left", "turn_on_led"]
 TEXTS = ["pull the handle", "push the red block to the left", "turn on the led light"]
 
 
-def calvin_frame(frame, size=16):
+def calvin_frame(frame, size=16) -> dict[str, Any]:
     """What `episode_<frame>.npz` holds; pixels and numbers follow from the frame's id."""
     rng = np.random.default_rng(frame)
     rel = np.concatenate([rng.uniform(-1, 1, 6), rng.choice([-1.0, 1.0], 1)])

@@ -202,7 +202,7 @@ def says(language):
 
 
 MASK = np.arange(8) > 3
-RETURNED = {
+RETURNED: dict[str, tuple] = {
     "bytes": (says(b"pick"), ["pick"], 8),
     "numpy bytes": (says(np.array([b"pick"] * 8)), ["pick"], 8),
     "objects": (says(np.array([b"pick"] * 8, object)), ["pick"], 8),

@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def spec(change=lambda action: action, **changes):
         action[:, 6] = (action[:, 6] + 1) / 2
         return Trajectory(change(action), episode["text"], episode["state"])
 
-    results = {
+    results: dict[str, Any] = {
         "images": {"primary": "observation/rgb_static", "wrist": "observation/rgb_gripper"},
         "features": {
             "action": "rel_actions",

@@ -1,5 +1,7 @@
 """Every dataset's rule on made-up episodes, against what oxe_table says its columns are."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -61,7 +63,9 @@ def test_columns(name, variant):
     np.testing.assert_allclose(
         standardized.action[:, :-1], columns(row.arm, row), rtol=0, atol=2e-7
     )
-    np.testing.assert_array_equal(standardized.action[:, -1], np.float32(TRACKS[convention][1]))
+    np.testing.assert_array_equal(
+        standardized.action[:, -1], np.array(TRACKS[convention][1], np.float32)
+    )
     state = row.state
     if octo and row.octo is not None:
         state = row.octo
@@ -90,7 +94,8 @@ def test_the_table_is_complete():
     blank = [name for name, row in ROWS.items() if row.blank]
     assert len(blank) == 12
     for name in blank:
-        assert get_spec(name, "octo").standardize.language == ""
+        rule: Any = get_spec(name, "octo").standardize
+        assert rule.language == ""
         assert get_spec(name).features[ROWS[name].text] == ROWS[name].text
 
 

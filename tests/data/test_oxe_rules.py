@@ -1,6 +1,7 @@
 """The rules of single datasets that are more than columns, by hand."""
 
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,7 +124,11 @@ def test_bridge_oxe():
 
 def test_calvin_gripper_and_arm():
     action = np.array([[0.5, -1, 1, 0, 0.25, -0.5, -1], [0, 0, 0, 0, 0, 0, 1]], np.float32)
-    episode = {"action": action, "robot_obs": np.zeros((2, 15)), "language": "x"}
+    episode: dict[str, Any] = {
+        "action": action,
+        "robot_obs": np.zeros((2, 15)),
+        "language": "x",
+    }
     standardized = get_spec("calvin").standardize(episode)
     np.testing.assert_array_equal(standardized.action[:, :6], action[:, :6])
     np.testing.assert_array_equal(standardized.action[:, 6], [0, 1])

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,8 @@ def test_the_collater_of_the_original():
     for i in range(2):
         length = int(golden[f"in{i}/mask"].sum())
         raw = golden[f"in{i}/actions"][:length]
-        episode = {"action": raw, "robot_obs": np.zeros((length, 15)), "language": "x"}
+        states = np.zeros((length, 15))
+        episode: dict[str, Any] = {"action": raw, "robot_obs": states, "language": "x"}
         actions = spec.normalize(get_spec("calvin").standardize(episode).action)
         targets, mask = sampler.chunks(np.array([3]), np.array([length]), 4, 3)
         np.testing.assert_array_equal(mask[0], golden["disc0/chunck_mask"][i])

@@ -153,8 +153,9 @@ def test_a_new_episode_forgets_the_answer_to_come():
     ],
 )
 def test_settings_that_make_no_sense(arguments, message):
+    options: dict[str, Any] = {"execute_steps": 5, **arguments}
     with pytest.raises(ValueError, match=message):
-        AsyncChunks(FakeClient(), **{"execute_steps": 5, **arguments})
+        AsyncChunks(FakeClient(), **options)
 
 
 def test_jerk_of_commands():

@@ -35,8 +35,8 @@ def make_episodes(count, instruction="go"):
     return [rollout.Episode(i, 100 + i, TASKS[i % len(TASKS)], instruction) for i in range(count)]
 
 
-def evaluate(uri, out, count=12, make_env: Any = FakeEnv, save=None, instruction="go", **options):
-    options = {"max_steps": 6, "workers": 2, "connect_timeout": 10.0, **options}
+def evaluate(uri, out, count=12, make_env: Any = FakeEnv, save=None, instruction="go", **changes):
+    options: dict[str, Any] = {"max_steps": 6, "workers": 2, "connect_timeout": 10.0, **changes}
     return rollout.evaluate(
         make_env,
         make_episodes(count, instruction),

@@ -125,6 +125,7 @@ def test_they_train_and_a_stream_of_steps_equals_the_window():
     assert np.abs(jax.jit(jax.grad(loss))(params)["gain"]) > 0
     step = jax.jit(lambda o, h: model.apply(variables, o, h, method="step"))
     history = model.empty_history(2)
+    got: Any = None
     for t in range(tiny.WINDOW):
         got, history = step(tiny.steps(full, t, t + 1), history)
     expected = jax.jit(lambda o: model.apply(variables, o))(full)

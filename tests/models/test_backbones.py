@@ -1,5 +1,6 @@
 """Every backbone in every structure that takes it: trains, streams, writes, or is refused."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_padding_changes_nothing(name):
     observation = tiny.observe(window=1, size=model.image.size)
     run = jax.jit(lambda o: model.apply({"params": params}, o, method="features")[0])
     features = [
-        run(jax.tree.map(lambda x: x, observation.__class__(**{**vars(observation), "text": text})))
+        run(jax.tree.map(lambda x: x, dataclasses.replace(observation, text=text)))
         for text in (observation.text, jnp.where(observation.text_mask, observation.text, 7))
     ]
     np.testing.assert_allclose(*features, atol=1e-5)

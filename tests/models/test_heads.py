@@ -25,7 +25,7 @@ KEY = jax.random.key(3)
 @functools.cache
 def make(kind: str, **changes: Any):
     """A head, its parameters (none neutral) and `predict`, compiled."""
-    settings = {"structure.window": W, "structure.latent": M, **changes}
+    settings: dict[str, Any] = {"structure.window": W, "structure.latent": M, **changes}
     config = tiny.config("policy_head", kind, **settings)
     s = config.structure
     head = HEADS[kind](config.head, HeadSizes(s.window, s.latent, s.chunk, 7))

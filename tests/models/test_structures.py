@@ -267,6 +267,7 @@ def test_discrete_writes_action_ids_one_by_one():
     tokenizer = model.apply({"params": params}, method=lambda m: m.head.tokenizer)
     history = model.empty_history(2)
     step = jax.jit(lambda o, h: model.apply({"params": params}, o, h, method="step"))
+    prediction: Any = None
     for t in range(window):
         prediction, history = step(tiny.steps(observation, t, t + 1), history)
     assert bool(tokenizer.is_action(history.ids).all())

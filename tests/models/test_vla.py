@@ -87,6 +87,7 @@ def test_streaming_forgets_what_left_the_window(config, params):
     for first in (1, 2):
         history = model.empty_history(2)
         _, history = step(observe(window=1, seed=first), history)
+        out: Any = None
         for seed in range(10, 10 + WINDOW):
             out, history = step(observe(window=1, seed=seed), history)
         outputs.append(out.arm)

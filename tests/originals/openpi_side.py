@@ -92,12 +92,11 @@ def make(kind: str, folder: str) -> None:
 
 def load(kind: str, folder: str, exported: str, out: str) -> None:
     """Both folders by openpi's own loader; actions of a model that is made of ours alone."""
-    first: Any
-    second: Any
-    first, second = (
+    restored: list[Any] = [
         traverse_util.flatten_dict(model.restore_params(Path(f, "params"), restore_type=np.ndarray))
         for f in (folder, exported)
-    )
+    ]
+    first, second = restored
     differing = [
         "/".join(map(str, k))
         for k in first.keys() | second.keys()

@@ -143,6 +143,7 @@ def pipeline(folder: Path) -> Iterator[Row]:
             state = units.prepare_state(recorded["state"])
             expected = io[f"{at}/out/state_f64"]
             yield compare(f"{at} state", pad(state, expected.shape[-1]), expected, ROUNDING)
+            result = np.empty(0)
             if "actions" in recorded:
                 result = units.prepare_actions(recorded["actions"], recorded["state"])
                 expected = io[f"{at}/out/actions_f64"]

@@ -110,10 +110,11 @@ def full_names(folder: Path, config: Mapping[str, Any]) -> Iterator[Row]:
     reference = {line[0]: tuple(json.loads(line[1])) for line in lines}
     released = Prismatic.arch({"film": config.get("use_film", False)})
     sized = model_config(config, 64)
+    options: dict[str, Any] = {**vars(sized.head), "hidden": 4096}
     sized = dataclasses.replace(
         sized,
         backbone=dataclasses.replace(sized.backbone, arch=released),
-        head=original.head_config(**{**vars(sized.head), "hidden": 4096}),
+        head=original.head_config(**options),
     )
     tree = jax.eval_shape(lambda key: vla.initial_params(vla.build(sized), key), jax.random.key(0))
     ours = {path: leaf.shape for path, leaf in flatten(tree).items()}

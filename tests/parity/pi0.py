@@ -308,8 +308,9 @@ def samples(
 ) -> Iterator[Row]:
     """Chunks denoised from the folder's noise, in two numbers of steps."""
     observed, start = observation(io, model.image.size), jnp.asarray(io["sample/noise"])
+    options: Any = model.config.head
     for count in config["sample_steps"]:
-        head = dataclasses.replace(model.config.head, sampling_steps=count)
+        head = dataclasses.replace(options, sampling_steps=count)
         chosen = vla.build(dataclasses.replace(model.config, head=head), model.arch)
         compiled = jax.jit(
             lambda p, m=chosen: m.apply({"params": p}, observed, start, method="sample")

@@ -168,7 +168,7 @@ def tower(folder: Path) -> Iterator[Row]:
         "qwen3_vl": vision_families.qwen3_vl,
     }[config["model_type"]]
     vision, source, start = config["vision_config"], prefix(reference, "patch_embed"), 0
-    merge = vision["spatial_merge_size"]
+    merge, model = vision["spatial_merge_size"], None
     for i, (_, height, width) in enumerate(io["in/image_grid_thw"].tolist()):
         grid, end = (height, width), start + height * width
         x = jnp.asarray(frames(io["in/pixel_values"][start:end], grid, vision))
@@ -193,4 +193,5 @@ def tower(folder: Path) -> Iterator[Row]:
             if i == 0:
                 yield merger.exported(name[:-1])
         start = end
-    yield model.exported("tower")  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert model is not None, "the folder has no image"
+    yield model.exported("tower")

@@ -104,7 +104,7 @@ def _language(weights: Path, out: Path) -> None:
     """Texts and a Hugging Face folder; transformers itself refuses what came from a GGUF file."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(out, gguf_file=weights.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(out, gguf_file=weights.name)
     tokenizer.padding_side, tokenizer.pad_token = "right", tokenizer.eos_token
     batch = tokenizer(list(TEXTS), return_tensors="np", padding=True)
     np.savez(out / "inputs.npz", ids=batch["input_ids"], mask=batch["attention_mask"])

@@ -28,7 +28,7 @@ class CountingPolicy:
     """actions[i] = [session number, steps so far in this session, i, mean of the image, 0...]."""
 
     def __init__(self, seconds: float = 0.0, fail_on: str = "") -> None:
-        self.metadata = {
+        self.metadata: dict[str, Any] = {
             "model": "counting",
             "cameras": {"primary": "observation/image"},
             "chunk": CHUNK,

@@ -167,7 +167,7 @@ ENVIRONMENTS = {
 }
 BOTH = ("primary", "wrist")
 # Environment, script, its arguments, and the policy that it meets.
-CLIENTS = {
+CLIENTS: dict[str, tuple[str, str, tuple, tuple]] = {
     "openpi libero": ("openpi-client", OPENPI_ROBOTS, ("libero", "7"), ("libero", BOTH, 9)),
     "openpi droid": ("openpi-client", OPENPI_ROBOTS, ("droid", "8"), ("droid", BOTH, 8, 8)),
     "openpi aloha": (

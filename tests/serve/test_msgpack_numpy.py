@@ -71,7 +71,7 @@ def nested(depth):
     return b"\x91" * depth + b"\xc0"
 
 
-BAD = {
+BAD: dict[str, tuple[Any, str]] = {
     "empty": (b"", "msgpack"),
     "garbage": (b"\xc1\xc1\xc1", "msgpack"),
     "truncated": (msgpack_numpy.pack({"a": np.zeros(100)})[:-5], "incomplete"),

@@ -42,6 +42,7 @@ def test_a_restored_run_goes_on_to_the_bit_although_buffers_were_donated(tmp_pat
     step = compiled((2, 2, 2), ema=ema)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() is None
+        retained = []
         for i in range(5):
             if i == 2:
                 retained = bits(state)

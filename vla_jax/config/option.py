@@ -91,7 +91,7 @@ class Options:
         Raises:
             TypeError: a group has no such option.
         """
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+        for field in dataclasses.fields(self):  # pyrefly: ignore[bad-argument-type]
             value = getattr(self, field.name)
             if "group" in field.metadata and isinstance(value, Mapping):
                 cls, values = of_its_kind(field.metadata, value)

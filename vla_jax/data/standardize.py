@@ -34,6 +34,7 @@ def standardize(
         ActionError: a number that is used is not finite; with its frame in the episode.
     """
     trajectory = apply(spec, episode)
+    language, keep = "", slice(None)
     try:
         action = _numbers("actions", trajectory.action)
         state = (

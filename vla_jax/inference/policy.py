@@ -138,7 +138,7 @@ class Policy:
         self.max_batch = max_batch
         self._texts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         choices = (config.model.backbone.name, self._structure.kind, config.model.head.kind)
-        self.metadata = {
+        self.metadata: dict[str, Any] = {
             "model": "/".join(choices),
             "step": step,
             "dataset": dataset,
@@ -212,7 +212,8 @@ class Policy:
         spec = ActionSpec.from_json(specs[dataset])
         if gripper and spec.gripper is None:
             raise ValueError(f"{sorted(gripper)}: the actions of {dataset!r} have no gripper")
-        spec = dataclasses.replace(spec, **(gripper or {}))
+        changes: dict[str, Any] = dict(gripper or {})
+        spec = dataclasses.replace(spec, **changes)
         statistics = meta["statistics"].get(dataset, {})
         units = meta.get("units", {}).get(dataset)
         policy = cls(

@@ -50,7 +50,7 @@ class Connection(asyncio.Protocol):
         self._inner: asyncio.Protocol | None = None
         self._begin = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:
         """Wait for the first bytes, but not for long."""
         self._transport = transport
         if self._door.full:

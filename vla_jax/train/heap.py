@@ -47,7 +47,7 @@ def keep() -> bool:
 
 def _on_cpus() -> bool:
     """Whether jax will run on CPUs, as far as it can be said before it has started."""
-    asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    asked = jax.config.jax_platforms  # pyrefly: ignore[missing-attribute]
     if asked:
         return asked.split(",")[0] == "cpu"
     # What brings other devices is installed beside jax.

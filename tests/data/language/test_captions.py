@@ -45,7 +45,7 @@ def tokenizer(texts: CaptionSet) -> Tokenizer:
 
 def batches(path: Path, count: int, start: int = 0, **share: Any) -> list[Captions]:
     texts = CaptionSet(path)
-    options = {"seed": 5, "start": start, **share}
+    options: dict[str, Any] = {"seed": 5, "start": start, **share}
     with CaptionLoader(texts, tokenizer(texts), config(path), (8, 8), **options) as loader:
         return [next(loader) for _ in range(count)]
 

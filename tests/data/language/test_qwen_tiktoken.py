@@ -69,7 +69,9 @@ def test_words_are_joined_as_tiktoken_joins_them(ranks, folder):
     tokenizer, rng = Tokenizer.from_dir(folder), random.Random(0)
     recorded = set()
     for _ in range(300):
-        words = ["".join(rng.choices("pulshtbeü", k=rng.randint(1, 9))) for _ in range(3)]
+        words: list[str] = [
+            "".join(rng.choices("pulshtbeü", k=rng.randint(1, 9))) for _ in range(3)
+        ]
         words[1] = rng.choice(WORDS)
         cut = [words[0], *(f" {word}" for word in words[1:])]
         expected = [i for word in cut for i in encode(word.encode(), ranks)]

@@ -5,6 +5,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ SPEC = DatasetSpec(
 )
 
 
-def episode(number):
+def episode(number) -> dict[str, Any]:
     """A hand that moves in bursts; one camera sees it, the other rides on it."""
     rng = np.random.default_rng(number)
     # Bursts of motion with rests between, so that only one delay explains the pictures.

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -61,7 +63,7 @@ def test_existing_data_are_kept(folder):
 
 def test_encoded_images_are_stored_as_they_are(folder):
     blobs = [b"\x89PNG 1", b"\x89PNG 22", b"\x89PNG 333"]
-    changed = episode()
+    changed: dict[str, Any] = episode()
     changed["steps"]["rgb"] = blobs
     with RLDSWriter(folder, "robot", DESCRIBED) as writer:
         writer.write("train", changed)

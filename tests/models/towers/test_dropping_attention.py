@@ -139,9 +139,7 @@ def pattern(first: int, second: int = 1) -> np.ndarray:
 @pytest.mark.parametrize("seed", [(0, 0), (1, 0), (0, 1), (2**32 - 1, 2**31), (123456789, 42)])
 def test_every_part_keeps_its_share(seed):
     keep = pattern(*seed)
-    for axes in itertools.chain(
-        [()], itertools.combinations(range(4), 1), [(0, 1), (1, 2), (0, 3)]
-    ):
+    for axes in [(), *itertools.combinations(range(4), 1), (0, 1), (1, 2), (0, 3)]:
         averaged = tuple(axis for axis in range(4) if axis not in axes)
         density = keep.mean(averaged)
         deviation = np.sqrt(RATE * (1 - RATE) * density.size / keep.size)

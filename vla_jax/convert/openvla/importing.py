@@ -87,7 +87,8 @@ def _with_sizes(model: ModelConfig, opened: Opened) -> ModelConfig:
     first = shapes.get(f"{names.HEAD}/model.fc1.weight")
     if head.kind == "l1" and first:
         blocks = count_layers(shapes, f"{names.HEAD}/model.mlp_resnet_blocks.")
-        head = dataclasses.replace(head, hidden=first[0], layers=blocks)
+        options: Any = head  # of its kind's class
+        head = dataclasses.replace(options, hidden=first[0], layers=blocks)
     backbone = dataclasses.replace(model.backbone, arch=arch)
     return dataclasses.replace(model, backbone=backbone, head=head)
 

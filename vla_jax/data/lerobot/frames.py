@@ -197,8 +197,10 @@ def _packets(table: Table, file: Bytes, span: _Span) -> Iterator[memoryview]:
     # Unless other tracks lie in between, one read fetches all.
     content = _bytes(file, low, high - low) if high - low <= sum(sizes) + _FAR else None
     for begin, end in zip(begins, ends, strict=True):
-        alone = content is None
-        yield _bytes(file, begin, end - begin) if alone else content[begin - low : end - low]
+        if content is None:
+            yield _bytes(file, begin, end - begin)
+        else:
+            yield content[begin - low : end - low]
 
 
 def _bytes(file: Bytes, begin: int, length: int) -> memoryview:

@@ -145,9 +145,7 @@ class _ArrayRecord:
 def _array_record(path: DataPath) -> Iterator[Any]:
     """The package's module; what it raises while it reads `path` becomes a `DataError`."""
     try:
-        from array_record.python import (
-            array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
-        )
+        from array_record.python import array_record_module
     except ImportError as error:
         hint = f"ArrayRecord needs the package array_record: {install_hint('data')}"
         raise DataError(hint, path) from error

@@ -180,7 +180,7 @@ class Structure(nn.Module):
         if s.resampler:
             self.resampler = Perceiver(s.resampler, remat=c.remat, dtype=dtype)
         if s.proprio:
-            self.state = StateToken(min(width, self.backbone.token_width), dtype)
+            self.state: nn.Module = StateToken(min(width, self.backbone.token_width), dtype)
         if self.has_action_token(c):
             # Zeros, as in the original: latents differ by their position alone.
             self.action_token = self.param("action_token", nn.initializers.zeros, (width,))

@@ -101,33 +101,31 @@ def _local(c: Config, window: int | None, default: Callable[[int], bool]) -> dic
 
 def _rms_decoder(c: Config, block: Mapping[str, Any], **facts: Any) -> DecoderSpec:
     """What Llama and its descendants share: RMSNorm, rotary positions, gated MLP, shared keys."""
-    return DecoderSpec(
-        **{
-            "vocab": c["vocab_size"],
-            "width": c["hidden_size"],
-            "layers": c["num_hidden_layers"],
-            "rope": rope(c, _head_width(c)),
-            "tied": c.get("tie_word_embeddings", False),
-            "block": BlockSpec(
-                **{
-                    "heads": c["num_attention_heads"],
-                    "kv_heads": c.get("num_key_value_heads"),
-                    "head_width": _head_width(c),
-                    "hidden": c["intermediate_size"],
-                    "activation": c.get("hidden_act", "silu"),
-                    "gated": True,
-                    "norm": "rms",
-                    "eps": _number(c, "rms_norm_eps", 1e-6),
-                    "qkv_bias": False,
-                    "out_bias": False,
-                    "mlp_bias": False,
-                    "attention_dropout": _number(c, "attention_dropout", 0.0),
-                    **block,
-                }
-            ),
-            **facts,
-        }
-    )
+    block = {
+        "heads": c["num_attention_heads"],
+        "kv_heads": c.get("num_key_value_heads"),
+        "head_width": _head_width(c),
+        "hidden": c["intermediate_size"],
+        "activation": c.get("hidden_act", "silu"),
+        "gated": True,
+        "norm": "rms",
+        "eps": _number(c, "rms_norm_eps", 1e-6),
+        "qkv_bias": False,
+        "out_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": _number(c, "attention_dropout", 0.0),
+        **block,
+    }
+    facts = {
+        "vocab": c["vocab_size"],
+        "width": c["hidden_size"],
+        "layers": c["num_hidden_layers"],
+        "rope": rope(c, _head_width(c)),
+        "tied": c.get("tie_word_embeddings", False),
+        "block": BlockSpec(**block),
+        **facts,
+    }
+    return DecoderSpec(**facts)
 
 
 def _llama(c: Config) -> DecoderSpec:

@@ -80,7 +80,7 @@ def open_clip(
     """open_clip's and OpenAI's own CLIP towers; `side` is of the image, pixels."""
     grid = (side // patch, side // patch)
     # The defaults are those of OpenAI's CLIP.
-    facts = {"activation": "quick_gelu", "eps": 1e-5, "table": grid} | facts
+    facts = {"activation": "quick_gelu", "eps": 1e-5, "table": grid, **facts}
     block = BlockSpec(heads, hidden, facts.pop("activation"), eps=facts.pop("eps"))
     return VisionSpec(
         width=width,
