@@ -1,5 +1,6 @@
 """launch/plan.py, without a compiler for the machine, and on the devices that are here."""
 
+import functools
 import json
 import os
 import subprocess
@@ -27,6 +28,12 @@ def config(**changes):
     raw.model.backbone.arch["text_config"]["layers"] = 2
     raw.update_from_flattened_dict(changes)
     return resolve(raw)
+
+
+@functools.cache
+def sketched(machine, windows):
+    """The outline of `config()`, which takes seconds, once for all tests."""
+    return outline.outline(config(), parse(machine), windows)
 
 
 def launch(*flags):
@@ -82,12 +89,10 @@ def test_a_missing_compiler_is_named_with_its_install_line(monkeypatch):
 
 
 def test_operations_split_over_devices():
-    tiny = config()
-    four = outline.outline(tiny, parse("h100:4"), 2)
-    single = outline.outline(tiny, parse("h100:1"), 4)
-    assert single.flops == 2 * four.flops
-    assert single.forward == 2 * four.forward
-    assert (four.rows, four.blocks, four.blocks_of_process, four.straddling) == (8, 4, (4,), 0)
+    two, single = sketched("h100:2", 1), sketched("h100:1", 4)
+    assert single.flops == 4 * two.flops
+    assert single.forward == 4 * two.forward
+    assert (two.rows, two.blocks, two.blocks_of_process, two.straddling) == (2, 2, (2,), 0)
     assert single.unsplit == []
 
 
@@ -96,8 +101,7 @@ def test_on_the_devices_that_are_here(monkeypatch):
     machine = parse("h100:2")
     monkeypatch.setattr(compilers, "devices", lambda _: jax.devices()[:2])
     monkeypatch.setitem(compilers.OPTIONS, "cuda", {})
-    tiny = config(**{"model.dropout": False})
-    sketch = outline.outline(tiny, machine, 1)
+    tiny, sketch = config(), sketched("h100:2", 1)
     train = measured.train_step(tiny, machine, 1)
     control = measured.control_step(tiny, machine)
     result = report.to_json(machine, sketch, train, control)
