@@ -82,7 +82,8 @@ def test_wrong_architecture(folder, tmp_path, capsys):
 
 
 def test_missing_parts(folder, tmp_path, capsys):
-    assert "config.json" in refused(capsys, tmp_path / "out", "import-hf", tmp_path / "nowhere")
+    text = refused(capsys, tmp_path / "out", "import-hf", tmp_path / "nowhere")
+    assert "nowhere: no such file or folder" in text
     (folder / "config.json").write_text("<html>")
     assert "config.json" in refused(capsys, tmp_path / "out", "import-hf", folder)
     shutil.copy(TINY / "config.json", folder)
