@@ -346,6 +346,7 @@ def main(_: Any) -> None:
     """Resolve the config, join the other processes, train; a user's mistake shows no traceback."""
     try:
         raw, workdir = cli.required(CONFIG.value), Path(WORKDIR.value or "").expanduser()
+        # `refuse` goes on only with a config that has been resolved.
         config, problems = Config(), refusal.Problems(ConfigError, lock.WorkdirError)
         with problems.part():
             config = resolve(raw)

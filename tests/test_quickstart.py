@@ -55,7 +55,7 @@ def test_demo(tmp_path, one_device, baselines):
     if baselines:
         assert "untrained" in page
         assert "swapped" in page
-        # A finished run is evaluated again, not trained again.
-        config = f"--config=configs/quickstart.py:{tmp_path / 'data/tabletop/1.0.0'}"
-        run("launch/train.py", config, "--workdir", tmp_path, *flags)
-        assert steps(tmp_path) == trained
+    # A finished run is evaluated again, not trained again.
+    config = f"--config=configs/quickstart.py:{tmp_path / 'data/tabletop/1.0.0'}"
+    run("launch/train.py", config, "--workdir", tmp_path, *flags)
+    assert steps(tmp_path) == trained

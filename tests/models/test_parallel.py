@@ -42,14 +42,9 @@ def chunk(model: Any, params: Any, observation: Observation) -> np.ndarray:
     return np.asarray(result.arm)
 
 
-# The detokenizer's answers are looked at in test_structures.py too.
 @pytest.mark.parametrize(
     ("head", "backbone"),
-    [
-        ("l1", "prismatic"),
-        pytest.param("detokenizer", "prismatic", marks=pytest.mark.slow),
-        ("l1", "smolvlm"),
-    ],
+    [("l1", "prismatic"), ("detokenizer", "prismatic"), ("l1", "smolvlm")],
 )
 def test_every_backbone_gets_gradients_and_answers(head, backbone):
     model, params = build(head, backbone)

@@ -25,12 +25,14 @@ CELLS = [
     for cell in itertools.product(ARCHS, STRUCTURES)
     if not legality.refusal(*cell, programs.HEADS[cell[1]])
 ]
-# One cell for most kinds of loop: windows of a tower, ResNet and encoder-decoder, the denoiser,
-# GPT-2. Kosmos-2 with the LSTM is the full-size model below; taps of a tower, perceiver and
-# cross-attention are among all cells, which are slow.
+# One cell for each kind of loop: decoder and LSTM, windows of a tower, taps of another, ResNet and
+# encoder-decoder, perceiver and cross-attention, the denoiser, GPT-2. Kosmos-2 with the LSTM is the
+# full-size model below.
 QUICK = [
     ("qwen2_5_vl", "interleaved"),
+    ("qwen3_vl", "video"),
     ("ofa", "one_step"),
+    ("flamingo", "policy_head"),
     ("llava", "discrete"),
     ("prismatic", "parallel"),
 ]
@@ -47,7 +49,7 @@ def unsplit(config: Any, rows: int = ROWS, **how: Any) -> list[Carry]:
 
 
 @pytest.mark.parametrize("cell", QUICK, ids="-".join)
-def test_the_batch_stays_split_in_most_kinds_of_loop(cell):
+def test_the_batch_stays_split_in_every_kind_of_loop(cell):
     assert unsplit(programs.config(*cell)) == []
 
 
