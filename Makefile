@@ -7,8 +7,8 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 # Some containers set it; a hundred processes of the tests would each compile all that they import.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Test processes; each takes up to 5 GB.
-WORKERS ?= 2
+# Test processes, each of up to 5 GB; a third on two cores works while the tests of servers wait.
+WORKERS ?= 3
 
 .PHONY: help demo test test-slow lint bench clean
 

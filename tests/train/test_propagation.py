@@ -16,7 +16,7 @@ from vla_jax.config import MeshConfig, resolve
 from vla_jax.models import legality, sharding
 from vla_jax.models.structures import STRUCTURES
 from vla_jax.train.mesh import make_mesh
-from vla_jax.train.propagation import Carry, loop_carries, unsplit_carries
+from vla_jax.train.propagation import Carry, loop_carries, propagated, unsplit_carries
 
 # Over eight devices; 11 divides no width of a model, so that nothing else passes for rows.
 ROWS = 8 * 11
@@ -40,7 +40,7 @@ MESHES = {"fsdp": {"mesh.fsdp": -1}, "all": {"mesh.data": 2, "mesh.fsdp": 2, "me
 
 
 def unsplit(config: Any, rows: int = ROWS, **how: Any) -> list[Carry]:
-    result = unsplit_carries(programs.lower(config, rows, **how), ROWS)
+    result = unsplit_carries(propagated(programs.lower(config, rows, **how)), ROWS)
     s = config.model.structure
     # The heads' noise: `jax.random.normal` ends in an inverse error function, through which the
     # compiler hands no sharding back. It is a few numbers a window.
@@ -137,18 +137,19 @@ def test_what_a_loop_carries_is_told_with_where_it_lies():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     program = lowered(mesh, 24, P(("data", "fsdp")))
     before = str(program.compiler_ir("stablehlo"))
-    carries = {carry.shape: carry for carry in loop_carries(program)}
+    module = propagated(program)
+    carries = {carry.shape: carry for carry in loop_carries(module)}
     assert carries[24, 48].axes == (("data", "fsdp"), ("tensor",))
     assert str(carries[24, 48]) == "f32[24, 48] lies as [{data, fsdp}, {tensor}] (in 1 loops)"
     assert carries[3, 24, 48].axes[1] == ("data", "fsdp")
     assert str(program.compiler_ir("stablehlo")) == before
-    assert unsplit_carries(program, 24) == []
+    assert unsplit_carries(module, 24) == []
 
 
 def test_rows_that_are_whole_or_split_too_little_are_found_and_parameters_are_not():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     for at in (P(), P("data"), P(None, "fsdp")):
-        shapes = {carry.shape for carry in unsplit_carries(lowered(mesh, 24, at), 24)}
+        shapes = {carry.shape for carry in unsplit_carries(propagated(lowered(mesh, 24, at)), 24)}
         assert shapes == {(24, 48), (3, 24, 48)}
     single = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    assert unsplit_carries(lowered(single, 24, P()), 24) == []
+    assert unsplit_carries(propagated(lowered(single, 24, P())), 24) == []

@@ -11,6 +11,7 @@ from vla_jax.plan import compilers, loops
 from vla_jax.plan.machines import parse, stand_ins
 from vla_jax.plan.programs import control_program
 from vla_jax.train import trace
+from vla_jax.train.propagation import propagated
 
 ROWS, TOKENS, WIDTH, LAYERS = 26, 5, 16, 3
 
@@ -94,7 +95,7 @@ def tower():
 
 def test_what_a_forward_loop_leaves_behind():
     lowered, parameters = tower()
-    values = loops.loop_values(lowered)
+    values = loops.loop_values(propagated(lowered))
     left = loops.residual_bytes(values, parameters, 4 * ROWS)
     layer = ROWS * TOKENS * WIDTH * 4
     stacked = sum(size for name, size in left.items() if name != "held in loops")

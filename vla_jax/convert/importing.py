@@ -225,11 +225,19 @@ def complete(
     return model, dataclasses.replace(config, model=model_config), shapes
 
 
+# Of models met before: tracing one takes a second, and an import asks several times.
+_SHAPES: dict[tuple[type, str], dict[str, tuple[int, ...]]] = {}
+
+
 def shapes_of(model: vla.VLA) -> dict[str, tuple[int, ...]]:
     """Our path -> shape of every parameter; makes none of them."""
-    # Traced only: billions of parameters are described, none is allocated.
-    tree = jax.eval_shape(functools.partial(vla.initial_params, model), jax.random.key(0))
-    return {path: tuple(leaf.shape) for path, leaf in rules.flatten(tree).items()}
+    # A model is its class, config and architecture; the last two hold dicts, which have no hash.
+    key = (type(model), repr((model.config, model.arch)))
+    if key not in _SHAPES:
+        # Traced only: billions of parameters are described, none is allocated.
+        tree = jax.eval_shape(functools.partial(vla.initial_params, model), jax.random.key(0))
+        _SHAPES[key] = {path: tuple(leaf.shape) for path, leaf in rules.flatten(tree).items()}
+    return dict(_SHAPES[key])
 
 
 def _random(

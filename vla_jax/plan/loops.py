@@ -39,13 +39,12 @@ class LoopValue:
     device_bytes: int
 
 
-def loop_values(lowered: Any) -> list[LoopValue]:
-    """Every array of every loop of a lowered step, after the propagation.
+def loop_values(module: Any) -> list[LoopValue]:
+    """Every array of every loop of a step, after the propagation.
 
     Args:
-        lowered: of a jitted function; it is not changed.
+        module: of `propagation.propagated`.
     """
-    module = propagation.propagated(lowered)
     mesh = propagation.axis_sizes(module)
     functions = {
         str(each.attributes["sym_name"]).strip('"'): each

@@ -88,15 +88,15 @@ def outline(config: Config, machine: Machine, windows: int = 0) -> Outline:
     forward = trace.count(jax.make_jaxpr(asked.forward)(params, asked.batch))
     # The loops.
     # So many windows that no dimension of the model is taken for rows of the batch.
-    prime = programs.train_program(config, devices, _TRACED * config.train.accumulate)
+    prime = programs.resized(asked, _TRACED * config.train.accumulate * asked.blocks)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     rows = prime.rows // config.train.accumulate
     with compilers.answering_for(machine):
         traced = prime.step.trace(prime.template, prime.batch)
-        lowered = traced.lower()
+        module = propagation.propagated(traced.lower())
     scale = asked.rows / prime.rows
-    residuals = loops.residual_bytes(loops.loop_values(lowered), shapes, rows, scale)
-    unsplit = propagation.unsplit_carries(lowered, rows)
+    residuals = loops.residual_bytes(loops.loop_values(module), shapes, rows, scale)
+    unsplit = propagation.unsplit_carries(module, rows)
 
     def scaled(shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(round(n * scale) if n % rows == 0 else n for n in shape)

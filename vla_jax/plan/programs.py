@@ -1,5 +1,6 @@
 """The product's own train step and control step, for devices that need not be here."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -84,7 +85,6 @@ def train_program(config: Config, devices: Sequence[Any], windows: int = 0) -> T
     mesh = meshes.make_mesh(config.mesh, devices)
     blocks = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = windows * blocks or config.train.batch_size
-    # Each part of an accumulated batch is split over all blocks by itself.
     _divides(rows, blocks * config.train.accumulate, "train.batch_size")
     captions = config.data.cotrain.rows if config.data.cotrain.path else 0
     # Captions go through a step in the same parts as the windows.
@@ -118,7 +118,22 @@ def train_program(config: Config, devices: Sequence[Any], windows: int = 0) -> T
     )
 
 
+def resized(program: TrainProgram, rows: int) -> TrainProgram:
+    """The same step for so many windows in all; nothing is traced to get it."""
+
+    def cut(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = (x.shape[0] * rows // program.rows, *x.shape[1:])
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=x.sharding)
+
+    # Captions have a number of rows of their own, whatever the windows are.
+    captions = program.batch.captions
+    windows = jax.tree.map(cut, dataclasses.replace(program.batch, captions=None))
+    batch = dataclasses.replace(windows, captions=captions)
+    return dataclasses.replace(program, batch=batch, rows=rows)
+
+
 def _divides(rows: int, parts: int, name: str) -> None:
+    # Each part of an accumulated batch is split over all blocks by itself.
     if rows % parts:
         raise ConfigError(f"{name}: {rows} is not a multiple of data x fsdp x accumulate = {parts}")
 

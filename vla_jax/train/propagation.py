@@ -43,20 +43,27 @@ class Carry:
         return f"{self.dtype}{list(self.shape)} lies as [{where}] (in {self.loops} loops)"
 
 
-def loop_carries(lowered: Any) -> list[Carry]:
+def loop_carries(module: Any) -> list[Carry]:
     """Everything that the loops of a program carry, and how it lies on the mesh.
 
     Args:
-        lowered: what `jax.jit(...).lower(...)` or `.trace(...).lower()` returns, for a mesh of
-            several devices. It is left as it is.
+        module: of `propagated`.
 
     Returns:
         Distinct carries, the largest first.
     """
-    return _carries(propagated(lowered))
+    counts: collections.Counter[Any] = collections.Counter()
+    for op in operations(module, "stablehlo.while"):
+        lying = result_axes(op)
+        # A loop may carry many alike, such as the statistics of several norms.
+        counts.update(
+            {(*shape_and_type(x.type), a) for x, a in zip(op.results, lying, strict=True)}
+        )
+    ordered = sorted(counts.items(), key=lambda item: -math.prod(item[0][0]))
+    return [Carry(*carry, loops=count) for carry, count in ordered]
 
 
-def unsplit_carries(lowered: Any, rows: int) -> list[Carry]:
+def unsplit_carries(module: Any, rows: int) -> list[Carry]:
     """Loop carries that hold rows of the batch without being split as the batch is.
 
     Such a value lies on each device for all rows, or for more than its share of them, and so does
@@ -68,19 +75,18 @@ def unsplit_carries(lowered: Any, rows: int) -> list[Carry]:
     `rows` with a prime factor that no width of the model has.
 
     Args:
-        lowered: see `loop_carries`. Its mesh must have the axes "data" and "fsdp".
+        module: of `propagated`. Its mesh must have the axes "data" and "fsdp".
         rows: of the whole batch.
 
     Returns:
         Distinct carries, the largest first; empty when every loop is split.
     """
-    module = propagated(lowered)
     sizes = axis_sizes(module)
     shards = math.prod(sizes.get(axis, 1) for axis in ROW_AXES)
     # Arguments that are not split as rows are taken for parameters.
     parameters = {shape for shape, axes in _arguments(module) if _shards(axes, 0, sizes) < shards}
     unsplit = []
-    for carry in _carries(module):
+    for carry in loop_carries(module):
         shape = carry.shape
         if shards == 1 or shape in parameters or shape[1:] in parameters:
             continue
@@ -91,25 +97,20 @@ def unsplit_carries(lowered: Any, rows: int) -> list[Carry]:
 
 
 def propagated(lowered: Any) -> Any:
-    """A lowered program's module (of MLIR) after propagation; `lowered` itself stays as it is."""
+    """A lowered program's module (of MLIR) after propagation.
+
+    It takes a second for a small train step, so that one serves all that is asked of a program.
+
+    Args:
+        lowered: what `jax.jit(...).lower(...)` or `.trace(...).lower()` returns, for a mesh of
+            several devices. It is left as it is.
+    """
     module = lowered.compiler_ir("stablehlo")
     with module.context:
         # The pass rewrites what it runs on, and `lowered.compile()` must not see that.
         copy = module.operation.clone()
         PassManager.parse("builtin.module(sdy-propagation-pipeline)").run(copy.operation)
     return copy.operation
-
-
-def _carries(module: Any) -> list[Carry]:
-    counts: collections.Counter[Any] = collections.Counter()
-    for op in operations(module, "stablehlo.while"):
-        lying = result_axes(op)
-        # A loop may carry many alike, such as the statistics of several norms.
-        counts.update(
-            {(*shape_and_type(x.type), a) for x, a in zip(op.results, lying, strict=True)}
-        )
-    ordered = sorted(counts.items(), key=lambda item: -math.prod(item[0][0]))
-    return [Carry(*carry, loops=count) for carry, count in ordered]
 
 
 def result_axes(op: Any) -> list[Axes]:
