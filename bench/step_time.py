@@ -144,6 +144,8 @@ def _parse_flags() -> argparse.Namespace:
     add("train", nargs="*", help="flags for both runs, after --")
     flags = parser.parse_args()
     flags.against = flags.against.resolve()
+    if not (flags.against / "launch" / "train.py").is_file():
+        parser.error(f"--against: {flags.against} is no checkout of vla_jax (launch/train.py)")
     return flags
 
 
