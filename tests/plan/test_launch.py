@@ -12,7 +12,7 @@ import pytest
 
 from tests.train import mini
 from vla_jax.config import ConfigError, resolve
-from vla_jax.plan import compilers, machines, measured, outline, report, sweep
+from vla_jax.plan import compilers, machines, measured, outline, programs, report, sweep
 from vla_jax.plan.machines import PlanError, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +94,17 @@ def test_operations_split_over_devices():
     assert single.forward == 4 * two.forward
     assert (two.rows, two.blocks, two.blocks_of_process, two.straddling) == (2, 2, (2,), 0)
     assert single.unsplit == []
+
+
+def test_a_resized_program_is_the_one_for_so_many_rows():
+    with_captions = config(**{"data.cotrain.path": "texts.json", "data.cotrain.rows": 4})
+    devices = machines.stand_ins(parse("h100:2"))
+    small = programs.train_program(with_captions, devices, 1)
+    large = programs.train_program(with_captions, devices, 3)
+    resized = programs.resized(small, 6)
+    assert resized.rows == large.rows == 6
+    assert resized.batch == large.batch != small.batch
+    assert resized.step is small.step
 
 
 def test_on_the_devices_that_are_here(monkeypatch):
