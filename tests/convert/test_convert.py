@@ -24,7 +24,6 @@ from vla_jax.train.state import TrainState
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TIED = "text_model.lm_head.weight"
 EMBEDDING = "text_model.model.embed_tokens.weight"
-UNNAMED = ("robokosmos_lstm_post_nomask", "robokosmos_lstm_post_pool")
 ROBO = sorted(p.parent for p in FIXTURES.glob("robokosmos*/model_params.json"))
 
 
@@ -158,11 +157,7 @@ def robo_files(folder: Path, where: Path) -> tuple[Path, Path, dict[str, np.ndar
     return where / "x.pt", vlm, tensors
 
 
-# The wrist camera has weights of its own names; a mask or a pooling has none.
-@pytest.mark.parametrize(
-    "folder",
-    [pytest.param(p, id=p.name, marks=pytest.mark.slow if p.name in UNNAMED else ()) for p in ROBO],
-)
+@pytest.mark.parametrize("folder", ROBO, ids=lambda p: p.name)
 def test_robovlms_round_trip(folder, tmp_path):
     pt, vlm, tensors = robo_files(folder, tmp_path)
     config, run_dir = folder / "config.json", tmp_path / "run"
