@@ -1,6 +1,7 @@
-"""The train step on CPUs beside the same arithmetic in PyTorch, interleaved in one run.
+"""The train step or the control step on CPUs beside PyTorch's of the same arithmetic, in turns.
 
     python bench/cpu_step.py --torch PYTHON --batch 1 --window 8 --json FILE
+    python bench/cpu_step.py --torch PYTHON --control --rounds 15
 
 PYTHON is the interpreter of an environment with torch and transformers. Every side is a process of
 its own with a mid-size Kosmos-2 policy head (vision and text 6 x 512, 107.9 M numbers, two cameras
@@ -9,14 +10,17 @@ the wall and the CPU time (user and system) of a step, its page faults, the peak
 memory, and the medians of the ratios of neighboring steps. `--sides` names what runs: ours as
 `train.keep_heap` is by default or off, with `model.remat` after a +, and torch with or without an
 allocator that is tuned alike. `--decode N` lets N threads of our sides decode images and hold
-batches meanwhile, as a loader does.
+batches meanwhile, as a loader does. With `--control` every side answers one robot's observations
+instead, in float32, ours from images to actions in the robot's units as behind a server.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,10 +29,14 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.turns import Side, Turn, ratio, serve
+from bench import serve
+from bench.turns import Side, Turn, ratio
+from bench.turns import serve as answer
 
 HEAPS, REMAT = ("kept", "given"), ("dots", "none", "full")
+CONTROL = (*HEAPS, "torch", "torch-tuned")
 SIDES = (*(f"{heap}+{remat}" for heap in HEAPS for remat in REMAT), "torch", "torch-tuned")
+SAVE = "save"  # the worker that writes the policy of the control step
 TUNED = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=64000000000:glibc.malloc.arena_max=1"
 
 
@@ -36,31 +44,43 @@ def main() -> None:
     """Starts every side, lets them take turns, prints one table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--torch", help="Python with torch and transformers; none: ours alone")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=(*HEAPS, *SIDES))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--window", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--control", action="store_true", help="control steps, no training")
+    parser.add_argument("--steps", type=int, default=1, help="of a turn")
     parser.add_argument("--threads", type=int, default=2, help="of torch; XLA takes all it sees")
     parser.add_argument("--decode", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         _work(args)
         return
-    names = [side for side in args.sides if args.torch or not side.startswith("torch")]
-    sides = {name: _start(args, name) for name in names}
-    try:
-        for side in sides.values():  # compiled, and one step done
-            side.answer()
-        turns: dict[str, list[Turn]] = {name: [] for name in names}
-        for _ in range(args.rounds):
-            for name, side in sides.items():
-                turns[name].append(side.turn())
-    except RuntimeError as error:
-        sys.exit(f"cpu_step.py: a side {error}")
-    for side in sides.values():
-        side.end()
+    choices = CONTROL if args.control else SIDES
+    sides = args.sides or choices
+    if not set(sides) <= set(choices):
+        parser.error(f"--sides: the choices here are {', '.join(choices)}")
+    names = [side for side in sides if args.torch or not side.startswith("torch")]
+    with tempfile.TemporaryDirectory() as folder:
+        if args.control:
+            # In a process of its own, for a child's peak is at least its parent's.
+            command = [sys.executable, __file__, "--worker", SAVE, "--checkpoint", folder]
+            subprocess.run(command, check=True)
+        workers = {name: _start(args, name, folder) for name in names}
+        try:
+            for side in workers.values():  # compiled, and one turn done
+                side.answer()
+            turns: dict[str, list[Turn]] = {name: [] for name in names}
+            for _ in range(args.rounds):
+                for name, side in workers.items():
+                    turns[name].append(side.turn())
+        except RuntimeError as error:
+            sys.exit(f"cpu_step.py: a side {error}")
+        for side in workers.values():
+            side.end()
     rows = [_row(name, turns) for name in names]
     _report(args, rows)
     if args.json:
@@ -68,10 +88,13 @@ def main() -> None:
         args.json.write_text(json.dumps({"load": load, "rows": rows, "turns": turns}, indent=1))
 
 
-def _start(args: argparse.Namespace, name: str) -> Side:
+def _start(args: argparse.Namespace, name: str, checkpoint: str) -> Side:
+    """A side; `checkpoint` holds the policy of our control step."""
+    steps = ["--steps", args.steps, *(["--control"] if args.control else [])]
     if not name.startswith("torch"):
         command = [sys.executable, __file__, "--worker", name, "--batch", args.batch]
-        command += ["--window", args.window, "--decode", args.decode]
+        command += ["--window", args.window, "--decode", args.decode, *steps]
+        command += ["--checkpoint", checkpoint]
         return Side(command, {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")})
     # jax is loaded here for the model's sizes alone.
     from bench import fixed_step
@@ -79,7 +102,7 @@ def _start(args: argparse.Namespace, name: str) -> Side:
 
     model = fixed_step.for_torch(resolve(fixed_step.midsize(args.window)), args.batch)
     command = [args.torch, fixed_step.TORCH, "--threads", args.threads]
-    command += ["--model", json.dumps(model)]
+    command += ["--model", json.dumps(model), *steps]
     return Side(command, {"GLIBC_TUNABLES": TUNED} if name == "torch-tuned" else {})
 
 
@@ -97,30 +120,37 @@ def _row(name: str, turns: dict[str, list[Turn]]) -> dict[str, Any]:
 def _report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     ratios = [key for key in rows[0] if "/" in key]
     head = ["side", "wall s", "CPU s", "system s", "page faults", "peak RSS MB", *ratios]
-    print(f"batch {args.batch}, window {args.window}, load {os.getloadavg()[0]:.1f}")
+    what = "control step" if args.control else f"batch {args.batch}, window {args.window}"
+    print(f"{what}, load {os.getloadavg()[0]:.1f}")
     print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     for r in rows:
-        cells = [f"{r[key]:.2f}" for key in ("wall_s", "cpu_s", "system_s")]
+        cells = [f"{r[key]:.3f}" for key in ("wall_s", "cpu_s", "system_s")]
         cells += [f"{r['faults']:.0f}", f"{r['rss_mb']:.0f}", *(f"{r[key]:.2f}" for key in ratios)]
         print(f"| {r['side']} | {' | '.join(cells)} |")
 
 
 def _work(args: argparse.Namespace) -> None:
-    """One of our sides."""
+    """One of our sides, or what it needs."""
     from bench import fixed_step
     from vla_jax.config import resolve
     from vla_jax.train import heap
 
-    heap_setting, remat = args.worker.split("+")
+    if args.worker == SAVE:
+        serve.save(args.checkpoint, "midsize")
+        return
+    heap_setting, _, remat = args.worker.partition("+")
     heap.limit()  # as launch/train.py does, at the same point
     if heap_setting == "kept" and not heap.keep():
         sys.exit("this C library cannot keep the heap")
-    c = fixed_step.midsize(args.window)
-    c.model.remat = remat
-    step = fixed_step.ours(resolve(c), args.batch)
+    if args.control:
+        step = fixed_step.control(args.checkpoint)
+    else:
+        c = fixed_step.midsize(args.window)
+        c.model.remat = remat
+        step = fixed_step.ours(resolve(c), args.batch)
     for _ in range(args.decode):
         threading.Thread(target=_decode, daemon=True).start()
-    serve(step)
+    answer(step, args.steps)
 
 
 def _decode() -> None:

@@ -1,15 +1,18 @@
-"""Our own training step on one fixed batch, and what PyTorch's side must know to do the same."""
+"""Our own train step on one fixed batch, our control step, and what PyTorch's side must know."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from bench import serve
 from bench.turns import Step
 from configs import base
 from vla_jax.config import Config
+from vla_jax.inference.policy import Policy
 from vla_jax.models import vla
 from vla_jax.train import flops, lora, meter, state
 from vla_jax.train import mesh as meshes
@@ -71,6 +74,23 @@ def ours(config: Config, windows: int) -> Step:
         return metrics["loss"]
 
     return Step(run, float, facts, lambda: meter.device_gb([device]))
+
+
+def control(checkpoint: Path) -> Step:
+    """The mid-size policy of `bench.serve.save` as a server holds it, answering one robot.
+
+    An answer is from observation to actions in the robot's units; its figure is their sum.
+    """
+    policy = Policy.from_checkpoint(checkpoint)
+    seen = itertools.cycle([serve.observe(0, step, serve.SIZES["midsize"]) for step in range(8)])
+    session: Any = policy.new_session()
+
+    def run() -> Any:
+        nonlocal session
+        reply, session = policy.infer(session, next(seen))
+        return reply["actions"]
+
+    return Step(run, lambda actions: float(actions.sum()), {}, lambda: None)
 
 
 def _batch(config: Config, image: tuple[int, int], windows: int) -> Batch:

@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -48,27 +49,45 @@ def observe(session: int, step: int, size: int = 32) -> dict[str, Any]:
     return {**images, "prompt": f"lift the {('red', 'blue', 'pink')[session % 3]} block"}
 
 
-def make_policy(max_batch: int, kind: str = "quickstart") -> Any:
-    """An architecture with random weights; the same weights every time."""
+def save(folder: Path, kind: str = "quickstart") -> None:
+    """Write an architecture with random weights as a checkpoint; the same weights every time."""
     import jax
 
     from bench import fixed_step
     from configs import quickstart
-    from vla_jax.config import resolve
+    from vla_jax import rules
+    from vla_jax.config import resolve, to_dict
+    from vla_jax.convert import store
+    from vla_jax.convert.tensors import Lazy
     from vla_jax.data.language.tokenizer import Tokenizer
     from vla_jax.data.units.normalize import ActionSpec
-    from vla_jax.inference.policy import Policy
     from vla_jax.models import vla
 
     config = resolve(quickstart.get_config() if kind == "quickstart" else fixed_step.midsize())
     model = vla.build(config.model)
     params = jax.jit(lambda key: vla.initial_params(model, key))(jax.random.key(0))
+    arrays = {path: np.asarray(x) for path, x in rules.flatten(params).items()}
+    leaves = {path: Lazy(x.shape, x.dtype, lambda x=x: x) for path, x in arrays.items()}
     prompt = vla.prompt(config.model)
     texts = [prompt.format(instruction=observe(i, 0, 1)["prompt"]) for i in range(3)]
-    tokenizer = Tokenizer.build(texts, model.word_ids)
     ones = (1.0,) * 6
     spec = ActionSpec(7, "none", 1.0, tuple(-x for x in ones), ones, (-1.0, 1.0), hz=10.0)
-    return Policy(config, params, tokenizer, spec, "random", max_batch=max_batch)
+    meta = {
+        "config": to_dict(config),
+        "tokenizer": Tokenizer.build(texts, model.word_ids).to_json(),
+        "action_specs": {"random": spec.to_json()},
+        "statistics": {},
+    }
+    store.write(folder, leaves, meta)
+
+
+def make_policy(max_batch: int, kind: str = "quickstart") -> Any:
+    """What `save` writes, loaded as a server loads it."""
+    from vla_jax.inference.policy import Policy
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder), kind)
+        return Policy.from_checkpoint(folder, max_batch=max_batch)
 
 
 class Sessions:

@@ -1,14 +1,19 @@
-"""PyTorch's side of the benches of a training step; runs where torch and transformers are.
+"""PyTorch's side of the benches of a step; runs where torch and transformers are.
 
     python bench/torch_step.py --model=JSON [--compile] [--checkpoint] [--device=cuda]
+    python bench/torch_step.py --model=JSON --control
 
 The same model from Hugging Face's modules: Kosmos-2's towers, an LSTM over the window, heads as
 RoboVLMs has them, Huber + 0.01 cross-entropy, AdamW. In bfloat16 the products are under autocast
-and the parameters in float32, which is ours as well. JSON is `bench.fixed_step.for_torch`'s.
+and the parameters in float32, which is ours as well. With --control it answers one robot's
+observations instead, and keeps the window's features from step to step, as ours does. JSON is
+`bench.fixed_step.for_torch`'s.
 """
 
 import argparse
+import itertools
 import json
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -25,7 +30,7 @@ MEAN, DEVIATION = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
 
 
 def main() -> None:
-    """Serves train steps."""
+    """Serves steps."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=json.loads, required=True, metavar="JSON")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -33,6 +38,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="of a turn")
     parser.add_argument("--compile", action="store_true", help="torch.compile the loss")
     parser.add_argument("--checkpoint", action="store_true", help="recompute layers' activations")
+    parser.add_argument("--control", action="store_true", help="control steps, no training")
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.threads:
@@ -40,7 +46,7 @@ def main() -> None:
     # As PyTorch recommends for what autocast leaves in float32.
     torch.set_float32_matmul_precision("high" if args.device == "cuda" else "highest")
     with torch.device(args.device):
-        serve(_step(args), args.steps)
+        serve(_control(args) if args.control else _step(args), args.steps)
 
 
 class Policy(nn.Module):
@@ -72,8 +78,8 @@ class Policy(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Any, ids: Any, target: Any, closed: Any) -> Any:
-        """Loss of images [frames, cameras, 3, h, w], ids [frames, n] and actions [b, w, ...]."""
+    def features(self, images: Any, ids: Any) -> Any:
+        """Of the action token [frames, d]; images [frames, cameras, 3, h, w], ids [frames, n]."""
         frames, cameras = images.shape[:2]
         pixels = (images.flatten(0, 1).float() / 255 - self.mean) / self.deviation
         tokens = self.vlm.vision_model(pixel_values=pixels).last_hidden_state
@@ -87,9 +93,16 @@ class Policy(nn.Module):
         out = self.vlm.text_model.model(
             inputs_embeds=sequence, attention_mask=mask, use_cache=False
         )
-        features = out.last_hidden_state[:, -2].view(*target.shape[:2], -1)
+        return out.last_hidden_state[:, -2]
+
+    def actions(self, features: Any) -> tuple[Any, Any]:
+        """Arm and gripper [b, w, ...] of features [b, w, d]."""
         hidden, _ = self.rnn(features)
-        arm, gripper = torch.tanh(self.arm(hidden)).float(), self.gripper(hidden).float()
+        return torch.tanh(self.arm(hidden)).float(), self.gripper(hidden).float()
+
+    def forward(self, images: Any, ids: Any, target: Any, closed: Any) -> Any:
+        """Loss of images, ids (see `features`) and actions [b, w, ...]."""
+        arm, gripper = self.actions(self.features(images, ids).view(*target.shape[:2], -1))
         loss = nn.functional.smooth_l1_loss(arm, target)
         return loss + 0.01 * nn.functional.binary_cross_entropy_with_logits(gripper, closed)
 
@@ -132,6 +145,23 @@ def _step(args: argparse.Namespace) -> Step:
         return torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
 
     return Step(run, float, {"params": sum(p.numel() for p in params)}, device_gb)
+
+
+def _control(args: argparse.Namespace) -> Step:
+    m = args.model
+    model = Policy(m, checkpoint=False).eval()
+    rng, size = np.random.default_rng(0), m["arch"]["vision_config"]["image_size"]
+    shape, ids = (8, 1, m["cameras"], 3, size, size), torch.full((1, m["text_len"]), 5)
+    images = itertools.cycle(torch.from_numpy(rng.integers(0, 255, shape, dtype=np.uint8)))
+    window: deque[Any] = deque(maxlen=m["window"])
+
+    @torch.inference_mode()
+    def run() -> Any:
+        window.append(model.features(next(images), ids))
+        arm, gripper = model.actions(torch.stack(list(window), 1))
+        return torch.cat([arm[:, -1], gripper[:, -1]], -1)
+
+    return Step(run, lambda actions: float(actions.sum()), {}, lambda: None)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benches of a training step share: sides in processes of their own that take turns.
+"""What the benches of a step share: sides in processes of their own that take turns.
 
 A side prints one line of JSON when it is ready, and one for every line of its standard input, after
 the steps of a turn. What the machine does otherwise falls on all sides alike.
@@ -20,11 +20,11 @@ Turn = dict[str, Any]
 
 
 class Step(NamedTuple):
-    """One side's training step, ready to run.
+    """One side's step, ready to run.
 
     Attributes:
-        run: one step; returns its loss, which may still be on its way.
-        value: waits for a loss.
+        run: one step; returns its loss or its actions, which may still be on their way.
+        value: waits for those, and makes one number of them.
         facts: about the side, told with every turn, as {"params": numbers that are trained}.
         device_gb: peak memory of the accelerator so far; None without one.
     """
