@@ -1,0 +1,83 @@
+"""What int8 leaves of the weights that a control step reads, for every backbone's policy head.
+
+    python bench/weights.py --write=docs/benchmarks.md
+
+Counted in the traced program of `launch/serve.py`, one session on a device like this one: every
+parameter that it needs, in bfloat16 and with `--weights=int8`. A table of which rows are looked up
+is not read, so it is left aside and given beside. Nothing is compiled or allocated.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.interpreters import partial_eval
+
+if __package__ in (None, ""):  # run as a script: make the repository importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import plans
+from vla_jax.config import Config, load_config_file, resolve
+from vla_jax.plan import programs
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+MARKS = ("<!-- weights -->", "<!-- /weights -->")
+LOOKUPS = ("gather", "dynamic_slice")
+
+
+def read(config: Config, form: str) -> tuple[int, int]:
+    """Bytes of the parameters that a control step reads, and of the tables it looks up rows in."""
+    program = programs.control_program(config, jax.local_devices()[0], 1, form)
+    params = jax.tree.leaves(program.arguments[0])
+    jaxpr = jax.make_jaxpr(program.step)(*program.arguments).jaxpr
+    outputs = [True] * len(jaxpr.outvars)
+    needed: Any = partial_eval.dce_jaxpr(jaxpr, outputs, instantiate=True)[0]
+    sums = {True: 0, False: 0}
+    for variable, x in zip(needed.invars, params, strict=False):  # parameters come first
+        uses = set(_uses(needed, variable))
+        if uses:
+            sums[bool(uses - {*LOOKUPS})] += x.size * x.dtype.itemsize
+    return sums[True], sums[False]
+
+
+def _uses(jaxpr: Any, variable: Any) -> Iterator[str]:
+    """The primitives that read a variable, through the programs that it is handed to."""
+    for equation in jaxpr.eqns:
+        for position, operand in enumerate(equation.invars):
+            if operand is not variable:
+                continue
+            inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+            inner = getattr(inner, "jaxpr", inner)
+            # Calls hand their operands on one by one; a loop or a kernel reads what it is given.
+            if inner is not None and len(inner.invars) == len(equation.invars):
+                yield from _uses(inner, inner.invars[position])
+            else:
+                yield equation.primitive.name
+
+
+def rows() -> Iterator[str]:
+    """The table, line by line."""
+    yield "| config | bfloat16, GB | int8, GB | int8 / bfloat16 | tables of words, GB | with them |"
+    yield "|---|---|---|---|---|---|"
+    for file in sorted(CONFIGS.glob("*_ph.py")):
+        config = resolve(load_config_file(str(file)))
+        (before, table), (after, kept) = (read(config, form) for form in ("bf16", "int8"))
+        cells = [f"{before / 1e9:.2f}", f"{after / 1e9:.2f}", f"{after / before:.3f}"]
+        cells += [f"{table / 1e9:.2f}", f"{(after + kept) / (before + table):.3f}"]
+        yield f"| `{file.stem}` | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", metavar="PAGE", help="also put the table into this page")
+    plans.show_table(rows(), parser.parse_args().write, MARKS)
+
+
+if __name__ == "__main__":
+    main()
