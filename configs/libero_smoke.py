@@ -16,7 +16,7 @@ python launch/evaluate.py libero --checkpoint=runs/libero_smoke --out=OUT \
     --python=VENV/bin/python -- --suite=object --tasks 0 6 8 --episodes=20 --size=128 \
     --execute-steps=5
 
-59 of 60 held-out initial states, 20 of each task (98 %, 95 % interval 91 to 100 %). The baselines,
+60 of 60 held-out initial states, 20 of each task (95 % interval 94 to 100 %). The baselines,
 and what that means, are in docs/benchmarks.md. On one CPU core 8 CPU-minutes of recording, 4 of
 training and 4 of evaluation.
 

@@ -103,6 +103,7 @@ class BatchedStep:
         self._params = jax.device_put(params, self._device)
         self.empty: History = jax.device_put(model.empty_history(1), self._device)
         self._fit: Any = jax.jit(partial(fit, spec=image))
+        self._stack: Any = jax.jit(lambda *images: jnp.stack(images))
         self._sizes: set[tuple[int, ...]] = set()
         self._programs: dict[tuple[int, Shapes], Any] = {}
         self._batch: Any = partial(self.program, model, image, seed, self._mesh, realtime=realtime)
@@ -145,7 +146,8 @@ class BatchedStep:
         # Padding repeats the first row: its numbers are ordinary, and nobody reads them.
         rows = [*inputs, *itertools.repeat(inputs[0], bucket - len(inputs))]
         images = {
-            camera: tuple(self._fitted(row.images[camera]) for row in rows) for camera, _ in shapes
+            camera: self._stacked([self._fitted(row.images[camera]) for row in rows])
+            for camera, _ in shapes
         }
         has_state, guided = rows[0].proprio is not None, rows[0].previous is not None
         arguments = (
@@ -178,6 +180,13 @@ class BatchedStep:
         self._sizes.add(image.shape)
         return self._fit(image)
 
+    def _stacked(self, images: Sequence[Any]) -> Any:
+        """One array of all rows: it goes to the device as one, which many would not."""
+        if all(isinstance(image, np.ndarray) for image in images):
+            return np.stack(images)
+        # Those that were resized lie on the device already, and stay there.
+        return self._stack(*images)
+
     @staticmethod
     def program(
         model: Any,
@@ -185,7 +194,7 @@ class BatchedStep:
         seed: int,
         mesh: AbstractMesh | None,
         params: Mapping[str, Any],
-        images: Mapping[str, tuple[UInt8[Array, "_ _ 3"], ...]],
+        images: Mapping[str, UInt8[Array, "s _ _ 3"]],
         text: Int32[Array, "s t"],
         mask: Bool[Array, "s t"],
         proprio: Float[Array, "s p"] | None,
@@ -197,8 +206,8 @@ class BatchedStep:
     ) -> tuple[Float[Array, "s f a"], tuple[History, ...]]:
         """What a bucket compiles; it needs no parameters on a device to be traced.
 
-        Stacking and unstacking are part of the program: one dispatch a batch, not one a row. With
-        a mesh, that of `layers_apart.serving_mesh`, so are the layers of `params`.
+        Stacking histories and unstacking them are part of the program: one dispatch a batch, not
+        one a row. With a mesh, that of `layers_apart.serving_mesh`, so are the layers of `params`.
         """
         if mesh is not None:
             params = layers_apart.together(params)
@@ -246,10 +255,9 @@ class BatchedStep:
                 pixels, text[0], mask[0], state, histories[0], steps[0], last, held
             )
             return chunk[None], (history,)
-        pixels = {camera: jnp.stack(x) for camera, x in images.items()}
         history = jax.tree.map(lambda *x: jnp.stack(x), *histories)
         chunks, history = jax.vmap(one)(
-            pixels, text, mask, proprio, history, steps, previous, weights
+            images, text, mask, proprio, history, steps, previous, weights
         )
         rows = range(len(histories))
         return chunks, tuple(jax.tree.map(lambda x, i=i: x[i], history) for i in rows)

@@ -164,12 +164,17 @@ def _fallback(key: str, keys: Iterable[str]) -> list[str]:
 
 
 def _first(obs: Mapping[str, Any], keys: Sequence[str], default: Any) -> Any:
-    return next((x for key in keys if (x := _find(obs, key)) is not _MISSING), default)
+    for key in keys:
+        value = _find(obs, key)
+        if value is not _MISSING:
+            return value
+    return default
 
 
 def _find(obs: Any, key: str) -> Any:
     """The value under a key, or under its parts between dots in nested maps."""
-    if not isinstance(obs, Mapping):
+    # Asked of a dict first: the question of any mapping costs more than all that follows.
+    if not isinstance(obs, (dict, Mapping)):
         return _MISSING
     if key in obs:
         return obs[key]

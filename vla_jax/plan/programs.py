@@ -204,11 +204,11 @@ def control_program(
     params = jax.eval_shape(init, jax.random.key(0))
     # Of one session: each goes in and out by itself, as sessions come and go.
     history = jax.eval_shape(lambda: model.empty_history(1))
-    image = _array((*model.image.shape, 3), "uint8")
+    image = _array((sessions, *model.image.shape, 3), "uint8")
     text = (sessions, c.text_len)
     arguments = (
         params,
-        {camera: (image,) * sessions for camera in sorted(c.cameras)},
+        dict.fromkeys(sorted(c.cameras), image),
         _array(text, "int32"),
         _array(text, "bool"),
         _array((sessions, c.proprio), "float32") if c.proprio else None,
