@@ -164,17 +164,12 @@ def _fallback(key: str, keys: Iterable[str]) -> list[str]:
 
 
 def _first(obs: Mapping[str, Any], keys: Sequence[str], default: Any) -> Any:
-    for key in keys:
-        value = _find(obs, key)
-        if value is not _MISSING:
-            return value
-    return default
+    return next((x for key in keys if (x := _find(obs, key)) is not _MISSING), default)
 
 
 def _find(obs: Any, key: str) -> Any:
     """The value under a key, or under its parts between dots in nested maps."""
-    # Asked of a dict first: the question of any mapping costs more than all that follows.
-    if not isinstance(obs, (dict, Mapping)):
+    if not isinstance(obs, Mapping):
         return _MISSING
     if key in obs:
         return obs[key]
