@@ -1,9 +1,9 @@
 """In which form a served model's weights lie in memory: what a control step reads.
 
 A control step of one session is bound by the bytes of its weights. `int8` keeps the kernels of all
-linear maps as whole numbers with a scale for every output, `kernel_scale` beside the kernel as
-LoRA's factors are; `layers.Dense` multiplies its product by it. `bf16` keeps everything in
-bfloat16, whatever the model computes in.
+linear maps, convolutions among them, as whole numbers with a scale for every output, `kernel_scale`
+beside the kernel as LoRA's factors are; `layers.brought_back` multiplies the product by it. `bf16`
+keeps everything in bfloat16, whatever the model computes in.
 
 Axis letters: l layers of a stack · i inputs of a linear map · o its outputs.
 """
@@ -21,7 +21,7 @@ _LARGEST = 127  # of int8, used symmetrically
 
 
 def store(
-    params: Mapping[str, Any], form: str, dtype: Any, inputs: Mapping[str, int]
+    params: Mapping[str, Any], form: str, dtype: Any, maps: Mapping[str, tuple[int, int]]
 ) -> dict[str, Any]:
     """Parameters as they are served.
 
@@ -29,8 +29,8 @@ def store(
         params: nested dict of float arrays.
         form: one of FORMS; "" is the type that the model computes in.
         dtype: that type.
-        inputs: path of the kernel of every linear map -> how many of its axes are inputs, see
-            `vla.linear_maps`.
+        maps: path of the kernel of every linear map -> how many axes its stack has and how many
+            are inputs, see `vla.linear_maps`.
 
     Raises:
         ValueError: an unknown form.
@@ -40,12 +40,11 @@ def store(
     stored_type = jnp.bfloat16 if form == "bf16" else dtype
     stored: dict[str, Any] = {}
     for path, x in rules.flatten(params).items():
-        if form != "int8" or path not in inputs:
+        if form != "int8" or path not in maps:
             stored[path] = x.astype(stored_type)
             continue
         # Every layer of a stack is a linear map of its own, with scales of its own.
-        lead = 1 if rules.STACKED.search(path) else 0
-        stored[path], stored[path + "_scale"] = quantize(x, lead, inputs[path])
+        stored[path], stored[path + "_scale"] = quantize(x, *maps[path])
     return rules.unflatten(stored)
 
 
@@ -56,7 +55,7 @@ def quantize(
 
     Args:
         kernel: of a linear map, or of a stack of them.
-        lead: 1 of a stack, else 0.
+        lead: how many axes count the layers of a stack.
         inputs: how many axes behind these are inputs.
     """
     wide = kernel.astype(jnp.float32)

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vla_jax import rules
 from vla_jax.config import ModelConfig
 from vla_jax.models import legality, structures
 from vla_jax.models.backbones import BACKBONES
 from vla_jax.models.structures import Structure
-from vla_jax.models.towers.layers import Dense
 from vla_jax.types import Actions, Observation
 
 # What `build` returns; a structure with its backbone and head is the whole model.
@@ -86,18 +86,25 @@ def initial_params(model: VLA, key: Array) -> dict[str, Any]:
     return dict(variables["params"])
 
 
-def linear_maps(model: VLA) -> dict[str, int]:
-    """Path of the kernel of every linear map -> how many axes, behind a stack's, are its inputs."""
-    contracted: dict[str, int] = {}
+def linear_maps(model: VLA) -> dict[str, tuple[int, int]]:
+    """Path of the kernel of every linear map -> how many axes its stack has, and its inputs.
+
+    A module names its own: those are all that `layers.brought_back` scales.
+    """
+    found: dict[str, tuple[int, int]] = {}
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        # Other methods of a `Dense`, such as its LoRA product, come by here as well.
-        if isinstance(module, Dense) and context.method_name == "__call__":
-            contracted["/".join((*module.path, "kernel"))] = module.contract
-        return call(*args, **kwargs)
+        module, result = context.module, call(*args, **kwargs)
+        # Other methods, such as the LoRA product of a `Dense`, come by here as well.
+        if context.method_name == "__call__" and hasattr(module, "kernels"):
+            for name, inputs in module.kernels().items():
+                # Of a stack a module sees one layer.
+                axes = module.get_variable("params", name).ndim
+                found["/".join((*module.path, name))] = axes, inputs
+        return result
 
     # Shapes are enough to visit every module, and the weights of a large model would not fit.
     with nn.intercept_methods(look):
-        jax.eval_shape(lambda key: initial_params(model, key), jax.random.key(0))
-    return contracted
+        params = jax.eval_shape(lambda key: initial_params(model, key), jax.random.key(0))
+    stored = rules.flatten(params)
+    return {path: (stored[path].ndim - axes, inputs) for path, (axes, inputs) in found.items()}

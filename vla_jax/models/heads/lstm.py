@@ -13,6 +13,7 @@ from vla_jax.config.option import option
 from vla_jax.models import sharding
 from vla_jax.models import weights as w
 from vla_jax.models.heads.common import ActionOutput, Head, flatten, trunk_weights
+from vla_jax.models.towers.layers import brought_back
 from vla_jax.types import Prediction
 
 
@@ -43,14 +44,16 @@ class LSTMLayer(nn.Module):
         bias = self.param("input_bias", uniform, (gates,))
         bias = (bias + self.param("state_bias", uniform, (gates,))).astype(self.dtype)
         # All input products at once: inside the scan only the recurrent product remains.
-        inputs = sharding.rows(x.astype(self.dtype) @ w_x + bias).swapaxes(0, 1)
+        inputs = brought_back(self, x.astype(self.dtype) @ w_x, "input_kernel")
+        inputs = sharding.rows(inputs + bias).swapaxes(0, 1)
 
         def step(carry, scanned):
             h, c = (sharding.rows(part) for part in carry)
             gate, ok = scanned
             # The cell adds up over the window, so it stays in float32; bfloat16 would lose small
             # terms.
-            i, f, g, o = jnp.split((gate + h @ w_h).astype(jnp.float32), 4, axis=-1)
+            gate = gate + brought_back(self, h @ w_h, "state_kernel")
+            i, f, g, o = jnp.split(gate.astype(jnp.float32), 4, axis=-1)
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
             h = (jax.nn.sigmoid(o) * jnp.tanh(c)).astype(self.dtype)
             # Steps before the episode leave the state at zero, as if the sequence began behind
@@ -63,6 +66,10 @@ class LSTMLayer(nn.Module):
         start, unroll = (zero, zero.astype(jnp.float32)), sharding.unroll(len(inputs))
         _, outputs = jax.lax.scan(step, start, (inputs, valid.T), unroll=unroll)
         return outputs.swapaxes(0, 1)
+
+    def kernels(self) -> dict[str, int]:
+        """The names of the kernels -> how many of their axes are inputs."""
+        return {"input_kernel": 1, "state_kernel": 1}
 
 
 @dataclass(frozen=True)

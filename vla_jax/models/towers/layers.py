@@ -50,6 +50,21 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def brought_back(module: nn.Module, product: Float[Array, "*n o"], kernel: str) -> Array:
+    """A product, scaled if its kernel is kept as whole numbers; see `inference/weights.py`.
+
+    Args:
+        module: whose `__call__` this is.
+        product: with the kernel of this name.
+        kernel: a key of the module's `kernels`.
+    """
+    name = f"{kernel}_scale"
+    if not module.has_variable("params", name):
+        return product
+    # The scales are float32: rounded to bfloat16 they would move all weights of an output alike.
+    return (product * module.get_variable("params", name)).astype(product.dtype)
+
+
 class Dense(nn.Module):
     """Linear map from the last `contract` axes to `features`; kernel [*in, *features].
 
@@ -85,15 +100,17 @@ class Dense(nn.Module):
         width = math.prod(inputs)
         x = x.reshape(*lead, width).astype(self.dtype)
         low_rank = self._low_rank(x)  # before `x` becomes the product
-        x = sharding.product(x, kernel.reshape(width, -1))
-        if self.has_variable("params", "kernel_scale"):  # of int8, in float32: inference/weights.py
-            x = (x * self.get_variable("params", "kernel_scale")).astype(self.dtype)
+        x = brought_back(self, sharding.product(x, kernel.reshape(width, -1)), "kernel")
         x = x if low_rank is None else x + low_rank
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, tuple(self.features))
             # Before the axes are told apart: GPU products add a vector themselves, not an array.
             x = x + bias.reshape(-1).astype(self.dtype)
         return x.reshape(*lead, *self.features)
+
+    def kernels(self) -> dict[str, int]:
+        """The names of the kernels -> how many of their axes are inputs."""
+        return {"kernel": self.contract}
 
     def _low_rank(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"] | None:
         """LoRA: dropout(x) @ a @ b, when factors stand beside the kernel (see train/lora.py)."""

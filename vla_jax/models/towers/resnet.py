@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from vla_jax.models import sharding
 from vla_jax.models import weights as w
 from vla_jax.models.towers.block import remat
+from vla_jax.models.towers.layers import brought_back
 
 # `resnet_type` of an OFA config -> blocks in each stage. All use bottlenecks, resnet18 too.
 DEPTHS: dict[str, tuple[int, int, int]] = {
@@ -65,7 +66,7 @@ class Conv(nn.Module):
         # He's variance suits the ReLU behind every norm; fan-out as in torchvision.
         he = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
         kernel = self.param("kernel", he, (self.size, self.size, x.shape[-1], self.features))
-        return jax.lax.conv_general_dilated(
+        product = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             (self.stride, self.stride),
@@ -73,6 +74,11 @@ class Conv(nn.Module):
             [(self.size // 2, self.size // 2)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        return brought_back(self, product, "kernel")
+
+    def kernels(self) -> dict[str, int]:
+        """The names of the kernels -> how many of their axes are inputs."""
+        return {"kernel": 3}
 
 
 class FrozenBatchNorm(nn.Module):
