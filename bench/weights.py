@@ -1,10 +1,15 @@
 """What int8 leaves of the weights that a control step reads, for every backbone's policy head.
 
     python bench/weights.py --write=docs/benchmarks.md
+    python bench/weights.py --topology=h200:1 --write=docs/benchmarks.md
 
 Counted in the traced program of `launch/serve.py`, one session on a device like this one: every
 parameter that it needs, in bfloat16 and with `--weights=int8`. A table of which rows are looked up
 is not read, so it is left aside and given beside. Nothing is compiled or allocated.
+
+With a topology both programs are compiled for one device of that machine, which need not be here
+(`pip install 'vla_jax[plan]'`): what their kernels read of the weights, each as often as they do,
+and all they move to and from the main memory.
 """
 
 import argparse
@@ -21,10 +26,11 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
 
 from bench import plans
 from vla_jax.config import Config, load_config_file, resolve
-from vla_jax.plan import programs
+from vla_jax.plan import compilers, machines, measured, programs
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MARKS = ("<!-- weights -->", "<!-- /weights -->")
+COMPILED_MARKS = ("<!-- compiled weights -->", "<!-- /compiled weights -->")
 LOOKUPS = ("gather", "dynamic_slice")
 
 
@@ -70,13 +76,39 @@ def rows() -> Iterator[str]:
         yield f"| `{file.stem}` | {' | '.join(cells)} |"
 
 
+def compiled_rows(topology: str) -> Iterator[str]:
+    """The table of compiled programs, line by line."""
+    machine = machines.parse(topology)
+    yield "| config | weights read, GB: bfloat16, int8 | ratio | all moved, GB | ratio | kernels |"
+    yield "|---|---|---|---|---|---|"
+    for file in sorted(CONFIGS.glob("*_ph.py")):
+        config = resolve(load_config_file(str(file)))
+        both = [measured.control_step(config, machine, 1, form).work for form in ("bf16", "int8")]
+        before, after = both
+        if before is None or after is None:
+            yield f"| `{file.stem}` | refused by the compiler | | | | |"
+            continue
+        cells = []
+        for name in ("given_bytes", "hbm_bytes"):
+            a, b = getattr(before, name), getattr(after, name)
+            cells += [f"{a / 1e9:.2f}, {b / 1e9:.2f}", f"{b / a:.2f}"]
+        yield f"| `{file.stem}` | {' | '.join(cells)} | {before.kernels}, {after.kernels} |"
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--topology", metavar="NAME", help="compile for it, such as h200:1")
     parser.add_argument("--write", metavar="PAGE", help="also put the table into this page")
-    plans.show_table(rows(), parser.parse_args().write, MARKS)
+    args = parser.parse_args()
+    if args.topology:
+        # Before jax starts, which would look for the devices of this machine.
+        compilers.prepare()
+        plans.show_table(compiled_rows(args.topology), args.write, COMPILED_MARKS)
+    else:
+        plans.show_table(rows(), args.write, MARKS)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,8 @@ def test_a_gpu_program():
     assert work.classes["text: projections"] == 24 * 2 * (16 * 32 + 32 * 64 + 16 * 64)
     assert work.classes["vision: attention"] == 2 * 64 * 16 * 4 * (2 * 257 + 2 * 161)
     assert sum(work.classes.values()) == work.hbm_bytes
+    # The attention's inputs; what the loop is handed is read inside of it.
+    assert work.given_bytes == 2 * 64 * 16 * 4 * (257 + 2 * 161)
 
 
 def test_a_tpu_program():
@@ -268,6 +270,70 @@ ENTRY %main (a: f32[24,1000], b: f32[1,1000], c: s32[]) -> f32[24,1000] {
     program = hlo.parse(text)
     main = program.get("main")
     assert hlo_bytes.moved(main["fusion"], main, program) == 4000 + 4 + 2 * 4000
+
+
+def test_what_a_step_reads_of_its_arguments():
+    """The kernel twice, of the table the rows that are looked up, and nothing of what was made."""
+    text = """\
+HloModule jit_step, is_scheduled=true
+
+%looked_up (table: bf16[1000,64], at: s32[2,1]) -> bf16[2,64] {
+  %table = bf16[1000,64]{1,0} parameter(0)
+  %at = s32[2,1]{1,0} parameter(1)
+  ROOT %gather = bf16[2,64]{1,0} gather(%table, %at), offset_dims={1}, slice_sizes={1,64}
+}
+
+%product (x: bf16[2,64], kernel: s8[64,32]) -> bf16[2,32] {
+  %x = bf16[2,64]{1,0} parameter(0)
+  %kernel = s8[64,32]{1,0} parameter(1)
+  %wide = bf16[64,32]{1,0} convert(%kernel)
+  ROOT %dot = bf16[2,32]{1,0} dot(%x, %wide), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (table: bf16[1000,64], at: s32[2,1], kernel: s8[64,4,8]) -> (bf16[2,32], bf16[2,32]) {
+  %table.1 = bf16[1000,64]{1,0} parameter(0)
+  %at.1 = s32[2,1]{1,0} parameter(1)
+  %kernel.1 = s8[64,4,8]{2,1,0} parameter(2)
+  %flat = s8[64,32]{1,0} bitcast(%kernel.1)
+  %rows = bf16[2,64]{1,0} fusion(%table.1, %at.1), kind=kLoop, calls=%looked_up
+  %a = bf16[2,32]{1,0} fusion(%rows, %flat), kind=kCustom, calls=%product
+  %b = bf16[2,32]{1,0} fusion(%rows, %flat), kind=kCustom, calls=%product
+  ROOT %both = (bf16[2,32]{1,0}, bf16[2,32]{1,0}) tuple(%a, %b)
+}
+"""
+    work = compiled.read(text, {"device": 1}, [0])
+    assert work.given_bytes == 2 * 64 * 32 + 2 * 64 * 2 + 2 * 4
+    assert work.hbm_bytes == work.given_bytes + 2 * 64 * 2 * 3 + 2 * 2 * 32 * 2
+
+
+def test_a_slice_of_a_stack_that_is_tiled_anew_counts_as_the_slice():
+    """A copy within a fusion makes the part that is taken of it, and no more."""
+    text = """\
+HloModule jit_step, is_scheduled=true
+
+%tiled (stack: s8[24,64,32]) -> s8[24,64,32] {
+  %stack = s8[24,64,32]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %copy = s8[24,64,32]{2,1,0:T(8,128)(4,1)} copy(%stack)
+}
+
+%layer (stack.1: s8[24,64,32], i: s32[]) -> s8[1,64,32] {
+  %stack.1 = s8[24,64,32]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %again = s8[24,64,32]{2,1,0:T(8,128)(4,1)} fusion(%stack.1), kind=kLoop, calls=%tiled
+  ROOT %part = s8[1,64,32]{2,1,0} dynamic-slice(%again, %i, %zero, %zero), \
+dynamic_slice_sizes={1,64,32}
+}
+
+ENTRY %main (stack.2: s8[24,64,32], i.1: s32[]) -> s8[1,64,32] {
+  %stack.2 = s8[24,64,32]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %i.1 = s32[] parameter(1)
+  ROOT %kernel = s8[1,64,32]{2,1,0} fusion(%stack.2, %i.1), kind=kLoop, calls=%layer
+}
+"""
+    work = compiled.read(text, {"device": 1}, [0])
+    assert work.given_bytes == 64 * 32 + 4
+    assert work.hbm_bytes == 2 * 64 * 32 + 4
 
 
 def test_a_program_compiled_here():

@@ -132,6 +132,14 @@ def test_on_the_devices_that_are_here(monkeypatch):
     assert "largest batch" in text
 
 
+def test_whole_numbers_are_compiled_with_options_of_their_own(monkeypatch):
+    monkeypatch.setattr(compilers, "devices", lambda _: jax.devices()[:1])
+    monkeypatch.setitem(compilers.OPTIONS, "cuda", {})
+    monkeypatch.setitem(compilers.WHOLE_NUMBERS, "cuda", {"no_such_option": True})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        measured.control_step(config(), parse("h100:1"), 1, "int8")
+
+
 def test_a_sweep_recommends_what_fits(monkeypatch):
     monkeypatch.setattr(sweep, "_REMAT", ("full",))
     monkeypatch.setattr(sweep, "meshes", lambda _: [{"data": 1, "fsdp": 2, "tensor": 1}])

@@ -32,6 +32,8 @@ class Work:
         classes: part of the model -> its share of these bytes.
         exchanges: with other devices.
         kernels: programs started one after the other, loops multiplied.
+        given_bytes: of `hbm_bytes`, what kernels outside of loops read of the step's arguments,
+            each as often as they do.
     """
 
     flops: float
@@ -39,6 +41,7 @@ class Work:
     classes: dict[str, float]
     exchanges: list[Collective]
     kernels: int
+    given_bytes: float = 0.0
 
     @property
     def wire_bytes(self) -> float:
@@ -68,7 +71,8 @@ def read(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> Work:
                 classes[hlo_bytes.kind_of(each)] += size * times
     ordered = dict(sorted(classes.items(), key=lambda item: -item[1]))
     exchanges = hlo_wire.collectives(program, mesh, domains)
-    return Work(flops, sum(classes.values(), 0.0), ordered, exchanges, kernels)
+    given = hlo_bytes.of_arguments(program)
+    return Work(flops, sum(classes.values(), 0.0), ordered, exchanges, kernels, given)
 
 
 def memory(compiled: Any) -> dict[str, int]:

@@ -32,6 +32,13 @@ _ENVIRONMENT = {
 }
 # Triton's products are chosen by timing them, which takes a GPU; cuBLAS's are not.
 OPTIONS: dict[str, dict[str, Any]] = {"tpu": {}, "cuda": {"xla_gpu_enable_triton_gemm": False}}
+# But Triton's alone read whole numbers: before cuBLAS's they are written out as bfloat16. Into how
+# many parts such a product's sum is cut is chosen by timing as well; by default it would be four,
+# each written out in float32.
+WHOLE_NUMBERS: dict[str, dict[str, Any]] = {
+    "tpu": {},
+    "cuda": {"xla_gpu_enable_triton_gemm": True, "xla_gpu_experimental_force_split_k": 1},
+}
 
 
 @dataclass(frozen=True)

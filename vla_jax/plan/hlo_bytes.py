@@ -1,6 +1,7 @@
 """Bytes that a compiled program moves to and from the main memory."""
 
 import re
+from collections.abc import Iterator
 
 from vla_jax.plan.hlo import (
     Computation,
@@ -67,9 +68,16 @@ def _asynchronous(computation: Computation) -> float:
 
 
 def _fusion(instruction: Instruction, computation: Computation, program: Program) -> float:
-    inner = program.get(instruction.body)
+    total = sum((size for _, size in operands(instruction, computation, program)), 0.0)
+    return total + max(_written(instruction, program.get(instruction.body)), 0.0)
+
+
+def operands(
+    instruction: Instruction, computation: Computation, program: Program
+) -> Iterator[tuple[str, float]]:
+    """The operands of an instruction and how many bytes it reads of each."""
+    inner = program.get(instruction.body) if instruction.op == "fusion" else {}
     parameters = _parameters(inner)
-    total = 0.0
     for number, name in enumerate(instruction.operands):
         if name not in computation:
             continue
@@ -78,8 +86,19 @@ def _fusion(instruction: Instruction, computation: Computation, program: Program
             part = _read(inner, parameters[number], program)
             # A fusion that slices a stack of layers reads the slice alone.
             size = size if part is None else min(size, part)
-        total += size
-    return total + max(_written(instruction, inner), 0.0)
+        yield name, size
+
+
+def of_arguments(program: Program) -> float:
+    """Bytes that the kernels outside of loops read of what a program was given."""
+    entry, total = program.get(program.entry), 0.0
+    for each in entry.values():
+        if moved(each, entry, program):
+            for name, size in operands(each, entry, program):
+                while entry[name].op == "bitcast":
+                    name = entry[name].operands[0]
+                total += size if entry[name].op == "parameter" else 0.0
+    return total
 
 
 def _parameters(computation: Computation) -> dict[int, str]:
@@ -94,7 +113,7 @@ def _read(computation: Computation, name: str, program: Program) -> float | None
     total = 0.0
     for user in users:
         part: float | None = None
-        if user.op in ("bitcast", "reshape") and not user.root:
+        if _hands_on(user, program) and not user.root:
             part = _read(computation, user.name, program)
         elif user.op in _SLICES:
             part = plain_bytes(user.shape)
@@ -108,6 +127,17 @@ def _read(computation: Computation, name: str, program: Program) -> float | None
             return None
         total += part
     return total
+
+
+def _hands_on(instruction: Instruction, program: Program) -> bool:
+    """Whether a part of its result takes the same part of its operand, in as many bytes.
+
+    Such is the copy, a fusion of its own, by which a TPU's whole numbers come in other tiles.
+    """
+    if instruction.op in ("bitcast", "reshape", "copy"):
+        return True
+    inner = program.get(instruction.body) if instruction.op == "fusion" else {}
+    return {each.op for each in inner.values()} == {"parameter", "copy"}
 
 
 def _written(instruction: Instruction, inner: Computation) -> float:

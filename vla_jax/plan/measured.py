@@ -90,8 +90,11 @@ def control_step(
     with compilers.answering_for(machine):
         lowered = program.step.trace(*program.arguments).lower()
     argument_bytes = programs.device_bytes(program.arguments)
+    options = dict(program.options or {})
+    if weights == "int8":
+        options |= compilers.WHOLE_NUMBERS[machine.chip.platform]
     # One device exchanges nothing, so any mesh of one will do.
-    figures = _measured(lowered, machine, {"device": 1}, [0], argument_bytes, program.options)
+    figures = _measured(lowered, machine, {"device": 1}, [0], argument_bytes, options)
     return Control(
         **vars(figures), weights=program.weights, history=program.history, sessions=sessions
     )
