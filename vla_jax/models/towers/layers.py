@@ -62,7 +62,7 @@ def brought_back(module: nn.Module, product: Float[Array, "*n o"], kernel: str) 
     if not module.has_variable("params", name):
         return product
     # Behind a barrier: for a v5e two such products, joined into one kernel, overflow the stack of
-    # libtpu 0.0.40's compiler.
+    # the compiler of libtpu 0.0.42.
     product = jax.lax.optimization_barrier(product)
     # The scales are float32: rounded to bfloat16 they would move all weights of an output alike.
     return (product * module.get_variable("params", name)).astype(product.dtype)
