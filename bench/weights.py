@@ -1,20 +1,20 @@
 """What int8 leaves of the weights that a control step reads, for every backbone's policy head.
 
     python bench/weights.py --write=docs/benchmarks.md
-    python bench/weights.py --topology=h200:1 --write=docs/benchmarks.md
+    python bench/weights.py --topology h200:1 v5e:1x1 --write=docs/benchmarks.md
 
 Counted in the traced program of `launch/serve.py`, one session on a device like this one: every
 parameter that it needs, in bfloat16 and with `--weights=int8`. A table of which rows are looked up
 is not read, so it is left aside and given beside. Nothing is compiled or allocated.
 
-With a topology both programs are compiled for one device of that machine, which need not be here
+With topologies both programs are compiled for one device of each machine, which need not be here
 (`pip install 'vla_jax[plan]'`): what their kernels read of the weights, each as often as they do,
 and all they move to and from the main memory.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from vla_jax.plan import compilers, machines, measured, programs
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MARKS = ("<!-- weights -->", "<!-- /weights -->")
 COMPILED_MARKS = ("<!-- compiled weights -->", "<!-- /compiled weights -->")
+FORMS = ("bf16", "int8")
 LOOKUPS = ("gather", "dynamic_slice")
 
 
@@ -70,29 +71,37 @@ def rows() -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for file in sorted(CONFIGS.glob("*_ph.py")):
         config = resolve(load_config_file(str(file)))
-        (before, table), (after, kept) = (read(config, form) for form in ("bf16", "int8"))
+        (before, table), (after, kept) = (read(config, form) for form in FORMS)
         cells = [f"{before / 1e9:.2f}", f"{after / 1e9:.2f}", f"{after / before:.3f}"]
         cells += [f"{table / 1e9:.2f}", f"{(after + kept) / (before + table):.3f}"]
         yield f"| `{file.stem}` | {' | '.join(cells)} |"
 
 
-def compiled_rows(topology: str) -> Iterator[str]:
-    """The table of compiled programs, line by line."""
-    machine = machines.parse(topology)
-    yield "| config | weights read, GB: bfloat16, int8 | ratio | all moved, GB | ratio | kernels |"
-    yield "|---|---|---|---|---|---|"
+def compiled_rows(topologies: list[str]) -> Iterator[str]:
+    """The table of compiled programs, line by line; a cell is bfloat16, int8 (their ratio)."""
+    several = [machines.parse(name) for name in topologies]
+    heads = ["config"]
+    for machine in several:
+        # In the loops of other steps the arguments have other names.
+        heads += [f"{machine.name}: weights read, GB"] * (machine.chip.platform == "cuda")
+        heads.append(f"{machine.name}: all moved, GB")
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
     for file in sorted(CONFIGS.glob("*_ph.py")):
-        config = resolve(load_config_file(str(file)))
-        both = [measured.control_step(config, machine, 1, form).work for form in ("bf16", "int8")]
-        before, after = both
-        if before is None or after is None:
-            yield f"| `{file.stem}` | refused by the compiler | | | | |"
-            continue
-        cells = []
-        for name in ("given_bytes", "hbm_bytes"):
-            a, b = getattr(before, name), getattr(after, name)
-            cells += [f"{a / 1e9:.2f}, {b / 1e9:.2f}", f"{b / a:.2f}"]
-        yield f"| `{file.stem}` | {' | '.join(cells)} | {before.kernels}, {after.kernels} |"
+        config, cells = resolve(load_config_file(str(file))), [f"`{file.stem}`"]
+        for machine in several:
+            works = [measured.control_step(config, machine, 1, form).work for form in FORMS]
+            if machine.chip.platform == "cuda":
+                cells.append(_cell(work and work.given_bytes for work in works))
+            cells.append(_cell(work and work.hbm_bytes for work in works))
+        yield f"| {' | '.join(cells)} |"
+
+
+def _cell(sizes: Iterable[float | None]) -> str:
+    before, after = sizes
+    if before is None or after is None:
+        return "refused by the compiler"
+    return f"{before / 1e9:.2f}, {after / 1e9:.2f} ({after / before:.2f})"
 
 
 def main() -> None:
@@ -100,7 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--topology", metavar="NAME", help="compile for it, such as h200:1")
+    parser.add_argument(
+        "--topology", nargs="+", metavar="NAME", help="compile for these machines, such as h200:1"
+    )
     parser.add_argument("--write", metavar="PAGE", help="also put the table into this page")
     args = parser.parse_args()
     if args.topology:

@@ -153,8 +153,8 @@ def _parse_flags() -> argparse.Namespace:
         default="",
         choices=("bf16", "int8"),
         help="how weights are kept in memory. int8: the kernels of linear maps as whole numbers,"
-        " with a scale for every output: half of bfloat16's memory, and as compiled for GPUs today"
-        " no quicker step; bf16: bfloat16 (default: the type that the model computes in)",
+        " with a scale for every output: half of what bfloat16 takes, and half to read at a step;"
+        " bf16: bfloat16 (default: the type that the model computes in)",
     )
     add(
         "--untrained",
