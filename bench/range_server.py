@@ -12,7 +12,7 @@ import threading
 import time
 from email.utils import formatdate
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.parse import unquote
 
 _REQUEST = re.compile(rb"(GET|HEAD) (\S+) HTTP/1\.[01]\r\n")
@@ -39,6 +39,7 @@ class RangeServer:
         self._folder, self._latency, self._takes_ranges = folder, latency, takes_ranges
         self.requests: list[tuple[str, int, int]] = []
         self.failures = 0
+        self._files: dict[str, _File] = {}
         self._loop, started = asyncio.new_event_loop(), threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
         self._thread.start()
@@ -50,6 +51,8 @@ class RangeServer:
     def __exit__(self, *error: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        for file in self._files.values():
+            os.close(file.descriptor)
 
     @property
     def sent(self) -> int:
@@ -70,38 +73,66 @@ class RangeServer:
         if not matched:
             return _answer("400 Bad Request", b"")
         method, name = matched[1].decode(), unquote(matched[2].decode()).lstrip("/")
-        path = (self._folder / name).resolve()
         if self.failures and method == "GET":
             self.failures -= 1
             return _answer("503 Service Unavailable", b"")
-        if not path.is_relative_to(self._folder.resolve()) or not path.exists():
+        file = self._file(name)
+        if file is None:
             return _answer("404 Not Found", b"")
-        if path.is_dir():
-            names = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
+        if isinstance(file, Path):
+            names = sorted(p.name + "/" * p.is_dir() for p in file.iterdir())
             base = f"/{name.rstrip('/')}/" if name else "/"
             links = (f'<a href="{base}{html.escape(n)}">{html.escape(n)}</a>' for n in names)
             return _answer("200 OK", "\n".join(links).encode(), ["Content-Type: text/html"])
-        status = os.stat(path)
-        more = [
-            f"Last-Modified: {formatdate(status.st_mtime, usegmt=True)}",
-            f'ETag: "{status.st_mtime_ns:x}-{status.st_size:x}"',
-            "Accept-Ranges: bytes" if self._takes_ranges else "Accept-Ranges: none",
-        ]
         asked = _RANGE.search(head) if self._takes_ranges else None
         if method == "HEAD":
-            return _answer("200 OK", b"", more, status.st_size)
-        first, stop, code = 0, status.st_size, "200 OK"
+            return _answer("200 OK", b"", file.lines, file.size)
+        first, stop, code, more = 0, file.size, "200 OK", file.lines
         if asked:
             first = int(asked[1] or 0)
             stop = min(int(asked[2]) + 1 if asked[2] else stop, stop)
-            if first >= status.st_size:
+            if first >= file.size:
                 return _answer("416 Range Not Satisfiable", b"")
             code = "206 Partial Content"
-            more.append(f"Content-Range: bytes {first}-{stop - 1}/{status.st_size}")
-        with path.open("rb") as file:
-            data = os.pread(file.fileno(), stop - first, first)
+            more = [*more, f"Content-Range: bytes {first}-{stop - 1}/{file.size}"]
+        data = os.pread(file.descriptor, stop - first, first)
         self.requests.append((name, first, len(data)))
         return _answer(code, data, more)
+
+    def _file(self, name: str) -> "_File | Path | None":
+        """What is served under a name: a file, which stays open, a folder, or nothing."""
+        path = self._folder / name
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        version = (status.st_ino, status.st_mtime_ns, status.st_size)
+        file = self._files.get(name)
+        # To find links out of the folder takes a call for every folder above.
+        if file is None or file.version != version:
+            if not path.resolve().is_relative_to(self._folder.resolve()):
+                return None
+            if path.is_dir():
+                return path
+            if file is not None:
+                os.close(file.descriptor)
+            lines = [
+                f"Last-Modified: {formatdate(status.st_mtime, usegmt=True)}",
+                f'ETag: "{status.st_mtime_ns:x}-{status.st_size:x}"',
+                "Accept-Ranges: bytes" if self._takes_ranges else "Accept-Ranges: none",
+            ]
+            descriptor = os.open(path, os.O_RDONLY)
+            file = self._files[name] = _File(version, descriptor, status.st_size, lines)
+        return file
+
+
+class _File(NamedTuple):
+    """A file that is open, its version and what every answer says of it."""
+
+    version: tuple[int, int, int]
+    descriptor: int
+    size: int
+    lines: list[str]
 
 
 class _Connection(asyncio.Protocol):
