@@ -17,7 +17,7 @@ python launch/evaluate.py libero --checkpoint=runs/libero_smoke --out=OUT \
     --execute-steps=5
 
 60 of 60 held-out initial states, 20 of each task (95 % interval 94 to 100 %). The baselines,
-and what that means, are in docs/benchmarks.md. On one CPU core 8 CPU-minutes of recording, 4 of
+and what that means, are in docs/success_rates.md. On one CPU core 8 CPU-minutes of recording, 4 of
 training and 4 of evaluation.
 
 --config=configs/libero_smoke.py:expert:DATA trains an expert beside a tiny PaliGemma instead, whose
