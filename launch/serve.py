@@ -17,7 +17,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: make the repository importable, uninstalled
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vla_jax import refusal
+from vla_jax import garbage, refusal
 from vla_jax.commands import HelpFormatter
 from vla_jax.serve import server
 from vla_jax.serve.transports import WIRES
@@ -28,6 +28,7 @@ from vla_jax.train import checkpoint_folder
 def main() -> int:
     """Parse flags, load, compile, serve; returns the exit status."""
     refusal.quiet_interrupt()
+    garbage.collect_rarely()
     flags = _parse_flags()
     logging.basicConfig(
         level=logging.DEBUG if flags.verbose else logging.INFO,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.inference.test_policy import make, observe
+from vla_jax.inference import batched_step
 from vla_jax.inference.batched_step import buckets
 from vla_jax.inference.execution import Execution
 from vla_jax.inference.policy import Policy
@@ -147,6 +148,18 @@ def test_everything_is_compiled_before_the_first_request():
     assert sorted(size for size, _ in programs) == [1, 2, 3]
     check_shared_steps(policy, ages=(0, 1, 0), steps=2)
     assert policy._steps._programs == programs
+
+
+def test_all_batch_sizes_have_one_trace_of_the_model(monkeypatch):
+    traced = []
+    observed = batched_step.Observation
+    monkeypatch.setattr(
+        batched_step, "Observation", lambda *x, **y: traced.append(1) or observed(*x, **y)
+    )
+    policy = make(max_batch=4)
+    policy.warmup()
+    assert len(policy._steps._programs) == 3
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ import optax
 import pytest
 
 from tests.models import tiny
+from vla_jax import rules
 from vla_jax.models.action_tokenizer import ActionTokenizer
 from vla_jax.models.heads import HEADS
 from vla_jax.models.heads.common import HeadSizes, largest, pool_tokens
 from vla_jax.models.heads.diffusion import signal_levels
 from vla_jax.models.losses import NO_LABEL, masked_mean, token_loss
+from vla_jax.train import trace
 from vla_jax.types import Actions
 
 W, M, D = 4, 2, 8
@@ -37,7 +39,7 @@ def make(kind: str, **changes: Any):
     def predict(x, valid, last=False, key=KEY):
         return head.apply({"params": params}, x, valid, key, last, method="predict")
 
-    return head, params, jax.jit(predict, static_argnums=2)
+    return head, params, jax.jit(predict, static_argnames="last")
 
 
 def features(batch: int = 2, seed: int = 0) -> jax.Array:
@@ -111,6 +113,22 @@ def test_the_mlp_has_no_memory():
     x, valid = features(), jnp.ones((2, W), bool)
     order = jnp.array([3, 1, 0, 2])
     close(predict(x[:, order], valid), jax.tree.map(lambda y: y[:, order], predict(x, valid)))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "lstm", "gpt2"])
+def test_what_only_older_steps_would_say_is_not_computed(kind):
+    """At the newest step alone, the trunks' products, and all of an MLP's, are those of a step."""
+    _, params, predict = make(kind)
+    x, valid = features(), jnp.ones((2, W), bool)
+    every, newest = (
+        trace.count(jax.make_jaxpr(functools.partial(predict, last=last))(x, valid)).total
+        for last in (False, True)
+    )
+    spared = params if kind == "mlp" else params["output"]
+    kernels = [leaf for path, leaf in rules.flatten(spared).items() if path.endswith("kernel")]
+    a_step = 2 * len(x) * sum(kernel.size for kernel in kernels)
+    print(f"{kind}: {every} operations at every step, {newest} at the newest")
+    assert every - newest == (W - 1) * a_step
 
 
 @pytest.mark.slow

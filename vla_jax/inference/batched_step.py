@@ -9,7 +9,7 @@ f chunk · a action dimension
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -101,12 +101,15 @@ class BatchedStep:
         self._mesh = layers_apart.serving_mesh(self._device)
         params = dict(params) if self._mesh is None else layers_apart.apart(dict(params))
         self._params = jax.device_put(params, self._device)
-        self.empty: History = jax.device_put(model.empty_history(1), self._device)
+        # In one program: as many as it has arrays take a tenth of a second to compile.
+        empty = jax.jit(model.empty_history, static_argnums=0)(1)
+        self.empty: History = jax.device_put(empty, self._device)
         self._fit: Any = jax.jit(partial(fit, spec=image))
         self._stack: Any = jax.jit(lambda *images: jnp.stack(images))
         self._sizes: set[tuple[int, ...]] = set()
         self._programs: dict[tuple[int, Shapes], Any] = {}
-        self._batch: Any = partial(self.program, model, image, seed, self._mesh, realtime=realtime)
+        one = one_session(model, image, seed, self._mesh, realtime)
+        self._batch: Any = partial(self.program, one)
 
     def warmup(self, example: StepInput) -> None:
         """Compile every bucket for images of the example's size, and run each once.
@@ -189,10 +192,7 @@ class BatchedStep:
 
     @staticmethod
     def program(
-        model: Any,
-        image: ImageSpec,
-        seed: int,
-        mesh: AbstractMesh | None,
+        one: Callable[..., Any],
         params: Mapping[str, Any],
         images: Mapping[str, UInt8[Array, "s _ _ 3"]],
         text: Int32[Array, "s t"],
@@ -202,62 +202,93 @@ class BatchedStep:
         steps: Array,
         previous: Float[Array, "s f a"] | None = None,
         weights: Float[Array, "s f"] | None = None,
-        realtime: RealTime | None = None,
     ) -> tuple[Float[Array, "s f a"], tuple[History, ...]]:
-        """What a bucket compiles; it needs no parameters on a device to be traced.
+        """What a bucket compiles of `one_session`; it needs no parameters on a device to be traced.
 
         Stacking histories and unstacking them are part of the program: one dispatch a batch, not
-        one a row. With a mesh, that of `layers_apart.serving_mesh`, so are the layers of `params`.
+        one a row.
         """
-        if mesh is not None:
-            params = layers_apart.together(params)
-        # An arm's numbers and a gripper's command, as the head that denoises has them.
-        opens = model.config.has_gripper and not model.gripper_is_number
-
-        def one(pixels, text, mask, proprio, history, step, previous, weights):
-            images = {
-                # A batch and a window of one, as the model's step takes them.
-                camera: normalize(x.astype(jnp.float32) / 255.0, image)[None, None]
-                for camera, x in pixels.items()
-            }
-            # All cameras are there: `Policy.check` refuses an observation without one.
-            present = {camera: jnp.ones((1, 1), bool) for camera in images}
-            state = None if proprio is None else proprio[None, None]
-            guide = None
-            if previous is not None and realtime is not None:
-                if opens:
-                    previous = previous.at[:, -1].set(2.0 * previous[:, -1] - 1.0)
-                guide = Guide(previous[None], weights[None], realtime.limit, realtime.jacobian)
-            observation = Observation(
-                images, present, text[None], mask[None], state, sentence=None, guide=guide
-            )
-            # The noise depends on seed and step alone, so an episode can be repeated exactly.
-            key = jax.random.fold_in(jax.random.key(seed), step)
-            with contextlib.nullcontext() if mesh is None else use_abstract_mesh(mesh):
-                prediction, history = model.apply(
-                    {"params": params}, observation, history, key, method="step"
-                )
-            arm = prediction.arm[0, 0].astype(jnp.float32)
-            gripper = prediction.gripper
-            if gripper is None:
-                return arm, history
-            if not model.gripper_is_number:
-                # Above 0 is open, of logits and of values alike.
-                gripper = gripper > 0
-            gripper = gripper[0, 0].astype(jnp.float32)
-            return jnp.concatenate([arm, gripper[:, None]], axis=-1), history
-
         if len(histories) == 1:
             # Not mapped over: under a map the branches of `lax.cond` are both taken.
-            pixels = {camera: x[0] for camera, x in images.items()}
-            state, last, held = (None if x is None else x[0] for x in (proprio, previous, weights))
-            chunk, history = one(
-                pixels, text[0], mask[0], state, histories[0], steps[0], last, held
-            )
+            rows = (images, text, mask, proprio, steps, previous, weights)
+            pixels, words, real, state, step, last, held = jax.tree.map(lambda x: x[0], rows)
+            chunk, history = one(params, pixels, words, real, state, histories[0], step, last, held)
             return chunk[None], (history,)
         history = jax.tree.map(lambda *x: jnp.stack(x), *histories)
-        chunks, history = jax.vmap(one)(
-            images, text, mask, proprio, history, steps, previous, weights
+        chunks, history = jax.vmap(one, in_axes=(None, *[0] * 8))(
+            params, images, text, mask, proprio, history, steps, previous, weights
         )
-        rows = range(len(histories))
-        return chunks, tuple(jax.tree.map(lambda x, i=i: x[i], history) for i in rows)
+        return chunks, tuple(
+            jax.tree.map(lambda x, i=i: x[i], history) for i in range(len(histories))
+        )
+
+
+def one_session(
+    model: Any,
+    image: ImageSpec,
+    seed: int,
+    mesh: AbstractMesh | None,
+    realtime: RealTime | None = None,
+) -> Callable[..., Any]:
+    """A session's control step, for `BatchedStep.program`.
+
+    Tracing a model takes as long as reading its compiled program, so all buckets have one trace:
+    a compiled function keeps it. Inlined, it leaves no call in their programs.
+
+    Args:
+        model: whose `step` it is.
+        image: what the image tower takes.
+        seed: of the noise.
+        mesh: of `layers_apart.serving_mesh`; with one, `params` has its layers apart.
+        realtime: how a chunk is held to the one before.
+    """
+    # An arm's numbers and a gripper's command, as the head that denoises has them.
+    opens = model.config.has_gripper and not model.gripper_is_number
+
+    @partial(jax.jit, inline=True)
+    def one(
+        params: Mapping[str, Any],
+        pixels: Mapping[str, UInt8[Array, "_ _ 3"]],
+        text: Int32[Array, "t"],
+        mask: Bool[Array, "t"],
+        proprio: Float[Array, "p"] | None,
+        history: History,
+        step: Array,
+        previous: Float[Array, "f a"] | None,
+        weights: Float[Array, "f"] | None,
+    ) -> tuple[Float[Array, "f a"], History]:
+        if mesh is not None:
+            params = layers_apart.together(params)
+        images = {
+            # A batch and a window of one, as the model's step takes them.
+            camera: normalize(x.astype(jnp.float32) / 255.0, image)[None, None]
+            for camera, x in pixels.items()
+        }
+        # All cameras are there: `Policy.check` refuses an observation without one.
+        present = {camera: jnp.ones((1, 1), bool) for camera in images}
+        state = None if proprio is None else proprio[None, None]
+        guide = None
+        if previous is not None and weights is not None and realtime is not None:
+            if opens:
+                previous = previous.at[:, -1].set(2.0 * previous[:, -1] - 1.0)
+            guide = Guide(previous[None], weights[None], realtime.limit, realtime.jacobian)
+        observation = Observation(
+            images, present, text[None], mask[None], state, sentence=None, guide=guide
+        )
+        # The noise depends on seed and step alone, so an episode can be repeated exactly.
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        with contextlib.nullcontext() if mesh is None else use_abstract_mesh(mesh):
+            prediction, history = model.apply(
+                {"params": params}, observation, history, key, method="step"
+            )
+        arm = prediction.arm[0, 0].astype(jnp.float32)
+        gripper = prediction.gripper
+        if gripper is None:
+            return arm, history
+        if not model.gripper_is_number:
+            # Above 0 is open, of logits and of values alike.
+            gripper = gripper > 0
+        gripper = gripper[0, 0].astype(jnp.float32)
+        return jnp.concatenate([arm, gripper[:, None]], axis=-1), history
+
+    return one

@@ -16,7 +16,7 @@ from vla_jax.config import Config, ConfigError
 from vla_jax.convert import answers
 from vla_jax.convert.start import Start
 from vla_jax.inference import weights as stored_weights
-from vla_jax.inference.batched_step import BatchedStep
+from vla_jax.inference.batched_step import BatchedStep, one_session
 from vla_jax.models import layers_apart, vla
 from vla_jax.train import lora, state
 from vla_jax.train import mesh as meshes
@@ -215,7 +215,8 @@ def control_program(
         (history,) * sessions,
         _array((sessions,), "uint32"),
     )
-    step = functools.partial(BatchedStep.program, model, model.image, config.seed, mesh)
+    one = one_session(model, model.image, config.seed, mesh)
+    step = functools.partial(BatchedStep.program, one)
     return ControlProgram(
         jax.jit(step),
         _on(where, arguments),

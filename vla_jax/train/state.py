@@ -4,17 +4,19 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding
 
 from vla_jax import rules
 from vla_jax.train import mesh as meshes
 from vla_jax.train.split import Rules, Split, merge, split, split_like
+
+if TYPE_CHECKING:
+    import optax  # takes a fifth of a second, and who only reads parameters needs none of it
 
 Init = Callable[[jax.Array], Mapping[str, Any]]  # key -> nested parameters
 
@@ -53,7 +55,7 @@ class TrainState:
 
 
 def make_state(
-    parts: Split, optimizer: optax.GradientTransformation, seed: int, ema: bool = False
+    parts: Split, optimizer: "optax.GradientTransformation", seed: int, ema: bool = False
 ) -> TrainState:
     """The state before the first step; with `ema` it keeps an average, starting at the weights."""
     return TrainState(
@@ -97,7 +99,7 @@ def state_shardings(state: TrainState, mesh: Mesh, min_sharded: int = meshes.MIN
 def abstract(
     init: Init,
     table: Rules,
-    optimizer: optax.GradientTransformation,
+    optimizer: "optax.GradientTransformation",
     mesh: Mesh,
     min_sharded: int = meshes.MIN_SHARDED,
     ema: bool = False,
@@ -125,7 +127,7 @@ def abstract(
 
 def create(
     init: Init,
-    optimizer: optax.GradientTransformation,
+    optimizer: "optax.GradientTransformation",
     template: TrainState,
     seed: int,
     loaded: Mapping[str, jax.Array] | None = None,

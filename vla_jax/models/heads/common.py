@@ -129,6 +129,9 @@ class Head(nn.Module):
         draw no samples and leave it.
         """
         del key, guide
+        if last and not self.needs_steps:
+            # Such a head computes every step by itself, so the older ones would be in vain.
+            features, valid = newest((features, valid))
         prediction = self(features, valid)
         return newest(prediction) if last else prediction
 

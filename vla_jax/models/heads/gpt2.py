@@ -4,16 +4,23 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.config.option import option
 from vla_jax.models import weights as w
-from vla_jax.models.heads.common import ActionOutput, Head, flatten, trunk_weights, width_refusals
+from vla_jax.models.heads.common import (
+    ActionOutput,
+    Head,
+    flatten,
+    newest,
+    trunk_weights,
+    width_refusals,
+)
 from vla_jax.models.towers.block import stack
 from vla_jax.models.towers.decoder import causal_mask
 from vla_jax.models.towers.layers import Dense, Dropout, LayerNorm
-from vla_jax.types import Prediction
+from vla_jax.types import Guide, Prediction
 
 DROPOUT = 0.1  # GPT-2's own, on embeddings, attention and residuals
 
@@ -43,8 +50,10 @@ class GPT2Head(Head):
     ignore = (r"gpt\.h\.\d+\.attn\.(masked_)?bias$",)
 
     @nn.compact
-    def __call__(self, features: Float[Array, "b w m d"], valid: Bool[Array, "b w"]) -> Prediction:
-        """Features of a window -> a chunk at each of its steps."""
+    def __call__(
+        self, features: Float[Array, "b w m d"], valid: Bool[Array, "b w"], last: bool = False
+    ) -> Prediction:
+        """Features of a window -> a chunk at each of its steps, or with `last` at the newest."""
         h, width = self.head, self.head.hidden * self.sizes.latents
         x = flatten(features)
         # Where the widths agree RoboVLMs has no projection, and its checkpoints must fit.
@@ -68,8 +77,23 @@ class GPT2Head(Head):
             attention_dropout=DROPOUT,
         )
         x, _ = layers(x, causal_mask(valid))
+        if last:
+            # The outputs of older steps would be thrown away, and are most of the head's work.
+            x = newest(x)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return ActionOutput(self.sizes, self.dtype, name="output")(x)
+
+    def predict(
+        self,
+        features: Float[Array, "b w m d"],
+        valid: Bool[Array, "b w"],
+        key: PRNGKeyArray | None = None,
+        last: bool = False,
+        guide: Guide | None = None,
+    ) -> Prediction:
+        """The chunk at every step, or with `last` at the newest alone."""
+        del key, guide
+        return self(features, valid, last)
 
     @classmethod
     def refusals(cls, head: GPT2Options, structure: StructureConfig) -> list[str]:
