@@ -183,7 +183,10 @@ def machine() -> Iterator[Finding]:
 def compiled_programs() -> Finding:
     """Where compiled programs are kept between starts, and how much that is."""
     folder = compilation_cache.folder()
-    if folder is None or not folder.is_dir():
+    if folder is None:
+        advice = f"set HOME, or {compilation_cache.VARIABLE} to a folder"
+        return Finding("compiled programs", "warn", "not kept: there is no home folder", advice)
+    if not folder.is_dir():
         return Finding("compiled programs", "ok", f"none yet in {folder}")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     text = f"{size / 2**30:.2f} GiB in {folder}, {compilation_cache.MAX_BYTES / 2**30:g} at most"

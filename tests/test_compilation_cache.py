@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import doctor
 from vla_jax import compilation_cache
 
 CODE = (
@@ -47,3 +48,16 @@ def test_the_folder(setting, variable, expected, monkeypatch):
     monkeypatch.setenv(compilation_cache.VARIABLE, variable)
     folder = compilation_cache.folder(setting)
     assert folder == (Path(expected).expanduser() if expected else None)
+
+
+def test_a_user_without_a_home_folder_goes_without(monkeypatch):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(compilation_cache.VARIABLE, raising=False)
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    assert compilation_cache.folder() is None
+    finding = doctor.compiled_programs()
+    assert finding.level == "warn"
+    assert "there is no home folder" in finding.text

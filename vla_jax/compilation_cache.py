@@ -19,6 +19,9 @@ def folder(setting: str = "auto") -> Path | None:
     Args:
         setting: "auto" is the environment's JAX_COMPILATION_CACHE_DIR, else ~/.cache/vla_jax/xla
             (under XDG_CACHE_HOME where that is set); "off" is none; else a folder.
+
+    Returns:
+        None where it is off, and with "auto" where this user has no home folder.
     """
     if setting == "off":
         return None
@@ -26,7 +29,11 @@ def folder(setting: str = "auto") -> Path | None:
         return Path(setting).expanduser()
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE])
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        # A container's user may have neither HOME nor an entry in passwd.
+        return None
     return root / "vla_jax" / "xla"
 
 
@@ -36,7 +43,7 @@ def enable(setting: str = "auto") -> Path | None:
     Call it before the first compilation, and after `jax.distributed.initialize`.
 
     Returns:
-        The folder; None where it is off.
+        The folder; None where there is none.
     """
     import jax  # not with the module: `folder` is also asked where nothing is computed
 
