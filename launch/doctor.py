@@ -189,7 +189,11 @@ def compiled_programs() -> Finding:
     if not folder.is_dir():
         return Finding("compiled programs", "ok", f"none yet in {folder}")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    text = f"{size / 2**30:.2f} GiB in {folder}, {compilation_cache.MAX_BYTES / 2**30:g} at most"
+    # Of a folder that the environment names jax's own variables say how much it may hold.
+    bound = f"{compilation_cache.MAX_BYTES / 2**30:g} at most"
+    if os.environ.get(compilation_cache.VARIABLE):
+        bound = f"named by {compilation_cache.VARIABLE}"
+    text = f"{size / 2**30:.2f} GiB in {folder}, {bound}"
     return Finding("compiled programs", "ok", text)
 
 

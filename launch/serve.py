@@ -95,6 +95,7 @@ def main() -> int:
             policy.metadata["observation"]["action_space"] = flags.action_space
 
         def listening(uri: str) -> None:
+            garbage.collect_as_usual()
             # What reading and compiling have left is a fifth of a small policy's memory.
             heap.trim()
             # Flushed, since scripts wait for this line before they start clients.

@@ -2,6 +2,8 @@
 
 import gc
 
+_USUAL = gc.get_threshold()
+
 
 def collect_rarely() -> None:
     """Look for garbage after 50 000 new objects, not 700; to be called before most is imported.
@@ -10,3 +12,8 @@ def collect_rarely() -> None:
     that is a tenth of the time in which a server starts.
     """
     gc.set_threshold(50_000, 20, 20)
+
+
+def collect_as_usual() -> None:
+    """Python's own thresholds again, for a program that from now on makes little that stays."""
+    gc.set_threshold(*_USUAL)

@@ -136,6 +136,9 @@ def test_a_step_that_was_asked_for_is_refused_with_the_way_out(run, tmp_path):
     with pytest.raises(DamagedError, match=r"4: damaged: params/.*: other content\. Move the fold"):
         load_params(workdir)
     assert set(load_params(workdir, 2)) == {"backbone", "head"}
+    truncated(workdir / "checkpoints" / "2")
+    with pytest.raises(DamagedError, match=r"4: damaged: .* All other steps are damaged, too"):
+        load_params(workdir)
 
 
 def test_what_a_newer_version_wrote_is_not_called_damaged(run, tmp_path):

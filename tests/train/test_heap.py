@@ -123,6 +123,18 @@ def test_other_devices_are_left_alone(monkeypatch, platforms):
     assert heap.keep() is False
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MALLOC_TRIM_THRESHOLD_", "65536"), ("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")],
+)
+def test_what_a_person_has_set_stays(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(heap, "_on_cpus", lambda: True)
+    monkeypatch.setattr(heap, "_glibc", None)
+    heap.limit()
+    assert heap.keep() is False
+
+
 def test_without_glibc_nothing_is_done(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)

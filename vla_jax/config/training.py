@@ -146,5 +146,6 @@ class TrainConfig:
     keep_heap: bool = option(
         True,
         "On CPUs under glibc: memory that a step frees stays with the process for the next step, "
-        "instead of going back to the kernel, which would zero it again. False: as glibc does.",
+        "instead of going back to the kernel, which would zero it again. False, or with a MALLOC_ "
+        "variable of glibc's in the environment: as glibc does.",
     )

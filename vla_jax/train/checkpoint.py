@@ -324,10 +324,11 @@ class Checkpoints:
             raise DamagedError(text) from error
 
     def _way_out(self, step: int) -> str:
-        alternatives = [other for other in self.steps() if other != step]
-        if alternatives:
-            return f"Move the folder away to go on from step {alternatives[-1]}"
-        return "There is no other step beside it"
+        others = [other for other in reversed(self.steps()) if other != step]
+        whole = next((other for other in others if not self.damage(other, POLICY_ITEMS)), None)
+        if whole is not None:
+            return f"Move the folder away to go on from step {whole}"
+        return "All other steps are damaged, too" if others else "There is no other step beside it"
 
     def _resolve(self, step: int | None, items: Sequence[str] = POLICY_ITEMS) -> int:
         steps = self.steps()

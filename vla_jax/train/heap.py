@@ -15,15 +15,18 @@ from collections.abc import Callable
 import jax
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+# What a person may have set in glibc's own ways, which then stays.
+_VARIABLES = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_",
+              "MALLOC_TRIM_THRESHOLD_")  # fmt: skip
 
 
 def limit() -> None:
     """Has the threads of this process share one heap a core; to be called before they start.
 
-    glibc makes up to eight, and gives a new thread the one that is used least, with its holes. It
-    keeps what MALLOC_ARENA_MAX says where a person has set it.
+    glibc makes up to eight, and gives a new thread the one that is used least, with its holes.
+    Nothing is changed where a person has set glibc's memory by its variables.
     """
-    if "MALLOC_ARENA_MAX" not in os.environ:
+    if not _is_set():
         _glibc("mallopt")(_ARENA_MAX, os.cpu_count() or 1)
 
 
@@ -36,13 +39,19 @@ def keep() -> bool:
     into another thread's. On other devices nothing of the kind is taken.
 
     Returns:
-        Whether it is so now; False without glibc, and where jax may find other devices.
+        Whether it is so now; False without glibc, where jax may find other devices, and where a
+        person has set glibc's memory by its variables.
     """
-    if not _on_cpus() or "MALLOC_ARENA_MAX" in os.environ:
+    if not _on_cpus() or _is_set():
         return False
     settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
     # 1 of each that is taken; other libraries say nothing.
     return [_glibc("mallopt")(name, value) for name, value in settings] == [1, 1, 1]
+
+
+def _is_set() -> bool:
+    tunables = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    return tunables or any(name in os.environ for name in _VARIABLES)
 
 
 def _on_cpus() -> bool:
