@@ -92,8 +92,8 @@ def compiled_rows(topologies: list[str]) -> Iterator[str]:
         for machine in several:
             works = [measured.control_step(config, machine, 1, form).work for form in FORMS]
             if machine.chip.platform == "cuda":
-                cells.append(_cell(work and work.given_bytes for work in works))
-            cells.append(_cell(work and work.hbm_bytes for work in works))
+                cells.append(_cell(work.given_bytes if work else None for work in works))
+            cells.append(_cell(work.hbm_bytes if work else None for work in works))
         yield f"| {' | '.join(cells)} |"
 
 
