@@ -146,16 +146,17 @@ def _digest(batch: Any) -> str:
 def _report(rows: list[dict[str, Any]]) -> None:
     print(
         "| window | samples/s, disk | samples/s, store | store / disk, median (least to most) |"
-        " cores busy, disk / store | requests | largest of them, MB | data, MB | same batches |\n"
-        + "|---" * 9
-        + "|"
+        " cores busy, disk / store | samples a CPU second of the loader, disk / store |"
+        " requests | largest of them, MB | data, MB | same batches |\n" + "|---" * 10 + "|"
     )
     for row in rows:
         disk, store, ratios = row["disk"], row["store"], row["ratios"]
+        thrift = [place["samples_per_s"] / place["cpu"] for place in (disk, store)]
         print(
             f"| {row['window']} | {disk['samples_per_s']:.0f} | {store['samples_per_s']:.0f} |"
             f" {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
-            f" {disk['cpu']:.2f} / {store['cpu']:.2f} | {row['requests']} |"
+            f" {disk['cpu']:.2f} / {store['cpu']:.2f} |"
+            f" {thrift[0]:.0f} / {thrift[1]:.0f} | {row['requests']} |"
             f" {row['largest'] / 1e6:.2f} | {row['size'] / 1e6:.0f} | {row['same']} |"
         )
 

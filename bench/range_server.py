@@ -9,14 +9,15 @@ import html
 import os
 import re
 import threading
-import time
+from collections import deque
 from email.utils import formatdate
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 from urllib.parse import unquote
 
 _REQUEST = re.compile(rb"(GET|HEAD) (\S+) HTTP/1\.[01]\r\n")
 _RANGE = re.compile(rb"\r\nRange: *bytes=(\d*)-(\d*)", re.IGNORECASE)
+_TICK = 0.001  # s between two looks at the requests that wait, since a look costs as well
 
 
 class RangeServer:
@@ -39,7 +40,10 @@ class RangeServer:
         self._folder, self._latency, self._takes_ranges = folder, latency, takes_ranges
         self.requests: list[tuple[str, int, int]] = []
         self.failures = 0
-        self._files: dict[str, _File] = {}
+        self._paths: dict[bytes, Path] = {}
+        self._files: dict[Path, _File] = {}
+        # All wait equally long, so that they are answered in the order in which they came.
+        self._waiting: deque[tuple[float, asyncio.Transport, bytes]] = deque()
         self._loop, started = asyncio.new_event_loop(), threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
         self._thread.start()
@@ -51,8 +55,6 @@ class RangeServer:
     def __exit__(self, *error: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        for file in self._files.values():
-            os.close(file.descriptor)
 
     @property
     def sent(self) -> int:
@@ -72,67 +74,93 @@ class RangeServer:
         matched = _REQUEST.match(head)
         if not matched:
             return _answer("400 Bad Request", b"")
-        method, name = matched[1].decode(), unquote(matched[2].decode()).lstrip("/")
-        if self.failures and method == "GET":
+        method, name = matched[1], matched[2]
+        if self.failures and method == b"GET":
             self.failures -= 1
             return _answer("503 Service Unavailable", b"")
         file = self._file(name)
         if file is None:
-            return _answer("404 Not Found", b"")
-        if isinstance(file, Path):
-            names = sorted(p.name + "/" * p.is_dir() for p in file.iterdir())
-            base = f"/{name.rstrip('/')}/" if name else "/"
-            links = (f'<a href="{base}{html.escape(n)}">{html.escape(n)}</a>' for n in names)
-            return _answer("200 OK", "\n".join(links).encode(), ["Content-Type: text/html"])
+            return self._listing(unquote(name.decode()).strip("/"))
+        if method == b"HEAD":
+            return _answer("200 OK", b"", file.more, file.size)
         asked = _RANGE.search(head) if self._takes_ranges else None
-        if method == "HEAD":
-            return _answer("200 OK", b"", file.lines, file.size)
-        first, stop, code, more = 0, file.size, "200 OK", file.lines
-        if asked:
-            first = int(asked[1] or 0)
-            stop = min(int(asked[2]) + 1 if asked[2] else stop, stop)
-            if first >= file.size:
-                return _answer("416 Range Not Satisfiable", b"")
-            code = "206 Partial Content"
-            more = [*more, f"Content-Range: bytes {first}-{stop - 1}/{file.size}"]
-        data = os.pread(file.descriptor, stop - first, first)
-        self.requests.append((name, first, len(data)))
-        return _answer(code, data, more)
+        if not asked:
+            self.requests.append((file.name, 0, file.size))
+            return _answer("200 OK", os.pread(file.fd, file.size, 0), file.more)
+        first, stop = int(asked[1] or 0), file.size
+        if asked[2]:
+            stop = min(int(asked[2]) + 1, stop)
+        if first >= file.size:
+            return _answer("416 Range Not Satisfiable", b"")
+        data = os.pread(file.fd, stop - first, first)
+        self.requests.append((file.name, first, len(data)))
+        size = len(data)
+        return file.part % (size, first, first + size - 1) + data
 
-    def _file(self, name: str) -> "_File | Path | None":
-        """What is served under a name: a file, which stays open, a folder, or nothing."""
-        path = self._folder / name
+    def _file(self, name: bytes) -> "_File | None":
+        """A file by its name in a URL, kept open until another takes its place; None: no file."""
+        path = self._paths.get(name)
+        if path is None:
+            path = (self._folder / unquote(name.decode()).lstrip("/")).resolve()
+            if not path.is_relative_to(self._folder.resolve()) or not path.is_file():
+                return None
+            self._paths[name] = path
         try:
             status = os.stat(path)
-        except OSError:
+        except FileNotFoundError:
             return None
-        version = (status.st_ino, status.st_mtime_ns, status.st_size)
-        file = self._files.get(name)
-        # To find links out of the folder takes a call for every folder above.
-        if file is None or file.version != version:
-            if not path.resolve().is_relative_to(self._folder.resolve()):
-                return None
-            if path.is_dir():
-                return path
-            if file is not None:
-                os.close(file.descriptor)
-            lines = [
-                f"Last-Modified: {formatdate(status.st_mtime, usegmt=True)}",
-                f'ETag: "{status.st_mtime_ns:x}-{status.st_size:x}"',
-                "Accept-Ranges: bytes" if self._takes_ranges else "Accept-Ranges: none",
-            ]
-            descriptor = os.open(path, os.O_RDONLY)
-            file = self._files[name] = _File(version, descriptor, status.st_size, lines)
+        file = self._files.get(path)
+        if file is None or file.version != (status.st_mtime_ns, status.st_size, status.st_ino):
+            relative = str(path.relative_to(self._folder.resolve()))
+            file = self._files[path] = _File(path, relative, self._takes_ranges)
         return file
 
+    def _listing(self, name: str) -> bytes:
+        """Links to what lies in a folder."""
+        path = (self._folder / name).resolve()
+        if not path.is_relative_to(self._folder.resolve()) or not path.is_dir():
+            return _answer("404 Not Found", b"")
+        names = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
+        base = f"/{name}/" if name else "/"
+        links = (f'<a href="{base}{html.escape(n)}">{html.escape(n)}</a>' for n in names)
+        return _answer("200 OK", "\n".join(links).encode(), ["Content-Type: text/html"])
 
-class _File(NamedTuple):
-    """A file that is open, its version and what every answer says of it."""
+    def came(self, transport: asyncio.Transport, head: bytes) -> None:
+        """Has a request answered when its time is there."""
+        self._waiting.append((self._loop.time() + self._latency, transport, head))
+        if len(self._waiting) == 1:
+            self._loop.call_at(self._waiting[0][0], self._send)
 
-    version: tuple[int, int, int]
-    descriptor: int
-    size: int
-    lines: list[str]
+    def _send(self) -> None:
+        """Answers all requests whose time is there, and comes back for the others."""
+        now = self._loop.time()
+        while self._waiting and self._waiting[0][0] <= now:
+            _, transport, head = self._waiting.popleft()
+            if not transport.is_closing():
+                transport.write(self.answer(head))
+        if self._waiting:
+            self._loop.call_at(max(self._waiting[0][0], now + _TICK), self._send)
+
+
+class _File:
+    """An opened file and what the answers about it begin with."""
+
+    def __init__(self, path: Path, name: str, takes_ranges: bool):
+        self.name, self.fd = name, os.open(path, os.O_RDONLY)
+        status = os.fstat(self.fd)
+        self.size = status.st_size
+        self.version = status.st_mtime_ns, status.st_size, status.st_ino
+        self.more = [
+            f"Last-Modified: {formatdate(status.st_mtime, usegmt=True)}",
+            f'ETag: "{status.st_mtime_ns:x}-{status.st_size:x}"',
+            "Accept-Ranges: bytes" if takes_ranges else "Accept-Ranges: none",
+        ]
+        lines = ["HTTP/1.1 206 Partial Content", "Content-Length: %d", *self.more]
+        lines += [f"Content-Range: bytes %d-%d/{self.size}", "", ""]
+        self.part = "\r\n".join(lines).encode()  # of a range; its length, first and last byte
+
+    def __del__(self, close=os.close):
+        close(self.fd)
 
 
 class _Connection(asyncio.Protocol):
@@ -146,18 +174,9 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        while b"\r\n\r\n" in self._received:
-            head, _, self._received = self._received.partition(b"\r\n\r\n")
-            came = time.monotonic()
-            answer = self._server.answer(head + b"\r\n")
-            loop = asyncio.get_running_loop()
-            wait = self._server._latency - (time.monotonic() - came)
-            loop.call_later(max(wait, 0.0), self._send, answer)
-
-    def _send(self, answer: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(answer)
+        *heads, self._received = (self._received + data).split(b"\r\n\r\n")
+        for head in heads:
+            self._server.came(self._transport, head + b"\r\n")
 
 
 def _answer(status: str, body: bytes, more: list[str] | None = None, length: int = -1) -> bytes:

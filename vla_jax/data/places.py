@@ -163,11 +163,15 @@ def read_ranges(spans: Sequence[tuple[DataPath, int, int]]) -> list[bytes | None
     Returns:
         The bytes; None where that failed, and is to be asked for alone.
     """
-    files: list[Any] = [path for path, _, _ in spans]
+    if not spans:
+        return []
+    # A URL makes its name anew whenever it is asked, so that each is asked once.
+    files: dict[int, Any] = {id(path): path for path, _, _ in spans}
+    names = {key: file.path for key, file in files.items()}
     begins, ends = [begin for _, begin, _ in spans], [end for _, _, end in spans]
-    names = [file.path for file in files]
+    system: Any = next(iter(files.values())).fs
     # A gap of None keeps fsspec from reading what lies between two ranges.
-    parts = files[0].fs.cat_ranges(names, begins, ends, max_gap=None) if files else []
+    parts = system.cat_ranges([names[id(path)] for path, _, _ in spans], begins, ends, max_gap=None)
     return [
         part if isinstance(part, bytes) and len(part) == end - begin else None
         for part, begin, end in zip(parts, begins, ends, strict=True)

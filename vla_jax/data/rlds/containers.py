@@ -66,11 +66,13 @@ class FileParts:
 
     def __init__(self):
         self._owner = new_owner()
-        self._coming: dict[tuple[DataPath, int, int], bytes] = {}
+        # By the identity of the shard's path, which the index keeps: to hash a URL takes longer
+        # than all else that is done here.
+        self._coming: dict[tuple[int, int, int], bytes] = {}
 
     def read(self, path: DataPath, record: int, begin: int, end: int) -> memoryview:
         """See `Parts`."""
-        data = self._coming.pop((path, begin, end), None) if self._coming else None
+        data = self._coming.pop((id(path), begin, end), None) if self._coming else None
         if data is None:
             data = shared_file(path, self._owner).read(end - begin, begin)
         return memoryview(data)
@@ -80,9 +82,9 @@ class FileParts:
         # Some are never read, as those of a window whose other camera is damaged.
         if len(self._coming) > _FETCHED:
             self._coming.clear()
-        for span, data in zip(spans, read_ranges(spans), strict=True):
+        for (path, begin, end), data in zip(spans, read_ranges(spans), strict=True):
             if data is not None:
-                self._coming[span] = data
+                self._coming[id(path), begin, end] = data
 
 
 class _RecordParts:
