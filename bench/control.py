@@ -25,15 +25,13 @@ if __package__ in (None, ""):  # run as a script: make the repository importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import fixed_step
-from bench.weights import read
+from bench.weights import FORMS, read
 from vla_jax.config import Config, ConfigError, load_config_file, resolve
 from vla_jax.convert.start import Start
 from vla_jax.inference import weights as stored_weights
 from vla_jax.inference.batched_step import BatchedStep, StepInput
 from vla_jax.models import vla
 from vla_jax.train.chips import CHIPS
-
-FORMS = ("bf16", "int8")
 
 
 def stepper(config: Config, form: str) -> Callable[[], float]:

@@ -133,13 +133,13 @@ class RangeServer:
 
     def _send(self) -> None:
         """Answers all requests whose time is there, and comes back for the others."""
-        now = self._loop.time()
-        while self._waiting and self._waiting[0][0] <= now:
+        moment = self._loop.time()
+        while self._waiting and self._waiting[0][0] <= moment:
             _, transport, head = self._waiting.popleft()
             if not transport.is_closing():
                 transport.write(self.answer(head))
         if self._waiting:
-            self._loop.call_at(max(self._waiting[0][0], now + _TICK), self._send)
+            self._loop.call_at(max(self._waiting[0][0], moment + _TICK), self._send)
 
 
 class _File:

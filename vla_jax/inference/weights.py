@@ -2,8 +2,8 @@
 
 A control step of one session is bound by the bytes of its weights. `int8` keeps the kernels of all
 linear maps, convolutions among them, as whole numbers with a scale for every output, `kernel_scale`
-beside the kernel as LoRA's factors are; `layers.brought_back` multiplies the product by it. `bf16`
-keeps everything in bfloat16, whatever the model computes in.
+beside the kernel as LoRA's factors are; `whole_numbers.brought_back` multiplies the product by it.
+`bf16` keeps everything in bfloat16, whatever the model computes in.
 
 Axis letters: l layers of a stack · i inputs of a linear map · o its outputs.
 """

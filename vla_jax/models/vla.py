@@ -89,9 +89,9 @@ def initial_params(model: VLA, key: Array) -> dict[str, Any]:
 def linear_maps(model: VLA) -> dict[str, tuple[int, int]]:
     """Path of the kernel of every linear map -> how many axes its stack has, and its inputs.
 
-    A module names its own: those are all that `layers.brought_back` scales.
+    A module names its own: those are all that `whole_numbers.brought_back` scales.
     """
-    found: dict[str, tuple[int, int]] = {}
+    axes_of: dict[str, tuple[int, int]] = {}
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, result = context.module, call(*args, **kwargs)
@@ -100,11 +100,11 @@ def linear_maps(model: VLA) -> dict[str, tuple[int, int]]:
             for name, inputs in module.kernels().items():
                 # Of a stack a module sees one layer.
                 axes = module.get_variable("params", name).ndim
-                found["/".join((*module.path, name))] = axes, inputs
+                axes_of["/".join((*module.path, name))] = axes, inputs
         return result
 
     # Shapes are enough to visit every module, and the weights of a large model would not fit.
     with nn.intercept_methods(look):
         params = jax.eval_shape(lambda key: initial_params(model, key), jax.random.key(0))
     stored = rules.flatten(params)
-    return {path: (stored[path].ndim - axes, inputs) for path, (axes, inputs) in found.items()}
+    return {path: (stored[path].ndim - axes, inputs) for path, (axes, inputs) in axes_of.items()}

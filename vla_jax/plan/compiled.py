@@ -71,8 +71,8 @@ def read(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> Work:
                 classes[hlo_bytes.kind_of(each)] += size * times
     ordered = dict(sorted(classes.items(), key=lambda item: -item[1]))
     exchanges = hlo_wire.collectives(program, mesh, domains)
-    given = hlo_bytes.of_arguments(program)
-    return Work(flops, sum(classes.values(), 0.0), ordered, exchanges, kernels, given)
+    of_arguments = hlo_bytes.of_arguments(program)
+    return Work(flops, sum(classes.values(), 0.0), ordered, exchanges, kernels, of_arguments)
 
 
 def memory(compiled: Any) -> dict[str, int]:

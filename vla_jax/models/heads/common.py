@@ -136,6 +136,28 @@ class Head(nn.Module):
         return newest(prediction) if last else prediction
 
 
+class WindowHead(Head):
+    """A head with a memory over the window, whose `__call__` takes `last`.
+
+    Behind the memory it goes on with the newest step alone: the outputs of the older ones would be
+    thrown away, and are most of such a head's work.
+    """
+
+    needs_steps = True
+
+    def predict(
+        self,
+        features: Float[Array, "b w m d"],
+        valid: Bool[Array, "b w"],
+        key: PRNGKeyArray | None = None,
+        last: bool = False,
+        guide: Guide | None = None,
+    ) -> Prediction:
+        """See `Head.predict`."""
+        del key, guide
+        return self(features, valid, last)
+
+
 def width_refusals(head: Any, structure: StructureConfig) -> list[str]:
     """Problems of heads whose attention splits the width hidden x latent among `head.heads`."""
     if head.hidden * structure.latent % head.heads == 0:

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
 from vla_jax.config import HeadConfig, StructureConfig
 from vla_jax.config.option import option
 from vla_jax.models import weights as w
 from vla_jax.models.heads.common import (
     ActionOutput,
-    Head,
+    WindowHead,
     flatten,
     newest,
     trunk_weights,
@@ -20,7 +20,7 @@ from vla_jax.models.heads.common import (
 from vla_jax.models.towers.block import stack
 from vla_jax.models.towers.decoder import causal_mask
 from vla_jax.models.towers.layers import Dense, Dropout, LayerNorm
-from vla_jax.types import Guide, Prediction
+from vla_jax.types import Prediction
 
 DROPOUT = 0.1  # GPT-2's own, on embeddings, attention and residuals
 
@@ -34,7 +34,7 @@ class GPT2Options(HeadConfig):
     heads: int = option(8, "Attention heads.", positive=True)
 
 
-class GPT2Head(Head):
+class GPT2Head(WindowHead):
     """A causal transformer over the steps of the window, with a learned position for each.
 
     Positions count the valid steps of the window, so in a full history the oldest is always 0.
@@ -45,7 +45,6 @@ class GPT2Head(Head):
     head: GPT2Options
 
     OPTIONS = GPT2Options
-    needs_steps = True
     # Causal masks that the original stores as buffers.
     ignore = (r"gpt\.h\.\d+\.attn\.(masked_)?bias$",)
 
@@ -78,22 +77,9 @@ class GPT2Head(Head):
         )
         x, _ = layers(x, causal_mask(valid))
         if last:
-            # The outputs of older steps would be thrown away, and are most of the head's work.
             x = newest(x)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return ActionOutput(self.sizes, self.dtype, name="output")(x)
-
-    def predict(
-        self,
-        features: Float[Array, "b w m d"],
-        valid: Bool[Array, "b w"],
-        key: PRNGKeyArray | None = None,
-        last: bool = False,
-        guide: Guide | None = None,
-    ) -> Prediction:
-        """The chunk at every step, or with `last` at the newest alone."""
-        del key, guide
-        return self(features, valid, last)
 
     @classmethod
     def refusals(cls, head: GPT2Options, structure: StructureConfig) -> list[str]:

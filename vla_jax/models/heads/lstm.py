@@ -6,15 +6,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
 from vla_jax.config import HeadConfig
 from vla_jax.config.option import option
 from vla_jax.models import sharding
 from vla_jax.models import weights as w
-from vla_jax.models.heads.common import ActionOutput, Head, flatten, newest, trunk_weights
-from vla_jax.models.towers.layers import brought_back
-from vla_jax.types import Guide, Prediction
+from vla_jax.models.heads.common import ActionOutput, WindowHead, flatten, newest, trunk_weights
+from vla_jax.models.whole_numbers import brought_back
+from vla_jax.types import Prediction
 
 
 class LSTMLayer(nn.Module):
@@ -80,7 +80,7 @@ class LSTMOptions(HeadConfig):
     layers: int = option(4, "Recurrent layers.", positive=True)
 
 
-class LSTMHead(Head):
+class LSTMHead(WindowHead):
     """Legend: b batch · w window · m tokens a step · d features.
 
     The output at a step is the last output over the features of at most W steps from a zero state.
@@ -89,7 +89,6 @@ class LSTMHead(Head):
     head: LSTMOptions
 
     OPTIONS = LSTMOptions
-    needs_steps = True
 
     @nn.compact
     def __call__(
@@ -101,21 +100,8 @@ class LSTMHead(Head):
             hidden = self.head.hidden * self.sizes.latents
             x = LSTMLayer(hidden, self.dtype, name=f"layer{i}")(x, valid)
         if last:
-            # The outputs of older steps would be thrown away, and are most of the head's work.
             x = newest(x)
         return ActionOutput(self.sizes, self.dtype, name="output")(x)
-
-    def predict(
-        self,
-        features: Float[Array, "b w m d"],
-        valid: Bool[Array, "b w"],
-        key: PRNGKeyArray | None = None,
-        last: bool = False,
-        guide: Guide | None = None,
-    ) -> Prediction:
-        """The chunk at every step, or with `last` at the newest alone."""
-        del key, guide
-        return self(features, valid, last)
 
     @classmethod
     def weight_map(cls, head: LSTMOptions, width: int) -> list[w.Weight]:

@@ -22,6 +22,7 @@ from vla_jax.models import sharding
 from vla_jax.models.towers import fused
 from vla_jax.models.towers.norms import NORMS, LayerNorm
 from vla_jax.models.towers.softmax import softmax
+from vla_jax.models.whole_numbers import brought_back
 
 
 @jax.custom_vjp
@@ -48,24 +49,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
 }
-
-
-def brought_back(module: nn.Module, product: Float[Array, "*n o"], kernel: str) -> Array:
-    """A product, scaled if its kernel is kept as whole numbers; see `inference/weights.py`.
-
-    Args:
-        module: whose `__call__` this is.
-        product: with the kernel of this name.
-        kernel: a key of the module's `kernels`.
-    """
-    name = f"{kernel}_scale"
-    if not module.has_variable("params", name):
-        return product
-    # Behind a barrier: for a v5e two such products, joined into one kernel, overflow the stack of
-    # the compiler of libtpu 0.0.42.
-    product = jax.lax.optimization_barrier(product)
-    # The scales are float32: rounded to bfloat16 they would move all weights of an output alike.
-    return (product * module.get_variable("params", name)).astype(product.dtype)
 
 
 class Dense(nn.Module):

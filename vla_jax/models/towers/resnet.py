@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from vla_jax.models import sharding
 from vla_jax.models import weights as w
 from vla_jax.models.towers.block import remat
-from vla_jax.models.towers.layers import brought_back
+from vla_jax.models.whole_numbers import brought_back
 
 # `resnet_type` of an OFA config -> blocks in each stage. All use bottlenecks, resnet18 too.
 DEPTHS: dict[str, tuple[int, int, int]] = {
